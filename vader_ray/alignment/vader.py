@@ -1,0 +1,67 @@
+"""VADER: ascend the reward by its gradient through the last denoising steps (arXiv 2407.08737, Algorithm 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from vader_ray.alignment.gradient import Scored, Term, decode, score
+from vader_ray.types import Batch, Plan, VideoModel
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """The videos that one worker makes in one step."""
+
+    prompts: Sequence[str]
+    conditioning: Batch
+    seeds: Sequence[int]
+    """Noise seed of each video."""
+    seen: Sequence[Sequence[Sequence[int]]]
+    """For each term and each video, the frames that its reward looks at."""
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def part(self, start: int, stop: int) -> Rollout:
+        """The videos ``start`` to ``stop``."""
+        cut = slice(start, stop)
+        return Rollout(self.prompts[cut], self.conditioning[cut], self.seeds[cut], [chosen[cut] for chosen in self.seen])
+
+
+@dataclass(frozen=True, slots=True)
+class Batching:
+    """How many videos and frames are in memory at once; changes no result beyond summation order."""
+
+    prefix: int = 1
+    micro: int = 1
+    chunk: int = 1
+    """Frames decoded and scored with gradient at once."""
+
+
+def accumulate_gradient(
+    model: VideoModel, terms: Sequence[Term], rollout: Rollout, plan: Plan, batching: Batching, *, scale: float
+) -> list[Scored]:
+    """Add −scale · ∂(sum of the objective)/∂adapter to the adapter's gradients; the scores, micro-batch by micro-batch.
+
+    ``scale`` is one over the videos of the step on all workers, so that the sum of the workers' gradients is that of
+    the mean objective. The minus makes an optimizer that descends ascend the reward.
+    """
+    outcomes = []
+    for part in _parts(rollout, batching.prefix):
+        midway = model.prefix(part.conditioning, plan, part.seeds)
+        for start in range(0, len(part), batching.micro):
+            stop = min(start + batching.micro, len(part))
+            micro = part.part(start, stop)
+            latents = model.finish(midway[slice(start, stop)], micro.conditioning, plan)
+            wanted = sorted({frame for chosen in micro.seen for row in chosen for frame in row})
+            frames, indices = decode(latents, model.codec, wanted)
+            scored = score(frames, indices, micro.prompts, terms, micro.seen, batching.chunk)
+            frames.backward(scored.d_frames * -scale)
+            outcomes.append(scored)
+    return outcomes
+
+
+def _parts(rollout: Rollout, size: int) -> Iterator[Rollout]:
+    for start in range(0, len(rollout), size):
+        yield rollout.part(start, min(start + size, len(rollout)))

@@ -1,0 +1,49 @@
+"""Model families: ``vader_ray/models/modelscope.py`` is the family ``modelscope``; its class is called ``Model``."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vader_ray.config import AdapterConfig, ConfigError, ModelConfig, SamplingConfig
+
+
+def names() -> list[str]:
+    """The families of this package."""
+    return sorted(path.stem for path in Path(__file__).parent.glob("[!_]*.py"))
+
+
+def resolve(family: str) -> Any:
+    """The class of a family: a file of this folder, or ``Model`` of a dotted module outside the package.
+
+    Raises:
+        ConfigError: there is no such file or module.
+    """
+    module = family if "." in family else f"{__name__}.{family}"
+    if "." not in family and family not in names():
+        raise ConfigError(f"model.family: there is no {family!r}; choose one of {', '.join(names())} or the dotted name of your module")
+    try:
+        return importlib.import_module(module).Model
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"model.family: cannot import {error.name!r}; is it on PYTHONPATH?") from None
+    except AttributeError:
+        raise ConfigError(f"model.family: the module {module} has no class Model") from None
+
+
+def build(
+    model: ModelConfig,
+    sampling: SamplingConfig,
+    adapter: AdapterConfig | None,
+    *,
+    seed: int,
+    chunk_size: int,
+    device: torch.device,
+) -> Any:
+    """A pretrained model on a device, with a fresh adapter unless there shall be none."""
+    built = resolve(model.family).load(model, sampling, chunk_size=chunk_size, device=device)
+    if adapter is not None:
+        built.add_adapter(adapter, seed)
+    return built

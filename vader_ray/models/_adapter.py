@@ -1,0 +1,115 @@
+"""LoRA adapters by peft: float32 master weights, activations in the denoiser's own dtype, peft's file format."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vader_ray.config import AdapterConfig
+
+WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
+_PEFT_PREFIX = "base_model.model."
+"""`peft.PeftModel.from_pretrained(denoiser, folder)` expects it before every key."""
+
+
+class _CastLinear(nn.Linear):
+    """Casts its small float32 weight to the activations' dtype, where peft would cast the large activations up."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return functional.linear(input, self.weight.to(input.dtype))
+
+
+class _CastConv2d(nn.Conv2d):
+    def forward(self, input: Tensor) -> Tensor:
+        return self._conv_forward(input, self.weight.to(input.dtype), None)
+
+
+_CASTING: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: _CastLinear, nn.Conv2d: _CastConv2d}
+
+
+def inject(denoiser: nn.Module, adapter: AdapterConfig, targets: Sequence[str], seed: int) -> None:
+    """Freeze the denoiser and add a LoRA to every layer whose name ends in one of the targets.
+
+    Raises:
+        ValueError: no layer has such a name, or one is of a kind that cannot carry an adapter here.
+    """
+    denoiser.requires_grad_(False)
+    settings = LoraConfig(r=adapter.rank, lora_alpha=adapter.alpha, target_modules=list(targets))  # type: ignore[arg-type]
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        try:
+            inject_adapter_in_model(settings, denoiser)
+        except ValueError as error:
+            raise ValueError(f"adapter.target_modules {list(targets)} do not fit this denoiser: {error}") from None
+    for name, layer in denoiser.named_modules():
+        if isinstance(layer, LoraLayer):
+            _keep_activation_dtype(layer, name)
+
+
+def _keep_activation_dtype(layer: LoraLayer, name: str) -> None:
+    layer.cast_input_dtype_enabled = False
+    for matrices in (layer.lora_A, layer.lora_B):
+        for matrix in matrices.values():
+            if type(matrix) not in _CASTING:
+                raise ValueError(f"adapter.target_modules: {name} is a {type(matrix).__name__}; only Linear and Conv2d layers can be adapted")
+            matrix.__class__ = _CASTING[type(matrix)]
+            matrix.to(torch.promote_types(matrix.weight.dtype, torch.float32))
+
+
+def parameters(denoiser: nn.Module) -> list[nn.Parameter]:
+    """The adapter's parameters, in the module's order."""
+    return [parameter for parameter in denoiser.parameters() if parameter.requires_grad]
+
+
+def save(denoiser: nn.Module, folder: Path) -> None:
+    """Write peft's two files; ``peft.PeftModel.from_pretrained(denoiser, folder)`` reads them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {_PEFT_PREFIX + key: value.contiguous() for key, value in get_peft_model_state_dict(denoiser).items()}
+    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    denoiser.peft_config["default"].save_pretrained(str(folder))  # type: ignore[index,operator,union-attr]
+
+
+def load(denoiser: nn.Module, folder: Path) -> None:
+    """Read what `save` wrote into an adapter of the same shape.
+
+    Raises:
+        ValueError: the folder holds no adapter, a damaged one, or one of another model, rank or alpha.
+    """
+    weights, settings = _read(folder)
+    mine: LoraConfig = denoiser.peft_config["default"]  # type: ignore[index,assignment]
+    if (settings["r"], settings["lora_alpha"]) != (mine.r, mine.lora_alpha):
+        raise ValueError(
+            f"the adapter in {folder} has rank {settings['r']} and alpha {settings['lora_alpha']}, this recipe asks for rank {mine.r} "
+            f"and alpha {mine.lora_alpha}; set adapter.rank and adapter.alpha to the file's"
+        )
+    expected = {key: value.shape for key, value in get_peft_model_state_dict(denoiser).items()}
+    if (found := {key: value.shape for key, value in weights.items()}) != expected:
+        different = sorted(key for key in found.keys() | expected.keys() if found.get(key) != expected.get(key))
+        raise ValueError(f"the adapter in {folder} was made for another model: {len(different)} tensors differ, the first is {different[0]}")
+    set_peft_model_state_dict(denoiser, weights)
+
+
+def read_shape(folder: Path) -> AdapterConfig:
+    """Rank, alpha and targets of a saved adapter."""
+    settings = _read(folder)[1]
+    return AdapterConfig(rank=settings["r"], alpha=settings["lora_alpha"], target_modules=tuple(sorted(settings["target_modules"])))
+
+
+def _read(folder: Path) -> tuple[dict[str, Tensor], dict[str, int]]:
+    try:
+        weights = load_file(folder / WEIGHTS)
+        settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{folder} holds no adapter; give a folder with {WEIGHTS} and {SETTINGS}") from None
+    except (SafetensorError, json.JSONDecodeError) as error:
+        raise ValueError(f"the adapter in {folder} is damaged ({error}); take an earlier checkpoint") from None
+    return {key.removeprefix(_PEFT_PREFIX): value for key, value in weights.items()}, settings

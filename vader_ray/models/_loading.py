@@ -1,0 +1,73 @@
+"""Loading diffusers pipelines, with one clear sentence for each way in which it can fail."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.utils import logging as diffusers_logging
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from safetensors import SafetensorError
+from transformers.utils import logging as transformers_logging
+
+from vader_ray.config import ModelConfig, SamplingConfig, locate
+
+
+def load_pipeline(kind: type[DiffusionPipeline], model: ModelConfig, sampling: SamplingConfig, device: torch.device) -> Any:
+    """A pipeline with denoiser and text encoder in ``precision`` and the autoencoder in ``decoder_precision``.
+
+    Raises:
+        ValueError: the weights cannot be reached, are damaged or belong to another kind of model.
+    """
+    source = locate(model.weights)
+    with _explained(source), _quiet():
+        pipe = kind.from_pretrained(source, dtype=getattr(torch, model.precision))
+    if sampling.scheduler:
+        pipe.scheduler = _scheduler(sampling.scheduler).from_config(pipe.scheduler.config)
+    with _quiet():
+        pipe.vae.to(getattr(torch, model.decoder_precision))
+    return pipe.to(device)
+
+
+def _scheduler(name: str) -> Any:
+    scheduler = getattr(diffusers, name, None)
+    if not name.endswith("Scheduler") or scheduler is None:
+        raise ValueError(f"sampling.scheduler: diffusers {diffusers.__version__} has no scheduler {name!r}")
+    return scheduler
+
+
+@contextlib.contextmanager
+def _explained(source: str) -> Iterator[None]:
+    try:
+        yield
+    except SafetensorError as error:
+        raise ValueError(f"model.weights: a safetensors file in {source} is damaged ({error}); fetch it again") from None
+    except (HfHubHTTPError, LocalEntryNotFoundError, ConnectionError) as error:
+        raise ValueError(
+            f"model.weights: {source!r} is neither a local folder nor in the Hugging Face cache, and the hub cannot be reached "
+            f"({type(error).__name__}); run `hf download {source}` where there is internet, or give a local folder"
+        ) from None
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
+        kind = "folder" if Path(source).exists() else "hub id"
+        raise ValueError(f"model.weights: the {kind} {source} cannot be loaded as this family's pipeline: {error}") from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the libraries' progress bars and remarks about deprecated classes that still work."""
+    verbosity = diffusers_logging.get_verbosity(), transformers_logging.get_verbosity()
+    diffusers_logging.set_verbosity(logging.ERROR)
+    transformers_logging.set_verbosity(logging.ERROR)
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        diffusers_logging.set_verbosity(verbosity[0])
+        transformers_logging.set_verbosity(verbosity[1])

@@ -1,0 +1,44 @@
+"""What a run was made with: Python, packages, commit, GPUs."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+import vader_ray
+
+
+def describe_environment() -> str:
+    """A ``pip freeze`` of this process, under comment lines with machine, Python, commit and GPUs."""
+    about = {
+        "host": f"{platform.node()}, {platform.platform()}",
+        "python": platform.python_version(),
+        "commit": git_commit() or "not under git",
+        "gpus": ", ".join(gpu_names()) or "none",
+    }
+    packages = sorted({f"{package.name}=={package.version}" for package in metadata.distributions()}, key=str.lower)
+    return "\n".join([*(f"# {key}: {value}" for key, value in about.items()), *packages, ""])
+
+
+def git_commit() -> str:
+    """The commit of this package's source, with ``-dirty`` when it was changed since; empty when git does not track it."""
+    source = Path(vader_ray.__file__)
+    git = ("git", "-C", str(source.parent))
+    if not _output(*git, "ls-files", source.name):
+        return ""
+    return _output(*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+
+
+def gpu_names() -> list[str]:
+    """The NVIDIA GPUs of this machine, asked without opening a CUDA context."""
+    return _output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader").splitlines()
+
+
+def _output(*command: str) -> str:
+    """What a command prints; empty when it fails or is not installed, which is an answer here."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""

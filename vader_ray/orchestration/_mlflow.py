@@ -1,0 +1,55 @@
+"""MLflow, imported silent and with short calls; the only file that imports it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+
+def quiet_environment() -> dict[str, str]:
+    """Environment variables, for this process and for Ray workers, that keep MLflow silent and its calls short."""
+    return {
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "DO_NOT_TRACK": "true",
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+        "MLFLOW_LOGGING_LEVEL": "CRITICAL",
+        "GIT_PYTHON_REFRESH": "quiet",
+    }
+
+
+for _name, _value in quiet_environment().items():
+    os.environ.setdefault(_name, _value)
+
+from mlflow import MlflowClient  # noqa: E402  (MLflow reads the environment when it is imported)
+from mlflow.entities import Experiment, Metric, Param  # noqa: E402
+from mlflow.exceptions import MlflowException  # noqa: E402
+from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor  # noqa: E402
+
+__all__ = [
+    "Experiment",
+    "Metric",
+    "MlflowClient",
+    "MlflowException",
+    "Param",
+    "quiet_environment",
+    "root_cause",
+    "start_system_metrics",
+]
+
+
+def start_system_metrics(uri: str, run_id: str) -> Callable[[], None]:
+    """Log processor, memory, disk, network and GPU use of this machine every 10 s; returns the function that ends it."""
+    monitor = SystemMetricsMonitor(run_id, resume_logging=True, tracking_uri=uri)  # type: ignore[no-untyped-call]
+    monitor.start()  # type: ignore[no-untyped-call]
+    finish: Callable[[], None] = monitor.finish
+    return finish
+
+
+def root_cause(error: BaseException) -> str:
+    """The first cause of an error in one line; MLflow wraps it several times."""
+    while inner := error.__cause__ or error.__context__:
+        error = inner
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -1,0 +1,123 @@
+"""Rewards by name. One file of this folder is one reward: its class ``Reward``, whose keyword arguments are its options.
+
+A dotted name reaches outside the package: ``my.module`` (its class ``Reward``) or ``my.module.ClassName``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from pathlib import Path
+from types import ModuleType
+from typing import Any, cast
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from torch import nn
+
+from vader_ray import types
+from vader_ray.config import ConfigError, RewardConfig
+from vader_ray.rewards._contract import check_contract
+
+__all__ = ["build", "check", "check_contract", "names", "resolve"]
+
+
+def names() -> list[str]:
+    """The rewards of this folder."""
+    return sorted(path.stem for path in Path(__file__).parent.glob("*.py") if not path.stem.startswith("_"))
+
+
+def resolve(name: str) -> type:
+    """The class behind a reward's name.
+
+    Raises:
+        ConfigError: there is none; the message lists the names.
+    """
+    if name in names():
+        return _class(importlib.import_module(f"{__name__}.{name}"), "Reward", name)
+    parent, dot, attribute = name.rpartition(".")
+    if not dot or not all(part.isidentifier() for part in name.split(".")):
+        raise ConfigError(f"there is no reward {name!r}; give one of {', '.join(names())} or a dotted name of yours")
+    if (module := _import(name)) is not None:
+        return _class(module, "Reward", name)
+    if (module := _import(parent)) is not None:
+        return _class(module, attribute, name)
+    raise ConfigError(f"there is no module {name!r} or {parent!r} for a reward; install it or put its folder on PYTHONPATH")
+
+
+def check(spec: RewardConfig, *, folder: Path | None = None) -> RewardConfig:
+    """The same setting with every local path made absolute (a relative one starts at ``folder``); loads no weights.
+
+    Raises:
+        ConfigError: unknown reward, unknown option, an option of the wrong type or a path that does not exist; one line each.
+    """
+    return spec.model_copy(update=_options(spec, resolve(spec.reward), folder))
+
+
+def build(spec: RewardConfig, *, device: torch.device | str, dtype: torch.dtype = torch.float32) -> types.Reward:
+    """The reward with its weights; its networks are frozen, in eval mode, on ``device`` and in ``dtype``.
+
+    Raises:
+        ConfigError: as `check`, and weights that are missing, unreadable or of another network.
+    """
+    reward_class = resolve(spec.reward)
+    options = _options(spec, reward_class, None)
+    try:
+        reward = reward_class(**options)
+    except ConfigError as error:
+        raise ConfigError(f"{spec.name}: {error}") from error.__cause__
+    if isinstance(reward, nn.Module):
+        reward.to(device=device, dtype=dtype).requires_grad_(False).eval()
+    return cast(types.Reward, reward)
+
+
+def _import(name: str) -> ModuleType | None:
+    """The module, or None where there is none of that name; an import that fails inside it is not caught."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and f"{name}.".startswith(f"{error.name}."):
+            return None
+        raise
+
+
+def _class(module: ModuleType, attribute: str, name: str) -> type:
+    found = getattr(module, attribute, None)
+    if not isinstance(found, type):
+        raise ConfigError(f"reward {name!r}: {module.__name__} has no class {attribute!r}; define it there")
+    return found
+
+
+def _options(spec: RewardConfig, reward_class: type, folder: Path | None) -> dict[str, Any]:
+    """The options that were given, validated against the annotations of the class's ``__init__``."""
+    model = _option_model(spec.name, reward_class)
+    try:
+        options = model.model_validate(spec.options, context={"folder": folder})
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(spec.name, model, problem) for problem in error.errors())) from None
+    return {name: getattr(options, name) for name in options.model_fields_set}
+
+
+def _option_model(name: str, reward_class: type) -> type[BaseModel]:
+    fields: dict[str, Any] = {}
+    for parameter in inspect.signature(reward_class, eval_str=True).parameters.values():
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+        if parameter.name in RewardConfig.model_fields:
+            raise ConfigError(f"{name}: its option {parameter.name!r} is a setting of every reward; rename it in the class")
+        annotation = Any if parameter.annotation is parameter.empty else parameter.annotation
+        fields[parameter.name] = (annotation, ... if parameter.default is parameter.empty else parameter.default)
+    settings = ConfigDict(extra="forbid", protected_namespaces=(), arbitrary_types_allowed=True)
+    return create_model(f"{reward_class.__module__}.{reward_class.__qualname__}", __config__=settings, **fields)
+
+
+def _explain(name: str, model: type[BaseModel], problem: Any) -> str:
+    option = ".".join(str(part) for part in problem["loc"])
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "extra_forbidden":
+        return f"{name}: there is no option {option!r}; it has {', '.join(sorted(model.model_fields)) or 'no options'}"
+    if problem["type"] == "missing":
+        return f"{name}.{option}: is required"
+    if "Value error" not in problem["msg"]:
+        message = f"{message}, not {problem['input']!r}"
+    return f"{name}.{option}: {message}"

@@ -1,0 +1,70 @@
+"""What a reward's network sees of frames: resize, crop, letterbox, normalise. Differentiable, deterministic, any float dtype.
+
+Resizing is linear and separable, so it is ``A @ image @ Bᵀ`` with the two matrices obtained by resizing an identity with
+torch's own antialiased filter: the same numbers as ``F.interpolate(antialias=True)`` in both directions, in GEMMs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Literal, TypeAlias
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+Filter: TypeAlias = Literal["bilinear", "bicubic"]
+Preprocessing: TypeAlias = Literal["published", "vader"]
+"""``published``: as the scorer's authors do it, comparable with leaderboards; ``vader``: as VADER's code does it."""
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def resize(images: Float[Tensor, "*n 3 height width"], height: int, width: int, mode: Filter) -> Float[Tensor, "*n 3 h w"]:
+    """The images at another size, antialiased; bicubic overshoot is clamped to [0, 1], as 8-bit images are."""
+    rows = _matrix(images.shape[-2], height, mode).to(images)
+    columns = _matrix(images.shape[-1], width, mode).to(images)
+    resized = rows @ images @ columns.T
+    return resized.clamp(0, 1) if mode == "bicubic" else resized
+
+
+def squash(images: Float[Tensor, "*n 3 height width"], size: int, mode: Filter) -> Float[Tensor, "*n 3 size size"]:
+    """The whole image as a square, whatever its aspect."""
+    return resize(images, size, size, mode)
+
+
+def crop(images: Float[Tensor, "*n 3 height width"], size: int, mode: Filter) -> Float[Tensor, "*n 3 size size"]:
+    """The centre square after the short side was resized to ``size`` (OpenAI CLIP; rounding as in torchvision)."""
+    height, width = images.shape[-2:]
+    short = min(height, width)
+    images = resize(images, int(size * height / short), int(size * width / short), mode)
+    top, left = (round((side - size) / 2) for side in images.shape[-2:])
+    return images[..., top : top + size, left : left + size]
+
+
+def letterbox(images: Float[Tensor, "*n 3 height width"], size: int, mode: Filter) -> Float[Tensor, "*n 3 size size"]:
+    """The whole image with its long side at ``size``, centred on black (HPSv2)."""
+    height, width = images.shape[-2:]
+    long = max(height, width)
+    images = resize(images, round(height * size / long), round(width * size / long), mode)
+    down, across = (size - side for side in images.shape[-2:])
+    return functional.pad(images, (across // 2, across - across // 2, down // 2, down - down // 2))
+
+
+def normalise(images: Float[Tensor, "*n 3 h w"], mean: Sequence[float], std: Sequence[float]) -> Float[Tensor, "*n 3 h w"]:
+    """The images with each channel's mean taken off and divided by its standard deviation."""
+    return (images - images.new_tensor(mean)[:, None, None]) / images.new_tensor(std)[:, None, None]
+
+
+@lru_cache(maxsize=64)
+def _matrix(size: int, resized: int, mode: Filter) -> Float[Tensor, "resized size"]:
+    """The matrix that resizes one axis, float64 on the CPU."""
+    # A tensor made under inference mode could never be saved for a later backward.
+    with torch.inference_mode(False), torch.no_grad():
+        identity = torch.eye(size, dtype=torch.float64, device="cpu")[None, None]
+        return functional.interpolate(identity, size=(resized, size), mode=mode, antialias=True)[0, 0]

@@ -1,0 +1,132 @@
+"""LAION aesthetic score: a linear head on CLIP ViT-L/14 image embeddings (christophschuhmann/improved-aesthetic-predictor)."""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+from vader_ray.config import ConfigError
+from vader_ray.rewards._network import FrameReward, frozen
+from vader_ray.rewards._preprocess import Preprocessing, crop, normalise, squash
+from vader_ray.rewards._weights import Source, load_strictly, obtain, only_file, read_state_dict
+
+ENCODER, HEAD = "openai/clip-vit-large-patch14", "camenduru/improved-aesthetic-predictor"
+ENCODER_FILES = ("config.json", "preprocessor_config.json", "model.safetensors")
+HEAD_FILE = "sac+logos+ava1-l14-linearMSE.pth"
+HEAD_LAYERS = (0, 2, 4, 6, 7)
+HEAD_SIZES = (768, 1024, 128, 64, 16, 1)
+OTHER_TOWER = ("text_model.", "text_projection.", "logit_scale")
+
+
+class Reward(FrameReward):
+    """The mean over frames of the head's rating of the normalised image embedding; the prompts have no influence.
+
+    Args:
+        weights: a folder with ``image_encoder/`` and one ``*.pth`` head, instead of the published pair.
+        encoder: a transformers CLIP, whole or its vision tower with projection; replaces that of ``weights``.
+        head: a local file, or a hub repository with the published one; replaces that of ``weights``.
+        preprocessing: ``published`` crops the centre (short side bicubic); ``vader`` squashes (bilinear).
+    """
+
+    unit = "LAION aesthetic, about 1 to 10"
+
+    def __init__(
+        self,
+        *,
+        weights: Source | None = None,
+        encoder: Source | None = None,
+        head: Source | None = None,
+        preprocessing: Preprocessing = "published",
+    ) -> None:
+        super().__init__()
+        if weights is not None:
+            folder = obtain(weights)
+            encoder, head = encoder or str(folder / "image_encoder"), head or str(only_file(folder, "*.pth"))
+        encoder_folder, head_file = obtain(encoder or ENCODER, *ENCODER_FILES), obtain(head or HEAD, HEAD_FILE)
+        self.encoder = frozen(load_encoder(encoder_folder))
+        self.head = frozen(load_head(head_file if head_file.is_file() else head_file / HEAD_FILE))
+        if self.head.num_features != self.encoder.config.projection_dim:
+            raise ConfigError(
+                f"the head {head_file} takes {self.head.num_features} features but the encoder {encoder_folder} gives "
+                f"{self.encoder.config.projection_dim}; give a head that was trained on this encoder"
+            )
+        self.image_mean, self.image_std = _statistics(encoder_folder)
+        self.image_size: int = self.encoder.config.image_size  # type: ignore[assignment]
+        self.preprocessing = preprocessing
+
+    def score_images(self, images: Float[Tensor, "n 3 height width"], prompts: Sequence[str], /) -> Float[Tensor, " n"]:
+        """The rating of each image."""
+        features = self.encoder(pixel_values=self.prepare(images).to(self.dtype)).image_embeds
+        ratings: Tensor = self.head(functional.normalize(features, dim=-1))
+        return ratings[:, 0]
+
+    def prepare(self, images: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n 3 size size"]:
+        """What the network sees."""
+        size = self.image_size
+        square = crop(images, size, "bicubic") if self.preprocessing == "published" else squash(images, size, "bilinear")
+        return normalise(square, self.image_mean, self.image_std)
+
+
+class Head(nn.Module):
+    """Linear layers without activations, named as in the published file (its dropouts do nothing here)."""
+
+    def __init__(self, sizes: Sequence[int]) -> None:
+        super().__init__()
+        self.num_features = sizes[0]
+        pairs = zip(HEAD_LAYERS, sizes, sizes[1:], strict=False)
+        self.layers = nn.Sequential(OrderedDict((str(index), nn.Linear(wide, narrow)) for index, wide, narrow in pairs))
+
+    def forward(self, features: Float[Tensor, "n features"]) -> Float[Tensor, "n 1"]:
+        """The rating."""
+        ratings: Tensor = self.layers(features)
+        return ratings
+
+
+def load_head(path: Path) -> Head:
+    """The head at the sizes that its file states."""
+    state = read_state_dict(path)
+    head = Head(_sizes(state))
+    load_strictly(head, state, path)
+    return head
+
+
+def _sizes(state: Mapping[str, Tensor]) -> tuple[int, ...]:
+    names = [f"layers.{index}.weight" for index in HEAD_LAYERS]
+    if not all(name in state and state[name].ndim == 2 for name in names):
+        return HEAD_SIZES  # of the published head; loading says what the file lacks
+    return (state[names[0]].shape[1], *(state[name].shape[0] for name in names))
+
+
+def load_encoder(folder: Path) -> CLIPVisionModelWithProjection:
+    """The vision tower and its projection; of a whole CLIP the text tower is left out."""
+    _read_json(folder / "config.json")
+    network = CLIPVisionModelWithProjection(CLIPVisionConfig.from_pretrained(folder))
+    files = [folder / name for name in ("model.safetensors", "pytorch_model.bin")]
+    source = next((file for file in files if file.is_file()), files[0])
+    state = {
+        name: tensor
+        for name, tensor in read_state_dict(source).items()
+        if not name.startswith(OTHER_TOWER) and not name.endswith("position_ids")
+    }
+    load_strictly(network, state, source)
+    return network
+
+
+def _statistics(folder: Path) -> tuple[list[float], list[float]]:
+    settings = _read_json(folder / "preprocessor_config.json")
+    return settings["image_mean"], settings["image_std"]
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read ({type(error).__name__}); copy it from the encoder's hub repository") from error

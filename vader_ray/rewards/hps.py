@@ -1,0 +1,114 @@
+"""Human Preference Score v2 (arXiv 2306.09341): an open_clip ViT-H-14, tuned on human choices, matches prompt and image."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import open_clip  # type: ignore[import-untyped, unused-ignore]
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+from vader_ray.config import ConfigError, Weights
+from vader_ray.rewards._network import FrameReward, frozen
+from vader_ray.rewards._preprocess import Preprocessing, letterbox, normalise, squash
+from vader_ray.rewards._weights import Source, load_strictly, obtain, only_file, read_state_dict
+
+FILES = {"v2.0": "HPS_v2_compressed.pt", "v2.1": "HPS_v2.1_compressed.pt"}
+CONFIG = "open_clip_config.json"
+
+
+class Reward(FrameReward):
+    """The mean over frames of cosine(image, prompt), without logit scale.
+
+    Args:
+        weights: a hub repository with the published files, a local ``{"state_dict": …}`` file, or a folder with one ``*.pt``
+            and its ``open_clip_config.json``.
+        version: which of the hub's files.
+        architecture: an architecture of open_clip or a folder with ``open_clip_config.json``; a folder of weights brings its own.
+        preprocessing: ``published`` letterboxes (long side bicubic, black borders); ``vader`` squashes (bilinear).
+    """
+
+    unit = "cosine"
+
+    def __init__(
+        self,
+        *,
+        weights: Source = "xswu/HPSv2",
+        version: Literal["v2.0", "v2.1"] = "v2.1",
+        architecture: Weights = "ViT-H-14",
+        preprocessing: Preprocessing = "published",
+    ) -> None:
+        super().__init__()
+        found = obtain(weights, FILES[version])
+        if (found / CONFIG).is_file():
+            architecture, checkpoint = str(found), only_file(found, "*.pt")
+        else:
+            checkpoint = found if found.is_file() else found / FILES[version]
+        state = read_state_dict(checkpoint)
+        clip, self.tokenize = create(architecture)
+        load_strictly(clip, state, checkpoint)
+        self.clip = frozen(clip)
+        self.preprocessing = preprocessing
+        self._text_features: dict[str, Tensor] = {}
+
+    def score_images(self, images: Float[Tensor, "n 3 height width"], prompts: Sequence[str], /) -> Float[Tensor, " n"]:
+        """The cosine of each image with its prompt."""
+        image = functional.normalize(self.clip.encode_image(self.prepare(images).to(self.dtype)), dim=-1)
+        text = torch.stack([self._encode_text(prompt) for prompt in prompts])
+        return (image * text).sum(dim=-1)
+
+    def prepare(self, images: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n 3 size size"]:
+        """What the network sees."""
+        visual = self.clip.visual
+        size = visual.image_size[0]
+        square = letterbox(images, size, "bicubic") if self.preprocessing == "published" else squash(images, size, "bilinear")
+        return normalise(square, visual.image_mean, visual.image_std)
+
+    def _encode_text(self, prompt: str) -> Float[Tensor, " features"]:
+        # One prompt at a time: in a batch the last bits would depend on the neighbours, hence on what was cached before.
+        # Outside inference mode: a tensor born in it could not be saved for a later backward.
+        if prompt not in self._text_features:
+            device = next(self.parameters()).device
+            with torch.inference_mode(False), torch.no_grad():
+                features = self.clip.encode_text(self.tokenize([prompt]).to(device))
+                self._text_features[prompt] = functional.normalize(features, dim=-1)[0]
+        return self._text_features[prompt]
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        """Forget features of another device or dtype when the weights move."""
+        self._text_features = {}
+        return super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
+
+
+def create(architecture: str, *, device: str = "cpu") -> tuple[Any, Any]:
+    """An untrained open_clip network and its tokenizer, by name or from a folder with ``open_clip_config.json``."""
+    name = f"local-dir:{architecture}" if Path(architecture).is_dir() else architecture
+    try:
+        with _quiet():
+            return open_clip.create_model(name, load_weights=False, device=device), open_clip.get_tokenizer(name)
+    except (RuntimeError, OSError, ValueError, TypeError, KeyError) as error:
+        reason = " ".join(str(error).partition(". ")[0].split())
+        raise ConfigError(
+            f"open_clip cannot make the architecture {architecture!r} ({reason}); "
+            f"give a name of open_clip.list_models() or a folder with a sound {CONFIG}"
+        ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """open_clip speaks through the root logger, which would install a handler there and warn of weights that come next."""
+    root, handler = logging.getLogger(), logging.NullHandler()
+    level = root.level
+    root.addHandler(handler)
+    root.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+        root.removeHandler(handler)

@@ -1,0 +1,259 @@
+"""Videos that a person looks at: mp4 files that every browser plays, contact sheets, and a page of before and after."""
+
+from __future__ import annotations
+
+import base64
+import html
+import os
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import imageio_ffmpeg
+import matplotlib
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from vader_ray.training.report import Video
+
+Frames = NDArray[np.uint8]
+"""Frames, height, width, 3."""
+
+BT709 = "setparams=colorspace=bt709:color_primaries=bt709:color_trc=bt709:range=tv"
+"""Players guess colours that are not declared in full."""
+PLAYER_SIDE = 256
+"""Short side, in pixels, below which a video is enlarged so that a player shows something."""
+TILE_SIDE = 160
+"""Short side of a frame on a sheet, in pixels."""
+MARGIN, GAP, ROW_GAP = 28, 4, 26
+INK, GREY, RISE, FALL, PAPER = "#1a1a1a", "#6b6b6b", "#1a8f42", "#c93a30", "#ffffff"
+
+
+class _Strip(NamedTuple):
+    """One line of frames on a sheet, with what stands to its left."""
+
+    heading: str
+    scores: list[Image.Image]
+    frames: Frames
+
+
+# ---------------------------------------------------------------------------------------------------------------- video
+
+
+def write_mp4(frames: Frames, path: Path, frames_per_second: float) -> None:
+    """Write H.264, yuv420p, index first: what browsers and phones play.
+
+    Small videos are enlarged by a whole factor without smoothing; an odd side gets one more row or column of its edge.
+    """
+    pixels = _even(_enlarge(frames, PLAYER_SIDE))
+    height, width = pixels.shape[1:3]
+    temporary = path.with_suffix(".tmp")
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-y"]
+    command += ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(frames_per_second), "-i", "-"]
+    command += ["-vf", f"scale=out_color_matrix=bt709:out_range=tv,format=yuv420p,{BT709}", "-c:v", "libx264", "-crf", "16"]
+    command += ["-movflags", "+faststart", "-f", "mp4", str(temporary)]
+    done = subprocess.run(command, input=pixels.tobytes(), capture_output=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"ffmpeg could not write {path}: {done.stderr.decode(errors='replace').strip()}")
+    os.replace(temporary, path)
+
+
+def _enlarge(frames: Frames, side: int) -> Frames:
+    """Frames whose short side is at least `side`, each pixel repeated a whole number of times."""
+    factor = -(-side // min(frames.shape[1:3]))
+    return frames.repeat(factor, axis=1).repeat(factor, axis=2) if factor > 1 else frames
+
+
+def _even(frames: Frames) -> Frames:
+    height, width = frames.shape[1:3]
+    return np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+
+
+# --------------------------------------------------------------------------------------------------------------- sheets
+
+
+def contact_sheet(videos: Sequence[Video], *, title: str = "", num_frames: int = 8) -> Image.Image:
+    """One row per video: its prompt, its scores and `num_frames` evenly spaced frames."""
+    rows = [(video.prompt, [_Strip("", _score_lines(video), video.frames)]) for video in videos]
+    return _sheet(rows, title, num_frames)
+
+
+def before_after_sheet(before: Sequence[Video], after: Sequence[Video], *, title: str = "", num_frames: int = 8) -> Image.Image:
+    """For each prompt the video before training above the one after it, made from the same noise, with scores and gains."""
+    rows = [
+        (old.prompt, [_Strip("before", _score_lines(old), old.frames), _Strip("after", _gain_lines(old, new), new.frames)])
+        for old, new in _pairs(before, after)
+    ]
+    return _sheet(rows, title, num_frames)
+
+
+def _pairs(before: Sequence[Video], after: Sequence[Video]) -> list[tuple[Video, Video]]:
+    made_from = [[(video.prompt, video.noise_seed) for video in videos] for videos in (before, after)]
+    assert made_from[0] == made_from[1], "before and after show different prompts or noise"
+    return list(zip(before, after, strict=True))
+
+
+def _score_lines(video: Video) -> list[Image.Image]:
+    return [_text(f"{name} {_number(score)}", 15, colour=GREY) for name, score in video.scores.items()]
+
+
+def _gain_lines(old: Video, new: Video) -> list[Image.Image]:
+    """The scores of `new`, each followed by what it gained."""
+    gains = [_text(_signed(gain), 15, colour=_gain_colour(gain)) for gain in _gains(old, new).values()]
+    return [_beside([line, gain], gap=10) for line, gain in zip(_score_lines(new), gains, strict=True)]
+
+
+def _gains(old: Video, new: Video) -> dict[str, float]:
+    return {name: score - old.scores[name] for name, score in new.scores.items()}
+
+
+def _gain_colour(gain: float) -> str:
+    return RISE if gain > 0 else FALL if gain < 0 else GREY
+
+
+def _number(value: float) -> str:
+    return f"{value:.3f}".replace("-", "−")
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.3f}".replace("-", "−")
+
+
+def _sheet(rows: list[tuple[str, list[_Strip]]], title: str, num_frames: int) -> Image.Image:
+    labels = [_stack([_text(strip.heading, 17, bold=True), *strip.scores]) for _, strips in rows for strip in strips]
+    gutter = max((label.width for label in labels), default=0) + 20
+    blocks = [_text(title, 24, bold=True)] if title else []
+    for prompt, strips in rows:
+        drawn = [_draw_strip(strip, gutter, num_frames) for strip in strips]
+        caption = _text(prompt, 19, width=max(image.width for image in drawn))
+        blocks.append(_stack([caption, *drawn], gap=2 * GAP))
+    body = _stack(blocks, gap=ROW_GAP)
+    sheet = Image.new("RGB", (body.width + 2 * MARGIN, body.height + 2 * MARGIN), PAPER)
+    sheet.paste(body, (MARGIN, MARGIN))
+    return sheet
+
+
+def _stack(images: Sequence[Image.Image], gap: int = 0) -> Image.Image:
+    """Images under one another, flush left."""
+    height = sum(image.height for image in images) + gap * (len(images) - 1)
+    stack = Image.new("RGB", (max(image.width for image in images), height), PAPER)
+    top = 0
+    for image in images:
+        stack.paste(image, (0, top))
+        top += image.height + gap
+    return stack
+
+
+def _beside(images: Sequence[Image.Image], gap: int = 0) -> Image.Image:
+    """Images from left to right, flush at the top."""
+    width = sum(image.width for image in images) + gap * (len(images) - 1)
+    row = Image.new("RGB", (width, max(image.height for image in images)), PAPER)
+    left = 0
+    for image in images:
+        row.paste(image, (left, 0))
+        left += image.width + gap
+    return row
+
+
+def _draw_strip(strip: _Strip, gutter: int, num_frames: int) -> Image.Image:
+    heading = [_text(strip.heading, 17, bold=True)] if strip.heading else []
+    label = _stack([*heading, *strip.scores, Image.new("RGB", (gutter, 1), PAPER)])
+    tiles = [_tile(frame) for frame in _evenly_spaced(strip.frames, num_frames)]
+    return _beside([label, _beside(tiles, gap=GAP)])
+
+
+def _evenly_spaced(frames: Frames, num_frames: int) -> Frames:
+    """At most `num_frames` of the frames, the first and the last among them."""
+    chosen: Frames = frames[np.linspace(0, len(frames) - 1, min(num_frames, len(frames))).round().astype(int)]
+    return chosen
+
+
+def _tile(frame: NDArray[np.uint8]) -> Image.Image:
+    """A frame whose short side is about `TILE_SIDE`: whole pixels when it is enlarged, smoothed when it is reduced."""
+    image = Image.fromarray(frame)
+    scale = TILE_SIDE / min(image.size)
+    if scale >= 1:
+        return image.resize((image.width * round(scale), image.height * round(scale)), Image.Resampling.NEAREST)
+    return image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS)
+
+
+def _text(text: str, size: int, *, bold: bool = False, colour: str = INK, width: float = float("inf")) -> Image.Image:
+    """The text as an image as wide as its longest line; lines are broken so as to stay within `width`."""
+    font = _font(size, bold=bold)
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        lines = [*lines[:-1], longer] if font.getlength(longer) <= width else [*lines, word]
+    pitch = round(size * 1.35)
+    widest = min(max(font.getlength(line) for line in lines), width)
+    image = Image.new("RGB", (max(1, int(widest) + 1), pitch * len(lines)), PAPER)
+    for index, line in enumerate(lines):
+        ImageDraw.Draw(image).text((0, index * pitch), line, font=font, fill=colour)
+    return image
+
+
+@cache
+def _font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
+    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name), size)
+
+
+# -------------------------------------------------------------------------------------------------------------- gallery
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title><style>
+body {{ font: 16px/1.45 system-ui, sans-serif; max-width: 60rem; margin: 0 auto; padding: 1.2rem 1rem 3rem;
+       background: #fff; color: #1a1a1a }}
+h1 {{ font-size: 1.3rem }} h2 {{ font-size: 1rem; font-weight: 600; margin: 2.2rem 0 .6rem }}
+.pair {{ display: grid; grid-template-columns: 1fr 1fr; gap: .6rem }} figure {{ margin: 0 }}
+video {{ width: 100%; display: block; border-radius: .4rem; background: #8883 }}
+figcaption {{ font-size: .85rem; margin-top: .35rem; opacity: .85 }}
+table {{ border-collapse: collapse; font-variant-numeric: tabular-nums }}
+td, th {{ padding: .15rem 1.2rem .15rem 0; text-align: left }}
+th {{ font-weight: 600 }}
+</style></head><body><h1>{title}</h1>
+<table><tr><th>mean of {count} videos</th><th>before</th><th>after</th><th></th></tr>{means}</table>
+{pairs}</body></html>
+"""
+
+
+def gallery_html(before: Sequence[Video], after: Sequence[Video], *, title: str, frames_per_second: float) -> str:
+    """A page with the looping videos of before and after side by side, complete in itself."""
+    pairs = _pairs(before, after)
+    cards = []
+    for old, new in pairs:
+        figures = _figure(old, None, frames_per_second) + _figure(new, old, frames_per_second)
+        cards.append(f'<h2>{html.escape(old.prompt)}</h2><div class="pair">{figures}</div>')
+    return _PAGE.format(title=html.escape(title), count=len(pairs), means=_mean_rows(pairs), pairs="\n".join(cards))
+
+
+def _figure(video: Video, earlier: Video | None, frames_per_second: float) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "video.mp4"
+        write_mp4(video.frames, path, frames_per_second)
+        data = base64.b64encode(path.read_bytes()).decode()
+    scores = []
+    for name, score in video.scores.items():
+        gain = f" {_gain_html(score - earlier.scores[name])}" if earlier else ""
+        scores.append(f"{html.escape(name)} {_number(score)}{gain}")
+    caption = "<br>".join([f"<b>{'after' if earlier else 'before'}</b>", *scores])
+    source = f"data:video/mp4;base64,{data}"
+    return f'<figure><video autoplay muted loop playsinline src="{source}"></video><figcaption>{caption}</figcaption></figure>'
+
+
+def _mean_rows(pairs: list[tuple[Video, Video]]) -> str:
+    rows = []
+    for name in pairs[0][0].scores if pairs else ():
+        old, new = (float(np.mean([video.scores[name] for video in side])) for side in zip(*pairs, strict=True))
+        cells = [html.escape(name), _number(old), _number(new), _gain_html(new - old)]
+        rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+    return "".join(rows)
+
+
+def _gain_html(gain: float) -> str:
+    return f'<span style="color: {_gain_colour(gain)}">{_signed(gain)}</span>'

@@ -1,0 +1,122 @@
+"""The words that cross a border between rooms: array aliases with their shapes and the protocols every room speaks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol, Self, TypeAlias
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+Noise: TypeAlias = Float[Tensor, "batch channels frames height width"]
+"""Initial Gaussian tensor of sampling."""
+
+Latents: TypeAlias = Float[Tensor, "batch channels frames height width"]
+"""Compressed video: exactly what the decoder of the model's autoencoder takes."""
+
+Frames: TypeAlias = Float[Tensor, "batch frames 3 height width"]
+"""Decoded video in [0, 1]."""
+
+Scores: TypeAlias = Float[Tensor, " batch"]
+"""One number per video, higher is better."""
+
+Granularity: TypeAlias = Literal["frame", "clip"]
+"""What a reward looks at. A ``frame`` reward is the mean of its scores of single frames, so it may be given them in any
+portions; a ``clip`` reward needs all its frames at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Which denoising steps of one sampling carry gradient, and how."""
+
+    num_inference_steps: int
+    graded: tuple[int, ...]
+    """Ascending indices of the graded denoising steps, the noisiest is 0; never empty."""
+    chain: bool = True
+    """Keep the denoiser's input Jacobian, so that gradient reaches earlier graded steps through later ones."""
+    replay: bool = True
+    """Recompute a graded denoiser call in the backward pass instead of keeping its activations. Exact."""
+
+
+class Reward(Protocol):
+    """Scores videos, differentiably. Frozen, in eval mode, without state that one call leaves for the next."""
+
+    granularity: Granularity
+    unit: str
+
+    def __call__(self, frames: Frames, prompts: Sequence[str], /) -> Scores:
+        """One score per video, differentiable in ``frames``; video ``i`` is scored against ``prompts[i]``."""
+        ...
+
+
+class Codec(Protocol):
+    """The decoder of a video model, portion by portion, so that a gradient through it never needs the whole graph."""
+
+    def num_frames(self, latents: Latents, /) -> int:
+        """Frames of the decoded video."""
+        ...
+
+    def chunks(self, latents: Latents, wanted: Sequence[int], /) -> list[tuple[int, ...]]:
+        """The frames to decode, in portions that bound memory and in order; together they contain all of ``wanted``."""
+        ...
+
+    def decode(self, latents: Latents, state: Any, chunk: tuple[int, ...], /) -> tuple[Frames, Any]:
+        """The frames of one portion, in [0, 1] and at least float32, and the decoder's cache for the next portion.
+
+        ``state`` is None for the first portion. Differentiable in ``latents`` and ``state``.
+        """
+        ...
+
+
+class Batch(Protocol):
+    """Something with one entry per video, of which a part can be taken."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, part: slice | list[int], /) -> Self: ...
+
+
+class VideoModel(Protocol):
+    """A pretrained video diffusion model with an adapter: the only trainable thing in a run."""
+
+    codec: Codec
+    denoiser_calls: int
+    """Forward passes of the denoiser so far, per video and guidance branch; recomputations are not counted."""
+
+    def noise(self, seeds: Sequence[int], /) -> Noise:
+        """The initial noise of each video, a function of its seed alone."""
+        ...
+
+    def encode(self, prompts: Sequence[str], /) -> Batch:
+        """The conditioning of each video."""
+        ...
+
+    def sample(self, conditioning: Batch, seeds: Sequence[int], /) -> Latents:
+        """Whole sampling without gradient."""
+        ...
+
+    def prefix(self, conditioning: Batch, plan: Plan, seeds: Sequence[int], /) -> Batch:
+        """Sampling without gradient up to the first graded denoising step."""
+        ...
+
+    def finish(self, midway: Batch, conditioning: Batch, plan: Plan, /) -> Latents:
+        """The rest of the sampling, differentiable in the adapter."""
+        ...
+
+    def adapter_parameters(self) -> list[nn.Parameter]:
+        """The trainable parameters, in an order that never changes."""
+        ...
+
+    def save_adapter(self, folder: Path, /) -> None:
+        """Write the adapter in the format documented by the model's family."""
+        ...
+
+    def load_adapter(self, folder: Path, /) -> None:
+        """Read an adapter that `save_adapter` wrote; raises ValueError when it belongs to another model."""
+        ...
+
+    def free_text_encoders(self) -> None:
+        """Give back the memory of what only `encode` needs."""
+        ...
