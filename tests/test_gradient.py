@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from torch import Tensor
 
 from tests.tiny import SAMPLING, load_tiny, randomise_adapter
@@ -16,6 +20,7 @@ from vader_ray.alignment.gradient import Term, score_and_gradient
 from vader_ray.alignment.truncation import graded_steps
 from vader_ray.alignment.vader import Batching, Rollout, accumulate_gradient
 from vader_ray.config import SamplingConfig
+from vader_ray.models._pipeline import Conditioning, PipelineModel
 from vader_ray.types import Frames, Granularity, Plan, Scores
 
 PROMPTS = ["a red circle moving left", "a blue star moving up"]
@@ -63,20 +68,17 @@ def _staged(model: Any, terms: list[Term], plan: Plan, batching: Batching) -> tu
 
 
 def _monolithic(model: Any, terms: list[Term], graded: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Plain autograd through our own DDIM loop and the whole decoder: no hook, no checkpoint, no library pipeline."""
+    """Plain autograd through a hand-written loop and the whole decoder at once: no hook, no checkpoint, no pipeline."""
     unet, vae, scheduler = model.pipe.unet, model.pipe.vae, model.pipe.scheduler
     conditioning = model.encode(PROMPTS).tensors
     embeds = torch.cat([conditioning["negative_prompt_embeds"], conditioning["prompt_embeds"]])
     scheduler.set_timesteps(SAMPLING["num_inference_steps"])
-    alphas, latents = scheduler.alphas_cumprod.double(), model.noise(SEEDS)
-    gap = 1000 // SAMPLING["num_inference_steps"]
+    latents = model.noise(SEEDS)
     for index, timestep in enumerate(scheduler.timesteps):
         with torch.set_grad_enabled(index in graded):
             unconditional, conditional = unet(torch.cat([latents] * 2), timestep, embeds).sample.chunk(2)
         noise = unconditional + SAMPLING["guidance_scale"] * (conditional - unconditional)
-        alpha, before = alphas[timestep], alphas[max(timestep - gap, 0)]
-        clean = (latents - (1 - alpha).sqrt() * noise) / alpha.sqrt()
-        latents = before.sqrt() * clean + (1 - before).sqrt() * noise
+        latents = scheduler.step(noise, timestep, latents).prev_sample
     images = vae.decode(latents.transpose(1, 2).flatten(0, 1) / vae.config.scaling_factor).sample
     frames = (images / 2 + 0.5).clamp(0, 1).unflatten(0, (len(PROMPTS), FRAMES))
     objective = sum(term.value(term.reward(frames, PROMPTS)) for term in terms)
@@ -87,14 +89,16 @@ def _monolithic(model: Any, terms: list[Term], graded: Sequence[int]) -> tuple[T
 @pytest.mark.parametrize("terms", TERMS.values(), ids=TERMS.keys())
 @pytest.mark.parametrize("graded", [(4,), (3, 4), (0, 1, 2, 3, 4), (1, 3)], ids=["K=1", "K=2", "K=N", "scattered"])
 @pytest.mark.parametrize("batching", [Batching(2, 1, 1), Batching(1, 1, 2), Batching(2, 2, 3)], ids=str)
-def test_staged_equals_monolithic(tiny_pipeline_folder: Path, terms: list[Term], graded: tuple[int, ...], batching: Batching) -> None:
+def test_staged_equals_monolithic(
+    tiny_pipeline_folder: Path, terms: list[Term], graded: tuple[int, ...], batching: Batching
+) -> None:
     model = load_tiny(tiny_pipeline_folder, precision="float64", chunk_size=batching.chunk)
     randomise_adapter(model)
     objective, gradient = _staged(model, terms, Plan(5, graded), batching)
     expected_objective, expected = _monolithic(model, terms, graded)
-    torch.testing.assert_close(objective, expected_objective, rtol=1e-6, atol=1e-9)  # the scheduler's tables are float32
+    torch.testing.assert_close(objective, expected_objective, rtol=1e-10, atol=1e-12)
     relative = (gradient - expected).norm() / expected.norm()
-    assert relative < 1e-6 and expected.norm() > 0
+    assert relative < 1e-10 and expected.norm() > 0
 
 
 def test_last_k_equals_full_backpropagation_with_the_earlier_steps_detached(tiny_pipeline_folder: Path) -> None:
@@ -130,35 +134,71 @@ def test_gradient_equals_finite_differences(tiny_pipeline_folder: Path) -> None:
     assert numeric == pytest.approx(float(gradient @ direction), rel=1e-5)
 
 
-def test_clamped_linear_denoiser_has_the_closed_form_gradient() -> None:
-    """One DDIM step with ε = θ·x: ∂x_out/∂θ = (√(1−ᾱ_prev) − √(ᾱ_prev/ᾱ)·√(1−ᾱ))·x; Algorithm 1 by hand for K = 1 … 3."""
-    alphas = torch.tensor([0.3, 0.6, 0.9, 0.99], dtype=torch.float64)
-    theta, x = torch.tensor(0.2, dtype=torch.float64), torch.tensor(1.5, dtype=torch.float64)
-    slopes = [(1 - after).sqrt() - (after / now).sqrt() * (1 - now).sqrt() for now, after in zip(alphas, alphas[1:])]
-    ratios = [(after / now).sqrt() for now, after in zip(alphas, alphas[1:])]
-    samples = [x]
-    for ratio, slope in zip(ratios, slopes, strict=True):
-        samples.append(ratio * samples[-1] + slope * theta * samples[-1])
-    for depth in (1, 2, 3):
-        graded, leaf, value = range(3 - depth, 3), theta.clone().requires_grad_(), x
-        for index in range(3):
-            with torch.set_grad_enabled(index in graded):
-                noise = leaf * value
-            value = ratios[index] * value + slopes[index] * noise
-        (found,) = torch.autograd.grad(value, leaf)
-        expected = sum(
-            slopes[index] * samples[index] * torch.prod(torch.stack([ratios[j] + slopes[j] * theta for j in range(index + 1, 3)] or [x / x]))
-            for index in graded
-        )
-        torch.testing.assert_close(found, expected)
+class _LinearDenoiser(torch.nn.Module):
+    """ε = θ·x, with θ as the adapter."""
+
+    def __init__(self, theta: float) -> None:
+        super().__init__()
+        self.frozen = torch.nn.Parameter(torch.zeros((), dtype=torch.float64))
+        self.theta = torch.nn.Parameter(torch.tensor(theta, dtype=torch.float64))
+
+    def forward(self, sample: Tensor, timestep: Tensor) -> Any:
+        return SimpleNamespace(sample=self.theta * sample)
 
 
-@pytest.mark.parametrize("sampling,expected", [
-    ({"truncation": "last", "truncation_depth": 2}, (8, 9)),
-    ({"truncation": "uniform", "truncation_depth": 5}, (1, 3, 5, 7, 9)),
-    ({"truncation": "uniform", "truncation_depth": 3}, (2, 5, 9)),
-    ({"truncation": "window", "truncation_depth": 3, "window_start": 4}, (4, 5, 6)),
-])
+class _LinearPipeline:
+    """The smallest pipeline: DDIM over a linear denoiser, an identity decoder."""
+
+    def __init__(self, theta: float) -> None:
+        self.transformer, self.vae, self.device = _LinearDenoiser(theta), torch.nn.Identity(), torch.device("cpu")
+        self.vae.decode = lambda latents: latents
+        self.scheduler, self.components = DDIMScheduler(clip_sample=False, set_alpha_to_one=True), dict[str, Any]()
+
+    def set_progress_bar_config(self, **settings: Any) -> None: ...
+
+    def __call__(self, latents: Tensor, num_inference_steps: int, **settings: Any) -> Tensor:
+        self.scheduler.set_timesteps(num_inference_steps)
+        for timestep in self.scheduler.timesteps:
+            latents = self.scheduler.step(self.transformer(latents, timestep).sample, timestep, latents).prev_sample
+        return self.vae.decode(latents)
+
+
+@pytest.mark.parametrize("graded", [(3,), (2, 3), (0, 1, 2, 3), (1, 3)])
+@pytest.mark.parametrize("chain", [True, False])
+def test_truncated_gradient_of_a_linear_denoiser_has_its_closed_form(graded: tuple[int, ...], chain: bool) -> None:
+    """x₍ᵢ₊₁₎ = aᵢxᵢ + bᵢε, ε = θxᵢ, with DDIM's aᵢ = √(ᾱ′/ᾱ) and bᵢ = √(1−ᾱ′) − aᵢ√(1−ᾱ) (arXiv 2010.02502, Eq. 12).
+
+    So ∂x₀/∂θ = Σ over graded i of bᵢxᵢ·Π over j > i of (aⱼ + θbⱼ where j is graded and chained, else aⱼ).
+    """
+    theta, pipe = 0.2, _LinearPipeline(0.2)
+    model = PipelineModel(pipe, SamplingConfig(num_frames=1, height=8, width=8, num_inference_steps=4), codec=None)  # type: ignore[arg-type]
+    model.latent_shape = lambda: (1, 1, 1, 1)  # type: ignore[method-assign]
+    pipe.transformer.frozen.requires_grad_(False)
+    plan, nothing = Plan(4, graded, chain=chain), Conditioning({})
+    latents = model.finish(model.prefix(nothing, plan, [5]), nothing, plan)
+    (found,) = torch.autograd.grad(latents.sum(), pipe.transformer.theta)
+
+    pipe.scheduler.set_timesteps(4)
+    alphas = [float(pipe.scheduler.alphas_cumprod[timestep]) for timestep in pipe.scheduler.timesteps] + [1.0]
+    a = [math.sqrt(after / now) for now, after in pairwise(alphas)]
+    b = [math.sqrt(1 - after) - a_i * math.sqrt(1 - now) for a_i, (now, after) in zip(a, pairwise(alphas), strict=True)]
+    x = [float(model.noise([5]))]
+    for a_i, b_i in zip(a, b, strict=True):
+        x.append((a_i + b_i * theta) * x[-1])
+    jacobian = [a_j + theta * b_j * (chain and j in graded) for j, (a_j, b_j) in enumerate(zip(a, b, strict=True))]
+    expected = sum(b[i] * x[i] * math.prod(jacobian[i + 1 :]) for i in graded)
+    assert float(found) == pytest.approx(expected, rel=1e-5)  # the scheduler's tables are float32
+
+
+@pytest.mark.parametrize(
+    "sampling,expected",
+    [
+        ({"truncation": "last", "truncation_depth": 2}, (8, 9)),
+        ({"truncation": "uniform", "truncation_depth": 5}, (1, 3, 5, 7, 9)),
+        ({"truncation": "uniform", "truncation_depth": 3}, (2, 5, 9)),
+        ({"truncation": "window", "truncation_depth": 3, "window_start": 4}, (4, 5, 6)),
+    ],
+)
 def test_plans(sampling: dict[str, Any], expected: tuple[int, ...]) -> None:
     config = SamplingConfig(num_frames=1, height=8, width=8, num_inference_steps=10, **sampling)
     assert graded_steps(config, torch.Generator()) == expected
@@ -170,9 +210,16 @@ def test_random_truncation_draws_every_depth_up_to_k() -> None:
     assert drawn == {tuple(range(10 - depth, 10)) for depth in (1, 2, 3, 4)}
 
 
-@pytest.mark.parametrize("rule,expected", [
-    ("all", (0, 1, 2, 3, 4, 5, 6, 7)), ("stride:2", (0, 2, 4, 6)), ("stride:5", (0, 5)), ("first_middle_last", (0, 4, 7)), ("frame:3", (3,)),
-])
+@pytest.mark.parametrize(
+    "rule,expected",
+    [
+        ("all", (0, 1, 2, 3, 4, 5, 6, 7)),
+        ("stride:2", (0, 2, 4, 6)),
+        ("stride:5", (0, 5)),
+        ("first_middle_last", (0, 4, 7)),
+        ("frame:3", (3,)),
+    ],
+)
 def test_frame_rules(rule: str, expected: tuple[int, ...]) -> None:
     assert choose_frames(rule, 8, torch.Generator()) == expected
 
@@ -185,6 +232,7 @@ def test_random_frames_are_distinct_and_uniform() -> None:
 
 def test_random_frame_gradient_is_unbiased(tiny_pipeline_folder: Path) -> None:
     """The mean of the three one-frame gradients is the all-frames gradient."""
+
     def gradient(seen: list[int]) -> Tensor:
         model = load_tiny(tiny_pipeline_folder, precision="float64")
         terms = TERMS["frame"]
@@ -213,7 +261,9 @@ class _NoGradient(FrameReward):
         return super().__call__(frames.detach(), prompts)
 
 
-@pytest.mark.parametrize("reward,message", [(_WrongShape(), r"returned shape \(\) for 2 videos"), (_NoGradient(), "has no gradient")])
+@pytest.mark.parametrize(
+    "reward,message", [(_WrongShape(), r"returned shape \(\) for 2 videos"), (_NoGradient(), "has no gradient")]
+)
 def test_a_reward_that_breaks_its_contract_is_named(reward: FrameReward, message: str) -> None:
     with pytest.raises(ValueError, match=f"tests.test_gradient.*{message}"):
         score_and_gradient(reward, torch.rand(2, 3, 3, 8, 8), PROMPTS, 1)

@@ -15,7 +15,13 @@ from vader_ray.types import Plan
 
 PROMPTS = ["a red circle moving left", "a blue star moving up"]
 SEEDS = [3, 4]
-SCHEDULERS = ["DDIMScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "EulerDiscreteScheduler", "PNDMScheduler"]
+SCHEDULERS = [
+    "DDIMScheduler",
+    "DPMSolverMultistepScheduler",
+    "UniPCMultistepScheduler",
+    "EulerDiscreteScheduler",
+    "PNDMScheduler",
+]
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS[:-1])

@@ -119,9 +119,13 @@ def random_images(*shape: int, low: float = 0.0, high: float = 1.0, dtype: torch
 # ---- scores: the library's own preprocessing on 8-bit images, then the formula
 
 SHAPES = [(40, 64), (96, 54), (24, 40), (32, 32)]
-# PIL rounds to 8 bits between and after its two passes, float arithmetic does not: up to 1/255 per pixel in the smooth
-# parts, several at edges. 0.5 % of the score's range (cosine: 2, the spread of the tiny head's ratings) covers it.
-HALF_PERCENT = 0.005
+# PIL rounds to 8 bits between and after its two passes, float arithmetic does not: about 0.3/255 per pixel, several at
+# edges. The score may move by 0.2 % of its range, which over all embeddings is 2 for a cosine and 2 |w| for the head, a
+# linear map w of a unit vector. Images that need no resizing leave float32 rounding alone.
+
+
+def tolerance(height: int, width: int, score_range: float) -> float:
+    return 0.002 * score_range if (height, width) != (32, 32) else 1e-5
 
 
 def hps_by_hand(folder: Path, frames: Tensor, mode: str) -> Tensor:
@@ -149,25 +153,29 @@ def transformers_pixels(folder: Path, frames: Tensor) -> Tensor:
     return pixels
 
 
-def aesthetic_by_hand(folder: Path, frames: Tensor, pixels: Tensor) -> Tensor:
+def aesthetic_by_hand(folder: Path, frames: Tensor, pixels: Tensor) -> tuple[Tensor, float]:
+    """The scores, and the range of scores over all embeddings."""
     encoder = transformers.CLIPModel.from_pretrained(folder / "image_encoder")
     with torch.no_grad():
         rating = encoder.visual_projection(encoder.vision_model(pixel_values=pixels).pooler_output)
     rating = rating / rating.norm(dim=-1, keepdim=True)
     state = torch.load(folder / "sac+logos+ava1-tiny-linearMSE.pth", weights_only=True)
+    slope = torch.eye(HEAD_SIZES[0])
     for index in (0, 2, 4, 6, 7):
         rating = rating @ state[f"layers.{index}.weight"].T + state[f"layers.{index}.bias"]
-    return rating.unflatten(0, frames.shape[:2]).mean(dim=(1, 2))
+        slope = slope @ state[f"layers.{index}.weight"].T
+    return rating.unflatten(0, frames.shape[:2]).mean(dim=(1, 2)), 2 * float(slope.norm())
 
 
 @pytest.mark.parametrize(("height", "width"), SHAPES)
 def test_hps_is_the_published_score(hps_folder: Path, height: int, width: int) -> None:
     frames = pictures(height, width)
+    allowed = tolerance(height, width, 2)
     scores = build("hps", weights=str(hps_folder))(frames, PROMPTS)
-    torch.testing.assert_close(scores, hps_by_hand(hps_folder, frames, "longest"), atol=2 * HALF_PERCENT, rtol=0)
+    torch.testing.assert_close(scores, hps_by_hand(hps_folder, frames, "longest"), atol=allowed, rtol=0)
     if height != width:
         other = hps_by_hand(hps_folder, frames, "shortest")
-        assert (scores - other).abs().max() > 4 * HALF_PERCENT, "the tolerance must tell preprocessings apart"
+        assert (scores - other).abs().max() > 5 * allowed, "the tolerance must tell preprocessings apart"
 
 
 @pytest.mark.parametrize("library", [clip_pixels, transformers_pixels])
@@ -177,13 +185,13 @@ def test_aesthetic_is_the_published_score(aesthetic_folder: Path, height: int, w
         height, width = 40, 60  # where 19 columns are cut off, transformers drops 9 on the left, torchvision (and CLIP) 10
     frames = pictures(height, width, batch=6, num_frames=1)
     reward = build("aesthetic", weights=str(aesthetic_folder))
-    expected = aesthetic_by_hand(aesthetic_folder, frames, library(aesthetic_folder, frames))
-    tolerance = HALF_PERCENT * float(expected.max() - expected.min())
-    torch.testing.assert_close(reward(frames, PROMPTS * 3), expected, atol=tolerance, rtol=0)
+    expected, score_range = aesthetic_by_hand(aesthetic_folder, frames, library(aesthetic_folder, frames))
+    allowed = tolerance(height, width, score_range)
+    torch.testing.assert_close(reward(frames, PROMPTS * 3), expected, atol=allowed, rtol=0)
     if height != width:
         reward.preprocessing = "vader"
         other = reward(frames, PROMPTS * 3)
-        assert (other - expected).abs().max() > 4 * tolerance, "the tolerance must tell preprocessings apart"
+        assert (other - expected).abs().max() > 5 * allowed, "the tolerance must tell preprocessings apart"
 
 
 @pytest.mark.parametrize(("height", "width"), SHAPES)
@@ -224,18 +232,18 @@ def test_resize_is_antialiased_interpolation(mode: Any, target: tuple[int, int],
 
 @pytest.mark.parametrize(("height", "width"), [(40, 64), (37, 64), (64, 41), (20, 33), (45, 32)])
 def test_crop_is_torchvisions(height: int, width: int) -> None:
-    images = random_images(2, 3, height, width)
+    images = random_images(2, 3, height, width, dtype=torch.float64)
     expected = vision.center_crop(vision.resize(images, 32, vision.InterpolationMode.BICUBIC, antialias=True), 32).clamp(0, 1)
-    torch.testing.assert_close(_preprocess.crop(images, 32, "bicubic"), expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(_preprocess.crop(images, 32, "bicubic"), expected, atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize(("height", "width"), [(40, 64), (37, 64), (64, 41), (20, 33), (32, 32)])
 def test_letterbox_is_open_clips(height: int, width: int) -> None:
     keep, pad = open_clip.image_transform(32, is_train=False, resize_mode="longest").transforms[:2]
-    images = random_images(1, 3, height, width)
+    images = random_images(1, 3, height, width, dtype=torch.float64)
     size = keep.get_params(Image.new("RGB", (width, height)), (32, 32), 1.0)
     expected = pad(vision.resize(images, size, vision.InterpolationMode.BICUBIC, antialias=True).clamp(0, 1))
-    torch.testing.assert_close(_preprocess.letterbox(images, 32, "bicubic"), expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(_preprocess.letterbox(images, 32, "bicubic"), expected, atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize("prepare", [_preprocess.squash, _preprocess.crop, _preprocess.letterbox])
@@ -324,7 +332,9 @@ def test_scoring_under_inference_mode_does_not_spoil_the_next_gradient(hps_folde
         before = reward(frames, PROMPTS)
     scores = reward(frames.requires_grad_(), PROMPTS)
     scores.sum().backward()
-    assert torch.equal(before, scores.detach())
+    assert frames.grad is not None
+    assert frames.grad.any()
+    torch.testing.assert_close(before.clone(), scores.detach(), atol=1e-6, rtol=0)  # attention takes another kernel without grad
 
 
 def test_cached_text_follows_the_weights(hps_folder: Path) -> None:
@@ -335,12 +345,15 @@ def test_cached_text_follows_the_weights(hps_folder: Path) -> None:
     assert torch.equal(reward.double()(frames, PROMPTS), fresh(frames, PROMPTS))
 
 
-def test_loading_is_quiet(hps_folder: Path, aesthetic_folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_loading_is_quiet(
+    hps_folder: Path, aesthetic_folder: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     handlers, level = list(logging.getLogger().handlers), logging.getLogger().level
     build("hps", weights=str(hps_folder))
     build("aesthetic", weights=str(aesthetic_folder))
     assert (logging.getLogger().handlers, logging.getLogger().level) == (handlers, level)
     assert capfd.readouterr() == ("", "")
+    assert caplog.records == []
 
 
 # ---- formats
@@ -411,7 +424,9 @@ def test_full_size_hps_checkpoint_fits() -> None:
     assert sum(value.numel() for value in state.values()) == 986_109_441  # the 986 M of the paper
     assert tuple(network.visual.image_size) == (224, 224)
     assert (tuple(network.visual.image_mean), tuple(network.visual.image_std)) == (_preprocess.CLIP_MEAN, _preprocess.CLIP_STD)
-    with pytest.raises(ValueError, match="1 missing .logit_scale.*1 of another shape .visual.proj .4, 4. instead of .1280, 1024"):
+    with pytest.raises(
+        ValueError, match=r"1 missing \(logit_scale\), 1 of another shape \(visual.proj \(4, 4\) instead of \(1280, 1024\)\)"
+    ):
         load_strictly(
             network,
             {**{name: value for name, value in state.items() if name != "logit_scale"}, "visual.proj": torch.empty(4, 4)},
@@ -503,8 +518,8 @@ def test_wrong_settings_are_refused_without_weights(name: str, options: dict[str
         assert "\n" not in str(caught.value)
 
 
-def test_check_makes_paths_absolute(hps_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = RewardConfig(reward="hps", weight=2.0, weights=hps_folder.name, version="v2.0")
+def test_check_makes_paths_absolute(hps_folder: Path) -> None:
+    spec = RewardConfig(reward="hps", weight=2.0, weights=f"./{hps_folder.name}", version="v2.0")
     checked = rewards.check(spec, folder=hps_folder.parent)
     assert checked.options == {"weights": str(hps_folder.resolve()), "version": "v2.0"}
     assert checked.weight == 2.0
@@ -531,7 +546,9 @@ def test_unusable_weights_are_explained(hps_folder: Path, aesthetic_folder: Path
     torch.save({"state_dict": {"epoch": 3}}, tmp_path / "numbers.pt")
     torch.save({"network": nn.Linear(1, 1)}, tmp_path / "objects.pt")
     for file in ("cut.pt", "cut.safetensors", "empty.pt", "page.pt", "objects.pt"):
-        refused("hps", f"hps: .*{file} .* cannot be read as a checkpoint", weights=str(tmp_path / file), architecture=architecture)
+        refused(
+            "hps", f"hps: .*{file} .* cannot be read as a checkpoint", weights=str(tmp_path / file), architecture=architecture
+        )
     refused("hps", "numbers.pt holds no table of tensors", weights=str(tmp_path / "numbers.pt"), architecture=architecture)
     head = next(aesthetic_folder.glob("*.pth"))
     foreign = r"belongs to another network, with weights \d+ missing \(ln_final.bias, .*, …\), 10 unexpected \(layers.0.bias, "
@@ -615,16 +632,15 @@ class Blend(FrameReward):
 
     def __init__(self) -> None:
         super().__init__()
-        self.network = frozen(nn.Sequential(nn.Flatten(), nn.LazyLinear(1), nn.Dropout(0.9)))
+        self.network = frozen(nn.Sequential(nn.Flatten(), nn.Linear(48, 1), nn.Dropout(0.9)))
 
     def score_images(self, images: Tensor, prompts: Sequence[str], /) -> Tensor:
         return self.network(images)[:, 0]
 
 
-def test_a_network_reward_stays_in_eval_mode() -> None:
+def test_a_network_reward_stays_frozen_and_in_eval_mode() -> None:
     reward = Blend()
-    frames = random_images(2, 2, 3, 4, 4)
-    reward(frames, PROMPTS) if not isinstance(next(reward.parameters()), nn.UninitializedParameter) else None
-    whole = nn.ModuleList([reward])
-    whole.train()
+    nn.ModuleList([reward]).train()
     assert not any(module.training for module in reward.modules())
+    assert not any(parameter.requires_grad for parameter in reward.parameters())
+    rewards.check_contract(reward, height=4, width=4)

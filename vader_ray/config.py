@@ -76,7 +76,9 @@ def _read_prompts(value: object, info: ValidationInfo) -> object:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"cannot read the prompt file {path} ({type(error).__name__}); give a text file, one prompt per line") from None
+        raise ValueError(
+            f"cannot read the prompt file {path} ({type(error).__name__}); give a text file, one prompt per line"
+        ) from None
     prompts = tuple(line.strip() for line in text.splitlines() if line.strip())
     if not prompts:
         raise ValueError(f"{path} holds no prompt; write one prompt per line")
@@ -154,7 +156,9 @@ class SamplingConfig(Settings):
                 f"choose window_start of at most {steps - depth}"
             )
         if self.truncation != "window" and self.window_start:
-            raise ValueError(f"window_start={self.window_start} has no effect on truncation={self.truncation}; set truncation=window")
+            raise ValueError(
+                f"window_start={self.window_start} has no effect on truncation={self.truncation}; set truncation=window"
+            )
         return self
 
 
@@ -194,7 +198,9 @@ class PromptsConfig(Settings):
     @model_validator(mode="after")
     def _disjoint(self) -> Self:
         if shared := sorted(set(self.train) & set(self.heldout)):
-            raise ValueError(f"{len(shared)} held-out prompts are also trained on ({shared[0]!r}, …); take them out of one of the two")
+            raise ValueError(
+                f"{len(shared)} held-out prompts are also trained on ({shared[0]!r}, …); take them out of one of the two"
+            )
         return self
 
 
@@ -290,6 +296,10 @@ class ExperimentConfig(Settings):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         names = [reward.name for reward in (*self.rewards, *self.eval_rewards)]
+        if self.evaluation.select is not None and self.evaluation.select not in (metrics := self._eval_metrics()):
+            raise ValueError(
+                f"evaluation.select={self.evaluation.select!r} is never measured; choose one of {', '.join(metrics)}"
+            )
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"two rewards are called {twice[0]!r}; give one of them another `label`")
         if self.videos_per_step % self.machine.num_workers:
@@ -298,6 +308,15 @@ class ExperimentConfig(Settings):
                 f"{self.machine.num_workers}; choose a divisor"
             )
         return self
+
+    def _eval_metrics(self) -> list[str]:
+        return ["eval/objective", *(f"eval/reward/{reward.name}" for reward in (*self.rewards, *self.eval_rewards))]
+
+    def selection(self) -> str:
+        """The metric by which the best adapter is kept."""
+        if self.evaluation.select is not None:
+            return self.evaluation.select
+        return f"eval/reward/{self.eval_rewards[0].name}" if self.eval_rewards else "eval/objective"
 
     def identity(self) -> dict[str, Any]:
         """What decides the result, as plain JSON: a run may be continued only by a recipe with the same identity."""
@@ -405,7 +424,11 @@ def _index(items: list[Any], key: str, address: str) -> int:
 
 
 def _explain(error: ValidationError) -> Iterator[str]:
-    for problem in error.errors():
+    problems = error.errors()
+    places = [problem["loc"] for problem in problems]
+    for problem in problems:
+        if any(len(place) > len(problem["loc"]) and place[: len(problem["loc"])] == problem["loc"] for place in places):
+            continue  # the list is faulty only because of its item
         path = ".".join(str(part) for part in problem["loc"]) or "recipe"
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":

@@ -117,6 +117,10 @@ class VideoModel(Protocol):
         """Read an adapter that `save_adapter` wrote; raises ValueError when it belongs to another model."""
         ...
 
+    def networks(self) -> list[nn.Module]:
+        """All that occupies memory."""
+        ...
+
     def free_text_encoders(self) -> None:
         """Give back the memory of what only `encode` needs."""
         ...

@@ -115,9 +115,13 @@ def score_and_gradient(reward: Reward, frames: Frames, prompts: Sequence[str], c
 def _gradient(scores: Scores, frames: Frames, reward: Reward) -> Tensor:
     name = type(reward).__module__
     if scores.shape != (len(frames),):
-        raise ValueError(f"reward {name} returned shape {tuple(scores.shape)} for {len(frames)} videos; it must return one score per video")
+        raise ValueError(
+            f"reward {name} returned shape {tuple(scores.shape)} for {len(frames)} videos; it must return one score per video"
+        )
     if not scores.requires_grad:
-        raise ValueError(f"reward {name} has no gradient with respect to the frames; compute it with differentiable torch operations")
+        raise ValueError(
+            f"reward {name} has no gradient with respect to the frames; compute it with differentiable torch operations"
+        )
     (gradient,) = torch.autograd.grad(scores.sum(), frames)
     return gradient
 

@@ -8,7 +8,10 @@ from typing import Any
 
 import torch
 
+from vader_ray.models._adapter import read_shape as adapter_shape
 from vader_ray.config import AdapterConfig, ConfigError, ModelConfig, SamplingConfig
+
+__all__ = ["adapter_shape", "build", "names", "resolve"]
 
 
 def names() -> list[str]:
@@ -24,7 +27,9 @@ def resolve(family: str) -> Any:
     """
     module = family if "." in family else f"{__name__}.{family}"
     if "." not in family and family not in names():
-        raise ConfigError(f"model.family: there is no {family!r}; choose one of {', '.join(names())} or the dotted name of your module")
+        raise ConfigError(
+            f"model.family: there is no {family!r}; choose one of {', '.join(names())} or the dotted name of your module"
+        )
     try:
         return importlib.import_module(module).Model
     except ModuleNotFoundError as error:

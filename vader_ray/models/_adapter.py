@@ -60,7 +60,9 @@ def _keep_activation_dtype(layer: LoraLayer, name: str) -> None:
     for matrices in (layer.lora_A, layer.lora_B):
         for matrix in matrices.values():
             if type(matrix) not in _CASTING:
-                raise ValueError(f"adapter.target_modules: {name} is a {type(matrix).__name__}; only Linear and Conv2d layers can be adapted")
+                raise ValueError(
+                    f"adapter.target_modules: {name} is a {type(matrix).__name__}; only Linear and Conv2d layers can be adapted"
+                )
             matrix.__class__ = _CASTING[type(matrix)]
             matrix.to(torch.promote_types(matrix.weight.dtype, torch.float32))
 
@@ -94,14 +96,18 @@ def load(denoiser: nn.Module, folder: Path) -> None:
     expected = {key: value.shape for key, value in get_peft_model_state_dict(denoiser).items()}
     if (found := {key: value.shape for key, value in weights.items()}) != expected:
         different = sorted(key for key in found.keys() | expected.keys() if found.get(key) != expected.get(key))
-        raise ValueError(f"the adapter in {folder} was made for another model: {len(different)} tensors differ, the first is {different[0]}")
+        raise ValueError(
+            f"the adapter in {folder} was made for another model: {len(different)} tensors differ, the first is {different[0]}"
+        )
     set_peft_model_state_dict(denoiser, weights)
 
 
 def read_shape(folder: Path) -> AdapterConfig:
     """Rank, alpha and targets of a saved adapter."""
     settings = _read(folder)[1]
-    return AdapterConfig(rank=settings["r"], alpha=settings["lora_alpha"], target_modules=tuple(sorted(settings["target_modules"])))
+    return AdapterConfig(
+        rank=settings["r"], alpha=settings["lora_alpha"], target_modules=tuple(sorted(settings["target_modules"]))
+    )
 
 
 def _read(folder: Path) -> tuple[dict[str, Tensor], dict[str, int]]:

@@ -45,9 +45,8 @@ class PipelineModel:
         self.codec = codec
         self.denoiser_calls = 0
         pipe.set_progress_bar_config(disable=True)
-        for module in pipe.components.values():
-            if isinstance(module, nn.Module):
-                module.requires_grad_(False).eval()
+        for module in self.networks():
+            module.requires_grad_(False).eval()
         self._check_scheduler()
 
     @property
@@ -129,7 +128,9 @@ class PipelineModel:
     def _check_scheduler(self) -> None:
         accepts_eta = "eta" in inspect.signature(self.pipe.scheduler.step).parameters
         if self.sampling.eta and not accepts_eta:
-            raise ValueError(f"sampling.eta={self.sampling.eta} means nothing to {type(self.pipe.scheduler).__name__}; set it to 0")
+            raise ValueError(
+                f"sampling.eta={self.sampling.eta} means nothing to {type(self.pipe.scheduler).__name__}; set it to 0"
+            )
 
     def _frozen_dtype(self) -> torch.dtype:
         return next(parameter.dtype for parameter in self.denoiser.parameters() if not parameter.requires_grad)
@@ -149,6 +150,10 @@ class PipelineModel:
     def load_adapter(self, folder: Path) -> None:
         """Read an adapter that `save_adapter` wrote."""
         _adapter.load(self.denoiser, folder)
+
+    def networks(self) -> list[nn.Module]:
+        """All that occupies memory."""
+        return [module for module in self.pipe.components.values() if isinstance(module, nn.Module)]
 
     def free_text_encoders(self) -> None:
         """Drop the text encoders; `encode` cannot be called afterwards."""

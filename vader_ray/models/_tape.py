@@ -161,7 +161,9 @@ class Tape:
 
 
 def _state(scheduler: Any) -> dict[str, Any]:
-    state: dict[str, Any] = _map_tensors({k: v for k, v in vars(scheduler).items() if k != "_internal_dict"}, lambda tensor: tensor)
+    state: dict[str, Any] = _map_tensors(
+        {k: v for k, v in vars(scheduler).items() if k != "_internal_dict"}, lambda tensor: tensor
+    )
     return state
 
 

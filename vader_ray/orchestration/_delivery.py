@@ -32,14 +32,10 @@ class Delivery:
         self._server_step = -1
         self._images: set[tuple[str, int]] = set()
         self._retry_at = 0.0
+        self.last_step = max((event["step"] for event in self._outbox.events if event["kind"] == "metrics"), default=-1)
+        """The last step of earlier processes, as far as outbox and MLflow have told."""
         self.problem = ""
         """Why MLflow did not take something at the last attempt; empty when it took all."""
-
-    @property
-    def last_step(self) -> int:
-        """The last step that MLflow has, or will get from the outbox; −1 when none is known."""
-        waiting: list[int] = [event["step"] for event in self._outbox.events if event["kind"] == "metrics"]
-        return max(self._server_step, *waiting, -1)
 
     def post(self, event: Event) -> None:
         """Deliver an event after those that wait, or let it wait with them."""
@@ -90,6 +86,7 @@ class Delivery:
             history = client.get_metric_history(self._run_id, STEP_METRIC)
             self._images = set(_logged_images(client, self._run_id))
             self._server_step = max((metric.step for metric in history), default=-1)
+            self.last_step = max(self.last_step, self._server_step)
             self._client = client
         return self._client
 

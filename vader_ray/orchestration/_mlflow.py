@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 
@@ -27,6 +28,8 @@ from mlflow import MlflowClient  # noqa: E402  (MLflow reads the environment whe
 from mlflow.entities import Experiment, Metric, Param  # noqa: E402
 from mlflow.exceptions import MlflowException  # noqa: E402
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor  # noqa: E402
+
+logging.getLogger("urllib3.connectionpool").addFilter(lambda record: "/mlflow" not in record.getMessage())  # its retries
 
 __all__ = [
     "Experiment",

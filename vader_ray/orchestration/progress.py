@@ -9,8 +9,9 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as LiveDisplay
+from rich.table import Column
 
 from vader_ray.training.report import Report
 
@@ -26,10 +27,9 @@ class Progress:
         self._num_steps, self._eval_metric = num_steps, eval_metric
         self._console = console or Console(file=sys.stdout)
         self._live = LiveDisplay(
-            TextColumn("step"),
-            MofNCompleteColumn(),
-            BarColumn(bar_width=20),
-            TextColumn("{task.fields[state]}"),
+            TextColumn(f"step {{task.completed}}/{num_steps}", table_column=Column(min_width=6 + 2 * len(str(num_steps)))),
+            BarColumn(bar_width=12),
+            TextColumn("{task.fields[state]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
             console=self._console,
             disable=not self._console.is_terminal,
         )

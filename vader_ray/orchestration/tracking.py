@@ -19,7 +19,7 @@ from PIL import Image
 from vader_ray import config as settings
 from vader_ray.orchestration._delivery import STEP_METRIC, Delivery
 from vader_ray.orchestration._environment import describe_environment, git_commit, gpu_names
-from vader_ray.orchestration._mlflow import Experiment, MlflowClient, MlflowException, Param, start_system_metrics
+from vader_ray.orchestration._mlflow import Experiment, MlflowClient, MlflowException, Param, root_cause, start_system_metrics
 from vader_ray.orchestration._mlflow import quiet_environment as quiet_environment
 from vader_ray.orchestration._outbox import Event, read
 from vader_ray.orchestration._server import SQLITE, TrackingError, database_path, unusable
@@ -63,8 +63,7 @@ def start_run(
     client = MlflowClient(tracking_uri=uri)
     try:
         if resume_run_id is not None:
-            client.update_run(resume_run_id, status="RUNNING")
-            return Run(uri, client.get_run(resume_run_id).info.experiment_id, resume_run_id)
+            return _reopened(client, uri, resume_run_id)
         experiment_id = _experiment_id(client, uri, config.tracking.experiment)
         all_tags = _tags(config, parent_run_id) | dict(tags or {})
         run_id = client.create_run(experiment_id, run_name=run_name, tags=all_tags).info.run_id
@@ -89,6 +88,17 @@ def deliver(folder: Path, uri: str, run_id: str) -> str | None:
     delivery = Delivery(uri, run_id, folder, tell=_silent)
     delivery.flush(float("inf"))
     return delivery.left()
+
+
+def _reopened(client: MlflowClient, uri: str, run_id: str) -> Run:
+    try:
+        client.update_run(run_id, status="RUNNING")
+    except MlflowException as error:
+        raise TrackingError(
+            f"MLflow at {uri} cannot continue run {run_id} ({root_cause(error)}); "
+            "give the tracking.uri that the run was started with, or start a new run"
+        ) from None
+    return Run(uri, client.get_run(run_id).info.experiment_id, run_id)
 
 
 def _experiment_id(client: MlflowClient, uri: str, name: str) -> str:
@@ -120,7 +130,7 @@ def _tags(config: settings.ExperimentConfig, parent_run_id: str | None) -> dict[
 
 
 def _params(config: settings.ExperimentConfig) -> list[Param]:
-    flat = settings.flatten(config.model_dump(mode="json"))
+    flat = settings.flatten(config.model_dump(mode="json", exclude={"description"}))
     return [Param(re.sub(r"[^/\w.\- :]", "_", name)[:250], _param_value(name, value)) for name, value in flat.items()]
 
 

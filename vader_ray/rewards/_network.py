@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Self, TypeVar
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
@@ -25,7 +25,7 @@ class NetworkReward(nn.Module):
         super().__init__()
         self.eval()
 
-    def train(self, mode: bool = True) -> Self:
+    def train(self, mode: bool = True) -> NetworkReward:
         """Stays in eval mode, whatever the module it became a part of does."""
         return super().train(False)
 

@@ -27,8 +27,8 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 def resize(images: Float[Tensor, "*n 3 height width"], height: int, width: int, mode: Filter) -> Float[Tensor, "*n 3 h w"]:
     """The images at another size, antialiased; bicubic overshoot is clamped to [0, 1], as 8-bit images are."""
-    rows = _matrix(images.shape[-2], height, mode).to(images)
-    columns = _matrix(images.shape[-1], width, mode).to(images)
+    rows = _matrix(images.shape[-2], height, mode, images.dtype, images.device)
+    columns = _matrix(images.shape[-1], width, mode, images.dtype, images.device)
     resized = rows @ images @ columns.T
     return resized.clamp(0, 1) if mode == "bicubic" else resized
 
@@ -62,9 +62,10 @@ def normalise(images: Float[Tensor, "*n 3 h w"], mean: Sequence[float], std: Seq
 
 
 @lru_cache(maxsize=64)
-def _matrix(size: int, resized: int, mode: Filter) -> Float[Tensor, "resized size"]:
-    """The matrix that resizes one axis, float64 on the CPU."""
+def _matrix(size: int, resized: int, mode: Filter, dtype: torch.dtype, device: torch.device) -> Float[Tensor, "resized size"]:
+    """The matrix that resizes one axis, computed in float64."""
     # A tensor made under inference mode could never be saved for a later backward.
     with torch.inference_mode(False), torch.no_grad():
         identity = torch.eye(size, dtype=torch.float64, device="cpu")[None, None]
-        return functional.interpolate(identity, size=(resized, size), mode=mode, antialias=True)[0, 0]
+        matrix = functional.interpolate(identity, size=(resized, size), mode=mode, antialias=True)[0, 0]
+        return matrix.to(device=device, dtype=dtype)

@@ -115,9 +115,7 @@ def load_strictly(network: nn.Module, state: Mapping[str, Tensor], source: Path)
         if found
     ]
     if problems:
-        raise ConfigError(
-            f"{source} belongs to another network, with weights {', '.join(problems)}; give one that fits"
-        )
+        raise ConfigError(f"{source} belongs to another network, with weights {', '.join(problems)}; give one that fits")
     network.load_state_dict(state)
 
 

@@ -72,12 +72,10 @@ class Reward(FrameReward):
 
     def _encode_text(self, prompt: str) -> Float[Tensor, " features"]:
         # One prompt at a time: in a batch the last bits would depend on the neighbours, hence on what was cached before.
-        # Outside inference mode: a tensor born in it could not be saved for a later backward.
         if prompt not in self._text_features:
             device = next(self.parameters()).device
-            with torch.inference_mode(False), torch.no_grad():
-                features = self.clip.encode_text(self.tokenize([prompt]).to(device))
-                self._text_features[prompt] = functional.normalize(features, dim=-1)[0]
+            features = self.clip.encode_text(self.tokenize([prompt]).to(device))
+            self._text_features[prompt] = functional.normalize(features, dim=-1)[0]
         return self._text_features[prompt]
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:

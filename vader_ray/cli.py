@@ -1,0 +1,202 @@
+"""The command line: ``vader-ray train|evaluate|generate|check|list``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any, ParamSpec
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from vader_ray.config import ConfigError, ExperimentConfig, load, locate, recipe_names
+
+app = typer.Typer(
+    help=__doc__,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+P = ParamSpec("P")
+
+Recipe = Annotated[str, typer.Argument(help="A packaged recipe (see `list recipes`) or the path of a YAML file.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, e.g. sampling.truncation_depth=2.")
+]
+Workers = Annotated[int | None, typer.Option("--workers", "-w", help="Ray Train workers; short for machine.num_workers=N.")]
+AdapterFolder = Annotated[Path | None, typer.Option("--adapter", help="A saved adapter; without it, the pretrained model.")]
+
+
+def _explained(command: Callable[P, None]) -> Callable[P, None]:
+    """What the user can correct ends with one message and status 2; a run that failed otherwise, with 1."""
+
+    @wraps(command)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
+        from vader_ray.orchestration.run import RunFailed
+
+        try:
+            command(*args, **kwargs)
+        except RunFailed as error:
+            _stop(error, 1)
+        except (ValueError, OSError) as error:
+            _stop(error, 2)
+        except KeyboardInterrupt:
+            print("stopped; `--resume` continues from the last checkpoint", file=sys.stderr)
+            raise typer.Exit(130) from None
+
+    return wrapped
+
+
+def _stop(error: Exception, status: int) -> None:
+    print(f"vader-ray: {error}", file=sys.stderr)
+    raise typer.Exit(status) from None
+
+
+def _load(recipe: str, overrides: list[str] | None, workers: int | None = None) -> ExperimentConfig:
+    from vader_ray.orchestration.run import check_names
+
+    more = [] if workers is None else [f"machine.num_workers={workers}"]
+    folder = Path(recipe).resolve().parent if Path(recipe).is_file() else None
+    return check_names(load(recipe, [*(overrides or []), *more]), folder)
+
+
+@app.command()
+@_explained
+def train(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    workers: Workers = None,
+    run_name: Annotated[str | None, typer.Option(help="Name of the run's folder; an existing name continues that run.")] = None,
+    resume: Annotated[bool, typer.Option(help="Continue the named run, or the recipe's latest unfinished one.")] = False,
+    runs_dir: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("runs"),
+) -> None:
+    """Align a model by reward gradients on Ray Train, tracked by MLflow. The last line is the run's folder."""
+    from vader_ray.orchestration.run import read_summary, run
+
+    config = _load(recipe, overrides, workers)
+    folder = run(config, runs_dir=runs_dir, run_name=run_name, resume=resume)
+    _print_summary(read_summary(folder))
+    print(folder.path)
+
+
+def _print_summary(summary: dict[str, Any]) -> None:
+    console = Console(highlight=False)
+    table = Table(title=f"held-out prompts, before → after {summary['steps']} steps ({summary['reward_queries']} reward queries)")
+    for heading in ("measure", "before", "after", "gain ± standard error"):
+        table.add_column(heading, justify="left" if heading == "measure" else "right")
+    for name, before in summary["eval"]["before"].items():
+        gain = summary["gain"][name]
+        after, difference = summary["eval"]["after"][name], f"{gain['mean']:+.4f} ± {gain['standard_error']:.4f}"
+        table.add_row(name, f"{before:.4f}", f"{after:.4f}", difference)
+    for name, before in summary["judge"]["before"].items():
+        table.add_row(f"caption followed: {name}", f"{before:.0%}", f"{summary['judge']['after'][name]:.0%}", "")
+    console.print(table)
+    for metric, floor in summary["must_reach"].items():
+        verdict = "reached" if summary["reached"][metric] else "NOT reached"
+        console.print(f"{verdict}: {metric} of at least {floor}")
+    print(f"before and after: {summary['artifacts']['before_after']}")
+    print(
+        f"videos:           {Path(summary['artifacts']['gallery'])} (in a browser), mp4 files in {Path(summary['artifacts']['gallery']).parent / 'videos'}"
+    )
+    print(
+        f"MLflow:           mlflow ui --backend-store-uri {summary['tracking_uri']}"
+        if summary["tracking_uri"].startswith("sqlite")
+        else f"MLflow:           {summary['tracking_uri']}"
+    )
+
+
+@app.command()
+@_explained
+def evaluate(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    adapter: AdapterFolder = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Also write the metrics as JSON.")] = None,
+) -> None:
+    """Score the recipe's held-out videos with all its rewards, in this process."""
+    from vader_ray.training.standalone import evaluate_adapter
+
+    metrics = evaluate_adapter(_load(recipe, overrides), adapter)
+    for name, value in metrics.items():
+        print(f"{name:32} {value:.4f}")
+    if output is not None:
+        output.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+
+
+@app.command()
+@_explained
+def generate(
+    recipe: Recipe,
+    prompt: Annotated[str, typer.Argument(help="What the video shall show.")],
+    overrides: Overrides = None,
+    adapter: AdapterFolder = None,
+    seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
+    output: Annotated[Path, typer.Option("--output", "-o")] = Path("video.mp4"),
+) -> None:
+    """Make an mp4 from a prompt with the recipe's model, with or without an adapter."""
+    from vader_ray.training.standalone import generate_video
+
+    generate_video(_load(recipe, overrides), prompt, adapter, seed, output)
+    print(output.resolve())
+
+
+@app.command()
+@_explained
+def check(recipe: Recipe, overrides: Overrides = None, workers: Workers = None) -> None:
+    """Validate a recipe, say what it loads, and make one step's gradient on every worker without changing anything."""
+    from vader_ray.orchestration.check import check as check_on_workers
+
+    config = _load(recipe, overrides, workers)
+    print(f"model   {config.model.family}: {locate(config.model.weights)}")
+    for kind, specs in (("reward", config.rewards), ("eval", config.eval_rewards)):
+        for spec in specs:
+            options = ", ".join(f"{name}={locate(str(value))}" for name, value in spec.options.items())
+            print(f"{kind:7} {spec.name} (weight {spec.weight:g}, frames {spec.frames}): {options or 'no options'}")
+    sampling, checked = config.sampling, check_on_workers(config)
+    step = checked.step
+    print(
+        f"plan    {sampling.truncation} {sampling.truncation_depth} of {sampling.num_inference_steps} denoising steps, "
+        f"{config.num_steps} steps of {config.videos_per_step} videos on {config.machine.num_workers} workers"
+    )
+    print(f"adapter {step.num_adapter_parameters:,} parameters, gradient norm {step.gradient_norm:.3g}, finite and not zero")
+    print(f"memory  {step.peak_gib:.2f} GiB at the peak of one worker, {step.weights_gib:.2f} GiB of it weights")
+    print(
+        f"time    {step.step_seconds:.1f} s per step, about {step.step_seconds * config.num_steps / 60:.0f} min without evaluations"
+    )
+    if not checked.equal_on_all_workers:
+        raise ConfigError(
+            "the workers' summed gradients differ: their process group does not work; check the network between the nodes"
+        )
+    print(f"workers {config.machine.num_workers}, with bit-identical gradients")
+
+
+@app.command(name="list")
+@_explained
+def list_(what: Annotated[str, typer.Argument(help="models, rewards or recipes")]) -> None:
+    """What can be named in a recipe."""
+    from vader_ray import models, rewards
+
+    described: dict[str, Callable[[], dict[str, str]]] = {
+        "models": lambda: {name: _first_line(models.resolve(name)) for name in models.names()},
+        "rewards": lambda: {
+            name: f"{rewards.resolve(name).granularity}; {rewards.resolve(name).unit}" for name in rewards.names()
+        },  # type: ignore[attr-defined]
+        "recipes": lambda: {name: load(name).description for name in recipe_names()},
+    }
+    if what not in described:
+        raise ConfigError(f"there is nothing called {what!r} to list; choose one of {', '.join(described)}")
+    for name, description in described[what]().items():
+        print(f"{name:24} {description}")
+
+
+def _first_line(documented: Any) -> str:
+    return str(documented.__doc__).strip().splitlines()[0]
+
+
+if __name__ == "__main__":
+    app()

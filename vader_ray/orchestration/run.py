@@ -1,0 +1,184 @@
+"""The driver of a run: checks, MLflow, Ray Train, progress, summary."""
+
+from __future__ import annotations
+
+import json
+import queue
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+from ray.train.v2.api.config import LoggingConfig
+from ray.util.queue import Empty, Queue
+
+from vader_ray import models, rewards
+from vader_ray.config import ExperimentConfig
+from vader_ray.orchestration import cluster, tracking
+from vader_ray.orchestration.folder import RunFolder, open_folder, write_json
+from vader_ray.orchestration.progress import Progress
+from vader_ray.orchestration.worker import worker_loop
+
+
+class RunFailed(RuntimeError):
+    """A run ended without its result; the message says why and how to go on."""
+
+
+def check_names(config: ExperimentConfig, folder: Path | None = None) -> ExperimentConfig:
+    """The recipe with every name resolved and every reward option checked; loads no weights.
+
+    Paths in the options of rewards become absolute; a relative one starts at ``folder`` (the recipe's).
+
+    Raises:
+        ConfigError: unknown family, reward or option, or a path that does not exist.
+    """
+    models.resolve(config.model.family)
+    checked = {
+        name: tuple(rewards.check(spec, folder=folder) for spec in getattr(config, name)) for name in ("rewards", "eval_rewards")
+    }
+    return config.model_copy(update=checked)
+
+
+def run(config: ExperimentConfig, *, runs_dir: Path, run_name: str | None, resume: bool) -> RunFolder:
+    """Run a recipe to its end, or continue it from its last checkpoint; the folder with its summary.
+
+    Raises:
+        ConfigError, TrackingError: something cannot work; raised before any work is done.
+        RunFailed: the run ended early; what it had computed is kept and can be resumed.
+    """
+    config = check_names(config)
+    folder = open_folder(config, runs_dir, run_name, resume=resume)
+    if folder.is_complete():
+        return folder
+    known = folder.read_run()
+    recipe = folder.recipe.read_text(encoding="utf-8")
+    mlflow_run = tracking.start_run(config, folder.name, recipe, resume_run_id=known.get("mlflow_run_id"))
+    write_json(folder.run, {"identity": config.identity(), "mlflow_run_id": mlflow_run.run_id, "tracking_uri": mlflow_run.uri})
+    status: tracking.Status = "FAILED"
+    try:
+        with cluster.connected(config.machine):
+            state = _fit(config, folder, mlflow_run)
+        write_json(folder.summary, summarise(config, folder, mlflow_run, state, "completed"))
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        if status != "FINISHED":
+            write_json(folder.summary, summarise(config, folder, mlflow_run, {}, "stopped" if status == "KILLED" else "failed"))
+        line = tracking.end_run(mlflow_run.uri, mlflow_run.run_id, status, folder=folder.path)
+        if line:
+            print(line)
+    return folder
+
+
+def _fit(config: ExperimentConfig, folder: RunFolder, mlflow_run: tracking.Run) -> dict[str, Any]:
+    """Ray Train in a thread (so that Ray leaves Ctrl-C to us), its messages here; rank 0's final state."""
+    messages = Queue(actor_options={"num_cpus": 0})
+    job = {"config": config.model_dump(mode="json"), "folder": str(folder.path), "run": tuple(mlflow_run), "messages": messages}
+    use_gpu = cluster.uses_gpu(config.machine)
+    trainer = TorchTrainer(
+        worker_loop,
+        train_loop_config=job,
+        scaling_config=ScalingConfig(num_workers=config.machine.num_workers, use_gpu=use_gpu),
+        run_config=RunConfig(
+            name="checkpoints",
+            storage_path=str(folder.path),
+            failure_config=FailureConfig(max_failures=config.machine.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=config.checkpoint.keep),
+            logging_config=LoggingConfig(log_level="ERROR"),
+        ),
+    )
+    outcome: list[Any] = []
+    thread = threading.Thread(target=_collect, args=(trainer.fit, outcome), daemon=True)
+    thread.start()
+    _follow(config, thread, messages)
+    (result,) = outcome
+    if isinstance(result, BaseException):
+        raise RunFailed(
+            f"Ray Train gave up: {_last_line(result)}; logs are in {_ray_logs()}; continue with --resume --run-name {folder.name}"
+        )
+    if result.error is not None:
+        raise RunFailed(f"the workers failed: {_last_line(result.error)}; continue with --resume --run-name {folder.name}")
+    state: dict[str, Any] = result.return_value
+    return state
+
+
+def _collect(fit: Callable[[], Any], outcome: list[Any]) -> None:
+    try:
+        outcome.append(fit())
+    except BaseException as error:  # handed to the main thread, which raises it
+        outcome.append(error)
+
+
+def _follow(config: ExperimentConfig, thread: threading.Thread, messages: Queue) -> None:
+    """Show what the workers tell until they are done.
+
+    Raises:
+        RunFailed: a worker met something that only the user can correct.
+    """
+    metric = config.selection()
+    with Progress(config.num_steps, eval_metric=metric) as progress:
+        while thread.is_alive() or not messages.empty():
+            try:
+                kind, content = messages.get(timeout=0.5)
+            except (Empty, queue.Empty):
+                continue
+            if kind == "error":
+                raise RunFailed(content)
+            progress.update(content) if kind == "report" else progress.line(content)
+
+
+def _last_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[-1]
+
+
+def _ray_logs() -> str:
+    return str(Path(ray._private.worker._global_node.get_logs_dir_path()))
+
+
+def summarise(
+    config: ExperimentConfig, folder: RunFolder, run: tracking.Run, state: dict[str, Any], status: str
+) -> dict[str, Any]:
+    """The run in one JSON object; the means are over the held-out videos."""
+    before, after = state.get("before_metrics", {}), state.get("last_metrics", {})
+    return {
+        "recipe": config.name,
+        "status": status,
+        "steps": state.get("step", 0),
+        "reward_queries": state.get("reward_queries", 0),
+        "denoiser_calls": state.get("denoiser_calls", 0),
+        "wall_seconds": round(state.get("wall_seconds", 0.0), 1),
+        "num_workers": config.machine.num_workers,
+        "mlflow_run_id": run.run_id,
+        "tracking_uri": run.uri,
+        "eval": {"before": _under(before, "eval/reward/"), "after": _under(after, "eval/reward/")},
+        "gain": {
+            name: {"mean": value, "standard_error": after[f"eval/gain_standard_error/{name}"]}
+            for name, value in _under(after, "eval/gain/").items()
+        },
+        "judge": {"before": _under(before, "eval/judge/"), "after": _under(after, "eval/judge/")},
+        "best_step": state.get("best_step"),
+        "must_reach": config.must_reach,
+        "reached": {name: after.get(name, float("-inf")) >= floor for name, floor in config.must_reach.items()},
+        "artifacts": {
+            "adapter": str(folder.adapter),
+            "best_adapter": str(folder.best_adapter),
+            "before_after": str(folder.before_after),
+            "gallery": str(folder.gallery),
+            "videos": [str(path) for path in sorted(folder.videos.glob("step-*/*.mp4"))],
+        },
+    }
+
+
+def _under(metrics: dict[str, float], prefix: str) -> dict[str, float]:
+    return {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix)}
+
+
+def read_summary(folder: RunFolder) -> dict[str, Any]:
+    """The summary of a run that has ended."""
+    summary: dict[str, Any] = json.loads(folder.summary.read_text(encoding="utf-8"))
+    return summary

@@ -1,0 +1,89 @@
+"""What a Ray Train worker runs: the training loop, with Ray as the courier of its reports."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import torch
+from ray.train.torch import get_device
+from ray.util.queue import Queue
+
+from vader_ray import config as settings
+from vader_ray.orchestration.folder import RunFolder
+from vader_ray.orchestration.recorder import Recorder
+from vader_ray.orchestration.tracking import Run
+from vader_ray.training.loop import is_due, train
+from vader_ray.training.group import Group
+from vader_ray.training.report import Report
+from vader_ray.training.step import TrainingError
+
+
+def worker_loop(job: dict[str, Any]) -> dict[str, Any] | None:
+    """Run or continue the job's recipe on this worker; on rank 0, the final state as plain JSON.
+
+    Args:
+        job: ``config`` (plain JSON), ``folder`` (of the run), ``run`` (of MLflow) and ``messages``, a queue to the
+            driver: ``("report", Report)``, ``("line", text)`` and ``("error", text)``.
+    """
+    config = settings.validate(job["config"])
+    context, messages = ray.train.get_context(), job["messages"]
+    group = Group(context.get_world_rank(), context.get_world_size())
+    try:
+        return _train(config, RunFolder(Path(job["folder"])), Run(*job["run"]), group, messages)
+    except (TrainingError, ValueError, OSError) as error:
+        # the user's to correct, so the driver stops the run; anything else may be a lost worker, which Ray replaces
+        messages.put(("error", str(error)))
+        raise
+
+
+def _train(
+    config: settings.ExperimentConfig, folder: RunFolder, run: Run, group: Group, messages: Queue
+) -> dict[str, Any] | None:
+    with ExitStack() as stack:
+        checkpoint = ray.train.get_checkpoint()
+        resume_from = Path(stack.enter_context(checkpoint.as_directory())) if checkpoint else None
+        record: Callable[[Report], None] = lambda report: None
+        recorder = None
+        if group.rank == 0:
+            recorder = Recorder(
+                config, folder, run, resumed_step=_step_of(resume_from), tell=lambda text: messages.put(("line", text))
+            )
+            record = recorder.record
+
+        def report(event: Report) -> None:
+            record(event)
+            if group.rank == 0:
+                messages.put(("report", _light(event)))
+            if event.step and is_due(event.step, config.checkpoint.every, config.num_steps):
+                saved = ray.train.Checkpoint.from_directory(event.checkpoint) if event.checkpoint else None
+                ray.train.report({"step": event.step}, checkpoint=saved)
+
+        tags = {"mlflow_run_id": run.run_id}
+        state = train(config, group=group, device=_device(), report=report, resume_from=resume_from, tags=tags)
+        if recorder is None:
+            return None
+        if line := recorder.close():
+            messages.put(("line", line))
+        return asdict(state)
+
+
+def _device() -> torch.device:
+    device = get_device()
+    assert isinstance(device, torch.device)
+    return device
+
+
+def _step_of(checkpoint: Path | None) -> int:
+    """The step that a checkpoint continues after."""
+    return int(json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))["step"]) if checkpoint else 0
+
+
+def _light(report: Report) -> Report:
+    """What the driver shows: numbers only."""
+    return Report(report.step, report.metrics)

@@ -1,0 +1,74 @@
+"""One step without its update: proof that a recipe can be run on this machine."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from statistics import fmean
+
+import torch
+from torch import Tensor, nn
+
+from vader_ray.alignment.truncation import draw_plan
+from vader_ray.alignment.vader import accumulate_gradient
+from vader_ray.config import ExperimentConfig
+from vader_ray.training.draws import generator
+from vader_ray.training.experiment import Experiment, build
+from vader_ray.training.group import Group
+from vader_ray.training.loop import peak_gib
+from vader_ray.training.step import batching, make_rollout, sum_and_clip
+
+
+@dataclass(frozen=True, slots=True)
+class StepCheck:
+    """What one step took on one worker."""
+
+    num_adapter_parameters: int
+    weights_gib: float
+    """Model and rewards, after the text encoders were freed."""
+    peak_gib: float
+    """Of the device, or of the process on the CPU, libraries included."""
+    step_seconds: float
+    gradient_norm: float
+    scores: dict[str, float]
+    """Mean score of each trained reward over this worker's videos."""
+
+
+def check_step(config: ExperimentConfig, group: Group, device: torch.device) -> tuple[StepCheck, Tensor]:
+    """What one step took, and the adapter's gradient over all workers on the CPU.
+
+    Raises:
+        ValueError: something cannot be loaded, or the gradient is zero or not finite.
+    """
+    torch.set_num_threads(config.machine.num_threads)
+    experiment = build(config, device)
+    plan = draw_plan(config.sampling, generator(config.seed, "truncation", 0))
+    rollout = make_rollout(config, experiment, list(group.share(config.videos_per_step)))
+    started = time.monotonic()
+    scored = accumulate_gradient(
+        experiment.model, experiment.terms, rollout, plan, batching(config.machine), scale=1 / config.videos_per_step
+    )
+    norm = sum_and_clip(experiment.model, group, float("inf"))
+    seconds = time.monotonic() - started
+    if not 0 < norm < float("inf"):
+        raise ValueError(
+            f"the adapter's gradient is {norm} for {config.sampling.truncation_depth} graded denoising steps ({plan.graded}); "
+            "grade other steps (sampling.truncation, truncation_depth), adapt other layers (adapter.target_modules) or mend the reward"
+        )
+    parameters = experiment.model.adapter_parameters()
+    gradient = torch.cat([parameter.grad.flatten() for parameter in parameters if parameter.grad is not None])
+    found = StepCheck(
+        num_adapter_parameters=sum(parameter.numel() for parameter in parameters),
+        weights_gib=_weights_bytes(experiment) / 2**30,
+        peak_gib=peak_gib(device),
+        step_seconds=seconds,
+        gradient_norm=norm,
+        scores={name: fmean(value for part in scored for value in part.scores[name].tolist()) for name in scored[0].scores},
+    )
+    return found, gradient.cpu()
+
+
+def _weights_bytes(experiment: Experiment) -> int:
+    networks = [term.reward for term in (*experiment.terms, *experiment.eval_terms)]
+    modules = [*experiment.model.networks(), *(network for network in networks if isinstance(network, nn.Module))]
+    return sum(parameter.numel() * parameter.element_size() for module in modules for parameter in module.parameters())

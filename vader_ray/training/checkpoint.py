@@ -1,0 +1,77 @@
+"""Checkpoints: a folder that holds everything an exact continuation needs.
+
+``adapter/`` and ``best_adapter/`` in the model's own adapter format, ``optimizer.pt``, ``state.json``. A checkpoint is
+written beside its final name and renamed, so a folder with the final name is whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+
+from vader_ray.types import VideoModel
+
+
+@dataclass(slots=True)
+class State:
+    """What a run has done so far, beside adapter and optimizer."""
+
+    step: int = 0
+    reward_queries: int = 0
+    denoiser_calls: int = 0
+    train_seconds: float = 0.0
+    """Of the steps alone."""
+    wall_seconds: float = 0.0
+    """Evaluations and earlier sessions included."""
+    nonfinite_steps: int = 0
+    nonfinite_in_a_row: int = 0
+    best_step: int = 0
+    best_value: float = float("-inf")
+    before: dict[str, list[float]] = field(default_factory=dict)
+    """Scores of the held-out videos before training."""
+    before_metrics: dict[str, float] = field(default_factory=dict)
+    last_metrics: dict[str, float] = field(default_factory=dict)
+    """Of the last evaluation."""
+    tags: dict[str, str] = field(default_factory=dict)
+    """The caller's, e.g. the MLflow run that this run belongs to."""
+
+
+def save(folder: Path, state: State, model: VideoModel, optimizer: torch.optim.Optimizer, best_adapter: Path) -> Path:
+    """Write a checkpoint; the folder appears whole or not at all.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written; what was there before stays.
+    """
+    unfinished = folder.with_name(folder.name + ".unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    model.save_adapter(unfinished / "adapter")
+    shutil.copytree(best_adapter, unfinished / "best_adapter")
+    torch.save(optimizer.state_dict(), unfinished / "optimizer.pt")
+    (unfinished / "state.json").write_text(json.dumps(asdict(state), indent=1), encoding="utf-8")
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(unfinished, folder)
+    return folder
+
+
+def restore(folder: Path, model: VideoModel, optimizer: torch.optim.Optimizer) -> State:
+    """Put adapter and optimizer back; the state of the run.
+
+    Raises:
+        ValueError: the folder is no checkpoint, or one of another model.
+    """
+    try:
+        state = State(**json.loads((folder / "state.json").read_text(encoding="utf-8")))
+        saved = torch.load(folder / "optimizer.pt", weights_only=True, map_location="cpu")
+    except (OSError, json.JSONDecodeError, TypeError, RuntimeError, EOFError) as error:
+        raise ValueError(
+            f"{folder} is not a whole checkpoint ({type(error).__name__}: {error}); continue from an earlier one"
+        ) from None
+    model.load_adapter(folder / "adapter")
+    optimizer.load_state_dict(saved)
+    return state

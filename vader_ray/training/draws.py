@@ -1,0 +1,27 @@
+"""Every random choice of a run, as a function of (seed, step, video index): never of rank, time or worker count."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+_STREAMS = {"noise": 1, "prompt": 2, "truncation": 3, "frames": 4, "evaluation": 5, "adapter": 6}
+
+
+def derive(seed: int, stream: str, *indices: int) -> int:
+    """A 63-bit seed for one choice, independent between streams and indices (numpy's SeedSequence)."""
+    return int(np.random.SeedSequence([seed, _STREAMS[stream], *indices]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def generator(seed: int, stream: str, *indices: int) -> torch.Generator:
+    """A CPU generator for one choice."""
+    return torch.Generator().manual_seed(derive(seed, stream, *indices))
+
+
+def prompt_of(prompts: Sequence[str], seed: int, video: int) -> str:
+    """The prompt of a video: all prompts once, shuffled, before any comes again."""
+    epoch, position = divmod(video, len(prompts))
+    order = torch.randperm(len(prompts), generator=generator(seed, "prompt", epoch))
+    return prompts[int(order[position])]

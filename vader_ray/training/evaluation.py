@@ -1,0 +1,112 @@
+"""Evaluation on held-out prompts with fixed noise: the trained rewards, others that were not trained, caption-following."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vader_ray.alignment.frames import choose_frames, every_frame_rule
+from vader_ray.alignment.gradient import Term, score_only
+from vader_ray.config import ExperimentConfig
+from vader_ray.training.draws import derive
+from vader_ray.training.experiment import Experiment
+from vader_ray.training.group import Group
+from vader_ray.training.report import Video
+from vader_ray.types import Codec, Frames, Latents
+from vader_ray.world.judge import Judge
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one evaluation saw, the same on every worker."""
+
+    metrics: dict[str, float]
+    scores: dict[str, list[float]]
+    """Per reward (and ``objective``), the score of every held-out video: for paired differences."""
+    videos: tuple[Video, ...]
+    """The videos to be shown."""
+
+
+@torch.no_grad()
+def evaluate(config: ExperimentConfig, experiment: Experiment, group: Group) -> Evaluation:
+    """Sample the held-out videos, in the same batches whatever the number of workers, and score them."""
+    numbered, size = list(enumerate(_heldout(config))), config.machine.prefix_batch_size
+    batches = [numbered[start : start + size] for start in range(0, len(numbered), size)]
+    mine = [video for index in group.share(len(batches)) for video in _watch(config, experiment, batches[index])]
+    watched = group.gather(mine)
+    scores = {name: [item.scores[name] for item in watched] for name in watched[0].scores}
+    metrics = {f"eval/reward/{name}": fmean(values) for name, values in scores.items() if name != "objective"}
+    metrics["eval/objective"] = fmean(scores["objective"])
+    for trait in watched[0].judged:
+        metrics[f"eval/judge/{trait}"] = fmean(item.judged[trait] for item in watched)
+    return Evaluation(metrics, scores, tuple(item.video for item in watched if item.video is not None))
+
+
+def compare(before: dict[str, list[float]], now: dict[str, list[float]]) -> dict[str, float]:
+    """Mean and standard error of the paired differences over the held-out videos, per reward."""
+    metrics = {}
+    for name in before:
+        differences = [after - first for first, after in zip(before[name], now[name], strict=True)]
+        metrics[f"eval/gain/{name}"] = fmean(differences)
+        metrics[f"eval/gain_standard_error/{name}"] = (
+            stdev(differences) / len(differences) ** 0.5 if len(differences) > 1 else 0.0
+        )
+    return metrics
+
+
+@dataclass(frozen=True)
+class _Watched:
+    scores: dict[str, float]
+    judged: dict[str, float]
+    video: Video | None
+
+
+def _heldout(config: ExperimentConfig) -> list[tuple[str, int]]:
+    """Prompt and noise seed of each held-out video; prompts come round again with other noise."""
+    prompts = config.prompts.heldout
+    return [(prompts[i % len(prompts)], derive(config.seed, "evaluation", i)) for i in range(config.evaluation.num_videos)]
+
+
+def _watch(config: ExperimentConfig, experiment: Experiment, batch: Sequence[tuple[int, tuple[str, int]]]) -> list[_Watched]:
+    prompts = [prompt for _, (prompt, _) in batch]
+    seeds = [seed for _, (_, seed) in batch]
+    model, chunk_size = experiment.model, config.machine.decode_chunk_size
+    latents = model.sample(experiment.condition(prompts), seeds)
+    frames = decode_all(model.codec, latents)
+    scores = {term.name: _score(term, frames, prompts, chunk_size) for term in (*experiment.terms, *experiment.eval_terms)}
+    scores["objective"] = torch.stack([term.value(scores[term.name]) for term in experiment.terms]).sum(dim=0)
+    watched = []
+    for place, (index, (prompt, seed)) in enumerate(batch):
+        own = {name: float(values[place]) for name, values in scores.items()}
+        video = Video(prompt, seed, own, to_uint8(frames[place])) if index < config.evaluation.num_shown else None
+        watched.append(_Watched(own, _judge(frames[place], prompt) if config.evaluation.judge else {}, video))
+    return watched
+
+
+def _judge(frames: torch.Tensor, prompt: str) -> dict[str, float]:
+    return Judge.load().accuracy(frames[None].float().cpu(), [prompt])
+
+
+def decode_all(codec: Codec, latents: Latents) -> Frames:
+    """Every frame, portion by portion."""
+    state, portions = None, []
+    for chunk in codec.chunks(latents, range(codec.num_frames(latents))):
+        portion, state = codec.decode(latents, state, chunk)
+        portions.append(portion)
+    return torch.cat(portions, dim=1)
+
+
+def to_uint8(frames: torch.Tensor) -> NDArray[np.uint8]:
+    """Frames, height, width, 3 in 0…255."""
+    pixels: NDArray[np.uint8] = (frames.float().clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    return pixels
+
+
+def _score(term: Term, frames: Frames, prompts: Sequence[str], chunk_size: int) -> torch.Tensor:
+    chosen = choose_frames(every_frame_rule(term.frames), frames.shape[1], torch.Generator())
+    return score_only(term.reward, frames[:, list(chosen)], prompts, chunk_size)

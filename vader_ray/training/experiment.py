@@ -1,0 +1,65 @@
+"""From a recipe to the objects of a run: model, rewards, conditioning."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from vader_ray import models, rewards
+from vader_ray.alignment.gradient import Term
+from vader_ray.config import ExperimentConfig, RewardConfig, SamplingConfig
+from vader_ray.training.draws import derive
+from vader_ray.types import Batch, VideoModel
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """All that one worker holds in memory."""
+
+    model: VideoModel
+    terms: list[Term]
+    """The trained rewards."""
+    eval_terms: list[Term]
+    """The rewards that are only measured."""
+    conditioning: Batch
+    """Of every prompt of the recipe, once."""
+    rows: dict[str, int]
+    """Prompt → its row of the conditioning."""
+
+    def condition(self, prompts: Sequence[str]) -> Batch:
+        """The conditioning of some of the recipe's prompts."""
+        return self.conditioning[[self.rows[prompt] for prompt in prompts]]
+
+
+def build(config: ExperimentConfig, device: torch.device) -> Experiment:
+    """Load everything, encode every prompt once and give the text encoders' memory back."""
+    model = models.build(
+        config.model,
+        config.sampling,
+        config.adapter,
+        seed=derive(config.seed, "adapter"),
+        chunk_size=config.machine.decode_chunk_size,
+        device=device,
+    )
+    prompts = list(dict.fromkeys((*config.prompts.train, *config.prompts.heldout)))
+    conditioning = model.encode(prompts)
+    model.free_text_encoders()
+    return Experiment(
+        model=model,
+        terms=[_term(spec, config.sampling, device) for spec in config.rewards],
+        eval_terms=[_term(spec, config.sampling, device) for spec in config.eval_rewards],
+        conditioning=conditioning,
+        rows={prompt: row for row, prompt in enumerate(prompts)},
+    )
+
+
+def _term(spec: RewardConfig, sampling: SamplingConfig, device: torch.device) -> Term:
+    """A reward of the recipe, after it has shown on random frames that it keeps its contract."""
+    reward = rewards.build(spec, device=device)
+    num_frames = 2 if reward.granularity == "frame" else sampling.num_frames
+    rewards.check_contract(
+        reward, name=spec.name, device=device, num_frames=num_frames, height=sampling.height, width=sampling.width
+    )
+    return Term(spec.name, reward, spec.weight, spec.target, spec.frames)

@@ -1,0 +1,122 @@
+"""The loop of one worker: step, evaluate, checkpoint, report. Knows neither Ray nor MLflow."""
+
+from __future__ import annotations
+
+import resource
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+
+from vader_ray.config import ExperimentConfig
+from vader_ray.training import checkpoint
+from vader_ray.training.checkpoint import State
+from vader_ray.training.evaluation import Evaluation, compare, evaluate
+from vader_ray.training.experiment import Experiment, build
+from vader_ray.training.group import Group
+from vader_ray.training.report import Report, Video
+from vader_ray.training.step import take_step
+
+
+def train(
+    config: ExperimentConfig,
+    *,
+    group: Group = Group(),
+    device: torch.device = torch.device("cpu"),
+    report: Callable[[Report], object] = print,
+    resume_from: Path | None = None,
+    tags: Mapping[str, str] | None = None,
+) -> State:
+    """Run a recipe on this worker, from the start or from a checkpoint, and report after every step.
+
+    All workers of a group call it alike and report equally often; only rank 0's reports carry checkpoints.
+
+    Raises:
+        TrainingError: the gradient was not finite for several steps in a row.
+        ValueError: weights, rewards or the checkpoint do not fit the recipe.
+    """
+    torch.set_num_threads(config.machine.num_threads)
+    experiment = build(config, device)
+    optimizer = make_optimizer(config, experiment)
+    with tempfile.TemporaryDirectory(prefix="vader_ray_") as scratch:
+        best_adapter = Path(scratch) / "best_adapter"
+        if resume_from is None:
+            state, started = State(tags=dict(tags or {})), time.monotonic()
+            first = _evaluate(config, experiment, group, state, best_adapter)
+            report(Report(0, first.metrics | _costs(state, group, device, started), videos=first.videos))
+        else:
+            state = checkpoint.restore(resume_from, experiment.model, optimizer)
+            shutil.copytree(resume_from / "best_adapter", best_adapter)
+            started = time.monotonic() - state.wall_seconds
+        while state.step < config.num_steps:
+            step_started = time.monotonic()
+            metrics, queries = take_step(config, experiment, optimizer, group, state, step_started - started)
+            metrics["time/step_seconds"] = time.monotonic() - step_started
+            state.train_seconds += metrics["time/step_seconds"]
+            videos: tuple[Video, ...] = ()
+            if is_due(state.step, config.evaluation.every, config.num_steps):
+                evaluation = _evaluate(config, experiment, group, state, best_adapter)
+                metrics, videos = metrics | evaluation.metrics, evaluation.videos
+            metrics |= _costs(state, group, device, started)
+            saved = None
+            if is_due(state.step, config.checkpoint.every, config.num_steps) and group.rank == 0:
+                saved = checkpoint.save(Path(scratch) / "checkpoint", state, experiment.model, optimizer, best_adapter)
+            report(Report(state.step, metrics, queries, videos, saved))
+    return state
+
+
+def make_optimizer(config: ExperimentConfig, experiment: Experiment) -> torch.optim.Optimizer:
+    """AdamW over the adapter."""
+    settings = config.optimizer
+    return torch.optim.AdamW(
+        experiment.model.adapter_parameters(),
+        lr=settings.learning_rate,
+        betas=settings.betas,
+        eps=settings.eps,
+        weight_decay=settings.weight_decay,
+    )
+
+
+def is_due(step: int, every: int, num_steps: int) -> bool:
+    """Whether something with a cadence happens after this step; it always does after the last."""
+    return step % every == 0 or step == num_steps
+
+
+def _evaluate(config: ExperimentConfig, experiment: Experiment, group: Group, state: State, best_adapter: Path) -> Evaluation:
+    """Evaluate, measure the gain over the start, and keep the adapter when it is the best so far."""
+    evaluation = evaluate(config, experiment, group)
+    metrics = evaluation.metrics
+    if state.step == 0:
+        state.before, state.before_metrics = evaluation.scores, dict(metrics)
+    metrics |= compare(state.before, evaluation.scores)
+    value = metrics[config.selection()]
+    if state.step == 0 or value > state.best_value:
+        state.best_value, state.best_step = value, state.step
+        experiment.model.save_adapter(best_adapter)
+    metrics["eval/best_step"] = float(state.best_step)
+    state.last_metrics = dict(metrics)
+    return evaluation
+
+
+def _costs(state: State, group: Group, device: torch.device, started: float) -> dict[str, float]:
+    """What the run has cost so far, over all workers and sessions; the peak memory of this worker."""
+    state.wall_seconds = time.monotonic() - started
+    num_gpus = group.world_size if device.type == "cuda" else 0
+    return {
+        "cost/reward_queries": float(state.reward_queries),
+        "cost/denoiser_calls": float(state.denoiser_calls),
+        "cost/gpu_hours": num_gpus * state.train_seconds / 3600,
+        "cost/train_seconds": state.train_seconds,
+        "cost/wall_seconds": state.wall_seconds,
+        "memory/peak_gib": peak_gib(device),
+    }
+
+
+def peak_gib(device: torch.device) -> float:
+    """Most memory ever held: by tensors on a GPU, by this process on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -1,0 +1,54 @@
+"""Using a trained adapter in this process: evaluation and generation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from vader_ray import models
+from vader_ray.config import ExperimentConfig
+from vader_ray.training.evaluation import decode_all, evaluate, to_uint8
+from vader_ray.training.experiment import build
+from vader_ray.training.group import Group
+from vader_ray.training.media import write_mp4
+
+
+def evaluate_adapter(config: ExperimentConfig, adapter: Path | None) -> dict[str, float]:
+    """The metrics of the held-out videos with a saved adapter, or of the pretrained model.
+
+    Raises:
+        ValueError: the adapter is missing, damaged or of another model.
+    """
+    config = _shaped_like(config, adapter)
+    experiment = build(config, _device())
+    if adapter is not None:
+        experiment.model.load_adapter(adapter)
+    return evaluate(config, experiment, Group()).metrics
+
+
+@torch.no_grad()
+def generate_video(config: ExperimentConfig, prompt: str, adapter: Path | None, seed: int, output: Path) -> None:
+    """Write an mp4 of one prompt.
+
+    Raises:
+        ValueError: the adapter is missing, damaged or of another model.
+    """
+    config = _shaped_like(config, adapter)
+    model = models.build(
+        config.model, config.sampling, config.adapter, seed=0, chunk_size=config.machine.decode_chunk_size, device=_device()
+    )
+    if adapter is not None:
+        model.load_adapter(adapter)
+    latents = model.sample(model.encode([prompt]), [seed])
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_mp4(to_uint8(decode_all(model.codec, latents)[0]), output, config.evaluation.frames_per_second)
+
+
+def _shaped_like(config: ExperimentConfig, adapter: Path | None) -> ExperimentConfig:
+    """The recipe with the rank, alpha and target modules that a saved adapter was trained with."""
+    return config if adapter is None else config.model_copy(update={"adapter": models.adapter_shape(adapter)})
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
