@@ -148,6 +148,7 @@ def test_metric_charts_and_image_cards_appear(page: Page, address: str, run: tra
     keep(page, "metrics", tmp_path)
     card.click()
     page.wait_for_function("[...document.images].some(image => image.naturalWidth > 1000)")
+    page.wait_for_timeout(1000)  # it flies in
     keep(page, "image", tmp_path)
 
 

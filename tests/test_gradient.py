@@ -98,7 +98,8 @@ def test_staged_equals_monolithic(
     expected_objective, expected = _monolithic(model, terms, graded)
     torch.testing.assert_close(objective, expected_objective, rtol=1e-10, atol=1e-12)
     relative = (gradient - expected).norm() / expected.norm()
-    assert relative < 1e-10 and expected.norm() > 0
+    assert relative < 1e-10
+    assert expected.norm() > 0
 
 
 def test_last_k_equals_full_backpropagation_with_the_earlier_steps_detached(tiny_pipeline_folder: Path) -> None:
@@ -191,7 +192,7 @@ def test_truncated_gradient_of_a_linear_denoiser_has_its_closed_form(graded: tup
 
 
 @pytest.mark.parametrize(
-    "sampling,expected",
+    ("sampling", "expected"),
     [
         ({"truncation": "last", "truncation_depth": 2}, (8, 9)),
         ({"truncation": "uniform", "truncation_depth": 5}, (1, 3, 5, 7, 9)),
@@ -211,7 +212,7 @@ def test_random_truncation_draws_every_depth_up_to_k() -> None:
 
 
 @pytest.mark.parametrize(
-    "rule,expected",
+    ("rule", "expected"),
     [
         ("all", (0, 1, 2, 3, 4, 5, 6, 7)),
         ("stride:2", (0, 2, 4, 6)),
@@ -262,7 +263,7 @@ class _NoGradient(FrameReward):
 
 
 @pytest.mark.parametrize(
-    "reward,message", [(_WrongShape(), r"returned shape \(\) for 2 videos"), (_NoGradient(), "has no gradient")]
+    ("reward", "message"), [(_WrongShape(), r"returned shape \(\) for 2 videos"), (_NoGradient(), "has no gradient")]
 )
 def test_a_reward_that_breaks_its_contract_is_named(reward: FrameReward, message: str) -> None:
     with pytest.raises(ValueError, match=f"tests.test_gradient.*{message}"):

@@ -57,7 +57,8 @@ def test_prefix_and_finish_equal_uninterrupted_sampling_bit_for_bit(
     model = load_tiny(tiny_pipeline_folder, scheduler=scheduler)
     whole, split = _whole_and_split(model, graded, SEEDS)
     assert torch.equal(whole, split)
-    assert split.requires_grad and not whole.requires_grad
+    assert split.requires_grad
+    assert not whole.requires_grad
 
 
 def test_step_noise_of_a_stochastic_scheduler_depends_on_the_video_alone(tiny_pipeline_folder: Path) -> None:
@@ -88,7 +89,8 @@ def test_replay_is_exact(tiny_pipeline_folder: Path, graded: tuple[int, ...], ch
         randomise_adapter(model)
         _, latents = _whole_and_split(model, graded, SEEDS, chain=chain, replay=replay)
         gradients.append(adapter_gradient(model, latents.square().sum()))
-    assert torch.equal(*gradients) and gradients[0].abs().max() > 0
+    assert torch.equal(*gradients)
+    assert gradients[0].abs().max() > 0
 
 
 def test_a_second_order_scheduler_is_refused(tiny_pipeline_folder: Path) -> None:
@@ -117,6 +119,9 @@ def test_bfloat16_denoiser_keeps_float32_adapter_and_sampling_and_bfloat16_activ
     layer = next(module for name, module in model.denoiser.named_modules() if name.endswith("to_q"))
     layer.register_forward_hook(lambda layer, inputs, output: seen.extend((inputs[0].dtype, output.dtype)))
     _, latents = _whole_and_split(model, (4,), SEEDS)
-    assert set(seen) == {torch.bfloat16} and latents.dtype == torch.float32
+    assert set(seen) == {torch.bfloat16}
+    assert latents.dtype == torch.float32
     gradient = adapter_gradient(model, latents.square().sum())
-    assert gradient.dtype == torch.float32 and gradient.isfinite().all() and gradient.abs().max() > 0
+    assert gradient.dtype == torch.float32
+    assert gradient.isfinite().all()
+    assert gradient.abs().max() > 0

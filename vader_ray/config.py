@@ -169,7 +169,7 @@ class RewardConfig(Settings):
 
     reward: str
     """A file of ``vader_ray/rewards`` (``hps``) or the dotted name of a module of yours. Further keys are its options."""
-    label: str | None = None
+    label: str | None = Field(default=None, pattern=r"^[\w.\- ]+$")
     """Name in metrics (``train/reward/LABEL``), to tell apart two settings of one reward; by default its own name."""
     weight: float = 1.0
     target: float | None = None

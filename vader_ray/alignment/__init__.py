@@ -1,0 +1,1 @@
+"""The algorithms: plain PyTorch, no input or output, no Ray, no diffusers."""

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from vader_ray.models._adapter import read_shape as adapter_shape
 from vader_ray.config import AdapterConfig, ConfigError, ModelConfig, SamplingConfig
+from vader_ray.models._adapter import read_shape as adapter_shape
 
 __all__ = ["adapter_shape", "build", "names", "resolve"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
@@ -77,7 +78,11 @@ def save(denoiser: nn.Module, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     weights = {_PEFT_PREFIX + key: value.contiguous() for key, value in get_peft_model_state_dict(denoiser).items()}
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
-    denoiser.peft_config["default"].save_pretrained(str(folder))  # type: ignore[index,operator,union-attr]
+    settings: LoraConfig = denoiser.peft_config["default"]  # type: ignore[index,assignment]
+    settings.save_pretrained(str(folder))
+    written = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    written["target_modules"] = sorted(written["target_modules"])  # peft writes a set in an order that changes
+    (folder / SETTINGS).write_text(json.dumps(written, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def load(denoiser: nn.Module, folder: Path) -> None:
@@ -110,7 +115,7 @@ def read_shape(folder: Path) -> AdapterConfig:
     )
 
 
-def _read(folder: Path) -> tuple[dict[str, Tensor], dict[str, int]]:
+def _read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         weights = load_file(folder / WEIGHTS)
         settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))

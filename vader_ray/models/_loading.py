@@ -12,7 +12,6 @@ import diffusers
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
@@ -48,14 +47,17 @@ def _explained(source: str) -> Iterator[None]:
         yield
     except SafetensorError as error:
         raise ValueError(f"model.weights: a safetensors file in {source} is damaged ({error}); fetch it again") from None
-    except (HfHubHTTPError, LocalEntryNotFoundError, ConnectionError) as error:
-        raise ValueError(
-            f"model.weights: {source!r} is neither a local folder nor in the Hugging Face cache, and the hub cannot be reached "
-            f"({type(error).__name__}); run `hf download {source}` where there is internet, or give a local folder"
-        ) from None
     except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
-        kind = "folder" if Path(source).exists() else "hub id"
-        raise ValueError(f"model.weights: the {kind} {source} cannot be loaded as this family's pipeline: {error}") from error
+        if isinstance(error, OSError) and not Path(source).exists():
+            raise ValueError(
+                f"model.weights: {source!r} is neither a local folder nor in the Hugging Face cache, and the hub did not give it; "
+                f"run `hf download {source}` where there is internet, or give a local folder"
+            ) from error
+        raise ValueError(f"model.weights: {source} cannot be loaded as this family's pipeline: {_one_line(error)}") from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 @contextlib.contextmanager

@@ -148,7 +148,8 @@ class Tape:
 
     def _fast_forward(self, scheduler: Any, sample: Tensor) -> Tensor:
         """Leave the sample as it is, and on the last skipped step continue from where the prefix stopped."""
-        assert self._resume is not None and self._resume.sample is not None
+        assert self._resume is not None
+        assert self._resume.sample is not None
         if self.index < self._skip - 1:
             return sample
         vars(scheduler).update(_map_tensors(self._resume.scheduler_state, lambda tensor: tensor))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from PIL import Image
@@ -112,7 +113,10 @@ class Delivery:
             with Image.open(event["path"]) as image:
                 client.log_image(self._run_id, image, key=event["key"], step=event["step"], timestamp=event["time_ms"])
             self._images.add(shown)
-        Path(event["path"]).unlink(missing_ok=True)
+        path = Path(event["path"])
+        path.unlink(missing_ok=True)
+        with suppress(OSError):  # other images wait there
+            path.parent.rmdir()
 
     def _exists(self, event: Event) -> bool:
         if Path(event["path"]).exists():

@@ -16,8 +16,8 @@ from ray.train.v2.api.config import LoggingConfig
 from vader_ray import config as settings
 from vader_ray.config import ConfigError, ExperimentConfig
 from vader_ray.orchestration import cluster
-from vader_ray.training.group import Group
 from vader_ray.training.check import StepCheck, check_step
+from vader_ray.training.group import Group
 
 
 @dataclass(frozen=True, slots=True)

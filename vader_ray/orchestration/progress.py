@@ -9,13 +9,14 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as LiveDisplay
+from rich.progress import TextColumn
 from rich.table import Column
 
 from vader_ray.training.report import Report
 
 LINE_EVERY_SECONDS = 10.0
+BAR_WIDTH = 10
 NUM_TIMED_STEPS = 50
 """Steps over which the pace is averaged."""
 
@@ -27,13 +28,11 @@ class Progress:
         self._num_steps, self._eval_metric = num_steps, eval_metric
         self._console = console or Console(file=sys.stdout)
         self._live = LiveDisplay(
-            TextColumn(f"step {{task.completed}}/{num_steps}", table_column=Column(min_width=6 + 2 * len(str(num_steps)))),
-            BarColumn(bar_width=12),
-            TextColumn("{task.fields[state]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
+            TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis"), markup=False),
             console=self._console,
             disable=not self._console.is_terminal,
         )
-        self._task = self._live.add_task("", total=num_steps, state="starting")
+        self._task = self._live.add_task(f"step 0/{num_steps} · starting", total=num_steps)
         self._times: deque[tuple[int, float]] = deque(maxlen=NUM_TIMED_STEPS + 1)
         self._best, self._evaluated = float("-inf"), ""
         self._printed_at = float("-inf")
@@ -51,11 +50,11 @@ class Progress:
         evaluated = self._eval_metric in report.metrics
         if evaluated:
             self._evaluated = f"held-out {report.metrics[self._eval_metric]:.4f}"
-        state = self._state(report)
-        self._live.update(self._task, completed=report.step, state=state)
+        position, state = f"step {report.step}/{self._num_steps}", self._state(report)
+        self._live.update(self._task, completed=report.step, description=f"{position} {self._bar(report.step)} {state}")
         if not self._console.is_terminal and (evaluated or report.step == self._num_steps or self._line_is_due()):
             self._printed_at = time.monotonic()
-            self.line(f"step {report.step}/{self._num_steps} · {state}")
+            self.line(f"{position} · {state}")
 
     def line(self, text: str) -> None:
         """Print a message above the live line."""
@@ -64,16 +63,19 @@ class Progress:
     def _line_is_due(self) -> bool:
         return time.monotonic() - self._printed_at >= LINE_EVERY_SECONDS
 
+    def _bar(self, step: int) -> str:
+        filled = BAR_WIDTH * step // self._num_steps
+        return "━" * filled + "╌" * (BAR_WIDTH - filled)
+
     def _state(self, report: Report) -> str:
         parts = []
         if "train/reward_mean" in report.metrics:
             reward = report.metrics["train/reward_mean"]
             self._best = max(self._best, reward)
             parts.append(f"reward {reward:.4f} (best {self._best:.4f})")
-        parts.append(self._evaluated)
+        parts += [self._evaluated, self._pace(report.step)]
         if "cost/reward_queries" in report.metrics:
             parts.append(f"{report.metrics['cost/reward_queries']:.0f} queries")
-        parts.append(self._pace(report.step))
         return " · ".join(part for part in parts if part)
 
     def _pace(self, step: int) -> str:

@@ -16,7 +16,7 @@ from ray.train.v2.api.config import LoggingConfig
 from ray.util.queue import Empty, Queue
 
 from vader_ray import models, rewards
-from vader_ray.config import ExperimentConfig
+from vader_ray.config import ConfigError, ExperimentConfig
 from vader_ray.orchestration import cluster, tracking
 from vader_ray.orchestration.folder import RunFolder, open_folder, write_json
 from vader_ray.orchestration.progress import Progress
@@ -118,7 +118,7 @@ def _follow(config: ExperimentConfig, thread: threading.Thread, messages: Queue)
     """Show what the workers tell until they are done.
 
     Raises:
-        RunFailed: a worker met something that only the user can correct.
+        ConfigError: a worker met something that only the user can correct.
     """
     metric = config.selection()
     with Progress(config.num_steps, eval_metric=metric) as progress:
@@ -128,7 +128,7 @@ def _follow(config: ExperimentConfig, thread: threading.Thread, messages: Queue)
             except (Empty, queue.Empty):
                 continue
             if kind == "error":
-                raise RunFailed(content)
+                raise ConfigError(content)
             progress.update(content) if kind == "report" else progress.line(content)
 
 

@@ -18,8 +18,8 @@ from vader_ray import config as settings
 from vader_ray.orchestration.folder import RunFolder
 from vader_ray.orchestration.recorder import Recorder
 from vader_ray.orchestration.tracking import Run
-from vader_ray.training.loop import is_due, train
 from vader_ray.training.group import Group
+from vader_ray.training.loop import is_due, train
 from vader_ray.training.report import Report
 from vader_ray.training.step import TrainingError
 

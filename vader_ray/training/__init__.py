@@ -1,0 +1,1 @@
+"""The loop of one worker; knows neither Ray nor MLflow."""

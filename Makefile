@@ -1,0 +1,32 @@
+# make demo   install, run the main job on the embedded world, show reward before and after
+# make test   install, run the tests
+PYTHON ?= python3
+VENV ?= .venv
+WORKERS ?= 2
+
+.PHONY: demo test gate clean
+
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable .
+	touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	touch $@
+
+demo: $(VENV)/installed
+	$(VENV)/bin/vader-ray train world_hps --workers $(WORKERS)
+
+test: $(VENV)/installed-dev
+	$(VENV)/bin/python -m pytest
+
+gate: $(VENV)/installed-dev
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+	$(VENV)/bin/hadolint Dockerfile
+
+clean:
+	rm -rf $(VENV)

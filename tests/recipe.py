@@ -1,0 +1,44 @@
+"""A recipe for the tiny random pipeline and a reward without network: a run of seconds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vader_ray.config import ExperimentConfig, validate
+
+
+def tiny_document(weights: Path, **changes: Any) -> dict[str, Any]:
+    """The recipe as a plain dict."""
+    document: dict[str, Any] = {
+        "name": "tiny",
+        "num_steps": 6,
+        "videos_per_step": 4,
+        "model": {"family": "modelscope", "weights": str(weights)},
+        "adapter": {"rank": 2},
+        "prompts": {
+            "train": ["a red circle moving left", "a blue star moving up", "a green square moving down"],
+            "heldout": ["a white circle moving left", "a purple star moving up"],
+        },
+        "sampling": {"num_frames": 3, "height": 8, "width": 8, "num_inference_steps": 5, "guidance_scale": 3.0},
+        "rewards": [{"reward": "brightness"}],
+        "optimizer": {"learning_rate": 0.01},
+        "evaluation": {"every": 3, "num_videos": 4, "num_shown": 2},
+        "checkpoint": {"every": 2},
+        "tracking": {"system_metrics": False},
+    }
+    return document | changes
+
+
+def tiny_config(weights: Path, **changes: Any) -> ExperimentConfig:
+    """The recipe, validated."""
+    return validate(tiny_document(weights, **changes))
+
+
+def write_tiny(folder: Path, weights: Path, **changes: Any) -> Path:
+    """The recipe as a file."""
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(tiny_document(weights, **changes)))
+    return path
