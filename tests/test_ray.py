@@ -41,7 +41,9 @@ def _files(run: Path) -> dict[str, bytes]:
 
 def _steps(folder: Path, run: Path, metric: str) -> list[int]:
     client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
-    return [point.step for point in client.get_metric_history(json.loads((run / "run.json").read_text())["mlflow_run_id"], metric)]
+    return [
+        point.step for point in client.get_metric_history(json.loads((run / "run.json").read_text())["mlflow_run_id"], metric)
+    ]
 
 
 def _assert_recorded_exactly_once(folder: Path, run: Path, num_steps: int, videos_per_step: int) -> None:
@@ -162,7 +164,9 @@ def test_a_finished_run_is_not_repeated_and_other_settings_are_refused(straight:
     assert done.stdout.strip().splitlines()[-1] == str(run)
     assert (run / "summary.json").stat().st_mtime_ns == before
     assert time.monotonic() - started < 60
-    other = subprocess.run([CLI, "train", str(recipe), "seed=1", "--run-name", "straight"], cwd=folder, capture_output=True, text=True)
+    other = subprocess.run(
+        [CLI, "train", str(recipe), "seed=1", "--run-name", "straight"], cwd=folder, capture_output=True, text=True
+    )
     assert other.returncode == 2
     assert "the run 'straight' was started with other settings (seed)" in other.stderr
 

@@ -51,7 +51,9 @@ def test_resumed_run_equals_the_straight_run_bit_for_bit(tiny_pipeline_folder: P
         assert first.read_bytes() == second.read_bytes() if first.is_file() else _bytes(first) == _bytes(second)
     names = ("train/reward_mean", "train/grad_norm", "eval/objective", "cost/reward_queries", "cost/denoiser_calls")
     assert straight.metrics(*names)[3:] == resumed.metrics(*names)
-    assert [report.queries[0].prompt for report in straight.reports[3:]] == [report.queries[0].prompt for report in resumed.reports]
+    assert [report.queries[0].prompt for report in straight.reports[3:]] == [
+        report.queries[0].prompt for report in resumed.reports
+    ]
 
 
 def _random_depth() -> dict[str, object]:
@@ -76,7 +78,10 @@ def test_micro_batches_and_chunks_change_nothing_but_rounding(tiny_pipeline_fold
     norms = []
     for place, machine in enumerate(({}, {"micro_batch_size": 2, "decode_chunk_size": 1}, {"prefix_batch_size": 4})):
         keeper = Keeper(tmp_path / str(place))
-        train(tiny_config(tiny_pipeline_folder, machine=machine, num_steps=1, model=_in_float64(tiny_pipeline_folder)), report=keeper)
+        train(
+            tiny_config(tiny_pipeline_folder, machine=machine, num_steps=1, model=_in_float64(tiny_pipeline_folder)),
+            report=keeper,
+        )
         norms.append(keeper.reports[1].metrics["train/grad_norm"])
     assert norms[1:] == pytest.approx([norms[0]] * 2, rel=1e-9)
 
@@ -102,7 +107,10 @@ def test_draws_are_functions_of_seed_and_index() -> None:
     drawn = [draws.prompt_of(prompts, 7, video) for video in range(9)]
     assert all(sorted(drawn[start : start + 3]) == prompts for start in (0, 3, 6))
     assert drawn == [draws.prompt_of(prompts, 7, video) for video in range(9)]
-    assert len({draws.derive(seed, stream, index) for seed in (0, 1) for stream in ("noise", "prompt") for index in range(50)}) == 200
+    assert (
+        len({draws.derive(seed, stream, index) for seed in (0, 1) for stream in ("noise", "prompt") for index in range(50)})
+        == 200
+    )
 
 
 def test_shares_cover_every_video_once_and_in_order() -> None:
@@ -133,7 +141,9 @@ class Reward(Explodes):
 def test_nonfinite_gradients_are_skipped_counted_and_fail_with_their_cause(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
     keeper = Keeper(tmp_path)
     config = tiny_config(tiny_pipeline_folder, rewards=[{"reward": "tests.test_training", "label": "mine"}])
-    with pytest.raises(TrainingError, match=r"step 3: the gradient was nan for 3 steps in a row; reward 'mine' answered nan for video 8"):
+    with pytest.raises(
+        TrainingError, match=r"step 3: the gradient was nan for 3 steps in a row; reward 'mine' answered nan for video 8"
+    ):
         train(config, report=keeper)
     assert [report.metrics["train/nonfinite_steps"] for report in keeper.reports[1:]] == [1.0, 2.0]
 
@@ -154,7 +164,7 @@ def test_a_damaged_checkpoint_is_refused_by_name(tiny_pipeline_folder: Path, tmp
 def test_a_checkpoint_of_another_adapter_is_refused(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
     train(tiny_config(tiny_pipeline_folder, num_steps=2), report=Keeper(tmp_path))
     other = tiny_config(tiny_pipeline_folder, num_steps=4, adapter={"rank": 3})
-    with pytest.raises(ValueError, match="has rank 2 and alpha 8.0, this recipe asks for rank 3"):
+    with pytest.raises(ValueError, match=r"has rank 2 and alpha 8\.0, this recipe asks for rank 3"):
         train(other, report=Keeper(tmp_path / "more"), resume_from=tmp_path / "2")
     narrower = tiny_config(tiny_pipeline_folder, num_steps=4, adapter={"rank": 2, "target_modules": ["to_q"]})
     with pytest.raises(ValueError, match=r"was made for another model: \d+ tensors differ, the first is"):
@@ -172,7 +182,9 @@ def test_damaged_weights_are_named(tiny_pipeline_folder: Path, tmp_path: Path) -
 def test_an_unreachable_hub_is_one_sentence(tiny_pipeline_folder: Path) -> None:
     config = tiny_config(tiny_pipeline_folder)
     config = config.model_copy(update={"model": config.model.model_copy(update={"weights": "nobody/nothing"})})
-    with pytest.raises(ValueError, match="'nobody/nothing' is neither a local folder nor in the Hugging Face cache.*hf download nobody/nothing") as error:
+    with pytest.raises(
+        ValueError, match=r"'nobody/nothing' is neither a local folder nor in the Hugging Face cache.*hf download nobody/nothing"
+    ) as error:
         train(config)
     assert "\n" not in str(error.value)
 
@@ -188,7 +200,9 @@ def test_saved_adapter_reproduces_the_evaluation_and_loads_in_peft(tiny_pipeline
 
     config, keeper = tiny_config(tiny_pipeline_folder, num_steps=3), Keeper(tmp_path)
     train(config, report=keeper)
-    again = evaluate_adapter(config.model_copy(update={"adapter": config.adapter.model_copy(update={"rank": 5})}), tmp_path / "3" / "adapter")
+    again = evaluate_adapter(
+        config.model_copy(update={"adapter": config.adapter.model_copy(update={"rank": 5})}), tmp_path / "3" / "adapter"
+    )
     assert again["eval/reward/brightness"] == keeper.reports[3].metrics["eval/reward/brightness"]
     assert again["eval/reward/brightness"] != evaluate_adapter(config, None)["eval/reward/brightness"]
 

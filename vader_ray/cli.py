@@ -14,6 +14,9 @@ from rich.console import Console
 from rich.table import Table
 
 from vader_ray.config import ConfigError, ExperimentConfig, load, locate, recipe_names
+from vader_ray.orchestration.errors import RunFailed
+
+# Everything that imports a framework is imported where it is used: a wrong setting is refused at once.
 
 app = typer.Typer(
     help=__doc__,
@@ -37,8 +40,6 @@ def _explained(command: Callable[P, None]) -> Callable[P, None]:
 
     @wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
-        from vader_ray.orchestration.run import RunFailed
-
         try:
             command(*args, **kwargs)
         except RunFailed as error:
@@ -58,11 +59,11 @@ def _stop(error: Exception, status: int) -> None:
 
 
 def _load(recipe: str, overrides: list[str] | None, workers: int | None = None) -> ExperimentConfig:
+    more = [] if workers is None else [f"machine.num_workers={workers}"]
+    config = load(recipe, [*(overrides or []), *more])
     from vader_ray.orchestration.run import check_names
 
-    more = [] if workers is None else [f"machine.num_workers={workers}"]
-    folder = Path(recipe).resolve().parent if Path(recipe).is_file() else None
-    return check_names(load(recipe, [*(overrides or []), *more]), folder)
+    return check_names(config, Path(recipe).resolve().parent if Path(recipe).is_file() else None)
 
 
 @app.command()
@@ -76,38 +77,35 @@ def train(
     runs_dir: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("runs"),
 ) -> None:
     """Align a model by reward gradients on Ray Train, tracked by MLflow. The last line is the run's folder."""
+    config = _load(recipe, overrides, workers)
     from vader_ray.orchestration.run import read_summary, run
 
-    config = _load(recipe, overrides, workers)
     folder = run(config, runs_dir=runs_dir, run_name=run_name, resume=resume)
     _print_summary(read_summary(folder))
     print(folder.path)
 
 
 def _print_summary(summary: dict[str, Any]) -> None:
-    console = Console(highlight=False)
-    table = Table(title=f"held-out prompts, before → after {summary['steps']} steps ({summary['reward_queries']} reward queries)")
-    for heading in ("measure", "before", "after", "gain ± standard error"):
-        table.add_column(heading, justify="left" if heading == "measure" else "right")
+    console, artifacts, uri = Console(highlight=False), summary["artifacts"], summary["tracking_uri"]
+    table = Table(
+        title=f"Held-out prompts, {summary['steps']} steps, {summary['reward_queries']} reward queries", title_justify="left"
+    )
+    table.add_column("measure")
+    for heading in ("before", "after", "gain ± standard error"):
+        table.add_column(heading, justify="right")
     for name, before in summary["eval"]["before"].items():
         gain = summary["gain"][name]
-        after, difference = summary["eval"]["after"][name], f"{gain['mean']:+.4f} ± {gain['standard_error']:.4f}"
-        table.add_row(name, f"{before:.4f}", f"{after:.4f}", difference)
+        difference = f"{gain['mean']:+.4f} ± {gain['standard_error']:.4f}"
+        table.add_row(name, f"{before:.4f}", f"{summary['eval']['after'][name]:.4f}", difference)
     for name, before in summary["judge"]["before"].items():
         table.add_row(f"caption followed: {name}", f"{before:.0%}", f"{summary['judge']['after'][name]:.0%}", "")
     console.print(table)
     for metric, floor in summary["must_reach"].items():
-        verdict = "reached" if summary["reached"][metric] else "NOT reached"
-        console.print(f"{verdict}: {metric} of at least {floor}")
-    print(f"before and after: {summary['artifacts']['before_after']}")
-    print(
-        f"videos:           {Path(summary['artifacts']['gallery'])} (in a browser), mp4 files in {Path(summary['artifacts']['gallery']).parent / 'videos'}"
-    )
-    print(
-        f"MLflow:           mlflow ui --backend-store-uri {summary['tracking_uri']}"
-        if summary["tracking_uri"].startswith("sqlite")
-        else f"MLflow:           {summary['tracking_uri']}"
-    )
+        print(f"{metric} of at least {floor}: {'reached' if summary['reached'][metric] else 'NOT REACHED'}")
+    print(f"before and after: {artifacts['before_after']}")
+    print(f"videos:           {artifacts['gallery']} (mp4 files in {Path(artifacts['gallery']).parent / 'videos'})")
+    opened = f"{Path(sys.executable).parent / 'mlflow'} ui --backend-store-uri {uri}" if uri.startswith("sqlite") else uri
+    print(f"MLflow:           {opened}")
 
 
 @app.command()
@@ -119,9 +117,10 @@ def evaluate(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Also write the metrics as JSON.")] = None,
 ) -> None:
     """Score the recipe's held-out videos with all its rewards, in this process."""
+    config = _load(recipe, overrides)
     from vader_ray.training.standalone import evaluate_adapter
 
-    metrics = evaluate_adapter(_load(recipe, overrides), adapter)
+    metrics = evaluate_adapter(config, adapter)
     for name, value in metrics.items():
         print(f"{name:32} {value:.4f}")
     if output is not None:
@@ -139,9 +138,10 @@ def generate(
     output: Annotated[Path, typer.Option("--output", "-o")] = Path("video.mp4"),
 ) -> None:
     """Make an mp4 from a prompt with the recipe's model, with or without an adapter."""
+    config = _load(recipe, overrides)
     from vader_ray.training.standalone import generate_video
 
-    generate_video(_load(recipe, overrides), prompt, adapter, seed, output)
+    generate_video(config, prompt, adapter, seed, output)
     print(output.resolve())
 
 
@@ -149,9 +149,9 @@ def generate(
 @_explained
 def check(recipe: Recipe, overrides: Overrides = None, workers: Workers = None) -> None:
     """Validate a recipe, say what it loads, and make one step's gradient on every worker without changing anything."""
+    config = _load(recipe, overrides, workers)
     from vader_ray.orchestration.check import check as check_on_workers
 
-    config = _load(recipe, overrides, workers)
     print(f"model   {config.model.family}: {locate(config.model.weights)}")
     for kind, specs in (("reward", config.rewards), ("eval", config.eval_rewards)):
         for spec in specs:
@@ -165,9 +165,8 @@ def check(recipe: Recipe, overrides: Overrides = None, workers: Workers = None) 
     )
     print(f"adapter {step.num_adapter_parameters:,} parameters, gradient norm {step.gradient_norm:.3g}, finite and not zero")
     print(f"memory  {step.peak_gib:.2f} GiB at the peak of one worker, {step.weights_gib:.2f} GiB of it weights")
-    print(
-        f"time    {step.step_seconds:.1f} s per step, about {step.step_seconds * config.num_steps / 60:.0f} min without evaluations"
-    )
+    minutes = step.step_seconds * config.num_steps / 60
+    print(f"time    {step.step_seconds:.1f} s per step, about {minutes:.0f} min without evaluations")
     if not checked.equal_on_all_workers:
         raise ConfigError(
             "the workers' summed gradients differ: their process group does not work; check the network between the nodes"
@@ -183,15 +182,17 @@ def list_(what: Annotated[str, typer.Argument(help="models, rewards or recipes")
 
     described: dict[str, Callable[[], dict[str, str]]] = {
         "models": lambda: {name: _first_line(models.resolve(name)) for name in models.names()},
-        "rewards": lambda: {
-            name: f"{rewards.resolve(name).granularity}; {rewards.resolve(name).unit}" for name in rewards.names()
-        },  # type: ignore[attr-defined]
+        "rewards": lambda: {name: _describe(rewards.resolve(name)) for name in rewards.names()},
         "recipes": lambda: {name: load(name).description for name in recipe_names()},
     }
     if what not in described:
         raise ConfigError(f"there is nothing called {what!r} to list; choose one of {', '.join(described)}")
     for name, description in described[what]().items():
         print(f"{name:24} {description}")
+
+
+def _describe(reward: Any) -> str:
+    return f"looks at a {reward.granularity}; {reward.unit}"
 
 
 def _first_line(documented: Any) -> str:

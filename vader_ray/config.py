@@ -319,8 +319,9 @@ class ExperimentConfig(Settings):
         return f"eval/reward/{self.eval_rewards[0].name}" if self.eval_rewards else "eval/objective"
 
     def identity(self) -> dict[str, Any]:
-        """What decides the result, as plain JSON: a run may be continued only by a recipe with the same identity."""
-        return self.model_dump(mode="json", exclude={"machine", "tracking", "checkpoint", "must_reach", "description"})
+        """What decides each step, as plain JSON: a run may be continued, or prolonged, only with the same identity."""
+        where_and_how_long = {"machine", "tracking", "checkpoint", "num_steps", "must_reach", "description"}
+        return self.model_dump(mode="json", exclude=where_and_how_long)
 
 
 class ConfigError(ValueError):

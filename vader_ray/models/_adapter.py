@@ -26,12 +26,14 @@ class _CastLinear(nn.Linear):
     """Casts its small float32 weight to the activations' dtype, where peft would cast the large activations up."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return functional.linear(input, self.weight.to(input.dtype))
+        output: Tensor = functional.linear(input, self.weight.to(input.dtype))
+        return output
 
 
 class _CastConv2d(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
-        return self._conv_forward(input, self.weight.to(input.dtype), None)
+        output: Tensor = self._conv_forward(input, self.weight.to(input.dtype), None)
+        return output
 
 
 _CASTING: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: _CastLinear, nn.Conv2d: _CastConv2d}
@@ -95,8 +97,8 @@ def load(denoiser: nn.Module, folder: Path) -> None:
     mine: LoraConfig = denoiser.peft_config["default"]  # type: ignore[index,assignment]
     if (settings["r"], settings["lora_alpha"]) != (mine.r, mine.lora_alpha):
         raise ValueError(
-            f"the adapter in {folder} has rank {settings['r']} and alpha {settings['lora_alpha']}, this recipe asks for rank {mine.r} "
-            f"and alpha {mine.lora_alpha}; set adapter.rank and adapter.alpha to the file's"
+            f"the adapter in {folder} has rank {settings['r']} and alpha {settings['lora_alpha']}, "
+            f"this recipe asks for rank {mine.r} and alpha {mine.lora_alpha}; set adapter.rank and adapter.alpha to the file's"
         )
     expected = {key: value.shape for key, value in get_peft_model_state_dict(denoiser).items()}
     if (found := {key: value.shape for key, value in weights.items()}) != expected:

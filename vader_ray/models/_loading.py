@@ -50,8 +50,8 @@ def _explained(source: str) -> Iterator[None]:
     except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
         if isinstance(error, OSError) and not Path(source).exists():
             raise ValueError(
-                f"model.weights: {source!r} is neither a local folder nor in the Hugging Face cache, and the hub did not give it; "
-                f"run `hf download {source}` where there is internet, or give a local folder"
+                f"model.weights: {source!r} is neither a local folder nor in the Hugging Face cache, "
+                f"and the hub did not give it; run `hf download {source}` where there is internet, or give a local folder"
             ) from error
         raise ValueError(f"model.weights: {source} cannot be loaded as this family's pipeline: {_one_line(error)}") from error
 

@@ -93,7 +93,11 @@ class Tape:
         """Route the denoiser's forward, ``scheduler.step`` and ``vae.decode`` through this tape."""
         with ExitStack() as undo:
             forward, names = denoiser.forward, tuple(inspect.signature(denoiser.forward).parameters)
-            denoiser.forward = lambda *args, **kwargs: self._denoise(forward, denoiser, dict(zip(names, args)) | kwargs)  # type: ignore[method-assign]
+
+            def denoise(*args: Any, **kwargs: Any) -> Any:
+                return self._denoise(forward, denoiser, dict(zip(names, args, strict=False)) | kwargs)
+
+            denoiser.forward = denoise  # type: ignore[method-assign]
             undo.callback(delattr, denoiser, "forward")
             vae.decode = self._decode  # type: ignore[assignment]
             undo.callback(delattr, vae, "decode")

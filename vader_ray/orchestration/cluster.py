@@ -56,5 +56,6 @@ def _check_resources(machine: MachineConfig) -> None:
     available = int(ray.cluster_resources().get(kind, 0))
     if available < machine.num_workers:
         raise ConfigError(
-            f"machine.num_workers={machine.num_workers} need a {kind} each, the Ray cluster has {available}; lower --workers or add nodes"
+            f"machine.num_workers={machine.num_workers} need a {kind} each, the Ray cluster has {available}; "
+            "lower --workers or add nodes"
         )

@@ -78,9 +78,12 @@ class RunFolder:
         """What `open_folder` and the driver wrote down, empty for a new run."""
         return json.loads(self.run.read_text(encoding="utf-8")) if self.run.exists() else {}
 
-    def is_complete(self) -> bool:
-        """Whether a run ended here as its recipe asked."""
-        return self.summary.exists() and json.loads(self.summary.read_text(encoding="utf-8"))["status"] == "completed"
+    def is_complete(self, num_steps: int) -> bool:
+        """Whether a run has ended here after so many steps."""
+        if not self.summary.exists():
+            return False
+        summary = json.loads(self.summary.read_text(encoding="utf-8"))
+        return bool(summary["status"] == "completed" and summary["steps"] >= num_steps)
 
 
 def open_folder(config: ExperimentConfig, root: Path, run_name: str | None, *, resume: bool) -> RunFolder:
@@ -99,7 +102,8 @@ def open_folder(config: ExperimentConfig, root: Path, run_name: str | None, *, r
         raise ConfigError(f"there is no run {name!r} in {root} to resume; start it without --resume")
     if known and (different := _differences(known["identity"], config)):
         raise ConfigError(
-            f"the run {name!r} was started with other settings ({', '.join(different[:3])}); choose another --run-name, or repeat its settings"
+            f"the run {name!r} was started with other settings ({', '.join(different[:3])}); "
+            "choose another --run-name, or repeat its settings"
         )
     _create(folder, config)
     return folder
@@ -126,7 +130,7 @@ def _latest(config: ExperimentConfig, root: Path) -> str:
     """The most recent unfinished run of the recipe with the same settings."""
     folders = sorted(root.glob(f"{config.name}-*/run.json"), key=lambda path: path.stat().st_mtime, reverse=True)
     for folder in (RunFolder(path.parent) for path in folders):
-        if not folder.is_complete() and not _differences(folder.read_run()["identity"], config):
+        if not folder.is_complete(config.num_steps) and not _differences(folder.read_run()["identity"], config):
             return folder.name
     raise ConfigError(f"there is no unfinished run of {config.name!r} with these settings in {root}; start one without --resume")
 

@@ -49,7 +49,9 @@ class Recorder:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_mp4(video.frames, path, per_second)
             self._tracker.log_file(path, f"videos/step-{step:06d}")
-        self._tracker.log_image("eval/videos", step, contact_sheet(videos, title=f"{self._config.name}, step {step}", num_frames=4))
+        self._tracker.log_image(
+            "eval/videos", step, contact_sheet(videos, title=f"{self._config.name}, step {step}", num_frames=4)
+        )
         if step == 0:
             _save_videos(videos, self._folder.before)
             return

@@ -18,13 +18,10 @@ from ray.util.queue import Empty, Queue
 from vader_ray import models, rewards
 from vader_ray.config import ConfigError, ExperimentConfig
 from vader_ray.orchestration import cluster, tracking
+from vader_ray.orchestration.errors import RunFailed
 from vader_ray.orchestration.folder import RunFolder, open_folder, write_json
 from vader_ray.orchestration.progress import Progress
 from vader_ray.orchestration.worker import worker_loop
-
-
-class RunFailed(RuntimeError):
-    """A run ended without its result; the message says why and how to go on."""
 
 
 def check_names(config: ExperimentConfig, folder: Path | None = None) -> ExperimentConfig:
@@ -51,7 +48,7 @@ def run(config: ExperimentConfig, *, runs_dir: Path, run_name: str | None, resum
     """
     config = check_names(config)
     folder = open_folder(config, runs_dir, run_name, resume=resume)
-    if folder.is_complete():
+    if folder.is_complete(config.num_steps):
         return folder
     known = folder.read_run()
     recipe = folder.recipe.read_text(encoding="utf-8")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -48,17 +47,15 @@ def _train(
     with ExitStack() as stack:
         checkpoint = ray.train.get_checkpoint()
         resume_from = Path(stack.enter_context(checkpoint.as_directory())) if checkpoint else None
-        record: Callable[[Report], None] = lambda report: None
         recorder = None
         if group.rank == 0:
             recorder = Recorder(
                 config, folder, run, resumed_step=_step_of(resume_from), tell=lambda text: messages.put(("line", text))
             )
-            record = recorder.record
 
         def report(event: Report) -> None:
-            record(event)
-            if group.rank == 0:
+            if recorder is not None:
+                recorder.record(event)
                 messages.put(("report", _light(event)))
             if event.step and is_due(event.step, config.checkpoint.every, config.num_steps):
                 saved = ray.train.Checkpoint.from_directory(event.checkpoint) if event.checkpoint else None

@@ -53,7 +53,8 @@ def check_step(config: ExperimentConfig, group: Group, device: torch.device) -> 
     if not 0 < norm < float("inf"):
         raise ValueError(
             f"the adapter's gradient is {norm} for {config.sampling.truncation_depth} graded denoising steps ({plan.graded}); "
-            "grade other steps (sampling.truncation, truncation_depth), adapt other layers (adapter.target_modules) or mend the reward"
+            "grade other steps (sampling.truncation, truncation_depth), adapt other layers (adapter.target_modules) "
+            "or mend the reward"
         )
     parameters = experiment.model.adapter_parameters()
     gradient = torch.cat([parameter.grad.flatten() for parameter in parameters if parameter.grad is not None])

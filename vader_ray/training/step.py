@@ -134,7 +134,7 @@ def _cause(queries: Sequence[Query]) -> str:
     for query in queries:
         for name, value in query.scores.items():
             if not torch.isfinite(torch.tensor(value)):
-                return f"reward {name!r} answered {value} for video {query.video} ({query.prompt!r}): mend that reward or leave it out"
+                return f"reward {name!r} answered {value} for video {query.video} ({query.prompt!r}): mend or drop that reward"
     return "the rewards are finite, so lower optimizer.learning_rate or raise model.precision"
 
 

@@ -1,0 +1,107 @@
+"""The command line: what bad input answers, and the commands that need no Ray."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from tests.recipe import write_tiny
+from vader_ray.cli import app
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+def _refused(*arguments: str) -> str:
+    """The one sentence on stderr of a command that ends with status 2 and leaves no run behind."""
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 2, result.output
+    assert "Traceback" not in result.output
+    assert result.stderr.startswith("vader-ray: ")
+    assert result.stderr.count("\n") == 1
+    assert not list(Path("runs").glob("*/checkpoints"))
+    return result.stderr
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("sampling.truncation_depth=99", "truncation_depth=99 is more than num_inference_steps=20; choose 1 to 20"),
+        ("sampling.truncation_depth=0", "sampling.truncation_depth: Input should be greater than 0"),
+        ("sampling.no_such=1", "sampling.no_such: there is no such setting; here are"),
+        ("num_steps=few", "num_steps: Input should be a valid integer"),
+        ("model.weights=/no/where", "model.weights: /no/where does not exist"),
+        ("model.family=nothing", "model.family: there is no 'nothing'; choose one of modelscope"),
+        ("rewards.0.reward=nothing", "there is no reward 'nothing'; give one of aesthetic, brightness, hps"),
+        ("rewards.0.colour=red", "colour"),
+        ("rewards.0.weights=/no/where", "/no/where"),
+        ("prompts.train=/dev/null", "prompts.train: /dev/null holds no prompt"),
+        ("machine.num_workers=3", "cannot be shared evenly by machine.num_workers=3"),
+    ],
+)
+def test_bad_settings_are_one_clear_sentence(setting: str, message: str) -> None:
+    assert message in _refused("train", "world_hps", setting)
+
+
+def test_an_unknown_recipe_lists_the_known() -> None:
+    assert "there is no recipe 'nothing'; give the path of a YAML file or one of world_hps" in _refused("train", "nothing")
+
+
+def test_an_unwritable_output_folder_is_refused_before_work() -> None:
+    Path("file").write_text("")
+    assert "cannot be written" in _refused("train", "world_hps", "--runs-dir", "file/runs")
+
+
+def test_nothing_to_resume() -> None:
+    assert "there is no unfinished run of 'world_hps' with these settings" in _refused("train", "world_hps", "--resume")
+    assert "there is no run 'mine'" in _refused("train", "world_hps", "--resume", "--run-name", "mine")
+
+
+def test_a_tracking_server_that_is_down_stops_the_run_before_work() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    started = time.monotonic()
+    assert f"127.0.0.1:{port}" in _refused("train", "world_hps", f"tracking.uri=http://127.0.0.1:{port}")
+    assert time.monotonic() - started < 60  # MLflow's own default retries for four minutes
+
+
+def test_generate_and_evaluate_with_and_without_an_adapter(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
+    recipe = str(write_tiny(tmp_path, tiny_pipeline_folder))
+    made = CliRunner().invoke(app, ["generate", recipe, "a red star moving up", "-o", "star.mp4"])
+    assert made.exit_code == 0, made.output
+    assert Path(made.stdout.strip()) == tmp_path / "star.mp4"
+    scored = CliRunner().invoke(app, ["evaluate", recipe, "-o", "scores.json"])
+    assert scored.exit_code == 0, scored.output
+    assert "eval/reward/brightness" in scored.stdout
+    assert Path("scores.json").exists()
+    assert "nothing holds no adapter; give a folder with adapter_model.safetensors" in _refused(
+        "evaluate", recipe, "--adapter", "nothing"
+    )
+
+
+def test_a_truncated_weight_file_is_named(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "weights"
+    shutil.copytree(tiny_pipeline_folder, weights)
+    file = weights / "vae" / "diffusion_pytorch_model.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+    assert str(weights) in _refused("generate", str(write_tiny(tmp_path, weights)), "a star")
+
+
+@pytest.mark.parametrize(("what", "name"), [("models", "modelscope"), ("rewards", "hps"), ("recipes", "world_hps")])
+def test_list_names_what_a_recipe_can_name(what: str, name: str) -> None:
+    result = CliRunner().invoke(app, ["list", what])
+    assert result.exit_code == 0
+    assert name in result.stdout
+
+
+def test_list_refuses_what_it_does_not_know() -> None:
+    assert "there is nothing called 'dogs' to list; choose one of models, rewards, recipes" in _refused("list", "dogs")
