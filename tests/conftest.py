@@ -6,6 +6,10 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+from jaxtyping import install_import_hook
+
+install_import_hook(["vader_ray.alignment", "vader_ray.rewards", "vader_ray.models"], "beartype.beartype")  # shapes are checked
+
 from pathlib import Path
 
 import pytest

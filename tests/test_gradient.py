@@ -135,6 +135,9 @@ def test_gradient_equals_finite_differences(tiny_pipeline_folder: Path) -> None:
     assert numeric == pytest.approx(float(gradient @ direction), rel=1e-5)
 
 
+_NO_CODEC: Any = SimpleNamespace(num_frames=len, chunks=len, decode=len)  # never asked
+
+
 class _LinearDenoiser(torch.nn.Module):
     """ε = θ·x, with θ as the adapter."""
 
@@ -172,7 +175,7 @@ def test_truncated_gradient_of_a_linear_denoiser_has_its_closed_form(graded: tup
     So ∂x₀/∂θ = Σ over graded i of bᵢxᵢ·Π over j > i of (aⱼ + θbⱼ where j is graded and chained, else aⱼ).
     """
     theta, pipe = 0.2, _LinearPipeline(0.2)
-    model = PipelineModel(pipe, SamplingConfig(num_frames=1, height=8, width=8, num_inference_steps=4), codec=None)  # type: ignore[arg-type]
+    model = PipelineModel(pipe, SamplingConfig(num_frames=1, height=8, width=8, num_inference_steps=4), _NO_CODEC)
     model.latent_shape = lambda: (1, 1, 1, 1)  # type: ignore[method-assign]
     pipe.transformer.frozen.requires_grad_(False)
     plan, nothing = Plan(4, graded, chain=chain), Conditioning({})

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self, TypeAlias
+from typing import Any, Literal, Protocol, Self, TypeAlias, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
-Noise: TypeAlias = Float[Tensor, "batch channels frames height width"]
+Noise: TypeAlias = Float[Tensor, "batch noise_channels noise_frames noise_height noise_width"]
 """Initial Gaussian tensor of sampling."""
 
-Latents: TypeAlias = Float[Tensor, "batch channels frames height width"]
+Latents: TypeAlias = Float[Tensor, "batch channels latent_frames latent_height latent_width"]
 """Compressed video: exactly what the decoder of the model's autoencoder takes."""
 
 Frames: TypeAlias = Float[Tensor, "batch frames 3 height width"]
@@ -40,6 +40,7 @@ class Plan:
     """Recompute a graded denoiser call in the backward pass instead of keeping its activations. Exact."""
 
 
+@runtime_checkable
 class Reward(Protocol):
     """Scores videos, differentiably. Frozen, in eval mode, without state that one call leaves for the next."""
 
@@ -51,6 +52,7 @@ class Reward(Protocol):
         ...
 
 
+@runtime_checkable
 class Codec(Protocol):
     """The decoder of a video model, portion by portion, so that a gradient through it never needs the whole graph."""
 
@@ -70,6 +72,7 @@ class Codec(Protocol):
         ...
 
 
+@runtime_checkable
 class Batch(Protocol):
     """Something with one entry per video, of which a part can be taken."""
 
@@ -78,6 +81,7 @@ class Batch(Protocol):
     def __getitem__(self, part: slice | list[int], /) -> Self: ...
 
 
+@runtime_checkable
 class VideoModel(Protocol):
     """A pretrained video diffusion model with an adapter: the only trainable thing in a run."""
 

@@ -112,7 +112,7 @@ def score_and_gradient(reward: Reward, frames: Frames, prompts: Sequence[str], c
     return scores, torch.cat(gradients, dim=1)
 
 
-def _gradient(scores: Scores, frames: Frames, reward: Reward) -> Tensor:
+def _gradient(scores: Tensor, frames: Frames, reward: Reward) -> Tensor:
     name = type(reward).__module__
     if scores.shape != (len(frames),):
         raise ValueError(
