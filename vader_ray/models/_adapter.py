@@ -36,7 +36,13 @@ class _CastConv2d(nn.Conv2d):
         return output
 
 
-_CASTING: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: _CastLinear, nn.Conv2d: _CastConv2d}
+class _CastConv3d(nn.Conv3d):
+    def forward(self, input: Tensor) -> Tensor:
+        output: Tensor = self._conv_forward(input, self.weight.to(input.dtype), None)
+        return output
+
+
+_CASTING: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: _CastLinear, nn.Conv2d: _CastConv2d, nn.Conv3d: _CastConv3d}
 
 
 def inject(denoiser: nn.Module, adapter: AdapterConfig, targets: Sequence[str], seed: int) -> None:
@@ -64,7 +70,7 @@ def _keep_activation_dtype(layer: LoraLayer, name: str) -> None:
         for matrix in matrices.values():
             if type(matrix) not in _CASTING:
                 raise ValueError(
-                    f"adapter.target_modules: {name} is a {type(matrix).__name__}; only Linear and Conv2d layers can be adapted"
+                    f"adapter.target_modules: {name} is a {type(matrix).__name__}; only Linear, Conv2d and Conv3d layers can be adapted"
                 )
             matrix.__class__ = _CASTING[type(matrix)]
             matrix.to(torch.promote_types(matrix.weight.dtype, torch.float32))

@@ -83,7 +83,8 @@ def _watch(config: ExperimentConfig, experiment: Experiment, batch: Sequence[tup
     watched = []
     for place, (index, (prompt, seed)) in enumerate(batch):
         own = {name: float(values[place]) for name, values in scores.items()}
-        video = Video(prompt, seed, own, to_uint8(frames[place])) if index < config.evaluation.num_shown else None
+        shown = {name: own[name] for name in own if name != "objective"}
+        video = Video(prompt, seed, shown, to_uint8(frames[place])) if index < config.evaluation.num_shown else None
         watched.append(_Watched(own, _judge(frames[place], prompt) if config.evaluation.judge else {}, video))
     return watched
 

@@ -1,0 +1,61 @@
+"""Trains and measures the embedded world: `python -m vader_ray.world.train all`, then `… evaluate`."""
+
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from time import process_time
+from typing import Annotated
+
+import torch
+import typer
+from rich import print as show
+
+from vader_ray.world import CHECKPOINTS
+from vader_ray.world.train.aesthetic import train_aesthetic
+from vader_ray.world.train.evaluate import evaluate
+from vader_ray.world.train.hps import train_hps
+from vader_ray.world.train.judge import train_judge
+from vader_ray.world.train.text_to_video import train_text_to_video
+from vader_ray.world.train.vae import train_vae
+
+_TRAINERS: dict[str, Callable[[Path], None]] = {
+    "vae": train_vae,
+    "text_to_video": train_text_to_video,
+    "hps": train_hps,
+    "aesthetic": train_aesthetic,
+    "judge": train_judge,
+}
+
+
+class Part(StrEnum):
+    """What the command takes as its argument."""
+
+    VAE = "vae"
+    TEXT_TO_VIDEO = "text_to_video"
+    HPS = "hps"
+    AESTHETIC = "aesthetic"
+    JUDGE = "judge"
+    ALL = "all"
+    EVALUATE = "evaluate"
+
+
+def main(
+    part: Annotated[Part, typer.Argument(help="What to train; `vae` comes first, all others look at its latents.")],
+    out: Annotated[Path, typer.Option(help="Folder of the checkpoints.")] = CHECKPOINTS,
+    sheet: Annotated[Path | None, typer.Option(help="With `evaluate`: PNG of sampled held-out videos.")] = None,
+    num_threads: Annotated[int, typer.Option(help="CPU threads; one is often the fastest.")] = 1,
+) -> None:
+    """Trains one part of the embedded world, or all of them, or measures what is there."""
+    torch.set_num_threads(num_threads)
+    if part is Part.EVALUATE:
+        for name, value in evaluate(out, sheet).items():
+            show(f"{name:32s} {value:.3f}")
+        return
+    for name in _TRAINERS if part is Part.ALL else [part.value]:
+        started = process_time()
+        _TRAINERS[name](out)
+        show(f"{name}: {process_time() - started:.0f} CPU seconds")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,117 @@
+"""Measures the packaged checkpoints, loaded as a user loads them, on scenes and noise that no training saw."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import open_clip
+import torch
+from diffusers import TextToVideoSDPipeline
+from jaxtyping import Float
+from PIL import Image
+from torch import Generator, Tensor
+from transformers import CLIPVisionModelWithProjection
+
+from vader_ray.world.data import COLOURS, DIRECTIONS, SHAPES, captions, captions_of, draw_scenes, render
+from vader_ray.world.judge import Judge
+from vader_ray.world.train._pictures import Pictures, draw_pictures
+from vader_ray.world.train.aesthetic import HEAD_FILE, Rater
+from vader_ray.world.train.hps import normalised
+from vader_ray.world.train.vae import decode, encode
+
+
+def evaluate(out: Path, sheet: Path | None = None) -> dict[str, float]:
+    """Quality of every part under `out`; with `sheet`, also a contact sheet of the sampled held-out videos."""
+    generator = Generator().manual_seed(1000)
+    pipeline = load_pipeline(out)
+    pictures = draw_pictures(pipeline.vae, 400, generator)
+    quality = {"vae/psnr_db": vae_psnr(pipeline, generator), **judge_quality(generator)}
+    quality |= hps_quality(out, pictures) | aesthetic_quality(out, pictures)
+    for split in ("train", "heldout"):
+        prompts = captions(split)
+        frames = sample(pipeline, prompts, generator)
+        obeyed = Judge.load().accuracy(frames, prompts)
+        quality |= {f"text_to_video/{split}/{name}": value for name, value in obeyed.items()}
+    if sheet is not None:
+        save_sheet(frames[:, ::2], sheet)
+    return quality
+
+
+def load_pipeline(out: Path) -> TextToVideoSDPipeline:
+    """The pipeline under `out`, in single precision, without its progress bar."""
+    pipeline = TextToVideoSDPipeline.from_pretrained(out / "text_to_video", torch_dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def sample(
+    pipeline: TextToVideoSDPipeline, prompts: list[str], generator: Generator, *, guidance_scale: float = 4.0
+) -> Float[Tensor, "videos frames 3 height width"]:
+    """One video per prompt, 20 DDIM steps."""
+    shape = {"num_frames": 8, "height": 32, "width": 32}
+    options = {"num_inference_steps": 20, "guidance_scale": guidance_scale, "output_type": "pt", "generator": generator}
+    parts = [prompts[start : start + 12] for start in range(0, len(prompts), 12)]
+    return torch.cat([pipeline(part, **shape, **options).frames for part in parts])
+
+
+@torch.no_grad()
+def vae_psnr(pipeline: TextToVideoSDPipeline, generator: Generator) -> float:
+    """Mean PSNR in decibels over 100 videos."""
+    videos = render(draw_scenes(100, generator))
+    error = (decode(pipeline.vae, encode(pipeline.vae, videos)) - videos).square().mean((1, 2, 3, 4))
+    return -10 * error.log10().mean().item()
+
+
+def judge_quality(generator: Generator) -> dict[str, float]:
+    """Accuracy of the packaged judge on 400 web videos against the truth."""
+    scenes = draw_scenes(400, generator)
+    scenes = replace(scenes, said_shape=scenes.shape, said_colour=scenes.colour, said_direction=scenes.direction)
+    accuracy = Judge.load().accuracy(render(scenes), captions_of(scenes))
+    return {f"judge/{name}": value for name, value in accuracy.items()}
+
+
+@torch.no_grad()
+def hps_quality(out: Path, pictures: Pictures) -> dict[str, float]:
+    """How often HPS picks the right caption of 24 for an intact picture, and the better of two pictures."""
+    folder = f"local-dir:{out / 'hps'}"
+    model, _, _ = open_clip.create_model_and_transforms(folder)
+    model.load_state_dict(torch.load(out / "hps" / "HPS_tiny.pt", weights_only=True)["state_dict"])
+    tokenizer = open_clip.get_tokenizer(folder)
+    scenes = pictures.scenes
+    image = model.eval().encode_image(normalised(pictures.frames.float() / 255), normalize=True)
+    score = (image * model.encode_text(tokenizer(captions_of(scenes)), normalize=True)).sum(-1)
+    looks = [f"a {colour} {shape} moving " for shape in SHAPES for colour in COLOURS]
+    text = torch.stack([model.encode_text(tokenizer([f"{look}{way}" for way in DIRECTIONS])).mean(0) for look in looks])
+    right = (image @ text.T).argmax(1) == scenes.shape * len(COLOURS) + scenes.colour
+    clear = (pictures.rating[:, None] - pictures.rating[None]) > 1
+    spoiled = pictures.spoiled > 0.5
+    return {
+        "hps/retrieval": right[pictures.spoiled == 0].float().mean().item(),
+        "hps/preference": (score[:, None] > score[None])[clear].float().mean().item(),
+        "hps/score_intact": score[pictures.spoiled == 0].mean().item(),
+        "hps/score_spoiled": score[spoiled].mean().item(),
+    }
+
+
+@torch.no_grad()
+def aesthetic_quality(out: Path, pictures: Pictures) -> dict[str, float]:
+    """Mean absolute error of the rating and mean rating, on intact and on spoiled pictures."""
+    rater = Rater().eval()
+    rater.image_encoder = CLIPVisionModelWithProjection.from_pretrained(out / "aesthetic" / "image_encoder")
+    head = torch.load(out / "aesthetic" / HEAD_FILE, weights_only=True)
+    rater.layers.load_state_dict({name.removeprefix("layers."): value for name, value in head.items()})
+    rating = rater(normalised(pictures.frames.float() / 255))
+    error = (rating - pictures.rating).abs()
+    intact = pictures.spoiled == 0
+    return {
+        "aesthetic/mae_intact": error[intact].mean().item(),
+        "aesthetic/mae_spoiled": error[~intact].mean().item(),
+        "aesthetic/rating_intact": rating[intact].mean().item(),
+        "aesthetic/rating_spoiled": rating[pictures.spoiled > 0.5].mean().item(),
+    }
+
+
+def save_sheet(frames: Float[Tensor, "videos frames 3 height width"], path: Path) -> None:
+    """Writes a PNG with one video per row, every pixel four wide."""
+    rows = frames.clamp(0, 1).permute(0, 3, 1, 4, 2).flatten(0, 1).flatten(1, 2)
+    image = Image.fromarray((rows * 255).round().byte().cpu().numpy())
+    image.resize((image.width * 4, image.height * 4), Image.Resampling.NEAREST).save(path)
