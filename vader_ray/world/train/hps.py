@@ -41,8 +41,8 @@ def train_hps(out: Path, *, num_steps: int = 2400, batch_frames: int = 64, num_s
 
         frames = pictures.frames[chosen].float() / 255
         frames = (frames + 4 / 255 * torch.randn(frames.shape, generator=generator)).requires_grad_()
-        if step > 0.6 * num_steps:
-            frames = pushed(frames, loss_on(frames, text.detach()), step=1 / 255)
+        if step > 0.8 * num_steps:
+            frames = pushed(frames, loss_on(frames, text.detach()), step=2 / 255)
         return loss_on(frames, text)
 
     save_hps(out, fit(model, loss_of, num_steps=num_steps, learning_rate=2e-3, ema_decay=0.995))
