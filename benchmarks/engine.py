@@ -430,7 +430,6 @@ def _gradient_and_peak(subject: Subject, case: Case, device: torch.device) -> Re
         with memory_meter(device) as meter:
             add_gradient(subject, case)
     except torch.OutOfMemoryError:
-        torch.cuda.empty_cache()
         return None
     gradients = [parameter.grad.flatten() for parameter in subject.model.adapter_parameters() if parameter.grad is not None]
     gradient = torch.cat(gradients)
@@ -480,7 +479,7 @@ def _row(subject: Subject, case: Case, results: dict[Case, Result | None], secon
     if result is None:
         return Row(case, None)
     error = None
-    if case.staged and reference is not None and seconds is not None:
+    if case.staged and reference is not None and not result[0].is_meta:
         error = float((result[0] - reference[0]).norm() / reference[0].norm())
     graded = subject.size.num_videos * (subject.size.num_frames if case.frames == "all" else 1)
     return Row(case, result[1] / MIB, error, seconds, graded / seconds if seconds else None, resident)
@@ -562,7 +561,10 @@ def main(
     if output is not None:
         settings = {"size": size, "precision": precision, "repeats": repeats, "guidance_scale": GUIDANCE_SCALE}
         document = settings | asdict(subject.size) | {"machine": machine(place), "graphs_mib": graphs, "ratios": summary}
-        output.write_text(json.dumps(document | {"rows": [asdict(row) for row in rows]}, indent=2) + "\n", encoding="utf-8")
+        output.write_text(
+            json.dumps(document | {"rows": [{"name": str(row.case)} | asdict(row) for row in rows]}, indent=2) + "\n",
+            encoding="utf-8",
+        )
 
 
 if __name__ == "__main__":
