@@ -23,7 +23,8 @@ from pydantic import (
     model_validator,
 )
 
-from vader_ray.locations import PACKAGE, Prompts, Weights
+from vader_ray.locations import PACKAGE, Prompts
+from vader_ray.locations import Weights as Weights
 from vader_ray.locations import locate as locate
 
 RECIPES = PACKAGE / "recipes"

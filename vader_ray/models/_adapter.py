@@ -69,9 +69,8 @@ def _keep_activation_dtype(layer: LoraLayer, name: str) -> None:
     for matrices in (layer.lora_A, layer.lora_B):
         for matrix in matrices.values():
             if type(matrix) not in _CASTING:
-                raise ValueError(
-                    f"adapter.target_modules: {name} is a {type(matrix).__name__}; only Linear, Conv2d and Conv3d layers can be adapted"
-                )
+                kind = type(matrix).__name__
+                raise ValueError(f"adapter.target_modules: {name} is a {kind}; only Linear, Conv2d and Conv3d can be adapted")
             matrix.__class__ = _CASTING[type(matrix)]
             matrix.to(torch.promote_types(matrix.weight.dtype, torch.float32))
 
