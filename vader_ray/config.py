@@ -29,7 +29,7 @@ from vader_ray.locations import locate as locate
 
 RECIPES = PACKAGE / "recipes"
 
-Precision = Literal["float32", "bfloat16", "float16", "float64"]
+Precision = Literal["float32", "bfloat16", "float64"]
 FrameRule = Annotated[str, Field(pattern=r"^(all|first_middle_last|random:[1-9]\d*|stride:[1-9]\d*|frame:\d+)$")]
 
 
