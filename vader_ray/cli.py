@@ -1,4 +1,4 @@
-"""The command line: ``vader-ray train|evaluate|generate|check|list``."""
+"""The command line: ``vader-ray train|evaluate|generate|check|fetch|list|pools``."""
 
 from __future__ import annotations
 
@@ -174,25 +174,59 @@ def check(recipe: Recipe, overrides: Overrides = None, workers: Workers = None) 
     print(f"workers {config.machine.num_workers}, with bit-identical gradients")
 
 
+@app.command()
+@_explained
+def fetch(recipe: Recipe, overrides: Overrides = None) -> None:
+    """Download everything that a recipe needs into the hub's cache, and load each reward once: for workers without internet."""
+    config = _load(recipe, overrides)
+    from vader_ray import models, rewards
+
+    for spec in (*config.rewards, *config.eval_rewards):
+        rewards.build(spec, device="cpu")
+        print(f"reward  {spec.name}: complete, it loads")
+    print(f"model   {config.model.family}: complete in {models.fetch(config.model)}")
+
+
+@app.command()
+@_explained
+def pools(stop: Annotated[str | None, typer.Option(help="End the pool of this name.")] = None) -> None:
+    """The shared pools of reward actors on the cluster of RAY_ADDRESS."""
+    from vader_ray.orchestration import cluster, served
+
+    with cluster.existing():
+        if stop is not None:
+            print(f"{stop}: {served.stop_pool(stop)} actors stopped")
+        for name, held in served.describe_pools().items():
+            print(f"{name}: {held}")
+
+
 @app.command(name="list")
 @_explained
 def list_(what: Annotated[str, typer.Argument(help="models, rewards or recipes")]) -> None:
     """What can be named in a recipe."""
     from vader_ray import models, rewards
 
-    described: dict[str, Callable[[], dict[str, str]]] = {
-        "models": lambda: {name: _first_line(models.resolve(name)) for name in models.names()},
-        "rewards": lambda: {name: _describe(rewards.resolve(name)) for name in rewards.names()},
-        "recipes": lambda: {name: load(name).description for name in recipe_names()},
+    tables: dict[str, Callable[[], list[dict[str, str]]]] = {
+        "models": lambda: [{"name": name, "model": _first_line(models.resolve(name))} for name in models.names()],
+        "rewards": lambda: [{"name": name} | _describe(rewards.resolve(name)) for name in rewards.names()],
+        "recipes": lambda: [{"name": name, "description": load(name).description} for name in recipe_names()],
     }
-    if what not in described:
-        raise ConfigError(f"there is nothing called {what!r} to list; choose one of {', '.join(described)}")
-    for name, description in described[what]().items():
-        print(f"{name:24} {description}")
+    if what not in tables:
+        raise ConfigError(f"there is nothing called {what!r} to list; choose one of {', '.join(tables)}")
+    rows = tables[what]()
+    table = Table(*rows[0], box=None)
+    for row in rows:
+        table.add_row(*row.values())
+    Console(highlight=False).print(table)
 
 
-def _describe(reward: Any) -> str:
-    return f"looks at a {reward.granularity}; {reward.unit}"
+def _describe(reward: Any) -> dict[str, str]:
+    return {
+        "looks at": {"set": "all held-out videos"}.get(reward.granularity, reward.granularity),
+        "unit": reward.unit,
+        "default weights": getattr(reward, "default_weights", "") or "no network",
+        "licence of the weights": getattr(reward, "licence", ""),
+    }
 
 
 def _first_line(documented: Any) -> str:

@@ -104,6 +104,32 @@ class SamplingConfig(Settings):
         return self
 
 
+class PlacementConfig(Settings):
+    """Ray actors that answer a reward's scores and gradients, in place of the workers."""
+
+    actor: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the pool of actors."""
+    shared: bool = False
+    """Use the cluster's pool of this name, or leave one behind: trials of a sweep load a heavy reward once. It stays until
+    ``vader-ray pools --stop NAME``."""
+    num_replicas: PositiveInt = 1
+    """Actors of the pool; requests go round."""
+    num_cpus: NonNegativeFloat = 1.0
+    """CPUs of each actor."""
+    num_gpus: NonNegativeFloat = 0.0
+    """GPUs of each actor, in fractions if it shall share one; 0 computes on the CPU."""
+    resources: dict[str, PositiveFloat] = {}
+    """Custom resources of the cluster, to choose the nodes."""
+    runtime_env: dict[str, Any] = {}
+    """Ray runtime environment of the actors, for rewards with other packages than the workers'."""
+    transport: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Precision in which frames and gradients travel; a gradient in half precision is scaled to its range."""
+    timeout_seconds: PositiveFloat = 600.0
+    """Longest wait for one answer; then the actor is restarted and asked again."""
+    max_retries: NonNegativeInt = 3
+    """Times that one request is repeated after an actor died or was silent."""
+
+
 class RewardConfig(Settings):
     """One reward of the objective."""
 
@@ -119,6 +145,10 @@ class RewardConfig(Settings):
     frames: FrameRule = "all"
     """Frames it sees: ``all``, ``random:n`` (the authors' mode is random:1), ``stride:n`` (theirs: 2),
     ``first_middle_last`` or ``frame:i``."""
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Precision of its networks; preprocessing, scores and ∂R/∂frames stay in float32."""
+    placement: PlacementConfig | None = None
+    """Actors that compute it; by default the workers do."""
 
     @property
     def name(self) -> str:
@@ -244,6 +274,9 @@ class ExperimentConfig(Settings):
             )
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"two rewards are called {twice[0]!r}; give one of them another `label`")
+        pools = [reward.placement.actor for reward in (*self.rewards, *self.eval_rewards) if reward.placement]
+        if twice := sorted({pool for pool in pools if pools.count(pool) > 1}):
+            raise ValueError(f"two rewards have placement.actor={twice[0]!r}; a pool holds one reward, so name another")
         if self.videos_per_step % self.machine.num_workers:
             raise ValueError(
                 f"videos_per_step={self.videos_per_step} cannot be shared evenly by machine.num_workers="
@@ -263,7 +296,12 @@ class ExperimentConfig(Settings):
     def identity(self) -> dict[str, Any]:
         """What decides each step, as plain JSON: a run may be continued, or prolonged, only with the same identity."""
         where_and_how_long = {"machine", "tracking", "checkpoint", "num_steps", "must_reach", "description"}
-        return self.model_dump(mode="json", exclude=where_and_how_long)
+        identity = self.model_dump(mode="json", exclude=where_and_how_long)
+        for reward in (*identity["rewards"], *identity["eval_rewards"]):
+            transport = (reward.pop("placement") or {}).get("transport", "float32")
+            if transport != "float32":  # the one thing about its place that a result depends on
+                reward["transport"] = transport
+        return identity
 
 
 class ConfigError(ValueError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, Self, TypeAlias, runtime_checkable
@@ -49,6 +49,22 @@ class Reward(Protocol):
 
     def __call__(self, frames: Frames, prompts: Sequence[str], /) -> Scores:
         """One score per video, differentiable in ``frames``; video ``i`` is scored against ``prompts[i]``."""
+        ...
+
+
+@runtime_checkable
+class ServedReward(Protocol):
+    """A reward that another process computes: it is asked, and the answer is fetched later."""
+
+    granularity: Granularity
+    unit: str
+
+    def ask_scores(self, frames: Frames, prompts: Sequence[str], chunk_size: int, /) -> Callable[[], Scores]:
+        """Sends the frames; the call that is returned waits for the scores."""
+        ...
+
+    def ask_gradient(self, frames: Frames, prompts: Sequence[str], chunk_size: int, /) -> Callable[[], tuple[Scores, Frames]]:
+        """Sends the frames; the call that is returned waits for the scores and ∂(sum of scores)/∂frames."""
         ...
 
 

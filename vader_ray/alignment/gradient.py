@@ -1,21 +1,22 @@
 """The staged reward gradient: ∂objective/∂frames of any rewards over all frames, at about the memory of one chunk.
 
 The denoiser needs nothing from decoder and rewards but ∂R/∂latents, so the backward pass is cut at the frames:
-`decode` keeps of each chunk only its input (it is recomputed when its gradient is asked for), `score` differentiates one
-reward at a time and chunk by chunk, and ``frames.backward(d_frames)`` goes on through the decoder into the graded
-denoising steps. Every stage is exact; the whole equals one monolithic autograd graph.
+`decode` keeps of each chunk only its input (it is recomputed when its gradient is asked for), `ask` differentiates one
+reward at a time and chunk by chunk, or has other processes do it, and ``frames.backward(d_frames)`` goes on through the
+decoder into the graded denoising steps. Every stage is exact; the whole equals one monolithic autograd graph.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from vader_ray.types import Codec, Frames, Latents, Reward, Scores
+from vader_ray.types import Codec, Frames, Latents, Reward, Scores, ServedReward
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +24,7 @@ class Term:
     """One reward of the objective: ``weight · score``, or ``−weight · |score − target|``."""
 
     name: str
-    reward: Reward
+    reward: Reward | ServedReward
     weight: float = 1.0
     target: float | None = None
     frames: str = "all"
@@ -40,14 +41,12 @@ class Term:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """Scores of a batch of videos and the gradient of their objective."""
+    """What the rewards said of a batch of videos."""
 
     scores: dict[str, Scores]
     objective: Scores
-    d_frames: Frames
-    """∂(sum of the objective over the batch)/∂frames, as laid out in the frames that were scored."""
     gradient_norms: dict[str, Scores]
-    """Norm of each term's share of ``d_frames``, per video: shows a mix that one term dominates."""
+    """Norm of each term's share of ∂objective/∂frames, per video: shows a mix that one term dominates."""
 
 
 def decode(latents: Latents, codec: Codec, wanted: Sequence[int]) -> tuple[Frames, list[int]]:
@@ -60,37 +59,61 @@ def decode(latents: Latents, codec: Codec, wanted: Sequence[int]) -> tuple[Frame
     return torch.cat(portions, dim=1), indices
 
 
-def score(
+def ask(
     frames: Frames,
     indices: Sequence[int],
     prompts: Sequence[str],
     terms: Sequence[Term],
     seen: Sequence[Sequence[Sequence[int]]],
     chunk_size: int,
-) -> Scored:
-    """Scores of every term and the gradient of the objective with respect to the frames.
+) -> Callable[[], tuple[Scored, Frames]]:
+    """Send the frames to the rewards of other processes; the call that is returned computes the others' and waits.
+
+    It gives the scores, and ∂(sum of the objective over the batch)/∂frames as laid out in ``frames``, of which only the
+    values are used.
 
     Args:
-        frames: decoded frames; only their values are used.
+        frames: decoded frames.
         indices: which frame of the video each one is.
         seen: for each term and each video, the indices of the frames that the reward looks at.
         chunk_size: frames of a video that a frame reward sees at once.
     """
     frames = frames.detach()
+    places = [_places(frames, indices, chosen) for chosen in seen]
+    answers = [_ask(term.reward, frames, where, prompts, chunk_size) for term, where in zip(terms, places, strict=True)]
+    return lambda: _collect(frames, terms, places, answers)
+
+
+Answer: TypeAlias = Callable[[], tuple[Scores, Frames]]
+
+
+def _places(frames: Frames, indices: Sequence[int], chosen: Sequence[Sequence[int]]) -> Tensor:
+    """For `Tensor.gather`, where the chosen frames of each video are."""
     place = {frame: position for position, frame in enumerate(indices)}
-    d_frames = torch.zeros_like(frames)
-    objective = frames.new_zeros(len(frames))
+    positions = torch.tensor([[place[frame] for frame in row] for row in chosen], device=frames.device)
+    return positions[:, :, None, None, None].expand(-1, -1, *frames.shape[2:])
+
+
+def _ask(reward: Reward | ServedReward, frames: Frames, where: Tensor, prompts: Sequence[str], chunk_size: int) -> Answer:
+    if isinstance(reward, ServedReward):
+        return reward.ask_gradient(frames.gather(1, where), prompts, chunk_size)
+    return lambda: score_and_gradient(reward, frames.gather(1, where), prompts, chunk_size)
+
+
+def _collect(frames: Frames, terms: Sequence[Term], places: Sequence[Tensor], answers: Sequence[Answer]) -> tuple[Scored, Frames]:
+    """Sums in the order of the terms, whoever computes them; while others compute, this process does its own share."""
+    served = [isinstance(term.reward, ServedReward) for term in terms]
+    done = {i: answer() for i, answer in enumerate(answers) if not served[i]} if any(served) else {}
+    d_frames, objective = torch.zeros_like(frames), frames.new_zeros(len(frames))
     scores, gradient_norms = dict[str, Scores](), dict[str, Scores]()
-    for term, chosen in zip(terms, seen, strict=True):
-        positions = torch.tensor([[place[frame] for frame in row] for row in chosen], device=frames.device)
-        where = positions[:, :, None, None, None].expand(-1, -1, *frames.shape[2:])
-        values, gradient = score_and_gradient(term.reward, frames.gather(1, where), prompts, chunk_size)
+    for i, (term, where) in enumerate(zip(terms, places, strict=True)):
+        values, gradient = done.pop(i) if i in done else answers[i]()
         share = gradient * term.slope(values)[:, None, None, None, None]
         d_frames.scatter_add_(1, where, share.to(d_frames.dtype))
         objective += term.value(values).to(objective.dtype)
         scores[term.name] = values
         gradient_norms[term.name] = share.flatten(1).norm(dim=1)
-    return Scored(scores, objective, d_frames, gradient_norms)
+    return Scored(scores, objective, gradient_norms), d_frames
 
 
 def score_and_gradient(reward: Reward, frames: Frames, prompts: Sequence[str], chunk_size: int) -> tuple[Scores, Frames]:
@@ -124,6 +147,13 @@ def _gradient(scores: Tensor, frames: Frames, reward: Reward) -> Tensor:
         )
     (gradient,) = torch.autograd.grad(scores.sum(), frames)
     return gradient
+
+
+def ask_scores(reward: Reward | ServedReward, frames: Frames, prompts: Sequence[str], chunk_size: int) -> Callable[[], Scores]:
+    """As `ask`, of one reward and without gradient."""
+    if isinstance(reward, ServedReward):
+        return reward.ask_scores(frames, prompts, chunk_size)
+    return lambda: score_only(reward, frames, prompts, chunk_size)
 
 
 @torch.no_grad()

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
-from vader_ray.alignment.gradient import Scored, Term, decode, score
-from vader_ray.types import Batch, Plan, VideoModel
+from vader_ray.alignment.gradient import Scored, Term, ask, decode
+from vader_ray.types import Batch, Frames, Plan, ServedReward, VideoModel
+
+Answer: TypeAlias = Callable[[], tuple[Scored, Frames]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +49,11 @@ def accumulate_gradient(
     """Add −scale · ∂(sum of the objective)/∂adapter to the adapter's gradients; the scores, micro-batch by micro-batch.
 
     ``scale`` is one over the videos of the step on all workers, so that the sum of the workers' gradients is that of
-    the mean objective. The minus makes an optimizer that descends ascend the reward.
+    the mean objective. The minus makes an optimizer that descends ascend the reward. While rewards of other processes
+    answer for one micro-batch, the next is sampled and decoded: two graphs are in memory then, and the sums are the same.
     """
-    outcomes = []
+    lookahead = int(any(isinstance(term.reward, ServedReward) for term in terms))
+    waiting, outcomes = deque[tuple[Frames, Answer]](), list[Scored]()
     for part in _parts(rollout, batching.prefix):
         midway = model.prefix(part.conditioning, plan, part.seeds)
         for start in range(0, len(part), batching.micro):
@@ -56,10 +62,17 @@ def accumulate_gradient(
             latents = model.finish(midway[slice(start, stop)], micro.conditioning, plan)
             wanted = sorted({frame for chosen in micro.seen for row in chosen for frame in row})
             frames, indices = decode(latents, model.codec, wanted)
-            scored = score(frames, indices, micro.prompts, terms, micro.seen, batching.chunk)
-            frames.backward(scored.d_frames * -scale)
-            outcomes.append(scored)
-    return outcomes
+            waiting.append((frames, ask(frames, indices, micro.prompts, terms, micro.seen, batching.chunk)))
+            if len(waiting) > lookahead:
+                outcomes.append(_settle(*waiting.popleft(), scale))
+    return outcomes + [_settle(*left, scale) for left in waiting]
+
+
+def _settle(frames: Frames, answer: Answer, scale: float) -> Scored:
+    """Wait for the rewards and go back through decoder and graded denoising steps."""
+    scored, d_frames = answer()
+    frames.backward(d_frames.mul_(-scale))
+    return scored
 
 
 def _parts(rollout: Rollout, size: int) -> Iterator[Rollout]:

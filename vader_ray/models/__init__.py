@@ -11,7 +11,7 @@ import torch
 from vader_ray.config import AdapterConfig, ConfigError, ModelConfig, SamplingConfig
 from vader_ray.models._adapter import read_shape as adapter_shape
 
-__all__ = ["adapter_shape", "build", "names", "resolve"]
+__all__ = ["adapter_shape", "build", "fetch", "names", "resolve"]
 
 
 def names() -> list[str]:
@@ -36,6 +36,15 @@ def resolve(family: str) -> Any:
         raise ConfigError(f"model.family: cannot import {error.name!r}; is it on PYTHONPATH?") from None
     except AttributeError:
         raise ConfigError(f"model.family: the module {module} has no class Model") from None
+
+
+def fetch(model: ModelConfig) -> str:
+    """The folder of the model's weights; those of a hub id are downloaded first.
+
+    Raises:
+        ConfigError, ValueError: there is no such family, or the hub does not give the weights.
+    """
+    return str(resolve(model.family).fetch(model))
 
 
 def build(

@@ -34,6 +34,19 @@ def load_pipeline(kind: type[DiffusionPipeline], model: ModelConfig, sampling: S
     return pipe.to(device)
 
 
+def fetch_pipeline(model: ModelConfig) -> Path:
+    """The folder of a pipeline; a hub's is downloaded into its cache.
+
+    Raises:
+        ValueError: it cannot be reached.
+    """
+    source = locate(model.weights)
+    if Path(source).exists():
+        return Path(source)
+    with _explained(source):
+        return Path(DiffusionPipeline.download(source))
+
+
 def _scheduler(name: str) -> Any:
     scheduler = getattr(diffusers, name, None)
     if not name.endswith("Scheduler") or scheduler is None:

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vader_ray.config import AdapterConfig, SamplingConfig
+from vader_ray.config import AdapterConfig, ModelConfig, SamplingConfig
 from vader_ray.models import _adapter
+from vader_ray.models._loading import fetch_pipeline
 from vader_ray.models._tape import DecoderReached, Midway, PrefixDone, Tape
 from vader_ray.types import Codec, Latents, Noise, Plan
 
@@ -54,6 +55,11 @@ class PipelineModel:
         """The network that predicts noise, velocity or flow."""
         denoiser: nn.Module = getattr(self.pipe, self.denoiser_name)
         return denoiser
+
+    @classmethod
+    def fetch(cls, model: ModelConfig) -> Path:
+        """The folder of the weights, after their download where they are on the hub."""
+        return fetch_pipeline(model)
 
     def latent_shape(self) -> tuple[int, int, int, int]:
         """Channels, frames, height, width of one video's noise."""

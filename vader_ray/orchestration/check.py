@@ -15,7 +15,7 @@ from ray.train.v2.api.config import LoggingConfig
 
 from vader_ray import config as settings
 from vader_ray.config import ConfigError, ExperimentConfig
-from vader_ray.orchestration import cluster
+from vader_ray.orchestration import cluster, served
 from vader_ray.training.check import StepCheck, check_step
 from vader_ray.training.group import Group
 
@@ -34,10 +34,14 @@ def check(config: ExperimentConfig) -> Checked:
     Raises:
         ConfigError: it cannot work; the message of the worker that met the problem.
     """
-    with cluster.connected(config.machine), TemporaryDirectory(prefix="vader_ray_check_") as storage:
+    with (
+        cluster.connected(config),
+        served.serving(config) as pools,
+        TemporaryDirectory(prefix="vader_ray_check_") as storage,
+    ):
         trainer = TorchTrainer(
             _check_loop,
-            train_loop_config={"config": config.model_dump(mode="json")},
+            train_loop_config={"config": config.model_dump(mode="json"), "served": pools},
             scaling_config=ScalingConfig(num_workers=config.machine.num_workers, use_gpu=cluster.uses_gpu(config.machine)),
             run_config=RunConfig(name="check", storage_path=storage, logging_config=LoggingConfig(log_level="ERROR")),
         )
@@ -55,7 +59,7 @@ def _check_loop(job: dict[str, Any]) -> Any:
     device = get_device()
     assert isinstance(device, torch.device)
     try:
-        found, gradient = check_step(settings.validate(job["config"]), group, device)
+        found, gradient = check_step(settings.validate(job["config"]), group, device, job["served"])
     except (ValueError, OSError) as error:
         return str(error)
     return found, group.gather([hashlib.sha256(gradient.numpy().tobytes()).hexdigest()])

@@ -6,10 +6,11 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import ceil
 
 import ray
 
-from vader_ray.config import ConfigError, MachineConfig
+from vader_ray.config import ConfigError, ExperimentConfig, MachineConfig
 from vader_ray.orchestration.tracking import quiet_environment
 
 _ENVIRONMENT = {
@@ -24,7 +25,7 @@ _ENVIRONMENT = {
 
 
 @contextmanager
-def connected(machine: MachineConfig) -> Iterator[None]:
+def connected(config: ExperimentConfig) -> Iterator[None]:
     """A cluster: the one of ``RAY_ADDRESS`` or of the surrounding job, else one of this machine for this run.
 
     Raises:
@@ -38,9 +39,26 @@ def connected(machine: MachineConfig) -> Iterator[None]:
         ray.init(runtime_env={"env_vars": environment}, **quiet)
     else:
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a private cluster on loopback: no token file is left behind
-        ray.init(address="local", num_cpus=max(os.cpu_count() or 1, machine.num_workers), **quiet)
+        ray.init(address="local", num_cpus=max(os.cpu_count() or 1, _needed(config)["CPU"]), **quiet)
     try:
-        _check_resources(machine)
+        _check_resources(config)
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def existing() -> Iterator[None]:
+    """The cluster of ``RAY_ADDRESS``, or the one that runs on this machine.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    try:
+        ray.init(address="auto", logging_level=logging.ERROR, log_to_driver=False)
+    except ConnectionError as error:
+        raise ConfigError(f"no Ray cluster answers ({error}); set RAY_ADDRESS to the one that is meant") from error
+    try:
         yield
     finally:
         ray.shutdown()
@@ -51,11 +69,22 @@ def uses_gpu(machine: MachineConfig) -> bool:
     return bool(ray.cluster_resources().get("GPU")) if machine.use_gpu is None else machine.use_gpu
 
 
-def _check_resources(machine: MachineConfig) -> None:
-    kind = "GPU" if uses_gpu(machine) else "CPU"
-    available = int(ray.cluster_resources().get(kind, 0))
-    if available < machine.num_workers:
-        raise ConfigError(
-            f"machine.num_workers={machine.num_workers} need a {kind} each, the Ray cluster has {available}; "
-            "lower --workers or add nodes"
-        )
+def _needed(config: ExperimentConfig, kind: str | None = None) -> dict[str, int]:
+    """CPUs and GPUs of the workers (each has one of ``kind``; by default a CPU) and of the rewards' own actors."""
+    needed = {"CPU": 0.0, "GPU": 0.0}
+    needed[kind or "CPU"] += config.machine.num_workers
+    for spec in (*config.rewards, *config.eval_rewards):
+        if spec.placement is not None:
+            needed["CPU"] += spec.placement.num_replicas * spec.placement.num_cpus
+            needed["GPU"] += spec.placement.num_replicas * spec.placement.num_gpus
+    return {name: ceil(amount) for name, amount in needed.items()}
+
+
+def _check_resources(config: ExperimentConfig) -> None:
+    available = ray.cluster_resources()
+    for name, amount in _needed(config, "GPU" if uses_gpu(config.machine) else "CPU").items():
+        if available.get(name, 0) < amount:
+            raise ConfigError(
+                f"machine.num_workers={config.machine.num_workers} and the placed rewards need {amount} {name}s, the Ray "
+                f"cluster has {available.get(name, 0):g}; lower --workers or placement.num_{name.lower()}s, or add nodes"
+            )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from ray.util.queue import Empty, Queue
 
 from vader_ray import models, rewards
 from vader_ray.config import ConfigError, ExperimentConfig
-from vader_ray.orchestration import cluster, tracking
+from vader_ray.orchestration import cluster, served, tracking
 from vader_ray.orchestration.errors import RunFailed
 from vader_ray.orchestration.folder import RunFolder, open_folder, write_json
 from vader_ray.orchestration.progress import Progress
@@ -56,8 +56,8 @@ def run(config: ExperimentConfig, *, runs_dir: Path, run_name: str | None, resum
     write_json(folder.run, {"identity": config.identity(), "mlflow_run_id": mlflow_run.run_id, "tracking_uri": mlflow_run.uri})
     status: tracking.Status = "FAILED"
     try:
-        with cluster.connected(config.machine):
-            state = _fit(config, folder, mlflow_run)
+        with cluster.connected(config), served.serving(config) as pools:
+            state = _fit(config, folder, mlflow_run, pools)
         write_json(folder.summary, summarise(config, folder, mlflow_run, state, "completed"))
         status = "FINISHED"
     except KeyboardInterrupt:
@@ -72,10 +72,18 @@ def run(config: ExperimentConfig, *, runs_dir: Path, run_name: str | None, resum
     return folder
 
 
-def _fit(config: ExperimentConfig, folder: RunFolder, mlflow_run: tracking.Run) -> dict[str, Any]:
+def _fit(
+    config: ExperimentConfig, folder: RunFolder, mlflow_run: tracking.Run, pools: Mapping[str, served.PooledReward]
+) -> dict[str, Any]:
     """Ray Train in a thread (so that Ray leaves Ctrl-C to us), its messages here; rank 0's final state."""
     messages = Queue(actor_options={"num_cpus": 0})
-    job = {"config": config.model_dump(mode="json"), "folder": str(folder.path), "run": tuple(mlflow_run), "messages": messages}
+    job = {
+        "config": config.model_dump(mode="json"),
+        "folder": str(folder.path),
+        "run": tuple(mlflow_run),
+        "messages": messages,
+        "served": pools,
+    }
     use_gpu = cluster.uses_gpu(config.machine)
     trainer = TorchTrainer(
         worker_loop,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +17,7 @@ from ray.util.queue import Queue
 from vader_ray import config as settings
 from vader_ray.orchestration.folder import RunFolder
 from vader_ray.orchestration.recorder import Recorder
+from vader_ray.orchestration.served import PooledReward
 from vader_ray.orchestration.tracking import Run
 from vader_ray.training.group import Group
 from vader_ray.training.loop import is_due, train
@@ -28,13 +30,13 @@ def worker_loop(job: dict[str, Any]) -> dict[str, Any] | None:
 
     Args:
         job: ``config`` (plain JSON), ``folder`` (of the run), ``run`` (of MLflow) and ``messages``, a queue to the
-            driver: ``("report", Report)``, ``("line", text)`` and ``("error", text)``.
+            driver: ``("report", Report)``, ``("line", text)`` and ``("error", text)``; ``served``, the rewards in actors.
     """
     config = settings.validate(job["config"])
     context, messages = ray.train.get_context(), job["messages"]
     group = Group(context.get_world_rank(), context.get_world_size())
     try:
-        return _train(config, RunFolder(Path(job["folder"])), Run(*job["run"]), group, messages)
+        return _train(config, RunFolder(Path(job["folder"])), Run(*job["run"]), group, messages, job["served"])
     except (TrainingError, ValueError, OSError) as error:
         # the user's to correct, so the driver stops the run; anything else may be a lost worker, which Ray replaces
         messages.put(("error", str(error)))
@@ -42,7 +44,12 @@ def worker_loop(job: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _train(
-    config: settings.ExperimentConfig, folder: RunFolder, run: Run, group: Group, messages: Queue
+    config: settings.ExperimentConfig,
+    folder: RunFolder,
+    run: Run,
+    group: Group,
+    messages: Queue,
+    served: Mapping[str, PooledReward],
 ) -> dict[str, Any] | None:
     with ExitStack() as stack:
         checkpoint = ray.train.get_checkpoint()
@@ -62,7 +69,7 @@ def _train(
                 ray.train.report({"step": event.step}, checkpoint=saved)
 
         tags = {"mlflow_run_id": run.run_id}
-        state = train(config, group=group, device=_device(), report=report, resume_from=resume_from, tags=tags)
+        state = train(config, group=group, device=_device(), report=report, resume_from=resume_from, tags=tags, served=served)
         if recorder is None:
             return None
         if line := recorder.close():

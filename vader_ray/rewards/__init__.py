@@ -54,8 +54,8 @@ def check(spec: RewardConfig, *, folder: Path | None = None) -> RewardConfig:
     return spec.model_copy(update=_options(spec, resolve(spec.reward), folder))
 
 
-def build(spec: RewardConfig, *, device: torch.device | str, dtype: torch.dtype = torch.float32) -> types.Reward:
-    """The reward with its weights; its networks are frozen, in eval mode, on ``device`` and in ``dtype``.
+def build(spec: RewardConfig, *, device: torch.device | str, dtype: torch.dtype | None = None) -> types.Reward:
+    """The reward with its weights; its networks are frozen, in eval mode, on ``device`` and in ``dtype`` or its precision.
 
     Raises:
         ConfigError: as `check`, and weights that are missing, unreadable or of another network.
@@ -67,7 +67,7 @@ def build(spec: RewardConfig, *, device: torch.device | str, dtype: torch.dtype 
     except ConfigError as error:
         raise ConfigError(f"{spec.name}: {error}") from error.__cause__
     if isinstance(reward, nn.Module):
-        reward.to(device=device, dtype=dtype).requires_grad_(False).eval()
+        reward.to(device=device, dtype=dtype or getattr(torch, spec.precision)).requires_grad_(False).eval()
     return cast(types.Reward, reward)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -17,6 +18,7 @@ from vader_ray.training.experiment import Experiment, build
 from vader_ray.training.group import Group
 from vader_ray.training.loop import peak_gib
 from vader_ray.training.step import batching, make_rollout, sum_and_clip
+from vader_ray.types import ServedReward
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,14 +36,16 @@ class StepCheck:
     """Mean score of each trained reward over this worker's videos."""
 
 
-def check_step(config: ExperimentConfig, group: Group, device: torch.device) -> tuple[StepCheck, Tensor]:
+def check_step(
+    config: ExperimentConfig, group: Group, device: torch.device, served: Mapping[str, ServedReward] | None = None
+) -> tuple[StepCheck, Tensor]:
     """What one step took, and the adapter's gradient over all workers on the CPU.
 
     Raises:
         ValueError: something cannot be loaded, or the gradient is zero or not finite.
     """
     torch.set_num_threads(config.machine.num_threads)
-    experiment = build(config, device)
+    experiment = build(config, device, served)
     plan = draw_plan(config.sampling, generator(config.seed, "truncation", 0))
     rollout = make_rollout(config, experiment, list(group.share(config.videos_per_step)))
     started = time.monotonic()

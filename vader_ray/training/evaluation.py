@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from vader_ray.alignment.frames import choose_frames, every_frame_rule
-from vader_ray.alignment.gradient import Term, score_only
+from vader_ray.alignment.gradient import Term, ask_scores
 from vader_ray.config import ExperimentConfig
 from vader_ray.training.draws import derive
 from vader_ray.training.experiment import Experiment
@@ -78,7 +78,8 @@ def _watch(config: ExperimentConfig, experiment: Experiment, batch: Sequence[tup
     model, chunk_size = experiment.model, config.machine.decode_chunk_size
     latents = model.sample(experiment.condition(prompts), seeds)
     frames = decode_all(model.codec, latents)
-    scores = {term.name: _score(term, frames, prompts, chunk_size) for term in (*experiment.terms, *experiment.eval_terms)}
+    answers = {term.name: _ask(term, frames, prompts, chunk_size) for term in (*experiment.terms, *experiment.eval_terms)}
+    scores = {name: answer() for name, answer in answers.items()}
     scores["objective"] = torch.stack([term.value(scores[term.name]) for term in experiment.terms]).sum(dim=0)
     watched = []
     for place, (index, (prompt, seed)) in enumerate(batch):
@@ -108,6 +109,6 @@ def to_uint8(frames: torch.Tensor) -> NDArray[np.uint8]:
     return pixels
 
 
-def _score(term: Term, frames: Frames, prompts: Sequence[str], chunk_size: int) -> torch.Tensor:
+def _ask(term: Term, frames: Frames, prompts: Sequence[str], chunk_size: int) -> Callable[[], torch.Tensor]:
     chosen = choose_frames(every_frame_rule(term.frames), frames.shape[1], torch.Generator())
-    return score_only(term.reward, frames[:, list(chosen)], prompts, chunk_size)
+    return ask_scores(term.reward, frames[:, list(chosen)], prompts, chunk_size)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from vader_ray import models, rewards
+from vader_ray.alignment.frames import choose_frames
 from vader_ray.alignment.gradient import Term
 from vader_ray.config import ExperimentConfig, RewardConfig, SamplingConfig
 from vader_ray.training.draws import derive
-from vader_ray.types import Batch, VideoModel
+from vader_ray.types import Batch, Reward, ServedReward, VideoModel
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,13 @@ class Experiment:
         return self.conditioning[[self.rows[prompt] for prompt in prompts]]
 
 
-def build(config: ExperimentConfig, device: torch.device) -> Experiment:
-    """Load everything, encode every prompt once and give the text encoders' memory back."""
+def build(config: ExperimentConfig, device: torch.device, served: Mapping[str, ServedReward] | None = None) -> Experiment:
+    """Load everything, encode every prompt once and give the text encoders' memory back.
+
+    Args:
+        served: by name, the rewards that other processes compute and that are not loaded here.
+    """
+    served = served or {}
     model = models.build(
         config.model,
         config.sampling,
@@ -48,18 +54,22 @@ def build(config: ExperimentConfig, device: torch.device) -> Experiment:
     model.free_text_encoders()
     return Experiment(
         model=model,
-        terms=[_term(spec, config.sampling, device) for spec in config.rewards],
-        eval_terms=[_term(spec, config.sampling, device) for spec in config.eval_rewards],
+        terms=[_term(spec, served.get(spec.name), config.sampling, device) for spec in config.rewards],
+        eval_terms=[_term(spec, served.get(spec.name), config.sampling, device) for spec in config.eval_rewards],
         conditioning=conditioning,
         rows={prompt: row for row, prompt in enumerate(prompts)},
     )
 
 
-def _term(spec: RewardConfig, sampling: SamplingConfig, device: torch.device) -> Term:
-    """A reward of the recipe, after it has shown on random frames that it keeps its contract."""
-    reward = rewards.build(spec, device=device)
-    num_frames = 2 if reward.granularity == "frame" else sampling.num_frames
-    rewards.check_contract(
-        reward, name=spec.name, device=device, num_frames=num_frames, height=sampling.height, width=sampling.width
-    )
+def _term(spec: RewardConfig, served: ServedReward | None, sampling: SamplingConfig, device: torch.device) -> Term:
+    reward = served or load_reward(spec, sampling.num_frames, sampling.height, sampling.width, device)
     return Term(spec.name, reward, spec.weight, spec.target, spec.frames)
+
+
+def load_reward(spec: RewardConfig, num_frames: int, height: int, width: int, device: torch.device) -> Reward:
+    """A reward of the recipe, after it has shown on random frames, as many as it will see, that it keeps its contract."""
+    reward = rewards.build(spec, device=device)
+    seen = len(choose_frames(spec.frames, num_frames, torch.Generator()))
+    shown = 2 if reward.granularity == "frame" else seen
+    rewards.check_contract(reward, name=spec.name, device=device, num_frames=shown, height=height, width=width)
+    return reward

@@ -19,6 +19,7 @@ from vader_ray.training.experiment import Experiment, build
 from vader_ray.training.group import Group
 from vader_ray.training.report import Report, Video
 from vader_ray.training.step import take_step
+from vader_ray.types import ServedReward
 
 
 def train(
@@ -29,17 +30,19 @@ def train(
     report: Callable[[Report], object] = print,
     resume_from: Path | None = None,
     tags: Mapping[str, str] | None = None,
+    served: Mapping[str, ServedReward] | None = None,
 ) -> State:
     """Run a recipe on this worker, from the start or from a checkpoint, and report after every step.
 
-    All workers of a group call it alike and report equally often; only rank 0's reports carry checkpoints.
+    All workers of a group call it alike and report equally often; only rank 0's reports carry checkpoints. Rewards that
+    other processes compute are given in ``served``, by name.
 
     Raises:
         TrainingError: the gradient was not finite for several steps in a row.
         ValueError: weights, rewards or the checkpoint do not fit the recipe.
     """
     torch.set_num_threads(config.machine.num_threads)
-    experiment = build(config, device)
+    experiment = build(config, device, served)
     optimizer = make_optimizer(config, experiment)
     with tempfile.TemporaryDirectory(prefix="vader_ray_") as scratch:
         best_adapter = Path(scratch) / "best_adapter"
