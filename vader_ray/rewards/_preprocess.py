@@ -16,6 +16,9 @@ from torch import Tensor
 from torch.nn import functional
 
 Filter: TypeAlias = Literal["bilinear", "bicubic"]
+Rounding: TypeAlias = Literal["torchvision", "transformers"]
+"""Of two middles, which one a centre crop takes where an odd number of pixels is cut off: torchvision the even offset,
+transformers the smaller one. OpenAI's CLIP and open_clip crop with torchvision."""
 Preprocessing: TypeAlias = Literal["published", "vader"]
 """``published``: as the scorer's authors do it, comparable with leaderboards; ``vader``: as VADER's code does it."""
 
@@ -38,13 +41,24 @@ def squash(images: Float[Tensor, "*n 3 height width"], size: int, mode: Filter) 
     return resize(images, size, size, mode)
 
 
-def crop(images: Float[Tensor, "*n 3 height width"], size: int, mode: Filter) -> Float[Tensor, "*n 3 size size"]:
-    """The centre square after the short side was resized to ``size`` (OpenAI CLIP; rounding as in torchvision)."""
+def crop(
+    images: Float[Tensor, "*n 3 height width"], size: int, mode: Filter, rounding: Rounding = "torchvision"
+) -> Float[Tensor, "*n 3 size size"]:
+    """The centre square after the short side was resized to ``size``."""
     height, width = images.shape[-2:]
-    short = min(height, width)
-    images = resize(images, int(size * height / short), int(size * width / short), mode)
-    top, left = (round((side - size) / 2) for side in images.shape[-2:])
-    return images[..., top : top + size, left : left + size]
+    height, width = _short_side_at(height, width, size)
+    top, left = (_offset(side - size, rounding) for side in (height, width))
+    return resize(images, height, width, mode)[..., top : top + size, left : left + size]
+
+
+def crop_region(height: int, width: int, size: int, mode: Filter, rounding: Rounding = "torchvision") -> tuple[slice, slice]:
+    """The rows and columns of an image that `crop` sees; those outside have weight exactly 0."""
+    resized = _short_side_at(height, width, size)
+    rows, columns = (
+        _support(side, side_resized, _offset(side_resized - size, rounding), size, mode)
+        for side, side_resized in zip((height, width), resized, strict=True)
+    )
+    return rows, columns
 
 
 def letterbox(images: Float[Tensor, "*n 3 height width"], size: int, mode: Filter) -> Float[Tensor, "*n 3 size size"]:
@@ -59,6 +73,23 @@ def letterbox(images: Float[Tensor, "*n 3 height width"], size: int, mode: Filte
 def normalise(images: Float[Tensor, "*n 3 h w"], mean: Sequence[float], std: Sequence[float]) -> Float[Tensor, "*n 3 h w"]:
     """The images with each channel's mean taken off and divided by its standard deviation."""
     return (images - images.new_tensor(mean)[:, None, None]) / images.new_tensor(std)[:, None, None]
+
+
+def _short_side_at(height: int, width: int, size: int) -> tuple[int, int]:
+    """The height and width with the short side at ``size``, the long one rounded down as torchvision and transformers do."""
+    short = min(height, width)
+    return int(size * height / short), int(size * width / short)
+
+
+def _offset(excess: int, rounding: Rounding) -> int:
+    return round(excess / 2) if rounding == "torchvision" else excess // 2
+
+
+def _support(size: int, resized: int, start: int, length: int, mode: Filter) -> slice:
+    """The part of an axis that ``length`` pixels of the resized one from ``start`` on are made of."""
+    weights = _matrix(size, resized, mode, torch.float64, torch.device("cpu"))[start : start + length]
+    used = weights.any(dim=0).nonzero()
+    return slice(int(used[0]), int(used[-1]) + 1)
 
 
 @lru_cache(maxsize=64)

@@ -15,7 +15,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from vader_ray.config import ConfigError
 from vader_ray.rewards._network import FrameReward, frozen
-from vader_ray.rewards._preprocess import Preprocessing, crop, normalise, squash
+from vader_ray.rewards._preprocess import Preprocessing, crop, crop_region, normalise, squash
 from vader_ray.rewards._weights import Source, load_strictly, obtain, only_file, read_state_dict
 
 ENCODER, HEAD = "openai/clip-vit-large-patch14", "camenduru/improved-aesthetic-predictor"
@@ -37,6 +37,8 @@ class Reward(FrameReward):
     """
 
     unit = "LAION aesthetic, about 1 to 10"
+    default_weights = f"{ENCODER}, {HEAD}"
+    licence = "not stated"
 
     def __init__(
         self,
@@ -61,6 +63,11 @@ class Reward(FrameReward):
         self.image_mean, self.image_std = _statistics(encoder_folder)
         self.image_size: int = self.encoder.config.image_size  # type: ignore[assignment]
         self.preprocessing = preprocessing
+
+    def region(self, height: int, width: int) -> tuple[slice, slice]:
+        """The centre square; the whole frame where it is squashed."""
+        published = self.preprocessing == "published"
+        return crop_region(height, width, self.image_size, "bicubic") if published else super().region(height, width)
 
     def score_images(self, images: Float[Tensor, "n 3 height width"], prompts: Sequence[str], /) -> Float[Tensor, " n"]:
         """The rating of each image."""

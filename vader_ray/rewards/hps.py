@@ -21,6 +21,7 @@ from vader_ray.rewards._weights import Source, load_strictly, obtain, only_file,
 
 FILES = {"v2.0": "HPS_v2_compressed.pt", "v2.1": "HPS_v2.1_compressed.pt"}
 CONFIG = "open_clip_config.json"
+REPOSITORY = "xswu/HPSv2"
 
 
 class Reward(FrameReward):
@@ -35,11 +36,13 @@ class Reward(FrameReward):
     """
 
     unit = "cosine"
+    default_weights = REPOSITORY
+    licence = "Apache-2.0"
 
     def __init__(
         self,
         *,
-        weights: Source = "xswu/HPSv2",
+        weights: Source = REPOSITORY,
         version: Literal["v2.0", "v2.1"] = "v2.1",
         architecture: Weights = "ViT-H-14",
         preprocessing: Preprocessing = "published",
