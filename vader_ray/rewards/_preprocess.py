@@ -1,7 +1,7 @@
 """What a reward's network sees of frames: resize, crop, letterbox, normalise. Differentiable, deterministic, any float dtype.
 
 Resizing is linear and separable, so it is ``A @ image @ Bᵀ`` with the two matrices obtained by resizing an identity with
-torch's own antialiased filter: the same numbers as ``F.interpolate(antialias=True)`` in both directions, in GEMMs.
+torch's own filter: the same numbers as ``F.interpolate`` in both directions, in GEMMs.
 """
 
 from __future__ import annotations
@@ -28,10 +28,12 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-def resize(images: Float[Tensor, "*n 3 height width"], height: int, width: int, mode: Filter) -> Float[Tensor, "*n 3 h w"]:
-    """The images at another size, antialiased; bicubic overshoot is clamped to [0, 1], as 8-bit images are."""
-    rows = _matrix(images.shape[-2], height, mode, images.dtype, images.device)
-    columns = _matrix(images.shape[-1], width, mode, images.dtype, images.device)
+def resize(
+    images: Float[Tensor, "*n 3 height width"], height: int, width: int, mode: Filter, *, antialias: bool = True
+) -> Float[Tensor, "*n 3 h w"]:
+    """The images at another size; bicubic overshoot is clamped to [0, 1], as 8-bit images are."""
+    rows = _matrix(images.shape[-2], height, mode, images.dtype, images.device, antialias)
+    columns = _matrix(images.shape[-1], width, mode, images.dtype, images.device, antialias)
     resized = rows @ images @ columns.T
     return resized.clamp(0, 1) if mode == "bicubic" else resized
 
@@ -93,10 +95,12 @@ def _support(size: int, resized: int, start: int, length: int, mode: Filter) -> 
 
 
 @lru_cache(maxsize=64)
-def _matrix(size: int, resized: int, mode: Filter, dtype: torch.dtype, device: torch.device) -> Float[Tensor, "resized size"]:
+def _matrix(
+    size: int, resized: int, mode: Filter, dtype: torch.dtype, device: torch.device, antialias: bool = True
+) -> Float[Tensor, "resized size"]:
     """The matrix that resizes one axis, computed in float64."""
     # A tensor made under inference mode could never be saved for a later backward.
     with torch.inference_mode(False), torch.no_grad():
         identity = torch.eye(size, dtype=torch.float64, device="cpu")[None, None]
-        matrix = functional.interpolate(identity, size=(resized, size), mode=mode, antialias=True)[0, 0]
+        matrix = functional.interpolate(identity, size=(resized, size), mode=mode, antialias=antialias)[0, 0]
         return matrix.to(device=device, dtype=dtype)
