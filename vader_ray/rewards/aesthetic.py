@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -15,11 +13,20 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from vader_ray.config import ConfigError
 from vader_ray.rewards._network import FrameReward, frozen
-from vader_ray.rewards._preprocess import Preprocessing, crop, normalise, squash
-from vader_ray.rewards._weights import Source, load_strictly, obtain, only_file, read_state_dict
+from vader_ray.rewards._preprocess import Preprocessing, crop, crop_region, normalise, squash
+from vader_ray.rewards._weights import (
+    TRANSFORMERS_FILES,
+    Source,
+    check_model_type,
+    image_statistics,
+    load_folder,
+    load_strictly,
+    obtain,
+    only_file,
+    read_state_dict,
+)
 
 ENCODER, HEAD = "openai/clip-vit-large-patch14", "camenduru/improved-aesthetic-predictor"
-ENCODER_FILES = ("config.json", "preprocessor_config.json", "model.safetensors")
 HEAD_FILE = "sac+logos+ava1-l14-linearMSE.pth"
 HEAD_LAYERS = (0, 2, 4, 6, 7)
 HEAD_SIZES = (768, 1024, 128, 64, 16, 1)
@@ -37,6 +44,8 @@ class Reward(FrameReward):
     """
 
     unit = "LAION aesthetic, about 1 to 10"
+    default_weights = f"{ENCODER}, {HEAD}"
+    licence = "not stated"
 
     def __init__(
         self,
@@ -50,7 +59,7 @@ class Reward(FrameReward):
         if weights is not None:
             folder = obtain(weights)
             encoder, head = encoder or str(folder / "image_encoder"), head or str(only_file(folder, "*.pth"))
-        encoder_folder, head_file = obtain(encoder or ENCODER, *ENCODER_FILES), obtain(head or HEAD, HEAD_FILE)
+        encoder_folder, head_file = obtain(encoder or ENCODER, *TRANSFORMERS_FILES), obtain(head or HEAD, HEAD_FILE)
         self.encoder = frozen(load_encoder(encoder_folder))
         self.head = frozen(load_head(head_file if head_file.is_file() else head_file / HEAD_FILE))
         if self.head.num_features != self.encoder.config.projection_dim:
@@ -58,9 +67,14 @@ class Reward(FrameReward):
                 f"the head {head_file} takes {self.head.num_features} features but the encoder {encoder_folder} gives "
                 f"{self.encoder.config.projection_dim}; give a head that was trained on this encoder"
             )
-        self.image_mean, self.image_std = _statistics(encoder_folder)
+        self.image_mean, self.image_std = image_statistics(encoder_folder)
         self.image_size: int = self.encoder.config.image_size  # type: ignore[assignment]
         self.preprocessing = preprocessing
+
+    def region(self, height: int, width: int) -> tuple[slice, slice]:
+        """The centre square; the whole frame where it is squashed."""
+        published = self.preprocessing == "published"
+        return crop_region(height, width, self.image_size, "bicubic") if published else super().region(height, width)
 
     def score_images(self, images: Float[Tensor, "n 3 height width"], prompts: Sequence[str], /) -> Float[Tensor, " n"]:
         """The rating of each image."""
@@ -107,26 +121,7 @@ def _sizes(state: Mapping[str, Tensor]) -> tuple[int, ...]:
 
 def load_encoder(folder: Path) -> CLIPVisionModelWithProjection:
     """The vision tower and its projection; of a whole CLIP the text tower is left out."""
-    _read_json(folder / "config.json")
+    check_model_type(folder, "clip", "clip_vision_model")
     network = CLIPVisionModelWithProjection(CLIPVisionConfig.from_pretrained(folder))
-    files = [folder / name for name in ("model.safetensors", "pytorch_model.bin")]
-    source = next((file for file in files if file.is_file()), files[0])
-    state = {
-        name: tensor
-        for name, tensor in read_state_dict(source).items()
-        if not name.startswith(OTHER_TOWER) and not name.endswith("position_ids")
-    }
-    load_strictly(network, state, source)
+    load_folder(network, folder, without=OTHER_TOWER)
     return network
-
-
-def _statistics(folder: Path) -> tuple[list[float], list[float]]:
-    settings = _read_json(folder / "preprocessor_config.json")
-    return settings["image_mean"], settings["image_std"]
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read ({type(error).__name__}); copy it from the encoder's hub repository") from error

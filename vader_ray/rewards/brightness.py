@@ -15,6 +15,8 @@ class Reward:
 
     granularity: Granularity = "frame"
     unit = "luminance, 0 to 1"
+    default_weights = ""
+    licence = ""
 
     def __call__(self, frames: Frames, prompts: Sequence[str], /) -> Scores:
         """One score per video; the prompts have no influence."""

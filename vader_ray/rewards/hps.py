@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -12,18 +12,19 @@ import open_clip  # type: ignore[import-untyped, unused-ignore]
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional
 
 from vader_ray.config import ConfigError, Weights
-from vader_ray.rewards._network import FrameReward, frozen
+from vader_ray.rewards._clip import PromptReward
+from vader_ray.rewards._network import frozen
 from vader_ray.rewards._preprocess import Preprocessing, letterbox, normalise, squash
 from vader_ray.rewards._weights import Source, load_strictly, obtain, only_file, read_state_dict
 
 FILES = {"v2.0": "HPS_v2_compressed.pt", "v2.1": "HPS_v2.1_compressed.pt"}
 CONFIG = "open_clip_config.json"
+REPOSITORY = "xswu/HPSv2"
 
 
-class Reward(FrameReward):
+class Reward(PromptReward):
     """The mean over frames of cosine(image, prompt), without logit scale.
 
     Args:
@@ -35,11 +36,13 @@ class Reward(FrameReward):
     """
 
     unit = "cosine"
+    default_weights = REPOSITORY
+    licence = "Apache-2.0"
 
     def __init__(
         self,
         *,
-        weights: Source = "xswu/HPSv2",
+        weights: Source = REPOSITORY,
         version: Literal["v2.0", "v2.1"] = "v2.1",
         architecture: Weights = "ViT-H-14",
         preprocessing: Preprocessing = "published",
@@ -55,13 +58,6 @@ class Reward(FrameReward):
         load_strictly(clip, state, checkpoint)
         self.clip = frozen(clip)
         self.preprocessing = preprocessing
-        self._text_features: dict[str, Tensor] = {}
-
-    def score_images(self, images: Float[Tensor, "n 3 height width"], prompts: Sequence[str], /) -> Float[Tensor, " n"]:
-        """The cosine of each image with its prompt."""
-        image = functional.normalize(self.clip.encode_image(self.prepare(images).to(self.dtype)), dim=-1)
-        text = torch.stack([self._encode_text(prompt) for prompt in prompts])
-        return (image * text).sum(dim=-1)
 
     def prepare(self, images: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n 3 size size"]:
         """What the network sees."""
@@ -70,18 +66,15 @@ class Reward(FrameReward):
         square = letterbox(images, size, "bicubic") if self.preprocessing == "published" else squash(images, size, "bilinear")
         return normalise(square, visual.image_mean, visual.image_std)
 
-    def _encode_text(self, prompt: str) -> Float[Tensor, " features"]:
-        # One prompt at a time: in a batch the last bits would depend on the neighbours, hence on what was cached before.
-        if prompt not in self._text_features:
-            device = next(self.parameters()).device
-            features = self.clip.encode_text(self.tokenize([prompt]).to(device))
-            self._text_features[prompt] = functional.normalize(features, dim=-1)[0]
-        return self._text_features[prompt]
+    def encode_images(self, pixels: Float[Tensor, "n 3 size size"]) -> Float[Tensor, "n features"]:
+        """The embedding of each image, of any length."""
+        features: Tensor = self.clip.encode_image(pixels)
+        return features
 
-    def _apply(self, *args: Any, **kwargs: Any) -> Any:
-        """Forget features of another device or dtype when the weights move."""
-        self._text_features = {}
-        return super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
+    def encode_prompt(self, prompt: str, device: torch.device) -> Float[Tensor, "1 features"]:
+        """The embedding of one prompt, of any length."""
+        features: Tensor = self.clip.encode_text(self.tokenize([prompt]).to(device))
+        return features
 
 
 def create(architecture: str, *, device: str = "cpu") -> tuple[Any, Any]:

@@ -1,0 +1,160 @@
+"""Presence or absence of an object, as a YOLOS (arXiv 2106.00666) detects it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional
+from transformers import YolosConfig, YolosForObjectDetection
+
+from vader_ray.config import ConfigError
+from vader_ray.rewards._network import FrameReward, frozen
+from vader_ray.rewards._preprocess import Preprocessing, normalise, resize
+from vader_ray.rewards._weights import (
+    TRANSFORMERS_FILES,
+    Source,
+    check_model_type,
+    image_statistics,
+    load_folder,
+    obtain,
+    read_json,
+)
+
+REPOSITORY = "hustvl/yolos-base"
+RENAMED = {"vit.encoder.mid_position_embeddings": "vit.encoder.interpolation.mid_position_embeddings"}
+"""A weight's name in the published files, and in the networks of newer versions of transformers."""
+SIDE_MULTIPLE = 16
+"""The published processor rounds both sides down to a multiple of this."""
+LONGEST_EDGE = 1333
+"""Where ``preprocessor_config.json`` states none."""
+VADER_HEIGHT = 512
+NOT_A_CLASS = "N/A"
+
+
+class Reward(FrameReward):
+    """The mean over frames of how surely an object is there (``add``) or is not (``remove``); prompts have no influence.
+
+    ``soft`` takes the probability p of the object in each of the network's detection tokens as independent: the logarithm of
+    1 − Π(1 − p), that a token sees it, or of Π(1 − p), that none does; at most 0, without lower bound. It has a gradient in
+    every image, largest where the object is missing (``add``) or sure (``remove``), where a probability itself would be flat.
+    ``hard`` is the authors' rule: the mean of p over boxes of the class above ``threshold``, 0 without any, from 0 to 1, and one
+    minus that for ``remove``. An image without such a box has no gradient.
+
+    Args:
+        object: a class by the network's own name for it, such as ``person`` or ``cat``.
+        mode: what is rewarded.
+        score: ``soft`` or ``hard``, as above.
+        threshold: of ``hard``; a box is kept when its surest class is the object and that probability is above.
+        weights: a hub repository or a local folder in transformers' format.
+        preprocessing: ``published`` resizes as ``preprocessor_config.json`` says (bilinear, antialiased); ``vader`` to height 512
+            with the aspect kept (bilinear, not antialiased).
+    """
+
+    unit = "soft: log-probability, at most 0; hard: mean box score, 0 to 1"
+    default_weights = REPOSITORY
+    licence = "Apache-2.0"
+
+    def __init__(
+        self,
+        *,
+        object: str,
+        mode: Literal["remove", "add"] = "remove",
+        score: Literal["soft", "hard"] = "soft",
+        threshold: Annotated[float, Field(ge=0, lt=1)] = 0.2,
+        weights: Source = REPOSITORY,
+        preprocessing: Preprocessing = "published",
+    ) -> None:
+        super().__init__()
+        folder = obtain(weights, *TRANSFORMERS_FILES)
+        self.detector = frozen(load_detector(folder))
+        self.image_mean, self.image_std = image_statistics(folder)
+        self.edges = _edges(folder / "preprocessor_config.json")
+        self.index = class_index(object, self.detector.config.id2label)
+        self.mode, self.rule, self.threshold, self.preprocessing = mode, score, threshold, preprocessing
+
+    def score_images(self, images: Float[Tensor, "n 3 height width"], prompts: Sequence[str], /) -> Float[Tensor, " n"]:
+        """The score of each image, at least float32."""
+        logits: Tensor = self.detector(pixel_values=self.prepare(images).to(self.dtype)).logits
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return self._soft(logits) if self.rule == "soft" else self._hard(logits)
+
+    def prepare(self, images: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n 3 h w"]:
+        """What the network sees."""
+        height, width = images.shape[-2:]
+        if self.preprocessing == "published":
+            resized = resize(images, *fitted(height, width, *self.edges), "bilinear")
+        else:
+            resized = resize(images, VADER_HEIGHT, int(VADER_HEIGHT * width / height), "bilinear", antialias=False)
+        return normalise(resized, self.image_mean, self.image_std)
+
+    def _soft(self, logits: Float[Tensor, "n tokens classes"]) -> Float[Tensor, " n"]:
+        others = torch.cat([logits[..., : self.index], logits[..., self.index + 1 :]], dim=-1)
+        # log(1 − p) = −softplus(log odds) keeps its digits, and its gradient, where p rounds to 0 or 1.
+        absent = -functional.softplus(logits[..., self.index] - others.logsumexp(dim=-1)).sum(dim=-1)
+        return absent if self.mode == "remove" else log_of_complement(absent)
+
+    def _hard(self, logits: Float[Tensor, "n tokens classes"]) -> Float[Tensor, " n"]:
+        surest, label = logits.softmax(dim=-1)[..., :-1].max(dim=-1)  # the last class is "no object"
+        kept = (label == self.index) & (surest > self.threshold)
+        mean = (surest * kept).sum(dim=-1) / kept.sum(dim=-1).clamp_min(1)
+        return 1 - mean if self.mode == "remove" else mean
+
+
+def log_of_complement(logarithm: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+    """log(1 − exp(x)) for x ≤ 0, without loss of digits at either end."""
+    x = logarithm.clamp_max(-torch.finfo(logarithm.dtype).tiny)
+    near_zero = x > -math.log(2)
+    # Each branch gets an argument at which its derivative is finite, also where the other one is taken.
+    small, large = torch.where(near_zero, x, -1.0), torch.where(near_zero, -1.0, x)
+    return torch.where(near_zero, (-small.expm1()).log(), (-large.exp()).log1p())
+
+
+def fitted(height: int, width: int, shortest: int, longest: int) -> tuple[int, int]:
+    """The height and width that the published processor gives an image: short side ``shortest`` unless the long side would pass
+    ``longest``, both rounded down to a multiple of 16."""
+    short, long = sorted((height, width))
+    exact = longest * short / long if long / short * shortest > longest else shortest
+    near = round(exact)
+    far = long if height <= width and near == short else int(exact * long / short)
+    near, far = (side - side % SIDE_MULTIPLE for side in (near, far))
+    return (near, far) if height <= width else (far, near)
+
+
+def class_index(name: str, labels: Mapping[int, str]) -> int:
+    """The index of a class of the network.
+
+    Raises:
+        ConfigError: there is none of that name; the message says the nearest ones.
+    """
+    indices = {label: index for index, label in labels.items() if label != NOT_A_CLASS}
+    if name not in indices:
+        near = get_close_matches(name.lower(), indices, n=3, cutoff=0.5) or sorted(indices)[:10]
+        raise ConfigError(f"the detector has no class {name!r}; the nearest of its {len(indices)} are {', '.join(near)}")
+    return int(indices[name])
+
+
+def load_detector(folder: Path) -> YolosForObjectDetection:
+    """The network of a folder in transformers' format, every weight loaded."""
+    check_model_type(folder, "yolos")
+    network = YolosForObjectDetection(YolosConfig.from_pretrained(folder))
+    load_folder(network, folder, renamed=RENAMED)
+    return network
+
+
+def _edges(path: Path) -> tuple[int, int]:
+    """The shortest and the longest edge, as new or old versions of transformers write them."""
+    settings: Any = read_json(path)
+    size = settings.get("size")
+    if isinstance(size, int):
+        return size, int(settings.get("max_size", LONGEST_EDGE))
+    if not isinstance(size, dict) or "shortest_edge" not in size:
+        raise ConfigError(f"{path} states no shortest_edge under size but {size!r}; copy it from the weights' hub repository")
+    return int(size["shortest_edge"]), int(size.get("longest_edge", LONGEST_EDGE))
