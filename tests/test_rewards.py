@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.transforms import functional as vision
 
+from tests import tiny_clips
 from vader_ray import rewards
 from vader_ray.config import PACKAGE, RewardConfig
 from vader_ray.rewards import _preprocess, aesthetic, hps
@@ -295,7 +296,9 @@ def contract_cases() -> list[tuple[str, dict[str, Any]]]:
 
 
 @pytest.mark.parametrize(("name", "options"), contract_cases())
-def test_every_reward_keeps_the_contract(name: str, options: dict[str, Any]) -> None:
+def test_every_reward_keeps_the_contract(name: str, options: dict[str, Any], tmp_path: Path) -> None:
+    if name in tiny_clips.SAVE and "weights" not in options:
+        options = {**options, "weights": str(tiny_clips.SAVE[name](tmp_path))}
     reward = build(name, **options)
     rewards.check_contract(reward, name=name, num_frames=4, height=40, width=48)
     frames = random_images(2, 4, 3, 40, 48)

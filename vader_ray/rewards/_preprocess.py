@@ -44,18 +44,25 @@ def squash(images: Float[Tensor, "*n 3 height width"], size: int, mode: Filter) 
 
 
 def crop(
-    images: Float[Tensor, "*n 3 height width"], size: int, mode: Filter, rounding: Rounding = "torchvision"
+    images: Float[Tensor, "*n 3 height width"],
+    size: int,
+    mode: Filter,
+    rounding: Rounding = "torchvision",
+    *,
+    short: int | None = None,
 ) -> Float[Tensor, "*n 3 size size"]:
-    """The centre square after the short side was resized to ``size``."""
+    """The centre square after the short side was resized to ``short``, by default ``size``."""
     height, width = images.shape[-2:]
-    height, width = _short_side_at(height, width, size)
+    height, width = _short_side_at(height, width, short or size)
     top, left = (_offset(side - size, rounding) for side in (height, width))
     return resize(images, height, width, mode)[..., top : top + size, left : left + size]
 
 
-def crop_region(height: int, width: int, size: int, mode: Filter, rounding: Rounding = "torchvision") -> tuple[slice, slice]:
+def crop_region(
+    height: int, width: int, size: int, mode: Filter, rounding: Rounding = "torchvision", *, short: int | None = None
+) -> tuple[slice, slice]:
     """The rows and columns of an image that `crop` sees; those outside have weight exactly 0."""
-    resized = _short_side_at(height, width, size)
+    resized = _short_side_at(height, width, short or size)
     rows, columns = (
         _support(side, side_resized, _offset(side_resized - size, rounding), size, mode)
         for side, side_resized in zip((height, width), resized, strict=True)

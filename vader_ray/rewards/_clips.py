@@ -1,0 +1,85 @@
+"""What rewards with a transformers video network share: its folder, its video processor, its weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from vader_ray.config import ConfigError
+from vader_ray.rewards._preprocess import crop, crop_region, normalise
+from vader_ray.rewards._weights import obtain, read_state_dict
+from vader_ray.types import Frames
+
+PROCESSORS = ("video_preprocessor_config.json", "preprocessor_config.json")
+"""Of transformers' video processors, and of the image processors that older checkpoints of videos come with."""
+
+
+@dataclass(frozen=True, slots=True)
+class Processor:
+    """What the published video processor does: short side to ``short`` (bilinear), centre ``size``, normalised."""
+
+    short: int
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(self, frames: Frames) -> Float[Tensor, "batch frames 3 size size"]:
+        """What the network sees."""
+        return normalise(crop(frames, self.size, "bilinear", "transformers", short=self.short), self.mean, self.std)
+
+    def region(self, height: int, width: int) -> tuple[slice, slice]:
+        """The rows and columns of a frame outside which pixels have exactly no influence."""
+        return crop_region(height, width, self.size, "bilinear", "transformers", short=self.short)
+
+
+def obtain_folder(source: str, model_type: str, *files: str) -> Path:
+    """The folder of a checkpoint whose ``config.json`` says ``model_type``.
+
+    Raises:
+        ConfigError: no folder, no such file, or another architecture.
+    """
+    folder = obtain(source, *files)
+    if not folder.is_dir():
+        raise ConfigError(f"{folder} is a file; give the folder with its {' and '.join(files)}")
+    found = read_json(folder / "config.json").get("model_type")
+    if found != model_type:
+        raise ConfigError(f"{folder}/config.json is of a {found!r} network; give a checkpoint of a {model_type!r}")
+    return folder
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file; raises ConfigError where it cannot be read."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{path} cannot be read ({type(error).__name__}); copy it from the hub repository of the weights"
+        ) from error
+
+
+def read_processor(folder: Path) -> Processor:
+    """The processor of a checkpoint.
+
+    Raises:
+        ConfigError: there is none, or it crops more than it leaves.
+    """
+    path = next((folder / name for name in PROCESSORS if (folder / name).is_file()), folder / PROCESSORS[0])
+    settings = read_json(path)
+    short = settings["size"]["shortest_edge"]
+    size = settings["crop_size"]["height"]
+    if short < size:
+        raise ConfigError(f"{path} crops {size} pixels out of a short side of {short}; give the processor of these weights")
+    return Processor(short, size, tuple(settings["image_mean"]), tuple(settings["image_std"]))
+
+
+def read_weights(folder: Path, renamed: Callable[[str], str] = str) -> tuple[dict[str, Tensor], Path]:
+    """The tensors of a checkpoint by the names that its network has today, and the file that they came from."""
+    files = [folder / name for name in ("model.safetensors", "pytorch_model.bin")]
+    source = next((file for file in files if file.is_file()), files[0])
+    return {renamed(name): tensor for name, tensor in read_state_dict(source).items()}, source
