@@ -227,7 +227,7 @@ def _run(folder: Path, recipe: Path, name: str) -> subprocess.Popen[str]:
         return subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, env=environment)
 
 
-def _answering(driver: int, seconds: float = 120) -> psutil.Process:
+def _answering(driver: int, seconds: float = 300) -> psutil.Process:
     """An actor below the driver at the moment that it computes a gradient: Ray names its processes after their calls."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
