@@ -18,7 +18,7 @@ from torchvision.transforms import functional as vision
 from transformers.models.yolos.image_processing_pil_yolos import get_size_with_aspect_ratio_yolos
 
 from tests.test_rewards import as_pil, pictures, random_images
-from tests.tiny_rewards import LABELS, OPTIONS, make_clip, make_detector
+from tests.tiny_rewards import LABELS, make_clip, make_detector
 from vader_ray import rewards
 from vader_ray.config import RewardConfig
 from vader_ray.rewards import _preprocess, object_detection
@@ -198,10 +198,11 @@ def test_detector_sizes_are_the_processors(edges: tuple[int, int]) -> None:
 def test_vader_detection_preprocessing_is_its_formula(height: int, width: int, folders: dict[str, Path]) -> None:
     images = random_images(1, 3, height, width)
     size = (512, int(512 * width / height))
-    expected = functional.interpolate(images, size, mode="bilinear", antialias=False, align_corners=False)
+    # in float64: the library rounds where a pixel comes from to float32, which alone is 1e-4 at column 800
+    expected = functional.interpolate(images.double(), size, mode="bilinear", antialias=False, align_corners=False)
     expected = vision.normalize(expected, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     pixels = build("object_detection", folders, preprocessing="vader").prepare(images)
-    torch.testing.assert_close(pixels, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(pixels.double(), expected, atol=1e-5, rtol=0)
 
 
 def test_both_ways_to_write_a_size_are_read(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -275,13 +276,7 @@ def test_two_videos_are_two_times_one(name: str, options: dict[str, Any], folder
     assert not any(parameter.requires_grad for parameter in reward.parameters())
 
 
-@pytest.mark.parametrize("name", sorted(OPTIONS))
-def test_options_of_the_contract_are_enough(name: str, tmp_path: Path) -> None:
-    options = OPTIONS[name](tmp_path / "fresh")
-    rewards.check_contract(rewards.build(RewardConfig(reward=name, **options), device="cpu"), name=name)
-
-
-def test_each_frame_gets_the_gradient_of_a_sum_alone(folders: dict[str, Path]) -> None:
+def test_the_backward_is_deterministic(folders: dict[str, Path]) -> None:
     reward = build("object_detection", folders)
     frames = pictures(40, 64).requires_grad_()
     first, second = (torch.autograd.grad(reward(frames, PROMPTS).sum(), frames)[0] for _ in range(2))
@@ -292,13 +287,12 @@ def test_each_frame_gets_the_gradient_of_a_sum_alone(folders: dict[str, Path]) -
 def test_log_of_complement_keeps_its_digits(dtype: torch.dtype) -> None:
     exact = [-1e-30, -1e-12, -1e-5, -0.3, -math.log(2), -0.7, -5.0, -40.0]
     x = torch.tensor(exact, dtype=dtype, requires_grad=True)
-    expected = torch.tensor([math.log(-math.expm1(value)) for value in exact], dtype=dtype)
-    # a few units in the last place, relative to the score or, near 0 = log 1, to the probability
+    near_one = [math.log1p(-math.exp(value)) if value < -1 else math.log(-math.expm1(value)) for value in exact]
+    expected = torch.tensor(near_one, dtype=dtype)
+    # a few units in the last place of float32
     torch.testing.assert_close(object_detection.log_of_complement(x), expected, rtol=1e-5, atol=0)
     (slope,) = torch.autograd.grad(object_detection.log_of_complement(x).sum(), x)
-    torch.testing.assert_close(
-        slope, torch.tensor([1 / math.expm1(-value) * -1 for value in exact], dtype=dtype), rtol=1e-5, atol=0
-    )
+    torch.testing.assert_close(slope, torch.tensor([-1 / math.expm1(-value) for value in exact], dtype=dtype), rtol=1e-5, atol=0)
     edge = torch.zeros(1, dtype=dtype, requires_grad=True)
     (slope,) = torch.autograd.grad(object_detection.log_of_complement(edge).sum(), edge)
     assert slope.isfinite().all()
@@ -355,17 +349,18 @@ def test_half_precision_deviates_little(name: str, dtype: torch.dtype, folders: 
     gradients = [torch.autograd.grad(score.sum(), frames)[0] for score in scores]
     assert scores[1].dtype == torch.float32
     score_range = {"object_detection": 1.0, "hps": 2.0, "aesthetic": 9.0}.get(name, 200.0)
-    deviation = float((scores[1] - scores[0]).abs().max()) / score_range
+    wide, narrow = (score.detach().exp() if name == "object_detection" else score.detach() for score in scores)
+    deviation = float((narrow - wide).abs().max()) / score_range
     error = float((gradients[1] - gradients[0]).norm() / gradients[0].norm())
     print(f"{name} {dtype}: score {100 * deviation:.3f} % of its range, gradient {100 * error:.2f} %")
     assert deviation < DEVIATION[dtype][0]
     assert error < DEVIATION[dtype][1]
 
 
-@pytest.mark.parametrize("name", ["clip_score", "object_detection", "hps", "aesthetic"])
-def test_float16_keeps_gradients_below_its_smallest_number(name: str, folders: dict[str, Path]) -> None:
+@pytest.mark.parametrize(("name", "weight"), [("hps", 2.0**-12), ("aesthetic", 2.0**-12), ("clip_score", 2.0**-18)])
+def test_float16_keeps_gradients_below_its_smallest_number(name: str, weight: float, folders: dict[str, Path]) -> None:
+    # 2⁻¹² is a pixel's share in 81 frames of 480×832 over that in 3 frames of 40×64; clip_score's scale is nearly 2⁷
     frames = pictures(40, 64).requires_grad_()
-    weight = 2.0**-20  # as small as the share of a pixel in a large frame of a long clip
     exact, half = build(name, folders), build(name, folders, dtype=torch.float16)
     wanted, scaled = (torch.autograd.grad(weight * reward(frames, PROMPTS).sum(), frames)[0] for reward in (exact, half))
     (bare,) = torch.autograd.grad(weight * half.score(half.widened(frames), PROMPTS).sum(), frames)
@@ -438,7 +433,7 @@ def test_unusable_weights_are_explained(name: str, folders: dict[str, Path], tmp
     refused(name, "preprocessor_config.json states no image_mean", weights=str(foreign), **extra)
     (foreign / "config.json").unlink()
     refused(name, "config.json cannot be read", weights=str(foreign), **extra)
-    refused(name, "does not exist; give an existing file", weights=str(tmp_path / "nowhere.pt"), **extra)
+    refused(name, "nowhere.pt does not exist; give an existing path", weights=str(tmp_path / "nowhere.pt"), **extra)
 
 
 def test_a_missing_or_foreign_tokenizer_is_explained(folders: dict[str, Path], tmp_path: Path) -> None:

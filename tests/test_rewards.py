@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.transforms import functional as vision
 
-from tests import tiny_clips
+from tests import tiny_rewards
 from vader_ray import rewards
 from vader_ray.config import PACKAGE, RewardConfig
 from vader_ray.rewards import _preprocess, aesthetic, hps
@@ -297,9 +297,8 @@ def contract_cases() -> list[tuple[str, dict[str, Any]]]:
 
 @pytest.mark.parametrize(("name", "options"), contract_cases())
 def test_every_reward_keeps_the_contract(name: str, options: dict[str, Any], tmp_path: Path) -> None:
-    if name in tiny_clips.SAVE and "weights" not in options:
-        options = {**options, "weights": str(tiny_clips.SAVE[name](tmp_path))}
-    reward = build(name, **options)
+    tiny = tiny_rewards.OPTIONS[name](tmp_path / "tiny") if name in tiny_rewards.OPTIONS else {}
+    reward = build(name, **{**options, **tiny})
     rewards.check_contract(reward, name=name, num_frames=4, height=40, width=48)
     frames = random_images(2, 4, 3, 40, 48)
     with torch.no_grad():
@@ -487,7 +486,7 @@ def test_a_dotted_name_reaches_outside(tmp_path: Path, monkeypatch: pytest.Monke
         ("my_rewards.colour", {"gian": 1}, "no option 'gian'; it has gain"),
         ("my_rewards.colour.Blue", {}, "my_rewards.colour has no class 'Blue'"),
         ("my_rewards.shape", {}, "my_rewards has no class 'shape'"),
-        ("my_rewards", {}, "there is no reward 'my_rewards'; give one of aesthetic, brightness, hps"),
+        ("my_rewards", {}, "there is no reward 'my_rewards'; give one of aesthetic, brightness, "),
         ("my_rewards.colour.Clash", {}, "'target' is a setting of every reward; rename it"),
         ("nowhere.at.all", {}, "there is no module 'nowhere.at.all' or 'nowhere.at'.*PYTHONPATH"),
     ):

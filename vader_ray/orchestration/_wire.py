@@ -20,8 +20,8 @@ class Packed:
     pixels: NDArray[Any]
     """``bfloat16``, which numpy has not, as its 16 bits."""
     dtype: str
-    scale: tuple[float, ...]
-    """Power of two, per video, by which half precision was multiplied."""
+    scale: tuple[float, ...] | None
+    """Power of two, per video, by which half precision was multiplied; None is 1 for all."""
     region: Region
     height: int
     width: int
@@ -31,10 +31,13 @@ def pack(frames: Tensor, region: Region, transport: str, *, scaled: bool = False
     """The region of a batch of frames (or of gradients, ``scaled`` to the range of half precision) as bytes."""
     height, width = frames.shape[-2:]
     part = frames.detach()[..., region[0], region[1]]
-    scale = _scale(part) if scaled and transport != "float32" else torch.ones(len(part))
-    part = (part * scale.to(part)[:, None, None, None, None]).to(device="cpu", dtype=getattr(torch, transport)).contiguous()
+    scale = None
+    if scaled and transport != "float32":
+        scale = _scale(part)
+        part = part * torch.tensor(scale).to(part)[:, None, None, None, None]
+    part = part.to(device="cpu", dtype=getattr(torch, transport)).contiguous()
     bits = part.view(torch.int16) if transport == "bfloat16" else part
-    return Packed(bits.numpy(), transport, tuple(scale.tolist()), region, height, width)
+    return Packed(bits.numpy(), transport, scale, region, height, width)
 
 
 def unpack(packed: Packed, device: torch.device) -> Tensor:
@@ -42,7 +45,8 @@ def unpack(packed: Packed, device: torch.device) -> Tensor:
     # What Ray shares is read-only, which torch cannot hold: one copy.
     bits = torch.from_numpy(packed.pixels.copy()).to(device)
     part = (bits.view(torch.bfloat16) if packed.dtype == "bfloat16" else bits).float()
-    part /= torch.tensor(packed.scale, device=device)[:, None, None, None, None]
+    if packed.scale is not None:
+        part /= torch.tensor(packed.scale, device=device)[:, None, None, None, None]
     if part.shape[-2:] == (packed.height, packed.width):
         return part
     full = part.new_zeros(*part.shape[:-2], packed.height, packed.width)
@@ -50,8 +54,8 @@ def unpack(packed: Packed, device: torch.device) -> Tensor:
     return full
 
 
-def _scale(part: Tensor) -> Tensor:
+def _scale(part: Tensor) -> tuple[float, ...]:
     """For each video, the power of two that brings its largest value to between 1 and 2; 1 for zeros."""
     largest = part.flatten(1).abs().amax(dim=1).float().cpu()
     exponent = torch.where(largest > 0, largest.log2().floor(), torch.zeros_like(largest))
-    return torch.exp2(-exponent.clamp(-100, 100))
+    return tuple(torch.exp2(-exponent.clamp(-100, 100)).tolist())

@@ -16,7 +16,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 from vader_ray.config import ConfigError
 from vader_ray.rewards._network import FrameReward, frozen
 from vader_ray.rewards._preprocess import crop, crop_region, normalise
-from vader_ray.rewards._weights import check_model_type, image_statistics, load_folder
+from vader_ray.rewards._weights import check_model_type, image_statistics, load_folder, obtain
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
@@ -64,9 +64,10 @@ class PromptReward(FrameReward):
 class TransformersClipReward(PromptReward):
     """A whole CLIP of transformers with the preprocessing of its ``CLIPProcessor``: short side bicubic, centre crop."""
 
-    def __init__(self, folder: Path, tokenizer_folder: Path) -> None:
+    def __init__(self, folder: Path, tokenizer: str) -> None:
         super().__init__()
         self.clip = frozen(load_clip(folder))
+        tokenizer_folder = obtain(tokenizer, *TOKENIZER_FILES)
         self.tokenizer = load_tokenizer(tokenizer_folder)
         self.image_mean, self.image_std = image_statistics(folder)
         self.image_size: int = self.clip.config.vision_config.image_size

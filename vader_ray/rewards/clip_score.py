@@ -25,4 +25,4 @@ class Reward(TransformersClipReward):
 
     def __init__(self, *, weights: Source = REPOSITORY) -> None:
         folder = obtain(weights, *TRANSFORMERS_FILES, *TOKENIZER_FILES)
-        super().__init__(folder, folder)
+        super().__init__(folder, str(folder))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vader_ray.rewards._clip import TOKENIZER_FILES, TransformersClipReward
+from vader_ray.rewards._clip import TransformersClipReward
 from vader_ray.rewards._weights import TRANSFORMERS_FILES, Source, obtain
 
 REPOSITORY, TOKENIZER = "yuvalkirstain/PickScore_v1", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
@@ -25,5 +25,5 @@ class Reward(TransformersClipReward):
     def __init__(self, *, weights: Source = REPOSITORY, tokenizer: Source | None = None) -> None:
         folder = obtain(weights, *TRANSFORMERS_FILES)
         brings_its_own = tokenizer is None and (folder / "tokenizer.json").is_file()
-        super().__init__(folder, folder if brings_its_own else obtain(tokenizer or TOKENIZER, *TOKENIZER_FILES))
+        super().__init__(folder, str(folder) if brings_its_own else tokenizer or TOKENIZER)
         self.scale = float(self.clip.logit_scale.exp())  # 100 in the published weights, whatever the precision later
