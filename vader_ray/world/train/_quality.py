@@ -24,7 +24,7 @@ from vader_ray.world.train.vjepa import MASK_BLOCKS, draw_masks, error_of, guess
 
 
 @torch.no_grad()
-def vjepa_quality(out: Path, vae: AutoencoderKL, generator: Generator, *, num_scenes: int = 200) -> dict[str, float]:
+def vjepa_quality(out: Path, vae: AutoencoderKL, generator: Generator, *, num_scenes: int = 100) -> dict[str, float]:
     """Mean surprise at calm videos and at the same scenes shaken, frozen and decoded; how often shaking surprises more.
 
     `frozen_ahead` is the share of scenes whose frozen first frame surprises less than their calm video.
@@ -33,7 +33,8 @@ def vjepa_quality(out: Path, vae: AutoencoderKL, generator: Generator, *, num_sc
     scenes = steadied(draw_scenes(num_scenes, generator))
     calm = render(scenes)
     share = torch.full((num_scenes,), 0.05)
-    others = {
+    everything = {
+        "calm": calm,
         "shaken": render(shaken(scenes, generator)),
         "flicker": render(shaken(scenes, generator, jitter=False)),
         "jitter": render(shaken(scenes, generator, flicker=False)),
@@ -41,10 +42,9 @@ def vjepa_quality(out: Path, vae: AutoencoderKL, generator: Generator, *, num_sc
         "decoded": redecoded(vae, calm, share, generator),
         "decoded_shaken": redecoded(vae, render(shaken(scenes, generator)), share, generator),
     }
-    masks = [draw_masks(generator, *blocks) for blocks in MASK_BLOCKS for _ in range(4)]
     quality: dict[str, float] = {}
     for kind, whole_context in (("", False), ("whole_context_", True)):
-        losses = {name: surprises(model, videos, masks, whole_context) for name, videos in {"calm": calm, **others}.items()}
+        losses = {name: surprises(model, videos, fixed_masks(), whole_context) for name, videos in everything.items()}
         quality |= {f"vjepa/{kind}loss_{name}": loss.mean().item() for name, loss in losses.items()}
         for name in ("shaken", "flicker", "jitter"):
             quality[f"vjepa/{kind}calm_ahead_of_{name}"] = (losses["calm"] < losses[name]).float().mean().item()
@@ -141,11 +141,38 @@ def detection_quality(out: Path, pictures: Pictures) -> dict[str, float]:
 
 
 @torch.no_grad()
-def boxes_shown(out: Path, frames: Float[Tensor, "videos frames 3 height width"], prompts: list[str]) -> dict[str, float]:
-    """Share of videos in which more than half of the frames show a box, by whether their prompts ask for one."""
-    model = YolosForObjectDetection.from_pretrained(out / "detection")
-    logits = model(pixel_values=normalised(frames.flatten(0, 1))).logits
-    score = logits.softmax(-1)[..., BOX].amax(1).view(-1, NUM_FRAMES)
-    shown = (score > 0.5).float().mean(1) > 0.5
+def samples_quality(out: Path, frames: Float[Tensor, "videos frames 3 height width"], prompts: list[str]) -> dict[str, float]:
+    """What the rewards see in sampled videos, and in which share of them a box is shown, asked for by the prompt or not.
+
+    A video shows a box where more than half of its frames do, at a score above 0.5.
+    """
+    detector = YolosForObjectDetection.from_pretrained(out / "detection")
+    scores = detector(pixel_values=normalised(frames.flatten(0, 1))).logits.softmax(-1)[..., BOX].amax(1)
+    shown = (scores.view(-1, NUM_FRAMES) > 0.5).float().mean(1) > 0.5
     asked = torch.tensor(["box" in prompt for prompt in prompts])
-    return {"unasked_box": shown[~asked].float().mean().item(), "asked_box": shown[asked].float().mean().item()}
+    action = VideoMAEForVideoClassification.from_pretrained(out / "action")
+    said = torch.tensor([next(DIRECTIONS.index(word) for word in prompt.split() if word in DIRECTIONS) for prompt in prompts])
+    surprise = surprises(VJEPA2Model.from_pretrained(out / "vjepa"), frames, fixed_masks())
+    return {
+        "unasked_box": shown[~asked].float().mean().item(),
+        "asked_box": shown[asked].float().mean().item(),
+        "pickscore": pickscores(out, frames[:, 4], prompts).mean().item(),
+        "action": (action(pixel_values=normalised(frames)).logits.argmax(1) == said).float().mean().item(),
+        "vjepa_loss": surprise.mean().item(),
+        "vjepa_loss_deviation": surprise.std().item(),
+    }
+
+
+def pickscores(out: Path, frames: Float[Tensor, "frames 3 height width"], texts: list[str]) -> Float[Tensor, " frames"]:
+    """PickScore of each frame with its text."""
+    model, tokenizer = CLIPModel.from_pretrained(out / "pickscore"), AutoTokenizer.from_pretrained(out / "pickscore")
+    tokens = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
+    output = model(pixel_values=clip_normalised(frames), **tokens)
+    score: Tensor = model.logit_scale.exp() * (output.image_embeds * output.text_embeds).sum(-1)
+    return score
+
+
+def fixed_masks() -> list[tuple[Tensor, Tensor]]:
+    """Two masks of each kind, always the same."""
+    generator = Generator().manual_seed(0)
+    return [draw_masks(generator, *blocks) for blocks in MASK_BLOCKS for _ in range(2)]

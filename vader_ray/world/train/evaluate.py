@@ -16,9 +16,9 @@ from vader_ray.world.judge import Judge
 from vader_ray.world.train._pictures import Pictures, draw_pictures
 from vader_ray.world.train._quality import (
     action_quality,
-    boxes_shown,
     detection_quality,
     pickscore_quality,
+    samples_quality,
     vjepa_quality,
 )
 from vader_ray.world.train.aesthetic import HEAD_FILE, Rater
@@ -40,7 +40,7 @@ def evaluate(out: Path, sheet: Path | None = None) -> dict[str, float]:
         prompts = captions(split)
         frames = sample(pipeline, prompts, generator)
         obeyed = Judge.load().accuracy(frames, prompts)
-        obeyed |= boxes_shown(out, frames, prompts)
+        obeyed |= samples_quality(out, frames, prompts)
         quality |= {f"text_to_video/{split}/{name}": value for name, value in obeyed.items()}
     if sheet is not None:
         save_sheet(frames[:, ::2], sheet)

@@ -13,9 +13,11 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 from vader_ray.world.data import SIZE, captions_of
 from vader_ray.world.train._loop import fit, replaced
 from vader_ray.world.train._pictures import Pictures, draw_pictures, pushed
-from vader_ray.world.train._tokenizer import CONTEXT_LENGTH, build_tokenizer
+from vader_ray.world.train._tokenizer import build_tokenizer
 from vader_ray.world.train.hps import matching_loss, preference_loss
 
+MAX_LENGTH = 77
+"""Tokens that PickScore's users cut a prompt at; what no caption reaches stays untrained."""
 LOGIT_SCALE = 50.0
 """What a cosine is multiplied with: a picture of middling quality scores 20, as PickScore's do."""
 LOWEST, HIGHEST = 0.2, 0.6
@@ -72,14 +74,14 @@ def clip_normalised(frames: Tensor) -> Tensor:
 
 
 def build_pickscore() -> CLIPModel:
-    """An untrained CLIP: 4x4 patches of a 32x32 frame, 16 tokens of text, a fixed logit scale."""
+    """An untrained CLIP: 4x4 patches of a 32x32 frame, a fixed logit scale."""
     tokenizer = build_tokenizer()
     tower = {"hidden_size": 64, "intermediate_size": 256, "num_attention_heads": 4, "projection_dim": 48}
     text = {
         **tower,
         "num_hidden_layers": 2,
         "vocab_size": len(tokenizer),
-        "max_position_embeddings": CONTEXT_LENGTH,
+        "max_position_embeddings": MAX_LENGTH,
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
