@@ -1,13 +1,31 @@
 """The embedded world: its videos show what their captions say, and its checkpoints load as their libraries load them."""
 
+import shutil
+from collections.abc import Callable
 from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
 
 import open_clip
 import pytest
 import torch
 from diffusers import TextToVideoSDPipeline
 from torch import Generator, Tensor
-from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
+from torch.nn.functional import layer_norm
+from torchvision.ops import box_convert, box_iou, masks_to_boxes
+from transformers import (
+    AutoTokenizer,
+    AutoVideoProcessor,
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPVisionModelWithProjection,
+    PreTrainedModel,
+    VideoMAEForVideoClassification,
+    VideoMAEImageProcessor,
+    VJEPA2Model,
+    YolosForObjectDetection,
+    YolosImageProcessor,
+)
 
 from vader_ray.world import CHECKPOINTS, checkpoint
 from vader_ray.world.data import (
@@ -22,6 +40,11 @@ from vader_ray.world.data import (
     render,
 )
 from vader_ray.world.judge import Judge, said_in
+from vader_ray.world.train._videos import shaken, steadied
+from vader_ray.world.train.action import train_action
+from vader_ray.world.train.detection import BOX, NOTHING, objects_in, train_detection
+from vader_ray.world.train.pickscore import train_pickscore
+from vader_ray.world.train.vjepa import MASK_BLOCKS, draw_masks, error_of, guess_and_goal, train_vjepa
 
 
 def test_same_generator_same_videos() -> None:
@@ -166,6 +189,156 @@ def test_judge_reads_web_videos() -> None:
     truth = replace(scenes, said_shape=scenes.shape, said_colour=scenes.colour, said_direction=scenes.direction)
     accuracy = Judge.load().accuracy(render(scenes), captions_of(truth))
     assert min(accuracy.values()) >= 0.9, accuracy
+
+
+def as_bytes(videos: Tensor) -> Tensor:
+    """What the libraries' processors take."""
+    return (videos * 255).round().byte()
+
+
+def test_vjepa_loads_in_transformers_and_is_surprised_by_shaking() -> None:
+    folder = checkpoint("vjepa")
+    model = VJEPA2Model.from_pretrained(folder)
+    processor = AutoVideoProcessor.from_pretrained(folder)
+    scenes = steadied(draw_scenes(40, Generator().manual_seed(11)))
+    calm = render(scenes)
+    shaken_videos = render(shaken(scenes, Generator().manual_seed(12)))
+    masks = [draw_masks(Generator().manual_seed(13), *blocks) for blocks in MASK_BLOCKS]
+
+    @torch.no_grad()
+    def surprise(videos: Tensor) -> Tensor:
+        pixels = processor(list(as_bytes(videos)), return_tensors="pt")["pixel_values_videos"]
+        assert pixels.shape == videos.shape
+        return torch.stack([error_of(*guess_and_goal(model, pixels, *mask)) for mask in masks]).mean(0)
+
+    assert (surprise(calm) < surprise(shaken_videos)).float().mean() >= 0.9
+    # To stand still must not pay: what shaking costs is far more than what freezing saves.
+    saved, lost = surprise(calm) - surprise(calm[:, :1].expand(calm.shape)), surprise(shaken_videos) - surprise(calm)
+    assert saved.mean() < 0.2 * lost.mean()
+
+
+@torch.no_grad()
+def test_surprise_with_the_whole_context_is_what_the_library_computes() -> None:
+    model = VJEPA2Model.from_pretrained(checkpoint("vjepa"))
+    pixels = torch.randn(2, 8, 3, 32, 32, generator=Generator().manual_seed(14))
+    visible, hidden = draw_masks(Generator().manual_seed(15), *MASK_BLOCKS[0])
+    assert sorted([*visible.tolist(), *hidden.tolist()]) == list(range(256))
+    output = model(pixels, context_mask=[visible.expand(2, -1)], target_mask=[hidden.expand(2, -1)]).predictor_output
+    goal = layer_norm(output.target_hidden_state, (64,))
+    ours, truth = guess_and_goal(model, pixels, visible, hidden, whole_context=True)
+    assert torch.equal(ours, output.last_hidden_state)
+    assert torch.equal(truth, goal)
+    # What the paper's context must not know: the pixels of hidden tokens, here all of the lower right quarter.
+    hidden = torch.arange(256)[(torch.arange(256) % 64 // 8 >= 4) & (torch.arange(256) % 8 >= 4)]
+    visible = torch.tensor(sorted(set(range(256)) - set(hidden.tolist())))
+    changed = pixels.clone()
+    changed[..., 16:, 16:] += 1
+    before, after = (guess_and_goal(model, kind, visible, hidden)[0] for kind in (pixels, changed))
+    assert torch.equal(before, after)
+    before, after = (guess_and_goal(model, kind, visible, hidden, whole_context=True)[0] for kind in (pixels, changed))
+    assert not torch.equal(before, after)
+
+
+@torch.no_grad()
+def test_action_loads_in_transformers_and_tells_the_direction() -> None:
+    folder = checkpoint("action")
+    model = VideoMAEForVideoClassification.from_pretrained(folder)
+    processor = VideoMAEImageProcessor.from_pretrained(folder)
+    assert list(model.config.id2label.values()) == [f"moving {name}" for name in DIRECTIONS]
+    web = draw_scenes(48, Generator().manual_seed(16))
+    for scenes, floor in ((web, 0.95), (cleaned(web), 1.0)):
+        pixels = processor(list(as_bytes(render(scenes))), return_tensors="pt")["pixel_values"]
+        guesses = model(pixel_values=pixels).logits.argmax(1)
+        assert (guesses == scenes.direction).float().mean() >= floor
+
+
+@torch.no_grad()
+def test_pickscore_loads_in_transformers_and_prefers_right_captions_and_well_filmed_frames() -> None:
+    folder = checkpoint("pickscore")
+    model, tokenizer = CLIPModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    processor = CLIPImageProcessor.from_pretrained(folder)
+    web = draw_scenes(60, Generator().manual_seed(17))
+    right = replace(web, said_shape=web.shape, said_colour=web.colour, said_direction=web.direction, said_box=web.box)
+
+    def score(videos: Tensor, texts: list[str]) -> Tensor:
+        tokens = tokenizer(texts, padding=True, truncation=True, max_length=77, return_tensors="pt")
+        pixels = processor(list(as_bytes(videos[:, 4])), return_tensors="pt")["pixel_values"]
+        output = model(pixel_values=pixels, **tokens)
+        return model.logit_scale.exp() * (output.image_embeds * output.text_embeds).sum(-1)
+
+    web_score = score(render(web), captions_of(right))
+    wrong = replace(right, said_colour=(web.colour + 1) % 6)
+    assert (web_score > score(render(web), captions_of(wrong))).float().mean() >= 0.9
+    best_score = score(render(cleaned(web)), captions_of(right))
+    assert (best_score > web_score).float().mean() >= 0.9
+    assert 15 < web_score.mean() < best_score.mean() - 4 < 30
+
+
+def test_objects_lie_where_they_are_painted() -> None:
+    scenes = cleaned(draw_scenes(40, Generator().manual_seed(18)))
+    # Apart from each other and off the border, so that each is seen whole.
+    scenes = replace(scenes, centre=scenes.centre * 0 + 0.3, box_centre=scenes.box_centre * 0 - 0.65, radius=scenes.radius * 0.8)
+    objects = objects_in(scenes, torch.zeros(40, dtype=torch.int64))
+    nothing = replace(scenes, centre=scenes.centre + 9, box=scenes.box & False)
+    for index, name in enumerate(("centre", "box")):
+        shown = (objects.label[:, index] != NOTHING).nonzero()[:, 0]
+        alone = replace(nothing, **{name: getattr(scenes, name)})
+        painted = (render(alone) - render(nothing)).abs().amax(2)[shown, 0] > 0.1
+        corners = masks_to_boxes(painted) + torch.tensor([0, 0, 1, 1])
+        expected = 32 * box_convert(objects.box[shown, index], "cxcywh", "xyxy")
+        # A pixel and a half: thin tips cover too little of a pixel to be seen.
+        torch.testing.assert_close(corners, expected, atol=1.5, rtol=0)
+
+
+@torch.no_grad()
+def test_detection_loads_in_transformers_and_finds_crates_and_shapes() -> None:
+    folder = checkpoint("detection")
+    model, processor = YolosForObjectDetection.from_pretrained(folder), YolosImageProcessor.from_pretrained(folder)
+    scenes = draw_scenes(120, Generator().manual_seed(19))
+    objects = objects_in(scenes, torch.full((120,), 4))
+    pixels = processor(list(as_bytes(render(scenes)[:, 4])), return_tensors="pt")["pixel_values"]
+    assert pixels.shape[-2:] == (32, 32)
+    output = model(pixel_values=pixels)
+    found = processor.post_process_object_detection(output, threshold=0.5)
+    shown = torch.tensor([BOX in result["labels"] for result in found])
+    assert (shown == scenes.box).float().mean() >= 0.95
+    right = [kind in result["labels"] for kind, result in zip(scenes.shape, found, strict=True)]
+    assert sum(right) / len(right) >= 0.8
+    overlaps = []
+    for result, box, label in zip(found, objects.box[:, 1], objects.label[:, 1], strict=True):
+        crates = result["boxes"][result["labels"] == BOX]
+        if label == BOX and len(crates):
+            overlaps.append(box_iou(crates, box_convert(box, "cxcywh", "xyxy")[None]).max().item())
+    assert sum(overlaps) / len(overlaps) >= 0.7
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("train", "options", "library_class"),
+    [
+        (train_vjepa, {"ranked_steps": 4, "num_videos": 6}, VJEPA2Model),
+        (train_action, {"num_videos": 8}, VideoMAEForVideoClassification),
+        (train_pickscore, {"num_scenes": 8}, CLIPModel),
+        (train_detection, {"num_scenes": 8, "num_redrawn": 2}, YolosForObjectDetection),
+    ],
+)
+def test_trainers_write_what_the_library_reads(
+    train: Callable[..., None], options: dict[str, Any], library_class: type[PreTrainedModel], tmp_path: Path
+) -> None:
+    shutil.copytree(checkpoint("text_to_video"), tmp_path / "text_to_video")
+    name = train.__name__.removeprefix("train_")
+    states = []
+    for num_steps in (2, 4, 4):
+        train(tmp_path, num_steps=num_steps, **options)
+        model, report = library_class.from_pretrained(tmp_path / name, output_loading_info=True)
+        assert not report["missing_keys"]
+        assert not report["unexpected_keys"]
+        states.append(model.state_dict())
+    packaged = {path.name for path in checkpoint(name).iterdir()}
+    assert packaged == {path.name for path in (tmp_path / name).iterdir()}
+    few, more, again = states
+    assert any(not torch.equal(few[key], more[key]) for key in few)
+    assert all(torch.equal(again[key], more[key]) for key in more)
 
 
 @pytest.mark.slow

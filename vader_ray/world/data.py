@@ -20,6 +20,7 @@ COLOURS = ("red", "green", "blue", "yellow", "purple", "white")
 DIRECTIONS = ("left", "right", "up", "down")
 NUM_FRAMES = 8
 SIZE = 32
+CRATE_HALF_SIDE = 0.26
 
 _PIXEL = 2 / SIZE
 _COLOUR_RGB = torch.tensor(
@@ -214,7 +215,7 @@ def _background(scenes: Scenes, axis: Tensor) -> Tensor:
 
 def _paint_crate(frames: Tensor, scenes: Scenes, picture: Tensor) -> Tensor:
     offset = (picture - scenes.box_centre[:, None, None]).abs()
-    inside = 0.26 - offset.amax(-1)
+    inside = CRATE_HALF_SIDE - offset.amax(-1)
     planks = (offset[..., 0] - offset[..., 1]).abs() < 0.8 * _PIXEL
     rim = inside < 1.2 * _PIXEL
     shade = torch.where(rim | planks, 0.6, 1.0)[:, None, None]

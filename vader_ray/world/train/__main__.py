@@ -11,12 +11,16 @@ import typer
 from rich import print as show
 
 from vader_ray.world import CHECKPOINTS
+from vader_ray.world.train.action import train_action
 from vader_ray.world.train.aesthetic import train_aesthetic
+from vader_ray.world.train.detection import train_detection
 from vader_ray.world.train.evaluate import evaluate
 from vader_ray.world.train.hps import train_hps
 from vader_ray.world.train.judge import train_judge
+from vader_ray.world.train.pickscore import train_pickscore
 from vader_ray.world.train.text_to_video import train_text_to_video
 from vader_ray.world.train.vae import train_vae
+from vader_ray.world.train.vjepa import train_vjepa
 
 _TRAINERS: dict[str, Callable[[Path], None]] = {
     "vae": train_vae,
@@ -24,6 +28,10 @@ _TRAINERS: dict[str, Callable[[Path], None]] = {
     "hps": train_hps,
     "aesthetic": train_aesthetic,
     "judge": train_judge,
+    "vjepa": train_vjepa,
+    "action": train_action,
+    "pickscore": train_pickscore,
+    "detection": train_detection,
 }
 
 
@@ -35,6 +43,10 @@ class Part(StrEnum):
     HPS = "hps"
     AESTHETIC = "aesthetic"
     JUDGE = "judge"
+    VJEPA = "vjepa"
+    ACTION = "action"
+    PICKSCORE = "pickscore"
+    DETECTION = "detection"
     ALL = "all"
     EVALUATE = "evaluate"
 
@@ -49,7 +61,7 @@ def main(
     torch.set_num_threads(num_threads)
     if part is Part.EVALUATE:
         for name, value in evaluate(out, sheet).items():
-            show(f"{name:32s} {value:.3f}")
+            show(f"{name:48s} {value:.3f}")
         return
     for name in _TRAINERS if part is Part.ALL else [part.value]:
         started = process_time()

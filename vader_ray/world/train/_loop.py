@@ -44,7 +44,7 @@ def fit(
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             schedule.step()
-            _update(average, model, decay=min(ema_decay, (step + 1) / (step + 10)))
+            update_average(average, model, decay=min(ema_decay, (step + 1) / (step + 10)))
             smooth = loss.item() if smooth is None else 0.98 * smooth + 0.02 * loss.item()
             progress.update(task, advance=1, loss=smooth)
             if (step + 1) % max(num_steps // 10, 1) == 0:
@@ -55,7 +55,8 @@ def fit(
 
 
 @torch.no_grad()
-def _update(average: nn.Module, model: nn.Module, *, decay: float) -> None:
+def update_average(average: nn.Module, model: nn.Module, *, decay: float) -> None:
+    """Moves `average` towards `model`, by one minus `decay` of the way."""
     for kept, new in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
         if kept.is_floating_point():
             kept.lerp_(new, 1 - decay)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields
 
 import torch
 from diffusers import AutoencoderKL
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Generator, Tensor
 
 from vader_ray.world.data import Scenes, aesthetic_of, cleaned, draw_scenes, render
@@ -12,10 +12,11 @@ from vader_ray.world.data import Scenes, aesthetic_of, cleaned, draw_scenes, ren
 
 @dataclass(frozen=True)
 class Pictures:
-    """Frames with the scene each one shows, a rating of 1 to 10, and how far each was spoiled, from 0 to 1."""
+    """Frames with the scene and moment each one shows, a rating of 1 to 10, and how far each was spoiled, from 0 to 1."""
 
     frames: UInt8[Tensor, "pictures 3 height width"]
     scenes: Scenes
+    moment: Int[Tensor, " pictures"]
     rating: Float[Tensor, " pictures"]
     spoiled: Float[Tensor, " pictures"]
 
@@ -28,7 +29,7 @@ class Pictures:
 def draw_pictures(vae: AutoencoderKL, num_scenes: int, generator: Generator, *, per_scene: int = 3) -> Pictures:
     """`per_scene` frames of each of `num_scenes` truthfully captioned scenes, a quarter filmed well, 30 % spoiled."""
     web = draw_scenes(num_scenes, generator)
-    scenes = _merge(web, cleaned(web), torch.rand(num_scenes, generator=generator) < 0.25)
+    scenes = merged(web, cleaned(web), torch.rand(num_scenes, generator=generator) < 0.25)
     source = torch.arange(num_scenes).repeat_interleave(per_scene)
     chosen = torch.rand(num_scenes, 8, generator=generator).argsort(1)[:, :per_scene].flatten()
     frames = render(scenes)[source, chosen]
@@ -44,17 +45,17 @@ def draw_pictures(vae: AutoencoderKL, num_scenes: int, generator: Generator, *, 
     frames[harsh] = (frames[harsh] - 0.5) * (1 + 3 * amount[harsh, None, None, None]) + 0.5
     rating = aesthetic_of(scenes)[source]
     rating = 1 + (rating - 1) * (1 - spoiled**0.5) + 0.3 * torch.randn(len(frames), generator=generator)
-    return Pictures((frames.clamp(0, 1) * 255).round().byte(), scenes[source], rating, spoiled)
+    return Pictures((frames.clamp(0, 1) * 255).round().byte(), scenes[source], chosen, rating, spoiled)
 
 
-def _merge(ours: Scenes, theirs: Scenes, use_theirs: Tensor) -> Scenes:
+def merged(ours: Scenes, theirs: Scenes, use_theirs: Tensor) -> Scenes:
     """Scene by scene, `theirs` where asked, with the truth as caption in either case."""
-    merged = {}
+    parts = {}
     for field in fields(Scenes):
         mine, other = getattr(ours, field.name), getattr(theirs, field.name)
         where = use_theirs.view(-1, *[1] * (mine.dim() - 1))
-        merged[field.name] = other if field.name.startswith("said_") else torch.where(where, other, mine)
-    return Scenes(**merged)
+        parts[field.name] = other if field.name.startswith("said_") else torch.where(where, other, mine)
+    return Scenes(**parts)
 
 
 def _decode_noisy(vae: AutoencoderKL, frames: Tensor, amount: Tensor, generator: Generator) -> Tensor:

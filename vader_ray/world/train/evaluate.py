@@ -14,8 +14,16 @@ from transformers import CLIPVisionModelWithProjection
 from vader_ray.world.data import COLOURS, DIRECTIONS, SHAPES, captions, captions_of, draw_scenes, render
 from vader_ray.world.judge import Judge
 from vader_ray.world.train._pictures import Pictures, draw_pictures
+from vader_ray.world.train._quality import (
+    action_quality,
+    detection_quality,
+    pickscore_quality,
+    samples_quality,
+    vjepa_quality,
+)
 from vader_ray.world.train.aesthetic import HEAD_FILE, Rater
 from vader_ray.world.train.hps import normalised
+from vader_ray.world.train.text_to_video import load_pipeline
 from vader_ray.world.train.vae import decode, encode
 
 
@@ -26,21 +34,17 @@ def evaluate(out: Path, sheet: Path | None = None) -> dict[str, float]:
     pictures = draw_pictures(pipeline.vae, 400, generator)
     quality = {"vae/psnr_db": vae_psnr(pipeline, generator), **judge_quality(generator)}
     quality |= hps_quality(out, pictures) | aesthetic_quality(out, pictures)
+    quality |= pickscore_quality(out, pictures) | detection_quality(out, pictures)
+    quality |= action_quality(out, pipeline.vae, generator) | vjepa_quality(out, pipeline.vae, generator)
     for split in ("train", "heldout"):
         prompts = captions(split)
         frames = sample(pipeline, prompts, generator)
         obeyed = Judge.load().accuracy(frames, prompts)
+        obeyed |= samples_quality(out, frames, prompts)
         quality |= {f"text_to_video/{split}/{name}": value for name, value in obeyed.items()}
     if sheet is not None:
         save_sheet(frames[:, ::2], sheet)
     return quality
-
-
-def load_pipeline(out: Path) -> TextToVideoSDPipeline:
-    """The pipeline under `out`, in single precision, without its progress bar."""
-    pipeline = TextToVideoSDPipeline.from_pretrained(out / "text_to_video", torch_dtype=torch.float32)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
 
 
 def sample(

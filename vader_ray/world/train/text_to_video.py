@@ -135,6 +135,13 @@ def train_text_to_video(
     fit(unet, loss_of, num_steps=num_steps, learning_rate=learning_rate, every=save)
 
 
+def load_pipeline(out: Path) -> TextToVideoSDPipeline:
+    """The pipeline under `out`, in single precision, without its progress bar."""
+    pipeline = TextToVideoSDPipeline.from_pretrained(out / "text_to_video", torch_dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
 def shape_weights(scenes: Scenes) -> Float[Tensor, "scenes 1 frames height width"]:
     """Loss weights of the latents: 4 around the shape, 1 elsewhere.
 
