@@ -3,9 +3,9 @@
 In float16 the gradient of a score with respect to a pixel falls below the smallest number there is, so the backward of the
 network runs on gradients that are `GRADIENT_SCALE` times larger and shrinks them again at the float32 frames.
 
-Measured deviation from float32 on networks of two or three layers, of the score as a share of its range (200 for 100 × cosine, 2
-for a cosine, 9 for the aesthetic rating, 1 for the probability behind a soft detection) and of the gradient as a share of its norm
-(``pytest tests/test_frame_rewards.py -k half_precision -s``); deep networks deviate more:
+Measured deviation from float32 on networks of two or three layers, of the score as a share of its range (200 for 100 × cosine,
+2 for a cosine, 9 for the aesthetic rating, 1 for the probability behind a soft detection) and of the gradient as a share of its
+norm (``pytest tests/test_frame_rewards.py -k half_precision -s``); deep networks deviate more:
 
 ================  ==============  ==============
 reward            bfloat16        float16
