@@ -33,7 +33,7 @@ from vader_ray.types import Frames, Granularity, Scores
 Network = TypeVar("Network", bound=nn.Module)
 
 GRADIENT_SCALE = 2.0**10
-"""A power of two, so that multiplying and dividing lose nothing. Gradients up to 64 at the network's output still fit."""
+"""A power of two, so that multiplying and dividing lose nothing. Gradients below 63 at the output of the network still fit."""
 
 
 class NetworkReward(nn.Module):
