@@ -40,7 +40,7 @@ def _refused(*arguments: str) -> str:
         ("num_steps=few", "num_steps: Input should be a valid integer"),
         ("model.weights=/no/where", "model.weights: /no/where does not exist"),
         ("model.family=nothing", "model.family: there is no 'nothing'; choose one of modelscope"),
-        ("rewards.0.reward=nothing", "there is no reward 'nothing'; give one of aesthetic, brightness, hps"),
+        ("rewards.0.reward=nothing", "there is no reward 'nothing'; give one of aesthetic, brightness, "),
         ("rewards.0.colour=red", "colour"),
         ("rewards.0.weights=/no/where", "/no/where"),
         ("prompts.train=/dev/null", "prompts.train: /dev/null holds no prompt"),

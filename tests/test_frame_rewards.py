@@ -334,9 +334,9 @@ def test_region_is_as_small_as_can_be(height: int, width: int, mode: Any, roundi
 # ---- precision
 
 DEVIATION = {
-    # share of the score's range (200; for soft detection the probability's, 1) and of the gradient's norm
-    torch.bfloat16: (0.01, 0.15),  # 8 bits: 0.4 % per operation, through two layers and two normalisations
-    torch.float16: (0.001, 0.02),  # 11 bits: 0.05 %
+    # share of the score's range and of the gradient's norm
+    torch.bfloat16: (0.005, 0.1),  # 8 bits: 0.4 % per operation, through two layers; kinks of the detector's head double it
+    torch.float16: (0.0005, 0.03),  # 11 bits: 0.05 %
 }
 
 

@@ -23,6 +23,7 @@ from torch.nn import functional
 from torchvision.transforms import functional as vision
 
 from tests import tiny_rewards
+from tests.tiny_rewards import liven
 from vader_ray import rewards
 from vader_ray.config import PACKAGE, RewardConfig
 from vader_ray.rewards import _preprocess, aesthetic, hps
@@ -81,14 +82,6 @@ def aesthetic_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         nn.init.normal_(layer.weight, std=1.5 / math.sqrt(layer.in_features))
     torch.save(head.state_dict(), folder / "sac+logos+ava1-tiny-linearMSE.pth")
     return folder
-
-
-def liven(network: nn.Module) -> None:
-    """Weights so large that another image gives a clearly other embedding, as in a trained network."""
-    with torch.no_grad():
-        for parameter in network.parameters():
-            if parameter.ndim > 1:
-                parameter.normal_(std=1 / math.sqrt(parameter[0].numel()))
 
 
 def build(name: str, *, dtype: torch.dtype = torch.float32, **options: Any) -> Any:

@@ -2,6 +2,20 @@
 
 In float16 the gradient of a score with respect to a pixel falls below the smallest number there is, so the backward of the
 network runs on gradients that are `GRADIENT_SCALE` times larger and shrinks them again at the float32 frames.
+
+Measured deviation from float32 on networks of two or three layers, of the score as a share of its range (200 for 100 × cosine,
+2 for a cosine, 9 for the aesthetic rating, 1 for the probability behind a soft detection) and of the gradient as a share of its
+norm (``pytest tests/test_frame_rewards.py -k half_precision -s``); deep networks deviate more:
+
+================  ==============  ==============
+reward            bfloat16        float16
+================  ==============  ==============
+pickscore         0.10 %, 1.4 %   0.01 %, 0.2 %
+clip_score        0.10 %, 1.4 %   0.01 %, 0.2 %
+hps               0.05 %, 1.5 %   0.01 %, 0.2 %
+aesthetic         0.11 %, 2.1 %   0.01 %, 0.2 %
+object_detection  0.02 %, 5.3 %   0.01 %, 1.9 %
+================  ==============  ==============
 """
 
 from __future__ import annotations
@@ -19,7 +33,7 @@ from vader_ray.types import Frames, Granularity, Scores
 Network = TypeVar("Network", bound=nn.Module)
 
 GRADIENT_SCALE = 2.0**10
-"""A power of two, so that multiplying and dividing lose nothing. Gradients up to 64 at the network's output still fit."""
+"""A power of two, so that multiplying and dividing lose nothing. Gradients below 63 at the output of the network still fit."""
 
 
 class NetworkReward(nn.Module):

@@ -45,6 +45,7 @@ class Reward(FrameReward):
     ``soft`` takes the probability p of the object in each of the network's detection tokens as independent: the logarithm of
     1 − Π(1 − p), that a token sees it, or of Π(1 − p), that none does; at most 0, without lower bound. It has a gradient in
     every image, largest where the object is missing (``add``) or sure (``remove``), where a probability itself would be flat.
+    Published networks have logits of about −40, which bfloat16 rounds to 0.1 or 0.2: prefer float16 or float32.
     ``hard`` is the authors' rule: the mean of p over boxes of the class above ``threshold``, 0 without any, from 0 to 1, and one
     minus that for ``remove``. An image without such a box has no gradient.
 
