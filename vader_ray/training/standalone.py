@@ -20,6 +20,7 @@ def evaluate_adapter(config: ExperimentConfig, adapter: Path | None) -> dict[str
     Raises:
         ValueError: the adapter is missing, damaged or of another model.
     """
+    torch.set_num_threads(config.machine.num_threads)
     config = _shaped_like(config, adapter)
     experiment = build(config, _device())
     if adapter is not None:
@@ -34,6 +35,7 @@ def generate_video(config: ExperimentConfig, prompt: str, adapter: Path | None, 
     Raises:
         ValueError: the adapter is missing, damaged or of another model.
     """
+    torch.set_num_threads(config.machine.num_threads)
     config = _shaped_like(config, adapter)
     model = models.build(
         config.model, config.sampling, config.adapter, seed=0, chunk_size=config.machine.decode_chunk_size, device=_device()
