@@ -206,27 +206,23 @@ def list_(what: Annotated[str, typer.Argument(help="models, rewards or recipes")
     """What can be named in a recipe."""
     from vader_ray import models, rewards
 
-    tables: dict[str, Callable[[], list[dict[str, str]]]] = {
-        "models": lambda: [{"name": name, "model": _first_line(models.resolve(name))} for name in models.names()],
-        "rewards": lambda: [{"name": name} | _describe(rewards.resolve(name)) for name in rewards.names()],
-        "recipes": lambda: [{"name": name, "description": load(name).description} for name in recipe_names()],
+    described: dict[str, Callable[[], dict[str, str]]] = {
+        "models": lambda: {name: _first_line(models.resolve(name)) for name in models.names()},
+        "rewards": lambda: {name: _describe(rewards.resolve(name)) for name in rewards.names()},
+        "recipes": lambda: {name: load(name).description for name in recipe_names()},
     }
-    if what not in tables:
-        raise ConfigError(f"there is nothing called {what!r} to list; choose one of {', '.join(tables)}")
-    rows = tables[what]()
-    table = Table(*rows[0], box=None)
-    for row in rows:
-        table.add_row(*row.values())
+    if what not in described:
+        raise ConfigError(f"there is nothing called {what!r} to list; choose one of {', '.join(described)}")
+    table = Table(show_header=False, box=None)
+    for name, description in described[what]().items():
+        table.add_row(name, description)
     Console(highlight=False).print(table)
 
 
-def _describe(reward: Any) -> dict[str, str]:
-    return {
-        "looks at": {"set": "all held-out videos"}.get(reward.granularity, reward.granularity),
-        "unit": reward.unit,
-        "default weights": getattr(reward, "default_weights", "") or "no network",
-        "licence of the weights": getattr(reward, "licence", ""),
-    }
+def _describe(reward: Any) -> str:
+    """What it looks at, in which unit it answers, and whose weights it takes by default."""
+    weights = f"{reward.default_weights} ({reward.licence})" if getattr(reward, "default_weights", "") else "no network"
+    return f"looks at a {reward.granularity}; {reward.unit}\nweights: {weights}"
 
 
 def _first_line(documented: Any) -> str:
