@@ -11,7 +11,16 @@ from vader_ray import models, rewards
 from vader_ray.alignment.gradient import Term
 from vader_ray.config import ExperimentConfig, RewardConfig, SamplingConfig
 from vader_ray.training.draws import derive
-from vader_ray.types import Batch, VideoModel
+from vader_ray.types import Batch, SetMeasure, VideoModel
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """A measure of a set of videos, and the frames that it looks at."""
+
+    name: str
+    measure: SetMeasure
+    frames: str
 
 
 @dataclass(frozen=True)
@@ -23,6 +32,8 @@ class Experiment:
     """The trained rewards."""
     eval_terms: list[Term]
     """The rewards that are only measured."""
+    measures: list[Measure]
+    """What is measured of the held-out videos as a set."""
     conditioning: Batch
     """Of every prompt of the recipe, once."""
     rows: dict[str, int]
@@ -49,7 +60,8 @@ def build(config: ExperimentConfig, device: torch.device) -> Experiment:
     return Experiment(
         model=model,
         terms=[_term(spec, config.sampling, device) for spec in config.rewards],
-        eval_terms=[_term(spec, config.sampling, device) for spec in config.eval_rewards],
+        eval_terms=[_term(spec, config.sampling, device) for spec in config.eval_rewards if not rewards.is_measure(spec.reward)],
+        measures=[_measure(spec, config.sampling, device) for spec in config.eval_rewards if rewards.is_measure(spec.reward)],
         conditioning=conditioning,
         rows={prompt: row for row, prompt in enumerate(prompts)},
     )
@@ -63,3 +75,9 @@ def _term(spec: RewardConfig, sampling: SamplingConfig, device: torch.device) ->
         reward, name=spec.name, device=device, num_frames=num_frames, height=sampling.height, width=sampling.width
     )
     return Term(spec.name, reward, spec.weight, spec.target, spec.frames)
+
+
+def _measure(spec: RewardConfig, sampling: SamplingConfig, device: torch.device) -> Measure:
+    measure = rewards.build_measure(spec, device=device)
+    rewards.check_measure(measure, name=spec.name, device=device, height=sampling.height, width=sampling.width)
+    return Measure(spec.name, measure, spec.frames)
