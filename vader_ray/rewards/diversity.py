@@ -56,8 +56,9 @@ class Reward(nn.Module):
         dtype = next(self.encoder.parameters()).dtype
         wide = torch.promote_types(torch.promote_types(frames.dtype, dtype), torch.float32)
         pixels = self.prepare(frames.flatten(0, 1).to(wide)).to(dtype)
-        embeddings: Tensor = functional.normalize(self.encoder(pixel_values=pixels).image_embeds.to(wide), dim=-1)
-        return embeddings.unflatten(0, frames.shape[:2]).mean(dim=1)
+        embeddings = functional.normalize(self.encoder(pixel_values=pixels).image_embeds.to(wide), dim=-1)
+        means: Tensor = embeddings.unflatten(0, frames.shape[:2]).mean(dim=1)
+        return means
 
     def prepare(self, images: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n 3 size size"]:
         """What the network sees."""
