@@ -291,6 +291,10 @@ def contract_cases() -> list[tuple[str, dict[str, Any]]]:
 @pytest.mark.parametrize(("name", "options"), contract_cases())
 def test_every_reward_keeps_the_contract(name: str, options: dict[str, Any], tmp_path: Path) -> None:
     tiny = tiny_rewards.OPTIONS[name](tmp_path / "tiny") if name in tiny_rewards.OPTIONS else {}
+    if rewards.is_measure(name):
+        measure = rewards.build_measure(RewardConfig(reward=name, **{**options, **tiny}), device="cpu")
+        rewards.check_measure(measure, name=name, num_frames=4, height=40, width=48)
+        return
     reward = build(name, **{**options, **tiny})
     rewards.check_contract(reward, name=name, num_frames=4, height=40, width=48)
     frames = random_images(2, 4, 3, 40, 48)
@@ -479,7 +483,7 @@ def test_a_dotted_name_reaches_outside(tmp_path: Path, monkeypatch: pytest.Monke
         ("my_rewards.colour", {"gian": 1}, "no option 'gian'; it has gain"),
         ("my_rewards.colour.Blue", {}, "my_rewards.colour has no class 'Blue'"),
         ("my_rewards.shape", {}, "my_rewards has no class 'shape'"),
-        ("my_rewards", {}, "there is no reward 'my_rewards'; give one of aesthetic, brightness, "),
+        ("my_rewards", {}, "there is no reward 'my_rewards'; give one of action, aesthetic, brightness, "),
         ("my_rewards.colour.Clash", {}, "'target' is a setting of every reward; rename it"),
         ("nowhere.at.all", {}, "there is no module 'nowhere.at.all' or 'nowhere.at'.*PYTHONPATH"),
     ):

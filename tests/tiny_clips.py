@@ -81,8 +81,12 @@ def save_diversity(folder: Path) -> Path:
     return folder
 
 
-SAVE = {"vjepa": save_vjepa, "action": save_action, "diversity": save_diversity}
-"""What writes the tiny weights of a reward into a folder and returns it."""
+OPTIONS = {
+    "vjepa": lambda folder: {"weights": str(save_vjepa(folder))},
+    "action": lambda folder: {"weights": str(save_action(folder))},
+    "diversity": lambda folder: {"weights": str(save_diversity(folder))},
+}
+"""What writes the tiny weights of a reward into a folder, and the options that name them."""
 
 
 def _randomise(network: nn.Module) -> None:

@@ -94,6 +94,6 @@ OPTIONS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "pickscore": pickscore,
     "clip_score": clip_score,
     "object_detection": object_detection,
-    **{name: lambda folder, save=save: {"weights": str(save(folder))} for name, save in tiny_clips.SAVE.items()},
+    **tiny_clips.OPTIONS,
 }
 """Options with which the contract test builds a reward, from a folder that does not exist yet."""

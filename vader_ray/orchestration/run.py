@@ -30,9 +30,20 @@ def check_names(config: ExperimentConfig, folder: Path | None = None) -> Experim
     Paths in the options of rewards become absolute; a relative one starts at ``folder`` (the recipe's).
 
     Raises:
-        ConfigError: unknown family, reward or option, or a path that does not exist.
+        ConfigError: unknown family, reward or option, a path that does not exist, or a measure of sets where it cannot be used.
     """
     models.resolve(config.model.family)
+    for place, spec in enumerate(config.rewards):
+        if rewards.is_measure(spec.reward):
+            raise ConfigError(
+                f"rewards.{place}: {spec.reward} compares videos with one another and can only be evaluated; "
+                "move it to eval_rewards"
+            )
+    for place, spec in enumerate(config.eval_rewards):
+        if spec.placement is not None and rewards.is_measure(spec.reward):
+            raise ConfigError(f"eval_rewards.{place}.placement: {spec.reward} compares what all workers made; leave it to them")
+    if config.evaluation.num_videos < 2 and any(rewards.is_measure(spec.reward) for spec in config.eval_rewards):
+        raise ConfigError("evaluation.num_videos: eval_rewards compare videos with one another; give at least 2")
     checked = {
         name: tuple(rewards.check(spec, folder=folder) for spec in getattr(config, name)) for name in ("rewards", "eval_rewards")
     }

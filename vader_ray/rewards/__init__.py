@@ -17,9 +17,9 @@ from torch import nn
 
 from vader_ray import types
 from vader_ray.config import ConfigError, RewardConfig
-from vader_ray.rewards._contract import check_contract
+from vader_ray.rewards._contract import check_contract, check_measure
 
-__all__ = ["build", "check", "check_contract", "names", "resolve"]
+__all__ = ["build", "build_measure", "check", "check_contract", "check_measure", "is_measure", "names", "resolve"]
 
 
 def names() -> list[str]:
@@ -60,6 +60,23 @@ def build(spec: RewardConfig, *, device: torch.device | str, dtype: torch.dtype 
     Raises:
         ConfigError: as `check`, and weights that are missing, unreadable or of another network.
     """
+    if is_measure(spec.reward):
+        raise ConfigError(f"{spec.name} compares videos with one another and can only be evaluated; move it to eval_rewards")
+    return cast(types.Reward, _build(spec, device, dtype))
+
+
+def build_measure(spec: RewardConfig, *, device: torch.device | str, dtype: torch.dtype | None = None) -> types.SetMeasure:
+    """The measure of a set of videos, as `build` does it for a reward; ``spec`` must name one (`is_measure`)."""
+    assert is_measure(spec.reward), spec.reward
+    return cast(types.SetMeasure, _build(spec, device, dtype))
+
+
+def is_measure(name: str) -> bool:
+    """Whether the name is that of a `SetMeasure`: one that can be evaluated and not trained."""
+    return getattr(resolve(name), "granularity", None) == "set"
+
+
+def _build(spec: RewardConfig, device: torch.device | str, dtype: torch.dtype | None) -> object:
     reward_class = resolve(spec.reward)
     options = _options(spec, reward_class, None)
     try:
@@ -68,7 +85,8 @@ def build(spec: RewardConfig, *, device: torch.device | str, dtype: torch.dtype 
         raise ConfigError(f"{spec.name}: {error}") from error.__cause__
     if isinstance(reward, nn.Module):
         reward.to(device=device, dtype=dtype or getattr(torch, spec.precision)).requires_grad_(False).eval()
-    return cast(types.Reward, reward)
+    built: object = reward
+    return built
 
 
 def _import(name: str) -> ModuleType | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vader_ray.types import Reward
+from vader_ray.types import Reward, SetMeasure
 
 PROMPTS = ("a red circle moving left", "a blue square moving up")
 
@@ -34,6 +34,34 @@ def check_contract(
         _check_gradient(scores, frames, name)
     with torch.no_grad():
         _check_separation(reward, frames, scores.detach(), name)
+
+
+def check_measure(
+    measure: SetMeasure,
+    *,
+    name: str = "measure",
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    num_frames: int = 2,
+    height: int = 32,
+    width: int = 32,
+) -> None:
+    """Two random videos: shapes, finite features and scores, the same features for a video alone and in a batch.
+
+    Raises:
+        ValueError: names the measure and what is wrong.
+    """
+    if getattr(measure, "granularity", None) != "set" or not isinstance(getattr(measure, "unit", None), str):
+        raise ValueError(f"measure {name!r} must declare granularity 'set' and unit (a text)")
+    frames = _random_frames(num_frames, height, width).to(device=device, dtype=dtype)
+    with torch.no_grad():
+        features = measure.features(frames)
+        if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != 2 or not features.isfinite().all():
+            raise ValueError(f"measure {name!r} must give finite features of shape (batch, features) for 2 videos")
+        for video in range(2):
+            if not _same(measure.features(frames[video : video + 1])[0], features[video]):
+                raise ValueError(f"measure {name!r} leaks between videos: the features of one change beside another")
+        _check_scores(measure.compare(features, PROMPTS), name)
 
 
 def _random_frames(num_frames: int, height: int, width: int) -> Tensor:

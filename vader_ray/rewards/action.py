@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from difflib import SequenceMatcher
 from functools import lru_cache
 from pathlib import Path
@@ -15,10 +15,10 @@ from torch import Tensor
 from transformers import VideoMAEConfig, VideoMAEForVideoClassification
 
 from vader_ray.config import ConfigError
-from vader_ray.rewards._clips import obtain_folder, read_processor, read_weights
 from vader_ray.rewards._network import NetworkReward, frozen
 from vader_ray.rewards._preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, normalise, squash
-from vader_ray.rewards._weights import Source, load_strictly
+from vader_ray.rewards._video import obtain_folder, read_processor
+from vader_ray.rewards._weights import Source, load_folder
 from vader_ray.types import Frames, Granularity, Scores
 
 WEIGHTS = "MCG-NJU/videomae-base-finetuned-kinetics"
@@ -165,12 +165,10 @@ def _same(word: str, other: str) -> bool:
 def load_network(folder: Path) -> VideoMAEForVideoClassification:
     """The classifier, every weight of the file in its place."""
     network = VideoMAEForVideoClassification(VideoMAEConfig.from_pretrained(folder))
-    state, source = read_weights(folder, _renamed)
-    load_strictly(network, state, source)
+    load_folder(network, folder, renamed=_published(network.state_dict()))
     return network
 
 
-def _renamed(name: str) -> str:
-    for before, now in RENAMED.items():
-        name = name.replace(before, now)
-    return name
+def _published(names: Iterable[str]) -> dict[str, str]:
+    """The published name of each weight that has another one today, and today's."""
+    return {name.replace(now, before): name for before, now in RENAMED.items() for name in names if now in name}

@@ -16,9 +16,9 @@ from torch.nn import functional
 from transformers import VJEPA2Config, VJEPA2Model
 
 from vader_ray.config import ConfigError
-from vader_ray.rewards._clips import obtain_folder, read_processor, read_weights
 from vader_ray.rewards._network import NetworkReward, frozen
-from vader_ray.rewards._weights import Source, load_strictly
+from vader_ray.rewards._video import obtain_folder, read_processor
+from vader_ray.rewards._weights import Source, load_folder
 from vader_ray.types import Frames, Granularity, Scores
 
 WEIGHTS = "facebook/vjepa2-vitl-fpc64-256"
@@ -161,6 +161,5 @@ def draw_mask(size: int, num_blocks: int, area: float, generator: torch.Generato
 def load_network(folder: Path) -> VJEPA2Model:
     """Encoder and predictor, every weight of the file in its place."""
     network = VJEPA2Model(VJEPA2Config.from_pretrained(folder))
-    state, source = read_weights(folder)
-    load_strictly(network, state, source)
+    load_folder(network, folder)
     return network

@@ -74,6 +74,7 @@ def check_step(
 
 
 def _weights_bytes(experiment: Experiment) -> int:
-    networks = [term.reward for term in (*experiment.terms, *experiment.eval_terms)]
+    networks: list[object] = [term.reward for term in (*experiment.terms, *experiment.eval_terms)]
+    networks += [measured.measure for measured in experiment.measures]
     modules = [*experiment.model.networks(), *(network for network in networks if isinstance(network, nn.Module))]
     return sum(parameter.numel() * parameter.element_size() for module in modules for parameter in module.parameters())

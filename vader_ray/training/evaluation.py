@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 
 import numpy as np
@@ -14,7 +14,7 @@ from vader_ray.alignment.frames import choose_frames, every_frame_rule
 from vader_ray.alignment.gradient import Term, ask_scores
 from vader_ray.config import ExperimentConfig
 from vader_ray.training.draws import derive
-from vader_ray.training.experiment import Experiment
+from vader_ray.training.experiment import Experiment, Measure
 from vader_ray.training.group import Group
 from vader_ray.training.report import Video
 from vader_ray.types import Codec, Frames, Latents
@@ -38,7 +38,7 @@ def evaluate(config: ExperimentConfig, experiment: Experiment, group: Group) -> 
     numbered, size = list(enumerate(_heldout(config))), config.machine.prefix_batch_size
     batches = [numbered[start : start + size] for start in range(0, len(numbered), size)]
     mine = [video for index in group.share(len(batches)) for video in _watch(config, experiment, batches[index])]
-    watched = group.gather(mine)
+    watched = _compared(experiment.measures, group.gather(mine))
     scores = {name: [item.scores[name] for item in watched] for name in watched[0].scores}
     metrics = {f"eval/reward/{name}": fmean(values) for name, values in scores.items() if name != "objective"}
     metrics["eval/objective"] = fmean(scores["objective"])
@@ -61,7 +61,10 @@ def compare(before: dict[str, list[float]], now: dict[str, list[float]]) -> dict
 
 @dataclass(frozen=True)
 class _Watched:
+    prompt: str
     scores: dict[str, float]
+    features: dict[str, torch.Tensor]
+    """Per measure, what is compared of this video, on the CPU."""
     judged: dict[str, float]
     video: Video | None
 
@@ -81,13 +84,37 @@ def _watch(config: ExperimentConfig, experiment: Experiment, batch: Sequence[tup
     answers = {term.name: _ask(term, frames, prompts, chunk_size) for term in (*experiment.terms, *experiment.eval_terms)}
     scores = {name: answer() for name, answer in answers.items()}
     scores["objective"] = torch.stack([term.value(scores[term.name]) for term in experiment.terms]).sum(dim=0)
+    features = {measured.name: _features(measured, frames) for measured in experiment.measures}
     watched = []
     for place, (index, (prompt, seed)) in enumerate(batch):
         own = {name: float(values[place]) for name, values in scores.items()}
         shown = {name: own[name] for name in own if name != "objective"}
         video = Video(prompt, seed, shown, to_uint8(frames[place])) if index < config.evaluation.num_shown else None
-        watched.append(_Watched(own, _judge(frames[place], prompt) if config.evaluation.judge else {}, video))
+        seen = {name: rows[place] for name, rows in features.items()}
+        judged = _judge(frames[place], prompt) if config.evaluation.judge else {}
+        watched.append(_Watched(prompt, own, seen, judged, video))
     return watched
+
+
+def _compared(measures: Sequence[Measure], watched: Sequence[_Watched]) -> list[_Watched]:
+    """The same videos with their scores under the measures, which need all of them in the order of the held-out list."""
+    prompts = [item.prompt for item in watched]
+    table = [
+        (measured.name, measured.measure.compare(torch.stack([item.features[measured.name] for item in watched]), prompts))
+        for measured in measures
+    ]
+    compared = []
+    for place, item in enumerate(watched):
+        own = {name: float(values[place]) for name, values in table}
+        video = item.video and replace(item.video, scores={**item.video.scores, **own})
+        compared.append(replace(item, scores={**item.scores, **own}, video=video))
+    return compared
+
+
+def _features(measured: Measure, frames: Frames) -> torch.Tensor:
+    """One row per video, each computed by itself: in a batch the last bits would depend on its size."""
+    chosen = list(choose_frames(every_frame_rule(measured.frames), frames.shape[1], torch.Generator()))
+    return torch.cat([measured.measure.features(video[None, chosen]) for video in frames]).cpu()
 
 
 def _judge(frames: torch.Tensor, prompt: str) -> dict[str, float]:

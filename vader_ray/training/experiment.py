@@ -12,7 +12,16 @@ from vader_ray.alignment.frames import choose_frames
 from vader_ray.alignment.gradient import Term
 from vader_ray.config import ExperimentConfig, RewardConfig, SamplingConfig
 from vader_ray.training.draws import derive
-from vader_ray.types import Batch, Reward, ServedReward, VideoModel
+from vader_ray.types import Batch, Reward, ServedReward, SetMeasure, VideoModel
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """A measure of a set of videos, and the frames that it looks at."""
+
+    name: str
+    measure: SetMeasure
+    frames: str
 
 
 @dataclass(frozen=True)
@@ -24,6 +33,8 @@ class Experiment:
     """The trained rewards."""
     eval_terms: list[Term]
     """The rewards that are only measured."""
+    measures: list[Measure]
+    """What is measured of the held-out videos as a set."""
     conditioning: Batch
     """Of every prompt of the recipe, once."""
     rows: dict[str, int]
@@ -55,7 +66,12 @@ def build(config: ExperimentConfig, device: torch.device, served: Mapping[str, S
     return Experiment(
         model=model,
         terms=[_term(spec, served.get(spec.name), config.sampling, device) for spec in config.rewards],
-        eval_terms=[_term(spec, served.get(spec.name), config.sampling, device) for spec in config.eval_rewards],
+        eval_terms=[
+            _term(spec, served.get(spec.name), config.sampling, device)
+            for spec in config.eval_rewards
+            if not rewards.is_measure(spec.reward)
+        ],
+        measures=[_measure(spec, config.sampling, device) for spec in config.eval_rewards if rewards.is_measure(spec.reward)],
         conditioning=conditioning,
         rows={prompt: row for row, prompt in enumerate(prompts)},
     )
@@ -73,3 +89,9 @@ def load_reward(spec: RewardConfig, num_frames: int, height: int, width: int, de
     shown = 2 if reward.granularity == "frame" else seen
     rewards.check_contract(reward, name=spec.name, device=device, num_frames=shown, height=height, width=width)
     return reward
+
+
+def _measure(spec: RewardConfig, sampling: SamplingConfig, device: torch.device) -> Measure:
+    measure = rewards.build_measure(spec, device=device)
+    rewards.check_measure(measure, name=spec.name, device=device, height=sampling.height, width=sampling.width)
+    return Measure(spec.name, measure, spec.frames)

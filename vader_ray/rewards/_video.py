@@ -1,19 +1,16 @@
-"""What rewards with a transformers video network share: its folder, its video processor, its weights."""
+"""What rewards with a transformers video network share: its folder and its video processor."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
 
 from vader_ray.config import ConfigError
 from vader_ray.rewards._preprocess import crop, crop_region, normalise
-from vader_ray.rewards._weights import obtain, read_state_dict
+from vader_ray.rewards._weights import check_model_type, obtain, read_json
 from vader_ray.types import Frames
 
 PROCESSORS = ("video_preprocessor_config.json", "preprocessor_config.json")
@@ -47,20 +44,8 @@ def obtain_folder(source: str, model_type: str, *files: str) -> Path:
     folder = obtain(source, *files)
     if not folder.is_dir():
         raise ConfigError(f"{folder} is a file; give the folder with its {' and '.join(files)}")
-    found = read_json(folder / "config.json").get("model_type")
-    if found != model_type:
-        raise ConfigError(f"{folder}/config.json is of a {found!r} network; give a checkpoint of a {model_type!r}")
+    check_model_type(folder, model_type)
     return folder
-
-
-def read_json(path: Path) -> Any:
-    """The content of a JSON file; raises ConfigError where it cannot be read."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"{path} cannot be read ({type(error).__name__}); copy it from the hub repository of the weights"
-        ) from error
 
 
 def read_processor(folder: Path) -> Processor:
@@ -76,10 +61,3 @@ def read_processor(folder: Path) -> Processor:
     if short < size:
         raise ConfigError(f"{path} crops {size} pixels out of a short side of {short}; give the processor of these weights")
     return Processor(short, size, tuple(settings["image_mean"]), tuple(settings["image_std"]))
-
-
-def read_weights(folder: Path, renamed: Callable[[str], str] = str) -> tuple[dict[str, Tensor], Path]:
-    """The tensors of a checkpoint by the names that its network has today, and the file that they came from."""
-    files = [folder / name for name in ("model.safetensors", "pytorch_model.bin")]
-    source = next((file for file in files if file.is_file()), files[0])
-    return {renamed(name): tensor for name, tensor in read_state_dict(source).items()}, source
