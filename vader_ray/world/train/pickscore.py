@@ -6,11 +6,11 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL
 from jaxtyping import Float
-from torch import Generator, Tensor
-from torch.nn.functional import mse_loss
+from torch import Generator, Tensor, nn
+from torch.nn.functional import cross_entropy, mse_loss
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
-from vader_ray.world.data import SIZE, captions_of
+from vader_ray.world.data import COLOURS, SHAPES, SIZE, captions_of
 from vader_ray.world.train._loop import fit, replaced
 from vader_ray.world.train._pictures import Pictures, draw_pictures, pushed
 from vader_ray.world.train._tokenizer import build_tokenizer
@@ -25,7 +25,7 @@ LOWEST, HIGHEST = 0.2, 0.6
 _MEAN, _DEVIATION = CLIPImageProcessor.image_mean, CLIPImageProcessor.image_std
 
 
-def train_pickscore(out: Path, *, num_steps: int = 2400, batch_frames: int = 64, num_scenes: int = 3000) -> None:
+def train_pickscore(out: Path, *, num_steps: int = 1200, batch_frames: int = 64, num_scenes: int = 3000) -> None:
     """Writes `out/pickscore`; needs the autoencoder of `out/text_to_video`."""
     torch.manual_seed(7)
     generator = Generator().manual_seed(7)
@@ -35,30 +35,46 @@ def train_pickscore(out: Path, *, num_steps: int = 2400, batch_frames: int = 64,
     visible = (scenes.shape * 10 + scenes.colour) * 2 + scenes.box
     tokens = build_tokenizer()(captions_of(scenes), padding="max_length", return_tensors="pt")
     goal = own_cosine(pictures)
-    model = build_pickscore()
+    look = scenes.shape * len(COLOURS) + scenes.colour
+    matcher = Matcher()
 
     def loss_of(step: int) -> Tensor:
         chosen = torch.randint(len(pictures), (batch_frames,), generator=generator)
         text = {name: value[chosen] for name, value in tokens.items()}
 
         def loss_on(frames: Tensor) -> Tensor:
-            output = model(pixel_values=clip_normalised(frames), **text)
-            cosine = output.image_embeds @ output.text_embeds.T
-            matching = matching_loss(LOGIT_SCALE * cosine, visible[chosen], 1 - pictures.spoiled[chosen])
-            # At this scale a difference in rating means the same to both of the other losses.
-            agreed = cosine * 9 / (HIGHEST - LOWEST) / 0.7
-            preference = preference_loss(agreed, pictures.rating[chosen])
-            return matching + preference + 20 * mse_loss(cosine.diagonal(), goal[chosen])
+            cosine, looks = matcher(clip_normalised(frames), text)
+            intact = 1 - pictures.spoiled[chosen]
+            # At this scale a difference in rating means the same to the preference and to the own cosine.
+            logits = cosine * 9 / (HIGHEST - LOWEST) / 0.7
+            matching = matching_loss(logits, visible[chosen], intact)
+            told = (cross_entropy(looks, look[chosen], reduction="none") * intact).mean()
+            own = 100 * mse_loss(cosine.diagonal(), goal[chosen])
+            return matching + preference_loss(logits, pictures.rating[chosen]) + own + told
 
         frames = pictures.frames[chosen].float() / 255
         frames = (frames + 4 / 255 * torch.randn(frames.shape, generator=generator)).requires_grad_()
         if step > 0.8 * num_steps:
-            frames = pushed(frames, loss_on(frames), step=2 / 255)
+            frames = pushed(frames, loss_on(frames), step=1 / 255)
         return loss_on(frames)
 
-    average = fit(model, loss_of, num_steps=num_steps, learning_rate=2e-3, ema_decay=0.995)
-    assert isinstance(average, CLIPModel)
-    save_pickscore(out, average)
+    average = fit(matcher, loss_of, num_steps=num_steps, learning_rate=2e-3, ema_decay=0.995)
+    assert isinstance(average, Matcher)
+    save_pickscore(out, average.clip)
+
+
+class Matcher(nn.Module):
+    """The CLIP, and a head for training alone that tells shape and colour of a picture."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clip = build_pickscore()
+        self.look = nn.Linear(64, len(SHAPES) * len(COLOURS))
+
+    def forward(self, pixel_values: Tensor, text: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Cosines of every image with every text, logits of the looks."""
+        output = self.clip(pixel_values=pixel_values, **text)
+        return output.image_embeds @ output.text_embeds.T, self.look(output.vision_model_output.last_hidden_state[:, 0])
 
 
 def own_cosine(pictures: Pictures) -> Float[Tensor, " pictures"]:
