@@ -8,9 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
+from vader_ray.alignment.gradient import Term
 from vader_ray.config import ConfigError, flatten, load, recipe_names, validate
+from vader_ray.rewards import brightness
 
 MINIMAL = """
 name: mine
@@ -110,3 +113,13 @@ def test_flatten_gives_the_addresses_of_overrides() -> None:
 def test_the_configuration_imports_no_framework() -> None:
     code = "import sys, vader_ray.config; print(*({'torch', 'ray', 'mlflow', 'diffusers'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == ""
+
+
+@pytest.mark.parametrize("recipe", ["world_hps_aesthetic"])
+def test_the_authors_mix_is_their_formula(recipe: str) -> None:
+    """Their loss is (1.5 · 0.1 · |a − 10| + |1 − h|) / 2; the objective is its negative."""
+    terms = {spec.name: Term(spec.name, brightness.Reward(), spec.weight, spec.target) for spec in load(recipe).rewards}
+    scores = {"hps": torch.tensor([0.24, 0.33, 1.1]), "aesthetic": torch.tensor([4.6, 7.3, 10.5])}
+    objective = sum(term.value(scores[name]) for name, term in terms.items())
+    loss = (1.5 * 0.1 * (scores["aesthetic"] - 10).abs() + (1 - scores["hps"]).abs()) / 2
+    torch.testing.assert_close(objective, -loss)
