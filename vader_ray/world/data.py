@@ -137,7 +137,17 @@ def every_scene() -> Scenes:
     sizes = (len(SHAPES), len(COLOURS), len(DIRECTIONS), 2)
     shape, colour, direction, box = torch.cartesian_prod(*(torch.arange(size) for size in sizes)).unbind(1)
     scenes = draw_scenes(len(shape), Generator().manual_seed(0))
-    return cleaned(replace(scenes, shape=shape, colour=colour, direction=direction, box=box.bool()))
+    return cleaned(replace(_turned(scenes, direction), shape=shape, colour=colour, box=box.bool()))
+
+
+def _turned(scenes: Scenes, direction: Tensor) -> Scenes:
+    """The same scenes with motion in another direction, crate and all."""
+    was, now = _DIRECTION_XY[scenes.direction], _DIRECTION_XY[direction]
+    along = (scenes.centre * was[:, None]).sum(-1, keepdim=True) * now[:, None]
+    across = (scenes.centre * was.flip(-1).abs()[:, None]).sum(-1, keepdim=True) * now.flip(-1).abs()[:, None]
+    box_along = (scenes.box_centre * was.abs()).sum(-1, keepdim=True) * now.abs()
+    box_across = (scenes.box_centre * was.flip(-1).abs()).sum(-1, keepdim=True) * now.flip(-1).abs()
+    return replace(scenes, direction=direction, centre=along + across, box_centre=box_along + box_across)
 
 
 def cleaned(scenes: Scenes) -> Scenes:
