@@ -23,10 +23,10 @@ from torch.nn import functional
 from torchvision.transforms import functional as vision
 
 from vader_ray import rewards
+from vader_ray.checkpoints import load_strictly, read_state_dict
 from vader_ray.config import PACKAGE, RewardConfig
 from vader_ray.rewards import _preprocess, aesthetic, hps
 from vader_ray.rewards._network import FrameReward, frozen
-from vader_ray.rewards._weights import load_strictly, read_state_dict
 
 PROMPTS = ["a dog is running", "a cat eats an apple"]
 TINY_CLIP = {

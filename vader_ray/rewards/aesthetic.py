@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
+from vader_ray.checkpoints import Source, load_strictly, obtain, only_file, read_state_dict
 from vader_ray.config import ConfigError
 from vader_ray.rewards._network import FrameReward, frozen
 from vader_ray.rewards._preprocess import Preprocessing, crop, normalise, squash
-from vader_ray.rewards._weights import Source, load_strictly, obtain, only_file, read_state_dict
 
 ENCODER, HEAD = "openai/clip-vit-large-patch14", "camenduru/improved-aesthetic-predictor"
 ENCODER_FILES = ("config.json", "preprocessor_config.json", "model.safetensors")
