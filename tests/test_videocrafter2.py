@@ -272,8 +272,9 @@ def test_a_bare_state_dict_of_the_authors_loads_with_its_rank_and_the_recipes_al
     torch.save(
         {name.replace(".weight", f"{adapter_name}.weight"): value for name, value in adapter.items()}, tmp_path / "vader.pt"
     )
-    recipe = AdapterConfig(rank=16, alpha=4.0)
-    assert models.adapter_shape(tmp_path / "vader.pt", recipe) == AdapterConfig(rank=2, alpha=4.0)
+    expected = AdapterConfig(rank=2, alpha=4.0, target_modules=("to_k", "to_q", "to_v"))
+    assert models.adapter_shape(tmp_path / "vader.pt", bare_alpha=4.0) == expected
+    assert models.adapter_shape(tmp_path / "vader.pt").alpha == 8.0, "peft's default, which the authors left"
     before = model.sample(model.encode(PROMPTS), SEEDS)
     model.load_adapter(tmp_path / "vader.pt")
     assert not torch.allclose(before, model.sample(model.encode(PROMPTS), SEEDS), atol=1e-3)
@@ -297,4 +298,4 @@ def test_a_bare_state_dict_that_does_not_fit_is_refused(checkpoint: Path, tmp_pa
         model.load_adapter(file)
     torch.save({"weight": torch.ones(1)}, file)
     with pytest.raises(ValueError, match="holds no adapter of one rank"):
-        models.adapter_shape(file, AdapterConfig())
+        models.adapter_shape(file)

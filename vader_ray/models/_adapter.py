@@ -21,6 +21,9 @@ from vader_ray.config import AdapterConfig
 WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
 _PEFT_PREFIX = "base_model.model."
 """`peft.PeftModel.from_pretrained(denoiser, folder)` expects it before every key."""
+PEFT_ALPHA = 8.0
+"""Alpha of who states none: peft's default, and that of the adapters that the authors of VADER publish."""
+_A = ".lora_A.weight"
 
 
 class _CastLinear(nn.Linear):
@@ -120,13 +123,12 @@ def load(denoiser: nn.Module, source: Path) -> None:
     set_peft_model_state_dict(denoiser, weights)
 
 
-def read_shape(source: Path, recipe: AdapterConfig) -> AdapterConfig:
-    """Rank, alpha and targets of a saved adapter; of a bare state dict the rank, with the recipe's alpha and targets.
-
-    The authors of VADER publish state dicts, of ranks 8 and 16 with peft's default alpha of 8.
-    """
+def read_shape(source: Path, *, bare_alpha: float = PEFT_ALPHA) -> AdapterConfig:
+    """Rank, alpha and targets of a saved adapter; a bare state dict tells no alpha, ``bare_alpha`` does."""
     if source.is_file():
-        return recipe.model_copy(update={"rank": _rank(_read_bare(source), source)})
+        weights = _read_bare(source)
+        targets = {_target(name) for name in weights if name.endswith(_A)}
+        return AdapterConfig(rank=_rank(weights, source), alpha=bare_alpha, target_modules=tuple(sorted(targets)))
     settings = _read(source)[1]
     return AdapterConfig(
         rank=settings["r"], alpha=settings["lora_alpha"], target_modules=tuple(sorted(settings["target_modules"]))
@@ -139,10 +141,16 @@ def _read_bare(file: Path) -> dict[str, Tensor]:
 
 
 def _rank(weights: dict[str, Tensor], source: Path) -> int:
-    ranks = {len(value) for name, value in weights.items() if name.endswith(".lora_A.weight")}
+    ranks = {len(value) for name, value in weights.items() if name.endswith(_A)}
     if len(ranks) != 1:
         raise ValueError(f"{source} holds no adapter of one rank but {sorted(ranks)}; give a peft state dict of one LoRA")
     return ranks.pop()
+
+
+def _target(name: str) -> str:
+    """The end of a layer's name that tells its kind: ``to_q``, ``to_out.0``."""
+    *parents, last = name.removesuffix(_A).split(".")
+    return f"{parents[-1]}.{last}" if last.isdigit() and parents else last
 
 
 def _unwrapped(weights: dict[str, Tensor], known: str) -> dict[str, Tensor]:

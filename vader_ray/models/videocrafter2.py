@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import open_clip  # type: ignore[import-untyped, unused-ignore]
 import torch
@@ -25,6 +25,7 @@ from vader_ray.models._lvdm_unet import UNet
 from vader_ray.models._pipeline import Conditioning, PipelineModel
 from vader_ray.types import Frames
 
+TextFeatures: TypeAlias = Float[Tensor, "batch tokens context"]
 FPS = 24
 """The frame rate that the authors of VADER ask of the model in training and sampling; it knows 1 to about 30."""
 
@@ -52,15 +53,21 @@ class VideoCrafterPipeline(DiffusionPipeline):  # type: ignore[misc]
         self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1)
 
     @torch.no_grad()
-    def encode_prompt(self, prompts: Sequence[str]) -> Float[Tensor, "batch tokens context"]:
-        """Text features; those of the empty prompt stand for no prompt."""
-        features: Tensor = self.text_encoder(self.tokenizer(list(prompts)).to(self.device))
+    def encode_prompt(
+        self, prompt: Sequence[str], *, do_classifier_free_guidance: bool, negative_prompt: Sequence[str] | None = None
+    ) -> tuple[TextFeatures, TextFeatures | None]:
+        """Features of the prompts, and with guidance of the negative prompts, which are empty by default."""
+        negative = negative_prompt or [""] * len(prompt)
+        return self._encode(prompt), self._encode(negative) if do_classifier_free_guidance else None
+
+    def _encode(self, texts: Sequence[str]) -> TextFeatures:
+        features: Tensor = self.text_encoder(self.tokenizer(list(texts)).to(self.device))
         return features
 
     @torch.no_grad()
     def __call__(
         self,
-        prompts: Sequence[str] = (),
+        prompt: Sequence[str] = (),
         *,
         height: int = 320,
         width: int = 512,
@@ -69,7 +76,7 @@ class VideoCrafterPipeline(DiffusionPipeline):  # type: ignore[misc]
         guidance_scale: float = 12.0,
         eta: float = 1.0,
         fps: int = FPS,
-        negative_prompt: str = "",
+        negative_prompt: Sequence[str] | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: Tensor | None = None,
         prompt_embeds: Tensor | None = None,
@@ -77,11 +84,11 @@ class VideoCrafterPipeline(DiffusionPipeline):  # type: ignore[misc]
     ) -> VideoCrafterOutput:
         """Videos of prompts, or of their features."""
         guided = guidance_scale > 1
-        context = self.encode_prompt(prompts) if prompt_embeds is None else prompt_embeds
+        context = self._encode(prompt) if prompt_embeds is None else prompt_embeds
         batch = len(context)
         if guided:
             if negative_prompt_embeds is None:
-                negative_prompt_embeds = self.encode_prompt([negative_prompt] * batch)
+                negative_prompt_embeds = self._encode(negative_prompt or [""] * batch)
             context = torch.cat([negative_prompt_embeds, context])
         if latents is None:
             shape = (batch, self.unet.architecture.in_channels, num_frames, *self._latent_size(height, width))
@@ -155,7 +162,9 @@ class Model(PipelineModel):
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         """Text features of the prompts, and of the negative prompt when guidance is on."""
-        tensors = {"prompt_embeds": self.pipe.encode_prompt(prompts)}
-        if self.sampling.guidance_scale > 1:
-            tensors["negative_prompt_embeds"] = self.pipe.encode_prompt([self.sampling.negative_prompt] * len(prompts))
-        return Conditioning(tensors)
+        positive, negative = self.pipe.encode_prompt(
+            prompts,
+            do_classifier_free_guidance=self.sampling.guidance_scale > 1,
+            negative_prompt=[self.sampling.negative_prompt] * len(prompts),
+        )
+        return Conditioning({"prompt_embeds": positive} | ({} if negative is None else {"negative_prompt_embeds": negative}))
