@@ -250,6 +250,29 @@ def test_staged_gradient_equals_one_monolithic_graph(checkpoint: Path, graded: t
     assert (staged - expected).norm() < 1e-9 * expected.norm()  # float64; the sinusoids and the schedule are float32 in both
 
 
+def test_gradient_of_the_denoiser_equals_finite_differences(checkpoint: Path) -> None:
+    """float64, along a random direction of the adapter: its layers are recomputed in the backward pass, and exactly."""
+    model, given = load_tiny(checkpoint, precision="float64"), {name: value.double() for name, value in inputs().items()}
+    randomise_adapter(model)
+    parameters = model.adapter_parameters()
+    for parameter in parameters:
+        parameter.data /= 6  # a strong adapter bends the objective too much for differences
+
+    def objective() -> Tensor:
+        noise: Tensor = model.denoiser(given["latents"], torch.tensor(481), given["context"], 24).sample
+        return (noise * given["noise"]).sum()
+
+    gradient = adapter_gradient(model, objective())
+    direction = torch.randn(gradient.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    values = []
+    for step in (1e-5, -2e-5):
+        for parameter, piece in zip(parameters, direction.split([p.numel() for p in parameters]), strict=True):
+            parameter.data += step * piece.view_as(parameter)
+        values.append(float(objective().detach()))
+    # central differences of step 1e-5 are good to about 1e-7 here
+    assert (values[0] - values[1]) / 2e-5 == pytest.approx(float(gradient @ direction), rel=1e-5)
+
+
 # ---- adapters
 
 

@@ -17,6 +17,7 @@ from diffusers.models.unets.unet_3d_condition import UNet3DConditionOutput
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 NUM_FIRST_HEADS = 8
 """Heads of the temporal transformer after the first convolution; its width tells the size of every head."""
@@ -90,7 +91,10 @@ class _Conditions:
 
 
 class UNet(nn.Module):
-    """Predicts the noise in latents ``batch channels frames height width``."""
+    """Predicts the noise in latents ``batch channels frames height width``.
+
+    With gradient, each layer keeps its input alone and is recomputed in the backward pass: exact, one forward more.
+    """
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
@@ -194,8 +198,12 @@ class _Block(nn.ModuleList):
 
     def forward(self, x: Tensor, conditions: _Conditions) -> Tensor:
         for layer in self:
-            conditioned = isinstance(layer, _ResBlock | _SpatialTransformer | _TemporalTransformer)
-            x = layer(x, conditions) if conditioned else layer(x)
+            if not isinstance(layer, _ResBlock | _SpatialTransformer | _TemporalTransformer):
+                x = layer(x)
+            elif torch.is_grad_enabled():
+                x = checkpoint(layer, x, conditions, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x = layer(x, conditions)
         return x
 
 
