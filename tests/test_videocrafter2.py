@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.recipe import tiny_config
 from tests.test_gradient import TERMS
 from tests.tiny import adapter_gradient, randomise_adapter
 from tests.videocrafter2 import SAMPLING, inputs, layout, load_tiny, random_weights, summary, write_checkpoint
@@ -23,6 +24,7 @@ from vader_ray.models import _adapter, _lvdm_checkpoint
 from vader_ray.models._lvdm_checkpoint import SCHEDULE, Networks
 from vader_ray.models._lvdm_scheduler import DynamicRescaleDDIMScheduler
 from vader_ray.models._lvdm_unet import Architecture
+from vader_ray.training.standalone import evaluate_adapter
 from vader_ray.types import Plan
 
 PROMPTS = ["a red fox leaps over a frozen stream", "two otters juggle pebbles"]
@@ -307,6 +309,15 @@ def test_a_bare_state_dict_of_the_authors_loads_with_its_rank_and_the_recipes_al
     loaded = _adapter.get_peft_model_state_dict(again.denoiser)
     assert all(torch.equal(loaded[name.removeprefix(PREFIX)], value) for name, value in adapter.items())
     assert len(loaded) == len(adapter) == 2 * 3 * sum(name.endswith("to_q.weight") for name in layout("tiny"))
+
+
+def test_a_bare_state_dict_of_another_rank_than_the_recipes_is_evaluated(checkpoint: Path, tmp_path: Path) -> None:
+    model = {"family": "videocrafter2", "weights": str(checkpoint)}
+    config = tiny_config(checkpoint, model=model, adapter={"rank": 16}, sampling=SAMPLING)
+    torch.save(_published_adapter(load_tiny(checkpoint)), tmp_path / "vader.pt")
+    before, after = evaluate_adapter(config, None), evaluate_adapter(config, tmp_path / "vader.pt")
+    assert before.keys() == after.keys()
+    assert before["eval/objective"] != after["eval/objective"]
 
 
 def test_a_bare_state_dict_that_does_not_fit_is_refused(checkpoint: Path, tmp_path: Path) -> None:
