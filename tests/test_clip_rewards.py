@@ -19,8 +19,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tests.test_rewards import PROMPTS, build, pictures, random_images, refused
 from tests.tiny_clips import LABELS, save_action, save_vjepa
+from vader_ray.checkpoints import load_strictly, read_state_dict
 from vader_ray.rewards import action, check_contract, vjepa
-from vader_ray.rewards._weights import load_strictly, read_state_dict
 
 SHAPES = [(40, 64), (96, 54), (36, 36)]
 # The published processors resize 8-bit frames to 8-bit frames: 0.5/255 of rounding per pixel that float arithmetic has not.

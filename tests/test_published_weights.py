@@ -20,10 +20,10 @@ from torch import Tensor
 from tests.test_rewards import pictures
 from tests.tiny_rewards import make_clip
 from vader_ray import rewards
+from vader_ray.checkpoints import load_strictly
 from vader_ray.config import RewardConfig
 from vader_ray.rewards._clip import TransformersClipReward
 from vader_ray.rewards._preprocess import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
-from vader_ray.rewards._weights import load_strictly
 from vader_ray.rewards.aesthetic import OTHER_TOWER
 from vader_ray.rewards.object_detection import RENAMED, class_index, fitted
 

@@ -25,10 +25,10 @@ from torchvision.transforms import functional as vision
 from tests import tiny_rewards
 from tests.tiny_rewards import liven
 from vader_ray import rewards
+from vader_ray.checkpoints import load_strictly, read_state_dict
 from vader_ray.config import PACKAGE, RewardConfig
 from vader_ray.rewards import _preprocess, aesthetic, hps
 from vader_ray.rewards._network import FrameReward, frozen
-from vader_ray.rewards._weights import load_strictly, read_state_dict
 
 PROMPTS = ["a dog is running", "a cat eats an apple"]
 TINY_CLIP = {
@@ -497,7 +497,7 @@ def test_a_dotted_name_reaches_outside(tmp_path: Path, monkeypatch: pytest.Monke
     ("name", "options", "message"),
     [
         ("hsp", {}, "there is no reward 'hsp'; give one of .*hps"),
-        ("_weights", {}, "there is no reward '_weights'"),
+        ("_network", {}, "there is no reward '_network'"),
         (".hps", {}, "there is no reward '.hps'"),
         ("hps", {"wieghts": "a"}, "hps: there is no option 'wieghts'; it has architecture, preprocessing, version, weights"),
         ("brightness", {"gain": 1}, "brightness: there is no option 'gain'; it has no options"),

@@ -32,7 +32,8 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, e.g. sampling.truncation_depth=2.")
 ]
 Workers = Annotated[int | None, typer.Option("--workers", "-w", help="Ray Train workers; short for machine.num_workers=N.")]
-AdapterFolder = Annotated[Path | None, typer.Option("--adapter", help="A saved adapter; without it, the pretrained model.")]
+_ADAPTER_HELP = "A saved adapter: a folder, or the .pt of a peft state dict. Without it, the pretrained model."
+AdapterFolder = Annotated[Path | None, typer.Option("--adapter", help=_ADAPTER_HELP)]
 
 
 def _explained(command: Callable[P, None]) -> Callable[P, None]:

@@ -15,11 +15,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vader_ray.checkpoints import read_state_dict
 from vader_ray.config import AdapterConfig
 
 WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
 _PEFT_PREFIX = "base_model.model."
 """`peft.PeftModel.from_pretrained(denoiser, folder)` expects it before every key."""
+PEFT_ALPHA = 8.0
+"""Alpha of who states none: peft's default, and that of the adapters that the authors of VADER publish."""
+_A = ".lora_A.weight"
 
 
 class _CastLinear(nn.Linear):
@@ -92,34 +96,67 @@ def save(denoiser: nn.Module, folder: Path) -> None:
     (folder / SETTINGS).write_text(json.dumps(written, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def load(denoiser: nn.Module, folder: Path) -> None:
-    """Read what `save` wrote into an adapter of the same shape.
+def load(denoiser: nn.Module, source: Path) -> None:
+    """Read what `save` wrote, or a file of a bare peft state dict, into an adapter of the same shape.
 
     Raises:
-        ValueError: the folder holds no adapter, a damaged one, or one of another model, rank or alpha.
+        ValueError: the source holds no adapter, a damaged one, or one of another model, rank or alpha.
     """
-    weights, settings = _read(folder)
+    expected = {key: value.shape for key, value in get_peft_model_state_dict(denoiser).items()}
     mine: LoraConfig = denoiser.peft_config["default"]  # type: ignore[index,assignment]
-    if (settings["r"], settings["lora_alpha"]) != (mine.r, mine.lora_alpha):
+    if source.is_file():
+        weights = _unwrapped(_read_bare(source), next(iter(expected)))
+        rank, alpha = _rank(weights, source), mine.lora_alpha
+    else:
+        weights, settings = _read(source)
+        rank, alpha = settings["r"], settings["lora_alpha"]
+    if (rank, alpha) != (mine.r, mine.lora_alpha):
         raise ValueError(
-            f"the adapter in {folder} has rank {settings['r']} and alpha {settings['lora_alpha']}, "
+            f"the adapter in {source} has rank {rank} and alpha {alpha}, "
             f"this recipe asks for rank {mine.r} and alpha {mine.lora_alpha}; set adapter.rank and adapter.alpha to the file's"
         )
-    expected = {key: value.shape for key, value in get_peft_model_state_dict(denoiser).items()}
     if (found := {key: value.shape for key, value in weights.items()}) != expected:
         different = sorted(key for key in found.keys() | expected.keys() if found.get(key) != expected.get(key))
         raise ValueError(
-            f"the adapter in {folder} was made for another model: {len(different)} tensors differ, the first is {different[0]}"
+            f"the adapter in {source} was made for another model: {len(different)} tensors differ, the first is {different[0]}"
         )
     set_peft_model_state_dict(denoiser, weights)
 
 
-def read_shape(folder: Path) -> AdapterConfig:
-    """Rank, alpha and targets of a saved adapter."""
-    settings = _read(folder)[1]
+def read_shape(source: Path, *, bare_alpha: float = PEFT_ALPHA) -> AdapterConfig:
+    """Rank, alpha and targets of a saved adapter; a bare state dict tells no alpha, ``bare_alpha`` does."""
+    if source.is_file():
+        weights = _read_bare(source)
+        targets = {_target(name) for name in weights if name.endswith(_A)}
+        return AdapterConfig(rank=_rank(weights, source), alpha=bare_alpha, target_modules=tuple(sorted(targets)))
+    settings = _read(source)[1]
     return AdapterConfig(
         rank=settings["r"], alpha=settings["lora_alpha"], target_modules=tuple(sorted(settings["target_modules"]))
     )
+
+
+def _read_bare(file: Path) -> dict[str, Tensor]:
+    """The tensors of a peft state dict, with or without the adapter's name in their names."""
+    return {name.replace(".default.", "."): value for name, value in read_state_dict(file).items()}
+
+
+def _rank(weights: dict[str, Tensor], source: Path) -> int:
+    ranks = {len(value) for name, value in weights.items() if name.endswith(_A)}
+    if len(ranks) != 1:
+        raise ValueError(f"{source} holds no adapter of one rank but {sorted(ranks)}; give a peft state dict of one LoRA")
+    return ranks.pop()
+
+
+def _target(name: str) -> str:
+    """The end of a layer's name that tells its kind: ``to_q``, ``to_out.0``."""
+    *parents, last = name.removesuffix(_A).split(".")
+    return f"{parents[-1]}.{last}" if last.isdigit() and parents else last
+
+
+def _unwrapped(weights: dict[str, Tensor], known: str) -> dict[str, Tensor]:
+    """The weights by names of the denoiser: without what peft and the modules around it put in front of a known name."""
+    wrappers = [name.removesuffix(known) for name in weights if name.endswith(known)]
+    return {name.removeprefix(min(wrappers, key=len, default="")): value for name, value in weights.items()}
 
 
 def _read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -13,10 +13,11 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
+from vader_ray.checkpoints import obtain
 from vader_ray.config import ConfigError
 from vader_ray.rewards._network import FrameReward, frozen
 from vader_ray.rewards._preprocess import crop, crop_region, normalise
-from vader_ray.rewards._weights import check_model_type, image_statistics, load_folder, obtain
+from vader_ray.rewards._transformers import check_model_type, image_statistics, load_folder
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 

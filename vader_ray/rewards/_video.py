@@ -8,9 +8,10 @@ from pathlib import Path
 from jaxtyping import Float
 from torch import Tensor
 
+from vader_ray.checkpoints import obtain
 from vader_ray.config import ConfigError
 from vader_ray.rewards._preprocess import crop, crop_region, normalise
-from vader_ray.rewards._weights import check_model_type, obtain, read_json
+from vader_ray.rewards._transformers import check_model_type, read_json
 from vader_ray.types import Frames
 
 PROCESSORS = ("video_preprocessor_config.json", "preprocessor_config.json")

@@ -14,11 +14,12 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import VideoMAEConfig, VideoMAEForVideoClassification
 
+from vader_ray.checkpoints import Source
 from vader_ray.config import ConfigError
 from vader_ray.rewards._network import NetworkReward, frozen
 from vader_ray.rewards._preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, normalise, squash
+from vader_ray.rewards._transformers import load_folder
 from vader_ray.rewards._video import obtain_folder, read_processor
-from vader_ray.rewards._weights import Source, load_folder
 from vader_ray.types import Frames, Granularity, Scores
 
 WEIGHTS = "MCG-NJU/videomae-base-finetuned-kinetics"

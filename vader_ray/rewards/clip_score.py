@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from vader_ray.checkpoints import Source, obtain
 from vader_ray.rewards._clip import TOKENIZER_FILES, TransformersClipReward
-from vader_ray.rewards._weights import TRANSFORMERS_FILES, Source, obtain
+from vader_ray.rewards._transformers import TRANSFORMERS_FILES
 
 REPOSITORY = "openai/clip-vit-large-patch14"
 

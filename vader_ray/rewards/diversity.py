@@ -10,9 +10,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vader_ray.checkpoints import Source, obtain
 from vader_ray.rewards._network import frozen
 from vader_ray.rewards._preprocess import crop, normalise
-from vader_ray.rewards._weights import Source, image_statistics, obtain
+from vader_ray.rewards._transformers import image_statistics
 from vader_ray.rewards.aesthetic import load_encoder
 from vader_ray.types import Features, Frames, Scores
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from vader_ray.checkpoints import Source, obtain
 from vader_ray.rewards._clip import TransformersClipReward
-from vader_ray.rewards._weights import TRANSFORMERS_FILES, Source, obtain
+from vader_ray.rewards._transformers import TRANSFORMERS_FILES
 
 REPOSITORY, TOKENIZER = "yuvalkirstain/PickScore_v1", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 

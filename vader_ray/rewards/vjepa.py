@@ -15,10 +15,11 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import VJEPA2Config, VJEPA2Model
 
+from vader_ray.checkpoints import Source
 from vader_ray.config import ConfigError
 from vader_ray.rewards._network import NetworkReward, frozen
+from vader_ray.rewards._transformers import load_folder
 from vader_ray.rewards._video import obtain_folder, read_processor
-from vader_ray.rewards._weights import Source, load_folder
 from vader_ray.types import Frames, Granularity, Scores
 
 WEIGHTS = "facebook/vjepa2-vitl-fpc64-256"

@@ -49,7 +49,9 @@ def generate_video(config: ExperimentConfig, prompt: str, adapter: Path | None, 
 
 def _shaped_like(config: ExperimentConfig, adapter: Path | None) -> ExperimentConfig:
     """The recipe with the rank, alpha and target modules that a saved adapter was trained with."""
-    return config if adapter is None else config.model_copy(update={"adapter": models.adapter_shape(adapter)})
+    if adapter is None:
+        return config
+    return config.model_copy(update={"adapter": models.adapter_shape(adapter, bare_alpha=config.adapter.alpha)})
 
 
 def _device() -> torch.device:
