@@ -44,7 +44,7 @@ class Midway:
             return Midway(self.noise[chosen], seeds, None, {})
         shape = self.outputs[0].shape
         rows = _rows(chosen, shape[0] // len(self))
-        state = _map_tensors(self.scheduler_state, lambda tensor: tensor[rows] if tensor.shape == shape else tensor)
+        state = map_tensors(self.scheduler_state, lambda tensor: tensor[rows] if tensor.shape == shape else tensor)
         return Midway(self.noise[chosen], seeds, tuple(output[rows] for output in self.outputs), state)
 
     @staticmethod
@@ -65,14 +65,14 @@ def _rows(videos: Sequence[int], rows_per_video: int) -> list[int]:
     return [video * rows_per_video + row for video in videos for row in range(rows_per_video)]
 
 
-def _map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     """The same structure of dicts and lists, copied, with every tensor changed."""
     if isinstance(value, Tensor):
         return change(value)
     if isinstance(value, dict):
-        return {key: _map_tensors(item, change) for key, item in value.items()}
+        return {key: map_tensors(item, change) for key, item in value.items()}
     if isinstance(value, list):
-        return [_map_tensors(item, change) for item in value]
+        return [map_tensors(item, change) for item in value]
     return value
 
 
@@ -193,7 +193,7 @@ class Tape:
         if self.index < self._skip:
             outputs = (given["sample"], *(None for _ in outputs[1:]))
         else:
-            vars(scheduler).update(_map_tensors(self._resume.scheduler_state, lambda tensor: tensor))
+            vars(scheduler).update(map_tensors(self._resume.scheduler_state, lambda tensor: tensor))
         return outputs if given["return_dict"] is False else SchedulerOutput(prev_sample=outputs[0])
 
     def generators(self, step: int, num_rows: int) -> list[torch.Generator]:
@@ -203,7 +203,7 @@ class Tape:
 
 
 def _state(scheduler: Any) -> dict[str, Any]:
-    state: dict[str, Any] = _map_tensors(
+    state: dict[str, Any] = map_tensors(
         {k: v for k, v in vars(scheduler).items() if k != "_internal_dict"}, lambda tensor: tensor
     )
     return state
