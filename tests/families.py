@@ -25,9 +25,9 @@ class Case:
     sampling: dict[str, Any]
     schedulers: tuple[str | None, ...] = (None,)
     images: bool = False
-    precision: str = "float32"
-    """Of the gradient tests: float64 where the library's modules allow it."""
-    tolerance: float = 1e-5
+    precision: str = "float64"
+    """Of the gradient test; Wan keeps some layers in float32 whatever is asked."""
+    tolerance: float = 1e-10
     call: dict[str, Any] = field(default_factory=dict)
     """Arguments by which the pipeline's own call differs from the recipe's words."""
 
@@ -37,7 +37,7 @@ def save(case: Case, folder: Path) -> Path:
     torch.manual_seed(0)
     pipe = case.build()
     for name in ("unet", "transformer", "transformer_2"):
-        for parameter in (getattr(pipe, name).parameters() if getattr(pipe, name, None) is not None else ()):
+        for parameter in getattr(pipe, name).parameters() if getattr(pipe, name, None) is not None else ():
             if not parameter.any():
                 torch.nn.init.normal_(parameter, std=0.2)
     pipe.save_pretrained(folder)
@@ -217,9 +217,7 @@ def _hunyuan_video() -> Any:
         pooled_projection_dim=8,
         rope_axes_dim=(2, 4, 4),
     )
-    vae = d.AutoencoderKLHunyuanVideo(
-        latent_channels=4, block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=4
-    )
+    vae = d.AutoencoderKLHunyuanVideo(latent_channels=4, block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=4)
     tokenizer, clip_tokenizer_and_model = build_tokenizer(), _clip_text(77)
     sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
     llama = t.LlamaModel(t.LlamaConfig(vocab_size=len(tokenizer), num_key_value_heads=2, **sizes))
@@ -256,24 +254,24 @@ def _size(num_frames: int, size: int, guidance_scale: float = 3.0) -> dict[str, 
     }
 
 
+_VIDEO_IS_FLOAT32 = 1e-6  # these pipelines cast the decoded video
+_FLOAT32: dict[str, Any] = {"precision": "float32", "tolerance": 1e-5}
 CASES = {
-    "svd": Case("svd", _svd, _size(3, 16), images=True, precision="float64"),
+    "svd": Case("svd", _svd, _size(3, 16), images=True, tolerance=_VIDEO_IS_FLOAT32),
     "animatediff": Case(
-        "animatediff", _animatediff, _size(3, 16), ("DDIMScheduler", "EulerDiscreteScheduler"), precision="float64"
+        "animatediff", _animatediff, _size(3, 16), ("DDIMScheduler", "EulerDiscreteScheduler"), tolerance=_VIDEO_IS_FLOAT32
     ),
-    "cogvideox": Case(
-        "cogvideox", _cogvideox, _size(17, 16), ("CogVideoXDDIMScheduler", "CogVideoXDPMScheduler"), precision="float64"
-    ),
+    "cogvideox": Case("cogvideox", _cogvideox, _size(17, 16), ("CogVideoXDDIMScheduler", "CogVideoXDPMScheduler")),
     "cogvideox_i2v": Case(
         "cogvideox",
         lambda: _cogvideox(d.CogVideoXImageToVideoPipeline, 8, use_rotary_positional_embeddings=True),
         _size(9, 16),
         images=True,
     ),
-    "wan": Case("wan", _wan, _size(9, 16), ("UniPCMultistepScheduler", "FlowMatchEulerDiscreteScheduler")),
-    "wan_5b": Case("wan", _wan_5b, _size(5, 32)),
-    "wan_a14b": Case("wan", lambda: _wan(transformer_2=_wan_transformer(), boundary_ratio=0.875), _size(5, 16)),
-    "wan_i2v": Case("wan", _wan_i2v, _size(5, 16), images=True),
+    "wan": Case("wan", _wan, _size(9, 16), ("UniPCMultistepScheduler", "FlowMatchEulerDiscreteScheduler"), **_FLOAT32),
+    "wan_5b": Case("wan", _wan_5b, _size(5, 32), **_FLOAT32),
+    "wan_a14b": Case("wan", lambda: _wan(transformer_2=_wan_transformer(), boundary_ratio=0.875), _size(5, 16), **_FLOAT32),
+    "wan_i2v": Case("wan", _wan_i2v, _size(5, 16), images=True, **_FLOAT32),
     "ltx": Case("ltx", _ltx, _size(9, 32)),
     "ltx_denoising_decoder": Case(
         "ltx", lambda: _ltx(True), _size(9, 32), call={"decode_timestep": 0.05, "decode_noise_scale": 0.025}

@@ -26,6 +26,7 @@ from pydantic import (
 from vader_ray.locations import PACKAGE, Prompts
 from vader_ray.locations import Weights as Weights
 from vader_ray.locations import locate as locate
+from vader_ray.locations import split_image as split_image
 
 RECIPES = PACKAGE / "recipes"
 
@@ -137,7 +138,8 @@ class RewardConfig(Settings):
 
 
 class PromptsConfig(Settings):
-    """Prompts, as lists or as files with one prompt per line."""
+    """Prompts, as lists or as files with one prompt per line; for image-to-video ``path/to/image.png | text`` each, or a
+    folder of images, whose file names are then the texts. Rewards see the text."""
 
     train: Prompts
     heldout: Prompts

@@ -149,4 +149,3 @@ def _pixels(decoded: Tensor) -> Tensor:
     """From the decoder's [−1, 1] to [0, 1], at least float32."""
     decoded = decoded.to(torch.promote_types(decoded.dtype, torch.float32))
     return (decoded / 2 + 0.5).clamp(0, 1)
-

@@ -40,9 +40,9 @@ class Conditioning:
 
 
 def _take(column: Tensor | list[Any], part: slice | list[int]) -> Tensor | list[Any]:
-    if isinstance(column, Tensor) or isinstance(part, slice):
+    if isinstance(column, Tensor):
         return column[part]
-    return [column[row] for row in part]
+    return column[part] if isinstance(part, slice) else [column[row] for row in part]
 
 
 class PipelineModel:

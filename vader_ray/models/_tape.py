@@ -115,14 +115,17 @@ class Tape:
         self.scheduler_state: dict[str, Any] = {}
 
     @contextmanager
-    def attached(self, denoisers: Sequence[nn.Module], scheduler: Any, vae: nn.Module) -> Iterator[None]:
+    def attached(self, denoisers: Sequence[nn.Module], scheduler: Any, vae: Any) -> Iterator[None]:
         """Route the denoisers' forward, ``scheduler.step`` and ``vae.decode`` through this tape."""
         with ExitStack() as undo:
             for denoiser in denoisers:
                 denoiser.forward = self._denoising(denoiser)  # type: ignore[method-assign]
                 undo.callback(delattr, denoiser, "forward")
-            vae.decode = self._decode  # type: ignore[assignment]
+            vae.decode = self._decode
             undo.callback(delattr, vae, "decode")
+            if hasattr(vae, "encode"):
+                vae.encode = functools.partial(_encode, vae, vae.encode)
+                undo.callback(delattr, vae, "encode")
             base = type(scheduler)
             scheduler.__class__ = self._stepping(base)
             undo.callback(setattr, scheduler, "__class__", base)
@@ -200,6 +203,11 @@ class Tape:
         """Generators of one denoising step: a function of the video's seed and the step alone. Step −2 is the loop's own."""
         per_video = [torch.Generator().manual_seed((seed + 7919 * (step + 1)) % 2**63) for seed in self._seeds]
         return [generator for generator in per_video for _ in range(num_rows // len(self._seeds))]
+
+
+def _encode(vae: nn.Module, encode: Callable[..., Any], image: Tensor, *args: Any, **kwargs: Any) -> Any:
+    """Loops hand over images in the dtype of the prompt embeddings, which is that of sampling."""
+    return encode(image.to(frozen_dtype(vae)), *args, **kwargs)
 
 
 def _state(scheduler: Any) -> dict[str, Any]:

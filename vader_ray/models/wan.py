@@ -42,8 +42,8 @@ class Model(PipelineModel):
     """Flow-predicting transformer (2.2-A14B: one for the noisy steps, one for the rest), umT5 text encoder.
 
     An image-to-video checkpoint is recognised by its pipeline, which takes one image for all its videos: there videos are
-    sampled one by one. Adapters are saved in diffusers' format; that of the second transformer lies in ``transformer_2``
-    and loads by ``load_lora_weights(FOLDER, subfolder="transformer_2", load_into_transformer_2=True)``.
+    sampled one by one. Adapters are saved in diffusers' format; that of the second transformer loads by
+    ``load_lora_weights(FOLDER / "transformer_2", load_into_transformer_2=True)``.
     """
 
     stock_loader = True
@@ -56,6 +56,8 @@ class Model(PipelineModel):
         built = cls(pipe, sampling, Stream(pipe.vae, offload_cache=model.offload_decoder_cache))
         built.takes_images = kind is WanImageToVideoPipeline
         built.batched = not built.takes_images
+        if pipe.transformer is not None and pipe.transformer.config.image_dim is not None:
+            built.adapter_targets = (*cls.adapter_targets, "add_k_proj", "add_v_proj")  # the stock loader expects them
         return built
 
     def denoisers(self) -> dict[str, nn.Module]:
