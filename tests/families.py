@@ -179,6 +179,11 @@ def _wan_i2v() -> Any:
     return _wan(d.WanImageToVideoPipeline, transformer=transformer, **images)
 
 
+def _wan_i2v_a14b() -> Any:
+    experts = {name: _wan_transformer(in_channels=36) for name in ("transformer", "transformer_2")}
+    return _wan(d.WanImageToVideoPipeline, **experts, boundary_ratio=0.9)
+
+
 def _ltx(timestep_conditioning: bool = False) -> Any:
     transformer = d.LTXVideoTransformer3DModel(
         in_channels=8,
@@ -268,10 +273,16 @@ CASES = {
         _size(9, 16),
         images=True,
     ),
+    "cogvideox_1_5": Case(
+        "cogvideox",
+        lambda: _cogvideox(patch_size_t=2, patch_bias=False, use_rotary_positional_embeddings=True),
+        _size(17, 16),  # five latent frames, padded to six
+    ),
     "wan": Case("wan", _wan, _size(9, 16), ("UniPCMultistepScheduler", "FlowMatchEulerDiscreteScheduler"), **_FLOAT32),
     "wan_5b": Case("wan", _wan_5b, _size(5, 32), **_FLOAT32),
     "wan_a14b": Case("wan", lambda: _wan(transformer_2=_wan_transformer(), boundary_ratio=0.875), _size(5, 16), **_FLOAT32),
     "wan_i2v": Case("wan", _wan_i2v, _size(5, 16), images=True, **_FLOAT32),
+    "wan_i2v_a14b": Case("wan", _wan_i2v_a14b, _size(5, 16), images=True, **_FLOAT32),
     "ltx": Case("ltx", _ltx, _size(9, 32)),
     "ltx_denoising_decoder": Case(
         "ltx", lambda: _ltx(True), _size(9, 32), call={"decode_timestep": 0.05, "decode_noise_scale": 0.025}

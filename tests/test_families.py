@@ -15,12 +15,15 @@ from torch import Tensor
 
 import vader_ray
 from tests.families import CASES, Case, save, save_images
+from tests.recipe import tiny_config
 from tests.test_gradient import ClipReward
 from tests.tiny import randomise_adapter
 from vader_ray import models
 from vader_ray.alignment.gradient import Term, decode
 from vader_ray.alignment.vader import Batching, Rollout, accumulate_gradient
 from vader_ray.config import AdapterConfig, ModelConfig, SamplingConfig
+from vader_ray.training.loop import train
+from vader_ray.training.report import Report
 from vader_ray.types import Frames, Plan
 
 PROMPTS = ["a red circle moving left", "a blue star moving up"]
@@ -326,6 +329,17 @@ def test_a_number_of_frames_that_would_be_rounded_is_refused(folders: Any, name:
     changed = Case(case.family, case.build, case.sampling | {"num_frames": num_frames})
     with pytest.raises(ValueError, match=message):
         _load(changed, folders(name)).noise(SEEDS)
+
+
+def test_a_run_trains_on_images_and_shows_rewards_the_text(folders: Any, images: list[Path]) -> None:
+    case, reports = CASES["svd"], list[Report]()
+    prompts = {"train": [f"{images[0]} | a dog"], "heldout": [f"{images[1]} | a cat"]}
+    changes = {"num_steps": 1, "videos_per_step": 1, "prompts": prompts, "sampling": case.sampling}
+    config = tiny_config(folders("svd"), **changes, model={"family": "svd", "weights": str(folders("svd"))})
+    train(config, report=reports.append)
+    assert [query.prompt for query in reports[-1].queries] == ["a dog"]
+    assert {video.prompt for video in reports[-1].videos} == {"a cat"}
+    assert reports[-1].metrics["train/grad_norm"] > 0
 
 
 def test_missing_images_and_wrong_pipelines_are_named(folders: Any) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from vader_ray.config import AdapterConfig, SamplingConfig
 from vader_ray.models import _adapter
-from vader_ray.models._tape import DecoderReached, Midway, PrefixDone, Tape, frozen_dtype
+from vader_ray.models._tape import DecoderReached, Midway, PrefixDone, Tape, cast, frozen_dtype
 from vader_ray.types import Codec, Latents, Noise, Plan
 
 _ENCODED_AT_ONCE = 8
@@ -43,6 +43,11 @@ def _take(column: Tensor | list[Any], part: slice | list[int]) -> Tensor | list[
     if isinstance(column, Tensor):
         return column[part]
     return column[part] if isinstance(part, slice) else [column[row] for row in part]
+
+
+def _shared(column: Tensor) -> Tensor:
+    """The same rows; equal ones, as those of the negative prompt, occupy memory once."""
+    return column[:1].clone().expand_as(column) if bool((column == column[:1]).all()) else column
 
 
 class PipelineModel:
@@ -116,7 +121,7 @@ class PipelineModel:
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str], images: Sequence[Path] | None = None) -> Conditioning:
-        """The conditioning of each video; floating-point columns in the precision of sampling.
+        """The conditioning of each video, as the encoders give it.
 
         Raises:
             ValueError: the family makes videos from images and there are none.
@@ -130,7 +135,7 @@ class PipelineModel:
         groups = [prompts[start : start + _ENCODED_AT_ONCE] for start in range(0, len(prompts), _ENCODED_AT_ONCE)]
         rows = [self._encode_group(group) for group in groups]
         named = dict(zip(self.embeddings, zip(*rows, strict=True), strict=True))
-        return {name: torch.cat(column) for name, column in named.items() if column[0] is not None}
+        return {name: _shared(torch.cat(column)) for name, column in named.items() if column[0] is not None}
 
     def _encode_group(self, prompts: list[str]) -> tuple[Tensor | None, ...]:
         guided = self.sampling.guidance_scale > 1
@@ -142,9 +147,10 @@ class PipelineModel:
             "num_images_per_prompt": 1,
             "max_sequence_length": call["max_sequence_length"].default if "max_sequence_length" in call else None,
         }
-        encoded = self.pipe.encode_prompt(prompts, **{k: v for k, v in arguments.items() if k in accepted.parameters})
-        dtype = self._sampling_dtype()
-        return tuple(item.to(dtype) if item is not None and item.is_floating_point() else item for item in encoded)
+        encoded: tuple[Tensor | None, ...] = self.pipe.encode_prompt(
+            prompts, **{name: value for name, value in arguments.items() if name in accepted.parameters}
+        )
+        return encoded
 
     def _open(self, images: Sequence[Path] | None) -> list[Any]:
         """The images at the size of the video, squashed where their shape differs, as the library's examples do."""
@@ -200,10 +206,12 @@ class PipelineModel:
     def _drive(self, noise: Noise, conditioning: Conditioning, tape: Tape) -> Latents:
         """Run the pipeline's own loop under a tape; what its decoder would have got, ``batch channels frames h w``."""
         loop = inspect.unwrap(type(self.pipe).__call__)
-        arguments = self.call_arguments() | {"generator": tape.generators(_LOOPS_OWN, len(noise))}
+        dtype = self._sampling_dtype()  # some loops keep the latents in that of the embeddings
+        tensors = {name: cast(column, dtype) for name, column in conditioning.tensors.items()}
+        arguments = tensors | self.call_arguments() | {"generator": tape.generators(_LOOPS_OWN, len(noise))}
         try:
             with tape.attached(list(self.denoisers().values()), self.pipe.scheduler, self.pipe.vae):
-                loop(self.pipe, latents=self.arrange(noise), **conditioning.tensors, **arguments)
+                loop(self.pipe, latents=self.arrange(noise), **arguments)
         except DecoderReached as reached:
             self._check_steps(tape.index)
             return _with_frames(reached.latents, len(noise))

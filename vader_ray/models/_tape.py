@@ -152,7 +152,7 @@ class Tape:
         plan = self._plan
         graded = plan is not None and torch.is_grad_enabled() and self.index in plan.graded
         latents = latents if plan is None or plan.chain else latents.detach()
-        inputs = {key: _cast(value, dtype) if key != "timestep" else value for key, value in (inputs | {name: latents}).items()}
+        inputs = {key: cast(value, dtype) if key != "timestep" else value for key, value in (inputs | {name: latents}).items()}
         with torch.set_grad_enabled(graded):
             inputs[name] = inputs[name].clone()  # some pipelines update the latents in place
             if graded and plan is not None and plan.replay:
@@ -223,12 +223,13 @@ def frozen_dtype(module: nn.Module) -> torch.dtype:
     return min((dtype for dtype in dtypes if dtype.is_floating_point), key=lambda dtype: torch.finfo(dtype).bits)
 
 
-def _cast(value: Any, dtype: torch.dtype) -> Any:
+def cast(value: Any, dtype: torch.dtype) -> Any:
+    """A floating-point tensor in a dtype; everything else as it is."""
     return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 def _map_output(output: Any, dtype: torch.dtype) -> Any:
     if isinstance(output, tuple):
-        return tuple(_cast(item, dtype) for item in output)
-    output.sample = _cast(output.sample, dtype)
+        return tuple(cast(item, dtype) for item in output)
+    output.sample = cast(output.sample, dtype)
     return output
