@@ -81,18 +81,6 @@ def parameters(denoiser: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in denoiser.parameters() if parameter.requires_grad]
 
 
-def save(denoiser: nn.Module, folder: Path) -> None:
-    """Write peft's two files; ``peft.PeftModel.from_pretrained(denoiser, folder)`` reads them."""
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = {_PEFT_PREFIX + key: value.contiguous() for key, value in get_peft_model_state_dict(denoiser).items()}
-    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
-    settings: LoraConfig = denoiser.peft_config["default"]  # type: ignore[index,assignment]
-    settings.save_pretrained(str(folder))
-    written = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-    written["target_modules"] = sorted(written["target_modules"])  # peft writes a set in an order that changes
-    (folder / SETTINGS).write_text(json.dumps(written, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
 def save_for_diffusers(denoiser: nn.Module, folder: Path, pipeline: Any, name: str) -> None:
     """Write what ``pipe.load_lora_weights(folder)`` reads, with rank and alpha inside; ``name`` is its key prefix."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -124,8 +112,20 @@ def load_into(pipe: Any, folder: str | Path) -> None:
         denoiser.requires_grad_(False)
 
 
+def save(denoiser: nn.Module, folder: Path) -> None:
+    """Write peft's two files; ``peft.PeftModel.from_pretrained(denoiser, folder)`` reads them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {_PEFT_PREFIX + key: value.contiguous() for key, value in get_peft_model_state_dict(denoiser).items()}
+    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    settings: LoraConfig = denoiser.peft_config["default"]  # type: ignore[index,assignment]
+    settings.save_pretrained(str(folder))
+    written = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    written["target_modules"] = sorted(written["target_modules"])  # peft writes a set in an order that changes
+    (folder / SETTINGS).write_text(json.dumps(written, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
 def load(denoiser: nn.Module, folder: Path) -> None:
-    """Read what `save` or `save_for_diffusers` wrote into an adapter of the same shape.
+    """Read what `save` wrote into an adapter of the same shape.
 
     Raises:
         ValueError: the folder holds no adapter, a damaged one, or one of another model, rank or alpha.
