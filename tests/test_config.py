@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from vader_ray.alignment.gradient import Term
-from vader_ray.config import ConfigError, flatten, load, recipe_names, validate
+from vader_ray.config import ConfigError, ExperimentConfig, flatten, load, recipe_names, split_image, validate
 from vader_ray.rewards import brightness
 
 MINIMAL = """
@@ -30,7 +30,8 @@ rewards: [{reward: brightness}]
 def test_every_recipe_parses_and_crosses_a_process_border_unchanged(recipe: str) -> None:
     config = load(recipe)
     assert config.name == recipe
-    assert config.must_reach, "a recipe states the number it reaches"
+    if config.model.weights.startswith("world:"):
+        assert config.must_reach, "a recipe that anyone can run states the number it reaches"
     assert set(config.must_reach) <= {f"eval/reward/{reward.name}" for reward in (*config.rewards, *config.eval_rewards)} | {
         "eval/objective"
     }
@@ -123,3 +124,36 @@ def test_the_authors_mix_is_their_formula(recipe: str) -> None:
     objective = sum(term.value(scores[name]) for name, term in terms.items())
     loss = (1.5 * 0.1 * (scores["aesthetic"] - 10).abs() + (1 - scores["hps"]).abs()) / 2
     torch.testing.assert_close(objective, -loss)
+
+
+def _with_prompts(train: object, folder: Path) -> ExperimentConfig:
+    document = yaml.safe_load(MINIMAL) | {"prompts": {"train": train, "heldout": train}}
+    document["prompts"]["heldout"] = [f"{folder / 'dog.png'} | another dog"]
+    return validate(document, folder=folder)
+
+
+def test_prompts_with_images(tmp_path: Path) -> None:
+    for name in ("dog.png", "white_cat.jpg"):
+        (tmp_path / name).touch()
+    (tmp_path / "prompts.txt").write_text("dog.png | a dog runs\nwhite_cat.jpg|a cat | jumps\n")
+    dog, cat = tmp_path / "dog.png", tmp_path / "white_cat.jpg"
+    written = _with_prompts("prompts.txt", tmp_path).prompts.train
+    assert [split_image(prompt) for prompt in written] == [(dog, "a dog runs"), (cat, "a cat | jumps")]
+    assert _with_prompts(["dog.png | a dog runs"], tmp_path).prompts.train == (f"{dog} | a dog runs",)
+    assert _with_prompts(".", tmp_path).prompts.train == (f"{dog} | dog", f"{cat} | white cat")
+    assert split_image("black | white") == (None, "black | white")
+
+
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        (["no.png | a dog"], r"prompts.train: the image .*no.png does not exist; write `path/to/image.png \| text`"),
+        (["dog.png | a dog", "a cat"], "prompts.train: some prompts have an image and some have none"),
+        ("empty", "prompts.train: .*empty holds no image"),
+    ],
+)
+def test_image_prompts_are_checked(tmp_path: Path, train: object, message: str) -> None:
+    (tmp_path / "dog.png").touch()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match=message):
+        _with_prompts(train, tmp_path)

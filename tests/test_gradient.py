@@ -220,6 +220,7 @@ def test_random_truncation_draws_every_depth_up_to_k() -> None:
         ("all", (0, 1, 2, 3, 4, 5, 6, 7)),
         ("stride:2", (0, 2, 4, 6)),
         ("stride:5", (0, 5)),
+        ("first:3", (0, 1, 2)),
         ("first_middle_last", (0, 4, 7)),
         ("frame:3", (3,)),
     ],

@@ -26,11 +26,12 @@ from pydantic import (
 from vader_ray.locations import PACKAGE, Prompts
 from vader_ray.locations import Weights as Weights
 from vader_ray.locations import locate as locate
+from vader_ray.locations import split_image as split_image
 
 RECIPES = PACKAGE / "recipes"
 
 Precision = Literal["float32", "bfloat16", "float64"]
-FrameRule = Annotated[str, Field(pattern=r"^(all|first_middle_last|random:[1-9]\d*|stride:[1-9]\d*|frame:\d+)$")]
+FrameRule = Annotated[str, Field(pattern=r"^(all|first_middle_last|(random|first|stride):[1-9]\d*|frame:\d+)$")]
 
 
 class Settings(BaseModel):
@@ -50,6 +51,11 @@ class ModelConfig(Settings):
     """Precision of the denoiser and the text encoder. Sampling arithmetic and the adapter stay in float32."""
     decoder_precision: Precision = "float32"
     """Precision of the autoencoder; half precision bends the reward gradient by several per cent."""
+    offload_decoder_cache: bool = False
+    """Keep the cache of a causal decoder (Wan, CogVideoX) in host memory between portions: exact, slower, less GPU memory."""
+    temporal_decoder_frames: PositiveInt | None = None
+    """Frames that Stable Video Diffusion's decoder sees together, by default all. Fewer need less memory and leave seams:
+    the pixels change as with the pipeline's ``decode_chunk_size``."""
 
 
 class AdapterConfig(Settings):
@@ -144,7 +150,8 @@ class RewardConfig(Settings):
     """Pull the score to this value (the objective is −|score − target|) instead of raising it without bound."""
     frames: FrameRule = "all"
     """Frames it sees: ``all``, ``random:n`` (the authors' mode is random:1), ``stride:n`` (theirs: 2),
-    ``first_middle_last`` or ``frame:i``."""
+    ``first:n``, ``first_middle_last`` or ``frame:i``. A causal decoder stops after the last wanted frame, and the first
+    latent frame of Wan, CogVideoX and their kin is one frame: ``first:1`` decodes nothing else."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """Precision of its networks; preprocessing, scores and ∂R/∂frames stay in float32."""
     placement: PlacementConfig | None = None
@@ -161,7 +168,8 @@ class RewardConfig(Settings):
 
 
 class PromptsConfig(Settings):
-    """Prompts, as lists or as files with one prompt per line."""
+    """Prompts, as lists or as files with one prompt per line; for image-to-video ``path/to/image.png | text`` each, or a
+    folder of images, whose file names are then the texts. Rewards see the text."""
 
     train: Prompts
     heldout: Prompts

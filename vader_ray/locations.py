@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 
 PACKAGE = Path(__file__).parent
 WORLD_PREFIX = "world:"
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 def locate(weights: str) -> str:
@@ -53,17 +54,55 @@ def _read_prompts(value: object, info: ValidationInfo) -> object:
     path = PACKAGE / "world" / "prompts" / f"{value.removeprefix(WORLD_PREFIX)}.txt"
     if not value.startswith(WORLD_PREFIX):
         path = _from_recipe(value, info)
+    if path.is_dir():
+        return _read_images(path)
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(
-            f"cannot read the prompt file {path} ({type(error).__name__}); give a text file, one prompt per line"
+            f"cannot read the prompt file {path} ({type(error).__name__}); give a text file, one prompt per line, "
+            "or a folder of images"
         ) from None
     prompts = tuple(line.strip() for line in text.splitlines() if line.strip())
     if not prompts:
         raise ValueError(f"{path} holds no prompt; write one prompt per line")
-    return prompts
+    return tuple(_beside(prompt, path.parent) for prompt in prompts)
+
+
+def _read_images(folder: Path) -> tuple[str, ...]:
+    """Each image of a folder, with the words of its file name as text."""
+    images = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    if not images:
+        raise ValueError(f"{folder} holds no image; put {', '.join(IMAGE_SUFFIXES)} files there")
+    return tuple(f"{path.resolve()} | {path.stem.replace('_', ' ').replace('-', ' ')}" for path in images)
+
+
+def split_image(prompt: str) -> tuple[Path | None, str]:
+    """Image and text of a prompt: ``path/to/image.png | text`` has both, every other prompt is text alone."""
+    path, bar, text = prompt.partition("|")
+    if bar and path.strip().lower().endswith(IMAGE_SUFFIXES):
+        return Path(path.strip()), text.strip()
+    return None, prompt
+
+
+def _beside(prompt: str, folder: Path) -> str:
+    """The prompt with its image found beside the file that names it."""
+    image, text = split_image(prompt)
+    return f"{folder / image} | {text}" if image is not None and (folder / image).exists() else prompt
+
+
+def _find_images(prompts: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+    """Workers run in another directory, so images get absolute paths when the recipe is read."""
+    found = []
+    for prompt in prompts:
+        image, text = split_image(prompt)
+        if image is not None and not (path := _from_recipe(str(image), info)).is_file():
+            raise ValueError(f"the image {path} does not exist; write `path/to/image.png | text` with an existing image")
+        found.append(prompt if image is None else f"{path} | {text}")
+    if len({split_image(prompt)[0] is None for prompt in found}) > 1:
+        raise ValueError("some prompts have an image and some have none; give every prompt one, or none")
+    return tuple(found)
 
 
 Weights = Annotated[str, Field(min_length=1), AfterValidator(_absolute_if_local)]
-Prompts = Annotated[tuple[str, ...], Field(min_length=1), BeforeValidator(_read_prompts)]
+Prompts = Annotated[tuple[str, ...], Field(min_length=1), BeforeValidator(_read_prompts), AfterValidator(_find_images)]

@@ -128,8 +128,8 @@ class VideoModel(Protocol):
         """The initial noise of each video, a function of its seed alone."""
         ...
 
-    def encode(self, prompts: Sequence[str], /) -> Batch:
-        """The conditioning of each video."""
+    def encode(self, prompts: Sequence[str], images: Sequence[Path] | None = None, /) -> Batch:
+        """The conditioning of each video, from its prompt and, where the family makes videos from images, its image."""
         ...
 
     def sample(self, conditioning: Batch, seeds: Sequence[int], /) -> Latents:

@@ -21,11 +21,13 @@ def choose_frames(rule: str, num_frames: int, generator: torch.Generator) -> tup
     count = int(number)
     if name == "stride":
         return tuple(range(0, num_frames, count))
-    limit = count if name == "random" else count + 1
+    limit = count + 1 if name == "frame" else count
     if limit > num_frames:
         raise ValueError(f"frames={rule!r} asks for more than the {num_frames} frames of the video")
     if name == "frame":
         return (count,)
+    if name == "first":
+        return tuple(range(count))
     return tuple(sorted(torch.randperm(num_frames, generator=generator)[:count].tolist()))
 
 

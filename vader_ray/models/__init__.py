@@ -9,9 +9,10 @@ from typing import Any
 import torch
 
 from vader_ray.config import AdapterConfig, ConfigError, ModelConfig, SamplingConfig
+from vader_ray.models._adapter import load_into as load_adapter
 from vader_ray.models._adapter import read_shape as adapter_shape
 
-__all__ = ["adapter_shape", "build", "fetch", "names", "resolve"]
+__all__ = ["adapter_shape", "build", "fetch", "load_adapter", "names", "resolve"]
 
 
 def names() -> list[str]:

@@ -1,16 +1,17 @@
-"""LoRA adapters by peft: float32 master weights, activations in the denoiser's own dtype, peft's file format."""
+"""LoRA adapters by peft: float32 master weights, activations in the denoiser's own dtype; peft's and diffusers' files."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY, LORA_WEIGHT_NAME_SAFE
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
@@ -82,6 +83,37 @@ def _keep_activation_dtype(layer: LoraLayer, name: str) -> None:
 def parameters(denoiser: nn.Module) -> list[nn.Parameter]:
     """The adapter's parameters, in the module's order."""
     return [parameter for parameter in denoiser.parameters() if parameter.requires_grad]
+
+
+def save_for_diffusers(denoiser: nn.Module, folder: Path, pipeline: Any, name: str) -> None:
+    """Write what ``pipe.load_lora_weights(folder)`` reads, with rank and alpha inside; ``name`` is its key prefix."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {key: value.contiguous() for key, value in get_peft_model_state_dict(denoiser).items()}
+    mine: LoraConfig = denoiser.peft_config["default"]  # type: ignore[index,assignment]
+    settings = {"r": mine.r, "lora_alpha": mine.lora_alpha, "target_modules": sorted(mine.target_modules or ())}
+    pipeline.save_lora_weights(folder, **{f"{name}_lora_layers": weights, f"{name}_lora_adapter_metadata": settings})
+
+
+def folders(folder: Path, names: Iterable[str]) -> list[Path]:
+    """Where the adapter of each denoiser lies: the first in the folder itself, every other in one of its name."""
+    return [folder / name if place else folder for place, name in enumerate(names)]
+
+
+def load_into(pipe: Any, folder: str | Path) -> None:
+    """Add a saved adapter to the denoisers of any diffusers pipeline, ready to sample.
+
+    The public ``vader_ray.load_adapter(pipe, folder)``, for pipelines whose ``load_lora_weights`` does not work.
+
+    Raises:
+        ValueError: the folder holds no adapter, a damaged one, or one of another model.
+    """
+    found = [name for name in ("unet", "transformer", "transformer_2") if getattr(pipe, name, None) is not None]
+    for name, place in zip(found, folders(Path(folder), found), strict=True):
+        denoiser: nn.Module = getattr(pipe, name)
+        shape = read_shape(place)
+        inject(denoiser, shape, shape.target_modules or (), seed=0)
+        load(denoiser, place)
+        denoiser.requires_grad_(False)
 
 
 def save(denoiser: nn.Module, folder: Path) -> None:
@@ -160,7 +192,10 @@ def _unwrapped(weights: dict[str, Tensor], known: str) -> dict[str, Tensor]:
 
 
 def _read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Weights under peft's own keys, and peft's settings, of either format."""
     try:
+        if (folder / LORA_WEIGHT_NAME_SAFE).exists():
+            return _read_for_diffusers(folder / LORA_WEIGHT_NAME_SAFE)
         weights = load_file(folder / WEIGHTS)
         settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -168,3 +203,13 @@ def _read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except (SafetensorError, json.JSONDecodeError) as error:
         raise ValueError(f"the adapter in {folder} is damaged ({error}); take an earlier checkpoint") from None
     return {key.removeprefix(_PEFT_PREFIX): value for key, value in weights.items()}, settings
+
+
+def _read_for_diffusers(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    with safe_open(path, framework="pt") as file:
+        settings = json.loads((file.metadata() or {}).get(LORA_ADAPTER_METADATA_KEY, "{}"))
+        weights = {key.partition(".")[2]: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    settings = {key.partition(".")[2]: value for key, value in settings.items()}
+    if not {"r", "lora_alpha", "target_modules"} <= settings.keys():
+        raise ValueError(f"{path} does not say its rank, alpha and target modules; it was not saved by this program")
+    return weights, settings

@@ -47,6 +47,22 @@ def fetch_pipeline(model: ModelConfig) -> Path:
         return Path(DiffusionPipeline.download(source))
 
 
+def published_class(model: ModelConfig, *kinds: type[DiffusionPipeline]) -> type[DiffusionPipeline]:
+    """Which of several pipelines the weights were published for, by their model_index.json.
+
+    Raises:
+        ValueError: the weights cannot be reached or are those of another pipeline.
+    """
+    source = locate(model.weights)
+    with _explained(source):
+        name = str(DiffusionPipeline.load_config(source)["_class_name"])
+    for kind in kinds:
+        if kind.__name__ == name:
+            return kind
+    expected = " or ".join(kind.__name__ for kind in kinds)
+    raise ValueError(f"model.weights: {source} is a {name}; model.family={model.family} takes {expected}")
+
+
 def _scheduler(name: str) -> Any:
     scheduler = getattr(diffusers, name, None)
     if not name.endswith("Scheduler") or scheduler is None:

@@ -22,7 +22,7 @@ from vader_ray.models._loading import _quiet
 from vader_ray.models._lvdm_checkpoint import TextEncoder
 from vader_ray.models._lvdm_scheduler import DynamicRescaleDDIMScheduler
 from vader_ray.models._lvdm_unet import UNet
-from vader_ray.models._pipeline import Conditioning, PipelineModel
+from vader_ray.models._pipeline import PipelineModel
 from vader_ray.types import Frames
 
 TextFeatures: TypeAlias = Float[Tensor, "batch tokens context"]
@@ -158,13 +158,3 @@ class Model(PipelineModel):
 
     def call_arguments(self) -> dict[str, Any]:
         return super().call_arguments() | {"eta": self.sampling.eta, "fps": FPS}
-
-    @torch.no_grad()
-    def encode(self, prompts: Sequence[str]) -> Conditioning:
-        """Text features of the prompts, and of the negative prompt when guidance is on."""
-        positive, negative = self.pipe.encode_prompt(
-            prompts,
-            do_classifier_free_guidance=self.sampling.guidance_scale > 1,
-            negative_prompt=[self.sampling.negative_prompt] * len(prompts),
-        )
-        return Conditioning({"prompt_embeds": positive} | ({} if negative is None else {"negative_prompt_embeds": negative}))

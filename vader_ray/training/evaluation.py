@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from vader_ray.alignment.frames import choose_frames, every_frame_rule
 from vader_ray.alignment.gradient import Term, ask_scores
-from vader_ray.config import ExperimentConfig
+from vader_ray.config import ExperimentConfig, split_image
 from vader_ray.training.draws import derive
 from vader_ray.training.experiment import Experiment, Measure
 from vader_ray.training.group import Group
@@ -76,17 +76,19 @@ def _heldout(config: ExperimentConfig) -> list[tuple[str, int]]:
 
 
 def _watch(config: ExperimentConfig, experiment: Experiment, batch: Sequence[tuple[int, tuple[str, int]]]) -> list[_Watched]:
-    prompts = [prompt for _, (prompt, _) in batch]
+    conditioning = experiment.condition([prompt for _, (prompt, _) in batch])
+    prompts = [split_image(prompt)[1] for _, (prompt, _) in batch]
     seeds = [seed for _, (_, seed) in batch]
     model, chunk_size = experiment.model, config.machine.decode_chunk_size
-    latents = model.sample(experiment.condition(prompts), seeds)
+    latents = model.sample(conditioning, seeds)
     frames = decode_all(model.codec, latents)
     answers = {term.name: _ask(term, frames, prompts, chunk_size) for term in (*experiment.terms, *experiment.eval_terms)}
     scores = {name: answer() for name, answer in answers.items()}
     scores["objective"] = torch.stack([term.value(scores[term.name]) for term in experiment.terms]).sum(dim=0)
     features = {measured.name: _features(measured, frames) for measured in experiment.measures}
     watched = []
-    for place, (index, (prompt, seed)) in enumerate(batch):
+    for place, (index, (_, seed)) in enumerate(batch):
+        prompt = prompts[place]
         own = {name: float(values[place]) for name, values in scores.items()}
         shown = {name: own[name] for name in own if name != "objective"}
         video = Video(prompt, seed, shown, to_uint8(frames[place])) if index < config.evaluation.num_shown else None

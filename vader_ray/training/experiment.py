@@ -10,7 +10,7 @@ import torch
 from vader_ray import models, rewards
 from vader_ray.alignment.frames import choose_frames
 from vader_ray.alignment.gradient import Term
-from vader_ray.config import ExperimentConfig, RewardConfig, SamplingConfig
+from vader_ray.config import ExperimentConfig, RewardConfig, SamplingConfig, split_image
 from vader_ray.training.draws import derive
 from vader_ray.types import Batch, Reward, ServedReward, SetMeasure, VideoModel
 
@@ -61,7 +61,7 @@ def build(config: ExperimentConfig, device: torch.device, served: Mapping[str, S
         device=device,
     )
     prompts = list(dict.fromkeys((*config.prompts.train, *config.prompts.heldout)))
-    conditioning = model.encode(prompts)
+    conditioning = encode(model, prompts)
     model.free_text_encoders()
     return Experiment(
         model=model,
@@ -75,6 +75,19 @@ def build(config: ExperimentConfig, device: torch.device, served: Mapping[str, S
         conditioning=conditioning,
         rows={prompt: row for row, prompt in enumerate(prompts)},
     )
+
+
+def encode(model: VideoModel, prompts: Sequence[str]) -> Batch:
+    """The conditioning of prompts, of which each may name an image.
+
+    Raises:
+        ValueError: an image does not exist.
+    """
+    parts = [split_image(prompt) for prompt in prompts]
+    images, texts = [image for image, _ in parts if image is not None], [text for _, text in parts]
+    if missing := [image for image in images if not image.is_file()]:
+        raise ValueError(f"the image {missing[0]} does not exist; write `path/to/image.png | text` with an existing image")
+    return model.encode(texts, images) if images else model.encode(texts)
 
 
 def _term(spec: RewardConfig, served: ServedReward | None, sampling: SamplingConfig, device: torch.device) -> Term:

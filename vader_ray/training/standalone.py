@@ -9,7 +9,7 @@ import torch
 from vader_ray import models
 from vader_ray.config import ExperimentConfig
 from vader_ray.training.evaluation import decode_all, evaluate, to_uint8
-from vader_ray.training.experiment import build
+from vader_ray.training.experiment import build, encode
 from vader_ray.training.group import Group
 from vader_ray.training.media import write_mp4
 
@@ -42,7 +42,7 @@ def generate_video(config: ExperimentConfig, prompt: str, adapter: Path | None, 
     )
     if adapter is not None:
         model.load_adapter(adapter)
-    latents = model.sample(model.encode([prompt]), [seed])
+    latents = model.sample(encode(model, [prompt]), [seed])
     output.parent.mkdir(parents=True, exist_ok=True)
     write_mp4(to_uint8(decode_all(model.codec, latents)[0]), output, config.evaluation.frames_per_second)
 

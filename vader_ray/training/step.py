@@ -13,7 +13,7 @@ from vader_ray.alignment.frames import choose_frames
 from vader_ray.alignment.gradient import Scored
 from vader_ray.alignment.truncation import draw_plan
 from vader_ray.alignment.vader import Batching, Rollout, accumulate_gradient
-from vader_ray.config import ExperimentConfig, MachineConfig
+from vader_ray.config import ExperimentConfig, MachineConfig, split_image
 from vader_ray.training.checkpoint import State
 from vader_ray.training.draws import derive, generator, prompt_of
 from vader_ray.training.experiment import Experiment
@@ -68,7 +68,7 @@ def make_rollout(config: ExperimentConfig, experiment: Experiment, videos: Seque
     """Prompts, conditioning, noise and seen frames of some videos: functions of the seed and the video's index."""
     prompts = [prompt_of(config.prompts.train, config.seed, video) for video in videos]
     return Rollout(
-        prompts=prompts,
+        prompts=[split_image(prompt)[1] for prompt in prompts],
         conditioning=experiment.condition(prompts),
         seeds=[derive(config.seed, "noise", video) for video in videos],
         seen=[

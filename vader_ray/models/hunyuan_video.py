@@ -1,0 +1,27 @@
+"""HunyuanVideo (``hunyuanvideo-community/HunyuanVideo``): videos from text."""
+
+from __future__ import annotations
+
+import torch
+from diffusers import HunyuanVideoPipeline
+
+from vader_ray.config import ModelConfig, SamplingConfig
+from vader_ray.models._codec import WholeClip
+from vader_ray.models._loading import load_pipeline
+from vader_ray.models._pipeline import PipelineModel
+
+
+class Model(PipelineModel):
+    """Flow-predicting transformer with guidance as an input (one branch, no negative prompt), Llama and CLIP encoders."""
+
+    stock_loader = True
+    embeddings = ("prompt_embeds", "pooled_prompt_embeds", "prompt_attention_mask")
+
+    @classmethod
+    def load(cls, model: ModelConfig, sampling: SamplingConfig, *, chunk_size: int, device: torch.device) -> Model:
+        """The pretrained pipeline on a device; ``chunk_size`` is not used, the clip is decoded at once."""
+        pipe = load_pipeline(HunyuanVideoPipeline, model, sampling, device)
+        return cls(pipe, sampling, WholeClip(pipe.vae, pipe.vae_scale_factor_temporal))
+
+    def compression(self) -> tuple[int, int]:
+        return self.pipe.vae_scale_factor_temporal, self.pipe.vae_scale_factor_spatial
