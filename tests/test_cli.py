@@ -40,7 +40,7 @@ def _refused(*arguments: str) -> str:
         ("num_steps=few", "num_steps: Input should be a valid integer"),
         ("model.weights=/no/where", "model.weights: /no/where does not exist"),
         ("model.family=nothing", "model.family: there is no 'nothing'; choose one of "),
-        ("rewards.0.reward=nothing", "there is no reward 'nothing'; give one of aesthetic, brightness, "),
+        ("rewards.0.reward=nothing", "there is no reward 'nothing'; give one of action, aesthetic, brightness, "),
         ("rewards.0.colour=red", "colour"),
         ("rewards.0.weights=/no/where", "/no/where"),
         ("prompts.train=/dev/null", "prompts.train: /dev/null holds no prompt"),
@@ -52,7 +52,9 @@ def test_bad_settings_are_one_clear_sentence(setting: str, message: str) -> None
 
 
 def test_an_unknown_recipe_lists_the_known() -> None:
-    assert "there is no recipe 'nothing'; give the path of a YAML file or one of world_hps" in _refused("train", "nothing")
+    message = _refused("train", "nothing")
+    assert "there is no recipe 'nothing'; give the path of a YAML file or one of " in message
+    assert "world_hps, world_hps_aesthetic" in message
 
 
 def test_an_unwritable_output_folder_is_refused_before_work() -> None:
