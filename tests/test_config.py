@@ -63,7 +63,7 @@ def test_overrides_reach_every_depth() -> None:
         ("prompts.train=/dev/null", "prompts.train: /dev/null holds no prompt; write one prompt per line"),
         ("prompts.train=world:heldout", "held-out prompts are also trained on"),
         ("model.weights=/nowhere", "model.weights: /nowhere does not exist; give an existing path, a hub id"),
-        ("model.weights=world:nothing", "names no packaged checkpoint; there are aesthetic"),
+        ("model.weights=world:nothing", "names no packaged checkpoint; there are a"),
         ("machine.num_workers=3", "videos_per_step=4 cannot be shared evenly by machine.num_workers=3"),
         ("eval_rewards.0.reward=hps", "two rewards are called 'hps'; give one of them another `label`"),
         ("rewards.0.frames=some", r"rewards.0.frames: String should match pattern"),
