@@ -32,9 +32,9 @@ def test_every_recipe_parses_and_crosses_a_process_border_unchanged(recipe: str)
     assert config.name == recipe
     if config.model.weights.startswith("world:"):
         assert config.must_reach, "a recipe that anyone can run states the number it reaches"
-    assert set(config.must_reach) <= {f"eval/reward/{reward.name}" for reward in (*config.rewards, *config.eval_rewards)} | {
-        "eval/objective"
-    }
+    measured = {"eval/objective"} | {f"eval/reward/{reward.name}" for reward in (*config.rewards, *config.eval_rewards)}
+    judged = {f"eval/judge/{trait}" for trait in ("colour", "shape", "direction")} if config.evaluation.judge else set()
+    assert set(config.must_reach) <= measured | judged
     assert validate(json.loads(json.dumps(config.model_dump(mode="json")))) == config
 
 
