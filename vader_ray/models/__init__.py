@@ -11,8 +11,10 @@ import torch
 from vader_ray.config import AdapterConfig, ConfigError, ModelConfig, SamplingConfig
 from vader_ray.models._adapter import load_into as load_adapter
 from vader_ray.models._adapter import read_shape as adapter_shape
+from vader_ray.models._export import Format as AdapterFormat
+from vader_ray.models._export import export as export_adapter
 
-__all__ = ["adapter_shape", "build", "fetch", "load_adapter", "names", "resolve"]
+__all__ = ["AdapterFormat", "adapter_shape", "build", "export_adapter", "fetch", "load_adapter", "names", "resolve"]
 
 
 def names() -> list[str]:

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import ModelMixin
 from PIL import Image
 from torch import Tensor, nn
 
 from vader_ray.config import AdapterConfig, ModelConfig, SamplingConfig
-from vader_ray.models import _adapter
+from vader_ray.models import _adapter, _export
 from vader_ray.models._loading import fetch_pipeline
 from vader_ray.models._tape import DecoderReached, Midway, PrefixDone, Tape, cast, frozen_dtype
 from vader_ray.types import Codec, Latents, Noise, Plan
@@ -263,6 +264,23 @@ class PipelineModel:
         """Read an adapter that `save_adapter` wrote."""
         for denoiser, place in zip(self.denoisers().values(), _adapter.folders(folder, self.denoisers()), strict=True):
             _adapter.load(denoiser, place)
+
+    def save_merged(self, folder: Path) -> list[Path]:
+        """Fold the adapter into the denoisers and write each in the library's format, in a folder of its name.
+
+        Raises:
+            ValueError: a denoiser is not the library's.
+        """
+        places = []
+        for name, denoiser in self.denoisers().items():
+            if not isinstance(denoiser, ModelMixin):
+                raise ValueError(
+                    f"{type(denoiser).__module__} is no network of diffusers and cannot be saved as one; keep the adapter"
+                )
+            _export.merge(denoiser)
+            denoiser.save_pretrained(folder / name)
+            places.append(folder / name)
+        return places
 
     def networks(self) -> list[nn.Module]:
         """All that occupies memory."""
