@@ -153,7 +153,7 @@ def for_comfyui(saved: Saved) -> tuple[dict[str, Tensor], dict[str, str]]:
     Raises:
         ValueError: ComfyUI's network of these layers has other ones, into which they do not go one by one.
     """
-    tensors = {}
+    tensors = dict[str, Tensor]()
     for layer, (down, up) in saved.layers.items():
         stem, (a, b) = _comfyui_stem(saved, layer), ("lora_down", "lora_up") if saved.of_unet else ("lora_A", "lora_B")
         tensors |= {f"{stem}.{a}.weight": down, f"{stem}.{b}.weight": up, f"{stem}.alpha": torch.tensor(float(saved.alpha))}
