@@ -16,8 +16,8 @@ from diffusers import ModelMixin
 from PIL import Image
 from torch import Tensor, nn
 
-from vader_ray.config import AdapterConfig, ModelConfig, SamplingConfig
-from vader_ray.models import _adapter, _export
+from vader_ray.config import ActivationCheckpointing, AdapterConfig, ModelConfig, SamplingConfig
+from vader_ray.models import _adapter, _export, _levers
 from vader_ray.models._loading import fetch_pipeline
 from vader_ray.models._tape import DecoderReached, Midway, PrefixDone, Tape, cast, frozen_dtype
 from vader_ray.types import Codec, Latents, Noise, Plan
@@ -74,6 +74,7 @@ class PipelineModel:
         for module in self.networks():
             module.requires_grad_(False).eval()
         self._check_scheduler()
+        _levers.check_cache(sampling.prefix_cache, list(self.denoisers().values()))
 
     @property
     def denoiser(self) -> nn.Module:
@@ -179,6 +180,16 @@ class PipelineModel:
         parts = self._parts(len(seeds))
         return torch.cat([self._drive(noise[part], conditioning[part], Tape(seeds[part], plan=None)) for part in parts])
 
+    def blocks(self) -> list[nn.Module]:
+        """The parts of the denoisers that are recomputed or compiled one by one."""
+        return [block for denoiser in self.denoisers().values() for block in _levers.blocks(denoiser)]
+
+    def apply_levers(self, activation_checkpointing: ActivationCheckpointing, *, compile_blocks: bool) -> None:
+        """Trade time against memory, see `vader_ray.config.MachineConfig`; to be called once."""
+        if compile_blocks:
+            _levers.compiled(self.blocks())
+        _levers.recompute(self.blocks(), activation_checkpointing)
+
     @torch.no_grad()
     def prefix(self, conditioning: Conditioning, plan: Plan, seeds: Sequence[int]) -> Midway:
         """Sampling without gradient up to the first graded denoising step."""
@@ -191,7 +202,8 @@ class PipelineModel:
             return Midway(noise, tuple(seeds), None, {})
         tape = Tape(seeds, plan=None, stop_before=first)
         try:
-            self._drive(noise, conditioning, tape)
+            with _levers.cached(self.sampling.prefix_cache, list(self.denoisers().values())):
+                self._drive(noise, conditioning, tape)
         except PrefixDone:
             return Midway(noise, tuple(seeds), tape.outputs, tape.scheduler_state)
         raise AssertionError("the pipeline ended before its first graded denoising step")
