@@ -53,7 +53,9 @@ def recompute(parts: Iterable[nn.Module], kind: ActivationCheckpointing) -> None
 
 
 def _recomputed(forward: Callable[..., Any], kind: ActivationCheckpointing) -> Callable[..., Any]:
-    keep = {"context_fn": functools.partial(create_selective_checkpoint_contexts, _ATTENTION)} if kind == "attention" else {}
+    keep: dict[str, Any] = (
+        {"context_fn": functools.partial(create_selective_checkpoint_contexts, _ATTENTION)} if kind == "attention" else {}
+    )
 
     @functools.wraps(forward)
     def run(*args: Any, **kwargs: Any) -> Any:
