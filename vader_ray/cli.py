@@ -1,4 +1,4 @@
-"""The command line: ``vader-ray train|evaluate|generate|check|fetch|list|pools``."""
+"""The command line: ``vader-ray train|evaluate|generate|export|check|fetch|list|pools``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, ParamSpec
+from typing import Annotated, Any, Literal, ParamSpec
 
 import typer
 from rich.console import Console
@@ -144,6 +144,31 @@ def generate(
 
     generate_video(config, prompt, adapter, seed, output)
     print(output.resolve())
+
+
+@app.command()
+@_explained
+def export(
+    adapter: Annotated[Path, typer.Argument(help=_ADAPTER_HELP.partition(" Without")[0])],
+    output: Annotated[Path, typer.Option("--output", "-o", help="A folder, or a .safetensors file.")],
+    format: Annotated[Literal["diffusers", "comfyui", "peft"], typer.Option(help="Whose keys.")] = "diffusers",
+    merge: Annotated[bool, typer.Option("--merge", help="Fold the adapter into the recipe's denoiser instead.")] = False,
+    recipe: Annotated[str | None, typer.Option(help="Recipe of the model, for --merge and the alpha of a .pt file.")] = None,
+) -> None:
+    """Write a saved adapter for other programs, or the whole denoiser with the adapter inside."""
+    config = _load(recipe, None) if recipe else None
+    if merge and config is None:
+        raise ConfigError("--merge needs the model into which the adapter goes; name its recipe by --recipe")
+    from vader_ray import models
+    from vader_ray.training.standalone import merge_adapter
+
+    if merge and config is not None:
+        written = merge_adapter(config, adapter, output)
+    else:
+        alpha = {} if config is None else {"bare_alpha": config.adapter.alpha}
+        written = models.export_adapter(adapter, format, output, **alpha)
+    for path in written:
+        print(path.resolve())
 
 
 @app.command()
