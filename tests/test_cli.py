@@ -107,3 +107,16 @@ def test_list_names_what_a_recipe_can_name(what: str, name: str) -> None:
 
 def test_list_refuses_what_it_does_not_know() -> None:
     assert "there is nothing called 'dogs' to list; choose one of models, rewards, recipes" in _refused("list", "dogs")
+
+
+def test_fetch_loads_every_reward_and_names_the_models_folder() -> None:
+    result = CliRunner().invoke(app, ["fetch", "world_hps"])
+    assert result.exit_code == 0
+    assert "reward  hps: complete, it loads" in result.stdout
+    assert "reward  aesthetic: complete, it loads" in result.stdout
+    assert "checkpoints/text_to_video" in result.stdout
+
+
+def test_fetch_says_what_a_hub_out_of_reach_did_not_give() -> None:
+    message = _refused("fetch", "world_hps", "model.weights=owner/name")
+    assert "'owner/name' is neither a local folder nor in the Hugging Face cache" in message
