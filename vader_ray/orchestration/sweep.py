@@ -260,7 +260,7 @@ class _Listener(tune.Callback):  # type: ignore[misc]
     errors: dict[str, str] = field(default_factory=dict)
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
-        if SELECTED in result and not result.get("done"):
+        if SELECTED in result:
             print(f"{trial.config['trial']:{self.width}}  {result[QUERIES]:6} queries  {result[SELECTED]:.4f}", flush=True)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
