@@ -157,3 +157,35 @@ def test_mlflow_holds_parent_children_tags_and_every_step_once(killed: tuple[Pat
         assert [point.step for point in by_step] == [1, 2, 3, 4]
         by_query = client.get_metric_history(run.info.run_id, "by_query/train/reward_mean")
         assert [(point.step, point.value) for point in by_query] == [(4 * point.step, point.value) for point in by_step]
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_asha_stops_the_trial_that_falls_behind_and_keeps_what_it_reached(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
+    rewards = {"rewards": [{"reward": "brightness"}, {"reward": "sharpness"}], "eval_rewards": [{"reward": "colorfulness"}]}
+    evaluation = {"every": 1, "num_videos": 2, "select": "eval/reward/colorfulness"}
+    recipe = write_tiny(tmp_path, tiny_pipeline_folder, num_steps=4, evaluation=evaluation, **rewards)
+    script = next(path for path in SCRIPTS if path.stem == "k_lr_reward_sweep")
+    command = [sys.executable, str(script), "--recipe", str(recipe), "--num-trials", "3", "--max-concurrent", "1"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (sweep,) = (tmp_path / "runs").iterdir()
+    rows = pq.read_table(sweep / "trials.parquet").to_pylist()
+    stopped = [row for row in rows if row["status"] == "stopped"]
+    assert stopped, "the seed's third draw is the worst of the three and must not spend its budget"
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    for row in rows:
+        run = client.get_run(row["mlflow_run_id"])
+        assert (run.info.status, run.data.tags["status"]) == ("FINISHED", row["status"])
+        history = {
+            point.step: point.value for point in client.get_metric_history(row["mlflow_run_id"], "eval/reward/colorfulness")
+        }
+        assert row["selected"] == history[row["steps"]]
+        assert (row["reward_queries"] < 16) == (row["status"] == "stopped")
+    for row in stopped:
+        at_equal_queries = [
+            client.get_metric_history(other["mlflow_run_id"], "eval/reward/colorfulness")[row["steps"]].value
+            for other in rows
+            if other["status"] == "completed"
+        ]
+        assert row["selected"] < max(at_equal_queries)
