@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, Literal, ParamSpec
+from typing import TYPE_CHECKING, Annotated, Any, Literal, ParamSpec
 
 import typer
 from rich.console import Console
@@ -15,6 +15,9 @@ from rich.table import Table
 
 from vader_ray.config import ConfigError, ExperimentConfig, load, locate, recipe_names
 from vader_ray.orchestration.errors import RunFailed
+
+if TYPE_CHECKING:
+    from vader_ray.orchestration.space import Sweep
 
 # Everything that imports a framework is imported where it is used: a wrong setting is refused at once.
 
@@ -253,6 +256,37 @@ def _describe(reward: Any) -> str:
 
 def _first_line(documented: Any) -> str:
     return str(documented.__doc__).strip().splitlines()[0]
+
+
+def sweep_script(sweep: Sweep) -> None:
+    """The command line of a script of ``sweeps/``."""
+    script = typer.Typer(add_completion=False, pretty_exceptions_enable=False, context_settings=app.info.context_settings)
+
+    @script.command(help=sweep.question)
+    @_explained
+    def run(
+        overrides: Overrides = None,
+        recipe: Annotated[str | None, typer.Option(help="A packaged recipe or a YAML file; by default the script's own.")] = None,
+        workers_per_trial: Annotated[int, typer.Option(help="Ray Train workers of each trial.")] = 1,
+        max_concurrent: Annotated[int | None, typer.Option(help="Trials at once; by default as many as fit.")] = None,
+        num_trials: Annotated[int | None, typer.Option(help="At most so many trials.")] = None,
+        storage: Annotated[Path, typer.Option(help="Where sweeps are kept.")] = Path("runs"),
+        resume: Annotated[bool, typer.Option(help="Continue the latest unfinished sweep with these settings.")] = False,
+    ) -> None:
+        from vader_ray.orchestration.sweep import run_sweep
+
+        run_sweep(
+            sweep,
+            recipe=recipe,
+            overrides=overrides or [],
+            workers_per_trial=workers_per_trial,
+            max_concurrent=max_concurrent,
+            num_trials=num_trials,
+            storage=storage,
+            resume=resume,
+        )
+
+    script()
 
 
 if __name__ == "__main__":
