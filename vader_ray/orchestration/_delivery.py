@@ -143,7 +143,7 @@ def _batches(events: list[Event]) -> Iterator[list[Event]]:
     for event in events:
         if event["kind"] != "metrics":
             continue
-        if batch and sum(len(_metrics(member)) for member in (*batch, event)) > METRICS_PER_BATCH:
+        if batch and sum(len(member["metrics"]) for member in (*batch, event)) > METRICS_PER_BATCH:
             yield batch
             batch = []
         batch.append(event)
@@ -154,15 +154,7 @@ def _batches(events: list[Event]) -> Iterator[list[Event]]:
 
 
 def _metrics(event: Event) -> list[Metric]:
-    """Rewards come a second time with the reward queries as their step: MLflow keeps a chart's x-axis in the browser only."""
-    metrics, time_ms = event["metrics"], event["time_ms"]
-    queries = int(metrics[STEP_METRIC])
-    by_query = [
-        Metric(f"by_query/{name}", value, time_ms, queries)
-        for name, value in metrics.items()
-        if name.startswith(("train/reward", "eval/reward", "eval/objective"))
-    ]
-    return [Metric(name, value, time_ms, event["step"]) for name, value in metrics.items()] + by_query
+    return [Metric(name, value, event["time_ms"], event["step"]) for name, value in event["metrics"].items()]
 
 
 def _logged_images(client: MlflowClient, run_id: str) -> Iterator[tuple[str, int]]:
