@@ -1,16 +1,9 @@
-"""Every setting of a run: frozen, validated at load, unknown keys refused. Imports no framework.
-
-``load("world_hps", ["sampling.truncation_depth=2"])`` reads a recipe (a packaged name or the path of a YAML file),
-applies dotted overrides, resolves every path and returns an `ExperimentConfig` that can travel as plain JSON.
-"""
+"""The sections of a recipe: frozen, validated at load, unknown keys refused."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -19,16 +12,10 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
-    ValidationError,
     model_validator,
 )
 
-from vader_ray.locations import PACKAGE, Prompts
-from vader_ray.locations import Weights as Weights
-from vader_ray.locations import locate as locate
-from vader_ray.locations import split_image as split_image
-
-RECIPES = PACKAGE / "recipes"
+from vader_ray.locations import Prompts, Weights
 
 ActivationCheckpointing = Literal["none", "block", "attention"]
 Precision = Literal["float32", "bfloat16", "float64"]
@@ -258,192 +245,3 @@ class MachineConfig(Settings):
     """CPU threads of a worker."""
     max_failures: NonNegativeInt = 3
     """Times that lost workers are replaced and the run continues from its last checkpoint."""
-
-
-class ExperimentConfig(Settings):
-    """A recipe: all that decides the result of a run, and the number it is known to reach."""
-
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    description: str = ""
-    seed: NonNegativeInt = 0
-    num_steps: PositiveInt
-    """Optimizer updates."""
-    videos_per_step: PositiveInt
-    """Videos of one step over all workers."""
-    model: ModelConfig
-    adapter: AdapterConfig = AdapterConfig()
-    prompts: PromptsConfig
-    sampling: SamplingConfig
-    rewards: tuple[RewardConfig, ...] = Field(min_length=1)
-    eval_rewards: tuple[RewardConfig, ...] = ()
-    """Scored in every evaluation, never trained: they expose reward hacking."""
-    optimizer: OptimizerConfig = OptimizerConfig()
-    evaluation: EvaluationConfig = EvaluationConfig()
-    checkpoint: CheckpointConfig = CheckpointConfig()
-    tracking: TrackingConfig = TrackingConfig()
-    machine: MachineConfig = MachineConfig()
-    must_reach: dict[str, float] = {}
-    """Measured floor of this recipe: metric of the last evaluation → value."""
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> Self:
-        names = [reward.name for reward in (*self.rewards, *self.eval_rewards)]
-        if self.evaluation.select is not None and self.evaluation.select not in (metrics := self._eval_metrics()):
-            raise ValueError(
-                f"evaluation.select={self.evaluation.select!r} is never measured; choose one of {', '.join(metrics)}"
-            )
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"two rewards are called {twice[0]!r}; give one of them another `label`")
-        pools = [reward.placement.actor for reward in (*self.rewards, *self.eval_rewards) if reward.placement]
-        if twice := sorted({pool for pool in pools if pools.count(pool) > 1}):
-            raise ValueError(f"two rewards have placement.actor={twice[0]!r}; a pool holds one reward, so name another")
-        if self.videos_per_step % self.machine.num_workers:
-            raise ValueError(
-                f"videos_per_step={self.videos_per_step} cannot be shared evenly by machine.num_workers="
-                f"{self.machine.num_workers}; choose a divisor"
-            )
-        return self
-
-    def _eval_metrics(self) -> list[str]:
-        return ["eval/objective", *(f"eval/reward/{reward.name}" for reward in (*self.rewards, *self.eval_rewards))]
-
-    def selection(self) -> str:
-        """The metric by which the best adapter is kept."""
-        if self.evaluation.select is not None:
-            return self.evaluation.select
-        return f"eval/reward/{self.eval_rewards[0].name}" if self.eval_rewards else "eval/objective"
-
-    def identity(self) -> dict[str, Any]:
-        """What decides each step, as plain JSON: a run may be continued, or prolonged, only with the same identity."""
-        where_and_how_long = {"machine", "tracking", "checkpoint", "num_steps", "must_reach", "description"}
-        identity = self.model_dump(mode="json", exclude=where_and_how_long)
-        for reward in (*identity["rewards"], *identity["eval_rewards"]):
-            transport = (reward.pop("placement") or {}).get("transport", "float32")
-            if transport != "float32":  # the one thing about its place that a result depends on
-                reward["transport"] = transport
-        return identity
-
-
-class ConfigError(ValueError):
-    """A setting that the user can correct; the message names its path and the remedy."""
-
-
-def recipe_names() -> list[str]:
-    """The packaged recipes."""
-    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
-
-
-def load(recipe: str, overrides: Iterable[str] = ()) -> ExperimentConfig:
-    """The validated recipe, a packaged name or the path of a YAML file, with ``a.b=value`` overrides applied.
-
-    Raises:
-        ConfigError: one line per problem, each with the field's path.
-    """
-    path = _recipe_path(recipe)
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path} cannot be read as YAML: {error}") from None
-    if not isinstance(document, dict):
-        raise ConfigError(f"{path} must hold a mapping of settings, not {type(document).__name__}")
-    for text in overrides:
-        _override(document, text)
-    return validate(document, folder=path.parent)
-
-
-def validate(document: Mapping[str, Any], *, folder: Path | None = None) -> ExperimentConfig:
-    """The settings of a plain dict, as a recipe file or another process gives them."""
-    try:
-        return ExperimentConfig.model_validate(document, context={"folder": folder})
-    except ValidationError as error:
-        raise ConfigError("\n".join(_explain(error))) from None
-
-
-def flatten(value: object, prefix: str = "") -> dict[str, object]:
-    """Dotted paths and their values: ``{"sampling.truncation_depth": 1, "rewards.0.reward": "hps", …}``."""
-    if isinstance(value, Mapping):
-        items: Iterable[tuple[object, object]] = value.items()
-    elif isinstance(value, (list, tuple)) and any(isinstance(item, Mapping) for item in value):
-        items = enumerate(value)
-    else:
-        return {prefix: value}
-    flat: dict[str, object] = {}
-    for key, item in items:
-        flat |= flatten(item, f"{prefix}.{key}" if prefix else str(key))
-    return flat
-
-
-def _recipe_path(recipe: str) -> Path:
-    if recipe in recipe_names():
-        return RECIPES / f"{recipe}.yaml"
-    path = Path(recipe).expanduser()
-    if path.is_file():
-        return path.resolve()
-    raise ConfigError(f"there is no recipe {recipe!r}; give the path of a YAML file or one of {', '.join(recipe_names())}")
-
-
-def _override(document: dict[str, Any], text: str) -> None:
-    """Set ``a.b=value`` in a nested document; numbers address list items; the value is read as YAML."""
-    address, equals, value = text.partition("=")
-    if not equals or not address:
-        raise ConfigError(f"{text!r} is not an override; write a.b=value")
-    *parents, last = address.split(".")
-    node: Any = document
-    for key in parents:
-        node = _child(node, key, address)
-    try:
-        parsed = yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise ConfigError(f"{address}: {value!r} is not a YAML value") from None
-    if isinstance(parsed, str):
-        parsed = _number(parsed)
-    if isinstance(node, list):
-        node[_index(node, last, address)] = parsed
-    else:
-        node[last] = parsed
-
-
-def _number(text: str) -> str | float:
-    """YAML 1.1 reads 1e-4 as text; a person means the number."""
-    try:
-        return float(text)
-    except ValueError:
-        return text
-
-
-def _child(node: Any, key: str, address: str) -> Any:
-    child = node[_index(node, key, address)] if isinstance(node, list) else node.setdefault(key, {})
-    if not isinstance(child, (dict, list)):
-        raise ConfigError(f"{address}: {key!r} is a value, not a section")
-    return child
-
-
-def _index(items: list[Any], key: str, address: str) -> int:
-    if not key.isdigit() or int(key) >= len(items):
-        raise ConfigError(f"{address}: {key!r} is no item of a list of {len(items)}")
-    return int(key)
-
-
-def _explain(error: ValidationError) -> Iterator[str]:
-    problems = error.errors()
-    places = [problem["loc"] for problem in problems]
-    for problem in problems:
-        if any(len(place) > len(problem["loc"]) and place[: len(problem["loc"])] == problem["loc"] for place in places):
-            continue  # the list is faulty only because of its item
-        path = ".".join(str(part) for part in problem["loc"]) or "recipe"
-        message = problem["msg"].removeprefix("Value error, ")
-        if problem["type"] == "extra_forbidden":
-            message = f"there is no such setting; here are {', '.join(_siblings(problem['loc'][:-1]))}"
-        elif problem["type"] == "missing":
-            message = "is required"
-        elif "Value error" not in problem["msg"]:
-            message = f"{message}, not {problem['input']!r}"
-        yield f"{path}: {message}"
-
-
-def _siblings(location: tuple[int | str, ...]) -> list[str]:
-    model: Any = ExperimentConfig
-    for part in location:
-        if isinstance(part, str) and part in model.model_fields:
-            model = model.model_fields[part].annotation
-    return sorted(getattr(model, "model_fields", {}))
