@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -62,3 +63,17 @@ class Broken:
             self.mark.touch()
             time.sleep(60)
         return scores
+
+
+class Pairs:
+    """Takes two frames and nothing else, and asks the environment by how much it multiplies."""
+
+    granularity: Granularity = "clip"
+    unit = "none"
+
+    def __call__(self, frames: Frames, prompts: Sequence[str], /) -> Scores:
+        """One score per video."""
+        if frames.shape[1] != 2:
+            raise ValueError(f"it compares two frames, not {frames.shape[1]}")
+        factor = float(os.environ["TEST_FACTOR"])
+        return factor * (frames[:, 0] * frames[:, 1]).mean(dim=(1, 2, 3))

@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.recipe import write_tiny
+from tests.tiny_clips import save_diversity
 from vader_ray.cli import app
 
 
@@ -109,11 +110,12 @@ def test_list_refuses_what_it_does_not_know() -> None:
     assert "there is nothing called 'dogs' to list; choose one of models, rewards, recipes" in _refused("list", "dogs")
 
 
-def test_fetch_loads_every_reward_and_names_the_models_folder() -> None:
-    result = CliRunner().invoke(app, ["fetch", "world_hps"])
-    assert result.exit_code == 0
+def test_fetch_loads_every_reward_and_measure_and_names_the_models_folder(tmp_path: Path) -> None:
+    measured = f"eval_rewards=[{{reward: diversity, weights: {save_diversity(tmp_path)}}}]"
+    result = CliRunner().invoke(app, ["fetch", "world_hps", measured])
+    assert result.exit_code == 0, result.output
     assert "reward  hps: complete, it loads" in result.stdout
-    assert "reward  aesthetic: complete, it loads" in result.stdout
+    assert "reward  diversity: complete, it loads" in result.stdout
     assert "checkpoints/text_to_video" in result.stdout
 
 

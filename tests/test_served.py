@@ -31,7 +31,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 CPU = torch.device("cpu")
 WHOLE = (slice(0, 8), slice(0, 8))
 PROMPTS = ["a red circle", "a blue star"]
-CLIP, CENTRE, BROKEN = (f"tests.served_rewards.{name}" for name in ("Clip", "Centre", "Broken"))
+CLIP, CENTRE, BROKEN, PAIRS = (f"tests.served_rewards.{name}" for name in ("Clip", "Centre", "Broken", "Pairs"))
 
 
 @pytest.fixture(scope="module")
@@ -177,6 +177,23 @@ def test_a_reward_that_cannot_be_loaded_is_told_before_the_workers_start(cluster
     empty.write_bytes(b"")
     config = _config(_placed("hps", options={"weights": str(empty)}))
     with pytest.raises(ConfigError, match=r"hps: .*HPS\.pt \(0 bytes\) cannot be read"), served.serving(config):
+        pass
+
+
+def test_an_actor_checks_its_reward_on_the_frames_that_it_will_see(cluster: None) -> None:
+    placed = _placed(PAIRS, runtime_env={"env_vars": {"TEST_FACTOR": "3"}}) | {"frames": "first:2"}
+    with served.serving(_config(placed)) as pools:
+        seen = _frames()[:, :2]
+        scores = pools["Pairs"].ask_scores(seen, PROMPTS, 2)()
+    torch.testing.assert_close(scores, 3 * (seen[:, 0] * seen[:, 1]).mean(dim=(1, 2, 3)))
+
+
+def test_a_runtime_environment_that_cannot_be_made_is_named(cluster: None) -> None:
+    config = _config(_placed(CLIP, runtime_env={"working_dir": "no/such/folder"}))
+    with (
+        pytest.raises(ConfigError, match=r"Clip\.placement\.runtime_env: no/such/folder is not a valid path"),
+        served.serving(config),
+    ):
         pass
 
 

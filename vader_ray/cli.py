@@ -211,7 +211,7 @@ def fetch(recipe: Recipe, overrides: Overrides = None) -> None:
     from vader_ray import models, rewards
 
     for spec in (*config.rewards, *config.eval_rewards):
-        rewards.build(spec, device="cpu")
+        rewards.load(spec, device="cpu")
         print(f"reward  {spec.name}: complete, it loads")
     print(f"model   {config.model.family}: complete in {models.fetch(config.model)}")
 

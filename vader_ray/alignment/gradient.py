@@ -18,6 +18,9 @@ from torch.utils.checkpoint import checkpoint
 
 from vader_ray.types import Codec, Frames, Latents, Reward, Scores, ServedReward
 
+_Answer: TypeAlias = Callable[[], tuple[Scores, Frames]]
+"""The scores of one reward and ∂(sum of scores)/∂frames, when they are called for."""
+
 
 @dataclass(frozen=True, slots=True)
 class Term:
@@ -84,9 +87,6 @@ def ask(
     return lambda: _collect(frames, terms, places, answers)
 
 
-Answer: TypeAlias = Callable[[], tuple[Scores, Frames]]
-
-
 def _places(frames: Frames, indices: Sequence[int], chosen: Sequence[Sequence[int]]) -> Tensor:
     """For `Tensor.gather`, where the chosen frames of each video are."""
     place = {frame: position for position, frame in enumerate(indices)}
@@ -94,13 +94,15 @@ def _places(frames: Frames, indices: Sequence[int], chosen: Sequence[Sequence[in
     return positions[:, :, None, None, None].expand(-1, -1, *frames.shape[2:])
 
 
-def _ask(reward: Reward | ServedReward, frames: Frames, where: Tensor, prompts: Sequence[str], chunk_size: int) -> Answer:
+def _ask(reward: Reward | ServedReward, frames: Frames, where: Tensor, prompts: Sequence[str], chunk_size: int) -> _Answer:
     if isinstance(reward, ServedReward):
         return reward.ask_gradient(frames.gather(1, where), prompts, chunk_size)
     return lambda: score_and_gradient(reward, frames.gather(1, where), prompts, chunk_size)
 
 
-def _collect(frames: Frames, terms: Sequence[Term], places: Sequence[Tensor], answers: Sequence[Answer]) -> tuple[Scored, Frames]:
+def _collect(
+    frames: Frames, terms: Sequence[Term], places: Sequence[Tensor], answers: Sequence[_Answer]
+) -> tuple[Scored, Frames]:
     """Sums in the order of the terms, whoever computes them; while others compute, this process does its own share."""
     served = [isinstance(term.reward, ServedReward) for term in terms]
     done = {i: answer() for i, answer in enumerate(answers) if not served[i]} if any(served) else {}

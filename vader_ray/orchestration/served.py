@@ -11,17 +11,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
+from math import isfinite
 from typing import Any, cast
 
 import ray
 import torch
 from numpy.typing import NDArray
 from ray.actor import ActorHandle
-from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayTaskError, RuntimeEnvSetupError
+from ray.runtime_env import RuntimeEnv
 from ray.util import list_named_actors
 
+from vader_ray.alignment.frames import choose_frames
 from vader_ray.alignment.gradient import score_and_gradient, score_only
-from vader_ray.config import ConfigError, ExperimentConfig, PlacementConfig, RewardConfig
+from vader_ray.config import ConfigError, ExperimentConfig, PlacementConfig, RewardConfig, SamplingConfig
 from vader_ray.orchestration._wire import Packed, Region, pack, unpack
 from vader_ray.training.experiment import load_reward
 from vader_ray.training.step import TrainingError
@@ -49,7 +52,6 @@ class RewardActor:
         torch.set_num_threads(num_threads)
         self._spec = RewardConfig.model_validate(spec)
         self._device = torch.device("cuda" if num_gpus else "cpu")
-        self._shape: tuple[int, int, int] | None = None
         self._reward: Reward | None = None
 
     def setting(self) -> dict[str, Any]:
@@ -85,7 +87,7 @@ class RewardActor:
     @staticmethod
     def _finite(scores: Scores, prompts: Sequence[str]) -> Scores:
         for score, prompt in zip(scores.tolist(), prompts, strict=True):
-            if not torch.isfinite(torch.tensor(score)):
+            if not isfinite(score):
                 raise ValueError(f"it answered {score} for a video of {prompt!r}")
         return scores
 
@@ -128,6 +130,11 @@ class PooledReward:
                     return ray.get(reference)
                 if attempt < placement.max_retries:
                     _restart(actor)
+        except GetTimeoutError as error:
+            raise TrainingError(
+                f"reward {name!r}: actor {placement.actor!r} was silent, was ended, and did not come back within "
+                f"{START_SECONDS} seconds; look at `ray status`: the cluster may lack the resources that its placement asks for"
+            ) from error
         except RayTaskError as error:
             raise TrainingError(f"reward {name!r} in actor {placement.actor!r}: {error.cause}") from error
         except (ActorDiedError, ActorUnavailableError) as error:
@@ -159,14 +166,13 @@ def serving(config: ExperimentConfig) -> Iterator[dict[str, PooledReward]]:
     own: list[ActorHandle] = []
     started = []
     try:
-        for spec in (*config.rewards, *config.eval_rewards):
-            if spec.placement is not None:
-                actors = _start(spec, spec.placement, config.machine.num_threads)
-                own += [] if spec.placement.shared else actors
-                size = config.sampling.num_frames, config.sampling.height, config.sampling.width
-                started.append((spec, spec.placement, actors, [actor.prepare.remote(*size) for actor in actors]))
+        for spec, placement in _placed(config):
+            actors = _start(spec, placement, config.machine.num_threads)
+            own += [] if placement.shared else actors
+            size = _size(spec, config.sampling)
+            started.append((spec, placement, actors, [actor.prepare.remote(*size) for actor in actors]))
         for spec, placement, actors, prepared in started:
-            pools[spec.name] = PooledReward(spec.name, placement, actors, _facts(spec, prepared))
+            pools[spec.name] = PooledReward(spec.name, placement, actors, _answer(spec, prepared)[0])
         yield pools
     finally:
         for actor in own:
@@ -175,9 +181,7 @@ def serving(config: ExperimentConfig) -> Iterator[dict[str, PooledReward]]:
 
 def pooled(config: ExperimentConfig) -> dict[str, object]:
     """What a recipe's pools hold and how they are asked; recipes in which this is the same can share them."""
-    size = config.sampling.num_frames, config.sampling.height, config.sampling.width
-    placed = [spec for spec in (*config.rewards, *config.eval_rewards) if spec.placement is not None]
-    return {spec.name: (_setting(spec), spec.placement, size) for spec in placed}
+    return {spec.name: (_setting(spec), placement, _size(spec, config.sampling)) for spec, placement in _placed(config)}
 
 
 def describe_pools() -> dict[str, dict[str, Any]]:
@@ -199,6 +203,16 @@ def stop_pool(name: str) -> int:
     return len(pools[name])
 
 
+def _placed(config: ExperimentConfig) -> list[tuple[RewardConfig, PlacementConfig]]:
+    return [(spec, spec.placement) for spec in (*config.rewards, *config.eval_rewards) if spec.placement is not None]
+
+
+def _size(spec: RewardConfig, sampling: SamplingConfig) -> tuple[int, int, int]:
+    """Number of frames, height and width of what the reward will see."""
+    seen = choose_frames(spec.frames, sampling.num_frames, torch.Generator())
+    return len(seen), sampling.height, sampling.width
+
+
 def _start(spec: RewardConfig, placement: PlacementConfig, num_threads: int) -> list[ActorHandle]:
     """The actors of a pool; of a shared one those that are there already."""
     setting = _setting(spec)
@@ -206,7 +220,7 @@ def _start(spec: RewardConfig, placement: PlacementConfig, num_threads: int) -> 
         "num_cpus": placement.num_cpus,
         "num_gpus": placement.num_gpus,
         "resources": placement.resources,
-        "runtime_env": placement.runtime_env,
+        "runtime_env": _runtime_env(spec, placement),
         "max_restarts": -1,
         "max_task_retries": placement.max_retries,
     }
@@ -220,7 +234,7 @@ def _start(spec: RewardConfig, placement: PlacementConfig, num_threads: int) -> 
         }
         made = ray.remote(RewardActor).options(**options, **(shared if placement.shared else {}))
         actors.append(made.remote(setting, placement.num_gpus, num_threads))
-    if placement.shared and (held := ray.get(actors[0].setting.remote())) != setting:
+    if placement.shared and (held := _answer(spec, [actors[0].setting.remote()])[0]) != setting:
         raise ConfigError(
             f"{spec.name}.placement: the shared pool {placement.actor!r} holds {held}, this recipe asks for {setting}; "
             "give it another name or stop it with `vader-ray pools --stop NAME`"
@@ -228,14 +242,24 @@ def _start(spec: RewardConfig, placement: PlacementConfig, num_threads: int) -> 
     return actors
 
 
-def _facts(spec: RewardConfig, prepared: Sequence[Any]) -> Facts:
+def _runtime_env(spec: RewardConfig, placement: PlacementConfig) -> RuntimeEnv:
     try:
-        facts: list[Facts] = ray.get(list(prepared))
+        return RuntimeEnv(**placement.runtime_env)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{spec.name}.placement.runtime_env: {error}") from error
+
+
+def _answer(spec: RewardConfig, references: Sequence[ray.ObjectRef[Any]]) -> list[Any]:
+    """What new actors say of themselves; those that cannot are the recipe's mistake."""
+    try:
+        said: list[Any] = ray.get(list(references))
     except RayTaskError as error:
         raise ConfigError(str(error.cause)) from error
-    except ActorDiedError as error:
+    except RuntimeEnvSetupError as error:
+        raise ConfigError(f"{spec.name}.placement.runtime_env cannot be set up: {_first_line(error)}") from error
+    except (ActorDiedError, ActorUnavailableError) as error:
         raise ConfigError(f"{spec.name}.placement: its actor cannot start: {_first_line(error)}") from error
-    return facts[0]
+    return said
 
 
 def _setting(spec: RewardConfig) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from vader_ray import types
 from vader_ray.config import ConfigError, RewardConfig
 from vader_ray.rewards._contract import check_contract, check_measure
 
-__all__ = ["build", "build_measure", "check", "check_contract", "check_measure", "is_measure", "names", "resolve"]
+__all__ = ["build", "build_measure", "check", "check_contract", "check_measure", "is_measure", "load", "names", "resolve"]
 
 
 def names() -> list[str]:
@@ -62,13 +62,13 @@ def build(spec: RewardConfig, *, device: torch.device | str, dtype: torch.dtype 
     """
     if is_measure(spec.reward):
         raise ConfigError(f"{spec.name} compares videos with one another and can only be evaluated; move it to eval_rewards")
-    return cast(types.Reward, _build(spec, device, dtype))
+    return cast(types.Reward, load(spec, device=device, dtype=dtype))
 
 
 def build_measure(spec: RewardConfig, *, device: torch.device | str, dtype: torch.dtype | None = None) -> types.SetMeasure:
     """The measure of a set of videos, as `build` does it for a reward; ``spec`` must name one (`is_measure`)."""
     assert is_measure(spec.reward), spec.reward
-    return cast(types.SetMeasure, _build(spec, device, dtype))
+    return cast(types.SetMeasure, load(spec, device=device, dtype=dtype))
 
 
 def is_measure(name: str) -> bool:
@@ -76,7 +76,8 @@ def is_measure(name: str) -> bool:
     return getattr(resolve(name), "granularity", None) == "set"
 
 
-def _build(spec: RewardConfig, device: torch.device | str, dtype: torch.dtype | None) -> object:
+def load(spec: RewardConfig, *, device: torch.device | str, dtype: torch.dtype | None = None) -> object:
+    """The reward or the measure that ``spec`` names, as `build` does it."""
     reward_class = resolve(spec.reward)
     options = _options(spec, reward_class, None)
     try:
