@@ -1,4 +1,5 @@
-"""Which K, learning rate and reward together? Random search; trials that fall behind at equal reward queries are stopped.
+"""Which K, learning rate and reward together? Optuna chooses by the results so far; trials that
+fall behind at equal reward queries are stopped.
 
 Every trial is judged by the same measure that none trains: PickScore on the embedded world, on another recipe its
 ``evaluation.select`` (name one that does not depend on the rewards' weights).
@@ -33,6 +34,7 @@ SWEEP = Sweep(
     space={"K": tune.choice([1, 2, 5]), "lr": tune.loguniform(2e-4, 5e-3), "reward": tune.choice(sorted(WEIGHTS))},
     settings=settings,
     num_trials=8,
+    learn=True,
     stop_early=True,
 )  # fmt: skip
 

@@ -9,7 +9,9 @@ import signal
 import subprocess
 import sys
 import time
+from math import log10
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -20,7 +22,8 @@ from ray import tune
 from tests.recipe import write_tiny
 from vader_ray.config import load
 from vader_ray.orchestration.results import best_of, pareto_front
-from vader_ray.orchestration.space import Sweep, draw, load_base, overrides_of, trial_name
+from vader_ray.orchestration.search import Proposals
+from vader_ray.orchestration.space import Sweep, Values, draw, load_base, overrides_of, trial_name
 
 SCRIPTS = sorted((Path(__file__).parents[1] / "sweeps").glob("*.py"))
 SCRIPT_IDS = [path.stem for path in SCRIPTS]
@@ -43,6 +46,7 @@ def test_every_trial_of_a_script_is_a_valid_recipe_that_differs_from_the_others(
     recipe, overrides, base = load_base(sweep, None, [])
     trials = draw(sweep, None, base.seed)
     assert len(trials) >= 4
+    assert not sweep.learn or (Proposals(sweep.space, num_trials=4, seed=0).next() or {}).keys() == trials[0].keys()
     configs = [load(recipe, [*overrides, *overrides_of(sweep, values, base)]) for values in trials]
     assert len({config.model_dump_json() for config in configs}) == len(trials)
     assert len({config.selection() for config in configs}) == 1
@@ -66,6 +70,34 @@ def test_draws_are_those_of_the_seed_distinct_and_named_by_their_values() -> Non
     assert all(1e-4 <= values["lr"] <= 1e-2 and values["lr"] == float(f"{values['lr']:.3g}") for values in trials)
     assert len({trial_name(values) for values in trials}) == 5
     assert trial_name({"K": 5, "lr": 0.001}) == "K=5,lr=0.001"
+
+
+def test_proposals_are_distinct_follow_the_seed_and_gather_where_the_score_is_high() -> None:
+    space = {"K": tune.choice([1, 2, 5]), "lr": tune.loguniform(1e-4, 1e-2)}
+
+    def propose(seed: int) -> list[Values]:
+        proposals, proposed = Proposals(space, num_trials=40, seed=seed), []
+        while (values := proposals.next()) is not None:
+            proposed.append(values)
+            proposals.tell(trial_name(values), -abs(log10(values["lr"]) + 3) - (values["K"] != 2))
+        return proposed
+
+    trials = propose(1)
+    assert trials == propose(1) != propose(2)
+    assert len({trial_name(values) for values in trials}) == 40
+    assert all(1e-4 <= values["lr"] <= 1e-2 and values["lr"] == float(f"{values['lr']:.3g}") for values in trials)
+    distance = [abs(log10(values["lr"]) + 3) for values in trials]
+    assert mean(distance[-15:]) < 0.35, "blind draws are 0.5 away in the mean"
+    assert [values["K"] for values in trials[-15:]].count(2) >= 8, "blind draws have it 5 times"
+
+
+def test_proposals_learn_from_an_earlier_session_and_never_repeat_it() -> None:
+    space = {"K": tune.choice([1, 2, 5])}
+    proposals = Proposals(space, num_trials=9, seed=0)
+    proposals.seen({"K": 2}, 1.0)
+    proposals.seen({"K": 5}, None)
+    assert proposals.next() == {"K": 1}
+    assert proposals.next() is None, "the space has three members"
 
 
 def test_the_pareto_front_holds_what_no_completed_trial_beats() -> None:
@@ -164,13 +196,13 @@ def test_asha_stops_the_trial_that_falls_behind_and_keeps_what_it_reached(tiny_p
     evaluation = {"every": 1, "num_videos": 2, "select": "eval/reward/colorfulness"}
     recipe = write_tiny(tmp_path, tiny_pipeline_folder, num_steps=4, evaluation=evaluation, **rewards)
     script = next(path for path in SCRIPTS if path.stem == "k_lr_reward_sweep")
-    command = [sys.executable, str(script), "--recipe", str(recipe), "--num-trials", "3", "--max-concurrent", "1"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=400)
+    command = [sys.executable, str(script), "--recipe", str(recipe), "--num-trials", "5", "--max-concurrent", "1"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr
     (sweep,) = (tmp_path / "runs").iterdir()
     rows = pq.read_table(sweep / "trials.parquet").to_pylist()
     stopped = [row for row in rows if row["status"] == "stopped"]
-    assert stopped, "the seed's third draw is the worst of the three and must not spend its budget"
+    assert stopped, "one of the seed's five draws is worse than those before it and must not spend its budget"
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     for row in rows:
         run = client.get_run(row["mlflow_run_id"])

@@ -65,7 +65,7 @@ def run(config: ExperimentConfig, *, runs_dir: Path, run_name: str | None, resum
     known = folder.read_run()
     recipe = folder.recipe.read_text(encoding="utf-8")
     mlflow_run = tracking.start_run(config, folder.name, recipe, resume_run_id=known.get("mlflow_run_id"))
-    write_json(folder.run, {"identity": config.identity(), "mlflow_run_id": mlflow_run.run_id, "tracking_uri": mlflow_run.uri})
+    remember(folder, config, mlflow_run)
     status: tracking.Status = "FAILED"
     try:
         with (
@@ -168,6 +168,18 @@ def _last_line(error: BaseException) -> str:
 
 def _ray_logs() -> str:
     return str(Path(ray._private.worker._global_node.get_logs_dir_path()))
+
+
+def remember(folder: RunFolder, config: ExperimentConfig, run: tracking.Run, **more: Any) -> None:
+    """Write down whose folder it is, so that a later session continues the same run."""
+    mlflow = {"mlflow_run_id": run.run_id, "tracking_uri": run.uri, "experiment_id": run.experiment_id}
+    write_json(folder.run, {"identity": config.identity(), **mlflow, **more})
+
+
+def remembered(folder: RunFolder) -> tracking.Run:
+    """The MLflow run of a folder, as `remember` wrote it down."""
+    known = folder.read_run()
+    return tracking.Run(known["tracking_uri"], known["experiment_id"], known["mlflow_run_id"])
 
 
 def summarise(

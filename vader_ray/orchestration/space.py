@@ -33,6 +33,8 @@ class Sweep:
     """The recipe's fields (dotted) that a trial sets, from its values and the recipe of the sweep."""
     num_trials: int | None = None
     """Draws from the domains when the command line says nothing; a pure grid is run whole."""
+    learn: bool = False
+    """Let Optuna choose each draw by the results so far (TPE), for a space of domains; otherwise draws are independent."""
     stop_early: bool = False
     """Stop trials that fall behind at equal reward queries (ASHA)."""
     pareto: bool = False
@@ -50,15 +52,20 @@ def load_base(sweep: Sweep, recipe: str | None, overrides: list[str]) -> tuple[s
     return recipe or sweep.recipe, chosen, load(recipe or sweep.recipe, chosen)
 
 
+def wanted_trials(sweep: Sweep, num_trials: int | None) -> int | None:
+    """How many trials there shall be, None for the whole grid."""
+    return num_trials or sweep.num_trials
+
+
 def draw(sweep: Sweep, num_trials: int | None, seed: int) -> list[Values]:
     """The values of each trial, all different: the grid, once for each draw from the domains."""
-    wanted = num_trials or sweep.num_trials
+    wanted = wanted_trials(sweep, num_trials)
     random = np.random.RandomState(seed)
     drawn: dict[str, Values] = {}
     for _ in range(wanted or 1):
         for _, values in generate_variants(dict(sweep.space), random_state=random):
-            rounded = {name: _rounded(value) for name, value in values.items()}
-            drawn.setdefault(trial_name(rounded), rounded)
+            plain = {name: rounded(value) for name, value in values.items()}
+            drawn.setdefault(trial_name(plain), plain)
     return list(drawn.values())[:wanted]
 
 
@@ -67,7 +74,7 @@ def trial_name(values: Values) -> str:
     return ",".join(f"{name}={value}" for name, value in values.items())
 
 
-def _rounded(value: Any) -> Any:
+def rounded(value: Any) -> Any:
     """A number of three digits, so that a trial's name says all of it; NumPy's numbers become Python's."""
     plain = value.item() if isinstance(value, np.generic) else value
     return float(f"{plain:.3g}") if isinstance(plain, float) else plain

@@ -8,21 +8,24 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ray import tune
 
-from vader_ray.config import ConfigError, ExperimentConfig, load
+from vader_ray.config import ConfigError, ExperimentConfig
 from vader_ray.orchestration import cluster, served, tracking
 from vader_ray.orchestration.errors import RunFailed
-from vader_ray.orchestration.folder import RunFolder, open_folder, write_json
-from vader_ray.orchestration.results import Row, describe, row_of, write_table
-from vader_ray.orchestration.run import check_names, read_summary
-from vader_ray.orchestration.space import Sweep, Values, draw, load_base, overrides_of, trial_name
-from vader_ray.orchestration.trial import QUERIES, SELECTED, Ending, Job, end_trial, read_state, run_trial
+from vader_ray.orchestration.folder import open_folder, write_json
+from vader_ray.orchestration.members import Members, Trial
+from vader_ray.orchestration.results import describe, row_of, write_table
+from vader_ray.orchestration.run import check_names
+from vader_ray.orchestration.search import SELECTED, Proposals, Supply
+from vader_ray.orchestration.space import Sweep, draw, load_base, wanted_trials
+from vader_ray.orchestration.trial import QUERIES, Ending, end_trial, read_state, run_trial
 
 _ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -31,30 +34,6 @@ _ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",  # the new output ignores verbose=0
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths of a recipe mean the same in every process
 }
-
-
-@dataclass(slots=True)
-class Trial:
-    """One member of a sweep."""
-
-    values: Values
-    config: ExperimentConfig | None = None
-    error: str = ""
-    """Why its settings cannot work, when there is no recipe."""
-    folder: RunFolder | None = None
-    run: tracking.Run | None = None
-
-    @property
-    def name(self) -> str:
-        return trial_name(self.values)
-
-    def is_over(self) -> bool:
-        """Whether nothing is left to do: it was completed, or stopped by the scheduler."""
-        if self.config is None or self.folder is None:
-            return True
-        if not self.folder.summary.exists():
-            return False
-        return self.folder.is_complete(self.config.num_steps) or read_summary(self.folder)["status"] == "stopped"
 
 
 def run_sweep(
@@ -80,8 +59,6 @@ def run_sweep(
     base = check_names(loaded, where).model_copy(update={"name": sweep.name, "description": sweep.question})
     folder = open_folder(base, storage, None, resume=resume)
     known = folder.read_run()
-    values = known.get("trials") or draw(sweep, num_trials, base.seed)
-    trials = [_prepare(sweep, chosen, loaded, source, all_overrides, where, folder) for chosen in values]
     parent = tracking.start_run(
         base,
         folder.name,
@@ -89,18 +66,17 @@ def run_sweep(
         tags={"sweep": folder.name},
         resume_run_id=known.get("mlflow_run_id"),
     )
-    write_json(
-        folder.run,
-        {"identity": base.identity(), "mlflow_run_id": parent.run_id, "tracking_uri": parent.uri, "trials": values},
-    )
-    rows: list[Row] = []
+    members = Members(sweep, base, loaded, source, all_overrides, folder, parent)
+    for values in known.get("trials") or ([] if sweep.learn else draw(sweep, num_trials, base.seed)):
+        members.add(values)
+    trials = members.trials
     status: tracking.Status = "FAILED"
     try:
-        _run(sweep, base, folder, parent, [trial for trial in trials if not trial.is_over()], max_concurrent)
-        if unfinished := [trial.name for trial in trials if _status(trial) == "unfinished"]:
+        _run(members, num_trials=wanted_trials(sweep, num_trials) or len(trials), max_concurrent=max_concurrent)
+        if unfinished := [trial.name for trial in trials if trial.status == "unfinished"]:
             print(f"unfinished: {', '.join(unfinished)}")
             raise KeyboardInterrupt
-        status = "FINISHED" if any(_status(trial) in ("completed", "stopped") for trial in trials) else "FAILED"
+        status = "FINISHED" if any(trial.status in ("completed", "stopped") for trial in trials) else "FAILED"
         write_json(folder.summary, {"status": "completed" if status == "FINISHED" else "failed", "steps": base.num_steps})
     except KeyboardInterrupt:
         status = "KILLED"
@@ -117,54 +93,40 @@ def run_sweep(
     return folder.path
 
 
-def _prepare(
-    sweep: Sweep,
-    values: Values,
-    loaded: ExperimentConfig,
-    source: str,
-    overrides: Sequence[str],
-    where: Path | None,
-    folder: RunFolder,
-) -> Trial:
-    """A trial with its recipe and folder; one whose settings cannot work keeps the reason instead."""
-    try:
-        config = check_names(load(source, [*overrides, *overrides_of(sweep, values, loaded)]), where)
-    except ConfigError as error:
-        return Trial(values, error=str(error))
-    return Trial(values, config, folder=open_folder(config, folder.path, trial_name(values), resume=False))
-
-
-def _status(trial: Trial) -> str:
-    if trial.config is None or trial.folder is None:
-        return "failed"
-    return str(read_summary(trial.folder)["status"]) if trial.folder.summary.exists() else "unfinished"
-
-
-def _run(
-    sweep: Sweep,
-    base: ExperimentConfig,
-    folder: RunFolder,
-    parent: tracking.Run,
-    trials: Sequence[Trial],
-    max_concurrent: int | None,
-) -> None:
+def _run(members: Members, *, num_trials: int, max_concurrent: int | None) -> None:
     """Run what is not over; on return each trial has a summary, unless the user has stopped Tune."""
-    if not trials:
+    base, folder, sweep = members.base, members.folder, members.sweep
+    waiting = deque(trial for trial in members.trials if not trial.is_over())
+    proposals = _proposals(members, num_trials) if sweep.learn else None
+    if not waiting and (proposals is None or len(members.trials) >= num_trials):
         return
-    _check_shared(base, trials)
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    for trial in trials:
-        _open_run(trial, folder, parent)
-    with cluster.connected(base, num_runs=min(max_concurrent or 1, len(trials))), served.serving(base) as pools:
-        jobs = {trial.name: _job(trial, pools) for trial in trials}
-        listener = _Listener(max(len(name) for name in jobs))
+    at_once = max_concurrent or num_trials
+    listener = _Listener()
+    handed = list[Trial]()
+
+    def take() -> Trial | None:
+        trial = waiting.popleft() if waiting else _add(members, proposals)
+        if trial is not None:
+            _check_shared(base, trial)
+            trial.open_run(folder.name, members.parent)
+            handed.append(trial)
+        return trial
+
+    def tell(name: str, score: float | None) -> None:
+        if proposals is not None:
+            proposals.tell(name, score)
+
+    with cluster.connected(base, num_runs=min(max_concurrent or 1, num_trials)), served.serving(base) as pools:
+        trainable = tune.with_parameters(run_trial, served=pools, use_gpu=cluster.uses_gpu(base.machine))
         shutil.rmtree(folder.path / "tune", ignore_errors=True)  # of an earlier session: never read
         tune.Tuner(
-            tune.with_resources(tune.with_parameters(run_trial, jobs=jobs), _resources(base)),
-            param_space={"trial": tune.grid_search(list(jobs))},
+            tune.with_resources(trainable, _resources(base)),
             tune_config=tune.TuneConfig(
-                max_concurrent_trials=min(max_concurrent or len(trials), cluster.room_for(base)),
+                search_alg=Supply(take, tell),
+                num_samples=-1,  # as many as there are
+                max_concurrent_trials=min(at_once, cluster.room_for(base)),
                 scheduler=_scheduler(base) if sweep.stop_early else None,
                 trial_name_creator=lambda trial: trial.config["trial"],
                 trial_dirname_creator=lambda trial: trial.config["trial"],
@@ -177,44 +139,35 @@ def _run(
                 callbacks=[listener],
             ),
         ).fit()
-    for trial in trials:
+    for trial in handed:
         _close(trial, listener)
 
 
-def _check_shared(base: ExperimentConfig, trials: Sequence[Trial]) -> None:
+def _proposals(members: Members, num_trials: int) -> Proposals:
+    """Of new trials, with what the known ones have told."""
+    proposals = Proposals(members.sweep.space, num_trials=num_trials, seed=members.base.seed)
+    for trial in members.trials:
+        proposals.seen(trial.values, trial.score)
+    return proposals
+
+
+def _add(members: Members, proposals: Proposals | None) -> Trial | None:
+    """The next proposal whose settings work; the others are members too, with their reason."""
+    while proposals is not None and (values := proposals.next()) is not None:
+        trial = members.add(values)
+        if trial.config is not None:
+            return trial
+        proposals.tell(trial.name, None)
+    return None
+
+
+def _check_shared(base: ExperimentConfig, trial: Trial) -> None:
     """Actors of placed rewards are started once, for all trials."""
-    for trial in trials:
-        if trial.config is not None and served.pooled(trial.config) != served.pooled(base):
-            raise ConfigError(
-                f"{trial.name} changes a reward that has a placement; its actors serve all trials, so sweep other fields "
-                "or take the placement away"
-            )
-
-
-def _open_run(trial: Trial, folder: RunFolder, parent: tracking.Run) -> None:
-    """The trial's child run in MLflow: a new one, or that of an earlier session."""
-    assert trial.config is not None
-    assert trial.folder is not None
-    tags = {name: str(value) for name, value in trial.values.items()} | {"sweep": folder.name, "trial": trial.name}
-    trial.folder.summary.unlink(missing_ok=True)  # of a failed attempt
-    trial.run = tracking.start_run(
-        trial.config,
-        trial.name,
-        trial.folder.recipe.read_text(encoding="utf-8"),
-        parent_run_id=parent.run_id,
-        tags=tags,
-        resume_run_id=trial.folder.read_run().get("mlflow_run_id"),
-    )
-    identity = trial.config.identity()
-    write_json(trial.folder.run, {"identity": identity, "mlflow_run_id": trial.run.run_id, "tracking_uri": trial.run.uri})
-
-
-def _job(trial: Trial, pools: Mapping[str, served.PooledReward]) -> Job:
-    assert trial.config is not None
-    assert trial.folder is not None
-    assert trial.run is not None
-    use_gpu = cluster.uses_gpu(trial.config.machine)
-    return Job(trial.config.model_dump(mode="json"), str(trial.folder.path), trial.run, pools, use_gpu)
+    if trial.config is not None and served.pooled(trial.config) != served.pooled(base):
+        raise ConfigError(
+            f"{trial.name} changes a reward that has a placement; its actors serve all trials, so sweep other fields "
+            "or take the placement away"
+        )
 
 
 def _resources(base: ExperimentConfig) -> dict[str, float]:
@@ -255,13 +208,12 @@ def _close(trial: Trial, listener: _Listener) -> None:
 class _Listener(tune.Callback):  # type: ignore[misc]
     """Prints evaluations as they come and remembers how trials ended."""
 
-    width: int
     over: set[str] = field(default_factory=set)
     errors: dict[str, str] = field(default_factory=dict)
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
         if SELECTED in result:
-            print(f"{trial.config['trial']:{self.width}}  {result[QUERIES]:6} queries  {result[SELECTED]:.4f}", flush=True)
+            print(f"{trial.config['trial']:24}  {result[QUERIES]:6} queries  {result[SELECTED]:.4f}", flush=True)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         self.over.add(trial.config["trial"])

@@ -9,7 +9,6 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,38 +20,28 @@ from vader_ray.config import ExperimentConfig
 from vader_ray.orchestration import tracking
 from vader_ray.orchestration.errors import RunFailed
 from vader_ray.orchestration.folder import RunFolder, write_json
-from vader_ray.orchestration.run import fit, summarise
+from vader_ray.orchestration.run import fit, remembered, summarise
+from vader_ray.orchestration.search import SELECTED
 from vader_ray.orchestration.served import PooledReward
 from vader_ray.orchestration.worker import train_recorded
 from vader_ray.training.group import Group
 from vader_ray.training.report import Report
 from vader_ray.training.step import TrainingError
 
-QUERIES, SELECTED = "reward_queries", "selected"
-"""What Tune hears of an evaluation: reward queries so far, and the metric by which the recipe chooses."""
+QUERIES = "reward_queries"
+"""What Tune hears of an evaluation beside `SELECTED`: reward queries so far."""
 
 Ending = dict[str, str]
 """``{"status": "completed" | "stopped" | "failed"}``, and ``error`` where there was one. Stopped is: by the scheduler."""
 
 
-@dataclass(frozen=True)
-class Job:
-    """All that a trial needs, made by the driver of the sweep."""
-
-    config: dict[str, Any]
-    folder: str
-    run: tracking.Run
-    served: Mapping[str, PooledReward]
-    use_gpu: bool
-
-
-def run_trial(chosen: dict[str, str], jobs: Mapping[str, Job]) -> None:
-    """Run or continue the chosen trial; whatever its settings cannot do ends it as failed, with the reason.
+def run_trial(chosen: dict[str, str], served: Mapping[str, PooledReward], use_gpu: bool) -> None:
+    """Run or continue the trial in the chosen folder; whatever its settings cannot do ends it as failed, with the reason.
 
     Other errors are raised: they may be a lost process, which Tune replaces, and the trial goes on from its checkpoint.
     """
-    job = jobs[chosen["trial"]]
-    config, folder, run = settings.validate(job.config), RunFolder(Path(job.folder)), job.run
+    folder = RunFolder(Path(chosen["folder"]))
+    config, run = settings.load(str(folder.recipe)), remembered(folder)
     state = read_state(folder)
 
     def follow(report: Report) -> None:
@@ -63,9 +52,9 @@ def run_trial(chosen: dict[str, str], jobs: Mapping[str, Job]) -> None:
 
     try:
         if config.machine.num_workers == 1:
-            final = _train_here(config, folder, run, job, follow)
+            final = _train_here(config, folder, run, served, use_gpu, follow)
         else:
-            final = fit(config, folder, run, job.served, show=follow, tell=print)
+            final = fit(config, folder, run, served, show=follow, tell=print)
     except (TrainingError, RunFailed, ValueError, OSError) as error:
         end_trial(config, folder, run, state, {"status": "failed", "error": str(error)})
         return
@@ -104,7 +93,12 @@ def advanced(state: dict[str, Any], report: Report) -> dict[str, Any]:
 
 
 def _train_here(
-    config: ExperimentConfig, folder: RunFolder, run: tracking.Run, job: Job, follow: Callable[[Report], None]
+    config: ExperimentConfig,
+    folder: RunFolder,
+    run: tracking.Run,
+    served: Mapping[str, PooledReward],
+    use_gpu: bool,
+    follow: Callable[[Report], None],
 ) -> dict[str, Any]:
     def announce(report: Report) -> None:
         if report.checkpoint is not None:
@@ -117,9 +111,9 @@ def _train_here(
         folder,
         run,
         group=Group(),
-        device=torch.device("cuda" if job.use_gpu else "cpu"),
+        device=torch.device("cuda" if use_gpu else "cpu"),
         resume_from=kept[-1] if kept else None,
-        served=job.served,
+        served=served,
         announce=announce,
         tell=print,
     )

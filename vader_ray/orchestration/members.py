@@ -1,0 +1,101 @@
+"""The trials of a sweep: each with its recipe, its folder and its run in MLflow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vader_ray.config import ConfigError, ExperimentConfig, load
+from vader_ray.orchestration import tracking
+from vader_ray.orchestration.folder import RunFolder, open_folder
+from vader_ray.orchestration.run import check_names, read_summary, remember
+from vader_ray.orchestration.space import Sweep, Values, overrides_of, trial_name
+
+
+@dataclass(slots=True)
+class Trial:
+    """One member of a sweep."""
+
+    values: Values
+    config: ExperimentConfig | None = None
+    error: str = ""
+    """Why its settings cannot work, when there is no recipe."""
+    folder: RunFolder | None = None
+    run: tracking.Run | None = None
+
+    @property
+    def name(self) -> str:
+        return trial_name(self.values)
+
+    @property
+    def address(self) -> str:
+        assert self.folder is not None
+        return str(self.folder.path)
+
+    @property
+    def status(self) -> str:
+        """``completed``, ``stopped`` by the scheduler, ``failed``, or ``unfinished``."""
+        if self.config is None or self.folder is None:
+            return "failed"
+        return str(read_summary(self.folder)["status"]) if self.folder.summary.exists() else "unfinished"
+
+    @property
+    def score(self) -> float | None:
+        """What its last evaluation gave in the metric by which the recipe chooses, None where there is none."""
+        if self.folder is None or self.status not in ("completed", "stopped"):
+            return None
+        return float(read_summary(self.folder)["selection"]["after"])
+
+    def is_over(self) -> bool:
+        """Whether nothing is left to do."""
+        if self.config is None or self.folder is None:
+            return True
+        return self.status == "stopped" or self.folder.is_complete(self.config.num_steps)
+
+    def open_run(self, sweep: str, parent: tracking.Run) -> None:
+        """Its child run in MLflow: a new one, or that of an earlier session."""
+        assert self.config is not None
+        assert self.folder is not None
+        tags = {name: str(value) for name, value in self.values.items()} | {"sweep": sweep, "trial": self.name}
+        self.folder.summary.unlink(missing_ok=True)  # of a failed attempt
+        self.run = tracking.start_run(
+            self.config,
+            self.name,
+            self.folder.recipe.read_text(encoding="utf-8"),
+            parent_run_id=parent.run_id,
+            tags=tags,
+            resume_run_id=self.folder.read_run().get("mlflow_run_id"),
+        )
+        remember(self.folder, self.config, self.run)
+
+
+@dataclass
+class Members:
+    """All trials of a sweep, in the order in which they were made; its folder remembers them."""
+
+    sweep: Sweep
+    base: ExperimentConfig
+    """The recipe that the trials change, as the sweep's own run has it."""
+    loaded: ExperimentConfig
+    """The same with its own name."""
+    source: str
+    overrides: Sequence[str]
+    folder: RunFolder
+    parent: tracking.Run
+    trials: list[Trial] = field(default_factory=list)
+
+    def add(self, values: Values) -> Trial:
+        """One more, with its recipe and folder; one whose settings cannot work keeps the reason instead."""
+        self.trials.append(trial := self._prepare(values))
+        remember(self.folder, self.base, self.parent, trials=[trial.values for trial in self.trials])
+        return trial
+
+    def _prepare(self, values: Values) -> Trial:
+        where = Path(self.source).resolve().parent if Path(self.source).is_file() else None
+        settings = overrides_of(self.sweep, values, self.loaded)
+        try:
+            config = check_names(load(self.source, [*self.overrides, *settings]), where)
+        except ConfigError as error:
+            return Trial(values, error=str(error))
+        return Trial(values, config, folder=open_folder(config, self.folder.path, trial_name(values), resume=False))
