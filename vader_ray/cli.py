@@ -29,6 +29,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 P = ParamSpec("P")
+CLUSTER_SUFFIXES = (".yaml", ".yml", ".sbatch")
 
 Recipe = Annotated[str, typer.Argument(help="A packaged recipe (see `list recipes`) or the path of a YAML file.")]
 Overrides = Annotated[
@@ -177,7 +178,16 @@ def export(
 @app.command()
 @_explained
 def check(recipe: Recipe, overrides: Overrides = None, workers: Workers = None) -> None:
-    """Validate a recipe, say what it loads, and make one step's gradient on every worker without changing anything."""
+    """Validate a recipe, say what it loads, and make one step's gradient on every worker without changing anything.
+
+    Given a file of clusters/ instead, check that it is filled in, well-formed and made for the installed versions.
+    """
+    if Path(recipe).suffix in CLUSTER_SUFFIXES and Path(recipe).is_file():
+        from vader_ray.orchestration.cluster_files import check_cluster_file, is_cluster_file
+
+        if is_cluster_file(Path(recipe)):
+            print(check_cluster_file(Path(recipe)))
+            return
     config = _load(recipe, overrides, workers)
     from vader_ray.orchestration.check import check as check_on_workers
 
