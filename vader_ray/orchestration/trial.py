@@ -32,7 +32,8 @@ QUERIES, SELECTED = "reward_queries", "selected"
 """What Tune hears of an evaluation: reward queries so far, and the metric by which the recipe chooses."""
 
 Ending = dict[str, str]
-"""``{"status": "completed" | "stopped" | "failed"}``, and ``error`` where there was one. Stopped is: by the scheduler."""
+"""``{"status": "completed" | "stopped" | "failed"}``, and ``error`` where there was one. Stopped is: by the scheduler, or by
+the guard, which leaves a ``reason`` in the summary."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def run_trial(chosen: dict[str, str], jobs: Mapping[str, Job]) -> None:
     except (TrainingError, RunFailed, ValueError, OSError) as error:
         end_trial(config, folder, run, state, {"status": "failed", "error": str(error)})
         return
-    end_trial(config, folder, run, final, {"status": "completed"})
+    end_trial(config, folder, run, final, {"status": "stopped" if final["stopped"] else "completed"})
 
 
 def end_trial(config: ExperimentConfig, folder: RunFolder, run: tracking.Run, state: dict[str, Any], ending: Ending) -> None:
@@ -100,6 +101,8 @@ def advanced(state: dict[str, Any], report: Report) -> dict[str, Any]:
         told |= {"last_metrics": evaluated, "best_step": int(evaluated["eval/best_step"])}
     if report.step == 0:
         told["before_metrics"] = evaluated
+    if report.alarms:
+        told["alarms"] = [*state.get("alarms", []), *report.alarms]
     return state | told
 
 
