@@ -121,7 +121,7 @@ def test_shares_cover_every_video_once_and_in_order() -> None:
 
 
 def test_cadences_always_include_the_last_step() -> None:
-    assert [step for step in range(1, 8) if is_due(step, 3, 7)] == [3, 6, 7]
+    assert [step for step in range(1, 8) if is_due(step, 3, is_last=step == 7)] == [3, 6, 7]
 
 
 class Explodes:

@@ -105,6 +105,8 @@ def _print_summary(summary: dict[str, Any]) -> None:
     for name, before in summary["judge"]["before"].items():
         table.add_row(f"caption followed: {name}", f"{before:.0%}", f"{summary['judge']['after'][name]:.0%}", "")
     console.print(table)
+    for alarm in summary["guard"]:
+        print(alarm)
     for metric, floor in summary["must_reach"].items():
         print(f"{metric} of at least {floor}: {'reached' if summary['reached'][metric] else 'NOT REACHED'}")
     print(f"before and after: {artifacts['before_after']}")

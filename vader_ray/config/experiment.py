@@ -10,6 +10,7 @@ from vader_ray.config.sections import (
     AdapterConfig,
     CheckpointConfig,
     EvaluationConfig,
+    GuardConfig,
     MachineConfig,
     ModelConfig,
     OptimizerConfig,
@@ -40,6 +41,7 @@ class ExperimentConfig(Settings):
     """Scored in every evaluation, never trained: they expose reward hacking."""
     optimizer: OptimizerConfig = OptimizerConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    guard: GuardConfig = GuardConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     tracking: TrackingConfig = TrackingConfig()
     machine: MachineConfig = MachineConfig()
@@ -53,6 +55,8 @@ class ExperimentConfig(Settings):
             raise ValueError(
                 f"evaluation.select={self.evaluation.select!r} is never measured; choose one of {', '.join(metrics)}"
             )
+        if unknown := [measure for measure in self.guard.measures if measure not in (metrics := self._watchable())]:
+            raise ValueError(f"guard.measures: {unknown[0]!r} is never measured; choose of {', '.join(metrics)}")
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"two rewards are called {twice[0]!r}; give one of them another `label`")
         pools = [reward.placement.actor for reward in (*self.rewards, *self.eval_rewards) if reward.placement]
@@ -67,6 +71,16 @@ class ExperimentConfig(Settings):
 
     def _eval_metrics(self) -> list[str]:
         return ["eval/objective", *(f"eval/reward/{reward.name}" for reward in (*self.rewards, *self.eval_rewards))]
+
+    def _watchable(self) -> list[str]:
+        judged = [f"eval/judge/{trait}" for trait in ("colour", "shape", "direction")] if self.evaluation.judge else []
+        return [*self._eval_metrics(), "eval/diversity", "eval/motion", "eval/distance_to_base", *judged]
+
+    def guarded(self) -> tuple[str, ...]:
+        """The metrics that the guard watches."""
+        if self.guard.action == "none":
+            return ()
+        return self.guard.measures or tuple(f"eval/reward/{reward.name}" for reward in self.eval_rewards[:1])
 
     def selection(self) -> str:
         """The metric by which the best adapter is kept."""

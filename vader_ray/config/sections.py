@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -205,6 +205,35 @@ class EvaluationConfig(Settings):
     and without them the objective itself, ``eval/objective``."""
     judge: bool = False
     """Report how well the videos of the embedded world follow their captions (colour, shape, direction)."""
+
+
+class GuardConfig(Settings):
+    """What is watched in every evaluation, never trained: when it falls while the rewards rise, they are being hacked."""
+
+    RISING: ClassVar[frozenset[str]] = frozenset({"eval/distance_to_base"})
+    """Measures of which more is worse."""
+
+    action: Literal["none", "flag", "stop"] = "flag"
+    """``flag`` says so, in the terminal and in MLflow; ``stop`` also ends the run. Either way ``best_adapter/`` stays the
+    best by ``evaluation.select`` among the evaluations at which no measure was beyond its bound."""
+    measures: tuple[str, ...] = ()
+    """Metrics of the evaluation (``eval/reward/aesthetic``, ``eval/judge/shape``, ``eval/diversity``, ``eval/motion``,
+    ``eval/distance_to_base``); by default the first of ``eval_rewards``."""
+    bound: PositiveFloat = 2.0
+    """How far a measure may fall (``eval/distance_to_base``: rise)."""
+    unit: Literal["standard_errors", "absolute", "relative"] = "standard_errors"
+    """Of the bound: standard errors of the paired difference over the held-out videos, the measure's own unit, or a share
+    of what it is compared with."""
+    reference: Literal["best", "base"] = "best"
+    """What it is compared with: its best evaluation so far, or the base model."""
+    patience: PositiveInt = 1
+    """Evaluations in a row beyond the bound before it fires."""
+
+    @model_validator(mode="after")
+    def _has_a_scale(self) -> Self:
+        if self.unit != "absolute" and (rising := sorted(self.RISING & set(self.measures))):
+            raise ValueError(f"{rising[0]} starts at 0, so its bound cannot be {self.unit}; set guard.unit=absolute")
+        return self
 
 
 class CheckpointConfig(Settings):

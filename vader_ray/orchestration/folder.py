@@ -88,11 +88,12 @@ class RunFolder:
         return json.loads(self.run.read_text(encoding="utf-8")) if self.run.exists() else {}
 
     def is_complete(self, num_steps: int) -> bool:
-        """Whether a run has ended here after so many steps."""
+        """Whether a run has ended here after so many steps, or because the guard stopped it."""
         if not self.summary.exists():
             return False
         summary = json.loads(self.summary.read_text(encoding="utf-8"))
-        return bool(summary["status"] == "completed" and summary["steps"] >= num_steps)
+        done = summary["status"] == "completed" and summary["steps"] >= num_steps
+        return bool(done or summary.get("reason"))
 
 
 def open_folder(config: ExperimentConfig, root: Path, run_name: str | None, *, resume: bool) -> RunFolder:

@@ -18,6 +18,9 @@ from vader_ray.orchestration.tracking import Run, Tracker
 from vader_ray.training.media import before_after_sheet, contact_sheet, gallery_html, write_mp4
 from vader_ray.training.report import Report, Video
 
+MOST_ALARMS = 10
+"""In the tag of a run, which MLflow limits to some thousand characters; the last are kept."""
+
 
 class Recorder:
     """Records reports in order; what it has recorded of steps beyond ``resumed_step`` it forgets or recognises."""
@@ -25,7 +28,7 @@ class Recorder:
     def __init__(
         self, config: ExperimentConfig, folder: RunFolder, run: Run, *, resumed_step: int, tell: Callable[[str], None]
     ) -> None:
-        self._config, self._folder = config, folder
+        self._config, self._folder, self._tell = config, folder, tell
         self._tracker = Tracker(run.uri, run.run_id, folder.path, system_metrics=config.tracking.system_metrics, tell=tell)
         self._queries = QueryLog(folder.queries)
         self._queries.rewind(resumed_step)
@@ -40,6 +43,10 @@ class Recorder:
         if report.videos:
             self._show(report.step, report.videos)
         self._tracker.log(report.step, report.metrics)
+        for alarm in report.alarms:
+            self._tell(alarm)
+        if report.alarms:
+            self._tracker.log_tag("vader_ray.guard", "\n".join(report.alarms))
 
     def _show(self, step: int, videos: Sequence[Video]) -> None:
         """The held-out videos of an evaluation: mp4 files, a contact sheet, and what they were before."""
@@ -59,8 +66,10 @@ class Recorder:
         before_after_sheet(before, videos, title=title).save(self._folder.before_after)
         self._folder.gallery.write_text(gallery_html(before, videos, title=title, frames_per_second=per_second), encoding="utf-8")
 
-    def close(self) -> str | None:
+    def close(self, alarms: Sequence[str]) -> str | None:
         """Hand over the results and deliver what waits; a line about what MLflow did not take."""
+        if alarms:
+            self._tracker.log_tag("vader_ray.guard", "\n".join(alarms[-MOST_ALARMS:]))
         for path in (self._folder.before_after, self._folder.gallery):
             self._tracker.log_file(path)
         for adapter in (self._folder.adapter, self._folder.best_adapter):

@@ -67,6 +67,7 @@ def run(config: ExperimentConfig, *, runs_dir: Path, run_name: str | None, resum
     mlflow_run = tracking.start_run(config, folder.name, recipe, resume_run_id=known.get("mlflow_run_id"))
     remember(folder, config, mlflow_run)
     status: tracking.Status = "FAILED"
+    ending = "failed"  # the word of the summary, where an interrupted run and one that its guard ended are both "stopped"
     try:
         with (
             cluster.connected(config),
@@ -74,15 +75,16 @@ def run(config: ExperimentConfig, *, runs_dir: Path, run_name: str | None, resum
             Progress(config.num_steps, eval_metric=config.selection()) as progress,
         ):
             state = fit(config, folder, mlflow_run, pools, show=progress.update, tell=progress.line)
-        write_json(folder.summary, summarise(config, folder, mlflow_run, state, "completed"))
-        status = "FINISHED"
+        ended = "stopped" if state["stopped"] else "completed"
+        write_json(folder.summary, summarise(config, folder, mlflow_run, state, ended))
+        status, ending = "FINISHED", ended
     except KeyboardInterrupt:
-        status = "KILLED"
+        status, ending = "KILLED", "stopped"
         raise
     finally:
         if status != "FINISHED":
-            write_json(folder.summary, summarise(config, folder, mlflow_run, {}, "stopped" if status == "KILLED" else "failed"))
-        line = tracking.end_run(mlflow_run.uri, mlflow_run.run_id, status, folder=folder.path)
+            write_json(folder.summary, summarise(config, folder, mlflow_run, {}, ending))
+        line = tracking.end_run(mlflow_run.uri, mlflow_run.run_id, status, folder=folder.path, tags={"status": ending})
         if line:
             print(line)
     return folder
@@ -190,6 +192,7 @@ def summarise(
     return {
         "recipe": config.name,
         "status": status,
+        "reason": state.get("stopped") or None,
         "steps": state.get("step", 0),
         "reward_queries": state.get("reward_queries", 0),
         "denoiser_calls": state.get("denoiser_calls", 0),
@@ -205,6 +208,7 @@ def summarise(
         "judge": {"before": _under(before, "eval/judge/"), "after": _under(after, "eval/judge/")},
         "selection": {"metric": config.selection(), "after": after.get(config.selection())},
         "best_step": state.get("best_step"),
+        "guard": state.get("alarms", []),
         "must_reach": config.must_reach,
         "reached": {name: after.get(name, float("-inf")) >= floor for name, floor in config.must_reach.items()},
         "artifacts": {

@@ -187,7 +187,7 @@ class Tracker:
         if not self._delivery.problem:
             self._restart_monitor()
         if gpus := gpu_names():
-            self._post({"kind": "tag", "name": "gpus", "value": ", ".join(gpus)})
+            self.log_tag("gpus", ", ".join(gpus))
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Log all metrics of a step at once, unless an earlier process of this run already has."""
@@ -203,6 +203,10 @@ class Tracker:
         path.parent.mkdir(parents=True, exist_ok=True)
         image.save(path)
         self._post({"kind": "image", "key": key, "step": step, "time_ms": _now_ms(), "path": str(path.resolve())})
+
+    def log_tag(self, name: str, value: str) -> None:
+        """Set a tag of the run."""
+        self._post({"kind": "tag", "name": name, "value": value})
 
     def log_file(self, path: Path, artifact_folder: str = "") -> None:
         """Log a file as an artifact; it must stay where it is, for it may be sent later."""

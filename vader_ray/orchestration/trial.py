@@ -32,7 +32,8 @@ QUERIES = "reward_queries"
 """What Tune hears of an evaluation beside `SELECTED`: reward queries so far."""
 
 Ending = dict[str, str]
-"""``{"status": "completed" | "stopped" | "failed"}``, and ``error`` where there was one. Stopped is: by the scheduler."""
+"""``{"status": "completed" | "stopped" | "failed"}``, and ``error`` where there was one. Stopped is: by the scheduler, or by
+the guard, which leaves a ``reason`` in the summary."""
 
 
 def run_trial(chosen: dict[str, str], served: Mapping[str, PooledReward], use_gpu: bool) -> None:
@@ -58,7 +59,7 @@ def run_trial(chosen: dict[str, str], served: Mapping[str, PooledReward], use_gp
     except (TrainingError, RunFailed, ValueError, OSError) as error:
         end_trial(config, folder, run, state, {"status": "failed", "error": str(error)})
         return
-    end_trial(config, folder, run, final, {"status": "completed"})
+    end_trial(config, folder, run, final, {"status": "stopped" if final["stopped"] else "completed"})
 
 
 def end_trial(config: ExperimentConfig, folder: RunFolder, run: tracking.Run, state: dict[str, Any], ending: Ending) -> None:
@@ -89,6 +90,8 @@ def advanced(state: dict[str, Any], report: Report) -> dict[str, Any]:
         told |= {"last_metrics": evaluated, "best_step": int(evaluated["eval/best_step"])}
     if report.step == 0:
         told["before_metrics"] = evaluated
+    if report.alarms:
+        told["alarms"] = [*state.get("alarms", []), *report.alarms]
     return state | told
 
 

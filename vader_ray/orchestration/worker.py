@@ -54,7 +54,7 @@ def _train(
     def announce(event: Report) -> None:
         if group.rank == 0:
             messages.put(("report", _light(event)))
-        if event.step and is_due(event.step, config.checkpoint.every, config.num_steps):
+        if event.step and is_due(event.step, config.checkpoint.every, is_last=event.is_last):
             saved = ray.train.Checkpoint.from_directory(event.checkpoint) if event.checkpoint else None
             ray.train.report({"step": event.step}, checkpoint=saved)
 
@@ -103,7 +103,7 @@ def train_recorded(
     state = train(config, group=group, device=device, report=report, resume_from=resume_from, tags=tags, served=served)
     if recorder is None:
         return None
-    if line := recorder.close():
+    if line := recorder.close(state.alarms):
         tell(line)
     return asdict(state)
 
@@ -120,5 +120,5 @@ def _step_of(checkpoint: Path | None) -> int:
 
 
 def _light(report: Report) -> Report:
-    """What the driver shows: numbers only."""
-    return Report(report.step, report.metrics)
+    """What the driver shows: numbers and alarms only."""
+    return Report(report.step, report.metrics, alarms=report.alarms)

@@ -73,8 +73,12 @@ class Reward(nn.Module):
         if len(prompts) < 2:
             raise ValueError("diversity compares videos and got 1; set evaluation.num_videos to at least 2")
         unit = functional.normalize(features, dim=-1)
-        distances = 1 - unit @ unit.T
-        others = ~torch.eye(len(prompts), dtype=torch.bool, device=features.device)
-        alike = torch.tensor([[one == other for other in prompts] for one in prompts], device=features.device) & others
-        chosen = torch.where(alike.any(dim=1, keepdim=True), alike, others)
-        return (distances * chosen).sum(dim=1) / chosen.sum(dim=1)
+        return mean_to_others(1 - unit @ unit.T, prompts)
+
+
+def mean_to_others(distances: Float[Tensor, "videos videos"], prompts: Sequence[str]) -> Scores:
+    """The mean distance of each video to the others of its prompt, or to all others where its prompt has no other."""
+    others = ~torch.eye(len(prompts), dtype=torch.bool, device=distances.device)
+    alike = torch.tensor([[one == other for other in prompts] for one in prompts], device=distances.device) & others
+    chosen = torch.where(alike.any(dim=1, keepdim=True), alike, others)
+    return (distances * chosen).sum(dim=1) / chosen.sum(dim=1)

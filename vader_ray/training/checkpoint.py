@@ -1,7 +1,8 @@
 """Checkpoints: a folder that holds everything an exact continuation needs.
 
-``adapter/`` and ``best_adapter/`` in the model's own adapter format, ``optimizer.pt``, ``state.json``. A checkpoint is
-written beside its final name and renamed, so a folder with the final name is whole.
+``adapter/`` and ``best_adapter/`` in the model's own adapter format, ``optimizer.pt``, ``state.json``, and ``base.pt``: the
+base model's held-out videos as thumbnails. A checkpoint is written beside its final name and renamed, so a folder with the
+final name is whole.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from vader_ray.types import VideoModel
 
@@ -37,11 +39,22 @@ class State:
     before_metrics: dict[str, float] = field(default_factory=dict)
     last_metrics: dict[str, float] = field(default_factory=dict)
     """Of the last evaluation."""
+    guard_reference: dict[str, list[float]] = field(default_factory=dict)
+    """Per guarded measure, the values that it is compared with."""
+    guard_reference_step: dict[str, int] = field(default_factory=dict)
+    guard_over: dict[str, list[int]] = field(default_factory=dict)
+    """Per guarded measure, the steps of the last evaluations in a row that were beyond the bound."""
+    alarms: list[str] = field(default_factory=list)
+    """What the guard has said."""
+    stopped: str = ""
+    """Why the guard ended the run."""
     tags: dict[str, str] = field(default_factory=dict)
     """The caller's, e.g. the MLflow run that this run belongs to."""
 
 
-def save(folder: Path, state: State, model: VideoModel, optimizer: torch.optim.Optimizer, best_adapter: Path) -> Path:
+def save(
+    folder: Path, state: State, model: VideoModel, optimizer: torch.optim.Optimizer, best_adapter: Path, base: Tensor
+) -> Path:
     """Write a checkpoint; the folder appears whole or not at all.
 
     Raises:
@@ -53,25 +66,26 @@ def save(folder: Path, state: State, model: VideoModel, optimizer: torch.optim.O
     model.save_adapter(unfinished / "adapter")
     shutil.copytree(best_adapter, unfinished / "best_adapter")
     torch.save(optimizer.state_dict(), unfinished / "optimizer.pt")
+    torch.save(base, unfinished / "base.pt")
     (unfinished / "state.json").write_text(json.dumps(asdict(state), indent=1), encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(unfinished, folder)
     return folder
 
 
-def restore(folder: Path, model: VideoModel, optimizer: torch.optim.Optimizer) -> State:
-    """Put adapter and optimizer back; the state of the run.
+def restore(folder: Path, model: VideoModel, optimizer: torch.optim.Optimizer) -> tuple[State, Tensor]:
+    """Put adapter and optimizer back; the state of the run, and the base model's thumbnails.
 
     Raises:
         ValueError: the folder is no checkpoint, or one of another model.
     """
     try:
         state = State(**json.loads((folder / "state.json").read_text(encoding="utf-8")))
-        saved = torch.load(folder / "optimizer.pt", weights_only=True, map_location="cpu")
+        saved, base = (torch.load(folder / name, weights_only=True, map_location="cpu") for name in ("optimizer.pt", "base.pt"))
     except (OSError, json.JSONDecodeError, TypeError, RuntimeError, EOFError) as error:
         raise ValueError(
             f"{folder} is not a whole checkpoint ({type(error).__name__}: {error}); continue from an earlier one"
         ) from None
     model.load_adapter(folder / "adapter")
     optimizer.load_state_dict(saved)
-    return state
+    return state, base

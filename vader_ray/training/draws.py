@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-_STREAMS = {"noise": 1, "prompt": 2, "truncation": 3, "frames": 4, "evaluation": 5, "adapter": 6}
+_STREAMS = {"noise": 1, "prompt": 2, "truncation": 3, "frames": 4, "evaluation": 5, "adapter": 6, "bootstrap": 7}
 
 
 def derive(seed: int, stream: str, *indices: int) -> int:

@@ -1,4 +1,4 @@
-"""Evaluation on held-out prompts with fixed noise: the trained rewards, others that were not trained, caption-following."""
+"""Evaluation on held-out prompts with fixed noise: the trained rewards, others that were not trained, and what rewards miss."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from vader_ray.alignment.frames import choose_frames, every_frame_rule
 from vader_ray.alignment.gradient import Term, ask_scores
 from vader_ray.config import ExperimentConfig, split_image
 from vader_ray.training.draws import derive
+from vader_ray.training.evidence import Thumbnails, draw_resamples, interval, speeds, spread, thumbnails
 from vader_ray.training.experiment import Experiment, Measure
 from vader_ray.training.group import Group
 from vader_ray.training.report import Video
@@ -28,8 +29,18 @@ class Evaluation:
     metrics: dict[str, float]
     scores: dict[str, list[float]]
     """Per reward (and ``objective``), the score of every held-out video: for paired differences."""
+    traits: dict[str, list[float]]
+    """``diversity``, ``motion`` and the judge's verdicts (``judge/colour``) of every held-out video; in a run also
+    ``distance_to_base``."""
     videos: tuple[Video, ...]
     """The videos to be shown."""
+    thumbnails: Thumbnails
+    """Of every held-out video: what later evaluations measure their distance to."""
+
+    def values(self, metric: str) -> list[float]:
+        """A metric ``eval/…``, video by video."""
+        name = metric.removeprefix("eval/")
+        return self.traits[name] if name in self.traits else self.scores[name.removeprefix("reward/")]
 
 
 @torch.no_grad()
@@ -42,21 +53,28 @@ def evaluate(config: ExperimentConfig, experiment: Experiment, group: Group) -> 
     scores = {name: [item.scores[name] for item in watched] for name in watched[0].scores}
     metrics = {f"eval/reward/{name}": fmean(values) for name, values in scores.items() if name != "objective"}
     metrics["eval/objective"] = fmean(scores["objective"])
-    for trait in watched[0].judged:
-        metrics[f"eval/judge/{trait}"] = fmean(item.judged[trait] for item in watched)
-    return Evaluation(metrics, scores, tuple(item.video for item in watched if item.video is not None))
+    seen = torch.stack([item.thumbnail for item in watched])
+    traits = {name: [item.traits[name] for item in watched] for name in watched[0].traits}
+    traits["diversity"] = spread(seen, [item.prompt for item in watched])
+    metrics |= {f"eval/{name}": fmean(values) for name, values in traits.items()}
+    return Evaluation(metrics, scores, traits, tuple(item.video for item in watched if item.video is not None), seen)
 
 
-def compare(before: dict[str, list[float]], now: dict[str, list[float]]) -> dict[str, float]:
-    """Mean and standard error of the paired differences over the held-out videos, per reward."""
+def compare(before: dict[str, list[float]], now: dict[str, list[float]], generator: torch.Generator) -> dict[str, float]:
+    """Mean, standard error and 95 % confidence interval of the paired differences over the held-out videos, per reward."""
     metrics = {}
+    resamples = draw_resamples(len(before["objective"]), generator)
     for name in before:
         differences = [after - first for first, after in zip(before[name], now[name], strict=True)]
         metrics[f"eval/gain/{name}"] = fmean(differences)
-        metrics[f"eval/gain_standard_error/{name}"] = (
-            stdev(differences) / len(differences) ** 0.5 if len(differences) > 1 else 0.0
-        )
+        metrics[f"eval/gain_standard_error/{name}"] = standard_error(differences)
+        metrics[f"eval/gain_low/{name}"], metrics[f"eval/gain_high/{name}"] = interval(differences, resamples)
     return metrics
+
+
+def standard_error(values: Sequence[float]) -> float:
+    """Of the mean; 0 for a single value."""
+    return stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
 
 
 @dataclass(frozen=True)
@@ -65,7 +83,8 @@ class _Watched:
     scores: dict[str, float]
     features: dict[str, torch.Tensor]
     """Per measure, what is compared of this video, on the CPU."""
-    judged: dict[str, float]
+    traits: dict[str, float]
+    thumbnail: torch.Tensor
     video: Video | None
 
 
@@ -86,6 +105,7 @@ def _watch(config: ExperimentConfig, experiment: Experiment, batch: Sequence[tup
     scores = {name: answer() for name, answer in answers.items()}
     scores["objective"] = torch.stack([term.value(scores[term.name]) for term in experiment.terms]).sum(dim=0)
     features = {measured.name: _features(measured, frames) for measured in experiment.measures}
+    moves, small = speeds(frames), thumbnails(frames)
     watched = []
     for place, (index, (_, seed)) in enumerate(batch):
         prompt = prompts[place]
@@ -94,7 +114,7 @@ def _watch(config: ExperimentConfig, experiment: Experiment, batch: Sequence[tup
         video = Video(prompt, seed, shown, to_uint8(frames[place])) if index < config.evaluation.num_shown else None
         seen = {name: rows[place] for name, rows in features.items()}
         judged = _judge(frames[place], prompt) if config.evaluation.judge else {}
-        watched.append(_Watched(prompt, own, seen, judged, video))
+        watched.append(_Watched(prompt, own, seen, {"motion": moves[place], **judged}, small[place], video))
     return watched
 
 
@@ -120,7 +140,8 @@ def _features(measured: Measure, frames: Frames) -> torch.Tensor:
 
 
 def _judge(frames: torch.Tensor, prompt: str) -> dict[str, float]:
-    return Judge.load().accuracy(frames[None].float().cpu(), [prompt])
+    accuracy = Judge.load().accuracy(frames[None].float().cpu(), [prompt])
+    return {f"judge/{trait}": share for trait, share in accuracy.items()}
 
 
 def decode_all(codec: Codec, latents: Latents) -> Frames:

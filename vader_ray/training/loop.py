@@ -8,13 +8,16 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from statistics import fmean
 
 import torch
 
 from vader_ray.config import ExperimentConfig
-from vader_ray.training import checkpoint
+from vader_ray.training import checkpoint, guard
 from vader_ray.training.checkpoint import State
+from vader_ray.training.draws import generator
 from vader_ray.training.evaluation import Evaluation, compare, evaluate
+from vader_ray.training.evidence import Thumbnails, distances
 from vader_ray.training.experiment import Experiment, build
 from vader_ray.training.group import Group
 from vader_ray.training.report import Report, Video
@@ -48,26 +51,28 @@ def train(
         best_adapter = Path(scratch) / "best_adapter"
         if resume_from is None:
             state, started = State(tags=dict(tags or {})), time.monotonic()
-            first = _evaluate(config, experiment, group, state, best_adapter)
+            first, _ = _evaluate(config, experiment, group, state, best_adapter, None)
+            base = first.thumbnails
             report(Report(0, first.metrics | _costs(state, group, device, started), videos=first.videos))
         else:
-            state = checkpoint.restore(resume_from, experiment.model, optimizer)
+            state, base = checkpoint.restore(resume_from, experiment.model, optimizer)
             shutil.copytree(resume_from / "best_adapter", best_adapter)
             started = time.monotonic() - state.wall_seconds
-        while state.step < config.num_steps:
+        while state.step < config.num_steps and not state.stopped:
             step_started = time.monotonic()
             metrics, queries = take_step(config, experiment, optimizer, group, state, step_started - started)
             metrics["time/step_seconds"] = time.monotonic() - step_started
             state.train_seconds += metrics["time/step_seconds"]
             videos: tuple[Video, ...] = ()
-            if is_due(state.step, config.evaluation.every, config.num_steps):
-                evaluation = _evaluate(config, experiment, group, state, best_adapter)
+            alarms: tuple[str, ...] = ()
+            if is_due(state.step, config.evaluation.every, is_last=state.step == config.num_steps):
+                evaluation, alarms = _evaluate(config, experiment, group, state, best_adapter, base)
                 metrics, videos = metrics | evaluation.metrics, evaluation.videos
             metrics |= _costs(state, group, device, started)
-            saved = None
-            if is_due(state.step, config.checkpoint.every, config.num_steps) and group.rank == 0:
-                saved = checkpoint.save(Path(scratch) / "checkpoint", state, experiment.model, optimizer, best_adapter)
-            report(Report(state.step, metrics, queries, videos, saved))
+            saved, is_last = None, state.step == config.num_steps or bool(state.stopped)
+            if is_due(state.step, config.checkpoint.every, is_last=is_last) and group.rank == 0:
+                saved = checkpoint.save(Path(scratch) / "checkpoint", state, experiment.model, optimizer, best_adapter, base)
+            report(Report(state.step, metrics, queries, videos, alarms, is_last, saved))
     return state
 
 
@@ -83,25 +88,36 @@ def make_optimizer(config: ExperimentConfig, experiment: Experiment) -> torch.op
     )
 
 
-def is_due(step: int, every: int, num_steps: int) -> bool:
+def is_due(step: int, every: int, *, is_last: bool) -> bool:
     """Whether something with a cadence happens after this step; it always does after the last."""
-    return step % every == 0 or step == num_steps
+    return step % every == 0 or is_last
 
 
-def _evaluate(config: ExperimentConfig, experiment: Experiment, group: Group, state: State, best_adapter: Path) -> Evaluation:
-    """Evaluate, measure the gain over the start, and keep the adapter when it is the best so far."""
+def _evaluate(
+    config: ExperimentConfig, experiment: Experiment, group: Group, state: State, best_adapter: Path, base: Thumbnails | None
+) -> tuple[Evaluation, tuple[str, ...]]:
+    """Evaluate, measure the gain over the start, ask the guard, keep the adapter when it is the best so far.
+
+    Args:
+        base: the base model's held-out videos; None when this evaluation is the base model's.
+    """
     evaluation = evaluate(config, experiment, group)
-    metrics = evaluation.metrics
+    metrics, seen = evaluation.metrics, evaluation.thumbnails
+    evaluation.traits["distance_to_base"] = distances(seen, seen if base is None else base)
+    metrics["eval/distance_to_base"] = fmean(evaluation.traits["distance_to_base"])
     if state.step == 0:
         state.before, state.before_metrics = evaluation.scores, dict(metrics)
-    metrics |= compare(state.before, evaluation.scores)
+    metrics |= compare(state.before, evaluation.scores, generator(config.seed, "bootstrap"))
+    fallen, alarms = guard.watch(config, evaluation, state)
+    metrics |= fallen
+    state.alarms += alarms
     value = metrics[config.selection()]
-    if state.step == 0 or value > state.best_value:
+    if state.step == 0 or (value > state.best_value and not guard.is_over(state)):
         state.best_value, state.best_step = value, state.step
         experiment.model.save_adapter(best_adapter)
     metrics["eval/best_step"] = float(state.best_step)
     state.last_metrics = dict(metrics)
-    return evaluation
+    return evaluation, tuple(alarms)
 
 
 def _costs(state: State, group: Group, device: torch.device, started: float) -> dict[str, float]:

@@ -50,5 +50,9 @@ class Report:
     """The reward queries of this step, over all workers."""
     videos: tuple[Video, ...] = field(default=(), repr=False)
     """The held-out videos to be shown, when this step was evaluated."""
+    alarms: tuple[str, ...] = ()
+    """What the guard says of this step's evaluation."""
+    is_last: bool = False
+    """The run ends here: its steps are done, or the guard stops it."""
     checkpoint: Path | None = None
     """A folder that continues the run exactly after this step; the receiver copies or keeps it before it returns."""
