@@ -9,7 +9,10 @@ from vader_ray.config.reading import RECIPES, ConfigError, flatten, load, recipe
 from vader_ray.config.sections import (
     ActivationCheckpointing,
     AdapterConfig,
+    AlgorithmConfig,
     CheckpointConfig,
+    DdpoConfig,
+    DpoConfig,
     EvaluationConfig,
     FrameRule,
     MachineConfig,
@@ -22,6 +25,7 @@ from vader_ray.config.sections import (
     SamplingConfig,
     Settings,
     TrackingConfig,
+    VaderConfig,
 )
 from vader_ray.locations import Weights, locate, split_image
 
@@ -29,8 +33,11 @@ __all__ = [
     "RECIPES",
     "ActivationCheckpointing",
     "AdapterConfig",
+    "AlgorithmConfig",
     "CheckpointConfig",
     "ConfigError",
+    "DdpoConfig",
+    "DpoConfig",
     "EvaluationConfig",
     "ExperimentConfig",
     "FrameRule",
@@ -44,6 +51,7 @@ __all__ = [
     "SamplingConfig",
     "Settings",
     "TrackingConfig",
+    "VaderConfig",
     "Weights",
     "flatten",
     "load",

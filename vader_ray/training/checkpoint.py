@@ -37,6 +37,8 @@ class State:
     before_metrics: dict[str, float] = field(default_factory=dict)
     last_metrics: dict[str, float] = field(default_factory=dict)
     """Of the last evaluation."""
+    memory: dict[str, list[float]] = field(default_factory=dict)
+    """The algorithm's, of earlier steps."""
     tags: dict[str, str] = field(default_factory=dict)
     """The caller's, e.g. the MLflow run that this run belongs to."""
 
