@@ -40,7 +40,8 @@ from torch import Tensor, nn
 
 from vader_ray.alignment.frames import choose_frames
 from vader_ray.alignment.gradient import Term
-from vader_ray.alignment.vader import Batching, Rollout, accumulate_gradient
+from vader_ray.alignment.rollout import Batching, Rollout
+from vader_ray.alignment.vader import accumulate_gradient
 from vader_ray.config import AdapterConfig, SamplingConfig
 from vader_ray.locations import WORLD_PREFIX, locate
 from vader_ray.models._codec import Framewise2D

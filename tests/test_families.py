@@ -20,7 +20,8 @@ from tests.test_gradient import ClipReward
 from tests.tiny import randomise_adapter
 from vader_ray import models
 from vader_ray.alignment.gradient import Term, decode
-from vader_ray.alignment.vader import Batching, Rollout, accumulate_gradient
+from vader_ray.alignment.rollout import Batching, Rollout
+from vader_ray.alignment.vader import accumulate_gradient
 from vader_ray.config import AdapterConfig, ModelConfig, SamplingConfig
 from vader_ray.training.loop import train
 from vader_ray.training.report import Report

@@ -17,8 +17,9 @@ from torch import Tensor
 from tests.tiny import SAMPLING, load_tiny, randomise_adapter
 from vader_ray.alignment.frames import choose_frames
 from vader_ray.alignment.gradient import Term, score_and_gradient
+from vader_ray.alignment.rollout import Batching, Rollout
 from vader_ray.alignment.truncation import graded_steps
-from vader_ray.alignment.vader import Batching, Rollout, accumulate_gradient
+from vader_ray.alignment.vader import accumulate_gradient
 from vader_ray.config import SamplingConfig
 from vader_ray.models._pipeline import Conditioning, PipelineModel
 from vader_ray.types import Frames, Granularity, Plan, Scores

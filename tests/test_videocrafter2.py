@@ -18,7 +18,8 @@ from tests.tiny import adapter_gradient, randomise_adapter
 from tests.videocrafter2 import SAMPLING, inputs, layout, load_tiny, random_weights, summary, write_checkpoint
 from vader_ray import models
 from vader_ray.alignment.gradient import Term
-from vader_ray.alignment.vader import Batching, Rollout, accumulate_gradient
+from vader_ray.alignment.rollout import Batching, Rollout
+from vader_ray.alignment.vader import accumulate_gradient
 from vader_ray.config import AdapterConfig, ConfigError, ModelConfig
 from vader_ray.models import _adapter, _lvdm_checkpoint
 from vader_ray.models._lvdm_checkpoint import SCHEDULE, Networks

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 
 PACKAGE = Path(__file__).parent
 WORLD_PREFIX = "world:"
+PAIR_SUFFIXES = (".parquet", ".jsonl")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
@@ -104,5 +105,14 @@ def _find_images(prompts: tuple[str, ...], info: ValidationInfo) -> tuple[str, .
     return tuple(found)
 
 
+def _find_pairs(path: str, info: ValidationInfo) -> str:
+    """Workers run in another directory, so the file gets an absolute path when the recipe is read."""
+    found = _from_recipe(path, info)
+    if not found.is_file() or found.suffix not in PAIR_SUFFIXES:
+        raise ValueError(f"{found} is no file of pairs; give an existing {' or '.join(PAIR_SUFFIXES)} file")
+    return str(found)
+
+
 Weights = Annotated[str, Field(min_length=1), AfterValidator(_absolute_if_local)]
 Prompts = Annotated[tuple[str, ...], Field(min_length=1), BeforeValidator(_read_prompts), AfterValidator(_find_images)]
+PairsFile = Annotated[str, AfterValidator(_find_pairs)]

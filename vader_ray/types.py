@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, Self, TypeAlias, runtime_checkable
@@ -122,6 +123,31 @@ class Batch(Protocol):
 
 
 @runtime_checkable
+class Chain(Batch, Protocol):
+    """Videos with what their denoising went through."""
+
+    @property
+    def latents(self) -> Latents | None:
+        """What the decoder takes; None for videos that were given, not made."""
+        ...
+
+    @property
+    def log_probabilities(self) -> Tensor:
+        """Of each denoising step, ``batch steps``; empty where the scheduler is deterministic."""
+        ...
+
+    @property
+    def stochastic(self) -> tuple[int, ...]:
+        """Denoising steps that add noise."""
+        ...
+
+    @staticmethod
+    def join(parts: Sequence[Any], /) -> Any:
+        """The parts one after the other."""
+        ...
+
+
+@runtime_checkable
 class VideoModel(Protocol):
     """A pretrained video diffusion model with an adapter: the only trainable thing in a run."""
 
@@ -147,6 +173,26 @@ class VideoModel(Protocol):
 
     def finish(self, midway: Batch, conditioning: Batch, plan: Plan, /) -> Latents:
         """The rest of the sampling, differentiable in the adapter."""
+        ...
+
+    def sample_chain(self, conditioning: Batch, seeds: Sequence[int], /) -> Chain:
+        """Whole sampling without gradient, with the sample before and after every denoising step."""
+        ...
+
+    def encode_videos(self, frames: Frames, seeds: Sequence[int], /) -> Chain:
+        """Given videos, as if their sampling had just ended; raises ValueError where the family cannot encode."""
+        ...
+
+    def log_probabilities(self, chain: Chain, conditioning: Batch, step: int, /) -> Scores:
+        """log p(next sample | sample) of a denoising step per element of the latents, differentiable in the adapter."""
+        ...
+
+    def denoising_errors(self, chain: Chain, conditioning: Batch, noise_seeds: Sequence[int], step: int, /) -> Scores:
+        """Mean squared error on each finished video, noised to a denoising step, differentiable in the adapter."""
+        ...
+
+    def without_adapter(self) -> AbstractContextManager[None]:
+        """Inside, the model is the pretrained one."""
         ...
 
     def adapter_parameters(self) -> list[nn.Parameter]:

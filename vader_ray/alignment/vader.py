@@ -7,40 +7,26 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from vader_ray.alignment.algorithm import Update, Whole
 from vader_ray.alignment.gradient import Scored, Term, ask, decode
-from vader_ray.types import Batch, Frames, Plan, ServedReward, VideoModel
+from vader_ray.alignment.rollout import Batching, Rollout
+from vader_ray.types import Frames, Plan, ServedReward, VideoModel
 
 Answer: TypeAlias = Callable[[], tuple[Scored, Frames]]
 
 
 @dataclass(frozen=True, slots=True)
-class Rollout:
-    """The videos that one worker makes in one step."""
+class Vader:
+    """One update per step, by the gradient of the reward."""
 
-    prompts: Sequence[str]
-    conditioning: Batch
-    seeds: Sequence[int]
-    """Noise seed of each video."""
-    seen: Sequence[Sequence[Sequence[int]]]
-    """For each term and each video, the frames that its reward looks at."""
+    plan: Plan
 
-    def __len__(self) -> int:
-        return len(self.prompts)
-
-    def part(self, start: int, stop: int) -> Rollout:
-        """The videos ``start`` to ``stop``."""
-        cut = slice(start, stop)
-        return Rollout(self.prompts[cut], self.conditioning[cut], self.seeds[cut], [chosen[cut] for chosen in self.seen])
-
-
-@dataclass(frozen=True, slots=True)
-class Batching:
-    """How many videos and frames are in memory at once; changes no result beyond summation order."""
-
-    prefix: int = 1
-    micro: int = 1
-    chunk: int = 1
-    """Frames decoded and scored with gradient at once."""
+    def updates(
+        self, model: VideoModel, terms: Sequence[Term], rollout: Rollout, batching: Batching, whole: Whole
+    ) -> Iterator[Update]:
+        """See `vader_ray.alignment.algorithm.Algorithm`."""
+        scored = accumulate_gradient(model, terms, rollout, self.plan, batching, scale=1 / whole.num_videos)
+        yield Update(scored, self.plan.graded)
 
 
 def accumulate_gradient(
@@ -54,7 +40,7 @@ def accumulate_gradient(
     """
     lookahead = int(any(isinstance(term.reward, ServedReward) for term in terms))
     waiting, outcomes = deque[tuple[Frames, Answer]](), list[Scored]()
-    for part in _parts(rollout, batching.prefix):
+    for part in rollout.parts(batching.prefix):
         midway = model.prefix(part.conditioning, plan, part.seeds)
         for start in range(0, len(part), batching.micro):
             stop = min(start + batching.micro, len(part))
@@ -73,8 +59,3 @@ def _settle(frames: Frames, answer: Answer, scale: float) -> Scored:
     scored, d_frames = answer()
     frames.backward(d_frames.mul_(-scale))
     return scored
-
-
-def _parts(rollout: Rollout, size: int) -> Iterator[Rollout]:
-    for start in range(0, len(rollout), size):
-        yield rollout.part(start, min(start + size, len(rollout)))

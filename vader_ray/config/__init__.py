@@ -9,7 +9,10 @@ from vader_ray.config.reading import RECIPES, ConfigError, flatten, load, recipe
 from vader_ray.config.sections import (
     ActivationCheckpointing,
     AdapterConfig,
+    AlgorithmConfig,
     CheckpointConfig,
+    DdpoConfig,
+    DpoConfig,
     EvaluationConfig,
     FrameRule,
     GuardConfig,
@@ -23,6 +26,7 @@ from vader_ray.config.sections import (
     SamplingConfig,
     Settings,
     TrackingConfig,
+    VaderConfig,
 )
 from vader_ray.locations import Weights, locate, split_image
 
@@ -30,8 +34,11 @@ __all__ = [
     "RECIPES",
     "ActivationCheckpointing",
     "AdapterConfig",
+    "AlgorithmConfig",
     "CheckpointConfig",
     "ConfigError",
+    "DdpoConfig",
+    "DpoConfig",
     "EvaluationConfig",
     "ExperimentConfig",
     "FrameRule",
@@ -46,6 +53,7 @@ __all__ = [
     "SamplingConfig",
     "Settings",
     "TrackingConfig",
+    "VaderConfig",
     "Weights",
     "flatten",
     "load",

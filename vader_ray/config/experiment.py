@@ -8,6 +8,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from vader_ray.config.sections import (
     AdapterConfig,
+    AlgorithmConfig,
     CheckpointConfig,
     EvaluationConfig,
     GuardConfig,
@@ -19,6 +20,7 @@ from vader_ray.config.sections import (
     SamplingConfig,
     Settings,
     TrackingConfig,
+    VaderConfig,
 )
 
 
@@ -29,9 +31,11 @@ class ExperimentConfig(Settings):
     description: str = ""
     seed: NonNegativeInt = 0
     num_steps: PositiveInt
-    """Optimizer updates."""
+    """Optimizer updates; with ``algorithm.num_updates`` each step makes so many on the same videos."""
     videos_per_step: PositiveInt
     """Videos of one step over all workers."""
+    algorithm: AlgorithmConfig = VaderConfig()
+    """``{name: vader}``, or a baseline: ``{name: ddpo, …}``, ``{name: dpo, …}``."""
     model: ModelConfig
     adapter: AdapterConfig = AdapterConfig()
     prompts: PromptsConfig
@@ -66,6 +70,25 @@ class ExperimentConfig(Settings):
             raise ValueError(
                 f"videos_per_step={self.videos_per_step} cannot be shared evenly by machine.num_workers="
                 f"{self.machine.num_workers}; choose a divisor"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _fits_the_algorithm(self) -> Self:
+        name, sampling = self.algorithm.name, self.sampling
+        if name == "vader":
+            return self
+        for field in ("truncation", "truncation_depth", "window_start", "chain", "replay", "prefix_cache"):
+            if (value := getattr(sampling, field)) != (default := type(sampling).model_fields[field].default):
+                raise ValueError(
+                    f"sampling.{field}={value} has no effect on algorithm.name={name}; set it to {default}, or name=vader"
+                )
+        if name == "ddpo" and sampling.eta == 0:
+            raise ValueError("algorithm.name=ddpo needs stochastic denoising steps; set sampling.eta to 1 (DDIM alone has it)")
+        if name == "dpo" and self.videos_per_step % (2 * self.machine.num_workers):
+            raise ValueError(
+                f"algorithm.name=dpo makes pairs, and videos_per_step={self.videos_per_step} gives machine.num_workers="
+                f"{self.machine.num_workers} no equal number of them; choose a multiple of {2 * self.machine.num_workers}"
             )
         return self
 

@@ -10,8 +10,10 @@ import yaml
 from pydantic import ValidationError
 
 from vader_ray.config.experiment import ExperimentConfig
+from vader_ray.config.sections import DdpoConfig, DpoConfig, Settings, VaderConfig
 from vader_ray.locations import PACKAGE
 
+_ALGORITHMS: dict[str, type[Settings]] = {"vader": VaderConfig, "ddpo": DdpoConfig, "dpo": DpoConfig}
 RECIPES = PACKAGE / "recipes"
 
 
@@ -121,7 +123,7 @@ def _explain(error: ValidationError) -> Iterator[str]:
     for problem in problems:
         if any(len(place) > len(problem["loc"]) and place[: len(problem["loc"])] == problem["loc"] for place in places):
             continue  # the list is faulty only because of its item
-        path = ".".join(str(part) for part in problem["loc"]) or "recipe"
+        path = ".".join(str(part) for part in _address(problem["loc"])) or "recipe"
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
             message = f"there is no such setting; here are {', '.join(_siblings(problem['loc'][:-1]))}"
@@ -132,7 +134,14 @@ def _explain(error: ValidationError) -> Iterator[str]:
         yield f"{path}: {message}"
 
 
+def _address(location: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    """The location without the algorithm's name, which pydantic puts after ``algorithm``."""
+    return location[:1] + location[2:] if location[:1] == ("algorithm",) else location
+
+
 def _siblings(location: tuple[int | str, ...]) -> list[str]:
+    if location[:1] == ("algorithm",):
+        return sorted(_ALGORITHMS[str(location[1])].model_fields)
     model: Any = ExperimentConfig
     for part in location:
         if isinstance(part, str) and part in model.model_fields:

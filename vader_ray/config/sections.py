@@ -7,15 +7,17 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import (
     BaseModel,
     ConfigDict,
+    Discriminator,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    Tag,
     model_validator,
 )
 
-from vader_ray.locations import Prompts, Weights
+from vader_ray.locations import PairsFile, Prompts, Weights
 
 ActivationCheckpointing = Literal["none", "block", "attention"]
 Precision = Literal["float32", "bfloat16", "float64"]
@@ -102,6 +104,63 @@ class SamplingConfig(Settings):
                 f"window_start={self.window_start} has no effect on truncation={self.truncation}; set truncation=window"
             )
         return self
+
+
+class VaderConfig(Settings):
+    """VADER: the gradient of the reward through the graded denoising steps of ``sampling``."""
+
+    name: Literal["vader"] = "vader"
+
+
+class DdpoConfig(Settings):
+    """DDPO with importance sampling: a policy gradient over the denoising steps; needs ``sampling.eta`` above 0."""
+
+    name: Literal["ddpo"]
+    num_updates: PositiveInt = 1
+    """Optimizer updates on the videos of one step, each over all of them."""
+    clip_range: PositiveFloat = 1e-4
+    """A video's denoising step pulls no further once its probability ratio per element of the latents has moved so far."""
+    max_advantage: PositiveFloat = 5.0
+    """Bound on normalised rewards, in standard deviations."""
+    buffer_size: PositiveInt = 32
+    """Rewards that are remembered of each prompt, to normalise the next."""
+    min_count: PositiveInt = 16
+    """Remembered rewards from which on a prompt is normalised by its own; before, by those of the step."""
+
+    @model_validator(mode="after")
+    def _buffer_fills(self) -> Self:
+        if self.min_count > self.buffer_size:
+            raise ValueError(f"min_count={self.min_count} is never reached by buffer_size={self.buffer_size}; raise buffer_size")
+        return self
+
+
+class DpoConfig(Settings):
+    """Diffusion-DPO: prefer the better of two videos of one prompt, by denoising errors. Timesteps are those of sampling."""
+
+    name: Literal["dpo"]
+    num_updates: PositiveInt = 1
+    """Optimizer updates on the pairs of one step, each over all of them with fresh timesteps and noise."""
+    num_draws: PositiveInt = 1
+    """Timesteps and noises drawn for each pair in each update."""
+    beta: PositiveFloat = 2000.0
+    """How much the model is held to the pretrained one; the authors use 2000 and 5000."""
+    pairs: PairsFile | None = None
+    """A file of pairs, Parquet or JSON lines with ``prompt``, ``winner`` and ``loser`` (``.mp4`` videos, or ``.npy`` frames
+    as uint8 ``frames height width 3``). By default pairs are made as training goes and ranked by the rewards."""
+
+
+def _algorithm_name(value: Any) -> Any:
+    return value.get("name", "vader") if isinstance(value, dict) else getattr(value, "name", None)
+
+
+AlgorithmConfig = Annotated[
+    Annotated[VaderConfig, Tag("vader")] | Annotated[DdpoConfig, Tag("ddpo")] | Annotated[DpoConfig, Tag("dpo")],
+    Discriminator(
+        _algorithm_name,
+        custom_error_type="algorithm",
+        custom_error_message="there is no such algorithm; set name to one of ddpo, dpo, vader",
+    ),
+]
 
 
 class PlacementConfig(Settings):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,19 @@ def _keep_activation_dtype(layer: LoraLayer, name: str) -> None:
                 raise ValueError(f"adapter.target_modules: {name} is a {kind}; only Linear, Conv2d and Conv3d can be adapted")
             matrix.__class__ = _CASTING[type(matrix)]
             matrix.to(torch.promote_types(matrix.weight.dtype, torch.float32))
+
+
+@contextmanager
+def disabled(denoisers: Iterable[nn.Module]) -> Iterator[None]:
+    """Inside, the denoisers are the pretrained ones."""
+    layers = [layer for denoiser in denoisers for layer in denoiser.modules() if isinstance(layer, LoraLayer)]
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
 
 
 def parameters(denoiser: nn.Module) -> list[nn.Parameter]:

@@ -35,6 +35,14 @@ class Framewise2D:
         decoded = self._vae.decode(images.to(self._vae.dtype)).sample
         return _pixels(decoded).unflatten(0, (len(latents), len(chunk))), None
 
+    def encode(self, frames: Frames) -> Latents:
+        """The latents of sampling (scaled, as the denoiser knows them) that decode to the frames, nearly."""
+        images = frames.flatten(0, 1).split(self._chunk_size)
+        modes = [self._vae.encode((part * 2 - 1).to(self._vae.dtype)).latent_dist.mode() for part in images]
+        scaling: float = self._vae.config.scaling_factor
+        latents: Tensor = torch.cat(modes).unflatten(0, frames.shape[:2]).transpose(1, 2)
+        return latents * scaling
+
 
 class TemporalChunk:
     """Stable Video Diffusion's decoder, which mixes the frames that it gets together and keeps nothing between portions.

@@ -5,10 +5,12 @@ The pipeline's own no-gradient output is the oracle: `PipelineModel.sample` give
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -17,10 +19,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from vader_ray.config import ActivationCheckpointing, AdapterConfig, ModelConfig, SamplingConfig
-from vader_ray.models import _adapter, _export, _levers
+from vader_ray.models import _adapter, _export, _levers, _steps
+from vader_ray.models._codec import Framewise2D
 from vader_ray.models._loading import fetch_pipeline
+from vader_ray.models._steps import Chain, LoopReady, ProbingTape, RecordingTape, StepReached, StoppingTape
 from vader_ray.models._tape import DecoderReached, Midway, PrefixDone, Tape, cast, frozen_dtype
-from vader_ray.types import Codec, Latents, Noise, Plan
+from vader_ray.types import Codec, Frames, Latents, Noise, Plan, Scores
 
 _ENCODED_AT_ONCE = 8
 """Prompts that a text encoder sees together: a recipe may hold thousands."""
@@ -62,6 +66,8 @@ class PipelineModel:
     embeddings: tuple[str, ...] = ("prompt_embeds", "negative_prompt_embeds")
     """Names under which the pipeline takes what its ``encode_prompt`` returns, in that order."""
     takes_images = False
+    unguided: Mapping[str, float] = MappingProxyType({"guidance_scale": 1.0})
+    """Arguments that switch guidance off: a denoising error is that of the conditional prediction."""
     batched = True
     """Whether the pipeline can make several videos at once."""
 
@@ -70,6 +76,7 @@ class PipelineModel:
         self.sampling = sampling
         self.codec = codec
         self.denoiser_calls = 0
+        self._scheduler_is_set_up = False
         pipe.set_progress_bar_config(disable=True)
         for module in self.networks():
             module.requires_grad_(False).eval()
@@ -178,7 +185,9 @@ class PipelineModel:
         """Whole sampling without gradient."""
         noise = self.noise(seeds)
         parts = self._parts(len(seeds))
-        return torch.cat([self._drive(noise[part], conditioning[part], Tape(seeds[part], plan=None)) for part in parts])
+        return torch.cat(
+            [self._drive(self.arrange(noise[part]), conditioning[part], Tape(seeds[part], plan=None)) for part in parts]
+        )
 
     def blocks(self) -> list[nn.Module]:
         """The parts of the denoisers that are recomputed or compiled one by one."""
@@ -203,7 +212,7 @@ class PipelineModel:
         tape = Tape(seeds, plan=None, stop_before=first)
         try:
             with _levers.cached(self.sampling.prefix_cache, list(self.denoisers().values())):
-                self._drive(noise, conditioning, tape)
+                self._drive(self.arrange(noise), conditioning, tape)
         except PrefixDone:
             return Midway(noise, tuple(seeds), tape.outputs, tape.scheduler_state)
         raise AssertionError("the pipeline ended before its first graded denoising step")
@@ -216,24 +225,122 @@ class PipelineModel:
     def _finish(self, midway: Midway, conditioning: Conditioning, plan: Plan) -> Latents:
         resume = midway if midway.outputs is not None else None
         with torch.enable_grad():
-            return self._drive(midway.noise, conditioning, Tape(midway.seeds, plan=plan, resume=resume))
+            return self._drive(self.arrange(midway.noise), conditioning, Tape(midway.seeds, plan=plan, resume=resume))
+
+    def check_densities(self) -> None:
+        """Raises ValueError unless the probability of each denoising step is known."""
+        _steps.check_density(self.pipe.scheduler)
+
+    @torch.no_grad()
+    def sample_chain(self, conditioning: Conditioning, seeds: Sequence[int]) -> Chain:
+        """Whole sampling, with the sample before and after every denoising step."""
+        return Chain.join([self._sample_chain(conditioning[part], seeds[part]) for part in self._parts(len(seeds))])
+
+    def _sample_chain(self, conditioning: Conditioning, seeds: Sequence[int]) -> Chain:
+        tape = RecordingTape(seeds, densities=self.sampling.eta > 0 and _steps.has_density(self.pipe.scheduler))
+        latents = self._drive(self.arrange(self.noise(seeds)), conditioning, tape)
+        return tape.chain(seeds, latents)
+
+    @torch.no_grad()
+    def encode_videos(self, frames: Frames, seeds: Sequence[int]) -> Chain:
+        """Given videos, as if the loop had just finished them.
+
+        Raises:
+            ValueError: the family's autoencoder is not encoded with here.
+        """
+        if not isinstance(self.codec, Framewise2D):
+            raise ValueError(
+                f"algorithm.pairs: the videos of a file can be encoded by autoencoders of single frames, not by "
+                f"{type(self.pipe.vae).__name__}; leave algorithm.pairs out, and pairs are made as training goes"
+            )
+        latents = self.codec.encode(frames.to(self.pipe.device)).to(self._sampling_dtype())
+        return Chain(tuple(seeds), None, (self.as_stepped(latents),), latents.new_zeros(len(seeds), 0))
+
+    def as_stepped(self, latents: Noise) -> Tensor:
+        """Latents in the layout in which ``scheduler.step`` gets them."""
+        return self.arrange(latents)
+
+    def log_probabilities(self, chain: Chain, conditioning: Conditioning, step: int) -> Scores:
+        """log p(next sample | sample) of one denoising step per element of the latents, differentiable in the adapter."""
+        return torch.cat([self._log_probabilities(chain[part], conditioning[part], step) for part in self._parts(len(chain))])
+
+    def _log_probabilities(self, chain: Chain, conditioning: Conditioning, step: int) -> Scores:
+        with torch.enable_grad():
+            reached = self._reach(chain.samples[step], chain.seeds, conditioning, step, {})
+            mean, deviation = _steps.transition(reached.step, reached.given)
+            return _steps.log_density(chain.samples[step + 1], mean, deviation, len(chain))
+
+    def denoising_errors(self, chain: Chain, conditioning: Conditioning, noise_seeds: Sequence[int], step: int) -> Scores:
+        """Mean squared error of the denoiser on each finished video, noised to one denoising step; differentiable.
+
+        The error is that of what the denoiser predicts (noise, velocity, flow), without guidance.
+
+        Args:
+            noise_seeds: of the noise of each video; those that share a seed share the noise.
+        """
+        parts = self._parts(len(chain))
+        return torch.cat([self._denoising_errors(chain[p], conditioning[p], noise_seeds[p], step) for p in parts])
+
+    def _denoising_errors(self, chain: Chain, conditioning: Conditioning, noise_seeds: Sequence[int], step: int) -> Scores:
+        clean = chain.samples[-1]
+        self._set_up_scheduler(clean, conditioning)
+        shape = (len(clean) // len(chain), *clean.shape[1:])
+        draws = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in noise_seeds]
+        sample, target = _steps.noised(self.pipe.scheduler, clean, torch.cat(draws).to(clean), step)
+        predicted = self._reach(sample, chain.seeds, conditioning, step, self.unguided).given["model_output"]
+        squares: Tensor = (predicted - target).square()
+        return squares.reshape(len(chain), -1).mean(dim=1)
+
+    def _set_up_scheduler(self, sample: Tensor, conditioning: Conditioning) -> None:
+        """Have the loop choose its timesteps, once."""
+        if not self._scheduler_is_set_up:
+            with contextlib.suppress(LoopReady):
+                self._drive(self._entry(sample, len(conditioning)), conditioning, ProbingTape([0] * len(conditioning), plan=None))
+            self._scheduler_is_set_up = True
+
+    def _reach(
+        self, sample: Tensor, seeds: Sequence[int], conditioning: Conditioning, step: int, changes: Mapping[str, float]
+    ) -> StepReached:
+        """The denoiser's call of one denoising step, from a sample in the layout of ``scheduler.step``."""
+        plan = Plan(self.sampling.num_inference_steps, (step,), replay=False)
+        state = {"_step_index": step} if hasattr(self.pipe.scheduler, "_step_index") else {}
+        midway = Midway(sample, tuple(seeds), (sample, sample), state) if step else None
+        try:
+            self._drive(self._entry(sample, len(seeds)), conditioning, StoppingTape(seeds, plan=plan, resume=midway), **changes)
+        except StepReached as reached:
+            return reached
+        raise AssertionError("the pipeline ended before the denoising step")
+
+    def _entry(self, sample: Tensor, num_videos: int) -> Tensor:
+        """A sample in the layout of ``scheduler.step`` as the pipeline takes its noise."""
+        laid_out = _with_frames(sample, num_videos) if sample.ndim == 4 else sample
+        return laid_out / getattr(self.pipe.scheduler, "init_noise_sigma", 1.0)  # the loop multiplies
+
+    @contextlib.contextmanager
+    def without_adapter(self) -> Iterator[None]:
+        """Inside, the model is the pretrained one."""
+        with _adapter.disabled(self.denoisers().values()):
+            yield
 
     def _parts(self, num_videos: int) -> Iterator[slice]:
         size = num_videos if self.batched else 1
         return (slice(start, start + size) for start in range(0, num_videos, size))
 
-    def _drive(self, noise: Noise, conditioning: Conditioning, tape: Tape) -> Latents:
-        """Run the pipeline's own loop under a tape; what its decoder would have got, ``batch channels frames h w``."""
+    def _drive(self, latents: Tensor, conditioning: Conditioning, tape: Tape, **changes: float) -> Latents:
+        """Run the pipeline's own loop under a tape; what its decoder would have got, ``batch channels frames h w``.
+
+        ``latents`` are the noise as `arrange` lays it out, ``changes`` arguments that differ from `call_arguments`.
+        """
         loop = inspect.unwrap(type(self.pipe).__call__)
         dtype = self._sampling_dtype()  # some loops keep the latents in that of the embeddings
         tensors = {name: cast(column, dtype) for name, column in conditioning.tensors.items()}
-        arguments = tensors | self.call_arguments() | {"generator": tape.generators(_LOOPS_OWN, len(noise))}
+        arguments = tensors | self.call_arguments() | changes | {"generator": tape.generators(_LOOPS_OWN, len(latents))}
         try:
             with tape.attached(list(self.denoisers().values()), self.pipe.scheduler, self.pipe.vae):
-                loop(self.pipe, latents=self.arrange(noise), **arguments)
+                loop(self.pipe, latents=latents, **arguments)
         except DecoderReached as reached:
             self._check_steps(tape.index)
-            return _with_frames(reached.latents, len(noise))
+            return _with_frames(reached.latents, len(latents))
         finally:
             self.denoiser_calls += tape.denoiser_calls
         raise AssertionError("the pipeline ended without decoding")

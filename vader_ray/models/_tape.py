@@ -43,7 +43,7 @@ class Midway:
         if self.outputs is None:
             return Midway(self.noise[chosen], seeds, None, {})
         shape = self.outputs[0].shape
-        rows = _rows(chosen, shape[0] // len(self))
+        rows = rows_of(chosen, shape[0] // len(self))
         state = map_tensors(self.scheduler_state, lambda tensor: tensor[rows] if tensor.shape == shape else tensor)
         return Midway(self.noise[chosen], seeds, tuple(output[rows] for output in self.outputs), state)
 
@@ -61,7 +61,8 @@ class Midway:
         return Midway(noise, seeds, outputs, state)
 
 
-def _rows(videos: Sequence[int], rows_per_video: int) -> list[int]:
+def rows_of(videos: Sequence[int], rows_per_video: int) -> list[int]:
+    """The rows of some videos where ``batch·frames`` leads."""
     return [video * rows_per_video + row for video in videos for row in range(rows_per_video)]
 
 
@@ -177,7 +178,7 @@ class Tape:
                 return self._skip_step(scheduler, given.arguments)
             if takes_generator:
                 kwargs["generator"] = self.generators(self.index, len(given.arguments["sample"]))
-            result = base.step(scheduler, *args, **kwargs)
+            result = self.advance(functools.partial(base.step, scheduler), args, kwargs)
             self.index += 1
             if self.index == self._stop_before:
                 self.outputs = result if isinstance(result, tuple) else (result.prev_sample,)
@@ -186,6 +187,10 @@ class Tape:
             return result
 
         return type(base.__name__, (base,), {"step": step})
+
+    def advance(self, step: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What the scheduler's step gives; other tapes look on, or stop here."""
+        return step(*args, **kwargs)
 
     def _skip_step(self, scheduler: Any, given: dict[str, Any]) -> Any:
         """Leave the sample as it is, and on the last skipped step continue from where the prefix stopped."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 import torch
 from diffusers import HunyuanVideoPipeline
 
@@ -15,6 +18,7 @@ class Model(PipelineModel):
     """Flow-predicting transformer with guidance as an input (one branch, no negative prompt), Llama and CLIP encoders."""
 
     stock_loader = True
+    unguided: Mapping[str, float] = MappingProxyType({})  # guidance is a condition that the denoiser knows
     embeddings = ("prompt_embeds", "pooled_prompt_embeds", "prompt_attention_mask")
 
     @classmethod

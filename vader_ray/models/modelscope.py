@@ -6,11 +6,13 @@ from typing import Any
 
 import diffusers
 import torch
+from torch import Tensor
 
 from vader_ray.config import ModelConfig, SamplingConfig
 from vader_ray.models._codec import Framewise2D
 from vader_ray.models._loading import load_pipeline
 from vader_ray.models._pipeline import PipelineModel
+from vader_ray.types import Noise
 
 
 class Model(PipelineModel):
@@ -26,6 +28,9 @@ class Model(PipelineModel):
 
     def compression(self) -> tuple[int, int]:
         return 1, self.pipe.vae_scale_factor
+
+    def as_stepped(self, latents: Noise) -> Tensor:
+        return latents.transpose(1, 2).flatten(0, 1)
 
     def call_arguments(self) -> dict[str, Any]:
         return super().call_arguments() | {"eta": self.sampling.eta}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ class Model(PipelineModel):
 
     denoiser_name = "unet"
     embeddings = ()
+    unguided = MappingProxyType({"max_guidance_scale": 1.0})
     takes_images = True
 
     @classmethod

@@ -14,7 +14,7 @@ from vader_ray.models._codec import CausalStream
 from vader_ray.models._loading import load_pipeline, published_class
 from vader_ray.models._pipeline import Conditioning, PipelineModel
 from vader_ray.models._tape import Tape
-from vader_ray.types import Latents, Noise
+from vader_ray.types import Latents
 
 
 class Stream(CausalStream):
@@ -71,8 +71,8 @@ class Model(PipelineModel):
         channels: int = self.pipe.vae.config.z_dim
         return channels
 
-    def _drive(self, noise: Noise, conditioning: Conditioning, tape: Tape) -> Latents:
+    def _drive(self, latents: Tensor, conditioning: Conditioning, tape: Tape, **changes: float) -> Latents:
         tensors = dict(conditioning.tensors)
         if self.takes_images:
             tensors["image"] = tensors["image"][0]
-        return super()._drive(noise, Conditioning(tensors), tape)
+        return super()._drive(latents, Conditioning(tensors), tape, **changes)

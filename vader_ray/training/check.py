@@ -10,14 +10,12 @@ from statistics import fmean
 import torch
 from torch import Tensor, nn
 
-from vader_ray.alignment.truncation import draw_plan
-from vader_ray.alignment.vader import accumulate_gradient
+from vader_ray.alignment.algorithm import Whole
 from vader_ray.config import ExperimentConfig
-from vader_ray.training.draws import generator
 from vader_ray.training.experiment import Experiment, build
 from vader_ray.training.group import Group
 from vader_ray.training.loop import peak_gib
-from vader_ray.training.step import batching, make_rollout, sum_and_clip
+from vader_ray.training.step import batching, choose_algorithm, make_rollout, sum_and_clip
 from vader_ray.types import ServedReward
 
 
@@ -46,29 +44,28 @@ def check_step(
     """
     torch.set_num_threads(config.machine.num_threads)
     experiment = build(config, device, served)
-    plan = draw_plan(config.sampling, generator(config.seed, "truncation", 0))
+    algorithm, whole = choose_algorithm(config, 0), Whole(config.videos_per_step, group.gather, {})
     rollout = make_rollout(config, experiment, list(group.share(config.videos_per_step)))
     started = time.monotonic()
-    scored = accumulate_gradient(
-        experiment.model, experiment.terms, rollout, plan, batching(config.machine), scale=1 / config.videos_per_step
-    )
+    update = next(algorithm.updates(experiment.model, experiment.terms, rollout, batching(config.machine), whole))
     norm = sum_and_clip(experiment.model, group, float("inf"))
     seconds = time.monotonic() - started
     if not 0 < norm < float("inf"):
         raise ValueError(
-            f"the adapter's gradient is {norm} for {config.sampling.truncation_depth} graded denoising steps ({plan.graded}); "
+            f"the adapter's gradient is {norm} for {len(update.graded)} graded denoising steps ({update.graded}); "
             "grade other steps (sampling.truncation, truncation_depth), adapt other layers (adapter.target_modules) "
             "or mend the reward"
         )
     parameters = experiment.model.adapter_parameters()
     gradient = torch.cat([parameter.grad.flatten() for parameter in parameters if parameter.grad is not None])
+    names = update.scored[0].scores if update.scored else ()
     found = StepCheck(
         num_adapter_parameters=sum(parameter.numel() for parameter in parameters),
         weights_gib=_weights_bytes(experiment) / 2**30,
         peak_gib=peak_gib(device),
         step_seconds=seconds,
         gradient_norm=norm,
-        scores={name: fmean(value for part in scored for value in part.scores[name].tolist()) for name in scored[0].scores},
+        scores={name: fmean(value for part in update.scored for value in part.scores[name].tolist()) for name in names},
     )
     return found, gradient.cpu()
 

@@ -48,6 +48,8 @@ class State:
     """What the guard has said."""
     stopped: str = ""
     """Why the guard ended the run."""
+    memory: dict[str, list[float]] = field(default_factory=dict)
+    """The algorithm's, of earlier steps."""
     tags: dict[str, str] = field(default_factory=dict)
     """The caller's, e.g. the MLflow run that this run belongs to."""
 

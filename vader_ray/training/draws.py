@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
 
-_STREAMS = {"noise": 1, "prompt": 2, "truncation": 3, "frames": 4, "evaluation": 5, "adapter": 6, "bootstrap": 7}
+T = TypeVar("T")
+_STREAMS = {
+    "noise": 1,
+    "prompt": 2,
+    "truncation": 3,
+    "frames": 4,
+    "evaluation": 5,
+    "adapter": 6,
+    "algorithm": 7,
+    "bootstrap": 8,
+}
 
 
 def derive(seed: int, stream: str, *indices: int) -> int:
@@ -20,8 +31,8 @@ def generator(seed: int, stream: str, *indices: int) -> torch.Generator:
     return torch.Generator().manual_seed(derive(seed, stream, *indices))
 
 
-def prompt_of(prompts: Sequence[str], seed: int, video: int) -> str:
-    """The prompt of a video: all prompts once, shuffled, before any comes again."""
+def prompt_of(prompts: Sequence[T], seed: int, video: int) -> T:
+    """The prompt (or given pair) of a video: all once, shuffled, before any comes again."""
     epoch, position = divmod(video, len(prompts))
     order = torch.randperm(len(prompts), generator=generator(seed, "prompt", epoch))
     return prompts[int(order[position])]

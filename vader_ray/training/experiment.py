@@ -10,8 +10,9 @@ import torch
 from vader_ray import models, rewards
 from vader_ray.alignment.frames import choose_frames
 from vader_ray.alignment.gradient import Term
-from vader_ray.config import ExperimentConfig, RewardConfig, SamplingConfig, split_image
+from vader_ray.config import DdpoConfig, DpoConfig, ExperimentConfig, RewardConfig, SamplingConfig, split_image
 from vader_ray.training.draws import derive
+from vader_ray.training.pairs import Pair, read_pairs
 from vader_ray.types import Batch, Reward, ServedReward, SetMeasure, VideoModel
 
 
@@ -39,6 +40,8 @@ class Experiment:
     """Of every prompt of the recipe, once."""
     rows: dict[str, int]
     """Prompt → its row of the conditioning."""
+    pairs: Sequence[Pair] = ()
+    """Given videos to learn preferences from; without them they are made as training goes."""
 
     def condition(self, prompts: Sequence[str]) -> Batch:
         """The conditioning of some of the recipe's prompts."""
@@ -62,7 +65,10 @@ def build(config: ExperimentConfig, device: torch.device, served: Mapping[str, S
         activation_checkpointing=config.machine.activation_checkpointing,
         compile_blocks=config.machine.compile == "blocks",
     )
-    prompts = list(dict.fromkeys((*config.prompts.train, *config.prompts.heldout)))
+    pairs = read_pairs(config.algorithm.pairs) if isinstance(config.algorithm, DpoConfig) and config.algorithm.pairs else ()
+    if isinstance(config.algorithm, DdpoConfig):
+        model.check_densities()
+    prompts = list(dict.fromkeys((*config.prompts.train, *config.prompts.heldout, *(pair.prompt for pair in pairs))))
     conditioning = encode(model, prompts)
     model.free_text_encoders()
     return Experiment(
@@ -76,6 +82,7 @@ def build(config: ExperimentConfig, device: torch.device, served: Mapping[str, S
         measures=[_measure(spec, config.sampling, device) for spec in config.eval_rewards if rewards.is_measure(spec.reward)],
         conditioning=conditioning,
         rows={prompt: row for row, prompt in enumerate(prompts)},
+        pairs=pairs,
     )
 
 

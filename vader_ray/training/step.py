@@ -1,4 +1,4 @@
-"""One step: videos of this worker, their reward gradient, its sum over workers, one optimizer update."""
+"""One step: videos of this worker, the algorithm's gradient, its sum over workers, the optimizer's update."""
 
 from __future__ import annotations
 
@@ -9,17 +9,22 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
+from vader_ray.alignment.algorithm import Algorithm, Update, Whole
+from vader_ray.alignment.ddpo import Ddpo
+from vader_ray.alignment.dpo import Dpo
 from vader_ray.alignment.frames import choose_frames
-from vader_ray.alignment.gradient import Scored
+from vader_ray.alignment.rollout import Batching, Rollout
+from vader_ray.alignment.scoring import objectives
 from vader_ray.alignment.truncation import draw_plan
-from vader_ray.alignment.vader import Batching, Rollout, accumulate_gradient
-from vader_ray.config import ExperimentConfig, MachineConfig, split_image
+from vader_ray.alignment.vader import Vader
+from vader_ray.config import DdpoConfig, DpoConfig, ExperimentConfig, MachineConfig, split_image
 from vader_ray.training.checkpoint import State
 from vader_ray.training.draws import derive, generator, prompt_of
 from vader_ray.training.experiment import Experiment
 from vader_ray.training.group import Group
+from vader_ray.training.pairs import read_frames
 from vader_ray.training.report import Query
-from vader_ray.types import Plan, VideoModel
+from vader_ray.types import VideoModel
 
 
 class TrainingError(RuntimeError):
@@ -42,31 +47,48 @@ def take_step(
     state: State,
     wall_seconds: float,
 ) -> tuple[dict[str, float], tuple[Query, ...]]:
-    """Ascend the objective by one optimizer update; the step's metrics and its reward queries over all workers.
+    """Take one step of the recipe's algorithm; the step's metrics and its reward queries over all workers.
 
     Raises:
         TrainingError: the gradient was not finite for several steps in a row.
     """
-    plan = draw_plan(config.sampling, generator(config.seed, "truncation", state.step))
+    algorithm = choose_algorithm(config, state.step)
     first = state.step * config.videos_per_step
     videos = [first + index for index in group.share(config.videos_per_step)]
     rollout = make_rollout(config, experiment, videos)
+    whole = Whole(config.videos_per_step, group.gather, state.memory)
     optimizer.zero_grad(set_to_none=True)
-    scale, calls = 1 / config.videos_per_step, experiment.model.denoiser_calls
-    scored = accumulate_gradient(experiment.model, experiment.terms, rollout, plan, batching(config.machine), scale=scale)
     state.step += 1
-    state.reward_queries += config.videos_per_step
-    state.denoiser_calls += sum(group.gather([experiment.model.denoiser_calls - calls]))
-    outcomes = group.gather(_outcomes(rollout, videos, scored, plan, state.step, wall_seconds))
+    calls, norms, measured = experiment.model.denoiser_calls, list[float](), list[dict[str, list[float]]]()
+    outcomes: list[Outcome] = []
+    for update in algorithm.updates(experiment.model, experiment.terms, rollout, batching(config.machine), whole):
+        if not norms:
+            outcomes = group.gather(_outcomes(rollout, videos, update, state.step, wall_seconds))
+        norms.append(sum_and_clip(experiment.model, group, config.optimizer.max_grad_norm))
+        _update(config, optimizer, norms[-1], state, outcomes)
+        measured.extend(group.gather([update.measures]))
     queries = tuple(outcome.query for outcome in outcomes)
-    norm = sum_and_clip(experiment.model, group, config.optimizer.max_grad_norm)
-    _update(config, optimizer, norm, state, queries)
-    return _metrics(outcomes, norm, plan, state), queries
+    state.reward_queries += len(queries)
+    state.denoiser_calls += sum(group.gather([experiment.model.denoiser_calls - calls]))
+    return _metrics(outcomes, state) | {"train/grad_norm": fmean(norms)} | _means(measured), queries
+
+
+def choose_algorithm(config: ExperimentConfig, step: int) -> Algorithm:
+    """The recipe's algorithm as it is in one step: VADER draws its graded denoising steps."""
+    settings = config.algorithm
+    if isinstance(settings, DdpoConfig):
+        return Ddpo(settings)
+    if isinstance(settings, DpoConfig):
+        return Dpo(settings, config.sampling.num_inference_steps)
+    return Vader(draw_plan(config.sampling, generator(config.seed, "truncation", step)))
 
 
 def make_rollout(config: ExperimentConfig, experiment: Experiment, videos: Sequence[int]) -> Rollout:
     """Prompts, conditioning, noise and seen frames of some videos: functions of the seed and the video's index."""
-    prompts = [prompt_of(config.prompts.train, config.seed, video) for video in videos]
+    if experiment.pairs:
+        return _given_rollout(config, experiment, videos)
+    group_size = 2 if isinstance(config.algorithm, DpoConfig) else 1
+    prompts = [prompt_of(config.prompts.train, config.seed, video // group_size) for video in videos]
     return Rollout(
         prompts=[split_image(prompt)[1] for prompt in prompts],
         conditioning=experiment.condition(prompts),
@@ -78,6 +100,23 @@ def make_rollout(config: ExperimentConfig, experiment: Experiment, videos: Seque
             ]
             for place, term in enumerate(experiment.terms)
         ],
+        draws=[derive(config.seed, "algorithm", video) for video in videos],
+    )
+
+
+def _given_rollout(config: ExperimentConfig, experiment: Experiment, videos: Sequence[int]) -> Rollout:
+    """Pairs from a file, the better one first: no video is made and no reward asked."""
+    pairs = [prompt_of(experiment.pairs, config.seed, video // 2) for video in videos]
+    prompts = [pair.prompt for pair in pairs]
+    paths = [pair.loser if video % 2 else pair.winner for pair, video in zip(pairs, videos, strict=True)]
+    frames = torch.stack([read_frames(path, config.sampling) for path in paths])
+    return Rollout(
+        prompts=[split_image(prompt)[1] for prompt in prompts],
+        conditioning=experiment.condition(prompts),
+        seeds=(seeds := [derive(config.seed, "noise", video) for video in videos]),
+        seen=[],
+        draws=[derive(config.seed, "algorithm", video) for video in videos],
+        given=experiment.model.encode_videos(frames, seeds),
     )
 
 
@@ -96,56 +135,63 @@ def batching(machine: MachineConfig) -> Batching:
     return Batching(machine.prefix_batch_size, machine.micro_batch_size, machine.decode_chunk_size)
 
 
-def _outcomes(
-    rollout: Rollout, videos: Sequence[int], scored: Sequence[Scored], plan: Plan, step: int, wall_seconds: float
-) -> list[Outcome]:
-    scores = _rows([part.scores for part in scored])
-    norms = _rows([part.gradient_norms for part in scored])
-    objective = torch.cat([part.objective for part in scored]).tolist()
+def _outcomes(rollout: Rollout, videos: Sequence[int], update: Update, step: int, wall_seconds: float) -> list[Outcome]:
+    if not update.scored:
+        return []
+    scores = _rows([part.scores for part in update.scored], len(videos))
+    norms = _rows([part.gradient_norms for part in update.scored], len(videos))
+    objective = objectives(update.scored).tolist()
     return [
-        Outcome(Query(step, video, prompt, seed, scores[i], objective[i], plan.graded, wall_seconds), norms[i])
+        Outcome(Query(step, video, prompt, seed, scores[i], objective[i], update.graded, wall_seconds), norms[i])
         for i, (video, prompt, seed) in enumerate(zip(videos, rollout.prompts, rollout.seeds, strict=True))
     ]
 
 
-def _rows(parts: Sequence[dict[str, Tensor]]) -> list[dict[str, float]]:
+def _rows(parts: Sequence[dict[str, Tensor]], num_rows: int) -> list[dict[str, float]]:
     """Columns of batches become one dict per video."""
     columns = {name: torch.cat([part[name] for part in parts]).tolist() for name in parts[0]}
-    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    return [{name: column[row] for name, column in columns.items()} for row in range(num_rows)]
 
 
 def _update(
-    config: ExperimentConfig, optimizer: torch.optim.Optimizer, norm: float, state: State, queries: Sequence[Query]
+    config: ExperimentConfig, optimizer: torch.optim.Optimizer, norm: float, state: State, outcomes: Sequence[Outcome]
 ) -> None:
     """Step, or skip the step when the gradient is not finite: the sum over workers makes all of them skip alike."""
     if torch.isfinite(torch.tensor(norm)):
         optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
         state.nonfinite_in_a_row = 0
         return
+    optimizer.zero_grad(set_to_none=True)
     state.nonfinite_steps += 1
     state.nonfinite_in_a_row += 1
     if state.nonfinite_in_a_row >= config.optimizer.max_nonfinite_steps:
         raise TrainingError(
-            f"step {state.step}: the gradient was {norm} for {state.nonfinite_in_a_row} steps in a row; {_cause(queries)}"
+            f"step {state.step}: the gradient was {norm} for {state.nonfinite_in_a_row} steps in a row; {_cause(outcomes)}"
         )
 
 
-def _cause(queries: Sequence[Query]) -> str:
-    for query in queries:
+def _cause(outcomes: Sequence[Outcome]) -> str:
+    for query in (outcome.query for outcome in outcomes):
         for name, value in query.scores.items():
             if not torch.isfinite(torch.tensor(value)):
                 return f"reward {name!r} answered {value} for video {query.video} ({query.prompt!r}): mend or drop that reward"
     return "the rewards are finite, so lower optimizer.learning_rate or raise model.precision"
 
 
-def _metrics(outcomes: Sequence[Outcome], norm: float, plan: Plan, state: State) -> dict[str, float]:
-    metrics = {
-        "train/reward_mean": fmean(outcome.query.objective for outcome in outcomes),
-        "train/grad_norm": norm,
-        "train/nonfinite_steps": float(state.nonfinite_steps),
-        "train/graded_steps": float(len(plan.graded)),
-    }
-    for name in outcomes[0].query.scores:
+def _metrics(outcomes: Sequence[Outcome], state: State) -> dict[str, float]:
+    metrics = {"train/nonfinite_steps": float(state.nonfinite_steps)}
+    if not outcomes:
+        return metrics
+    first = outcomes[0]
+    metrics["train/reward_mean"] = fmean(outcome.query.objective for outcome in outcomes)
+    for name in first.query.scores:
         metrics[f"train/reward/{name}"] = fmean(outcome.query.scores[name] for outcome in outcomes)
+    for name in first.gradient_norms:
         metrics[f"train/gradient_norm/{name}"] = fmean(outcome.gradient_norms[name] for outcome in outcomes)
-    return metrics
+    return metrics | ({"train/graded_steps": float(len(first.query.graded_steps))} if first.query.graded_steps else {})
+
+
+def _means(measured: Sequence[dict[str, list[float]]]) -> dict[str, float]:
+    """What an algorithm measured, over all workers and updates."""
+    return {f"train/{name}": fmean(value for part in measured for value in part[name]) for name in measured[0]}
