@@ -1,4 +1,4 @@
-"""The command line: ``vader-ray train|evaluate|generate|export|check|fetch|list|pools``."""
+"""The command line: ``vader-ray train|evaluate|generate|report|export|check|fetch|list|pools``."""
 
 from __future__ import annotations
 
@@ -149,6 +149,21 @@ def generate(
 
     generate_video(config, prompt, adapter, seed, output)
     print(output.resolve())
+
+
+@app.command()
+@_explained
+def report(
+    what: Annotated[list[str], typer.Argument(help="Experiments, sweeps or runs: names, folders, or ids of MLflow runs.")],
+    output: Annotated[Path, typer.Option("--output", "-o")] = Path("report.html"),
+    tracking_uri: Annotated[
+        str | None, typer.Option(help="MLflow; by default MLFLOW_TRACKING_URI, else mlflow.db in the working directory.")
+    ] = None,
+) -> None:
+    """Write one HTML page about past runs, complete in itself, with its figures beside it; from MLflow alone."""
+    from vader_ray.orchestration.report import write_report
+
+    print(write_report(what, output, tracking_uri))
 
 
 @app.command()

@@ -19,6 +19,7 @@ from vader_ray.config import ConfigError, ExperimentConfig, load
 from vader_ray.orchestration import cluster, served, tracking
 from vader_ray.orchestration.errors import RunFailed
 from vader_ray.orchestration.folder import RunFolder, open_folder, write_json
+from vader_ray.orchestration.report import figures_folder, write_report
 from vader_ray.orchestration.results import Row, describe, row_of, write_table
 from vader_ray.orchestration.run import check_names, read_summary
 from vader_ray.orchestration.space import Sweep, Values, draw, load_base, overrides_of, trial_name
@@ -107,14 +108,26 @@ def run_sweep(
         raise
     finally:
         rows = [row_of(trial.values, trial.config, trial.folder, trial.error) for trial in trials]
-        tables = write_table(rows, folder.path)
+        files = write_table(rows, folder.path)
+        files += _report(folder, parent.uri) if status == "FINISHED" else []
         tags = {"mlflow.loggedArtifacts": '[{"path": "trials.json", "type": "table"}]'}  # shown by MLflow as a table
-        if line := tracking.end_run(parent.uri, parent.run_id, status, folder=folder.path, tags=tags, files=tables):
+        if line := tracking.end_run(parent.uri, parent.run_id, status, folder=folder.path, tags=tags, files=files):
             print(line)
     describe(sweep, base, rows, folder, parent.uri)
     if status == "FAILED":
         raise RunFailed(f"no trial of {folder.path} succeeded; the table says why")
     return folder.path
+
+
+def _report(folder: RunFolder, uri: str) -> list[Path]:
+    """The report about all trials and its figures; a sweep does not fail with its report."""
+    try:
+        page = write_report([folder.name], folder.path / "report.html", uri)
+    except ValueError as error:
+        print(f"no report: {error}")
+        return []
+    print(f"report: {page}")
+    return [page, *sorted(figures_folder(page).iterdir())]
 
 
 def _prepare(
