@@ -93,10 +93,10 @@ def effect(points: Sequence[tuple[object, float]], *, title: str, x_label: str, 
     axes.plot([places[value] for value, _ in points], [y for _, y in points], "o", color=COLOURS[0], alpha=0.55, markersize=6)
     means = [_mean([y for other, y in points if other == value]) for value in values]
     axes.plot([places[value] for value in values], means, "-", color=COLOURS[1], linewidth=1.6)
-    if len(numeric) < len(values):
-        axes.set_xticks(range(len(values)), [str(value) for value in values])
-    elif min(numeric) > 0 and max(numeric) / min(numeric) >= 10:
+    if len(numeric) == len(values) and min(numeric) > 0 and max(numeric) / min(numeric) >= 10:
         axes.set_xscale("log")
+    axes.set_xticks(list(places.values()), [str(value) for value in values])
+    axes.minorticks_off()
     return figure
 
 

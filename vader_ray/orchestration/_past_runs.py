@@ -15,7 +15,7 @@ from vader_ray.config import ConfigError
 from vader_ray.orchestration._mlflow import MlflowClient, MlflowException
 from vader_ray.orchestration._server import SQLITE, check_server, database_path, unusable
 
-CURVES = ("eval/", "guard/", "cost/", "train/reward")
+CURVES = ("eval/", "guard/", "cost/")
 """Prefixes of the metrics whose history is read."""
 WHERE_AND_HOW = ("name", "machine.", "tracking.", "checkpoint.", "must_reach", "evaluation.num_shown", "evaluation.frames_per")
 """Settings that do not make one run differ from another."""

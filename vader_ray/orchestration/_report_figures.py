@@ -177,8 +177,7 @@ def _interval(run: PastRun, metric: str, step: int) -> tuple[float, float] | Non
 
 
 def _fired(run: PastRun, metric: str, step: int) -> bool:
-    fallen = run.history.get(f"guard/fall/{metric.removeprefix('eval/')}", {}).get(step, 0.0)
-    return fallen > 0 and run.history.get("guard/fired", {}).get(step, 0.0) > 0
+    return run.history.get(f"guard/beyond/{metric.removeprefix('eval/')}", {}).get(step, 0.0) > 0
 
 
 def describe_bands(groups: Sequence[Group]) -> str:

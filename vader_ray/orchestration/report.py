@@ -92,7 +92,7 @@ def _render(targets: Sequence[str], runs: list[PastRun], uri: str, output: Path)
         ("heldout", "Rewards that nobody trained", f"They expose reward hacking. {bands}", draw_rewards(groups, heldout, folder)),
         ("evidence", "Diversity, motion, distance", "What rewards do not say.", draw_evidence(groups, folder)),
         ("trade-offs", "Trade-offs", "No other run beats those on the front in all rewards.", draw_trade_offs(groups, folder)),
-        ("effects", "Effect of each setting", "Each run once.", draw_effects(groups, folder)),
+        ("effects", "Effect of each setting", "A dot per run; the line joins the means.", draw_effects(groups, folder)),
     ]  # fmt: skip
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True,
