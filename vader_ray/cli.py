@@ -1,4 +1,4 @@
-"""The command line: ``vader-ray train|evaluate|generate|report|export|check|fetch|list|pools``."""
+"""The command line: ``vader-ray train|evaluate|generate|report|export|mix|check|fetch|list|pools``."""
 
 from __future__ import annotations
 
@@ -189,6 +189,28 @@ def export(
         written = models.export_adapter(adapter, format, output, **alpha)
     for path in written:
         print(path.resolve())
+
+
+@app.command()
+@_explained
+def mix(
+    adapters: Annotated[list[str], typer.Argument(metavar="WEIGHT=ADAPTER...", help="0.5=runs/a/best_adapter, two or more.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="A folder.")],
+) -> None:
+    """Write one adapter that changes the model by the weighted sum of what each changes: a mix of rewards without training."""
+    from vader_ray.models import mix_adapters
+
+    parts = []
+    for text in adapters:
+        weight, equals, folder = text.partition("=")
+        try:
+            parts.append((Path(folder), float(weight)))
+        except ValueError:
+            equals = ""
+        if not equals or not folder:
+            raise ConfigError(f"{text!r} is not WEIGHT=ADAPTER; write 0.5=runs/a/best_adapter") from None
+    mix_adapters(parts, output)
+    print(output.resolve())
 
 
 @app.command()
