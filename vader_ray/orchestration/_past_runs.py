@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -115,8 +116,9 @@ def find_runs(uri: str, targets: Sequence[str]) -> list[PastRun]:
     client = MlflowClient(tracking_uri=uri)
     try:
         found = {run.info.run_id: run for target in targets for run in _matching(client, uri, target)}
-        trials = [run for run in found.values() if not _is_parent(run)]
-        runs = sorted((_read(client, run) for run in trials), key=lambda run: run.started_ms)
+        parents = [run for run in found.values() if _is_parent(run)]
+        runs = [_read(client, run) for run in found.values() if not _is_parent(run)]
+        runs = sorted(runs, key=lambda run: run.started_ms) + [trial for run in parents for trial in _refused(client, run)]
     except (MlflowException, OSError) as error:
         raise unusable(uri, error) from None
     if not any(run.last("eval/objective") is not None for run in runs):
@@ -162,6 +164,21 @@ def _is_parent(run: Any) -> bool:
     return "sweep" in run.data.tags and "trial" not in run.data.tags
 
 
+def _refused(client: MlflowClient, parent: Any) -> Iterator[PastRun]:
+    """The trials of a sweep whose settings could not work: they have no run, only a row in the parent's table."""
+    if not any(item.path == "trials.json" for item in client.list_artifacts(parent.info.run_id)):
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = client.download_artifacts(parent.info.run_id, "trials.json", folder)
+        table = json.loads(Path(path).read_text(encoding="utf-8"))
+    for cells in table["data"]:
+        row = dict(zip(table["columns"], cells, strict=True))
+        if row["status"] == "failed" and not row.get("mlflow_run_id"):
+            swept = dict(part.partition("=")[::2] for part in row["trial"].split(","))
+            tags = {"trial": row["trial"], "error": row["error"] or "", "recipe": parent.data.tags.get("recipe", ""), **swept}
+            yield PastRun(client, "", row["trial"], "failed", parent.info.start_time, {}, tags, {})
+
+
 def _read(client: MlflowClient, run: Any) -> PastRun:
     names = [name for name in run.data.metrics if name.startswith(CURVES)]
     history = {name: {point.step: point.value for point in client.get_metric_history(run.info.run_id, name)} for name in names}
@@ -187,9 +204,17 @@ def _reward_names(settings: dict[str, str], section: str) -> list[str]:
 
 
 def differing(runs: Iterable[PastRun]) -> list[str]:
-    """The fields in which runs differ: a sweep's own names, else all settings that decide a result; ``seed`` comes last."""
+    """What runs differ in: a sweep's own names, else settings that decide a result; ``seed`` comes last."""
     runs = list(runs)
-    tables = [run.swept for run in runs] if all(run.swept for run in runs) else [run.settings for run in runs]
+    return _varied([run.swept for run in runs]) if all(run.swept for run in runs) else differing_settings(runs)
+
+
+def differing_settings(runs: Iterable[PastRun]) -> list[str]:
+    """The settings that decide a result and that runs differ in."""
+    return _varied([run.settings for run in runs if run.settings])
+
+
+def _varied(tables: Sequence[dict[str, str]]) -> list[str]:
     names = list(dict.fromkeys(name for table in tables for name in table if not name.startswith(WHERE_AND_HOW)))
     varied = [name for name in names if len({table.get(name) for table in tables}) > 1]
     return sorted(varied, key=lambda name: name == "seed")

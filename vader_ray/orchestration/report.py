@@ -18,7 +18,7 @@ from PIL import Image
 
 from vader_ray.config import ConfigError
 from vader_ray.orchestration._mlflow import MlflowException
-from vader_ray.orchestration._past_runs import PastRun, differing, find_runs
+from vader_ray.orchestration._past_runs import PastRun, differing, differing_settings, find_runs
 from vader_ray.orchestration._report_figures import (
     describe_bands,
     draw_effects,
@@ -104,6 +104,7 @@ def _render(targets: Sequence[str], runs: list[PastRun], uri: str, output: Path)
         facts=_facts(runs),
         recipes=_recipes(runs),
         table=_table(runs, trained, heldout),
+        errors=[(run.name, run.tags["error"]) for run in runs if run.status == "failed" and "error" in run.tags],
         alarms=[(run.name, line) for run in runs for line in run.tags.get("vader_ray.guard", "").splitlines()],
         guarded=any(name.startswith("guard/") for run in runs for name in run.history),
         sections=[(anchor, heading, lead, drawn) for anchor, heading, lead, found in sections if (drawn := list(found))],
@@ -145,9 +146,9 @@ def _facts(runs: Sequence[PastRun]) -> list[tuple[str, str]]:
 def _recipes(runs: Sequence[PastRun]) -> list[dict[str, Any]]:
     """Per recipe what all its runs have in common."""
     recipes = []
-    for name in dict.fromkeys(run.recipe_name for run in runs):
+    for name in dict.fromkeys(run.recipe_name for run in runs if run.settings):
         members = [run for run in runs if run.recipe_name == name]
-        first, varied = members[0], set(differing(members))
+        first, varied = members[0], set(differing_settings(members))
         common = [
             (field, value) for field, value in first.settings.items() if field not in varied and value not in ("None", "{}")
         ]
@@ -185,7 +186,7 @@ def _table(runs: Sequence[PastRun], trained: Sequence[str], heldout: Sequence[st
             str(max(run.history.get("cost/reward_queries", {0: 0.0}))),
             _count(run.last("cost/reward_queries")), _count(run.last("cost/denoiser_calls")),
             _duration(run.last("cost/train_seconds")), f"{run.last('cost/gpu_hours') or 0.0:.2f}",
-            _best(run), _fired(run), run.run_id,
+            _best(run), _fired(run), run.run_id or "–",
         ])  # fmt: skip
     return {"headings": headings, "rows": rows}
 

@@ -108,26 +108,27 @@ def run_sweep(
         raise
     finally:
         rows = [row_of(trial.values, trial.config, trial.folder, trial.error) for trial in trials]
-        files = write_table(rows, folder.path)
-        files += _report(folder, parent.uri) if status == "FINISHED" else []
+        tables = write_table(rows, folder.path)
         tags = {"mlflow.loggedArtifacts": '[{"path": "trials.json", "type": "table"}]'}  # shown by MLflow as a table
-        if line := tracking.end_run(parent.uri, parent.run_id, status, folder=folder.path, tags=tags, files=files):
+        if line := tracking.end_run(parent.uri, parent.run_id, status, folder=folder.path, tags=tags, files=tables):
             print(line)
+    _report(folder, parent)
     describe(sweep, base, rows, folder, parent.uri)
     if status == "FAILED":
         raise RunFailed(f"no trial of {folder.path} succeeded; the table says why")
     return folder.path
 
 
-def _report(folder: RunFolder, uri: str) -> list[Path]:
-    """The report about all trials and its figures; a sweep does not fail with its report."""
+def _report(folder: RunFolder, parent: tracking.Run) -> None:
+    """Write the report about all trials and add it, with its figures, to the parent run; a sweep does not fail with it."""
     try:
-        page = write_report([folder.name], folder.path / "report.html", uri)
+        page = write_report([folder.name], folder.path / "report.html", parent.uri)
     except ValueError as error:
         print(f"no report: {error}")
-        return []
+        return
+    if line := tracking.add_files(parent.uri, parent.run_id, folder.path, [page, *sorted(figures_folder(page).iterdir())]):
+        print(line)
     print(f"report: {page}")
-    return [page, *sorted(figures_folder(page).iterdir())]
 
 
 def _prepare(
