@@ -41,6 +41,15 @@ def decode(path: Path) -> tuple[str, NDArray[np.uint8]]:
     return stream[1], np.frombuffer(done.stdout, np.uint8).reshape(-1, int(size[2]), int(size[1]), 3)
 
 
+def test_a_written_video_is_read_as_ffmpeg_decodes_it(tmp_path: Path) -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (5, 24, 40, 3), np.uint8)
+    media.write_mp4(frames, tmp_path / "video.mp4", 8)
+    assert np.array_equal(media.read_mp4(tmp_path / "video.mp4"), decode(tmp_path / "video.mp4")[1])
+    (tmp_path / "broken.mp4").write_bytes(b"nothing")
+    with pytest.raises(RuntimeError, match=r"ffmpeg could not read .*broken\.mp4"):
+        media.read_mp4(tmp_path / "broken.mp4")
+
+
 @pytest.mark.parametrize(
     ("height", "width", "expected"),
     [(32, 32, (256, 256)), (24, 40, (264, 440)), (320, 512, (320, 512)), (301, 301, (302, 302)), (100, 101, (300, 304))],

@@ -186,3 +186,22 @@ def test_an_error_of_a_worker_reaches_the_user_as_one_sentence(tiny_pipeline_fol
     assert "Traceback" not in done.stderr + done.stdout
     assert "reward 'flat' has no gradient" in done.stderr
     assert json.loads((tmp_path / "runs" / "flat" / "summary.json").read_text())["status"] == "failed"
+
+
+def test_the_guard_stops_all_workers_and_says_why_everywhere(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
+    watched = {"action": "stop", "measures": ["eval/distance_to_base"], "unit": "absolute", "bound": 1e-9, "patience": 3}
+    recipe = write_tiny(tmp_path, tiny_pipeline_folder, guard=watched, evaluation={"every": 1, "num_videos": 2})
+    printed = _train(tmp_path, recipe, "--run-name", "stopped", "--workers", "2").stdout
+    run = tmp_path / "runs" / "stopped"
+    summary: dict[str, Any] = json.loads((run / "summary.json").read_text())
+    assert (summary["status"], summary["steps"], summary["reward_queries"]) == ("stopped", 3, 12)  # between two checkpoints
+    assert summary["guard"] == [summary["reason"]]
+    assert summary["reason"] in printed
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    stored = client.get_run(summary["mlflow_run_id"])
+    assert (stored.info.status, stored.data.tags["status"]) == ("FINISHED", "stopped")
+    assert stored.data.tags["vader_ray.guard"] == summary["reason"]
+    assert [point.value for point in client.get_metric_history(summary["mlflow_run_id"], "guard/fired")] == [0, 0, 0, 1]
+    written = (run / "summary.json").stat().st_mtime_ns
+    _train(tmp_path, recipe, "--run-name", "stopped", "--workers", "2")
+    assert (run / "summary.json").stat().st_mtime_ns == written  # it is over, not unfinished

@@ -179,7 +179,13 @@ def test_mlflow_holds_parent_children_tags_and_every_step_once(killed: tuple[Pat
     client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
     parent = client.get_run(json.loads((sweep / "run.json").read_text())["mlflow_run_id"])
     assert parent.info.status == "FINISHED"
-    assert {"trials.parquet", "trials.json", "recipe.yaml"} <= {item.path for item in client.list_artifacts(parent.info.run_id)}
+    artifacts = {item.path for item in client.list_artifacts(parent.info.run_id)}
+    assert {"trials.parquet", "trials.json", "recipe.yaml", "report.html", "report_figures"} <= artifacts
+    figures = {Path(item.path).name for item in client.list_artifacts(parent.info.run_id, "report_figures")}
+    assert {"reward-brightness-reward_queries.svg", "effect-K-brightness.png"} <= figures
+    page = (sweep / "report.html").read_text()
+    assert all(name in page for name in ("K=1", "K=2", "K=5", "K=10", "python sweeps/hps_k_sweep.py"))
+    assert "truncation_depth=10 is more than num_inference_steps=5" in page
     runs = client.search_runs([parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
     assert {run.info.run_name: run.data.tags["K"] for run in runs} == {"K=1": "1", "K=2": "2", "K=5": "5"}
     for run in runs:

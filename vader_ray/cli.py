@@ -1,4 +1,4 @@
-"""The command line: ``vader-ray train|evaluate|generate|export|check|fetch|list|pools``."""
+"""The command line: ``vader-ray train|evaluate|generate|report|export|mix|check|fetch|list|pools``."""
 
 from __future__ import annotations
 
@@ -154,6 +154,21 @@ def generate(
 
 @app.command()
 @_explained
+def report(
+    what: Annotated[list[str], typer.Argument(help="Experiments, sweeps or runs: names, folders, or ids of MLflow runs.")],
+    output: Annotated[Path, typer.Option("--output", "-o")] = Path("report.html"),
+    tracking_uri: Annotated[
+        str | None, typer.Option(help="MLflow; by default MLFLOW_TRACKING_URI, else mlflow.db in the working directory.")
+    ] = None,
+) -> None:
+    """Write one HTML page about past runs, complete in itself, with its figures beside it; from MLflow alone."""
+    from vader_ray.orchestration.report import write_report
+
+    print(write_report(what, output, tracking_uri))
+
+
+@app.command()
+@_explained
 def export(
     adapter: Annotated[Path, typer.Argument(help=_ADAPTER_HELP.partition(" Without")[0])],
     output: Annotated[Path, typer.Option("--output", "-o", help="A folder, or a .safetensors file.")],
@@ -175,6 +190,28 @@ def export(
         written = models.export_adapter(adapter, format, output, **alpha)
     for path in written:
         print(path.resolve())
+
+
+@app.command()
+@_explained
+def mix(
+    adapters: Annotated[list[str], typer.Argument(metavar="WEIGHT=ADAPTER...", help="0.5=runs/a/best_adapter, two or more.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="A folder.")],
+) -> None:
+    """Write one adapter that changes the model by the weighted sum of what each changes: a mix of rewards without training."""
+    from vader_ray.models import mix_adapters
+
+    parts = []
+    for text in adapters:
+        weight, equals, folder = text.partition("=")
+        try:
+            parts.append((Path(folder), float(weight)))
+        except ValueError:
+            equals = ""
+        if not equals or not folder:
+            raise ConfigError(f"{text!r} is not WEIGHT=ADAPTER; write 0.5=runs/a/best_adapter") from None
+    mix_adapters(parts, output)
+    print(output.resolve())
 
 
 @app.command()

@@ -13,8 +13,19 @@ from vader_ray.models._adapter import load_into as load_adapter
 from vader_ray.models._adapter import read_shape as adapter_shape
 from vader_ray.models._export import Format as AdapterFormat
 from vader_ray.models._export import export as export_adapter
+from vader_ray.models._mix import mix as mix_adapters
 
-__all__ = ["AdapterFormat", "adapter_shape", "build", "export_adapter", "fetch", "load_adapter", "names", "resolve"]
+__all__ = [
+    "AdapterFormat",
+    "adapter_shape",
+    "build",
+    "export_adapter",
+    "fetch",
+    "load_adapter",
+    "mix_adapters",
+    "names",
+    "resolve",
+]
 
 
 def names() -> list[str]:

@@ -19,8 +19,9 @@ from ray import tune
 from vader_ray.config import ConfigError, ExperimentConfig
 from vader_ray.orchestration import cluster, served, tracking
 from vader_ray.orchestration.errors import RunFailed
-from vader_ray.orchestration.folder import open_folder, write_json
+from vader_ray.orchestration.folder import RunFolder, open_folder, write_json
 from vader_ray.orchestration.members import Members, Trial
+from vader_ray.orchestration.report import figures_folder, write_report
 from vader_ray.orchestration.results import describe, row_of, write_table
 from vader_ray.orchestration.run import check_names
 from vader_ray.orchestration.search import SELECTED, Proposals, Supply
@@ -87,10 +88,23 @@ def run_sweep(
         tags = {"mlflow.loggedArtifacts": '[{"path": "trials.json", "type": "table"}]'}  # shown by MLflow as a table
         if line := tracking.end_run(parent.uri, parent.run_id, status, folder=folder.path, tags=tags, files=tables):
             print(line)
+    _report(folder, parent)
     describe(sweep, base, rows, folder, parent.uri)
     if status == "FAILED":
         raise RunFailed(f"no trial of {folder.path} succeeded; the table says why")
     return folder.path
+
+
+def _report(folder: RunFolder, parent: tracking.Run) -> None:
+    """Write the report about all trials and add it, with its figures, to the parent run; a sweep does not fail with it."""
+    try:
+        page = write_report([folder.name], folder.path / "report.html", parent.uri)
+    except ValueError as error:
+        print(f"no report: {error}")
+        return
+    if line := tracking.add_files(parent.uri, parent.run_id, folder.path, [page, *sorted(figures_folder(page).iterdir())]):
+        print(line)
+    print(f"report: {page}")
 
 
 def _run(members: Members, *, num_trials: int, max_concurrent: int | None) -> None:

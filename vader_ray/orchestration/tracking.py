@@ -78,15 +78,30 @@ def start_run(
 def end_run(
     uri: str, run_id: str, status: Status, *, folder: Path, tags: Mapping[str, str] | None = None, files: Sequence[Path] = ()
 ) -> str | None:
-    """Deliver what waits in the run's folder, then tags, files and the status; returns a line about what MLflow did not take."""
+    """Deliver what waits in the run's folder, then tags, files and the status; a line about what MLflow did not take.
+
+    Files of a subfolder of the run's folder become artifacts in a folder of that name.
+    """
     delivery = Delivery(uri, run_id, folder, tell=_silent)
     delivery.flush(CLOSING_SECONDS)
     for name, value in (tags or {}).items():
         delivery.post({"kind": "tag", "name": name, "value": value})
-    for path in files:
-        delivery.post({"kind": "file", "path": str(path.resolve()), "artifact_folder": None})
+    _post_files(delivery, folder, files)
     delivery.post({"kind": "end", "status": status, "time_ms": _now_ms()})
     return delivery.left()
+
+
+def add_files(uri: str, run_id: str, folder: Path, files: Sequence[Path]) -> str | None:
+    """Add artifacts to a run that has ended, as `end_run` does; a line about what MLflow did not take."""
+    delivery = Delivery(uri, run_id, folder, tell=_silent)
+    _post_files(delivery, folder, files)
+    return delivery.left()
+
+
+def _post_files(delivery: Delivery, folder: Path, files: Sequence[Path]) -> None:
+    for path in (file.resolve() for file in files):
+        inside = path.parent.name if path.parent != folder.resolve() else None
+        delivery.post({"kind": "file", "path": str(path), "artifact_folder": inside})
 
 
 def deliver(folder: Path, uri: str, run_id: str) -> str | None:

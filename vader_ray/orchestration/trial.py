@@ -31,6 +31,9 @@ from vader_ray.training.step import TrainingError
 QUERIES = "reward_queries"
 """What Tune hears of an evaluation beside `SELECTED`: reward queries so far."""
 
+LONGEST_TAG = 1000
+"""Characters of a trial's error in MLflow."""
+
 Ending = dict[str, str]
 """``{"status": "completed" | "stopped" | "failed"}``, and ``error`` where there was one. Stopped is: by the scheduler, or by
 the guard, which leaves a ``reason`` in the summary."""
@@ -65,7 +68,8 @@ def run_trial(chosen: dict[str, str], served: Mapping[str, PooledReward], use_gp
 def end_trial(config: ExperimentConfig, folder: RunFolder, run: tracking.Run, state: dict[str, Any], ending: Ending) -> None:
     """End the trial's MLflow run and write its summary, last, for a trial with a summary is not repeated."""
     status: tracking.Status = "FAILED" if ending["status"] == "failed" else "FINISHED"
-    line = tracking.end_run(run.uri, run.run_id, status, folder=folder.path, tags={"status": ending["status"]})
+    tags = {name: value[:LONGEST_TAG] for name, value in ending.items()}
+    line = tracking.end_run(run.uri, run.run_id, status, folder=folder.path, tags=tags)
     if line:
         print(line)
     write_json(folder.summary, summarise(config, folder, run, state, ending["status"]) | ending)

@@ -16,24 +16,28 @@ UNITS = {"standard_errors": "standard errors of the paired difference", "absolut
 
 
 def watch(config: ExperimentConfig, evaluation: Evaluation, state: State) -> tuple[dict[str, float], list[str]]:
-    """``guard/fired``, each measure's fall ``guard/fall/…`` (positive is worse), and a message for each that fires here.
+    """Metrics, and a message for each measure that fires here.
 
-    A measure fires when it has been beyond the bound for ``patience`` evaluations in a row, once until it recovers.
+    The metrics are each measure's fall ``guard/fall/…`` (positive is worse), whether it has been beyond the bound for
+    ``patience`` evaluations in a row (``guard/beyond/…``), and whether any has (``guard/fired``). The message comes at the
+    last of these evaluations, and again only after a recovery.
     ``state.guard_over`` then holds the steps of those evaluations, ``state.stopped`` why the run ends.
     """
-    metrics, messages = {}, []
+    metrics: dict[str, float] = {}
+    messages: list[str] = []
     for measure in config.guarded():
         now, (since, reference) = evaluation.values(measure), _reference(config.guard, measure, state, evaluation)
         sign = -1.0 if measure in config.guard.RISING else 1.0
         differences = [sign * (before - after) for before, after in zip(reference, now, strict=True)]
-        metrics[f"guard/fall/{measure.removeprefix('eval/')}"] = fmean(differences)
         amount = fall(config.guard, differences, reference)
         steps = [*state.guard_over.get(measure, ()), state.step] if amount > config.guard.bound else []
         state.guard_over[measure] = steps
+        metrics[f"guard/fall/{measure.removeprefix('eval/')}"] = fmean(differences)
+        metrics[f"guard/beyond/{measure.removeprefix('eval/')}"] = float(len(steps) >= config.guard.patience)
         if len(steps) == config.guard.patience:
             messages.append(_message(config, measure, fmean(now), fmean(reference), since, amount, steps))
     if config.guarded():
-        metrics["guard/fired"] = float(any(len(steps) >= config.guard.patience for steps in state.guard_over.values()))
+        metrics["guard/fired"] = max(value for name, value in metrics.items() if name.startswith("guard/beyond/"))
     if messages and config.guard.action == "stop" and state.step < config.num_steps:
         state.stopped = "; ".join(messages)
     return metrics, messages

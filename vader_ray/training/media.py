@@ -62,6 +62,19 @@ def write_mp4(frames: Frames, path: Path, frames_per_second: float) -> None:
     os.replace(temporary, path)
 
 
+def read_mp4(path: Path) -> Frames:
+    """All frames of a video file."""
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-i", str(path)]
+    command += ["-f", "image2pipe", "-c:v", "ppm", "-"]  # each frame with its size in front: P6, width and height, 255
+    done = subprocess.run(command, capture_output=True, check=False)
+    if done.returncode or not done.stdout:
+        raise RuntimeError(f"ffmpeg could not read {path}: {done.stderr.decode(errors='replace').strip()}")
+    header = b"\n".join(done.stdout.split(b"\n", 3)[:3]) + b"\n"
+    width, height = map(int, header.split()[1:3])
+    images = np.frombuffer(done.stdout, np.uint8).reshape(-1, len(header) + width * height * 3)
+    return images[:, len(header) :].reshape(-1, height, width, 3)
+
+
 def _enlarge(frames: Frames, side: int) -> Frames:
     """Frames whose short side is at least `side`, each pixel repeated a whole number of times."""
     factor = -(-side // min(frames.shape[1:3]))

@@ -1,0 +1,180 @@
+"""Every figure of reports: plain numbers in, a matplotlib figure out, written as SVG and PNG and put inline into pages.
+
+Okabe and Ito's colours, and a marker and a dash of its own for each series, so that none is told by its colour alone.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+MARKERS, DASHES = ("o", "s", "^", "D", "v", "P", "X"), ("-", "--", "-.", ":")
+INK, LINE = "#222222", "#d4d4d4"
+WIDTH, HEIGHT = 4.4, 3.0
+"""Inches; text of 10 points stays readable where the page is as wide as a phone."""
+LEGEND_ROW = 0.24
+LEGEND_LETTERS = 34
+"""Longer labels get a row of the legend to themselves."""
+DOTS_PER_INCH = 160
+
+_STYLE = {
+    "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": INK, "axes.labelcolor": INK,
+    "xtick.color": INK, "ytick.color": INK, "text.color": INK, "grid.color": LINE, "axes.grid": True, "axes.axisbelow": True,
+    "axes.titlesize": 11, "axes.titleweight": "bold", "axes.titlelocation": "left", "legend.frameon": False,
+    "svg.fonttype": "none", "axes.formatter.useoffset": False,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line of a figure of curves."""
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    low: Sequence[float] = ()
+    """Lower edge of the band, empty without one."""
+    high: Sequence[float] = ()
+    marked: Sequence[int] = ()
+    """Places of the points that get a cross: where the guard fired."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One point of a figure of trade-offs."""
+
+    label: str
+    x: float
+    y: float
+    on_front: bool
+
+
+def curves(series: Sequence[Series], *, title: str, x_label: str, y_label: str) -> Figure:
+    """Lines with their bands, and a legend when there is more than one."""
+    figure, axes = _figure(title, x_label, y_label, [one.label for one in series])
+    for place, one in enumerate(series):
+        style = _look(place)
+        axes.plot(one.x, one.y, label=one.label, linewidth=1.8, markersize=4.5, **style)
+        if one.low:
+            axes.fill_between(one.x, one.low, one.high, color=style["color"], alpha=0.16, linewidth=0)
+        crosses = [(one.x[index], one.y[index]) for index in one.marked]
+        if crosses:
+            axes.scatter(*zip(*crosses, strict=True), marker="x", s=95, linewidths=2.2, color=style["color"], zorder=5)
+    _legend(figure, axes)
+    return figure
+
+
+def trade_off(points: Sequence[Point], *, title: str, x_label: str, y_label: str) -> Figure:
+    """Points in the plane of two rewards; those that no other beats are filled."""
+    figure, axes = _figure(title, x_label, y_label, [point.label for point in points])
+    for place, point in enumerate(points):
+        look = _look(place)
+        face = look["color"] if point.on_front else "none"
+        axes.plot(point.x, point.y, look["marker"], color=look["color"], markerfacecolor=face, markersize=8, label=point.label)
+    _legend(figure, axes)
+    return figure
+
+
+def effect(points: Sequence[tuple[object, float]], *, title: str, x_label: str, y_label: str) -> Figure:
+    """What a field's values lead to: a dot per run, a line through the means."""
+    values = sorted({value for value, _ in points}, key=_in_order)
+    numbers = [_as_number(value) for value in values]
+    numeric = [number for number in numbers if number is not None]
+    figure, axes = _figure(title, x_label, y_label, [])
+    places = dict(zip(values, numeric if len(numeric) == len(values) else range(len(values)), strict=True))
+    axes.plot([places[value] for value, _ in points], [y for _, y in points], "o", color=COLOURS[0], alpha=0.55, markersize=6)
+    means = [_mean([y for other, y in points if other == value]) for value in values]
+    axes.plot([places[value] for value in values], means, "-", color=COLOURS[1], linewidth=1.6)
+    if len(numeric) == len(values) and min(numeric) > 0 and max(numeric) / min(numeric) >= 10:
+        axes.set_xscale("log")
+    axes.set_xticks(list(places.values()), [str(value) for value in values])
+    axes.minorticks_off()
+    return figure
+
+
+def write(figure: Figure, path: Path) -> str:
+    """Write ``PATH.svg`` and ``PATH.png``; the SVG for a page, in the page's ``--ink``, ``--line`` and ``--series-0`` to ``-5``.
+
+    Equal figures give equal bytes.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = io.StringIO()
+    with rc_context({**_STYLE, "svg.hashsalt": path.name}):
+        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+        figure.set_layout_engine("none")  # it is done, and slow
+        figure.savefig(path.with_name(f"{path.name}.png"), dpi=DOTS_PER_INCH)
+    start, end, rest = text.getvalue().partition('version="1.1">')
+    path.with_name(f"{path.name}.svg").write_text(
+        f'{start}{end}\n<rect width="100%" height="100%" fill="#ffffff"/>{rest}', encoding="utf-8"
+    )
+    return _inline(text.getvalue(), path.name)
+
+
+def _inline(svg: str, name: str) -> str:
+    """The element alone, fluid, with names that no other figure of the page has."""
+    element = svg[svg.index("<svg") :]
+    element = re.sub(r' (width|height)="[\d.]+pt"', "", element, count=2)
+    for place, colour in enumerate(COLOURS):
+        element = element.replace(colour.lower(), f"var(--series-{place})")
+    element = element.replace(INK, "var(--ink)").replace(LINE, "var(--line)")
+    names = set(re.findall(r'id="([^"]+)"', element))
+    return re.sub(
+        r'(id="|href="#|url\(#)([^")]+)',
+        lambda found: f"{found[1]}{name}-{found[2]}" if found[2] in names else found[0],
+        element,
+    )
+
+
+def _figure(title: str, x_label: str, y_label: str, labels: Sequence[str]) -> tuple[Figure, Any]:
+    extra = LEGEND_ROW * _legend_rows(labels)
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(WIDTH, HEIGHT + extra), layout="constrained")
+        axes = figure.add_subplot(title=title, xlabel=x_label, ylabel=y_label)
+    return figure, axes
+
+
+def _legend_rows(labels: Sequence[str]) -> int:
+    return -(-len(labels) // _columns(labels)) if len(labels) > 1 else 0
+
+
+def _columns(labels: Sequence[str]) -> int:
+    return 1 if max((len(label) for label in labels), default=0) > LEGEND_LETTERS // 2 else 2
+
+
+def _legend(figure: Figure, axes: Any) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    if len(labels) > 1:
+        with rc_context(_STYLE):
+            figure.legend(handles, labels, loc="outside lower center", ncols=_columns(labels), fontsize=9)
+
+
+def _look(place: int) -> dict[str, Any]:
+    return {
+        "color": COLOURS[place % len(COLOURS)],
+        "marker": MARKERS[place % len(MARKERS)],
+        "linestyle": DASHES[place // len(COLOURS) % len(DASHES)],
+    }
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _as_number(value: object) -> float | None:
+    try:
+        return float(str(value))
+    except ValueError:
+        return None
+
+
+def _in_order(value: object) -> tuple[bool, float, str]:
+    number = _as_number(value)
+    return number is None, number or 0.0, str(value)
