@@ -40,6 +40,8 @@ class Recorder:
         if report.videos:
             self._show(report.step, report.videos)
         self._tracker.log(report.step, report.metrics)
+        if report.checkpoint is not None:
+            self._folder.push()
 
     def _show(self, step: int, videos: Sequence[Video]) -> None:
         """The held-out videos of an evaluation: mp4 files, a contact sheet, and what they were before."""
@@ -60,7 +62,7 @@ class Recorder:
         self._folder.gallery.write_text(gallery_html(before, videos, title=title, frames_per_second=per_second), encoding="utf-8")
 
     def close(self) -> str | None:
-        """Hand over the results and deliver what waits; a line about what MLflow did not take."""
+        """Hand over the results and deliver what waits; a line about what MLflow did not take, unless the driver delivers it."""
         for path in (self._folder.before_after, self._folder.gallery):
             self._tracker.log_file(path)
         for adapter in (self._folder.adapter, self._folder.best_adapter):
@@ -68,7 +70,9 @@ class Recorder:
                 self._tracker.log_file(path, adapter.name)
         for path in sorted(self._folder.queries.glob("*.parquet")):
             self._tracker.log_file(path, "queries")
-        return self._tracker.close()
+        left = self._tracker.close()
+        self._folder.push()
+        return left if self._folder.home is None else None
 
 
 def _slug(prompt: str) -> str:

@@ -7,7 +7,6 @@ a summary is over, any other goes on from its checkpoint, whatever happened to t
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,8 +19,9 @@ from vader_ray.orchestration import cluster, served, tracking
 from vader_ray.orchestration.errors import RunFailed
 from vader_ray.orchestration.folder import RunFolder, open_folder, write_json
 from vader_ray.orchestration.results import Row, describe, row_of, write_table
-from vader_ray.orchestration.run import check_names, read_summary
+from vader_ray.orchestration.run import check_names, read_summary, write_identity
 from vader_ray.orchestration.space import Sweep, Values, draw, load_base, overrides_of, trial_name
+from vader_ray.orchestration.storage import delete, join
 from vader_ray.orchestration.trial import QUERIES, SELECTED, Ending, Job, end_trial, read_state, run_trial
 
 _ENVIRONMENT = {
@@ -65,10 +65,14 @@ def run_sweep(
     workers_per_trial: int,
     max_concurrent: int | None,
     num_trials: int | None,
-    storage: Path,
+    runs_dir: Path,
     resume: bool,
+    storage: str | None = None,
 ) -> Path:
     """Run a sweep to its end, or continue the latest unfinished one with the same settings; prints its results.
+
+    Args:
+        storage: where checkpoints and a copy of the folder are kept for all machines, a URI or a shared folder.
 
     Raises:
         ConfigError, TrackingError: something cannot work; raised before any work is done.
@@ -78,7 +82,7 @@ def run_sweep(
     source, all_overrides, loaded = load_base(sweep, recipe, [*overrides, f"machine.num_workers={workers_per_trial}"])
     where = Path(source).resolve().parent if Path(source).is_file() else None
     base = check_names(loaded, where).model_copy(update={"name": sweep.name, "description": sweep.question})
-    folder = open_folder(base, storage, None, resume=resume)
+    folder = open_folder(base, runs_dir, None, resume=resume, storage=storage)
     known = folder.read_run()
     values = known.get("trials") or draw(sweep, num_trials, base.seed)
     trials = [_prepare(sweep, chosen, loaded, source, all_overrides, where, folder) for chosen in values]
@@ -89,10 +93,7 @@ def run_sweep(
         tags={"sweep": folder.name},
         resume_run_id=known.get("mlflow_run_id"),
     )
-    write_json(
-        folder.run,
-        {"identity": base.identity(), "mlflow_run_id": parent.run_id, "tracking_uri": parent.uri, "trials": values},
-    )
+    write_identity(base, folder, parent, trials=values)
     rows: list[Row] = []
     status: tracking.Status = "FAILED"
     try:
@@ -111,6 +112,7 @@ def run_sweep(
         tags = {"mlflow.loggedArtifacts": '[{"path": "trials.json", "type": "table"}]'}  # shown by MLflow as a table
         if line := tracking.end_run(parent.uri, parent.run_id, status, folder=folder.path, tags=tags, files=tables):
             print(line)
+        folder.push()
     describe(sweep, base, rows, folder, parent.uri)
     if status == "FAILED":
         raise RunFailed(f"no trial of {folder.path} succeeded; the table says why")
@@ -156,10 +158,12 @@ def _run(
         os.environ.setdefault(name, value)
     for trial in trials:
         _open_run(trial, folder, parent)
+    folder.push()
     with cluster.connected(base, num_runs=min(max_concurrent or 1, len(trials))), served.serving(base) as pools:
-        jobs = {trial.name: _job(trial, pools) for trial in trials}
+        jobs = {trial.name: _job(trial, folder, pools) for trial in trials}
         listener = _Listener(max(len(name) for name in jobs))
-        shutil.rmtree(folder.path / "tune", ignore_errors=True)  # of an earlier session: never read
+        place = folder.storage or str(folder.path)
+        delete(join(place, "tune"))  # of an earlier session: never read
         tune.Tuner(
             tune.with_resources(tune.with_parameters(run_trial, jobs=jobs), _resources(base)),
             param_space={"trial": tune.grid_search(list(jobs))},
@@ -171,12 +175,13 @@ def _run(
             ),
             run_config=tune.RunConfig(
                 name="tune",
-                storage_path=str(folder.path),
+                storage_path=place,
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=base.machine.max_failures),
                 callbacks=[listener],
             ),
         ).fit()
+    folder.pull()
     for trial in trials:
         _close(trial, listener)
 
@@ -205,16 +210,16 @@ def _open_run(trial: Trial, folder: RunFolder, parent: tracking.Run) -> None:
         tags=tags,
         resume_run_id=trial.folder.read_run().get("mlflow_run_id"),
     )
-    identity = trial.config.identity()
-    write_json(trial.folder.run, {"identity": identity, "mlflow_run_id": trial.run.run_id, "tracking_uri": trial.run.uri})
+    write_identity(trial.config, trial.folder, trial.run)
 
 
-def _job(trial: Trial, pools: Mapping[str, served.PooledReward]) -> Job:
+def _job(trial: Trial, folder: RunFolder, pools: Mapping[str, served.PooledReward]) -> Job:
     assert trial.config is not None
     assert trial.folder is not None
     assert trial.run is not None
     use_gpu = cluster.uses_gpu(trial.config.machine)
-    return Job(trial.config.model_dump(mode="json"), str(trial.folder.path), trial.run, pools, use_gpu)
+    storage = join(folder.storage, trial.name) if folder.storage is not None else None
+    return Job(trial.config.model_dump(mode="json"), str(trial.folder.path), storage, trial.run, pools, use_gpu)
 
 
 def _resources(base: ExperimentConfig) -> dict[str, float]:

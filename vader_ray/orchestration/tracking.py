@@ -84,7 +84,7 @@ def end_run(
     for name, value in (tags or {}).items():
         delivery.post({"kind": "tag", "name": name, "value": value})
     for path in files:
-        delivery.post({"kind": "file", "path": str(path.resolve()), "artifact_folder": None})
+        delivery.post({"kind": "file", "path": _inside(folder, path), "artifact_folder": None})
     delivery.post({"kind": "end", "status": status, "time_ms": _now_ms()})
     return delivery.left()
 
@@ -202,11 +202,11 @@ class Tracker:
         path = self._folder / "undelivered" / f"{key.replace('/', '~')}-{step:08d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         image.save(path)
-        self._post({"kind": "image", "key": key, "step": step, "time_ms": _now_ms(), "path": str(path.resolve())})
+        self._post({"kind": "image", "key": key, "step": step, "time_ms": _now_ms(), "path": _inside(self._folder, path)})
 
     def log_file(self, path: Path, artifact_folder: str = "") -> None:
         """Log a file as an artifact; it must stay where it is, for it may be sent later."""
-        self._post({"kind": "file", "path": str(path.resolve()), "artifact_folder": artifact_folder or None})
+        self._post({"kind": "file", "path": _inside(self._folder, path), "artifact_folder": artifact_folder or None})
 
     def close(self) -> str | None:
         """Deliver what waits; returns a line about what MLflow did not take, and how to deliver it."""
@@ -230,6 +230,12 @@ class Tracker:
         if self._stop_system_metrics is not None:
             self._stop_system_metrics()
             self._stop_system_metrics = None
+
+
+def _inside(folder: Path, path: Path) -> str:
+    """A path relative to the run's folder, which may be copied to another machine before the file is delivered."""
+    absolute, root = path.resolve(), folder.resolve()
+    return str(absolute.relative_to(root) if absolute.is_relative_to(root) else absolute)
 
 
 def _check_visible(uri: str) -> None:

@@ -20,7 +20,7 @@ from vader_ray import config as settings
 from vader_ray.config import ExperimentConfig
 from vader_ray.orchestration import tracking
 from vader_ray.orchestration.errors import RunFailed
-from vader_ray.orchestration.folder import RunFolder, write_json
+from vader_ray.orchestration.folder import KEPT_BY_RAY, RunFolder, working_copy, write_json
 from vader_ray.orchestration.run import fit, summarise
 from vader_ray.orchestration.served import PooledReward
 from vader_ray.orchestration.worker import train_recorded
@@ -41,6 +41,7 @@ class Job:
 
     config: dict[str, Any]
     folder: str
+    storage: str | None
     run: tracking.Run
     served: Mapping[str, PooledReward]
     use_gpu: bool
@@ -52,12 +53,21 @@ def run_trial(chosen: dict[str, str], jobs: Mapping[str, Job]) -> None:
     Other errors are raised: they may be a lost process, which Tune replaces, and the trial goes on from its checkpoint.
     """
     job = jobs[chosen["trial"]]
-    config, folder, run = settings.validate(job.config), RunFolder(Path(job.folder)), job.run
-    state = read_state(folder)
+    config = settings.validate(job.config)
+    skip = KEPT_BY_RAY if config.machine.num_workers > 1 else ()
+    with working_copy(job.folder, job.storage, skip=skip) as folder:
+        _run_in(folder, config, job)
+        folder.push()
+
+
+def _run_in(folder: RunFolder, config: ExperimentConfig, job: Job) -> None:
+    state, run = read_state(folder), job.run
 
     def follow(report: Report) -> None:
         state.update(advanced(state, report))
         write_json(folder.state, state)
+        if report.checkpoint is not None or config.selection() in report.metrics:
+            folder.push()
         if (selected := report.metrics.get(config.selection())) is not None:
             tune.report({QUERIES: state["reward_queries"], SELECTED: selected})  # last: Tune may end this process here
 
@@ -111,7 +121,7 @@ def _train_here(
             _keep(report.checkpoint, folder.checkpoints, report.step)
         follow(report)
 
-    kept = sorted(folder.checkpoints.glob("step-*"))
+    kept = sorted(state.parent for state in folder.checkpoints.glob("step-*/state.json"))  # copied last, so the others are there
     state = train_recorded(
         config,
         folder,
