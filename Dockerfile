@@ -1,20 +1,36 @@
-# docker build -t vader-ray . && docker run --gpus all -v "$PWD/runs:/workspace/runs" vader-ray train world_hps
-# The wheels bring their own CUDA libraries; the host needs only NVIDIA's driver and container toolkit.
-FROM python:3.11-slim-bookworm AS build
+# One image for every place: this machine, head and workers of a cluster, Kubernetes (docs/clusters.md).
+#   docker build -t vader-ray:0.1.0 .
+#   docker run --gpus all --shm-size 8g -v vader-ray-weights:/weights -v "$PWD/runs:/workspace/runs" vader-ray:0.1.0 train world_hps
+# The wheels bring their own CUDA libraries; the host needs only NVIDIA's driver and container toolkit. Weights stay outside.
+# A release gives the base by digest: docker build --build-arg BASE=python:3.11-slim-bookworm@sha256:…
+ARG BASE=python:3.11-slim-bookworm
+FROM ${BASE} AS build
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
 COPY vader_ray vader_ray
-RUN pip install .
+# Ray exactly, for all machines of a cluster must have the same; the rest as pyproject.toml pins it.
+# hadolint ignore=DL3013
+RUN pip install ".[aws,gcp]" "ray[default,train,tune]==2.60.0"
 
-FROM python:3.11-slim-bookworm
-RUN useradd --create-home --uid 1000 vader && install -d -o vader /workspace /weights
+FROM ${BASE}
+# The autoscaler on the head reaches its workers by ssh and rsync, older KubeRay operators ask for health by wget, and the
+# launcher's commands by curl. Their versions are the distribution's.
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends curl openssh-client rsync wget \
+    && rm -rf /var/lib/apt/lists/* \
+    && useradd --create-home --uid 1000 vader \
+    && install -d -o vader -g vader /workspace /workspace/runs /weights
 COPY --from=build /opt/venv /opt/venv
+COPY --chown=vader:vader sweeps /workspace/sweeps
 ENV PATH=/opt/venv/bin:$PATH HF_HOME=/weights
 VOLUME /weights
 USER 1000
 WORKDIR /workspace
+# Whether the Ray of this container answers; training and clusters start one within the first minutes.
+HEALTHCHECK --interval=60s --timeout=30s --start-period=180s --retries=3 CMD ["ray", "health-check"]
 ENTRYPOINT ["vader-ray"]
 CMD ["--help"]

@@ -258,7 +258,7 @@ nobody.close()
 
 
 def environment() -> dict[str, str]:
-    root = str(Path(settings.__file__).parent.parent)
+    root = str(Path(settings.__file__).parents[2])
     return {**os.environ, "PYTHONPATH": root, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 
 
@@ -418,6 +418,9 @@ def test_a_server_killed_in_the_middle_gets_everything_once(uri: str, folder: Pa
         tracker.log(step, metrics(step))
         longest = max(longest, time.monotonic() - start)
     tracker.log_image("videos", 150, Image.new("RGB", (64, 64), "blue"))
+    (folder / "adapter").mkdir()
+    (folder / "adapter" / "weights.bin").write_bytes(b"trained")
+    tracker.log_file(folder / "adapter" / "weights.bin", "adapter")
     assert longest < 5
     assert (folder / "undelivered.jsonl").exists()
     with server(uri, port):
@@ -430,6 +433,8 @@ def test_a_server_killed_in_the_middle_gets_everything_once(uri: str, folder: Pa
         cards = sorted(path.split("+timestamp")[0] for path in artifacts(http, run_id, "images") if path.endswith(".png"))
     assert history(uri, run_id) == [(step, float(step)) for step in range(201)]
     assert cards == ["images/videos+step+0", "images/videos+step+150"]
+    stored = Path(uri.removeprefix("sqlite:///")).parent / "server-artifacts"  # through the server: nothing went there by itself
+    assert [path.read_bytes() for path in stored.rglob("weights.bin")] == [b"trained"]
     assert len(history(uri, run_id, "system/cpu_utilization_percentage")) > num_system_metrics > 0
     assert [line.removeprefix(f"MLflow at {http} ").split()[0] for line in told] == ["fails", "answers"]
     assert MlflowClient(tracking_uri=uri).get_run(run_id).info.status == "FINISHED"

@@ -37,6 +37,11 @@ Overrides = Annotated[
 ]
 Workers = Annotated[int | None, typer.Option("--workers", "-w", help="Ray Train workers; short for machine.num_workers=N.")]
 _ADAPTER_HELP = "A saved adapter: a folder, or the .pt of a peft state dict. Without it, the pretrained model."
+_STORAGE_HELP = (
+    "Also keep checkpoints and a copy of the folder there, for machines that share no disk: s3://BUCKET/PREFIX, "
+    "gs://BUCKET/PREFIX or a folder that all of them see."
+)
+Storage = Annotated[str | None, typer.Option(help=_STORAGE_HELP, envvar="VADER_RAY_STORAGE")]
 AdapterFolder = Annotated[Path | None, typer.Option("--adapter", help=_ADAPTER_HELP)]
 
 
@@ -80,12 +85,13 @@ def train(
     run_name: Annotated[str | None, typer.Option(help="Name of the run's folder; an existing name continues that run.")] = None,
     resume: Annotated[bool, typer.Option(help="Continue the named run, or the recipe's latest unfinished one.")] = False,
     runs_dir: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("runs"),
+    storage: Storage = None,
 ) -> None:
     """Align a model by reward gradients on Ray Train, tracked by MLflow. The last line is the run's folder."""
     config = _load(recipe, overrides, workers)
     from vader_ray.orchestration.run import read_summary, run
 
-    folder = run(config, runs_dir=runs_dir, run_name=run_name, resume=resume)
+    folder = run(config, runs_dir=runs_dir, run_name=run_name, resume=resume, storage=storage)
     _print_summary(read_summary(folder))
     print(folder.path)
 
@@ -319,7 +325,8 @@ def sweep_script(sweep: Sweep) -> None:
         workers_per_trial: Annotated[int, typer.Option(help="Ray Train workers of each trial.")] = 1,
         max_concurrent: Annotated[int | None, typer.Option(help="Trials at once; by default as many as fit.")] = None,
         num_trials: Annotated[int | None, typer.Option(help="At most so many trials.")] = None,
-        storage: Annotated[Path, typer.Option(help="Where sweeps are kept.")] = Path("runs"),
+        runs_dir: Annotated[Path, typer.Option(help="Where sweeps are kept.")] = Path("runs"),
+        storage: Storage = None,
         resume: Annotated[bool, typer.Option(help="Continue the latest unfinished sweep with these settings.")] = False,
     ) -> None:
         from vader_ray.orchestration.sweep import run_sweep
@@ -331,6 +338,7 @@ def sweep_script(sweep: Sweep) -> None:
             workers_per_trial=workers_per_trial,
             max_concurrent=max_concurrent,
             num_trials=num_trials,
+            runs_dir=runs_dir,
             storage=storage,
             resume=resume,
         )

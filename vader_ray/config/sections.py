@@ -333,3 +333,6 @@ class MachineConfig(Settings):
     """CPU threads of a worker."""
     max_failures: NonNegativeInt = 3
     """Times that lost workers are replaced and the run continues from its last checkpoint."""
+    wait_minutes: NonNegativeFloat = 0.0
+    """How long to wait for nodes that an autoscaler starts; by default what the cluster lacks is refused at once. Say
+    ``use_gpu: true`` with it: before the first node has come, a cluster has no GPU."""

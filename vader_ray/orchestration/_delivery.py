@@ -27,7 +27,7 @@ class Delivery:
     """
 
     def __init__(self, uri: str, run_id: str, folder: Path, *, tell: Callable[[str], None]) -> None:
-        self._uri, self._run_id, self._tell = uri, run_id, tell
+        self._uri, self._run_id, self._folder, self._tell = uri, run_id, folder, tell
         self._outbox = Outbox(folder, uri=uri, run_id=run_id)
         self._client: MlflowClient | None = None
         self._server_step = -1
@@ -105,23 +105,23 @@ class Delivery:
                 self._send_image(client, first)
             case "file":
                 if self._exists(first):
-                    client.log_artifact(run_id, first["path"], first["artifact_folder"])
+                    client.log_artifact(run_id, str(self._folder / first["path"]), first["artifact_folder"])
 
     def _send_image(self, client: MlflowClient, event: Event) -> None:
         shown = (event["key"], event["step"])
         if shown not in self._images and self._exists(event):
-            with Image.open(event["path"]) as image:
+            with Image.open(self._folder / event["path"]) as image:
                 client.log_image(self._run_id, image, key=event["key"], step=event["step"], timestamp=event["time_ms"])
             self._images.add(shown)
-        path = Path(event["path"])
+        path = self._folder / event["path"]
         path.unlink(missing_ok=True)
         with suppress(OSError):  # other images wait there
             path.parent.rmdir()
 
     def _exists(self, event: Event) -> bool:
-        if Path(event["path"]).exists():
+        if (path := self._folder / event["path"]).exists():
             return True
-        self._tell(f"{event['path']} was deleted before MLflow could take it; it will be missing there")
+        self._tell(f"{path} was deleted before MLflow could take it; it will be missing there")
         return False
 
     def _failed(self, error: Exception) -> None:

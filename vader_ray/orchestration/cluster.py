@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from math import ceil
+from typing import Any
 
 import ray
+from ray.autoscaler.sdk import request_resources
 
 from vader_ray.config import ConfigError, ExperimentConfig, MachineConfig
 from vader_ray.orchestration.tracking import quiet_environment
@@ -23,6 +27,11 @@ _ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
 }
 
+_FORWARDED = ("AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION", "HF_HUB_OFFLINE")
+"""What the driver's environment says about storage and weights; the processes of another machine do not inherit it.
+Nothing secret: Ray's dashboard shows it."""
+_POLL_SECONDS = 2.0
+
 
 @contextmanager
 def connected(config: ExperimentConfig, *, num_runs: int = 1) -> Iterator[None]:
@@ -34,17 +43,43 @@ def connected(config: ExperimentConfig, *, num_runs: int = 1) -> Iterator[None]:
     environment = _ENVIRONMENT | quiet_environment()
     for name, value in environment.items():
         os.environ.setdefault(name, value)
-    quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
+    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if "RAY_ADDRESS" in os.environ:
-        ray.init(runtime_env={"env_vars": environment}, **quiet)
+        ray.init(runtime_env={"env_vars": _not_in_job(environment | _forwarded())}, **quiet)
     else:
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a private cluster on loopback: no token file is left behind
         ray.init(address="local", num_cpus=max(os.cpu_count() or 1, _needed(config, num_runs=num_runs)["CPU"]), **quiet)
     try:
+        if config.machine.wait_minutes:
+            _wait_for_nodes(config, num_runs)
         _check_resources(config)
         yield
     finally:
         ray.shutdown()
+
+
+def _forwarded() -> dict[str, str]:
+    return {name: os.environ[name] for name in _FORWARDED if name in os.environ}
+
+
+def _not_in_job(environment: dict[str, str]) -> dict[str, str]:
+    """Without what the surrounding Ray job has set: its workers have that already, and Ray refuses to be told twice."""
+    job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
+    already = job.get("runtime_env", {}).get("env_vars", {})
+    return {name: value for name, value in environment.items() if name not in already}
+
+
+def _wait_for_nodes(config: ExperimentConfig, num_runs: int) -> None:
+    """Ask the autoscaler for what so many runs need, and return when it is there, or the time is over."""
+    kind = "GPU" if uses_gpu(config.machine) else "CPU"
+    needed = _needed(config, kind, num_runs=num_runs)
+    until = time.monotonic() + 60 * config.machine.wait_minutes
+    request_resources(bundles=[{kind: 1} for _ in range(needed[kind])])
+    try:
+        while ray.cluster_resources().get(kind, 0) < needed[kind] and time.monotonic() < until:
+            time.sleep(_POLL_SECONDS)
+    finally:
+        request_resources(bundles=[])  # idle nodes may go again
 
 
 @contextmanager

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
 
 from vader_ray.config import ConfigError, ExperimentConfig, flatten
+from vader_ray.orchestration import storage as stored
+from vader_ray.orchestration.storage import Mirror
+
+KEPT_BY_RAY = ("checkpoints", "tune")
+"""Folders that Ray itself writes to the storage."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +27,10 @@ class RunFolder:
     """``runs/NAME``; every path is absolute, for workers have another working directory."""
 
     path: Path
+    mirror: Mirror | None = None
+    """Its copy in the storage, through which machines that share no disk work on one run."""
+    home: Path | None = None
+    """Where the driver has the folder, when this is a worker's copy of it."""
 
     @property
     def name(self) -> str:
@@ -83,6 +95,25 @@ class RunFolder:
         """What Ray and the workers wrote while the terminal stayed quiet."""
         return self.path / "ray.log"
 
+    @property
+    def storage(self) -> str | None:
+        """URI of the folder's copy."""
+        return self.mirror.uri if self.mirror is not None else None
+
+    def pull(self) -> None:
+        """Fetch what others have changed in the storage; without one, nothing."""
+        if self.mirror is not None:
+            self.mirror.pull()
+
+    def push(self) -> None:
+        """Bring what has changed here into the storage; without one, nothing."""
+        if self.mirror is not None:
+            self.mirror.push()
+
+    def shown(self, path: Path) -> str:
+        """A path inside as it is for the driver."""
+        return str((self.home or self.path) / path.relative_to(self.path))
+
     def read_run(self) -> dict[str, Any]:
         """What `open_folder` and the driver wrote down, empty for a new run."""
         return json.loads(self.run.read_text(encoding="utf-8")) if self.run.exists() else {}
@@ -96,20 +127,27 @@ class RunFolder:
         return bool(done or summary.get("reason"))
 
 
-def open_folder(config: ExperimentConfig, root: Path, run_name: str | None, *, resume: bool) -> RunFolder:
-    """The folder of a new run, or of one that the same recipe began.
+def open_folder(
+    config: ExperimentConfig, root: Path, run_name: str | None, *, resume: bool, storage: str | None = None
+) -> RunFolder:
+    """The folder of a new run, or of one that the same recipe began, here or by its copy in the storage.
 
     Without a name, a new run is called by its recipe and the time, and ``resume`` finds the latest run of the recipe.
 
     Raises:
-        ConfigError: there is nothing to resume, the name belongs to another recipe, or the folder cannot be written.
+        ConfigError: there is nothing to resume, the name belongs to another recipe or storage, or the folder cannot be written.
     """
-    root = root.expanduser().resolve()
+    root, uri = root.expanduser().resolve(), stored.normalised(storage)
+    if resume and run_name is None and uri is not None:
+        _find_runs(config, root, uri)
     name = run_name or (_latest(config, root) if resume else f"{config.name}-{datetime.now():%Y%m%d-%H%M%S}")
-    folder = RunFolder(root / name)
+    mirror = Mirror(root / name, stored.join(uri, name), skip=KEPT_BY_RAY) if uri is not None else None
+    folder = RunFolder(root / name, mirror)
+    _check_storage(folder, folder.read_run())
+    folder.pull()
     known = folder.read_run()
     if resume and not known:
-        raise ConfigError(f"there is no run {name!r} in {root} to resume; start it without --resume")
+        raise ConfigError(f"there is no run {name!r} in {uri or root} to resume; start it without --resume")
     if known and (different := _differences(known["identity"], config)):
         raise ConfigError(
             f"the run {name!r} was started with other settings ({', '.join(different[:3])}); "
@@ -119,11 +157,50 @@ def open_folder(config: ExperimentConfig, root: Path, run_name: str | None, *, r
     return folder
 
 
+@contextmanager
+def working_copy(place: str, storage: str | None, *, skip: tuple[str, ...] = KEPT_BY_RAY) -> Iterator[RunFolder]:
+    """The run's folder for a process on any machine: the driver's own at ``place``, or a temporary copy of the storage's.
+
+    Raises:
+        ConfigError: the driver's disk is not here and there is no storage.
+    """
+    home = Path(place)
+    if storage is None:
+        if not home.is_dir():
+            raise ConfigError(
+                f"the run folder {home} is not on this machine; "
+                "give --storage s3://BUCKET/PREFIX or a folder that all machines share"
+            )
+        yield RunFolder(home)
+        return
+    with TemporaryDirectory(prefix="vader_ray_run_") as scratch:
+        path = Path(scratch) / home.name
+        folder = RunFolder(path, Mirror(path, storage, skip=skip), home)
+        folder.pull()
+        yield folder
+
+
 def write_json(path: Path, document: dict[str, Any]) -> None:
     """Write a JSON file that appears whole or not at all."""
     unfinished = path.with_name(path.name + ".unfinished")
     unfinished.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     os.replace(unfinished, path)
+
+
+def _find_runs(config: ExperimentConfig, root: Path, uri: str) -> None:
+    """Fetch from the storage what tells which runs of the recipe there are."""
+    for name in stored.subfolders(uri):
+        if name.startswith(f"{config.name}-"):
+            Mirror(root / name, stored.join(uri, name)).pull(("run.json", "summary.json"))
+
+
+def _check_storage(folder: RunFolder, known: dict[str, Any]) -> None:
+    """A run stays where its checkpoints are."""
+    if known and (theirs := known.get("storage")) != folder.storage:
+        raise ConfigError(
+            f"the run {folder.name!r} keeps its checkpoints in {theirs or folder.checkpoints}; continue it "
+            + ("without --storage" if theirs is None else f"with --storage {theirs.removesuffix('/' + folder.name)}")
+        )
 
 
 def _create(folder: RunFolder, config: ExperimentConfig) -> None:

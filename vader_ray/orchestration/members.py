@@ -11,6 +11,7 @@ from vader_ray.orchestration import tracking
 from vader_ray.orchestration.folder import RunFolder, open_folder
 from vader_ray.orchestration.run import check_names, read_summary, remember
 from vader_ray.orchestration.space import Sweep, Values, overrides_of, trial_name
+from vader_ray.orchestration.storage import join
 
 
 @dataclass(slots=True)
@@ -22,6 +23,8 @@ class Trial:
     error: str = ""
     """Why its settings cannot work, when there is no recipe."""
     folder: RunFolder | None = None
+    storage: str | None = None
+    """Where its checkpoints and a copy of its folder are kept, when that is not this machine."""
     run: tracking.Run | None = None
 
     @property
@@ -29,9 +32,10 @@ class Trial:
         return trial_name(self.values)
 
     @property
-    def address(self) -> str:
+    def place(self) -> dict[str, str | None]:
+        """Its folder, as `run_trial` takes it."""
         assert self.folder is not None
-        return str(self.folder.path)
+        return {"folder": str(self.folder.path), "storage": self.storage}
 
     @property
     def status(self) -> str:
@@ -85,11 +89,11 @@ class Members:
     parent: tracking.Run
     trials: list[Trial] = field(default_factory=list)
 
-    def add(self, values: Values) -> Trial:
-        """One more, with its recipe and folder; one whose settings cannot work keeps the reason instead."""
-        self.trials.append(trial := self._prepare(values))
+    def add(self, *new: Values) -> Trial:
+        """More of them, with recipe and folder; those whose settings cannot work keep the reason instead. The last one."""
+        self.trials += [self._prepare(values) for values in new]
         remember(self.folder, self.base, self.parent, trials=[trial.values for trial in self.trials])
-        return trial
+        return self.trials[-1]
 
     def _prepare(self, values: Values) -> Trial:
         where = Path(self.source).resolve().parent if Path(self.source).is_file() else None
@@ -98,4 +102,6 @@ class Members:
             config = check_names(load(self.source, [*self.overrides, *settings]), where)
         except ConfigError as error:
             return Trial(values, error=str(error))
-        return Trial(values, config, folder=open_folder(config, self.folder.path, trial_name(values), resume=False))
+        name = trial_name(values)
+        storage = join(self.folder.storage, name) if self.folder.storage is not None else None
+        return Trial(values, config, folder=open_folder(config, self.folder.path, name, resume=False), storage=storage)

@@ -47,6 +47,8 @@ class Recorder:
             self._tell(alarm)
         if report.alarms:
             self._tracker.log_tag("vader_ray.guard", "\n".join(report.alarms))
+        if report.checkpoint is not None:
+            self._folder.push()
 
     def _show(self, step: int, videos: Sequence[Video]) -> None:
         """The held-out videos of an evaluation: mp4 files, a contact sheet, and what they were before."""
@@ -67,7 +69,7 @@ class Recorder:
         self._folder.gallery.write_text(gallery_html(before, videos, title=title, frames_per_second=per_second), encoding="utf-8")
 
     def close(self, alarms: Sequence[str]) -> str | None:
-        """Hand over the results and deliver what waits; a line about what MLflow did not take."""
+        """Hand over the results and deliver what waits; a line about what MLflow did not take, unless the driver delivers it."""
         if alarms:
             self._tracker.log_tag("vader_ray.guard", "\n".join(alarms[-MOST_ALARMS:]))
         for path in (self._folder.before_after, self._folder.gallery):
@@ -77,7 +79,9 @@ class Recorder:
                 self._tracker.log_file(path, adapter.name)
         for path in sorted(self._folder.queries.glob("*.parquet")):
             self._tracker.log_file(path, "queries")
-        return self._tracker.close()
+        left = self._tracker.close()
+        self._folder.push()
+        return left if self._folder.home is None else None
 
 
 def _slug(prompt: str) -> str:

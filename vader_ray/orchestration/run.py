@@ -14,6 +14,7 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.config import LoggingConfig
 from ray.util.queue import Empty, Queue
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from vader_ray import models, rewards
 from vader_ray.config import ConfigError, ExperimentConfig
@@ -51,21 +52,25 @@ def check_names(config: ExperimentConfig, folder: Path | None = None) -> Experim
     return config.model_copy(update=checked)
 
 
-def run(config: ExperimentConfig, *, runs_dir: Path, run_name: str | None, resume: bool) -> RunFolder:
+def run(config: ExperimentConfig, *, runs_dir: Path, run_name: str | None, resume: bool, storage: str | None = None) -> RunFolder:
     """Run a recipe to its end, or continue it from its last checkpoint; the folder with its summary.
+
+    Args:
+        storage: where checkpoints and a copy of the folder are kept for all machines, a URI or a shared folder.
 
     Raises:
         ConfigError, TrackingError: something cannot work; raised before any work is done.
         RunFailed: the run ended early; what it had computed is kept and can be resumed.
     """
     config = check_names(config)
-    folder = open_folder(config, runs_dir, run_name, resume=resume)
+    folder = open_folder(config, runs_dir, run_name, resume=resume, storage=storage)
     if folder.is_complete(config.num_steps):
         return folder
     known = folder.read_run()
     recipe = folder.recipe.read_text(encoding="utf-8")
     mlflow_run = tracking.start_run(config, folder.name, recipe, resume_run_id=known.get("mlflow_run_id"))
     remember(folder, config, mlflow_run)
+    folder.push()
     status: tracking.Status = "FAILED"
     ending = "failed"  # the word of the summary, where an interrupted run and one that its guard ended are both "stopped"
     try:
@@ -87,6 +92,7 @@ def run(config: ExperimentConfig, *, runs_dir: Path, run_name: str | None, resum
         line = tracking.end_run(mlflow_run.uri, mlflow_run.run_id, status, folder=folder.path, tags={"status": ending})
         if line:
             print(line)
+        folder.push()
     return folder
 
 
@@ -109,10 +115,12 @@ def fit(
         ConfigError: a worker met something that only the user can correct.
         RunFailed: Ray Train or the workers gave up.
     """
-    messages = Queue(actor_options={"num_cpus": 0})
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)  # other nodes may be lost
+    messages = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
     job = {
         "config": config.model_dump(mode="json"),
         "folder": str(folder.path),
+        "storage": folder.storage,
         "run": tuple(mlflow_run),
         "messages": messages,
         "served": pools,
@@ -124,7 +132,7 @@ def fit(
         scaling_config=ScalingConfig(num_workers=config.machine.num_workers, use_gpu=use_gpu),
         run_config=RunConfig(
             name="checkpoints",
-            storage_path=str(folder.path),
+            storage_path=folder.storage or str(folder.path),
             failure_config=FailureConfig(max_failures=config.machine.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=config.checkpoint.keep),
             logging_config=LoggingConfig(log_level="ERROR"),
@@ -133,7 +141,10 @@ def fit(
     outcome: list[Any] = []
     thread = threading.Thread(target=_collect, args=(trainer.fit, outcome), daemon=True)
     thread.start()
-    _follow(thread, messages, show, tell)
+    try:
+        _follow(thread, messages, show, tell)
+    finally:
+        folder.pull()
     (result,) = outcome
     if isinstance(result, BaseException):
         raise RunFailed(
@@ -175,7 +186,7 @@ def _ray_logs() -> str:
 def remember(folder: RunFolder, config: ExperimentConfig, run: tracking.Run, **more: Any) -> None:
     """Write down whose folder it is, so that a later session continues the same run."""
     mlflow = {"mlflow_run_id": run.run_id, "tracking_uri": run.uri, "experiment_id": run.experiment_id}
-    write_json(folder.run, {"identity": config.identity(), **mlflow, **more})
+    write_json(folder.run, {"identity": config.identity(), **mlflow, "storage": folder.storage, **more})
 
 
 def remembered(folder: RunFolder) -> tracking.Run:
@@ -200,6 +211,7 @@ def summarise(
         "num_workers": config.machine.num_workers,
         "mlflow_run_id": run.run_id,
         "tracking_uri": run.uri,
+        "storage": folder.storage,
         "eval": {"before": _under(before, "eval/reward/"), "after": _under(after, "eval/reward/")},
         "gain": {
             name: {"mean": value, "standard_error": after[f"eval/gain_standard_error/{name}"]}
@@ -212,11 +224,11 @@ def summarise(
         "must_reach": config.must_reach,
         "reached": {name: after.get(name, float("-inf")) >= floor for name, floor in config.must_reach.items()},
         "artifacts": {
-            "adapter": str(folder.adapter),
-            "best_adapter": str(folder.best_adapter),
-            "before_after": str(folder.before_after),
-            "gallery": str(folder.gallery),
-            "videos": [str(path) for path in sorted(folder.videos.glob("step-*/*.mp4"))],
+            "adapter": folder.shown(folder.adapter),
+            "best_adapter": folder.shown(folder.best_adapter),
+            "before_after": folder.shown(folder.before_after),
+            "gallery": folder.shown(folder.gallery),
+            "videos": [folder.shown(path) for path in sorted(folder.videos.glob("step-*/*.mp4"))],
         },
     }
 

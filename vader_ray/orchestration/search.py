@@ -69,8 +69,8 @@ class Named(Protocol):
         """What it is called."""
 
     @property
-    def address(self) -> str:
-        """Its folder."""
+    def place(self) -> Mapping[str, str | None]:
+        """Where it is kept."""
 
 
 class Supply(Searcher):  # type: ignore[misc]
@@ -91,7 +91,7 @@ class Supply(Searcher):  # type: ignore[misc]
         if (trial := self._take()) is None:
             return Searcher.FINISHED
         self._names[trial_id] = trial.name
-        return {"trial": trial.name, "folder": trial.address}
+        return {"trial": trial.name, **trial.place}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Pass on how it ended."""

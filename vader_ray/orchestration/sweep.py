@@ -7,7 +7,6 @@ a summary is over, any other goes on from its checkpoint, whatever happened to t
 from __future__ import annotations
 
 import os
-import shutil
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,13 +18,14 @@ from ray import tune
 from vader_ray.config import ConfigError, ExperimentConfig
 from vader_ray.orchestration import cluster, served, tracking
 from vader_ray.orchestration.errors import RunFailed
-from vader_ray.orchestration.folder import RunFolder, open_folder, write_json
+from vader_ray.orchestration.folder import KEPT_BY_RAY, RunFolder, open_folder, write_json
 from vader_ray.orchestration.members import Members, Trial
 from vader_ray.orchestration.report import figures_folder, write_report
 from vader_ray.orchestration.results import describe, row_of, write_table
 from vader_ray.orchestration.run import check_names
 from vader_ray.orchestration.search import SELECTED, Proposals, Supply
 from vader_ray.orchestration.space import Sweep, draw, load_base, wanted_trials
+from vader_ray.orchestration.storage import delete, join
 from vader_ray.orchestration.trial import QUERIES, Ending, end_trial, read_state, run_trial
 
 _ENVIRONMENT = {
@@ -45,10 +45,14 @@ def run_sweep(
     workers_per_trial: int,
     max_concurrent: int | None,
     num_trials: int | None,
-    storage: Path,
+    runs_dir: Path,
     resume: bool,
+    storage: str | None = None,
 ) -> Path:
     """Run a sweep to its end, or continue the latest unfinished one with the same settings; prints its results.
+
+    Args:
+        storage: where checkpoints and a copy of the folder are kept for all machines, a URI or a shared folder.
 
     Raises:
         ConfigError, TrackingError: something cannot work; raised before any work is done.
@@ -58,7 +62,7 @@ def run_sweep(
     source, all_overrides, loaded = load_base(sweep, recipe, [*overrides, f"machine.num_workers={workers_per_trial}"])
     where = Path(source).resolve().parent if Path(source).is_file() else None
     base = check_names(loaded, where).model_copy(update={"name": sweep.name, "description": sweep.question})
-    folder = open_folder(base, storage, None, resume=resume)
+    folder = open_folder(base, runs_dir, None, resume=resume, storage=storage)
     known = folder.read_run()
     parent = tracking.start_run(
         base,
@@ -68,8 +72,8 @@ def run_sweep(
         resume_run_id=known.get("mlflow_run_id"),
     )
     members = Members(sweep, base, loaded, source, all_overrides, folder, parent)
-    for values in known.get("trials") or ([] if sweep.learn else draw(sweep, num_trials, base.seed)):
-        members.add(values)
+    if values := known.get("trials") or ([] if sweep.learn else draw(sweep, num_trials, base.seed)):
+        members.add(*values)
     trials = members.trials
     status: tracking.Status = "FAILED"
     try:
@@ -88,7 +92,9 @@ def run_sweep(
         tags = {"mlflow.loggedArtifacts": '[{"path": "trials.json", "type": "table"}]'}  # shown by MLflow as a table
         if line := tracking.end_run(parent.uri, parent.run_id, status, folder=folder.path, tags=tags, files=tables):
             print(line)
+        folder.push()
     _report(folder, parent)
+    folder.push()
     describe(sweep, base, rows, folder, parent.uri)
     if status == "FAILED":
         raise RunFailed(f"no trial of {folder.path} succeeded; the table says why")
@@ -116,6 +122,7 @@ def _run(members: Members, *, num_trials: int, max_concurrent: int | None) -> No
         return
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    skip = KEPT_BY_RAY if base.machine.num_workers > 1 else ()
     at_once = max_concurrent or num_trials
     listener = _Listener()
     handed = list[Trial]()
@@ -126,6 +133,7 @@ def _run(members: Members, *, num_trials: int, max_concurrent: int | None) -> No
             _check_shared(base, trial)
             trial.open_run(folder.name, members.parent)
             handed.append(trial)
+            folder.push()
         return trial
 
     def tell(name: str, score: float | None) -> None:
@@ -133,8 +141,9 @@ def _run(members: Members, *, num_trials: int, max_concurrent: int | None) -> No
             proposals.tell(name, score)
 
     with cluster.connected(base, num_runs=min(max_concurrent or 1, num_trials)), served.serving(base) as pools:
-        trainable = tune.with_parameters(run_trial, served=pools, use_gpu=cluster.uses_gpu(base.machine))
-        shutil.rmtree(folder.path / "tune", ignore_errors=True)  # of an earlier session: never read
+        trainable = tune.with_parameters(run_trial, served=pools, use_gpu=cluster.uses_gpu(base.machine), kept_elsewhere=skip)
+        place = folder.storage or str(folder.path)
+        delete(join(place, "tune"))  # of an earlier session: never read
         tune.Tuner(
             tune.with_resources(trainable, _resources(base)),
             tune_config=tune.TuneConfig(
@@ -147,12 +156,13 @@ def _run(members: Members, *, num_trials: int, max_concurrent: int | None) -> No
             ),
             run_config=tune.RunConfig(
                 name="tune",
-                storage_path=str(folder.path),
+                storage_path=place,
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=base.machine.max_failures),
                 callbacks=[listener],
             ),
         ).fit()
+    folder.pull()
     for trial in handed:
         _close(trial, listener)
 

@@ -101,7 +101,7 @@ def add_files(uri: str, run_id: str, folder: Path, files: Sequence[Path]) -> str
 def _post_files(delivery: Delivery, folder: Path, files: Sequence[Path]) -> None:
     for path in (file.resolve() for file in files):
         inside = path.parent.name if path.parent != folder.resolve() else None
-        delivery.post({"kind": "file", "path": str(path), "artifact_folder": inside})
+        delivery.post({"kind": "file", "path": _inside(folder, path), "artifact_folder": inside})
 
 
 def deliver(folder: Path, uri: str, run_id: str) -> str | None:
@@ -217,7 +217,7 @@ class Tracker:
         path = self._folder / "undelivered" / f"{key.replace('/', '~')}-{step:08d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         image.save(path)
-        self._post({"kind": "image", "key": key, "step": step, "time_ms": _now_ms(), "path": str(path.resolve())})
+        self._post({"kind": "image", "key": key, "step": step, "time_ms": _now_ms(), "path": _inside(self._folder, path)})
 
     def log_tag(self, name: str, value: str) -> None:
         """Set a tag of the run."""
@@ -225,7 +225,7 @@ class Tracker:
 
     def log_file(self, path: Path, artifact_folder: str = "") -> None:
         """Log a file as an artifact; it must stay where it is, for it may be sent later."""
-        self._post({"kind": "file", "path": str(path.resolve()), "artifact_folder": artifact_folder or None})
+        self._post({"kind": "file", "path": _inside(self._folder, path), "artifact_folder": artifact_folder or None})
 
     def close(self) -> str | None:
         """Deliver what waits; returns a line about what MLflow did not take, and how to deliver it."""
@@ -249,6 +249,12 @@ class Tracker:
         if self._stop_system_metrics is not None:
             self._stop_system_metrics()
             self._stop_system_metrics = None
+
+
+def _inside(folder: Path, path: Path) -> str:
+    """A path relative to the run's folder, which may be copied to another machine before the file is delivered."""
+    absolute, root = path.resolve(), folder.resolve()
+    return str(absolute.relative_to(root) if absolute.is_relative_to(root) else absolute)
 
 
 def _check_visible(uri: str) -> None:

@@ -19,7 +19,7 @@ from vader_ray import config as settings
 from vader_ray.config import ExperimentConfig
 from vader_ray.orchestration import tracking
 from vader_ray.orchestration.errors import RunFailed
-from vader_ray.orchestration.folder import RunFolder, write_json
+from vader_ray.orchestration.folder import RunFolder, working_copy, write_json
 from vader_ray.orchestration.run import fit, remembered, summarise
 from vader_ray.orchestration.search import SELECTED
 from vader_ray.orchestration.served import PooledReward
@@ -39,18 +39,29 @@ Ending = dict[str, str]
 the guard, which leaves a ``reason`` in the summary."""
 
 
-def run_trial(chosen: dict[str, str], served: Mapping[str, PooledReward], use_gpu: bool) -> None:
+def run_trial(chosen: dict[str, Any], served: Mapping[str, PooledReward], use_gpu: bool, kept_elsewhere: tuple[str, ...]) -> None:
     """Run or continue the trial in the chosen folder; whatever its settings cannot do ends it as failed, with the reason.
 
     Other errors are raised: they may be a lost process, which Tune replaces, and the trial goes on from its checkpoint.
+
+    Args:
+        chosen: ``folder`` and ``storage`` of the trial.
+        kept_elsewhere: names of folders in it that this process does not copy.
     """
-    folder = RunFolder(Path(chosen["folder"]))
+    with working_copy(chosen["folder"], chosen["storage"], skip=kept_elsewhere) as folder:
+        _run_in(folder, served, use_gpu)
+        folder.push()
+
+
+def _run_in(folder: RunFolder, served: Mapping[str, PooledReward], use_gpu: bool) -> None:
     config, run = settings.load(str(folder.recipe)), remembered(folder)
     state = read_state(folder)
 
     def follow(report: Report) -> None:
         state.update(advanced(state, report))
         write_json(folder.state, state)
+        if report.checkpoint is not None or config.selection() in report.metrics:
+            folder.push()
         if (selected := report.metrics.get(config.selection())) is not None:
             tune.report({QUERIES: state["reward_queries"], SELECTED: selected})  # last: Tune may end this process here
 
@@ -112,7 +123,7 @@ def _train_here(
             _keep(report.checkpoint, folder.checkpoints, report.step)
         follow(report)
 
-    kept = sorted(folder.checkpoints.glob("step-*"))
+    kept = sorted(state.parent for state in folder.checkpoints.glob("step-*/state.json"))  # copied last, so the others are there
     state = train_recorded(
         config,
         folder,

@@ -15,7 +15,7 @@ from ray.train.torch import get_device
 from ray.util.queue import Queue
 
 from vader_ray import config as settings
-from vader_ray.orchestration.folder import RunFolder
+from vader_ray.orchestration.folder import RunFolder, working_copy
 from vader_ray.orchestration.recorder import Recorder
 from vader_ray.orchestration.served import PooledReward
 from vader_ray.orchestration.tracking import Run
@@ -29,14 +29,18 @@ def worker_loop(job: dict[str, Any]) -> dict[str, Any] | None:
     """Run or continue the job's recipe on this worker; on rank 0, the final state as plain JSON.
 
     Args:
-        job: ``config`` (plain JSON), ``folder`` (of the run), ``run`` (of MLflow) and ``messages``, a queue to the
-            driver: ``("report", Report)``, ``("line", text)`` and ``("error", text)``; ``served``, the rewards in actors.
+        job: ``config`` (plain JSON), ``folder`` and ``storage`` (of the run), ``run`` (of MLflow); ``messages``, a queue to
+            the driver: ``("report", Report)``, ``("line", text)`` and ``("error", text)``; ``served``, the rewards in actors.
     """
     config = settings.validate(job["config"])
     context, messages = ray.train.get_context(), job["messages"]
     group = Group(context.get_world_rank(), context.get_world_size())
     try:
-        return _train(config, RunFolder(Path(job["folder"])), Run(*job["run"]), group, messages, job["served"])
+        with ExitStack() as stack:
+            folder = RunFolder(Path(job["folder"]))
+            if group.rank == 0:
+                folder = stack.enter_context(working_copy(job["folder"], job["storage"]))
+            return _train(config, folder, Run(*job["run"]), group, messages, job["served"])
     except (TrainingError, ValueError, OSError) as error:
         # the user's to correct, so the driver stops the run; anything else may be a lost worker, which Ray replaces
         messages.put(("error", str(error)))

@@ -1,0 +1,139 @@
+"""Copies of folders on any file system that pyarrow knows: S3, Google Cloud Storage, or a disk that several machines share.
+
+The programs that write and read a run's folder work on a local one; a `Mirror` moves what differs, whole files only.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+import pyarrow as pa
+from pyarrow import fs
+
+from vader_ray.config import ConfigError
+
+UNFINISHED = (".unfinished", ".tmp")
+
+Stamp = tuple[int, int]
+"""Size and time of the last change in ns, by which an unchanged file is known."""
+
+
+def resolve(uri: str) -> tuple[fs.FileSystem, str]:
+    """The file system of a URI or an absolute path, and the path there.
+
+    Raises:
+        ConfigError: pyarrow knows no such file system, or it cannot be reached.
+    """
+    try:
+        system, path = fs.FileSystem.from_uri(uri)
+    except (pa.ArrowInvalid, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"--storage {uri}: {reason}; give s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or a shared folder") from None
+    return system, path
+
+
+def normalised(storage: str | None) -> str | None:
+    """A URI, or an absolute path for a folder; what pyarrow does not know is refused."""
+    if storage is None:
+        return None
+    uri = storage if "://" in storage else str(Path(storage).expanduser().resolve())
+    resolve(uri)
+    return uri.rstrip("/")
+
+
+def join(uri: str, *names: str) -> str:
+    """The URI of something inside; options behind a question mark stay behind it."""
+    place, mark, options = uri.partition("?")
+    return "/".join([place.rstrip("/"), *names]) + mark + options
+
+
+def subfolders(uri: str) -> list[str]:
+    """Names of the folders directly inside."""
+    system, root = resolve(uri)
+    found = system.get_file_info(fs.FileSelector(root, allow_not_found=True))
+    return sorted(info.base_name for info in found if info.type == fs.FileType.Directory)
+
+
+def delete(uri: str) -> None:
+    """Delete a folder with all that is in it, if it exists."""
+    system, root = resolve(uri)
+    system.delete_dir_contents(root, missing_dir_ok=True)
+
+
+class Mirror:
+    """A local folder and its copy at a URI, which one process at a time changes.
+
+    Args:
+        skip: names of folders that are not copied, at any depth.
+    """
+
+    def __init__(self, folder: Path, uri: str, *, skip: Collection[str] = ()) -> None:
+        self.uri = uri
+        self._folder, self._skip = folder, frozenset(skip)
+        self._system, self._root = resolve(uri)
+        self._here: dict[str, Stamp] = {}
+        """The local files that the copy has, as they were when it got them."""
+
+    def pull(self, names: Collection[str] | None = None) -> None:
+        """Make the local folder like its copy; where there is no copy nothing changes.
+
+        Args:
+            names: fetch only these files, and delete none.
+        """
+        there = self._there()
+        wanted = there if names is None else {name: stamp for name, stamp in there.items() if name in names}
+        for name, (_, changed_ns) in wanted.items():
+            path = self._folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            unfinished = path.with_name(path.name + UNFINISHED[0])
+            with self._system.open_input_stream(f"{self._root}/{name}") as source, unfinished.open("wb") as target:
+                shutil.copyfileobj(source, target)
+            os.utime(unfinished, ns=(changed_ns, changed_ns))
+            os.replace(unfinished, path)
+        if names is None and there:
+            for name in self._local().keys() - there.keys():
+                (self._folder / name).unlink()
+            self._here = self._local()
+
+    def push(self) -> None:
+        """Copy what has changed here since the last `pull` or `push`, and delete there what was deleted here."""
+        now = self._local()
+        for name, stamp in sorted(now.items()):
+            if self._here.get(name) != stamp:
+                self._upload(name)
+        for name in self._here.keys() - now.keys():
+            self._system.delete_file(f"{self._root}/{name}")
+        self._here = now
+
+    def _upload(self, name: str) -> None:
+        """A file appears whole or not at all: object stores do so by themselves, on a disk it is renamed."""
+        target = f"{self._root}/{name}"
+        on_disk = self._system.type_name == "local"
+        if on_disk:
+            self._system.create_dir(os.path.dirname(target), recursive=True)
+        written = target + UNFINISHED[0] if on_disk else target
+        with (self._folder / name).open("rb") as source, self._system.open_output_stream(written) as stream:
+            shutil.copyfileobj(source, stream)
+        if on_disk:
+            self._system.move(written, target)
+
+    def _there(self) -> dict[str, Stamp]:
+        selector = fs.FileSelector(self._root, allow_not_found=True, recursive=True)
+        files = (info for info in self._system.get_file_info(selector) if info.type == fs.FileType.File)
+        found = {os.path.relpath(info.path, self._root): (info.size, info.mtime_ns) for info in files}
+        return {name: stamp for name, stamp in found.items() if self._is_copied(name)}
+
+    def _local(self) -> dict[str, Stamp]:
+        return {name: (status.st_size, status.st_mtime_ns) for name, status in self._local_files() if self._is_copied(name)}
+
+    def _local_files(self) -> Iterator[tuple[str, os.stat_result]]:
+        for path in self._folder.rglob("*"):
+            if path.is_file():
+                yield str(path.relative_to(self._folder)), path.stat()
+
+    def _is_copied(self, name: str) -> bool:
+        *folders, _ = parts = Path(name).parts
+        return self._skip.isdisjoint(folders) and not any(part.endswith(UNFINISHED) for part in parts)
