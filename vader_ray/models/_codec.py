@@ -39,8 +39,9 @@ class Framewise2D:
         """The latents of sampling (scaled, as the denoiser knows them) that decode to the frames, nearly."""
         images = frames.flatten(0, 1).split(self._chunk_size)
         modes = [self._vae.encode((part * 2 - 1).to(self._vae.dtype)).latent_dist.mode() for part in images]
-        latents: Latents = torch.cat(modes).unflatten(0, frames.shape[:2]).transpose(1, 2)
-        return latents * self._vae.config.scaling_factor
+        scaling: float = self._vae.config.scaling_factor
+        latents: Tensor = torch.cat(modes).unflatten(0, frames.shape[:2]).transpose(1, 2)  # type: ignore[no-untyped-call]
+        return latents * scaling
 
 
 class TemporalChunk:
