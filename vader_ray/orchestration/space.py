@@ -35,6 +35,9 @@ class Sweep:
     """Draws from the domains when the command line says nothing; a pure grid is run whole."""
     stop_early: bool = False
     """Stop trials that fall behind at equal reward queries (ASHA)."""
+    curves: bool = False
+    """End with the rewards' curves against reward queries and seconds (``curves.png``, ``curves.svg``), for a space with
+    ``reward``, ``method``, ``setting`` and ``seed``."""
     pareto: bool = False
     """End with the trials that no other beats in all rewards of the recipe."""
 
