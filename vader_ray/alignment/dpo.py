@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 from torch.nn import functional
 
 from vader_ray.alignment.algorithm import Update, Whole
@@ -49,7 +50,7 @@ class Dpo:
             yield Update(scored, (), {"loss": list(losses), "preference_accuracy": [float(margin > 0) for margin in margins]})
 
     def _accumulate(
-        self, model: VideoModel, pair: Chain, conditioning: Batch, sign: Scores, generator: torch.Generator, scale: float
+        self, model: VideoModel, pair: Chain, conditioning: Batch, sign: Tensor, generator: torch.Generator, scale: float
     ) -> tuple[float, float]:
         """Add a pair's gradient at one drawn denoising step and noise, which its two videos share; loss and margin."""
         step = int(torch.randint(self.num_inference_steps, (), generator=generator))
@@ -62,7 +63,7 @@ class Dpo:
         return float(loss.detach()), float(margin.detach())
 
 
-def preference_loss(errors: Scores, reference: Scores, first_is_better: Scores, beta: float) -> tuple[Scores, Scores]:
+def preference_loss(errors: Scores, reference: Scores, first_is_better: Tensor, beta: float) -> tuple[Tensor, Tensor]:
     """−log σ(−(β/2)·[(e_w − r_w) − (e_l − r_l)]) of one pair, and the argument of σ (arXiv 2311.12908, eq. 14).
 
     Errors e of the trained and r of the pretrained model are means over the elements, and β/2 stands for the equation's

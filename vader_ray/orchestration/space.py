@@ -37,6 +37,9 @@ class Sweep:
     """Let Optuna choose each draw by the results so far (TPE), for a space of domains; otherwise draws are independent."""
     stop_early: bool = False
     """Stop trials that fall behind at equal reward queries (ASHA)."""
+    curves: bool = False
+    """End with the rewards' curves against reward queries and seconds (``curves.png``, ``curves.svg``), for a space with
+    ``reward``, ``method``, ``setting`` and ``seed``."""
     pareto: bool = False
     """End with the trials that no other beats in all rewards of the recipe."""
 

@@ -17,6 +17,7 @@ from ray import tune
 
 from vader_ray.config import ConfigError, ExperimentConfig
 from vader_ray.orchestration import cluster, served, tracking
+from vader_ray.orchestration.curves import show_curves
 from vader_ray.orchestration.errors import RunFailed
 from vader_ray.orchestration.folder import KEPT_BY_RAY, RunFolder, open_folder, write_json
 from vader_ray.orchestration.members import Members, Trial
@@ -89,6 +90,8 @@ def run_sweep(
     finally:
         rows = [row_of(trial.values, trial.config, trial.folder, trial.error) for trial in trials]
         tables = write_table(rows, folder.path)
+        if sweep.curves:
+            tables += show_curves(rows, parent.uri, folder.path / "curves", title=sweep.name)
         tags = {"mlflow.loggedArtifacts": '[{"path": "trials.json", "type": "table"}]'}  # shown by MLflow as a table
         if line := tracking.end_run(parent.uri, parent.run_id, status, folder=folder.path, tags=tags, files=tables):
             print(line)
