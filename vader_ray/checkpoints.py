@@ -115,7 +115,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
 def _load_safetensors(path: Path, place: str) -> dict[str, Tensor]:
     if place != "meta":
-        return load_file(path, device=place)
+        loaded: dict[str, Tensor] = load_file(path, device=place)
+        return loaded
     with safe_open(path, framework="pt") as file:
         parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
         return {name: torch.empty(part.get_shape(), dtype=_DTYPES[part.get_dtype()]) for name, part in parts.items()}

@@ -84,7 +84,8 @@ def _explained(source: str) -> Iterator[None]:
         if isinstance(error, OSError) and not Path(source).exists():
             raise ValueError(
                 f"model.weights: {source!r} is neither a local folder nor in the Hugging Face cache, "
-                f"and the hub did not give it; run `hf download {source}` where there is internet, or give a local folder"
+                f"and the hub did not give it; run `hf download {source}` where there is internet (to count a step, "
+                "`--exclude '*.safetensors' '*.bin'` leaves the weights there), or give a local folder"
             ) from error
         raise ValueError(f"model.weights: {source} cannot be loaded as this family's pipeline: {_one_line(error)}") from error
 

@@ -20,7 +20,8 @@ def load_skeleton(kind: type[DiffusionPipeline], source: str, dtype: torch.dtype
         OSError: a configuration file cannot be reached.
     """
     index = DiffusionPipeline.load_config(source)
-    parts = {name: _network(source, name, *place, dtype) for name, place in index.items() if _is_place(place)}
+    places = {name: tuple(place) for name, place in index.items() if _is_place(place)}
+    parts = {name: _network(source, name, library, kind_name, dtype) for name, (library, kind_name) in places.items()}
     networks = {name: network for name, network in parts.items() if network is not None}
     for network in networks.values():
         accept_host_tensors(network)
@@ -47,13 +48,14 @@ def _network(source: str, name: str, library: str, class_name: str, dtype: torch
     return None
 
 
-def _cast(network: nn.Module, dtype: torch.dtype) -> nn.Module:
+def _cast(network: Any, dtype: torch.dtype) -> nn.Module:
     """As diffusers loads it: some layers of some networks stay in float32 beside half precision."""
     kept = (network._keep_in_fp32_modules or ()) if dtype.itemsize < 4 else ()
     for name, parameter in network.named_parameters():
         if not any(part in name.split(".") for part in kept):
             parameter.data = parameter.data.to(dtype)
-    return network
+    cast: nn.Module = network
+    return cast
 
 
 def accept_host_tensors(network: nn.Module) -> None:

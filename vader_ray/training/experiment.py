@@ -58,6 +58,7 @@ def build(config: ExperimentConfig, device: torch.device, served: Mapping[str, S
 
 def build_model(config: ExperimentConfig, device: torch.device) -> VideoModel:
     """The recipe's model with a fresh adapter, text encoders included."""
+    assert config.machine.activation_checkpointing != "auto", "chosen before a run"
     model: VideoModel = models.build(
         config.model,
         config.sampling,
@@ -71,9 +72,7 @@ def build_model(config: ExperimentConfig, device: torch.device) -> VideoModel:
     return model
 
 
-def assemble(
-    config: ExperimentConfig, model: VideoModel, device: torch.device, served: Mapping[str, ServedReward]
-) -> Experiment:
+def assemble(config: ExperimentConfig, model: VideoModel, device: torch.device, served: Mapping[str, ServedReward]) -> Experiment:
     """The model with its prompts encoded, whose encoders are then dropped, and the rewards."""
     prompts = list(dict.fromkeys((*config.prompts.train, *config.prompts.heldout)))
     conditioning = encode(model, prompts)

@@ -28,7 +28,7 @@ from vader_ray.training.group import Group
 from vader_ray.training.meter import LiveTensors, Operation, Work
 from vader_ray.training.paper import META, on_paper
 from vader_ray.training.step import batching, make_rollout
-from vader_ray.types import Frames, Granularity, Plan, Scores, VideoModel
+from vader_ray.types import Frames, Granularity, Plan, Scores, ServedReward, VideoModel
 
 DEPTHS = (2, 3)
 """Truncation depths from which deeper ones are extrapolated: every further graded denoising step adds the same."""
@@ -141,6 +141,7 @@ def _short_plan(config: ExperimentConfig, depth: int) -> Plan:
     """So many graded denoising steps, with at most two without gradient where the recipe has any number of them."""
     sampling = config.sampling
     num_steps = sampling.num_inference_steps
+    assert sampling.replay != "auto", "chosen before a count"
     if sampling.truncation == "uniform":
         short = min(num_steps, 2 * depth + 1)
         graded = tuple((segment + 1) * short // depth - 1 for segment in range(depth))
@@ -160,7 +161,10 @@ def _on_blank_images(config: ExperimentConfig, plan: Plan, num_videos: int) -> I
         Image.new("RGB", (config.sampling.width, config.sampling.height)).save(image)
         texts = [split_image(prompt)[1] for prompt in config.prompts.train][:_NUM_PROMPTS]
         heldout = [split_image(prompt)[1] for prompt in config.prompts.heldout][:_NUM_PROMPTS]
-        prompts = {"train": tuple(f"{image} | {text}" for text in texts), "heldout": tuple(f"{image} | {text}" for text in heldout)}
+        prompts = {
+            "train": tuple(f"{image} | {text}" for text in texts),
+            "heldout": tuple(f"{image} | {text}" for text in heldout),
+        }
         num_shown = max(2, config.machine.prefix_batch_size)
         yield config.model_copy(
             update={
@@ -197,11 +201,13 @@ def _set_gradients(model: VideoModel, *, filled: bool) -> None:
 
 
 def num_bytes(networks: Sequence[nn.Module]) -> int:
+    """Of all parameters and buffers, each once."""
     tensors = {id(tensor): tensor for network in networks for tensor in (*network.parameters(), *network.buffers())}
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
 def reward_networks(experiment: Experiment) -> list[nn.Module]:
+    """The rewards and measures that have weights."""
     held = [term.reward for term in (*experiment.terms, *experiment.eval_terms)]
     return [each for each in (*held, *(measured.measure for measured in experiment.measures)) if isinstance(each, nn.Module)]
 
@@ -220,7 +226,7 @@ class _Elsewhere:
         return lambda: (frames.new_zeros(len(frames)), torch.zeros_like(frames))
 
 
-def _elsewhere(config: ExperimentConfig) -> dict[str, _Elsewhere]:
+def _elsewhere(config: ExperimentConfig) -> dict[str, ServedReward]:
     placed = [spec for spec in (*config.rewards, *config.eval_rewards) if spec.placement is not None]
     kinds = {spec.name: rewards.resolve(spec.reward) for spec in placed}
     return {name: _Elsewhere(kind.granularity, kind.unit) for name, kind in kinds.items()}  # type: ignore[attr-defined]
