@@ -27,6 +27,8 @@ from vader_ray.training.levers import choose, find_remedies
 from vader_ray.training.meter import LiveTensors, Work
 from vader_ray.training.paper import META, on_paper
 
+pytestmark = pytest.mark.filterwarnings("ignore:The TextToVideoSDPipeline has been deprecated")
+
 TOLERANCE = 0.02
 """The meta device lays some gradients out otherwise than the CPU: up to 1.2 % of these tiny networks."""
 STEPS = 5
@@ -81,6 +83,7 @@ def test_every_kind_of_family_can_be_counted(folder: Path, name: str) -> None:
     assert _training_bytes(preflight.count(config)) == pytest.approx(measure(config), rel=TOLERANCE)
 
 
+@pytest.mark.slow
 def test_modelscope_with_a_reward_that_has_a_network(tiny_pipeline_folder: Path) -> None:
     config = tiny_config(tiny_pipeline_folder, rewards=[{"reward": "hps", "weights": "world:hps"}])
     found = preflight.count(config)
@@ -89,12 +92,14 @@ def test_modelscope_with_a_reward_that_has_a_network(tiny_pipeline_folder: Path)
     assert placed.weights_bytes < 0.9 * found.weights_bytes
 
 
+@pytest.mark.slow
 def test_a_count_reads_no_weights(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
     bare = tmp_path / "bare"
     shutil.copytree(tiny_pipeline_folder, bare, ignore=shutil.ignore_patterns("*.safetensors"))
     assert preflight.count(tiny_config(bare)) == preflight.count(tiny_config(tiny_pipeline_folder))
 
 
+@pytest.mark.slow
 def test_deep_truncation_is_extrapolated(tiny_pipeline_folder: Path) -> None:
     """Of four graded steps, counted whole and continued from two and three: memory within a per cent, work exactly."""
     config = tiny_config(tiny_pipeline_folder)
@@ -160,6 +165,7 @@ def _fits(num_bytes: float) -> Callable[[int], bool]:
     return lambda needed: needed <= num_bytes
 
 
+@pytest.mark.slow
 def test_the_lever_that_is_named_makes_it_fit(tiny_pipeline_folder: Path) -> None:
     config = tiny_config(tiny_pipeline_folder, sampling={**_SAMPLING, "replay": False, "truncation_depth": 3})
     found = preflight.count(config)
@@ -171,6 +177,7 @@ def test_the_lever_that_is_named_makes_it_fit(tiny_pipeline_folder: Path) -> Non
     assert half(again.peak_bytes)
 
 
+@pytest.mark.slow
 def test_auto_takes_the_fastest_that_fits(tiny_pipeline_folder: Path) -> None:
     automatic = {**_SAMPLING, "replay": "auto", "truncation_depth": 2}
     config = tiny_config(tiny_pipeline_folder, sampling=automatic, machine={"activation_checkpointing": "auto"})
@@ -197,6 +204,7 @@ def test_seconds_are_a_roofline() -> None:
     assert all(each.fits(20 * 2**30) and not each.fits(200 * 2**30) for each in DEVICES.values())
 
 
+@pytest.mark.slow
 def test_check_answers_for_several_devices(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
     recipe = str(write_tiny(tmp_path, tiny_pipeline_folder))
     result = CliRunner().invoke(app, ["check", recipe, "--devices", "h100,a10g"])
@@ -205,6 +213,7 @@ def test_check_answers_for_several_devices(tiny_pipeline_folder: Path, tmp_path:
     assert all(name in result.stdout for name in ("h100", "a10g"))
 
 
+@pytest.mark.slow
 def test_check_refuses_what_cannot_fit_and_names_the_lever(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
     sizes = {"num_frames": 64, "height": 512, "width": 512, "num_inference_steps": 5, "guidance_scale": 3.0, "replay": False}
     recipe = str(write_tiny(tmp_path, tiny_pipeline_folder, sampling=sizes))
@@ -214,6 +223,7 @@ def test_check_refuses_what_cannot_fit_and_names_the_lever(tiny_pipeline_folder:
     assert "machine.activation_checkpointing=block" in result.stderr
 
 
+@pytest.mark.filterwarnings("ignore:The `local_dir_use_symlinks` argument is deprecated")
 def test_check_knows_its_devices_and_says_what_to_fetch() -> None:
     unknown = CliRunner().invoke(app, ["check", "world_hps", "--devices", "abacus"])
     assert unknown.exit_code == 2

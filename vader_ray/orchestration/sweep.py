@@ -23,6 +23,7 @@ from vader_ray.orchestration.results import Row, describe, row_of, write_table
 from vader_ray.orchestration.run import check_names, read_summary
 from vader_ray.orchestration.space import Sweep, Values, draw, load_base, overrides_of, trial_name
 from vader_ray.orchestration.trial import QUERIES, SELECTED, Ending, Job, end_trial, read_state, run_trial
+from vader_ray.training.levers import has_auto
 
 _ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -131,6 +132,12 @@ def _prepare(
         config = check_names(load(source, [*overrides, *overrides_of(sweep, values, loaded)]), where)
     except ConfigError as error:
         return Trial(values, error=str(error))
+    if has_auto(config):
+        return Trial(
+            values,
+            error="sampling.replay and machine.activation_checkpointing: a sweep chooses nothing by itself, "
+            "so that its trials can be compared; name a setting instead of auto",
+        )
     return Trial(values, config, folder=open_folder(config, folder.path, trial_name(values), resume=False))
 
 

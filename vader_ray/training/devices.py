@@ -29,6 +29,11 @@ LIBRARIES_GIB = 1.0
 """CUDA's context, cuDNN's and cuBLAS's working memory, NCCL's buffers."""
 
 
+def fits(num_bytes: int, free_bytes: float) -> bool:
+    """Whether tensors of so many bytes fit into free memory, beside what is not counted."""
+    return num_bytes * FRAGMENTATION + LIBRARIES_GIB * GIB <= free_bytes
+
+
 @dataclass(frozen=True, slots=True)
 class Device:
     """One device of a worker."""
@@ -44,7 +49,7 @@ class Device:
 
     def fits(self, num_bytes: int) -> bool:
         """Whether tensors of so many bytes fit beside what is not counted."""
-        return num_bytes * FRAGMENTATION / GIB + LIBRARIES_GIB <= self.memory_gib
+        return fits(num_bytes, self.memory_gib * GIB)
 
     def seconds(self, operations: Mapping[Operation, int]) -> float:
         """An estimate of the time of these operations, one after the other."""

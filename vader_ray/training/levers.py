@@ -77,6 +77,16 @@ def has_auto(config: ExperimentConfig) -> bool:
     return "auto" in (config.sampling.replay, config.machine.activation_checkpointing)
 
 
+def without_auto(config: ExperimentConfig) -> ExperimentConfig:
+    """The recipe with the default in place of every ``auto``: for commands that compute no gradient."""
+    sampling, machine = config.sampling, config.machine
+    if sampling.replay == "auto":
+        sampling = sampling.model_copy(update={"replay": True})
+    if machine.activation_checkpointing == "auto":
+        machine = machine.model_copy(update={"activation_checkpointing": "none"})
+    return config.model_copy(update={"sampling": sampling, "machine": machine})
+
+
 def choose(config: ExperimentConfig, fits: Callable[[int], bool]) -> ExperimentConfig:
     """The recipe with every ``auto`` replaced by the fastest exact setting that fits.
 

@@ -212,7 +212,7 @@ def reward_networks(experiment: Experiment) -> list[nn.Module]:
     return [each for each in (*held, *(measured.measure for measured in experiment.measures)) if isinstance(each, nn.Module)]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Elsewhere:
     """A reward that other processes compute: this one only keeps its frames and gets as many numbers back."""
 
