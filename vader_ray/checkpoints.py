@@ -1,4 +1,8 @@
-"""Checkpoints of rewards and models: where they lie, how they are read, and what to do when they cannot be."""
+"""Checkpoints of rewards and models: where they lie, how they are read, and what to do when they cannot be.
+
+Where networks are made without memory (``with torch.device("meta")``), weights are neither downloaded nor read: of a local
+checkpoint only the shapes are, and a network whose checkpoint is not at hand stays as it was made.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from pydantic import AfterValidator
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -21,6 +25,8 @@ from vader_ray.config import ConfigError, Weights, locate
 SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 NUM_SHOWN = 3
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64}
+"""What safetensors calls the types of weights."""
 
 
 def _local_or_hub(source: str) -> str:
@@ -41,6 +47,8 @@ def obtain(source: str, *files: str) -> Path:
     Raises:
         ConfigError: a path that does not exist, or a hub that does not answer; says the command that gets the files.
     """
+    if without_weights():
+        files = tuple(file for file in files if not file.endswith(SUFFIXES))
     try:
         local = Path(locate(_local_or_hub(source))).expanduser()
     except ValueError as error:
@@ -48,7 +56,14 @@ def obtain(source: str, *files: str) -> Path:
     return local if local.exists() else _download(source, files)
 
 
+def without_weights() -> bool:
+    """Whether networks are made on the meta device."""
+    return torch.get_default_device().type == "meta"
+
+
 def _download(repository: str, files: Sequence[str]) -> Path:
+    if not files:
+        return Path(repository)  # nothing but weights was asked for
     try:
         paths = [Path(hf_hub_download(repository, file)) for file in files]
     except (EntryNotFoundError, OSError) as error:
@@ -77,10 +92,15 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         ConfigError: the file is missing, cut short, or holds something else than tensors.
     """
     if not path.is_file():
+        if without_weights():
+            return {}
         raise ConfigError(f"{path} does not exist; give the path of a checkpoint")
+    place = str(torch.get_default_device())
     try:
         content: Any = (
-            load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+            _load_safetensors(path, place)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location=place, weights_only=True)
         )
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, LookupError) as error:
         raise ConfigError(
@@ -93,12 +113,23 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     return dict(state)
 
 
+def _load_safetensors(path: Path, place: str) -> dict[str, Tensor]:
+    if place != "meta":
+        loaded: dict[str, Tensor] = load_file(path, device=place)
+        return loaded
+    with safe_open(path, framework="pt") as file:
+        parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        return {name: torch.empty(part.get_shape(), dtype=_DTYPES[part.get_dtype()]) for name, part in parts.items()}
+
+
 def load_strictly(network: nn.Module, state: Mapping[str, Tensor], source: Path) -> None:
     """Fill every weight of ``network``.
 
     Raises:
         ConfigError: names that are missing or unexpected, or shapes that differ; a few of each.
     """
+    if without_weights() and not state:
+        return
     expected = network.state_dict()
     reshaped = [
         f"{name} {tuple(state[name].shape)} instead of {tuple(expected[name].shape)}"

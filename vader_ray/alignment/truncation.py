@@ -10,6 +10,7 @@ from vader_ray.types import Plan
 
 def draw_plan(sampling: SamplingConfig, generator: torch.Generator) -> Plan:
     """The graded denoising steps of one step of training; only ``truncation="random"`` draws from the generator."""
+    assert sampling.replay != "auto", "chosen before a run"
     return Plan(
         num_inference_steps=sampling.num_inference_steps,
         graded=graded_steps(sampling, generator),

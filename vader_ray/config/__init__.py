@@ -5,7 +5,7 @@ applies dotted overrides, resolves every path and returns an `ExperimentConfig` 
 """
 
 from vader_ray.config.experiment import ExperimentConfig
-from vader_ray.config.reading import RECIPES, ConfigError, flatten, load, recipe_names, validate
+from vader_ray.config.reading import RECIPES, ConfigError, flatten, load, override, recipe_names, validate
 from vader_ray.config.sections import (
     ActivationCheckpointing,
     AdapterConfig,
@@ -58,6 +58,7 @@ __all__ = [
     "flatten",
     "load",
     "locate",
+    "override",
     "recipe_names",
     "split_image",
     "validate",

@@ -52,6 +52,14 @@ def validate(document: Mapping[str, Any], *, folder: Path | None = None) -> Expe
         raise ConfigError("\n".join(_explain(error))) from None
 
 
+def override(config: ExperimentConfig, overrides: Iterable[str]) -> ExperimentConfig:
+    """The recipe with ``a.b=value`` overrides applied."""
+    document = config.model_dump(mode="json", exclude_none=True)
+    for text in overrides:
+        _override(document, text)
+    return validate(document)
+
+
 def flatten(value: object, prefix: str = "") -> dict[str, object]:
     """Dotted paths and their values: ``{"sampling.truncation_depth": 1, "rewards.0.reward": "hps", …}``."""
     if isinstance(value, Mapping):

@@ -80,10 +80,11 @@ class SamplingConfig(Settings):
     """First graded denoising step of a ``window``, counted from the noisiest, 0."""
     chain: bool = True
     """Keep the denoiser's input Jacobian between graded steps; off is DRTune's stopped input (cheaper, biased)."""
-    replay: bool | Literal["earlier"] = True
+    replay: bool | Literal["earlier", "auto"] = True
     """Recompute each graded denoiser call in the backward pass: exact, one more forward each, memory flat in K. With
     ``earlier`` the last one is kept instead (at K = 1: no recomputation): exact, one forward less, and its activations
-    are in memory beside those of a portion of decoder and rewards."""
+    are in memory beside those of a portion of decoder and rewards. ``auto``: the fastest that the free memory allows,
+    chosen once before the run by what `vader-ray check --devices` counts."""
     prefix_cache: str = Field(default="none", pattern=r"^(none|first_block:0?\.\d+)$")
     """``first_block:THRESHOLD`` (0.05 to 0.2) reuses features between denoising steps without gradient while the first
     block changes by less than that share. Not exact: the graded steps start from slightly other latents. Only
@@ -324,9 +325,10 @@ class MachineConfig(Settings):
     """Videos sampled together without gradient."""
     decode_chunk_size: PositiveInt = 4
     """Frames decoded and scored with gradient at once."""
-    activation_checkpointing: ActivationCheckpointing = "none"
+    activation_checkpointing: ActivationCheckpointing | Literal["auto"] = "none"
     """Recompute each ``block`` of the denoiser in the backward pass: exact, a fraction of the memory, one more forward.
-    ``attention`` keeps what attention gave: exact, a little more memory, and long videos pay for no second attention."""
+    ``attention`` keeps what attention gave: exact, a little more memory, and long videos pay for no second attention.
+    ``auto``: as of ``sampling.replay``."""
     compile: Literal["none", "blocks"] = "none"
     """Compile the denoiser's ``blocks`` one by one: faster after a minute; exact up to the rounding of fused operations."""
     num_threads: PositiveInt = 1

@@ -16,17 +16,21 @@ from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
 from vader_ray.config import ModelConfig, SamplingConfig, locate
+from vader_ray.models._skeleton import load_skeleton
 
 
 def load_pipeline(kind: type[DiffusionPipeline], model: ModelConfig, sampling: SamplingConfig, device: torch.device) -> Any:
     """A pipeline with denoiser and text encoder in ``precision`` and the autoencoder in ``decoder_precision``.
 
+    On the meta device it has no weights, and only its configuration is read.
+
     Raises:
         ValueError: the weights cannot be reached, are damaged or belong to another kind of model.
     """
     source = locate(model.weights)
+    dtype = getattr(torch, model.precision)
     with _explained(source), _quiet():
-        pipe = kind.from_pretrained(source, dtype=getattr(torch, model.precision))
+        pipe = load_skeleton(kind, source, dtype) if device.type == "meta" else kind.from_pretrained(source, dtype=dtype)
     if sampling.scheduler:
         pipe.scheduler = _scheduler(sampling.scheduler).from_config(pipe.scheduler.config)
     with _quiet():
@@ -80,7 +84,8 @@ def _explained(source: str) -> Iterator[None]:
         if isinstance(error, OSError) and not Path(source).exists():
             raise ValueError(
                 f"model.weights: {source!r} is neither a local folder nor in the Hugging Face cache, "
-                f"and the hub did not give it; run `hf download {source}` where there is internet, or give a local folder"
+                f"and the hub did not give it; run `hf download {source}` where there is internet (to count a step, "
+                "`--exclude '*.safetensors' '*.bin'` leaves the weights there), or give a local folder"
             ) from error
         raise ValueError(f"model.weights: {source} cannot be loaded as this family's pipeline: {_one_line(error)}") from error
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from open_clip.transformer import Transformer
 from torch import Tensor, nn
 
-from vader_ray.checkpoints import load_strictly, obtain, read_state_dict
+from vader_ray.checkpoints import load_strictly, obtain, read_state_dict, without_weights
 from vader_ray.config import ConfigError, ModelConfig
 from vader_ray.models._lvdm_scheduler import DynamicRescaleDDIMScheduler
 from vader_ray.models._lvdm_unet import Architecture, UNet
@@ -21,6 +21,17 @@ from vader_ray.models._lvdm_unet import Architecture, UNet
 FILE = "model.ckpt"
 DENOISER, TEXT_ENCODER, AUTOENCODER = "model.diffusion_model.", "cond_stage_model.model.", "first_stage_model."
 SCALING_FACTOR = 0.18215
+PUBLISHED = Architecture(
+    in_channels=4,
+    out_channels=4,
+    channels=320,
+    multipliers=(1, 2, 4, 4),
+    attention=(True, True, True, False),
+    num_res_blocks=2,
+    head_size=64,
+    context_size=1024,
+)
+"""The denoiser of ``VideoCrafter/VideoCrafter2``."""
 _ALPHAS = ("alphas_cumprod", "alphas_cumprod_prev", "sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod")
 _RECIPROCALS = ("log_one_minus_alphas_cumprod", "sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod")
 _POSTERIOR = ("posterior_variance", "posterior_log_variance_clipped", "posterior_mean_coef1", "posterior_mean_coef2")
@@ -92,6 +103,18 @@ def fetch(model: ModelConfig) -> Path:
     return checkpoint
 
 
+def skeleton(model: ModelConfig) -> Networks:
+    """The three networks on the meta device: with the sizes of a local checkpoint, else with the published ones."""
+    with torch.device("meta"):
+        found = obtain(model.weights, FILE)
+        checkpoint = found if found.is_file() else found / FILE
+        if checkpoint.is_file():
+            return read(checkpoint)
+        text_encoder = TextEncoder(vocabulary=49408, tokens=77, width=1024, layers=24, features=1024)
+        text_encoder.drop_unused()
+        return Networks(UNet(PUBLISHED), text_encoder, _autoencoder_of((128, 256, 512, 512), num_blocks=2, latent_channels=4))
+
+
 def read(checkpoint: Path) -> Networks:
     """The three networks, in the precision of the file.
 
@@ -109,7 +132,8 @@ def assemble(state: Mapping[str, Tensor], checkpoint: Path) -> Networks:
     """
     parts = {prefix: _under(state, prefix) for prefix in (DENOISER, TEXT_ENCODER, AUTOENCODER)}
     schedule = {name: value for name, value in state.items() if not name.startswith(tuple(parts))}
-    _check_schedule(schedule, checkpoint)
+    if not without_weights():
+        _check_schedule(schedule, checkpoint)
     try:
         with torch.device("meta"):
             unet = UNet(Architecture.read(parts[DENOISER]))
@@ -146,13 +170,18 @@ def _autoencoder(weights: Mapping[str, Tensor]) -> AutoencoderKL:
     while f"encoder.down.{level}.block.0.conv1.bias" in weights:
         widths.append(len(weights[f"encoder.down.{level}.block.0.conv1.bias"]))
         level += 1
+    num_blocks = sum(name.startswith("encoder.down.0.") and name.endswith("conv1.bias") for name in weights)
+    return _autoencoder_of(widths, num_blocks, latent_channels=len(weights["post_quant_conv.bias"]))
+
+
+def _autoencoder_of(widths: Sequence[int], num_blocks: int, latent_channels: int) -> AutoencoderKL:
     with torch.device("meta"):
         return AutoencoderKL(
-            block_out_channels=widths,
-            down_block_types=("DownEncoderBlock2D",) * level,
-            up_block_types=("UpDecoderBlock2D",) * level,
-            layers_per_block=sum(name.startswith("encoder.down.0.") and name.endswith("conv1.bias") for name in weights),
-            latent_channels=len(weights["post_quant_conv.bias"]),
+            block_out_channels=tuple(widths),
+            down_block_types=("DownEncoderBlock2D",) * len(widths),
+            up_block_types=("UpDecoderBlock2D",) * len(widths),
+            layers_per_block=num_blocks,
+            latent_channels=latent_channels,
             scaling_factor=SCALING_FACTOR,
         )
 

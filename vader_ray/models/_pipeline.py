@@ -53,6 +53,8 @@ def _take(column: Tensor | list[Any], part: slice | list[int]) -> Tensor | list[
 
 def _shared(column: Tensor) -> Tensor:
     """The same rows; equal ones, as those of the negative prompt, occupy memory once."""
+    if column.is_meta:  # nobody can say whether they are equal
+        return column
     return column[:1].clone().expand_as(column) if bool((column == column[:1]).all()) else column
 
 

@@ -23,6 +23,7 @@ from vader_ray.models._lvdm_checkpoint import TextEncoder
 from vader_ray.models._lvdm_scheduler import DynamicRescaleDDIMScheduler
 from vader_ray.models._lvdm_unet import RECOMPUTED, UNet
 from vader_ray.models._pipeline import PipelineModel
+from vader_ray.models._skeleton import accept_host_tensors
 from vader_ray.types import Frames
 
 TextFeatures: TypeAlias = Float[Tensor, "batch tokens context"]
@@ -139,7 +140,8 @@ class Model(PipelineModel):
                 f"sampling.scheduler: {sampling.scheduler} knows no dynamic rescale, with which VideoCrafter2 was trained; "
                 "leave it out"
             )
-        networks = _lvdm_checkpoint.read(cls.fetch(model))
+        on_meta = device.type == "meta"
+        networks = _lvdm_checkpoint.skeleton(model) if on_meta else _lvdm_checkpoint.read(cls.fetch(model))
         precision, decoder_precision = getattr(torch, model.precision), getattr(torch, model.decoder_precision)
         with _quiet():
             pipe = VideoCrafterPipeline(
@@ -149,6 +151,8 @@ class Model(PipelineModel):
                 unet=networks.unet.to(precision),
                 scheduler=DynamicRescaleDDIMScheduler(),
             ).to(device)
+        if on_meta:
+            accept_host_tensors(pipe.unet)
         return cls(pipe, sampling, Framewise2D(pipe.vae, chunk_size))
 
     def blocks(self) -> list[nn.Module]:

@@ -16,6 +16,7 @@ from ray.train.v2.api.config import LoggingConfig
 from vader_ray import config as settings
 from vader_ray.config import ConfigError, ExperimentConfig
 from vader_ray.orchestration import cluster, served
+from vader_ray.orchestration.run import resolve_auto
 from vader_ray.training.check import StepCheck, check_step
 from vader_ray.training.group import Group
 
@@ -34,6 +35,7 @@ def check(config: ExperimentConfig) -> Checked:
     Raises:
         ConfigError: it cannot work; the message of the worker that met the problem.
     """
+    config = resolve_auto(config)
     with (
         cluster.connected(config),
         served.serving(config) as pools,

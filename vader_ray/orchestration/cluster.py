@@ -11,7 +11,9 @@ from contextlib import contextmanager
 from math import ceil
 from typing import Any
 
+import psutil
 import ray
+import torch
 from ray.autoscaler.sdk import request_resources
 
 from vader_ray.config import ConfigError, ExperimentConfig, MachineConfig
@@ -102,6 +104,18 @@ def existing() -> Iterator[None]:
 def uses_gpu(machine: MachineConfig) -> bool:
     """One GPU per worker when the recipe says so, or when it says nothing and the cluster has any."""
     return bool(ray.cluster_resources().get("GPU")) if machine.use_gpu is None else machine.use_gpu
+
+
+def free_bytes(machine: MachineConfig) -> int:
+    """Memory that is free on a worker's device: of one GPU, or this worker's share of this node."""
+    if not uses_gpu(machine):
+        return int(psutil.virtual_memory().available // machine.num_workers)
+    free: int = ray.get(ray.remote(num_gpus=1, num_cpus=0)(_free_gpu_bytes).remote())
+    return free
+
+
+def _free_gpu_bytes() -> int:
+    return int(torch.cuda.mem_get_info()[0])
 
 
 def room_for(config: ExperimentConfig) -> int:

@@ -12,6 +12,7 @@ from vader_ray.orchestration.folder import RunFolder, open_folder
 from vader_ray.orchestration.run import check_names, read_summary, remember
 from vader_ray.orchestration.space import Sweep, Values, overrides_of, trial_name
 from vader_ray.orchestration.storage import join
+from vader_ray.training.levers import has_auto
 
 
 @dataclass(slots=True)
@@ -102,6 +103,12 @@ class Members:
             config = check_names(load(self.source, [*self.overrides, *settings]), where)
         except ConfigError as error:
             return Trial(values, error=str(error))
+        if has_auto(config):
+            return Trial(
+                values,
+                error="sampling.replay and machine.activation_checkpointing: a sweep chooses nothing by itself, "
+                "so that its trials can be compared; name a setting instead of auto",
+            )
         name = trial_name(values)
         storage = join(self.folder.storage, name) if self.folder.storage is not None else None
         return Trial(values, config, folder=open_folder(config, self.folder.path, name, resume=False), storage=storage)

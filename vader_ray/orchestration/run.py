@@ -23,6 +23,8 @@ from vader_ray.orchestration.errors import RunFailed
 from vader_ray.orchestration.folder import RunFolder, open_folder, write_json
 from vader_ray.orchestration.progress import Progress
 from vader_ray.orchestration.worker import worker_loop
+from vader_ray.training import levers
+from vader_ray.training.devices import fits
 from vader_ray.training.report import Report
 
 
@@ -52,6 +54,19 @@ def check_names(config: ExperimentConfig, folder: Path | None = None) -> Experim
     return config.model_copy(update=checked)
 
 
+def resolve_auto(config: ExperimentConfig) -> ExperimentConfig:
+    """The recipe with every ``auto`` replaced by the fastest setting that fits the workers' free memory.
+
+    Raises:
+        ConfigError: none fits.
+    """
+    if not levers.has_auto(config):
+        return config
+    with cluster.connected(config):
+        free = cluster.free_bytes(config.machine)
+    return levers.choose(config, lambda num_bytes: fits(num_bytes, free))
+
+
 def run(config: ExperimentConfig, *, runs_dir: Path, run_name: str | None, resume: bool, storage: str | None = None) -> RunFolder:
     """Run a recipe to its end, or continue it from its last checkpoint; the folder with its summary.
 
@@ -62,7 +77,7 @@ def run(config: ExperimentConfig, *, runs_dir: Path, run_name: str | None, resum
         ConfigError, TrackingError: something cannot work; raised before any work is done.
         RunFailed: the run ended early; what it had computed is kept and can be resumed.
     """
-    config = check_names(config)
+    config = resolve_auto(check_names(config))
     folder = open_folder(config, runs_dir, run_name, resume=resume, storage=storage)
     if folder.is_complete(config.num_steps):
         return folder

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
@@ -80,8 +81,10 @@ def load(spec: RewardConfig, *, device: torch.device | str, dtype: torch.dtype |
     """The reward or the measure that ``spec`` names, as `build` does it."""
     reward_class = resolve(spec.reward)
     options = _options(spec, reward_class, None)
+    meta = torch.device(device).type == "meta"  # its networks are then made without weights
     try:
-        reward = reward_class(**options)
+        with torch.device(device) if meta else nullcontext():
+            reward = reward_class(**options)
     except ConfigError as error:
         raise ConfigError(f"{spec.name}: {error}") from error.__cause__
     if isinstance(reward, nn.Module):

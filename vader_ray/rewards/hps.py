@@ -77,8 +77,9 @@ class Reward(PromptReward):
         return features
 
 
-def create(architecture: str, *, device: str = "cpu") -> tuple[Any, Any]:
+def create(architecture: str, *, device: str | None = None) -> tuple[Any, Any]:
     """An untrained open_clip network and its tokenizer, by name or from a folder with ``open_clip_config.json``."""
+    device = device or str(torch.get_default_device())
     name = f"local-dir:{architecture}" if Path(architecture).is_dir() else architecture
     try:
         with _quiet():

@@ -51,10 +51,17 @@ class Experiment:
 def build(config: ExperimentConfig, device: torch.device, served: Mapping[str, ServedReward] | None = None) -> Experiment:
     """Load everything, encode every prompt once and give the text encoders' memory back.
 
+    On the meta device nothing has weights and no reward is tried out.
+
     Args:
         served: by name, the rewards that other processes compute and that are not loaded here.
     """
-    served = served or {}
+    return assemble(config, build_model(config, device), device, served or {})
+
+
+def build_model(config: ExperimentConfig, device: torch.device) -> VideoModel:
+    """The recipe's model with a fresh adapter, text encoders included."""
+    assert config.machine.activation_checkpointing != "auto", "chosen before a run"
     model = models.build(
         config.model,
         config.sampling,
@@ -65,9 +72,15 @@ def build(config: ExperimentConfig, device: torch.device, served: Mapping[str, S
         activation_checkpointing=config.machine.activation_checkpointing,
         compile_blocks=config.machine.compile == "blocks",
     )
-    pairs = read_pairs(config.algorithm.pairs) if isinstance(config.algorithm, DpoConfig) and config.algorithm.pairs else ()
     if isinstance(config.algorithm, DdpoConfig):
         model.check_densities()
+    built: VideoModel = model
+    return built
+
+
+def assemble(config: ExperimentConfig, model: VideoModel, device: torch.device, served: Mapping[str, ServedReward]) -> Experiment:
+    """The model with its prompts encoded, whose encoders are then dropped, and the rewards."""
+    pairs = read_pairs(config.algorithm.pairs) if isinstance(config.algorithm, DpoConfig) and config.algorithm.pairs else ()
     prompts = list(dict.fromkeys((*config.prompts.train, *config.prompts.heldout, *(pair.prompt for pair in pairs))))
     conditioning = encode(model, prompts)
     model.free_text_encoders()
@@ -107,6 +120,8 @@ def _term(spec: RewardConfig, served: ServedReward | None, sampling: SamplingCon
 def load_reward(spec: RewardConfig, num_frames: int, height: int, width: int, device: torch.device) -> Reward:
     """A reward of the recipe, after it has shown on random frames, as many as it will see, that it keeps its contract."""
     reward = rewards.build(spec, device=device)
+    if device.type == "meta":
+        return reward
     seen = len(choose_frames(spec.frames, num_frames, torch.Generator()))
     shown = 2 if reward.granularity == "frame" else seen
     rewards.check_contract(reward, name=spec.name, device=device, num_frames=shown, height=height, width=width)
@@ -115,5 +130,6 @@ def load_reward(spec: RewardConfig, num_frames: int, height: int, width: int, de
 
 def _measure(spec: RewardConfig, sampling: SamplingConfig, device: torch.device) -> Measure:
     measure = rewards.build_measure(spec, device=device)
-    rewards.check_measure(measure, name=spec.name, device=device, height=sampling.height, width=sampling.width)
+    if device.type != "meta":
+        rewards.check_measure(measure, name=spec.name, device=device, height=sampling.height, width=sampling.width)
     return Measure(spec.name, measure, spec.frames)

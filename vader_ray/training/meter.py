@@ -1,30 +1,38 @@
-"""Memory of tensors on devices that have no allocator to ask."""
+"""Memory and work of tensors on devices that have no allocator and no clock to ask."""
 
 from __future__ import annotations
 
 import weakref
-from typing import Any
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+Kind: TypeAlias = Literal["matmul", "convolution", "other"]
+_CONVOLUTIONS = (torch.ops.aten.convolution, torch.ops.aten.convolution_backward)
 
 
 class LiveTensors(TorchDispatchMode):
     """Bytes of tensors made inside and still alive, now and at the peak: ``max_memory_allocated`` for a device without one.
 
     Sees every operation, also those of the backward pass and of recomputations; not the scratch space within a kernel.
+    ``device`` is the type of the devices to look at, by default all.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: str | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._device = device
         self.now = self.peak = 0
         self._alive = set[int]()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        made = [item for item in tree_leaves(result) if isinstance(item, Tensor)]
+        made = [item for item in tree_leaves(result) if isinstance(item, Tensor) and self._device in (None, item.device.type)]
         given = {item.untyped_storage()._cdata for item in tree_leaves((args, kwargs)) if isinstance(item, Tensor)}
         for storage in (tensor.untyped_storage() for tensor in made):
             if storage._cdata not in given | self._alive:  # views and in-place results bring no memory
@@ -40,3 +48,48 @@ class LiveTensors(TorchDispatchMode):
     def _release(self, storage: int, num_bytes: int) -> None:
         self._alive.discard(storage)
         self.now -= num_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """What one kernel does."""
+
+    kind: Kind
+    """Attention counts as matrix multiplication."""
+    num_bits: int
+    """Of its numbers."""
+    flops: int
+    """A multiplication and an addition count as two; only matrix multiplications, convolutions and attention have any."""
+    num_bytes: int
+    """Read and written, if every input is read once."""
+
+
+class Work(TorchDispatchMode):
+    """How often each operation of a device ran inside, also in the backward pass and in recomputations; views are none."""
+
+    def __init__(self, device: str) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._device = device
+        self.operations = Counter[Operation]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        tensors = [leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, Tensor)]
+        if not _is_view(func) and any(tensor.device.type == self._device for tensor in tensors):
+            self.operations[_operation(func, args, kwargs or {}, result, tensors)] += 1
+        return result
+
+
+def _is_view(func: Any) -> bool:
+    aliases = [returned.alias_info for returned in func._schema.returns]
+    return any(alias is not None and not alias.is_write for alias in aliases)
+
+
+def _operation(func: Any, args: Any, kwargs: Any, result: Any, tensors: list[Tensor]) -> Operation:
+    num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    packet, dtypes = func._overloadpacket, [tensor.dtype for tensor in tensors if tensor.is_floating_point()]
+    num_bits = 8 * max((dtype.itemsize for dtype in dtypes), default=4)
+    if packet not in flop_registry:
+        return Operation("other", num_bits, 0, num_bytes)
+    kind: Kind = "convolution" if packet in _CONVOLUTIONS else "matmul"
+    return Operation(kind, num_bits, int(flop_registry[packet](*args, **kwargs, out_val=result)), num_bytes)

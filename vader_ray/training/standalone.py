@@ -11,6 +11,7 @@ from vader_ray.config import ExperimentConfig
 from vader_ray.training.evaluation import decode_all, evaluate, to_uint8
 from vader_ray.training.experiment import build, encode
 from vader_ray.training.group import Group
+from vader_ray.training.levers import without_auto
 from vader_ray.training.media import write_mp4
 
 
@@ -21,7 +22,7 @@ def evaluate_adapter(config: ExperimentConfig, adapter: Path | None) -> dict[str
         ValueError: the adapter is missing, damaged or of another model.
     """
     torch.set_num_threads(config.machine.num_threads)
-    config = _shaped_like(config, adapter)
+    config = without_auto(_shaped_like(config, adapter))
     experiment = build(config, _device())
     if adapter is not None:
         experiment.model.load_adapter(adapter)

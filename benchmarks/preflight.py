@@ -1,0 +1,226 @@
+"""What `vader_ray.training.preflight` counts without weights: the packaged recipes at their published sizes.
+
+    python -m benchmarks.preflight                                   # all cases, a few minutes, any machine
+    python -m benchmarks.preflight --case wan_1_3b_hps --output preflight.json
+
+The sizes are those that the configuration files on the hub state; they are written out below, as nothing is fetched. Text
+encoders have their published sizes and a small tokenizer. Counts are compared with measurements in ``tests/test_preflight.py``,
+which takes `measure` from here: the peak of live tensors over two training steps with weights, on the CPU.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import diffusers as d
+import torch
+import transformers as t
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from vader_ray.config import ExperimentConfig, load
+from vader_ray.training import preflight
+from vader_ray.training.checkpoint import State
+from vader_ray.training.devices import DEVICES
+from vader_ray.training.experiment import build
+from vader_ray.training.group import Group
+from vader_ray.training.loop import make_optimizer
+from vader_ray.training.meter import LiveTensors
+from vader_ray.training.step import take_step
+from vader_ray.world.train._tokenizer import build_tokenizer
+
+GIB = 2**30
+
+
+def measure(config: ExperimentConfig) -> int:
+    """Bytes at the peak of two training steps on the CPU: weights, conditioning, gradients, optimizer and activations."""
+    experiment = build(config, torch.device("cpu"))
+    optimizer, state = make_optimizer(config, experiment), State()
+    weights = preflight.num_bytes([*experiment.model.networks(), *preflight.reward_networks(experiment)])
+    columns = [column for column in experiment.conditioning.tensors.values() if isinstance(column, torch.Tensor)]
+    with LiveTensors() as meter:
+        for _ in range(2):
+            take_step(config, experiment, optimizer, Group(), state, 0.0)
+    return weights + sum(column.untyped_storage().nbytes() for column in columns) + meter.peak
+
+
+SD_VAE: dict[str, Any] = {
+    "block_out_channels": (128, 256, 512, 512),
+    "layers_per_block": 2,
+    "latent_channels": 4,
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+}
+BETAS: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+
+
+def modelscope() -> tuple[type, dict[str, Any]]:
+    """``ali-vilab/text-to-video-ms-1.7b``: its UNet is diffusers' default, its text encoder OpenCLIP's ViT-H."""
+    text = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 23, "num_attention_heads": 16}
+    return d.TextToVideoSDPipeline, {
+        "unet": d.UNet3DConditionModel(),
+        "vae": d.AutoencoderKL(**SD_VAE),
+        "text_encoder": t.CLIPTextModel(t.CLIPTextConfig(**text)),
+        "tokenizer": tokenizer(77),
+        "scheduler": scheduler(d.DDIMScheduler, **BETAS, clip_sample=False, set_alpha_to_one=False, steps_offset=1),
+    }
+
+
+def svd() -> tuple[type, dict[str, Any]]:
+    """``stabilityai/stable-video-diffusion-img2vid``: its image encoder is OpenCLIP's ViT-H."""
+    sizes = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 16}
+    image_encoder = t.CLIPVisionConfig(**sizes, image_size=224, patch_size=14, projection_dim=1024)
+    return d.StableVideoDiffusionPipeline, {
+        "unet": d.UNetSpatioTemporalConditionModel(num_attention_heads=(5, 10, 20, 20)),
+        "vae": d.AutoencoderKLTemporalDecoder(
+            **{key: SD_VAE[key] for key in ("block_out_channels", "layers_per_block")},
+            down_block_types=SD_VAE["down_block_types"],
+            latent_channels=4,
+        ),
+        "image_encoder": t.CLIPVisionModelWithProjection(image_encoder),
+        "feature_extractor": t.CLIPImageProcessor(),
+        "scheduler": scheduler(
+            d.EulerDiscreteScheduler,
+            **BETAS,
+            prediction_type="v_prediction",
+            use_karras_sigmas=True,
+            timestep_spacing="leading",
+            timestep_type="continuous",
+            sigma_min=0.002,
+            sigma_max=700.0,
+        ),
+    }
+
+
+def wan_1_3b() -> tuple[type, dict[str, Any]]:
+    """``Wan-AI/Wan2.1-T2V-1.3B-Diffusers``: its autoencoder is diffusers' default, its text encoder umT5-XXL."""
+    text = {"d_model": 4096, "d_ff": 10240, "d_kv": 64, "num_layers": 24, "num_heads": 64, "vocab_size": 256384}
+    flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
+    return d.WanPipeline, {
+        "transformer": d.WanTransformer3DModel(
+            num_attention_heads=12, attention_head_dim=128, ffn_dim=8960, num_layers=30, text_dim=4096, freq_dim=256
+        ),
+        "vae": d.AutoencoderKLWan(),
+        "text_encoder": t.UMT5EncoderModel(t.UMT5Config(**text)),
+        "tokenizer": tokenizer(512),
+        "scheduler": scheduler(d.UniPCMultistepScheduler, **flow),
+    }
+
+
+def scheduler(kind: Any, **settings: Any) -> Any:
+    """A scheduler, whose tables are computed."""
+    with torch.device("cpu"):
+        return kind(**settings)
+
+
+def tokenizer(length: int) -> Any:
+    """The world's words, padded to a published length: counts do not depend on which tokens there are."""
+    small = build_tokenizer()
+    small.model_max_length = length
+    return small
+
+
+def write_configuration(make: Callable[[], tuple[type, dict[str, Any]]], folder: Path) -> Path:
+    """The configuration files of a pipeline as the hub holds them, without weights."""
+    with torch.device("meta"):
+        kind, parts = make()
+    index: dict[str, Any] = {"_class_name": kind.__name__, "_diffusers_version": d.__version__}
+    for name, part in parts.items():
+        settings = part.config if isinstance(part, t.PreTrainedModel) else part
+        save = getattr(settings, "save_config", None) or settings.save_pretrained
+        save(folder / name)
+        index[name] = [type(part).__module__.partition(".")[0], type(part).__name__]
+    (folder / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
+    return folder
+
+
+def write_vjepa(folder: Path) -> Path:
+    """``facebook/vjepa2-vitl-fpc64-256``, which is transformers' default."""
+    t.VJEPA2Config().save_pretrained(folder)
+    processor = {
+        "size": {"shortest_edge": 292},
+        "crop_size": {"height": 256, "width": 256},
+        "image_mean": [0.485, 0.456, 0.406],
+        "image_std": [0.229, 0.224, 0.225],
+    }
+    (folder / "video_preprocessor_config.json").write_text(json.dumps(processor), encoding="utf-8")
+    return folder
+
+
+BLOCK = "machine.activation_checkpointing=block"
+ALL = "rewards.0.frames=all"
+CASES: dict[str, tuple[tuple[str, ...], ...]] = {
+    "modelscope_hps": ((), (ALL,), (BLOCK,)),
+    "videocrafter2_hps": ((), (BLOCK,)),
+    "svd_vjepa": ((), (BLOCK,)),
+    "wan_1_3b_hps": ((), (BLOCK,), (ALL, BLOCK)),
+}
+"""Packaged recipes and the settings with which they are counted."""
+PUBLISHED = {"modelscope_hps": modelscope, "svd_vjepa": svd, "wan_1_3b_hps": wan_1_3b}
+"""VideoCrafter2's sizes are part of its family."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One case: counted bytes and operations, and seconds estimated from them."""
+
+    recipe: str
+    overrides: tuple[str, ...]
+    peak_gib: float
+    weights_gib: float
+    step_gib: float
+    host_gib: float
+    tflop_per_video: float
+    h100_seconds_per_video: float
+
+
+def foresee(recipe: str, overrides: tuple[str, ...], folder: Path) -> Row:
+    """The counts of a packaged recipe at its published size."""
+    found = []
+    if recipe in PUBLISHED:
+        found.append(f"model.weights={write_configuration(PUBLISHED[recipe], folder / recipe)}")
+    if recipe == "svd_vjepa":
+        found.append(f"rewards.0.weights={write_vjepa(folder / 'vjepa')}")
+    config = load(recipe, [*found, *overrides])
+    needed = preflight.count(config)
+    return Row(
+        recipe,
+        overrides,
+        peak_gib=needed.peak_bytes / GIB,
+        weights_gib=needed.weights_bytes / GIB,
+        step_gib=needed.step_bytes / GIB,
+        host_gib=needed.host_bytes / GIB,
+        tflop_per_video=needed.flops / config.videos_per_step / 1e12,
+        h100_seconds_per_video=DEVICES["h100"].seconds(needed.operations) / config.videos_per_step,
+    )
+
+
+def main(
+    case: Annotated[list[str] | None, typer.Option(help="only these recipes")] = None,
+    more: Annotated[list[str] | None, typer.Option(help="one more set of settings, separated by blanks")] = None,
+    output: Annotated[Path | None, typer.Option(help="JSON file of all numbers")] = None,
+) -> None:
+    """Count the packaged recipes at their published sizes."""
+    table, rows = Table(title="counted, of one worker; seconds are estimated"), []
+    for column in ("recipe and settings", "peak GiB", "weights", "step", "host", "TFLOP / video", "h100: s / video"):
+        table.add_column(column, justify="left" if column.startswith("recipe") else "right")
+    with tempfile.TemporaryDirectory(prefix="vader_ray_published_") as folder:
+        for recipe in case or CASES:
+            for overrides in [tuple(text.split()) for text in more] if more else CASES[recipe]:
+                row = foresee(recipe, overrides, Path(folder))
+                rows.append(asdict(row))
+                numbers = list(rows[-1].values())[2:]
+                table.add_row(f"{recipe} {' '.join(overrides)}", *(f"{number:.3g}" for number in numbers))
+    Console(width=140, highlight=False).print(table)
+    if output is not None:
+        output.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    typer.run(main)

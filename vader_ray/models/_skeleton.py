@@ -1,0 +1,77 @@
+"""Pipelines without weights: the library's own networks on the meta device, at the sizes that configuration files state."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline, ModelMixin
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+from transformers import PreTrainedModel
+
+
+def load_skeleton(kind: type[DiffusionPipeline], source: str, dtype: torch.dtype) -> Any:
+    """The pipeline of a folder or hub id, its networks on the meta device and its scheduler on the CPU; reads no weights.
+
+    Raises:
+        OSError: a configuration file cannot be reached.
+    """
+    index = DiffusionPipeline.load_config(source)
+    places = {name: tuple(place) for name, place in index.items() if _is_place(place)}
+    parts = {name: _network(source, name, library, kind_name, dtype) for name, (library, kind_name) in places.items()}
+    networks = {name: network for name, network in parts.items() if network is not None}
+    for network in networks.values():
+        accept_host_tensors(network)
+    pipe = kind.from_pretrained(source, dtype=dtype, **networks)
+    pipe.scheduler.__class__ = _timesteps_on_cpu(type(pipe.scheduler))
+    return pipe
+
+
+def _is_place(value: object) -> bool:
+    """Whether an entry of model_index.json says the library and the class of a part."""
+    return isinstance(value, list) and len(value) == 2 and value[0] in ("diffusers", "transformers")
+
+
+def _network(source: str, name: str, library: str, class_name: str, dtype: torch.dtype) -> nn.Module | None:
+    """One network of a pipeline, in the precision in which it would be loaded; None for what is no network."""
+    kind = getattr(importlib.import_module(library), class_name)
+    with torch.device("meta"):
+        if issubclass(kind, ModelMixin):
+            return _cast(kind.from_config(kind.load_config(source, subfolder=name)), dtype)
+        if issubclass(kind, PreTrainedModel):
+            config = kind.config_class.from_pretrained(source, subfolder=name)  # type: ignore[union-attr]
+            network: nn.Module = kind._from_config(config, dtype=dtype)
+            return network
+    return None
+
+
+def _cast(network: Any, dtype: torch.dtype) -> nn.Module:
+    """As diffusers loads it: some layers of some networks stay in float32 beside half precision."""
+    kept = (network._keep_in_fp32_modules or ()) if dtype.itemsize < 4 else ()
+    for name, parameter in network.named_parameters():
+        if not any(part in name.split(".") for part in kept):
+            parameter.data = parameter.data.to(dtype)
+    cast: nn.Module = network
+    return cast
+
+
+def accept_host_tensors(network: nn.Module) -> None:
+    """Let a network on the meta device take inputs that the loop computed on the CPU, such as timesteps."""
+    network.register_forward_pre_hook(_inputs_to_meta, with_kwargs=True)
+
+
+def _inputs_to_meta(network: nn.Module, args: Any, kwargs: Any) -> Any:
+    return tree_map_only(Tensor, lambda tensor: tensor.to("meta"), (args, kwargs))
+
+
+def _timesteps_on_cpu(base: Any) -> type:
+    """A subclass of the scheduler whose timesteps, which index tables and steer the loop, stay numbers that can be read."""
+
+    @functools.wraps(base.set_timesteps)
+    def set_timesteps(scheduler: Any, *args: Any, **kwargs: Any) -> None:
+        base.set_timesteps(scheduler, *args, **kwargs | {"device": "cpu"})
+
+    return type(base.__name__, (base,), {"set_timesteps": set_timesteps})

@@ -1,0 +1,156 @@
+"""Computing on paper: tensors of the meta device have sizes and no values, so a step of any size runs on any machine."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils.weak import WeakTensorKeyDictionary
+
+_ATTENTION = "scaled_dot_product_attention"
+_plain_attention = functional.scaled_dot_product_attention
+META = torch.device("meta")
+_SMALL = 2**16
+"""Elements of the largest tensor whose values are worth knowing."""
+_HARMLESS = (torch.bool, torch.bfloat16, torch.float16, torch.float32, torch.float64)
+
+
+@contextmanager
+def on_paper() -> Iterator[Host]:
+    """Within, code that was written for a device runs on meta tensors; what it keeps in host memory meanwhile.
+
+    Everything that such code asks of a device or of values is answered by the modes below.
+    """
+    with _replaced(torch, "autocast", _Autocast), _replaced(functional, _ATTENTION, _attention), _NoValues() as mode:
+        yield mode.host
+
+
+@contextmanager
+def _replaced(module: Any, name: str, value: object) -> Iterator[None]:
+    original = getattr(module, name)
+    setattr(module, name, value)
+    try:
+        yield
+    finally:
+        setattr(module, name, original)
+
+
+class Host:
+    """Bytes of tensors that were moved from the device to host memory and are still needed, now and at the peak."""
+
+    def __init__(self) -> None:
+        self.now = self.peak = 0
+
+    def take(self, tensor: Tensor) -> Tensor:
+        """Count a tensor until nobody holds it."""
+        self._add(tensor.numel() * tensor.element_size())
+        weakref.finalize(tensor.untyped_storage(), self._add, -tensor.numel() * tensor.element_size())
+        return tensor
+
+    def _add(self, num_bytes: int) -> None:
+        self.now += num_bytes
+        self.peak = max(self.peak, self.now)
+
+
+class _Autocast(torch.autocast):
+    """Off on the meta device, which torch's own refuses: networks use it there to switch half precision off."""
+
+    def __init__(self, device_type: str, *args: Any, **kwargs: Any) -> None:
+        if device_type == META.type:
+            super().__init__("cpu", enabled=False)
+        else:
+            super().__init__(device_type, *args, **kwargs)
+
+
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """Attention that keeps what the fused kernels of every device keep: the meta device has none and would hold the softmax."""
+    heads = query.ndim == key.ndim == value.ndim == 4 and query.shape[1] == key.shape[1]
+    if not (query.is_meta and heads and query.shape[-1] == key.shape[-1] == value.shape[-1] and not dropout_p):
+        return _plain_attention(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+    result: Tensor = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale
+    )[0]
+    return result
+
+
+class _NoValues(TorchDispatchMode):
+    """Answers to those who ask for values.
+
+    What small tensors that came from the host hold is known, and so is what is computed from such alone: masks, indices,
+    timesteps. Of all else every condition holds, every place of a mask is set and every real number is 1; an integer may
+    decide a size, so it is refused, as the meta device does. A copy to the host is a real CPU tensor of that shape whose
+    elements all share one: it occupies no memory here.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._known = WeakTensorKeyDictionary()
+        self.host = Host()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = kwargs or {}
+        known = self._known_inputs(args, given)
+        if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
+            return known[0][0].item() if known else _answer(args[0])
+        if func is torch.ops.aten.nonzero.default and args[0].is_meta:
+            return self._places(args[0], known and func(*known[0]))
+        if func is torch.ops.aten._to_copy.default and args[0].is_meta and _to_host(given):
+            return known[0][0].clone() if known else self.host.take(torch.zeros((), dtype=args[0].dtype).expand(args[0].shape))
+        result = func(*args, **given)
+        if known and _is_small(result) and torch.Tag.nondeterministic_seeded not in func.tags:
+            self._learn(result, func(*known[0], **known[1]))
+        elif func._schema.is_mutable:
+            tree_map_only(Tensor, lambda tensor: self._known.pop(tensor, None), (args, given))
+        return result
+
+    def _known_inputs(self, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
+        """The same inputs with their values on the CPU; None where there is no tensor among them or one is unknown."""
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        if not tensors or any(tensor.is_meta and tensor not in self._known for tensor in tensors):
+            return None
+        values = tree_map_only(Tensor, lambda tensor: self._known.get(tensor, tensor), (args, kwargs))
+        on_host: tuple[Any, Any] = tree_map_only(torch.device, lambda _: torch.device("cpu"), values)
+        return on_host
+
+    def _places(self, mask: Tensor, places: Tensor | None) -> Tensor:
+        if places is None:
+            return mask.new_empty(mask.numel(), mask.ndim, dtype=torch.long)
+        result = mask.new_empty(places.shape, dtype=torch.long)
+        self._known[result] = places
+        return result
+
+    def _learn(self, result: Any, values: Any) -> None:
+        for tensor, value in zip(tree_leaves(result), tree_leaves(values), strict=True):
+            if isinstance(tensor, Tensor) and tensor.is_meta:
+                self._known[tensor] = value
+
+
+def _to_host(kwargs: dict[str, Any]) -> bool:
+    return torch.device(kwargs.get("device") or META).type == "cpu"
+
+
+def _is_small(result: Any) -> bool:
+    tensors = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+    return any(tensor.is_meta for tensor in tensors) and all(tensor.numel() <= _SMALL for tensor in tensors)
+
+
+def _answer(number: Tensor) -> Any:
+    if number.dtype in _HARMLESS:
+        return torch.ones((), dtype=number.dtype, device="cpu").item()
+    raise RuntimeError("a size depends on numbers that only a computation with weights gives")
