@@ -169,6 +169,7 @@ def _run(
             tune_config=tune.TuneConfig(
                 max_concurrent_trials=min(max_concurrent or len(trials), cluster.room_for(base)),
                 scheduler=_scheduler(base) if sweep.stop_early else None,
+                reuse_actors=True,  # a new process imports for longer than a small trial trains
                 trial_name_creator=lambda trial: trial.config["trial"],
                 trial_dirname_creator=lambda trial: trial.config["trial"],
             ),
