@@ -23,8 +23,8 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
         "fast": {"optimizer.learning_rate": 1e-3, "algorithm.num_updates": 2, "algorithm.clip_range": 1e-3},
     },
     "dpo": {
-        "slow": {"optimizer.learning_rate": 1e-3, "algorithm.num_draws": 4, "algorithm.beta": 2000},
-        "fast": {"optimizer.learning_rate": 1e-3, "algorithm.num_draws": 4, "algorithm.num_updates": 2, "algorithm.beta": 500},
+        "slow": {"optimizer.learning_rate": 3e-4, "algorithm.num_draws": 4, "algorithm.beta": 1000},
+        "fast": {"optimizer.learning_rate": 1e-3, "algorithm.num_draws": 4, "algorithm.beta": 100},
     },
 }
 
@@ -49,8 +49,9 @@ SWEEP = Sweep(
     question=__doc__,
     recipe="world_hps",
     budget=("sampling.num_frames=2", "sampling.num_inference_steps=4", "sampling.eta=1", "evaluation.num_videos=12",
-            "evaluation.num_shown=2", "evaluation.judge=false", "evaluation.select=eval/objective", "machine.prefix_batch_size=16",
-            "machine.micro_batch_size=16", "machine.decode_chunk_size=2", "checkpoint.every=8", "must_reach={}"),
+            "evaluation.num_shown=2", "evaluation.judge=false", "evaluation.select=eval/objective",
+            "machine.prefix_batch_size=16", "machine.micro_batch_size=16", "machine.decode_chunk_size=2",
+            "checkpoint.every=8", "must_reach={}"),
     space={"seed": tune.grid_search([0, 1, 2]), "reward": tune.grid_search(["hps", "aesthetic"]),
            "method": tune.grid_search(list(SETTINGS)), "setting": tune.grid_search(["slow", "fast"])},
     settings=settings,
