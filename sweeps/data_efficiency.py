@@ -14,19 +14,19 @@ from vader_ray.cli import sweep_script
 from vader_ray.config import ExperimentConfig
 from vader_ray.orchestration.space import Sweep, Values
 
-QUERIES = 96
+QUERIES = 128
 OTHER = {"hps": "aesthetic", "aesthetic": "hps"}
 SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     "vader": {"slow": {"optimizer.learning_rate": 1e-3}, "fast": {"optimizer.learning_rate": 3e-3}},
     "ddpo": {
-        "slow": {"optimizer.learning_rate": 1e-3, "algorithm.num_updates": 2, "algorithm.clip_range": 1e-3},
-        "fast": {"optimizer.learning_rate": 3e-3, "algorithm.num_updates": 4, "algorithm.clip_range": 1e-3},
+        "slow": {"optimizer.learning_rate": 1e-3, "algorithm.num_updates": 1, "algorithm.clip_range": 1e-3},
+        "fast": {"optimizer.learning_rate": 1e-3, "algorithm.num_updates": 2, "algorithm.clip_range": 1e-3},
     },
     "dpo": {
-        "slow": {"optimizer.learning_rate": 1e-3, "algorithm.num_updates": 4, "algorithm.beta": 2000},
-        "fast": {"optimizer.learning_rate": 3e-3, "algorithm.num_updates": 4, "algorithm.beta": 500},
+        "slow": {"optimizer.learning_rate": 3e-4, "algorithm.num_draws": 4, "algorithm.beta": 1000},
+        "fast": {"optimizer.learning_rate": 1e-3, "algorithm.num_draws": 4, "algorithm.beta": 100},
     },
-}  # fmt: skip
+}
 
 
 def settings(values: Values, recipe: ExperimentConfig) -> dict[str, Any]:
@@ -48,9 +48,10 @@ SWEEP = Sweep(
     name="data_efficiency",
     question=__doc__,
     recipe="world_hps",
-    budget=("sampling.num_inference_steps=4", "sampling.eta=1", "evaluation.num_videos=8", "evaluation.num_shown=2",
-            "evaluation.select=eval/objective", "machine.prefix_batch_size=8", "machine.micro_batch_size=4",
-            "machine.decode_chunk_size=8", "checkpoint.every=6", "must_reach={}"),
+    budget=("sampling.num_frames=2", "sampling.num_inference_steps=4", "sampling.eta=1", "evaluation.num_videos=12",
+            "evaluation.num_shown=2", "evaluation.judge=false", "evaluation.select=eval/objective",
+            "machine.prefix_batch_size=16", "machine.micro_batch_size=16", "machine.decode_chunk_size=2",
+            "checkpoint.every=8", "must_reach={}"),
     space={"seed": tune.grid_search([0, 1, 2]), "reward": tune.grid_search(["hps", "aesthetic"]),
            "method": tune.grid_search(list(SETTINGS)), "setting": tune.grid_search(["slow", "fast"])},
     settings=settings,

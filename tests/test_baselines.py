@@ -254,13 +254,14 @@ def test_preference_loss_is_equation_14() -> None:
     """−log σ(−βTω(‖ε_w − ε_θ‖² − ‖ε_w − ε_ref‖² − (‖ε_l − ε_θ‖² − ‖ε_l − ε_ref‖²))), with numpy."""
     w, w_ref, lost, lost_ref, weight = 0.31, 0.28, 0.52, 0.55, 30.0
     expected = -np.log(1 / (1 + np.exp(weight * ((w - w_ref) - (lost - lost_ref)))))
-    for errors, reference, sign in (([w, lost], [w_ref, lost_ref], 1.0), ([lost, w], [lost_ref, w_ref], -1.0)):
-        loss, _ = preference_loss(
-            torch.tensor(errors, dtype=torch.float64), torch.tensor(reference), torch.tensor(sign), beta=2 * weight
-        )
-        assert float(loss) == pytest.approx(expected, rel=1e-5)  # the reference is float32
-    assert float(preference_loss(torch.rand(2), torch.rand(2), torch.tensor(0.0), 5.0)[0]) == 0
-    assert preference_loss(torch.rand(2), torch.rand(2), torch.tensor(float("nan")), 5.0)[0].isnan()
+    errors = torch.tensor([w, lost, lost, w], dtype=torch.float64)
+    reference = torch.tensor([w_ref, lost_ref, lost_ref, w_ref], dtype=torch.float64)
+    loss, margin = preference_loss(errors, reference, torch.tensor([1.0, -1.0]), beta=2 * weight)
+    assert loss.tolist() == pytest.approx([expected, expected])
+    assert (margin < 0).all(), "the winner's error has grown, the loser's fallen"
+    tie, unknown = torch.tensor([0.0]), torch.tensor([float("nan")])
+    assert float(preference_loss(torch.rand(2), torch.rand(2), tie, 5.0)[0]) == 0
+    assert preference_loss(torch.rand(2), torch.rand(2), unknown, 5.0)[0].isnan()
 
 
 def _dpo_loss(model: Any, conditioning: Any, chain: Any, sign: float, draws: int, settings: DpoConfig) -> float:

@@ -154,6 +154,7 @@ def _run(members: Members, *, num_trials: int, max_concurrent: int | None) -> No
                 num_samples=-1,  # as many as there are
                 max_concurrent_trials=min(at_once, cluster.room_for(base)),
                 scheduler=_scheduler(base) if sweep.stop_early else None,
+                reuse_actors=True,  # a new process imports for longer than a small trial trains
                 trial_name_creator=lambda trial: trial.config["trial"],
                 trial_dirname_creator=lambda trial: trial.config["trial"],
             ),
