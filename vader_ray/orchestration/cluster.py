@@ -47,7 +47,7 @@ def connected(config: ExperimentConfig, *, num_runs: int = 1) -> Iterator[None]:
         os.environ.setdefault(name, value)
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if "RAY_ADDRESS" in os.environ:
-        ray.init(runtime_env={"env_vars": _not_in_job(environment | _forwarded())}, **quiet)
+        ray.init(runtime_env={"env_vars": not_in_job(environment | _forwarded())}, **quiet)
     else:
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a private cluster on loopback: no token file is left behind
         ray.init(address="local", num_cpus=max(os.cpu_count() or 1, _needed(config, num_runs=num_runs)["CPU"]), **quiet)
@@ -64,7 +64,7 @@ def _forwarded() -> dict[str, str]:
     return {name: os.environ[name] for name in _FORWARDED if name in os.environ}
 
 
-def _not_in_job(environment: dict[str, str]) -> dict[str, str]:
+def not_in_job(environment: dict[str, str]) -> dict[str, str]:
     """Without what the surrounding Ray job has set: its workers have that already, and Ray refuses to be told twice."""
     job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
     already = job.get("runtime_env", {}).get("env_vars", {})
@@ -137,10 +137,11 @@ def _needed(config: ExperimentConfig, kind: str | None = None, *, num_runs: int 
 
 
 def _check_resources(config: ExperimentConfig) -> None:
-    available = ray.cluster_resources()
-    for name, amount in _needed(config, "GPU" if uses_gpu(config.machine) else "CPU").items():
+    available, least = ray.cluster_resources(), config.machine.min_workers or config.machine.num_workers
+    smallest = config.model_copy(update={"machine": config.machine.model_copy(update={"num_workers": least})})
+    for name, amount in _needed(smallest, "GPU" if uses_gpu(config.machine) else "CPU").items():
         if available.get(name, 0) < amount:
             raise ConfigError(
-                f"machine.num_workers={config.machine.num_workers} and the placed rewards need {amount} {name}s, the Ray "
+                f"machine.num_workers={least} and the placed rewards need {amount} {name}s, the Ray "
                 f"cluster has {available.get(name, 0):g}; lower --workers or placement.num_{name.lower()}s, or add nodes"
             )

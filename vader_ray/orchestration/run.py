@@ -141,10 +141,11 @@ def fit(
         "served": pools,
     }
     use_gpu = cluster.uses_gpu(config.machine)
+    least, most = config.machine.min_workers, config.machine.num_workers
     trainer = TorchTrainer(
         worker_loop,
         train_loop_config=job,
-        scaling_config=ScalingConfig(num_workers=config.machine.num_workers, use_gpu=use_gpu),
+        scaling_config=ScalingConfig(num_workers=most if least is None else (least, most), use_gpu=use_gpu),
         run_config=RunConfig(
             name="checkpoints",
             storage_path=folder.storage or str(folder.path),
