@@ -74,7 +74,8 @@ def count(config: ExperimentConfig) -> Count:
     ``sampling.prefix_cache`` and ``machine.compile``, which save time, are left out; of a random depth the deepest is taken.
 
     Raises:
-        ValueError: another algorithm than VADER; or a configuration file of the model or of a reward is not at hand; says what to fetch.
+        ValueError: another algorithm than VADER, or a configuration file of the model or of a reward is not at hand; says
+            what to fetch.
     """
     if config.algorithm.name != "vader":
         raise ValueError(
