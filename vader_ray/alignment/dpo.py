@@ -22,6 +22,7 @@ from vader_ray.config import DpoConfig
 from vader_ray.types import Chain, Scores, VideoModel
 
 PerPair: TypeAlias = Float[Tensor, " pairs"]
+PerDraw: TypeAlias = Float[Tensor, " draws"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,7 @@ class Dpo:
         step: int,
         drawn: Sequence[tuple[int, int]],
         scale: float,
-    ) -> tuple[PerPair, PerPair]:
+    ) -> tuple[PerDraw, PerDraw]:
         """Add the gradient of some pairs that drew the same denoising step; their losses and margins."""
         videos = [video for pair, _ in drawn for video in (2 * pair, 2 * pair + 1)]
         noise_seeds = [seed for _, seed in drawn for _ in range(2)]
