@@ -264,6 +264,7 @@ def test_preference_loss_is_equation_14() -> None:
     assert preference_loss(torch.rand(2), torch.rand(2), unknown, 5.0)[0].isnan()
 
 
+@torch.no_grad()
 def _dpo_loss(model: Any, conditioning: Any, chain: Any, sign: float, draws: int, settings: DpoConfig) -> float:
     """The mean loss of one pair over its draws, from errors computed by hand."""
     generator, total = torch.Generator().manual_seed(draws), 0.0

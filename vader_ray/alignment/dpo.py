@@ -7,8 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 from torch.nn import functional
 
 from vader_ray.alignment.algorithm import Update, Whole
@@ -17,6 +20,9 @@ from vader_ray.alignment.rollout import Batching, Rollout
 from vader_ray.alignment.scoring import objectives, sample_and_score
 from vader_ray.config import DpoConfig
 from vader_ray.types import Chain, Scores, VideoModel
+
+PerPair: TypeAlias = Float[Tensor, " pairs"]
+PerDraw: TypeAlias = Float[Tensor, " draws"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +69,11 @@ class Dpo:
         model: VideoModel,
         chain: Chain,
         rollout: Rollout,
-        first_is_better: Scores,
+        first_is_better: PerPair,
         step: int,
         drawn: Sequence[tuple[int, int]],
         scale: float,
-    ) -> tuple[Scores, Scores]:
+    ) -> tuple[PerDraw, PerDraw]:
         """Add the gradient of some pairs that drew the same denoising step; their losses and margins."""
         videos = [video for pair, _ in drawn for video in (2 * pair, 2 * pair + 1)]
         noise_seeds = [seed for _, seed in drawn for _ in range(2)]
@@ -81,7 +87,7 @@ class Dpo:
         return loss.detach(), margin.detach()
 
 
-def preference_loss(errors: Scores, reference: Scores, first_is_better: Scores, beta: float) -> tuple[Scores, Scores]:
+def preference_loss(errors: Scores, reference: Scores, first_is_better: PerPair, beta: float) -> tuple[PerPair, PerPair]:
     """−log σ(−(β/2)·[(e_w − r_w) − (e_l − r_l)]) of each pair, and the argument of σ (arXiv 2311.12908, eq. 14).
 
     Errors e of the trained and r of the pretrained model are means over the elements, and β/2 stands for the equation's
