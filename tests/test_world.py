@@ -9,7 +9,8 @@ from typing import Any
 import open_clip
 import pytest
 import torch
-from diffusers import TextToVideoSDPipeline
+from diffusers import AutoencoderKLWan, TextToVideoSDPipeline, WanPipeline
+from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 from torch import Generator, Tensor
 from torch.nn.functional import layer_norm
 from torchvision.ops import box_convert, box_iou, masks_to_boxes
@@ -47,6 +48,8 @@ from vader_ray.world.train.action import train_action
 from vader_ray.world.train.detection import BOX, NOTHING, objects_in, train_detection
 from vader_ray.world.train.pickscore import train_pickscore
 from vader_ray.world.train.vjepa import MASK_BLOCKS, draw_masks, error_of, guess_and_goal, train_vjepa
+from vader_ray.world.train.wan import PaddingOnce, embed, sample_wan, train_wan
+from vader_ray.world.train.wan_vae import decode, encode, train_wan_vae
 
 
 def test_same_generator_same_videos() -> None:
@@ -62,6 +65,13 @@ def test_same_generator_same_videos() -> None:
 def test_rendering_does_not_depend_on_the_chunks() -> None:
     scenes = draw_scenes(7, Generator().manual_seed(0))
     torch.testing.assert_close(render(scenes, chunk=3), render(scenes), atol=1e-6, rtol=0)  # summation order
+
+
+def test_a_video_has_as_many_frames_as_it_is_asked_for() -> None:
+    scenes = cleaned(draw_scenes(20, Generator().manual_seed(20), num_frames=9))
+    frames = render(scenes)
+    assert frames.shape == (20, 9, 3, 32, 32)
+    assert Judge.load().accuracy(frames[:, :8], captions_of(scenes))["direction"] == 1.0
 
 
 def moving_mask(frames: Tensor) -> Tensor:
@@ -353,6 +363,57 @@ def test_trainers_write_what_the_library_reads(
     few, more, again = states
     assert any(not torch.equal(few[key], more[key]) for key in few)
     assert all(torch.equal(again[key], more[key]) for key in more)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_wan_trainers_write_what_the_library_reads(tmp_path: Path) -> None:
+    states = []
+    for num_steps in (2, 4, 4):
+        train_wan_vae(tmp_path, num_steps=num_steps, batch_videos=1, num_videos=4)
+        train_wan(tmp_path, num_steps=num_steps, text_steps=2, batch_videos=2, num_videos=4)
+        pipeline = WanPipeline.from_pretrained(tmp_path / "wan", torch_dtype=torch.float32)
+        states.append({**pipeline.vae.state_dict(), **pipeline.transformer.state_dict()})
+    few, more, again = states
+    assert any(not torch.equal(few[key], more[key]) for key in few)
+    assert all(torch.equal(again[key], more[key]) for key in more)
+    assert sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) <= 9 * 2**20
+
+    pipeline.set_progress_bar_config(disable=True)
+    prompts = ["a red circle moving left", "a purple square moving up past a box"]
+    frames = sample_wan(pipeline, prompts, Generator().manual_seed(0), num_steps=2)
+    assert frames.shape == (2, 9, 3, 32, 32)
+    assert frames.isfinite().all()
+    padding_once_is_padding_often(pipeline, prompts)
+    latents_are_those_of_the_pipeline(pipeline.vae)
+
+
+@torch.no_grad()
+def padding_once_is_padding_often(pipeline: WanPipeline, prompts: list[str]) -> None:
+    full, _ = pipeline.encode_prompt(prompts, do_classifier_free_guidance=False, max_sequence_length=226)
+    latents = torch.randn(2, 24, 3, 4, 4, generator=Generator().manual_seed(1))
+    transformer = pipeline.transformer
+    torch.nn.init.normal_(transformer.proj_out.weight)
+
+    def flow(processor: WanAttnProcessor, text: Tensor) -> Tensor:
+        for block in transformer.blocks:
+            block.attn2.set_processor(processor)
+        result: Tensor = transformer(latents, torch.tensor([300.0, 700.0]), text).sample
+        return result
+
+    expected = flow(WanAttnProcessor(), full)
+    torch.testing.assert_close(flow(PaddingOnce(), embed(pipeline, prompts)), expected, atol=1e-4, rtol=1e-4)  # summation order
+
+
+@torch.no_grad()
+def latents_are_those_of_the_pipeline(vae: AutoencoderKLWan) -> None:
+    frames = render(draw_scenes(4, Generator().manual_seed(2), num_frames=9))
+    raw = vae.encode(frames.transpose(1, 2) * 2 - 1).latent_dist.mean
+    latents = encode(vae, frames)
+    mean, deviation = (torch.tensor(vae.config[name]).view(1, -1, 1, 1, 1) for name in ("latents_mean", "latents_std"))
+    torch.testing.assert_close(latents * deviation + mean, raw, atol=1e-5, rtol=1e-5)  # rounding of single precision
+    torch.testing.assert_close(
+        decode(vae, latents), (vae.decode(raw).sample / 2 + 0.5).clamp(0, 1).transpose(1, 2), atol=1e-4, rtol=0
+    )
 
 
 @pytest.mark.slow
