@@ -22,7 +22,6 @@ import resource
 import statistics
 import tempfile
 import time
-import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -38,8 +37,6 @@ from diffusers.utils import logging
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from vader_ray.alignment.frames import choose_frames
 from vader_ray.alignment.gradient import Term
@@ -51,6 +48,7 @@ from vader_ray.models._pipeline import Conditioning
 from vader_ray.models.modelscope import Model
 from vader_ray.rewards import hps
 from vader_ray.rewards._network import FrameReward, frozen
+from vader_ray.training.meter import LiveTensors
 from vader_ray.types import Latents, Plan
 
 PROMPTS = ("a red circle moving left", "a blue star moving up", "a green square", "a yellow box moving past a circle")
@@ -309,37 +307,6 @@ def _sample_with_graph(model: Model, rollout: Rollout, depth: int) -> Latents:
             guided = unconditional + GUIDANCE_SCALE * (conditional - unconditional)
             latents = scheduler.step(guided, timestep, latents).prev_sample
     return latents
-
-
-class LiveTensors(TorchDispatchMode):
-    """Bytes of tensors made inside and still alive, now and at the peak: ``max_memory_allocated`` for a device without one.
-
-    Sees every operation, also those of the backward pass and of recomputations; not the scratch space within a kernel.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._alive = set[int]()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        made = [item for item in tree_leaves(result) if isinstance(item, Tensor)]
-        given = {item.untyped_storage()._cdata for item in tree_leaves((args, kwargs)) if isinstance(item, Tensor)}
-        for storage in (tensor.untyped_storage() for tensor in made):
-            if storage._cdata not in given | self._alive:  # views and in-place results bring no memory
-                self._add(storage)
-        return result
-
-    def _add(self, storage: torch.UntypedStorage) -> None:
-        self._alive.add(storage._cdata)
-        self.now += storage.nbytes()
-        self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._release, storage._cdata, storage.nbytes())
-
-    def _release(self, storage: int, num_bytes: int) -> None:
-        self._alive.discard(storage)
-        self.now -= num_bytes
 
 
 class CudaAllocator:

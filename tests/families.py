@@ -142,7 +142,7 @@ def _cogvideox(kind: Any = d.CogVideoXPipeline, in_channels: int = 4, **transfor
 def _wan_transformer(channels: int = 16, **more: Any) -> Any:
     sizes = {"num_attention_heads": 2, "attention_head_dim": 12, "text_dim": 8, "freq_dim": 16, "ffn_dim": 16, "num_layers": 1}
     settings = {"in_channels": channels, "out_channels": channels, "cross_attn_norm": True, "rope_max_seq_len": 32}
-    return d.WanTransformer3DModel(**sizes, **settings | more)
+    return d.WanTransformer3DModel(**sizes | settings | more)
 
 
 def _wan(kind: Any = d.WanPipeline, vae: Any = None, transformer: Any = None, **more: Any) -> Any:

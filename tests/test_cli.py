@@ -39,8 +39,8 @@ def _refused(*arguments: str) -> str:
         ("sampling.no_such=1", "sampling.no_such: there is no such setting; here are"),
         ("num_steps=few", "num_steps: Input should be a valid integer"),
         ("model.weights=/no/where", "model.weights: /no/where does not exist"),
-        ("model.family=nothing", "model.family: there is no 'nothing'; choose one of modelscope"),
-        ("rewards.0.reward=nothing", "there is no reward 'nothing'; give one of aesthetic, brightness, "),
+        ("model.family=nothing", "model.family: there is no 'nothing'; choose one of "),
+        ("rewards.0.reward=nothing", "there is no reward 'nothing'; give one of action, aesthetic, brightness, "),
         ("rewards.0.colour=red", "colour"),
         ("rewards.0.weights=/no/where", "/no/where"),
         ("prompts.train=/dev/null", "prompts.train: /dev/null holds no prompt"),
@@ -52,7 +52,9 @@ def test_bad_settings_are_one_clear_sentence(setting: str, message: str) -> None
 
 
 def test_an_unknown_recipe_lists_the_known() -> None:
-    assert "there is no recipe 'nothing'; give the path of a YAML file or one of world_hps" in _refused("train", "nothing")
+    message = _refused("train", "nothing")
+    assert "there is no recipe 'nothing'; give the path of a YAML file or one of " in message
+    assert "world_hps, world_hps_aesthetic" in message
 
 
 def test_an_unwritable_output_folder_is_refused_before_work() -> None:
@@ -105,3 +107,16 @@ def test_list_names_what_a_recipe_can_name(what: str, name: str) -> None:
 
 def test_list_refuses_what_it_does_not_know() -> None:
     assert "there is nothing called 'dogs' to list; choose one of models, rewards, recipes" in _refused("list", "dogs")
+
+
+def test_fetch_loads_every_reward_and_names_the_models_folder() -> None:
+    result = CliRunner().invoke(app, ["fetch", "world_hps"])
+    assert result.exit_code == 0
+    assert "reward  hps: complete, it loads" in result.stdout
+    assert "reward  aesthetic: complete, it loads" in result.stdout
+    assert "checkpoints/text_to_video" in result.stdout
+
+
+def test_fetch_says_what_a_hub_out_of_reach_did_not_give() -> None:
+    message = _refused("fetch", "world_hps", "model.weights=owner/name")
+    assert "'owner/name' is neither a local folder nor in the Hugging Face cache" in message

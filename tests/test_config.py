@@ -32,9 +32,9 @@ def test_every_recipe_parses_and_crosses_a_process_border_unchanged(recipe: str)
     assert config.name == recipe
     if config.model.weights.startswith("world:"):
         assert config.must_reach, "a recipe that anyone can run states the number it reaches"
-    assert set(config.must_reach) <= {f"eval/reward/{reward.name}" for reward in (*config.rewards, *config.eval_rewards)} | {
-        "eval/objective"
-    }
+    measured = {"eval/objective"} | {f"eval/reward/{reward.name}" for reward in (*config.rewards, *config.eval_rewards)}
+    judged = {f"eval/judge/{trait}" for trait in ("colour", "shape", "direction")} if config.evaluation.judge else set()
+    assert set(config.must_reach) <= measured | judged
     assert validate(json.loads(json.dumps(config.model_dump(mode="json")))) == config
 
 
@@ -63,7 +63,7 @@ def test_overrides_reach_every_depth() -> None:
         ("prompts.train=/dev/null", "prompts.train: /dev/null holds no prompt; write one prompt per line"),
         ("prompts.train=world:heldout", "held-out prompts are also trained on"),
         ("model.weights=/nowhere", "model.weights: /nowhere does not exist; give an existing path, a hub id"),
-        ("model.weights=world:nothing", "names no packaged checkpoint; there are aesthetic"),
+        ("model.weights=world:nothing", "names no packaged checkpoint; there are a"),
         ("machine.num_workers=3", "videos_per_step=4 cannot be shared evenly by machine.num_workers=3"),
         ("eval_rewards.0.reward=hps", "two rewards are called 'hps'; give one of them another `label`"),
         ("rewards.0.frames=some", r"rewards.0.frames: String should match pattern"),

@@ -643,3 +643,11 @@ def test_a_network_reward_stays_frozen_and_in_eval_mode() -> None:
     assert not any(module.training for module in reward.modules())
     assert not any(parameter.requires_grad for parameter in reward.parameters())
     rewards.check_contract(reward, height=4, width=4)
+
+
+def test_the_precision_is_that_of_the_recipe(hps_folder: Path) -> None:
+    spec = RewardConfig(reward="hps", weights=str(hps_folder), precision="bfloat16")
+    reward: Any = rewards.build(spec, device="cpu")
+    assert reward.dtype == torch.bfloat16
+    scores = reward(pictures(24, 40), PROMPTS)
+    assert scores.dtype == torch.float32

@@ -1,4 +1,4 @@
-"""The command line: ``vader-ray train|evaluate|generate|check|fetch|list|pools``."""
+"""The command line: ``vader-ray train|evaluate|generate|export|check|fetch|list|pools``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, ParamSpec
+from typing import TYPE_CHECKING, Annotated, Any, Literal, ParamSpec
 
 import typer
 from rich.console import Console
@@ -15,6 +15,9 @@ from rich.table import Table
 
 from vader_ray.config import ConfigError, ExperimentConfig, load, locate, recipe_names
 from vader_ray.orchestration.errors import RunFailed
+
+if TYPE_CHECKING:
+    from vader_ray.orchestration.space import Sweep
 
 # Everything that imports a framework is imported where it is used: a wrong setting is refused at once.
 
@@ -148,6 +151,31 @@ def generate(
 
 @app.command()
 @_explained
+def export(
+    adapter: Annotated[Path, typer.Argument(help=_ADAPTER_HELP.partition(" Without")[0])],
+    output: Annotated[Path, typer.Option("--output", "-o", help="A folder, or a .safetensors file.")],
+    format: Annotated[Literal["diffusers", "comfyui", "peft"], typer.Option(help="Whose keys.")] = "diffusers",
+    merge: Annotated[bool, typer.Option("--merge", help="Fold the adapter into the recipe's denoiser instead.")] = False,
+    recipe: Annotated[str | None, typer.Option(help="Recipe of the model, for --merge and the alpha of a .pt file.")] = None,
+) -> None:
+    """Write a saved adapter for other programs, or the whole denoiser with the adapter inside."""
+    config = _load(recipe, None) if recipe else None
+    if merge and config is None:
+        raise ConfigError("--merge needs the model into which the adapter goes; name its recipe by --recipe")
+    from vader_ray import models
+    from vader_ray.training.standalone import merge_adapter
+
+    if merge and config is not None:
+        written = merge_adapter(config, adapter, output)
+    else:
+        alpha = {} if config is None else {"bare_alpha": config.adapter.alpha}
+        written = models.export_adapter(adapter, format, output, **alpha)
+    for path in written:
+        print(path.resolve())
+
+
+@app.command()
+@_explained
 def check(recipe: Recipe, overrides: Overrides = None, workers: Workers = None) -> None:
     """Validate a recipe, say what it loads, and make one step's gradient on every worker without changing anything."""
     config = _load(recipe, overrides, workers)
@@ -228,6 +256,37 @@ def _describe(reward: Any) -> str:
 
 def _first_line(documented: Any) -> str:
     return str(documented.__doc__).strip().splitlines()[0]
+
+
+def sweep_script(sweep: Sweep) -> None:
+    """The command line of a script of ``sweeps/``."""
+    script = typer.Typer(add_completion=False, pretty_exceptions_enable=False, context_settings=app.info.context_settings)
+
+    @script.command(help=sweep.question)
+    @_explained
+    def run(
+        overrides: Overrides = None,
+        recipe: Annotated[str | None, typer.Option(help="A packaged recipe or a YAML file; by default the script's own.")] = None,
+        workers_per_trial: Annotated[int, typer.Option(help="Ray Train workers of each trial.")] = 1,
+        max_concurrent: Annotated[int | None, typer.Option(help="Trials at once; by default as many as fit.")] = None,
+        num_trials: Annotated[int | None, typer.Option(help="At most so many trials.")] = None,
+        storage: Annotated[Path, typer.Option(help="Where sweeps are kept.")] = Path("runs"),
+        resume: Annotated[bool, typer.Option(help="Continue the latest unfinished sweep with these settings.")] = False,
+    ) -> None:
+        from vader_ray.orchestration.sweep import run_sweep
+
+        run_sweep(
+            sweep,
+            recipe=recipe,
+            overrides=overrides or [],
+            workers_per_trial=workers_per_trial,
+            max_concurrent=max_concurrent,
+            num_trials=num_trials,
+            storage=storage,
+            resume=resume,
+        )
+
+    script()
 
 
 if __name__ == "__main__":

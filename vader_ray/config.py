@@ -30,6 +30,7 @@ from vader_ray.locations import split_image as split_image
 
 RECIPES = PACKAGE / "recipes"
 
+ActivationCheckpointing = Literal["none", "block", "attention"]
 Precision = Literal["float32", "bfloat16", "float64"]
 FrameRule = Annotated[str, Field(pattern=r"^(all|first_middle_last|(random|first|stride):[1-9]\d*|frame:\d+)$")]
 
@@ -90,8 +91,14 @@ class SamplingConfig(Settings):
     """First graded denoising step of a ``window``, counted from the noisiest, 0."""
     chain: bool = True
     """Keep the denoiser's input Jacobian between graded steps; off is DRTune's stopped input (cheaper, biased)."""
-    replay: bool = True
-    """Recompute each graded denoiser call in the backward pass: exact, one more forward each, memory flat in K."""
+    replay: bool | Literal["earlier"] = True
+    """Recompute each graded denoiser call in the backward pass: exact, one more forward each, memory flat in K. With
+    ``earlier`` the last one is kept instead (at K = 1: no recomputation): exact, one forward less, and its activations
+    are in memory beside those of a portion of decoder and rewards."""
+    prefix_cache: str = Field(default="none", pattern=r"^(none|first_block:0?\.\d+)$")
+    """``first_block:THRESHOLD`` (0.05 to 0.2) reuses features between denoising steps without gradient while the first
+    block changes by less than that share. Not exact: the graded steps start from slightly other latents. Only
+    transformers; evaluation samples without it."""
 
     @model_validator(mode="after")
     def _depth_fits(self) -> Self:
@@ -242,6 +249,11 @@ class MachineConfig(Settings):
     """Videos sampled together without gradient."""
     decode_chunk_size: PositiveInt = 4
     """Frames decoded and scored with gradient at once."""
+    activation_checkpointing: ActivationCheckpointing = "none"
+    """Recompute each ``block`` of the denoiser in the backward pass: exact, a fraction of the memory, one more forward.
+    ``attention`` keeps what attention gave: exact, a little more memory, and long videos pay for no second attention."""
+    compile: Literal["none", "blocks"] = "none"
+    """Compile the denoiser's ``blocks`` one by one: faster after a minute; exact up to the rounding of fused operations."""
     num_threads: PositiveInt = 1
     """CPU threads of a worker."""
     max_failures: NonNegativeInt = 3

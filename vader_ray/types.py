@@ -39,8 +39,13 @@ class Plan:
     """Ascending indices of the graded denoising steps, the noisiest is 0; never empty."""
     chain: bool = True
     """Keep the denoiser's input Jacobian, so that gradient reaches earlier graded steps through later ones."""
-    replay: bool = True
-    """Recompute a graded denoiser call in the backward pass instead of keeping its activations. Exact."""
+    replay: bool | Literal["earlier"] = True
+    """Recompute a graded denoiser call in the backward pass instead of keeping its activations; with ``earlier`` all but
+    the last, the first that the backward pass needs. Exact."""
+
+    def replays(self, step: int) -> bool:
+        """Whether a graded denoising step is recomputed."""
+        return self.replay is True or (self.replay == "earlier" and step != self.graded[-1])
 
 
 @runtime_checkable

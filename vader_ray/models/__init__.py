@@ -8,11 +8,13 @@ from typing import Any
 
 import torch
 
-from vader_ray.config import AdapterConfig, ConfigError, ModelConfig, SamplingConfig
+from vader_ray.config import ActivationCheckpointing, AdapterConfig, ConfigError, ModelConfig, SamplingConfig
 from vader_ray.models._adapter import load_into as load_adapter
 from vader_ray.models._adapter import read_shape as adapter_shape
+from vader_ray.models._export import Format as AdapterFormat
+from vader_ray.models._export import export as export_adapter
 
-__all__ = ["adapter_shape", "build", "fetch", "load_adapter", "names", "resolve"]
+__all__ = ["AdapterFormat", "adapter_shape", "build", "export_adapter", "fetch", "load_adapter", "names", "resolve"]
 
 
 def names() -> list[str]:
@@ -56,9 +58,12 @@ def build(
     seed: int,
     chunk_size: int,
     device: torch.device,
+    activation_checkpointing: ActivationCheckpointing = "none",
+    compile_blocks: bool = False,
 ) -> Any:
     """A pretrained model on a device, with a fresh adapter unless there shall be none."""
     built = resolve(model.family).load(model, sampling, chunk_size=chunk_size, device=device)
     if adapter is not None:
         built.add_adapter(adapter, seed)
+    built.apply_levers(activation_checkpointing, compile_blocks=compile_blocks)
     return built

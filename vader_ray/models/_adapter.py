@@ -121,7 +121,11 @@ def save(denoiser: nn.Module, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     weights = {_PEFT_PREFIX + key: value.contiguous() for key, value in get_peft_model_state_dict(denoiser).items()}
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
-    settings: LoraConfig = denoiser.peft_config["default"]  # type: ignore[index,assignment]
+    save_settings(denoiser.peft_config["default"], folder)  # type: ignore[index,arg-type]
+
+
+def save_settings(settings: LoraConfig, folder: Path) -> None:
+    """Write peft's settings file, the same for the same settings."""
     settings.save_pretrained(str(folder))
     written = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
     written["target_modules"] = sorted(written["target_modules"])  # peft writes a set in an order that changes

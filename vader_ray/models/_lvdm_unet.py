@@ -17,7 +17,6 @@ from diffusers.models.unets.unet_3d_condition import UNet3DConditionOutput
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
 NUM_FIRST_HEADS = 8
 """Heads of the temporal transformer after the first convolution; its width tells the size of every head."""
@@ -198,12 +197,7 @@ class _Block(nn.ModuleList):
 
     def forward(self, x: Tensor, conditions: _Conditions) -> Tensor:
         for layer in self:
-            if not isinstance(layer, _ResBlock | _SpatialTransformer | _TemporalTransformer):
-                x = layer(x)
-            elif torch.is_grad_enabled():
-                x = checkpoint(layer, x, conditions, use_reentrant=False, preserve_rng_state=False)
-            else:
-                x = layer(x, conditions)
+            x = layer(x, conditions) if isinstance(layer, RECOMPUTED) else layer(x)
         return x
 
 
@@ -378,6 +372,10 @@ class _GatedLinear(nn.Module):
         value, gate = self.proj(x).chunk(2, dim=-1)
         gated: Tensor = value * functional.gelu(gate)
         return gated
+
+
+RECOMPUTED = (_ResBlock, _SpatialTransformer, _TemporalTransformer)
+"""The layers that look at conditions; they make up nearly all activations."""
 
 
 def _unfold(x: Tensor, batch: int) -> Tensor:

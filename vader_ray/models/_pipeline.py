@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import ModelMixin
 from PIL import Image
 from torch import Tensor, nn
 
-from vader_ray.config import AdapterConfig, ModelConfig, SamplingConfig
-from vader_ray.models import _adapter
+from vader_ray.config import ActivationCheckpointing, AdapterConfig, ModelConfig, SamplingConfig
+from vader_ray.models import _adapter, _export, _levers
 from vader_ray.models._loading import fetch_pipeline
 from vader_ray.models._tape import DecoderReached, Midway, PrefixDone, Tape, cast, frozen_dtype
 from vader_ray.types import Codec, Latents, Noise, Plan
@@ -73,6 +74,7 @@ class PipelineModel:
         for module in self.networks():
             module.requires_grad_(False).eval()
         self._check_scheduler()
+        _levers.check_cache(sampling.prefix_cache, list(self.denoisers().values()))
 
     @property
     def denoiser(self) -> nn.Module:
@@ -178,6 +180,16 @@ class PipelineModel:
         parts = self._parts(len(seeds))
         return torch.cat([self._drive(noise[part], conditioning[part], Tape(seeds[part], plan=None)) for part in parts])
 
+    def blocks(self) -> list[nn.Module]:
+        """The parts of the denoisers that are recomputed or compiled one by one."""
+        return [block for denoiser in self.denoisers().values() for block in _levers.blocks(denoiser)]
+
+    def apply_levers(self, activation_checkpointing: ActivationCheckpointing, *, compile_blocks: bool) -> None:
+        """Trade time against memory, see `vader_ray.config.MachineConfig`; to be called once."""
+        if compile_blocks:
+            _levers.compiled(self.blocks())
+        _levers.recompute(self.blocks(), activation_checkpointing)
+
     @torch.no_grad()
     def prefix(self, conditioning: Conditioning, plan: Plan, seeds: Sequence[int]) -> Midway:
         """Sampling without gradient up to the first graded denoising step."""
@@ -190,7 +202,8 @@ class PipelineModel:
             return Midway(noise, tuple(seeds), None, {})
         tape = Tape(seeds, plan=None, stop_before=first)
         try:
-            self._drive(noise, conditioning, tape)
+            with _levers.cached(self.sampling.prefix_cache, list(self.denoisers().values())):
+                self._drive(noise, conditioning, tape)
         except PrefixDone:
             return Midway(noise, tuple(seeds), tape.outputs, tape.scheduler_state)
         raise AssertionError("the pipeline ended before its first graded denoising step")
@@ -263,6 +276,23 @@ class PipelineModel:
         """Read an adapter that `save_adapter` wrote."""
         for denoiser, place in zip(self.denoisers().values(), _adapter.folders(folder, self.denoisers()), strict=True):
             _adapter.load(denoiser, place)
+
+    def save_merged(self, folder: Path) -> list[Path]:
+        """Fold the adapter into the denoisers and write each in the library's format, in a folder of its name.
+
+        Raises:
+            ValueError: a denoiser is not the library's.
+        """
+        places = []
+        for name, denoiser in self.denoisers().items():
+            if not isinstance(denoiser, ModelMixin):
+                raise ValueError(
+                    f"{type(denoiser).__module__} is no network of diffusers and cannot be saved as one; keep the adapter"
+                )
+            _export.merge(denoiser)
+            denoiser.save_pretrained(folder / name)
+            places.append(folder / name)
+        return places
 
     def networks(self) -> list[nn.Module]:
         """All that occupies memory."""

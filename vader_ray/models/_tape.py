@@ -155,7 +155,7 @@ class Tape:
         inputs = {key: cast(value, dtype) if key != "timestep" else value for key, value in (inputs | {name: latents}).items()}
         with torch.set_grad_enabled(graded):
             inputs[name] = inputs[name].clone()  # some pipelines update the latents in place
-            if graded and plan is not None and plan.replay:
+            if graded and plan is not None and plan.replays(self.index):
                 output = checkpoint(forward, **inputs, use_reentrant=False, preserve_rng_state=False)
             else:
                 output = forward(**inputs)

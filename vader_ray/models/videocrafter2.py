@@ -13,7 +13,7 @@ from diffusers import AutoencoderKL, DiffusionPipeline
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from vader_ray.config import ConfigError, ModelConfig, SamplingConfig
 from vader_ray.models import _lvdm_checkpoint
@@ -21,7 +21,7 @@ from vader_ray.models._codec import Framewise2D
 from vader_ray.models._loading import _quiet
 from vader_ray.models._lvdm_checkpoint import TextEncoder
 from vader_ray.models._lvdm_scheduler import DynamicRescaleDDIMScheduler
-from vader_ray.models._lvdm_unet import UNet
+from vader_ray.models._lvdm_unet import RECOMPUTED, UNet
 from vader_ray.models._pipeline import PipelineModel
 from vader_ray.types import Frames
 
@@ -150,6 +150,9 @@ class Model(PipelineModel):
                 scheduler=DynamicRescaleDDIMScheduler(),
             ).to(device)
         return cls(pipe, sampling, Framewise2D(pipe.vae, chunk_size))
+
+    def blocks(self) -> list[nn.Module]:
+        return [part for part in self.denoiser.modules() if isinstance(part, RECOMPUTED)]
 
     def latent_shape(self) -> tuple[int, int, int, int]:
         sampling = self.sampling

@@ -25,8 +25,8 @@ _ENVIRONMENT = {
 
 
 @contextmanager
-def connected(config: ExperimentConfig) -> Iterator[None]:
-    """A cluster: the one of ``RAY_ADDRESS`` or of the surrounding job, else one of this machine for this run.
+def connected(config: ExperimentConfig, *, num_runs: int = 1) -> Iterator[None]:
+    """A cluster: the one of ``RAY_ADDRESS`` or of the surrounding job, else one of this machine, made for so many runs at once.
 
     Raises:
         ConfigError: the cluster has not what the workers need, so that Ray would wait for ever.
@@ -39,7 +39,7 @@ def connected(config: ExperimentConfig) -> Iterator[None]:
         ray.init(runtime_env={"env_vars": environment}, **quiet)
     else:
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a private cluster on loopback: no token file is left behind
-        ray.init(address="local", num_cpus=max(os.cpu_count() or 1, _needed(config)["CPU"]), **quiet)
+        ray.init(address="local", num_cpus=max(os.cpu_count() or 1, _needed(config, num_runs=num_runs)["CPU"]), **quiet)
     try:
         _check_resources(config)
         yield
@@ -69,10 +69,17 @@ def uses_gpu(machine: MachineConfig) -> bool:
     return bool(ray.cluster_resources().get("GPU")) if machine.use_gpu is None else machine.use_gpu
 
 
-def _needed(config: ExperimentConfig, kind: str | None = None) -> dict[str, int]:
-    """CPUs and GPUs of the workers (each has one of ``kind``; by default a CPU) and of the rewards' own actors."""
+def room_for(config: ExperimentConfig) -> int:
+    """How many runs the cluster can hold at once, when they share the actors of the placed rewards."""
+    kind = "GPU" if uses_gpu(config.machine) else "CPU"
+    free = ray.cluster_resources().get(kind, 0) - _needed(config, kind, num_runs=0)[kind]
+    return int(free // config.machine.num_workers)
+
+
+def _needed(config: ExperimentConfig, kind: str | None = None, *, num_runs: int = 1) -> dict[str, int]:
+    """CPUs and GPUs of the runs' workers (each has one of ``kind``; by default a CPU) and of the rewards' own actors."""
     needed = {"CPU": 0.0, "GPU": 0.0}
-    needed[kind or "CPU"] += config.machine.num_workers
+    needed[kind or "CPU"] += num_runs * config.machine.num_workers
     for spec in (*config.rewards, *config.eval_rewards):
         if spec.placement is not None:
             needed["CPU"] += spec.placement.num_replicas * spec.placement.num_cpus

@@ -39,6 +39,15 @@ class RunFolder:
         return self.path / "summary.json"
 
     @property
+    def state(self) -> Path:
+        """What the reports of a trial have told so far."""
+        return self.path / "state.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
     def queries(self) -> Path:
         return self.path / "queries"
 

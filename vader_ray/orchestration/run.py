@@ -22,6 +22,7 @@ from vader_ray.orchestration.errors import RunFailed
 from vader_ray.orchestration.folder import RunFolder, open_folder, write_json
 from vader_ray.orchestration.progress import Progress
 from vader_ray.orchestration.worker import worker_loop
+from vader_ray.training.report import Report
 
 
 def check_names(config: ExperimentConfig, folder: Path | None = None) -> ExperimentConfig:
@@ -67,8 +68,12 @@ def run(config: ExperimentConfig, *, runs_dir: Path, run_name: str | None, resum
     write_json(folder.run, {"identity": config.identity(), "mlflow_run_id": mlflow_run.run_id, "tracking_uri": mlflow_run.uri})
     status: tracking.Status = "FAILED"
     try:
-        with cluster.connected(config), served.serving(config) as pools:
-            state = _fit(config, folder, mlflow_run, pools)
+        with (
+            cluster.connected(config),
+            served.serving(config) as pools,
+            Progress(config.num_steps, eval_metric=config.selection()) as progress,
+        ):
+            state = fit(config, folder, mlflow_run, pools, show=progress.update, tell=progress.line)
         write_json(folder.summary, summarise(config, folder, mlflow_run, state, "completed"))
         status = "FINISHED"
     except KeyboardInterrupt:
@@ -83,10 +88,25 @@ def run(config: ExperimentConfig, *, runs_dir: Path, run_name: str | None, resum
     return folder
 
 
-def _fit(
-    config: ExperimentConfig, folder: RunFolder, mlflow_run: tracking.Run, pools: Mapping[str, served.PooledReward]
+def fit(
+    config: ExperimentConfig,
+    folder: RunFolder,
+    mlflow_run: tracking.Run,
+    pools: Mapping[str, served.PooledReward],
+    *,
+    show: Callable[[Report], None],
+    tell: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Ray Train in a thread (so that Ray leaves Ctrl-C to us), its messages here; rank 0's final state."""
+    """Ray Train in a thread (so that Ray leaves Ctrl-C to us), its messages here; rank 0's final state.
+
+    Args:
+        show: gets the numbers of every step.
+        tell: gets the lines for the user.
+
+    Raises:
+        ConfigError: a worker met something that only the user can correct.
+        RunFailed: Ray Train or the workers gave up.
+    """
     messages = Queue(actor_options={"num_cpus": 0})
     job = {
         "config": config.model_dump(mode="json"),
@@ -111,7 +131,7 @@ def _fit(
     outcome: list[Any] = []
     thread = threading.Thread(target=_collect, args=(trainer.fit, outcome), daemon=True)
     thread.start()
-    _follow(config, thread, messages)
+    _follow(thread, messages, show, tell)
     (result,) = outcome
     if isinstance(result, BaseException):
         raise RunFailed(
@@ -130,22 +150,16 @@ def _collect(fit: Callable[[], Any], outcome: list[Any]) -> None:
         outcome.append(error)
 
 
-def _follow(config: ExperimentConfig, thread: threading.Thread, messages: Queue) -> None:
-    """Show what the workers tell until they are done.
-
-    Raises:
-        ConfigError: a worker met something that only the user can correct.
-    """
-    metric = config.selection()
-    with Progress(config.num_steps, eval_metric=metric) as progress:
-        while thread.is_alive() or not messages.empty():
-            try:
-                kind, content = messages.get(timeout=0.5)
-            except (Empty, queue.Empty):
-                continue
-            if kind == "error":
-                raise ConfigError(content)
-            progress.update(content) if kind == "report" else progress.line(content)
+def _follow(thread: threading.Thread, messages: Queue, show: Callable[[Report], None], tell: Callable[[str], None]) -> None:
+    """Pass on what the workers tell until they are done."""
+    while thread.is_alive() or not messages.empty():
+        try:
+            kind, content = messages.get(timeout=0.5)
+        except (Empty, queue.Empty):
+            continue
+        if kind == "error":
+            raise ConfigError(content)
+        show(content) if kind == "report" else tell(content)
 
 
 def _last_line(error: BaseException) -> str:
@@ -177,6 +191,7 @@ def summarise(
             for name, value in _under(after, "eval/gain/").items()
         },
         "judge": {"before": _under(before, "eval/judge/"), "after": _under(after, "eval/judge/")},
+        "selection": {"metric": config.selection(), "after": after.get(config.selection())},
         "best_step": state.get("best_step"),
         "must_reach": config.must_reach,
         "reached": {name: after.get(name, float("-inf")) >= floor for name, floor in config.must_reach.items()},

@@ -173,6 +173,13 @@ def serving(config: ExperimentConfig) -> Iterator[dict[str, PooledReward]]:
             ray.kill(actor)
 
 
+def pooled(config: ExperimentConfig) -> dict[str, object]:
+    """What a recipe's pools hold and how they are asked; recipes in which this is the same can share them."""
+    size = config.sampling.num_frames, config.sampling.height, config.sampling.width
+    placed = [spec for spec in (*config.rewards, *config.eval_rewards) if spec.placement is not None]
+    return {spec.name: (_setting(spec), spec.placement, size) for spec in placed}
+
+
 def describe_pools() -> dict[str, dict[str, Any]]:
     """What each shared pool of the connected cluster holds, by name."""
     return {name: ray.get(_named(actors[0]).setting.remote()) for name, actors in _shared_pools().items()}

@@ -10,7 +10,7 @@ import hashlib
 import re
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -75,10 +75,16 @@ def start_run(
     return Run(uri, experiment_id, run_id)
 
 
-def end_run(uri: str, run_id: str, status: Status, *, folder: Path) -> str | None:
-    """Deliver what waits in the run's folder and set its final status; returns a line about what MLflow did not take."""
+def end_run(
+    uri: str, run_id: str, status: Status, *, folder: Path, tags: Mapping[str, str] | None = None, files: Sequence[Path] = ()
+) -> str | None:
+    """Deliver what waits in the run's folder, then tags, files and the status; returns a line about what MLflow did not take."""
     delivery = Delivery(uri, run_id, folder, tell=_silent)
     delivery.flush(CLOSING_SECONDS)
+    for name, value in (tags or {}).items():
+        delivery.post({"kind": "tag", "name": name, "value": value})
+    for path in files:
+        delivery.post({"kind": "file", "path": str(path.resolve()), "artifact_folder": None})
     delivery.post({"kind": "end", "status": status, "time_ms": _now_ms()})
     return delivery.left()
 

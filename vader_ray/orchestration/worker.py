@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -51,30 +51,61 @@ def _train(
     messages: Queue,
     served: Mapping[str, PooledReward],
 ) -> dict[str, Any] | None:
+    def announce(event: Report) -> None:
+        if group.rank == 0:
+            messages.put(("report", _light(event)))
+        if event.step and is_due(event.step, config.checkpoint.every, config.num_steps):
+            saved = ray.train.Checkpoint.from_directory(event.checkpoint) if event.checkpoint else None
+            ray.train.report({"step": event.step}, checkpoint=saved)
+
+    def tell(text: str) -> None:
+        messages.put(("line", text))
+
     with ExitStack() as stack:
         checkpoint = ray.train.get_checkpoint()
         resume_from = Path(stack.enter_context(checkpoint.as_directory())) if checkpoint else None
-        recorder = None
-        if group.rank == 0:
-            recorder = Recorder(
-                config, folder, run, resumed_step=_step_of(resume_from), tell=lambda text: messages.put(("line", text))
-            )
+        return train_recorded(
+            config,
+            folder,
+            run,
+            group=group,
+            device=_device(),
+            resume_from=resume_from,
+            served=served,
+            announce=announce,
+            tell=tell,
+        )
 
-        def report(event: Report) -> None:
-            if recorder is not None:
-                recorder.record(event)
-                messages.put(("report", _light(event)))
-            if event.step and is_due(event.step, config.checkpoint.every, config.num_steps):
-                saved = ray.train.Checkpoint.from_directory(event.checkpoint) if event.checkpoint else None
-                ray.train.report({"step": event.step}, checkpoint=saved)
 
-        tags = {"mlflow_run_id": run.run_id}
-        state = train(config, group=group, device=_device(), report=report, resume_from=resume_from, tags=tags, served=served)
-        if recorder is None:
-            return None
-        if line := recorder.close():
-            messages.put(("line", line))
-        return asdict(state)
+def train_recorded(
+    config: settings.ExperimentConfig,
+    folder: RunFolder,
+    run: Run,
+    *,
+    group: Group,
+    device: torch.device,
+    resume_from: Path | None,
+    served: Mapping[str, PooledReward],
+    announce: Callable[[Report], None],
+    tell: Callable[[str], None],
+) -> dict[str, Any] | None:
+    """Train; rank 0 records every report in the run's folder and in MLflow before it is announced, and returns the state."""
+    recorder = None
+    if group.rank == 0:
+        recorder = Recorder(config, folder, run, resumed_step=_step_of(resume_from), tell=tell)
+
+    def report(event: Report) -> None:
+        if recorder is not None:
+            recorder.record(event)
+        announce(event)
+
+    tags = {"mlflow_run_id": run.run_id}
+    state = train(config, group=group, device=device, report=report, resume_from=resume_from, tags=tags, served=served)
+    if recorder is None:
+        return None
+    if line := recorder.close():
+        tell(line)
+    return asdict(state)
 
 
 def _device() -> torch.device:

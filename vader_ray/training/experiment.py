@@ -59,6 +59,8 @@ def build(config: ExperimentConfig, device: torch.device, served: Mapping[str, S
         seed=derive(config.seed, "adapter"),
         chunk_size=config.machine.decode_chunk_size,
         device=device,
+        activation_checkpointing=config.machine.activation_checkpointing,
+        compile_blocks=config.machine.compile == "blocks",
     )
     prompts = list(dict.fromkeys((*config.prompts.train, *config.prompts.heldout)))
     conditioning = encode(model, prompts)

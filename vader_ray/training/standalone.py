@@ -47,6 +47,18 @@ def generate_video(config: ExperimentConfig, prompt: str, adapter: Path | None, 
     write_mp4(to_uint8(decode_all(model.codec, latents)[0]), output, config.evaluation.frames_per_second)
 
 
+def merge_adapter(config: ExperimentConfig, adapter: Path, output: Path) -> list[Path]:
+    """Write the recipe's denoisers with a saved adapter folded in, in ``model.precision``; the folders of the networks.
+
+    Raises:
+        ValueError: the adapter is missing, damaged or of another model, or its denoiser is not the library's.
+    """
+    config = _shaped_like(config, adapter)
+    model = models.build(config.model, config.sampling, config.adapter, seed=0, chunk_size=1, device=torch.device("cpu"))
+    model.load_adapter(adapter)
+    return list(model.save_merged(output))
+
+
 def _shaped_like(config: ExperimentConfig, adapter: Path | None) -> ExperimentConfig:
     """The recipe with the rank, alpha and target modules that a saved adapter was trained with."""
     if adapter is None:

@@ -1,0 +1,37 @@
+"""How many denoising steps should carry the reward's gradient?
+
+The paper's ablation: the last K steps for K = 1, 2, 5, 10, a random last k of all steps (AlignProp), and 5 steps
+spread uniformly over the chain, at equal reward queries.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray import tune
+
+from vader_ray.cli import sweep_script
+from vader_ray.config import ExperimentConfig
+from vader_ray.orchestration.space import Sweep, Values
+
+
+def settings(values: Values, recipe: ExperimentConfig) -> dict[str, Any]:
+    """K as a truncation; ``random`` draws its depth from 1…N, ``uniform`` grades as many steps as K = 5."""
+    num_steps = recipe.sampling.num_inference_steps
+    truncation, depth = {"random": ("random", num_steps), "uniform": ("uniform", min(5, num_steps))}.get(
+        values["K"], ("last", values["K"])
+    )
+    return {"sampling.truncation": truncation, "sampling.truncation_depth": depth}
+
+
+SWEEP = Sweep(
+    name="hps_k_sweep",
+    question=__doc__,
+    recipe="world_hps",
+    budget=("num_steps=12", "evaluation.every=6", "evaluation.num_videos=10", "checkpoint.every=3"),
+    space={"K": tune.grid_search([1, 2, 5, 10, "random", "uniform"])},
+    settings=settings,
+)
+
+if __name__ == "__main__":
+    sweep_script(SWEEP)

@@ -1,0 +1,73 @@
+"""What a sweep asks: a search space over a recipe's fields, and the trials that are drawn from it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from ray.tune.search.variant_generator import generate_variants
+
+from vader_ray.config import ExperimentConfig, load
+
+Values = dict[str, Any]
+"""Of one trial: swept name → value, e.g. ``{"K": 5, "lr": 0.001}``."""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A question to a recipe. One file of ``sweeps/`` is one of these."""
+
+    name: str
+    question: str
+    """What the script's ``--help`` says."""
+    recipe: str
+    """The recipe when none is given."""
+    budget: tuple[str, ...]
+    """Overrides of that recipe that make a trial a matter of minutes; not applied to another recipe."""
+    space: Mapping[str, Any]
+    """Swept name → `tune.grid_search` (all values) or a domain of Ray Tune (``tune.loguniform(1e-4, 1e-2)``)."""
+    settings: Callable[[Values, ExperimentConfig], dict[str, Any]]
+    """The recipe's fields (dotted) that a trial sets, from its values and the recipe of the sweep."""
+    num_trials: int | None = None
+    """Draws from the domains when the command line says nothing; a pure grid is run whole."""
+    stop_early: bool = False
+    """Stop trials that fall behind at equal reward queries (ASHA)."""
+    pareto: bool = False
+    """End with the trials that no other beats in all rewards of the recipe."""
+
+
+def overrides_of(sweep: Sweep, values: Values, recipe: ExperimentConfig) -> list[str]:
+    """A trial's settings as overrides of the recipe, ``a.b=value``."""
+    return [f"{path}={json.dumps(value)}" for path, value in sweep.settings(values, recipe).items()]
+
+
+def load_base(sweep: Sweep, recipe: str | None, overrides: list[str]) -> tuple[str, list[str], ExperimentConfig]:
+    """The recipe that the trials change: its name, its overrides, and what they give."""
+    chosen = [*(sweep.budget if recipe is None else ()), *overrides]
+    return recipe or sweep.recipe, chosen, load(recipe or sweep.recipe, chosen)
+
+
+def draw(sweep: Sweep, num_trials: int | None, seed: int) -> list[Values]:
+    """The values of each trial, all different: the grid, once for each draw from the domains."""
+    wanted = num_trials or sweep.num_trials
+    random = np.random.RandomState(seed)
+    drawn: dict[str, Values] = {}
+    for _ in range(wanted or 1):
+        for _, values in generate_variants(dict(sweep.space), random_state=random):
+            rounded = {name: _rounded(value) for name, value in values.items()}
+            drawn.setdefault(trial_name(rounded), rounded)
+    return list(drawn.values())[:wanted]
+
+
+def trial_name(values: Values) -> str:
+    """What a trial is called: ``K=5,lr=0.001``."""
+    return ",".join(f"{name}={value}" for name, value in values.items())
+
+
+def _rounded(value: Any) -> Any:
+    """A number of three digits, so that a trial's name says all of it; NumPy's numbers become Python's."""
+    plain = value.item() if isinstance(value, np.generic) else value
+    return float(f"{plain:.3g}") if isinstance(plain, float) else plain
