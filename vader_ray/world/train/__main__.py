@@ -16,8 +16,11 @@ from vader_ray.world.train.aesthetic import train_aesthetic
 from vader_ray.world.train.detection import train_detection
 from vader_ray.world.train.evaluate import evaluate
 from vader_ray.world.train.hps import train_hps
+from vader_ray.world.train.images import draw_images
 from vader_ray.world.train.judge import train_judge
 from vader_ray.world.train.pickscore import train_pickscore
+from vader_ray.world.train.svd import train_svd
+from vader_ray.world.train.svd_vae import train_svd_vae
 from vader_ray.world.train.text_to_video import train_text_to_video
 from vader_ray.world.train.vae import train_vae
 from vader_ray.world.train.vjepa import train_vjepa
@@ -36,6 +39,9 @@ _TRAINERS: dict[str, Callable[[Path], None]] = {
     "detection": train_detection,
     "wan_vae": train_wan_vae,
     "wan": train_wan,
+    "svd_vae": train_svd_vae,
+    "svd": train_svd,
+    "images": draw_images,
 }
 
 
@@ -53,12 +59,17 @@ class Part(StrEnum):
     DETECTION = "detection"
     WAN_VAE = "wan_vae"
     WAN = "wan"
+    SVD_VAE = "svd_vae"
+    SVD = "svd"
+    IMAGES = "images"
     ALL = "all"
     EVALUATE = "evaluate"
 
 
 def main(
-    part: Annotated[Part, typer.Argument(help="What to train; `vae` before all others, and `wan_vae` before `wan`.")],
+    part: Annotated[
+        Part, typer.Argument(help="What to train; `vae` before all others, `wan_vae` before `wan`, `svd_vae` before `svd`.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder of the checkpoints.")] = CHECKPOINTS,
     sheet: Annotated[Path | None, typer.Option(help="With `evaluate`: PNG of sampled held-out videos.")] = None,
     num_threads: Annotated[int, typer.Option(help="CPU threads; one is often the fastest.")] = 1,
