@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from PIL import Image
 from torch import Generator, Tensor
 
@@ -20,7 +21,7 @@ def draw_images(out: Path, *, num_images: int = 30, num_scenes: int = 4000) -> N
     for split in ("train", "heldout"):
         every = captions(split)
         chosen = every[:: len(every) // num_images][:num_images]
-        frames = render(scenes[[showing[caption] for caption in chosen]])[:, 0]
+        frames = render(scenes[torch.tensor([showing[caption] for caption in chosen])])[:, 0]
         with replaced(out.parent / "prompts" / f"images_{split}") as folder:
             for caption, frame in zip(chosen, frames, strict=True):
                 to_image(frame).save(folder / f"{caption.replace(' ', '_')}.png")

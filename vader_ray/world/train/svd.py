@@ -21,6 +21,7 @@ from vader_ray.world.data import NUM_FRAMES, SIZE, Scenes, draw_scenes, render
 from vader_ray.world.train._loop import fit, replaced
 from vader_ray.world.train._videos import shaken
 from vader_ray.world.train.svd_vae import LATENT_CHANNELS, encode
+from vader_ray.world.train.text_to_video import shape_weights
 
 _EMBED_WIDTH = 32
 _TIME_IDS = (6.0, 127.0, 0.02)
@@ -129,7 +130,7 @@ def train_svd(
     videos = render(scenes)
     latents, images = encode(vae, videos), videos[:, 0].clone()
     noisy_images = images + 0.5 * _TIME_IDS[2] * torch.randn(images.shape, generator=generator)
-    conditions = encode(vae, noisy_images[:, None])
+    conditions, weights = encode(vae, noisy_images[:, None]), shape_weights(scenes).transpose(1, 2)
     encoder = train_image_encoder(images, scenes, generator, num_steps=image_steps).eval().requires_grad_(False)
     with torch.no_grad():
         embeds = torch.cat([encoder(pixel_values=enlarged(part)).image_embeds for part in images.split(50)])[:, None]
@@ -147,8 +148,8 @@ def train_svd(
         sample = torch.cat([(latents[chosen] + sigma * noise) / scale, condition], 2)
         ids = torch.tensor(_TIME_IDS).expand(batch_videos, -1)
         predicted = unet(sample, 0.25 * sigma.log().flatten(), kept[..., 0, 0] * embeds[chosen], ids).sample
-        loss: Tensor = (predicted - target).square().mean()
-        return loss
+        weighted: Tensor = torch.where(sigma < 2, weights[chosen], 1.0) * (predicted - target).square()
+        return weighted.mean()
 
     def save(step: int, average: nn.Module) -> None:
         networks = {"vae": vae, "image_encoder": encoder, "unet": average}

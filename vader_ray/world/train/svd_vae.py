@@ -83,11 +83,13 @@ def take_over(vae: AutoencoderKLTemporalDecoder, older: AutoencoderKL) -> None:
 def encode(vae: AutoencoderKLTemporalDecoder, frames: Tensor) -> Float[Tensor, "videos frames channels height width"]:
     """Mean latents of `frames`, which are (videos, frames, 3, height, width) in [0, 1]."""
     parts = [vae.encode(part.flatten(0, 1) * 2 - 1).latent_dist.mean for part in frames.split(32)]
-    return torch.cat(parts).unflatten(0, frames.shape[:2])
+    latents: Tensor = torch.cat(parts).unflatten(0, frames.shape[:2])
+    return latents
 
 
 @torch.no_grad()
 def decode(vae: AutoencoderKLTemporalDecoder, latents: Tensor) -> Float[Tensor, "videos frames 3 height width"]:
     """Frames in [0, 1] of `latents`, which are (videos, frames, channels, height, width)."""
     frames: Tensor = vae.decode(latents.flatten(0, 1), num_frames=latents.shape[1]).sample
-    return (frames / 2 + 0.5).clamp(0, 1).unflatten(0, latents.shape[:2])
+    frames = (frames / 2 + 0.5).clamp(0, 1).unflatten(0, latents.shape[:2])
+    return frames
