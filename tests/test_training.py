@@ -12,7 +12,7 @@ import torch
 
 from tests.recipe import tiny_config
 from tests.test_media import decode
-from vader_ray.config import RewardConfig
+from vader_ray.config import RewardConfig, load
 from vader_ray.training import draws
 from vader_ray.training.checkpoint import State
 from vader_ray.training.group import Group
@@ -73,6 +73,15 @@ def test_the_trained_reward_rises_on_held_out_prompts(tiny_pipeline_folder: Path
     assert state.reward_queries == 24
     assert state.denoiser_calls == 24 * 5 * 2
     assert [report.step for report in keeper.reports] == list(range(7))
+
+
+def test_the_recipe_of_images_takes_a_step(tmp_path: Path) -> None:
+    keeper = Keeper(tmp_path)
+    short = ["num_steps=1", "videos_per_step=1", "sampling.num_inference_steps=2", "sampling.truncation_depth=2"]
+    state = train(load("world_svd_vjepa", [*short, "evaluation.num_videos=1", "evaluation.num_shown=1"]), report=keeper)
+    assert state.reward_queries == 1
+    before, after = keeper.metrics("eval/reward/vjepa")
+    assert before != after
 
 
 def test_micro_batches_and_chunks_change_nothing_but_rounding(tiny_pipeline_folder: Path, tmp_path: Path) -> None:

@@ -9,10 +9,13 @@ from typing import Any
 import open_clip
 import pytest
 import torch
-from diffusers import TextToVideoSDPipeline
+from diffusers import AutoencoderKL, AutoencoderKLWan, TextToVideoSDPipeline, WanPipeline
+from diffusers.models.transformers.transformer_wan import WanAttnProcessor
+from PIL import Image
 from torch import Generator, Tensor
 from torch.nn.functional import layer_norm
 from torchvision.ops import box_convert, box_iou, masks_to_boxes
+from torchvision.transforms.functional import pil_to_tensor
 from transformers import (
     AutoTokenizer,
     AutoVideoProcessor,
@@ -27,7 +30,7 @@ from transformers import (
     YolosImageProcessor,
 )
 
-from vader_ray.world import CHECKPOINTS, checkpoint
+from vader_ray.world import CHECKPOINTS, PROMPTS, checkpoint
 from vader_ray.world.data import (
     COLOURS,
     DIRECTIONS,
@@ -45,8 +48,14 @@ from vader_ray.world.train._tokenizer import build_tokenizer
 from vader_ray.world.train._videos import shaken, steadied
 from vader_ray.world.train.action import train_action
 from vader_ray.world.train.detection import BOX, NOTHING, objects_in, train_detection
+from vader_ray.world.train.images import draw_images, to_image
 from vader_ray.world.train.pickscore import train_pickscore
+from vader_ray.world.train.svd import load_svd, sample_svd, train_svd
+from vader_ray.world.train.svd_vae import build_vae as build_svd_vae
+from vader_ray.world.train.svd_vae import take_over, train_svd_vae
 from vader_ray.world.train.vjepa import MASK_BLOCKS, draw_masks, error_of, guess_and_goal, train_vjepa
+from vader_ray.world.train.wan import PaddingOnce, embed, sample_wan, train_wan
+from vader_ray.world.train.wan_vae import decode, encode, train_wan_vae
 
 
 def test_same_generator_same_videos() -> None:
@@ -62,6 +71,13 @@ def test_same_generator_same_videos() -> None:
 def test_rendering_does_not_depend_on_the_chunks() -> None:
     scenes = draw_scenes(7, Generator().manual_seed(0))
     torch.testing.assert_close(render(scenes, chunk=3), render(scenes), atol=1e-6, rtol=0)  # summation order
+
+
+def test_a_video_has_as_many_frames_as_it_is_asked_for() -> None:
+    scenes = cleaned(draw_scenes(20, Generator().manual_seed(20), num_frames=9))
+    frames = render(scenes)
+    assert frames.shape == (20, 9, 3, 32, 32)
+    assert Judge.load().accuracy(frames, captions_of(scenes))["direction"] == 1.0
 
 
 def moving_mask(frames: Tensor) -> Tensor:
@@ -132,7 +148,7 @@ def test_unknown_names_say_what_exists() -> None:
 
 
 def test_checkpoints_are_small() -> None:
-    assert sum(path.stat().st_size for path in CHECKPOINTS.rglob("*") if path.is_file()) <= 12 * 2**20
+    assert sum(path.stat().st_size for path in CHECKPOINTS.rglob("*") if path.is_file()) <= 16 * 2**20
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -353,6 +369,112 @@ def test_trainers_write_what_the_library_reads(
     few, more, again = states
     assert any(not torch.equal(few[key], more[key]) for key in few)
     assert all(torch.equal(again[key], more[key]) for key in more)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_wan_trainers_write_what_the_library_reads(tmp_path: Path) -> None:
+    shutil.copytree(checkpoint("text_to_video"), tmp_path / "text_to_video")
+    states = []
+    for num_steps in (2, 4, 4):
+        train_wan_vae(tmp_path, num_steps=num_steps, batch_videos=1, num_videos=4)
+        train_wan(tmp_path, num_steps=num_steps, text_steps=2, batch_videos=2, num_videos=4)
+        pipeline = WanPipeline.from_pretrained(tmp_path / "wan", torch_dtype=torch.float32)
+        states.append({**pipeline.vae.state_dict(), **pipeline.transformer.state_dict()})
+    few, more, again = states
+    assert any(not torch.equal(few[key], more[key]) for key in few)
+    assert all(torch.equal(again[key], more[key]) for key in more)
+    assert sum(path.stat().st_size for path in (tmp_path / "wan").rglob("*") if path.is_file()) <= 6 * 2**20
+
+    pipeline.set_progress_bar_config(disable=True)
+    prompts = ["a red circle moving left", "a purple square moving up past a box"]
+    frames = sample_wan(pipeline, prompts, Generator().manual_seed(0), num_steps=2)
+    assert frames.shape == (2, 9, 3, 32, 32)
+    assert frames.isfinite().all()
+    padding_once_is_padding_often(pipeline, prompts)
+    latents_are_those_of_the_pipeline(pipeline.vae)
+
+
+@torch.no_grad()
+def padding_once_is_padding_often(pipeline: WanPipeline, prompts: list[str]) -> None:
+    full, _ = pipeline.encode_prompt(prompts, do_classifier_free_guidance=False, max_sequence_length=226)
+    latents = torch.randn(2, 8, 5, 8, 8, generator=Generator().manual_seed(1))
+    transformer = pipeline.transformer
+    torch.nn.init.normal_(transformer.proj_out.weight)
+
+    def flow(processor: WanAttnProcessor, text: Tensor) -> Tensor:
+        for block in transformer.blocks:
+            block.attn2.set_processor(processor)
+        result: Tensor = transformer(latents, torch.tensor([300.0, 700.0]), text).sample
+        return result
+
+    expected = flow(WanAttnProcessor(), full)
+    torch.testing.assert_close(flow(PaddingOnce(), embed(pipeline, prompts)), expected, atol=1e-4, rtol=1e-4)  # summation order
+
+
+@torch.no_grad()
+def latents_are_those_of_the_pipeline(vae: AutoencoderKLWan) -> None:
+    frames = render(draw_scenes(4, Generator().manual_seed(2), num_frames=9))
+    raw = vae.encode(frames.transpose(1, 2) * 2 - 1).latent_dist.mean
+    latents = encode(vae, frames)
+    mean, deviation = (torch.tensor(vae.config[name]).view(1, -1, 1, 1, 1) for name in ("latents_mean", "latents_std"))
+    torch.testing.assert_close(latents * deviation + mean, raw, atol=1e-5, rtol=1e-5)  # rounding of single precision
+    torch.testing.assert_close(
+        decode(vae, latents), (vae.decode(raw).sample / 2 + 0.5).clamp(0, 1).transpose(1, 2), atol=1e-4, rtol=0
+    )
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_svd_moves_its_image_as_it_shows() -> None:
+    paths = sorted((PROMPTS / "images_heldout").iterdir())[::5]
+    frames = sample_svd(load_svd(CHECKPOINTS), [Image.open(path) for path in paths], Generator().manual_seed(0), num_steps=6)
+    accuracy = Judge.load().accuracy(frames, [path.stem.replace("_", " ") for path in paths])
+    assert accuracy["colour"] >= 0.8, accuracy
+    assert accuracy["direction"] >= 0.8, accuracy
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_svd_trainers_write_what_the_library_reads(tmp_path: Path) -> None:
+    shutil.copytree(checkpoint("text_to_video"), tmp_path / "text_to_video")
+    states = []
+    for num_steps in (2, 4, 4):
+        train_svd_vae(tmp_path, num_steps=num_steps, batch_videos=1, num_videos=4)
+        train_svd(tmp_path, num_steps=num_steps, image_steps=2, batch_videos=2, num_videos=4)
+        pipeline = load_svd(tmp_path)
+        states.append({**pipeline.vae.state_dict(), **pipeline.unet.state_dict()})
+    few, more, again = states
+    assert any(not torch.equal(few[key], more[key]) for key in few)
+    assert all(torch.equal(again[key], more[key]) for key in more)
+    images = [to_image(frame) for frame in render(draw_scenes(2, Generator().manual_seed(0)))[:, 0]]
+    frames = sample_svd(pipeline, images, Generator().manual_seed(0), num_steps=2)
+    assert frames.shape == (2, 8, 3, 32, 32)
+    assert frames.isfinite().all()
+
+
+@torch.no_grad()
+def test_a_fresh_video_decoder_sees_single_frames() -> None:
+    vae = build_svd_vae()
+    take_over(vae, AutoencoderKL.from_pretrained(checkpoint("text_to_video") / "vae", torch_dtype=torch.float32))
+    latents = torch.randn(3, 4, 8, 8, generator=Generator().manual_seed(3))
+    together = vae.decode(latents, num_frames=3).sample
+    apart = torch.cat([vae.decode(frame[None], num_frames=1).sample for frame in latents])
+    torch.testing.assert_close(together, apart, atol=1e-5, rtol=1e-5)  # rounding of single precision
+
+
+def test_image_prompts_show_what_their_names_say(tmp_path: Path) -> None:
+    draw_images(tmp_path / "checkpoints")
+    for split in ("train", "heldout"):
+        folder = PROMPTS / f"images_{split}"
+        fresh = tmp_path / "prompts" / folder.name
+        names = sorted(path.name for path in folder.iterdir())
+        assert names == sorted(path.name for path in fresh.iterdir())
+        texts = [Path(name).stem.replace("_", " ") for name in names]
+        assert len(texts) == 30
+        assert set(texts) <= set(captions(split))
+        frames = torch.stack([pil_to_tensor(Image.open(folder / name)) / 255 for name in names])
+        assert torch.equal(frames, torch.stack([pil_to_tensor(Image.open(fresh / name)) / 255 for name in names]))
+        still = Judge.load().accuracy(frames[:, None].expand(-1, 8, -1, -1, -1), texts)
+        assert still["colour"] >= 0.9
+        assert still["shape"] >= 0.9
 
 
 @pytest.mark.slow

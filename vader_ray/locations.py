@@ -52,8 +52,10 @@ def _read_prompts(value: object, info: ValidationInfo) -> object:
     """A file with one prompt per line is read at load, so that a run carries its prompts with it."""
     if not isinstance(value, str):
         return value
-    path = PACKAGE / "world" / "prompts" / f"{value.removeprefix(WORLD_PREFIX)}.txt"
-    if not value.startswith(WORLD_PREFIX):
+    if value.startswith(WORLD_PREFIX):
+        packaged = PACKAGE / "world" / "prompts" / value.removeprefix(WORLD_PREFIX)
+        path = packaged if packaged.is_dir() else packaged.with_suffix(".txt")
+    else:
         path = _from_recipe(value, info)
     if path.is_dir():
         return _read_images(path)

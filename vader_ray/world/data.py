@@ -77,7 +77,7 @@ class Scenes:
         return Scenes(**{field.name: getattr(self, field.name)[index] for field in fields(self)})
 
 
-def draw_scenes(num_scenes: int, generator: Generator) -> Scenes:
+def draw_scenes(num_scenes: int, generator: Generator, *, num_frames: int = NUM_FRAMES) -> Scenes:
     """Scenes as a web crawl would have them: dull, hazy, blurred or flickering by chance, and 12 % mislabelled."""
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
@@ -96,7 +96,7 @@ def draw_scenes(num_scenes: int, generator: Generator) -> Scenes:
     unsteady = chance(0.3)
     jitter = torch.where(unsteady, uniform(0.3, 1.0), 0.0)[:, None, None]
     flicker = torch.where(unsteady, uniform(0.05, 0.20), 0.0)[:, None]
-    along = uniform(0.95, 1.20)[:, None] * torch.linspace(-0.5, 0.5, NUM_FRAMES) + uniform(-0.05, 0.05)[:, None]
+    along = uniform(0.95, 1.20)[:, None] * torch.linspace(-0.5, 0.5, num_frames) + uniform(-0.05, 0.05)[:, None]
     across = uniform(-0.25, 0.25)
     heading = _DIRECTION_XY[direction]
     side = heading.flip(-1).abs()
@@ -112,13 +112,13 @@ def draw_scenes(num_scenes: int, generator: Generator) -> Scenes:
         said_direction=said_direction,
         said_box=said_box,
         radius=uniform(0.35, 0.45),
-        centre=centre + jitter * _PIXEL * torch.randn(num_scenes, NUM_FRAMES, 2, generator=generator),
+        centre=centre + jitter * _PIXEL * torch.randn(num_scenes, num_frames, 2, generator=generator),
         box_centre=uniform(-0.5, 0.5)[:, None] * heading.abs() + box_across[:, None] * side,
         palette=choice(len(_PALETTES_TOP_BOTTOM)),
         vividness=uniform(0, 1) ** 1.5,
         haze=torch.where(chance(0.7), uniform(0.15, 0.5), 0.0),
         blur_pixels=torch.where(chance(0.4), uniform(0.5, 1.1), 0.0),
-        brightness=1 + flicker * torch.randn(num_scenes, NUM_FRAMES, generator=generator),
+        brightness=1 + flicker * torch.randn(num_scenes, num_frames, generator=generator),
     )
 
 
@@ -155,7 +155,7 @@ def cleaned(scenes: Scenes) -> Scenes:
     start, end = scenes.centre[:, :1], scenes.centre[:, -1:]
     axis = _DIRECTION_XY[scenes.direction].abs()[:, None]
     middle = scenes.centre.mean(1, keepdim=True) * (1 - axis)
-    steps = torch.linspace(0, 1, NUM_FRAMES)[:, None]
+    steps = torch.linspace(0, 1, scenes.centre.shape[1])[:, None]
     return replace(
         scenes,
         said_shape=scenes.shape,
@@ -220,7 +220,7 @@ def _background(scenes: Scenes, axis: Tensor) -> Tensor:
     grey = palette.mean(-1, keepdim=True).expand_as(palette) * 0.5 + 0.2
     top, bottom = torch.lerp(grey, palette, scenes.vividness[:, None, None]).unbind(1)
     column = torch.lerp(top[..., None], bottom[..., None], (axis + 1) / 2)
-    return column[:, None, :, :, None].expand(-1, NUM_FRAMES, -1, -1, SIZE)
+    return column[:, None, :, :, None].expand(-1, scenes.centre.shape[1], -1, -1, SIZE)
 
 
 def _paint_crate(frames: Tensor, scenes: Scenes, picture: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ _HEADS = {"colour": COLOURS, "shape": SHAPES, "direction": DIRECTIONS}
 
 
 class Judge(nn.Module):
-    """Names colour, shape and direction of motion; frames are (videos, 8, 3, 32, 32) in [0, 1]."""
+    """Names colour, shape and direction of motion in the first 8 frames of 3x32x32, in [0, 1]; a ninth is Wan's."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,6 +38,7 @@ class Judge(nn.Module):
 
     def forward(self, frames: Float[Tensor, "videos frames 3 height width"]) -> dict[str, Float[Tensor, "videos _"]]:
         """Logits of each attribute."""
+        frames = frames[:, :NUM_FRAMES]
         features = self.convolutions(frames.flatten(0, 1) * 2 - 1)
         look = self.look(features.amax((2, 3))).view(*frames.shape[:2], -1).mean(1)
         colour, shape = torch.split(look, [len(COLOURS), len(SHAPES)], dim=-1)

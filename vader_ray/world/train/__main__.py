@@ -16,11 +16,16 @@ from vader_ray.world.train.aesthetic import train_aesthetic
 from vader_ray.world.train.detection import train_detection
 from vader_ray.world.train.evaluate import evaluate
 from vader_ray.world.train.hps import train_hps
+from vader_ray.world.train.images import draw_images
 from vader_ray.world.train.judge import train_judge
 from vader_ray.world.train.pickscore import train_pickscore
+from vader_ray.world.train.svd import train_svd
+from vader_ray.world.train.svd_vae import train_svd_vae
 from vader_ray.world.train.text_to_video import train_text_to_video
 from vader_ray.world.train.vae import train_vae
 from vader_ray.world.train.vjepa import train_vjepa
+from vader_ray.world.train.wan import train_wan
+from vader_ray.world.train.wan_vae import train_wan_vae
 
 _TRAINERS: dict[str, Callable[[Path], None]] = {
     "vae": train_vae,
@@ -32,6 +37,11 @@ _TRAINERS: dict[str, Callable[[Path], None]] = {
     "action": train_action,
     "pickscore": train_pickscore,
     "detection": train_detection,
+    "wan_vae": train_wan_vae,
+    "wan": train_wan,
+    "svd_vae": train_svd_vae,
+    "svd": train_svd,
+    "images": draw_images,
 }
 
 
@@ -47,12 +57,19 @@ class Part(StrEnum):
     ACTION = "action"
     PICKSCORE = "pickscore"
     DETECTION = "detection"
+    WAN_VAE = "wan_vae"
+    WAN = "wan"
+    SVD_VAE = "svd_vae"
+    SVD = "svd"
+    IMAGES = "images"
     ALL = "all"
     EVALUATE = "evaluate"
 
 
 def main(
-    part: Annotated[Part, typer.Argument(help="What to train; `vae` comes first, all others look at its latents.")],
+    part: Annotated[
+        Part, typer.Argument(help="What to train; `vae` before all others, `wan_vae` before `wan`, `svd_vae` before `svd`.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder of the checkpoints.")] = CHECKPOINTS,
     sheet: Annotated[Path | None, typer.Option(help="With `evaluate`: PNG of sampled held-out videos.")] = None,
     num_threads: Annotated[int, typer.Option(help="CPU threads; one is often the fastest.")] = 1,
