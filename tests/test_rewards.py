@@ -26,7 +26,8 @@ from tests import tiny_rewards
 from tests.tiny_rewards import liven
 from vader_ray import rewards
 from vader_ray.checkpoints import load_strictly, read_state_dict
-from vader_ray.config import PACKAGE, RewardConfig
+from vader_ray.config import RewardConfig
+from vader_ray.locations import PACKAGE
 from vader_ray.rewards import _preprocess, aesthetic, hps
 from vader_ray.rewards._network import FrameReward, frozen
 
