@@ -80,7 +80,7 @@ def slowest_of(num_workers: int) -> float:
 
 def predict(parts: Parts, num_workers: int, num_videos: int, all_reduce: float, num_replicas: int | None = None) -> float:
     """Seconds of a step of so many videos over all workers."""
-    slowest = 1 + parts.spread * slowest_of(num_workers)
+    slowest = 1 + parts.spread * slowest_of(min(num_workers, num_videos))
     each = math.ceil(num_videos / num_workers)
     if num_replicas is None:
         return slowest * each * (parts.prefix + parts.graded + parts.reward) + parts.fixed + all_reduce
