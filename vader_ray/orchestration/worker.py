@@ -13,6 +13,7 @@ import ray.train
 import torch
 from ray.train.torch import get_device
 from ray.util.queue import Queue
+from torch import distributed
 
 from vader_ray import config as settings
 from vader_ray.orchestration.folder import RunFolder, working_copy
@@ -42,8 +43,10 @@ def worker_loop(job: dict[str, Any]) -> dict[str, Any] | None:
                 folder = stack.enter_context(working_copy(job["folder"], job["storage"]))
             return _train(config, folder, Run(*job["run"]), group, messages, job["served"])
     except (TrainingError, ValueError, OSError) as error:
-        # the user's to correct, so the driver stops the run; anything else may be a lost worker, which Ray replaces
-        messages.put(("error", str(error)))
+        # the user's to correct, so the driver stops the run; anything else may be a lost worker, which Ray replaces, and then
+        # it takes the process group away from the others while they still use it
+        if group.world_size == 1 or distributed.is_initialized():
+            messages.put(("error", str(error)))
         raise
 
 
