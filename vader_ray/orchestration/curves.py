@@ -54,8 +54,8 @@ def show_curves(rows: Sequence[Row], uri: str, path: Path, *, title: str) -> lis
     for curve in curves:
         first, last, error = curve.mean[0], curve.mean[-1], curve.standard_error[-1]
         print(
-            f"{curve.reward} {curve.method} ({curve.setting}): {first:.4g} → {last:.4g}, a gain of {last - first:+.3g} ± {error:.2g} "
-            f"over {len(curve.values)} seeds, {curve.costs[CALLS][-1]:.0f} denoiser calls, {curve.costs[SECONDS][-1]:.0f} s"
+            f"{curve.reward} {curve.method} ({curve.setting}): {first:.4g} → {last:.4g}, a gain of {last - first:+.3g} ± "
+            f"{error:.2g} over {len(curve.values)} seeds, {curve.costs[CALLS][-1]:.0f} denoiser calls, {curve.costs[SECONDS][-1]:.0f} s"
         )
     best = best_curves(curves)
     for line in efficiency(best, "vader"):
