@@ -53,10 +53,9 @@ def show_curves(rows: Sequence[Row], uri: str, path: Path, *, title: str) -> lis
         return []
     for curve in curves:
         first, last, error = curve.mean[0], curve.mean[-1], curve.standard_error[-1]
-        print(
-            f"{curve.reward} {curve.method} ({curve.setting}): {first:.4g} → {last:.4g}, a gain of {last - first:+.3g} ± "
-            f"{error:.2g} over {len(curve.values)} seeds, {curve.costs[CALLS][-1]:.0f} denoiser calls, {curve.costs[SECONDS][-1]:.0f} s"
-        )
+        gain = f"{first:.4g} → {last:.4g}, a gain of {last - first:+.3g} ± {error:.2g} over {len(curve.values)} seeds"
+        spent = f"{curve.costs[CALLS][-1]:.0f} denoiser calls, {curve.costs[SECONDS][-1]:.0f} s"
+        print(f"{curve.reward} {curve.method} ({curve.setting}): {gain}, {spent}")
     best = best_curves(curves)
     for line in efficiency(best, "vader"):
         print(line)
