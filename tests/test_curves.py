@@ -23,11 +23,11 @@ def _curve(method: str, setting: str, values: list[list[float]], per_point: floa
 
 
 def test_the_best_setting_is_that_with_the_highest_end_among_those_with_all_seeds() -> None:
-    low, high = _curve("ddpo", "low", [[0, 1], [0, 2]]), _curve("ddpo", "high", [[0, 2], [0, 3]])
+    low, high = _curve("ddpo", "low", [[0, 1], [0, 2]]), _curve("ddpo", "high", [[0, 2], [7, 10]])
     lucky = _curve("ddpo", "lucky", [[0, 9]])
     assert best_curves([low, high, lucky]) == [high]
-    assert high.mean.tolist() == [0, 2.5]
-    assert high.standard_error.tolist() == [0, 0.5]  # deviation √½ over √2
+    assert high.mean.tolist() == [3.5, 6]
+    assert high.standard_error.tolist() == pytest.approx([0, 0.5])  # gains of 2 and 3: deviation √½ over √2
     assert lucky.standard_error.tolist() == [0, 0]
 
 

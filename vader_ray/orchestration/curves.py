@@ -40,9 +40,9 @@ class Curve:
 
     @property
     def standard_error(self) -> NDArray[np.float64]:
-        """Of the mean over the seeds; 0 for one seed."""
-        num_seeds = len(self.values)
-        error: NDArray[np.float64] = self.values.std(axis=0, ddof=int(num_seeds > 1)) / num_seeds**0.5
+        """Of the mean gain over the start, over the seeds, of which each has its own held-out noise; 0 for one seed."""
+        num_seeds, gains = len(self.values), self.values - self.values[:, :1]
+        error: NDArray[np.float64] = gains.std(axis=0, ddof=int(num_seeds > 1)) / num_seeds**0.5
         return error
 
 
@@ -52,11 +52,10 @@ def show_curves(rows: Sequence[Row], uri: str, path: Path, *, title: str) -> lis
     if not curves:
         return []
     for curve in curves:
-        print(
-            f"{curve.reward} {curve.method} ({curve.setting}): {curve.mean[0]:.4g} → {curve.mean[-1]:.4g} ± "
-            f"{curve.standard_error[-1]:.2g} over {len(curve.values)} seeds, {curve.costs[CALLS][-1]:.0f} denoiser calls, "
-            f"{curve.costs[SECONDS][-1]:.0f} s"
-        )
+        first, last, error = curve.mean[0], curve.mean[-1], curve.standard_error[-1]
+        gain = f"{first:.4g} → {last:.4g}, a gain of {last - first:+.3g} ± {error:.2g} over {len(curve.values)} seeds"
+        spent = f"{curve.costs[CALLS][-1]:.0f} denoiser calls, {curve.costs[SECONDS][-1]:.0f} s"
+        print(f"{curve.reward} {curve.method} ({curve.setting}): {gain}, {spent}")
     best = best_curves(curves)
     for line in efficiency(best, "vader"):
         print(line)
@@ -112,9 +111,9 @@ def draw_curves(curves: Sequence[Curve], path: Path, *, title: str) -> list[Path
         for (cost, label), axes in zip(_AXES.items(), row, strict=True):
             _draw_panel(axes, [curve for curve in curves if curve.reward == reward], cost)
             axes.set(xlabel=label, ylabel=f"{reward} on held-out prompts", xlim=(0, None))
+        row[0].legend(frameon=False, loc="best", fontsize=9)
     num_seeds = min(len(curve.values) for curve in curves)
-    panels[0][0].legend(frameon=False, loc="best", fontsize=9)
-    figure.suptitle(f"{title}: mean and standard error of {num_seeds} seeds", x=0.01, ha="left", fontsize=11)
+    figure.suptitle(f"{title}: mean of {num_seeds} seeds, standard error of the gain", x=0.01, ha="left", fontsize=11)
     paths = [path.with_suffix(suffix) for suffix in (".png", ".svg")]
     for place in paths:
         figure.savefig(place, dpi=150, metadata={"Date": None} if place.suffix == ".svg" else None)
