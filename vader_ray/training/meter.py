@@ -87,8 +87,9 @@ def _is_view(func: Any) -> bool:
 
 def _operation(func: Any, args: Any, kwargs: Any, result: Any, tensors: list[Tensor]) -> Operation:
     num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    # The first one decides: attention also hands over its softmax's denominators, which are float32 whatever it computes in.
     packet, dtypes = func._overloadpacket, [tensor.dtype for tensor in tensors if tensor.is_floating_point()]
-    num_bits = 8 * max((dtype.itemsize for dtype in dtypes), default=4)
+    num_bits = 8 * (dtypes[0].itemsize if dtypes else 4)
     if packet not in flop_registry:
         return Operation("other", num_bits, 0, num_bytes)
     kind: Kind = "convolution" if packet in _CONVOLUTIONS else "matmul"
