@@ -63,7 +63,7 @@ def test_the_published_checkpoint_fills_every_weight_by_name_and_shape(weights: 
     names = {"model.diffusion_model." + name: tuple(weight.shape) for name, weight in full.unet.state_dict().items()}
     assert names.items() <= layout("published").items()
     assert len(full.text_encoder.transformer.resblocks) == 23, "the penultimate of 24 layers is the last that is used"
-    assert full.vae.config.block_out_channels == [128, 256, 512, 512]
+    assert tuple(full.vae.config.block_out_channels) == (128, 256, 512, 512)
 
 
 @pytest.mark.parametrize(
