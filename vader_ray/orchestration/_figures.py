@@ -79,6 +79,7 @@ def trade_off(points: Sequence[Point], *, title: str, x_label: str, y_label: str
         look = _look(place)
         face = look["color"] if point.on_front else "none"
         axes.plot(point.x, point.y, look["marker"], color=look["color"], markerfacecolor=face, markersize=8, label=point.label)
+    axes.locator_params(axis="x", nbins=5)  # labels of rewards have many digits
     _legend(figure, axes)
     return figure
 
