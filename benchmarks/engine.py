@@ -45,7 +45,7 @@ from vader_ray.alignment.vader import accumulate_gradient
 from vader_ray.config import AdapterConfig, SamplingConfig
 from vader_ray.locations import WORLD_PREFIX, locate
 from vader_ray.models._codec import Framewise2D
-from vader_ray.models._pipeline import Conditioning
+from vader_ray.models._conditioning import Conditioning
 from vader_ray.models.modelscope import Model
 from vader_ray.rewards import hps
 from vader_ray.rewards._network import FrameReward, frozen

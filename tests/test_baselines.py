@@ -7,7 +7,6 @@ import math
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import diffusers
@@ -16,10 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from diffusers import DDIMScheduler
 from torch import Tensor
 
 from tests.families import CASES, save, save_images
+from tests.linear import linear_model
 from tests.recipe import tiny_config
 from tests.test_gradient import TERMS
 from tests.test_training import Keeper, _bytes
@@ -30,8 +29,8 @@ from vader_ray.alignment.ddpo import Ddpo, clipped_loss, normalise, remember
 from vader_ray.alignment.dpo import Dpo, preference_loss
 from vader_ray.alignment.rollout import Batching, Rollout
 from vader_ray.config import AdapterConfig, ConfigError, DdpoConfig, DpoConfig, ModelConfig, SamplingConfig, load
+from vader_ray.models._conditioning import Conditioning
 from vader_ray.models._lvdm_scheduler import DynamicRescaleDDIMScheduler
-from vader_ray.models._pipeline import Conditioning, PipelineModel
 from vader_ray.models._steps import noised
 from vader_ray.training.loop import train
 from vader_ray.training.media import write_mp4
@@ -42,46 +41,6 @@ PROMPTS = ["a red circle moving left", "a blue star moving up"]
 SEEDS = [3, 4]
 FRAMES = SAMPLING["num_frames"]
 NUM_STEPS = SAMPLING["num_inference_steps"]
-_NO_CODEC: Any = SimpleNamespace(num_frames=len, chunks=len, decode=len)  # never asked
-
-
-class _LinearDenoiser(torch.nn.Module):
-    """ε = θ·x, with θ as the adapter."""
-
-    def __init__(self, theta: float) -> None:
-        super().__init__()
-        self.frozen = torch.nn.Parameter(torch.zeros((), dtype=torch.float64), requires_grad=False)
-        self.theta = torch.nn.Parameter(torch.tensor(theta, dtype=torch.float64))
-
-    def forward(self, sample: Tensor, timestep: Tensor) -> Any:
-        return SimpleNamespace(sample=self.theta * sample)
-
-
-class _LinearPipeline:
-    """DDIM with noise over a linear denoiser, an identity decoder."""
-
-    def __init__(self, theta: float) -> None:
-        self.transformer, self.vae, self.device = _LinearDenoiser(theta), torch.nn.Identity(), torch.device("cpu")
-        self.vae.decode = lambda latents: latents
-        self.scheduler, self.components = DDIMScheduler(clip_sample=False, set_alpha_to_one=True), dict[str, Any]()
-
-    def set_progress_bar_config(self, **settings: Any) -> None: ...
-
-    def __call__(self, latents: Tensor, num_inference_steps: int, generator: Any, **settings: Any) -> Tensor:
-        self.scheduler.set_timesteps(num_inference_steps)
-        for timestep in self.scheduler.timesteps:
-            predicted = self.transformer(latents, timestep).sample
-            latents = self.scheduler.step(predicted, timestep, latents, eta=0.7, generator=generator).prev_sample
-        return self.vae.decode(latents)
-
-
-def _linear(theta: float = 0.2) -> Any:
-    pipe = _LinearPipeline(theta)
-    sampling = SamplingConfig(num_frames=1, height=8, width=8, num_inference_steps=3, eta=0.7)
-    model = PipelineModel(pipe, sampling, _NO_CODEC)
-    model.latent_shape = lambda: (1, 1, 2, 3)  # type: ignore[method-assign]
-    pipe.transformer.theta.requires_grad_(True)
-    return model
 
 
 def _closed_form(model: Any, step: int) -> tuple[float, float, float]:
@@ -96,7 +55,7 @@ def _closed_form(model: Any, step: int) -> tuple[float, float, float]:
 
 @pytest.mark.parametrize("step", [0, 1])
 def test_log_probability_and_score_function_of_a_linear_denoiser_have_their_closed_form(step: int) -> None:
-    model, nothing = _linear(), Conditioning({})
+    model, nothing = linear_model(0.2, 3, (1, 1, 2, 3), eta=0.7), Conditioning({})
     chain = model.sample_chain(nothing, SEEDS)
     assert chain.stochastic == (0, 1)  # the last step ends at variance 0
     x, following = chain.samples[step], chain.samples[step + 1]
@@ -122,7 +81,7 @@ def _accumulated(model: Any, chain: Any, advantages: Tensor, clip_range: float) 
 
 def test_gradient_at_ratio_one_is_the_policy_gradient() -> None:
     """∂(mean loss)/∂θ = −mean over videos and steps of A·∂log p/∂θ (arXiv 2305.13301, the score function estimator)."""
-    model = _linear()
+    model = linear_model(0.2, 3, (1, 1, 2, 3), eta=0.7)
     chain, advantages = model.sample_chain(Conditioning({}), SEEDS), torch.tensor([1.5, -0.4], dtype=torch.float64)
     expected = 0.0
     for step in (0, 1):
@@ -134,7 +93,7 @@ def test_gradient_at_ratio_one_is_the_policy_gradient() -> None:
 
 
 def test_the_clipped_region_has_no_gradient_and_the_way_back_has() -> None:
-    model = _linear()
+    model = linear_model(0.2, 3, (1, 1, 2, 3), eta=0.7)
     chain, nothing = model.sample_chain(Conditioning({}), SEEDS), Conditioning({})
     model.pipe.transformer.theta.data += 0.3
     with torch.no_grad():

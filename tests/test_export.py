@@ -20,7 +20,7 @@ from tests.test_families import SEEDS, _freeze, _load, _own_call
 from vader_ray import models
 from vader_ray.cli import app
 from vader_ray.config import load
-from vader_ray.models._adapter import PEFT_ALPHA
+from vader_ray.models._adapter_files import PEFT_ALPHA
 
 
 @pytest.fixture(scope="module")

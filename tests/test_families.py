@@ -23,6 +23,7 @@ from vader_ray.alignment.gradient import Term, decode
 from vader_ray.alignment.rollout import Batching, Rollout
 from vader_ray.alignment.vader import accumulate_gradient
 from vader_ray.config import AdapterConfig, ModelConfig, SamplingConfig
+from vader_ray.models._conditioning import open_images
 from vader_ray.training.loop import train
 from vader_ray.training.report import Report
 from vader_ray.types import Frames, Plan
@@ -93,7 +94,7 @@ def _own_call(case: Case, model: Any, images: list[Path], videos: slice, loop: A
 
         arguments["callback_on_step_end"] = reseed
     if case.images:
-        opened = model._open(images)[videos]
+        opened = open_images(model.sampling, images)[videos]
         arguments["image"] = opened if model.batched else opened[0]
     if model.embeddings:
         arguments["prompt"] = PROMPTS[videos]

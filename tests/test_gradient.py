@@ -6,14 +6,13 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler
 from torch import Tensor
 
+from tests.linear import linear_model
 from tests.tiny import SAMPLING, load_tiny, randomise_adapter
 from vader_ray.alignment.frames import choose_frames
 from vader_ray.alignment.gradient import Term, score_and_gradient
@@ -21,7 +20,7 @@ from vader_ray.alignment.rollout import Batching, Rollout
 from vader_ray.alignment.truncation import graded_steps
 from vader_ray.alignment.vader import accumulate_gradient
 from vader_ray.config import SamplingConfig
-from vader_ray.models._pipeline import Conditioning, PipelineModel
+from vader_ray.models._conditioning import Conditioning
 from vader_ray.types import Frames, Granularity, Plan, Scores
 
 PROMPTS = ["a red circle moving left", "a blue star moving up"]
@@ -136,38 +135,6 @@ def test_gradient_equals_finite_differences(tiny_pipeline_folder: Path) -> None:
     assert numeric == pytest.approx(float(gradient @ direction), rel=1e-5)
 
 
-_NO_CODEC: Any = SimpleNamespace(num_frames=len, chunks=len, decode=len)  # never asked
-
-
-class _LinearDenoiser(torch.nn.Module):
-    """ε = θ·x, with θ as the adapter."""
-
-    def __init__(self, theta: float) -> None:
-        super().__init__()
-        self.frozen = torch.nn.Parameter(torch.zeros((), dtype=torch.float64))
-        self.theta = torch.nn.Parameter(torch.tensor(theta, dtype=torch.float64))
-
-    def forward(self, sample: Tensor, timestep: Tensor) -> Any:
-        return SimpleNamespace(sample=self.theta * sample)
-
-
-class _LinearPipeline:
-    """The smallest pipeline: DDIM over a linear denoiser, an identity decoder."""
-
-    def __init__(self, theta: float) -> None:
-        self.transformer, self.vae, self.device = _LinearDenoiser(theta), torch.nn.Identity(), torch.device("cpu")
-        self.vae.decode = lambda latents: latents
-        self.scheduler, self.components = DDIMScheduler(clip_sample=False, set_alpha_to_one=True), dict[str, Any]()
-
-    def set_progress_bar_config(self, **settings: Any) -> None: ...
-
-    def __call__(self, latents: Tensor, num_inference_steps: int, **settings: Any) -> Tensor:
-        self.scheduler.set_timesteps(num_inference_steps)
-        for timestep in self.scheduler.timesteps:
-            latents = self.scheduler.step(self.transformer(latents, timestep).sample, timestep, latents).prev_sample
-        return self.vae.decode(latents)
-
-
 @pytest.mark.parametrize("graded", [(3,), (2, 3), (0, 1, 2, 3), (1, 3)])
 @pytest.mark.parametrize("chain", [True, False])
 def test_truncated_gradient_of_a_linear_denoiser_has_its_closed_form(graded: tuple[int, ...], chain: bool) -> None:
@@ -175,10 +142,8 @@ def test_truncated_gradient_of_a_linear_denoiser_has_its_closed_form(graded: tup
 
     So ∂x₀/∂θ = Σ over graded i of bᵢxᵢ·Π over j > i of (aⱼ + θbⱼ where j is graded and chained, else aⱼ).
     """
-    theta, pipe = 0.2, _LinearPipeline(0.2)
-    model = PipelineModel(pipe, SamplingConfig(num_frames=1, height=8, width=8, num_inference_steps=4), _NO_CODEC)
-    model.latent_shape = lambda: (1, 1, 1, 1)  # type: ignore[method-assign]
-    pipe.transformer.frozen.requires_grad_(False)
+    theta, model = 0.2, linear_model(0.2, 4, (1, 1, 1, 1))
+    pipe = model.pipe
     plan, nothing = Plan(4, graded, chain=chain), Conditioning({})
     latents = model.finish(model.prefix(nothing, plan, [5]), nothing, plan)
     (found,) = torch.autograd.grad(latents.sum(), pipe.transformer.theta)

@@ -24,8 +24,8 @@ from vader_ray.config import ConfigError, ExperimentConfig, validate
 from vader_ray.orchestration import served
 from vader_ray.orchestration._wire import pack, unpack
 from vader_ray.training.draws import generator
-from vader_ray.training.experiment import build, load_reward
-from vader_ray.training.step import TrainingError, batching, make_rollout
+from vader_ray.training.experiment import batching, build, load_reward
+from vader_ray.training.step import TrainingError, make_rollout
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 CPU = torch.device("cpu")

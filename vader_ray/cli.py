@@ -18,8 +18,6 @@ from vader_ray.orchestration.errors import RunFailed
 
 if TYPE_CHECKING:
     from vader_ray.orchestration.space import Sweep
-    from vader_ray.training.levers import Remedy
-    from vader_ray.training.preflight import Count
 
 # Everything that imports a framework is imported where it is used: a wrong setting is refused at once.
 
@@ -244,7 +242,11 @@ def check(
             return
     config = _load(recipe, overrides, workers)
     if devices is not None:
-        return _foresee(config, devices.split(","))
+        from vader_ray.training.foresight import foresee
+
+        for part in foresee(config, devices.split(",")):
+            Console(highlight=False, soft_wrap=isinstance(part, str)).print(part, markup=False)
+        return
     from vader_ray.orchestration.check import check as check_on_workers
 
     print(f"model   {config.model.family}: {locate(config.model.weights)}")
@@ -267,55 +269,6 @@ def check(
             "the workers' summed gradients differ: their process group does not work; check the network between the nodes"
         )
     print(f"workers {config.machine.num_workers}, with bit-identical gradients")
-
-
-def _foresee(config: ExperimentConfig, names: list[str]) -> None:
-    from vader_ray.training.devices import device
-    from vader_ray.training.levers import choose, find_remedies, has_auto
-    from vader_ray.training.preflight import count
-
-    devices = {name: device(name) for name in names}
-    if has_auto(config):
-        if len(devices) > 1:
-            raise ConfigError("--devices: the recipe leaves settings to the free memory (auto), so name one device")
-        config = choose(config, devices[names[0]].fits)
-        print(f"auto: sampling.replay={config.sampling.replay}, {_KEPT}={config.machine.activation_checkpointing}")
-    found = count(config)
-    print(_counted(found))
-    table = Table("device", "memory", "counted peak", "fits", "estimated s / step", box=None)
-    for name, each in devices.items():
-        fits = "yes" if each.fits(found.peak_bytes) else "NO"
-        seconds = f"{each.seconds(found.operations):.3g}"
-        table.add_row(name, f"{each.memory_gib:.1f} GiB", f"{found.peak_bytes / 2**30:.1f} GiB", fits, seconds)
-    Console(highlight=False).print(table)
-    small = {name: each.fits for name, each in devices.items() if not each.fits(found.peak_bytes)}
-    remedies = find_remedies(config, found, small)
-    if small:
-        raise ConfigError("\n".join(_too_small(name, found, remedies.get(name)) for name in small))
-
-
-_KEPT = "machine.activation_checkpointing"
-
-
-def _counted(found: Count) -> str:
-    parts = {
-        "weights": found.weights_bytes,
-        "conditioning, gradients and optimizer": found.state_bytes,
-        "a step": found.step_bytes,
-    }
-    listed = ", ".join(f"{name} {num_bytes / 2**30:.2f}" for name, num_bytes in parts.items())
-    others = f"loading {found.load_bytes / 2**30:.2f}, an evaluation {found.evaluation_bytes / 2**30:.2f}"
-    return (
-        f"counted for one worker, GiB: {listed}; beside these: {others}, host memory {found.host_bytes / 2**30:.2f}\n"
-        f"counted for one step: {found.flops / 1e12:.4g} TFLOP, {sum(found.operations.values()):,} kernels"
-    )
-
-
-def _too_small(name: str, found: Count, remedy: Remedy | None) -> str:
-    if remedy is None:
-        return f"{name}: {found.peak_bytes / 2**30:.1f} GiB do not fit, and no setting helps; use fewer frames or pixels"
-    overrides, peak = " ".join(remedy.overrides), remedy.count.peak_bytes / 2**30
-    return f"{name}: {found.peak_bytes / 2**30:.1f} GiB do not fit; {overrides} makes it {peak:.1f} GiB, which fit"
 
 
 @app.command()

@@ -321,10 +321,11 @@ class MachineConfig(Settings):
     """Go on with so few workers while nodes are missing, and take more in when they come; by default all are waited for."""
     use_gpu: bool | None = None
     """One GPU per worker; by default when this cluster has any."""
-    micro_batch_size: PositiveInt = 1
-    """Videos whose graded steps are in memory at once."""
-    prefix_batch_size: PositiveInt = 2
-    """Videos sampled together without gradient."""
+    micro_batch_size: PositiveInt | Literal["auto"] = 1
+    """Videos whose graded steps are in memory at once. ``auto``: doubled, after ``prefix_batch_size``, while it fits the free
+    memory."""
+    prefix_batch_size: PositiveInt | Literal["auto"] = 2
+    """Videos sampled together without gradient. ``auto``: as many as fit the free memory, by doubling."""
     decode_chunk_size: PositiveInt = 4
     """Frames decoded and scored with gradient at once."""
     activation_checkpointing: ActivationCheckpointing | Literal["auto"] = "none"

@@ -10,7 +10,7 @@ import torch
 
 from vader_ray.config import ActivationCheckpointing, AdapterConfig, ConfigError, ModelConfig, SamplingConfig
 from vader_ray.models._adapter import load_into as load_adapter
-from vader_ray.models._adapter import read_shape as adapter_shape
+from vader_ray.models._adapter_files import read_shape as adapter_shape
 from vader_ray.models._export import Format as AdapterFormat
 from vader_ray.models._export import export as export_adapter
 from vader_ray.models._mix import mix as mix_adapters

@@ -1,31 +1,20 @@
-"""LoRA adapters by peft: float32 master weights, activations in the denoiser's own dtype; peft's and diffusers' files."""
+"""LoRA adapters by peft: float32 master weights, activations in the denoiser's own dtype."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY, LORA_WEIGHT_NAME_SAFE
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vader_ray.checkpoints import read_state_dict
 from vader_ray.config import AdapterConfig
-
-WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
-_PEFT_PREFIX = "base_model.model."
-"""`peft.PeftModel.from_pretrained(denoiser, folder)` expects it before every key."""
-PEFT_ALPHA = 8.0
-"""Alpha of who states none: peft's default, and that of the adapters that the authors of VADER publish."""
-_A = ".lora_A.weight"
+from vader_ray.models._adapter_files import rank_of, read, read_bare, read_shape, write_peft
 
 
 class _CastLinear(nn.Linear):
@@ -132,18 +121,7 @@ def load_into(pipe: Any, folder: str | Path) -> None:
 
 def save(denoiser: nn.Module, folder: Path) -> None:
     """Write peft's two files; ``peft.PeftModel.from_pretrained(denoiser, folder)`` reads them."""
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = {_PEFT_PREFIX + key: value.contiguous() for key, value in get_peft_model_state_dict(denoiser).items()}
-    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
-    save_settings(denoiser.peft_config["default"], folder)  # type: ignore[index,arg-type]
-
-
-def save_settings(settings: LoraConfig, folder: Path) -> None:
-    """Write peft's settings file, the same for the same settings."""
-    settings.save_pretrained(str(folder))
-    written = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-    written["target_modules"] = sorted(written["target_modules"])  # peft writes a set in an order that changes
-    (folder / SETTINGS).write_text(json.dumps(written, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    write_peft(get_peft_model_state_dict(denoiser), denoiser.peft_config["default"], folder)  # type: ignore[index,arg-type]
 
 
 def load(denoiser: nn.Module, source: Path) -> None:
@@ -155,10 +133,10 @@ def load(denoiser: nn.Module, source: Path) -> None:
     expected = {key: value.shape for key, value in get_peft_model_state_dict(denoiser).items()}
     mine: LoraConfig = denoiser.peft_config["default"]  # type: ignore[index,assignment]
     if source.is_file():
-        weights = _unwrapped(_read_bare(source), next(iter(expected)))
-        rank, alpha = _rank(weights, source), mine.lora_alpha
+        weights = _unwrapped(read_bare(source), next(iter(expected)))
+        rank, alpha = rank_of(weights, source), mine.lora_alpha
     else:
-        weights, settings = _read(source)
+        weights, settings = read(source)
         rank, alpha = settings["r"], settings["lora_alpha"]
     if (rank, alpha) != (mine.r, mine.lora_alpha):
         raise ValueError(
@@ -173,61 +151,7 @@ def load(denoiser: nn.Module, source: Path) -> None:
     set_peft_model_state_dict(denoiser, weights)
 
 
-def read_shape(source: Path, *, bare_alpha: float = PEFT_ALPHA) -> AdapterConfig:
-    """Rank, alpha and targets of a saved adapter; a bare state dict tells no alpha, ``bare_alpha`` does."""
-    if source.is_file():
-        weights = _read_bare(source)
-        targets = {_target(name) for name in weights if name.endswith(_A)}
-        return AdapterConfig(rank=_rank(weights, source), alpha=bare_alpha, target_modules=tuple(sorted(targets)))
-    settings = _read(source)[1]
-    return AdapterConfig(
-        rank=settings["r"], alpha=settings["lora_alpha"], target_modules=tuple(sorted(settings["target_modules"]))
-    )
-
-
-def _read_bare(file: Path) -> dict[str, Tensor]:
-    """The tensors of a peft state dict, with or without the adapter's name in their names."""
-    return {name.replace(".default.", "."): value for name, value in read_state_dict(file).items()}
-
-
-def _rank(weights: dict[str, Tensor], source: Path) -> int:
-    ranks = {len(value) for name, value in weights.items() if name.endswith(_A)}
-    if len(ranks) != 1:
-        raise ValueError(f"{source} holds no adapter of one rank but {sorted(ranks)}; give a peft state dict of one LoRA")
-    return ranks.pop()
-
-
-def _target(name: str) -> str:
-    """The end of a layer's name that tells its kind: ``to_q``, ``to_out.0``."""
-    *parents, last = name.removesuffix(_A).split(".")
-    return f"{parents[-1]}.{last}" if last.isdigit() and parents else last
-
-
 def _unwrapped(weights: dict[str, Tensor], known: str) -> dict[str, Tensor]:
     """The weights by names of the denoiser: without what peft and the modules around it put in front of a known name."""
     wrappers = [name.removesuffix(known) for name in weights if name.endswith(known)]
     return {name.removeprefix(min(wrappers, key=len, default="")): value for name, value in weights.items()}
-
-
-def _read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Weights under peft's own keys, and peft's settings, of either format."""
-    try:
-        if (folder / LORA_WEIGHT_NAME_SAFE).exists():
-            return _read_for_diffusers(folder / LORA_WEIGHT_NAME_SAFE)
-        weights = load_file(folder / WEIGHTS)
-        settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{folder} holds no adapter; give a folder with {WEIGHTS} and {SETTINGS}") from None
-    except (SafetensorError, json.JSONDecodeError) as error:
-        raise ValueError(f"the adapter in {folder} is damaged ({error}); take an earlier checkpoint") from None
-    return {key.removeprefix(_PEFT_PREFIX): value for key, value in weights.items()}, settings
-
-
-def _read_for_diffusers(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    with safe_open(path, framework="pt") as file:
-        settings = json.loads((file.metadata() or {}).get(LORA_ADAPTER_METADATA_KEY, "{}"))
-        weights = {key.partition(".")[2]: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    settings = {key.partition(".")[2]: value for key, value in settings.items()}
-    if not {"r", "lora_alpha", "target_modules"} <= settings.keys():
-        raise ValueError(f"{path} does not say its rank, alpha and target modules; it was not saved by this program")
-    return weights, settings

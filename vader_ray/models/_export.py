@@ -13,7 +13,8 @@ comfyui      transformers: ``diffusion_model.LAYER.lora_A.weight``, ``lora_B``, 
 
 ComfyUI accepts, for every weight ``diffusion_model.LAYER.weight`` of its own network, the keys above
 (``comfy/lora.py``, ``model_lora_keys_unet``; ``comfy/weight_adapter/lora.py``). Its networks have the layer names of the
-models' authors: those of LTX-Video are diffusers' but for three, those of Wan (``comfy/ldm/wan/model.py``) are in `_WAN`;
+models' authors: those of LTX-Video (``comfy/ldm/lightricks/model.py``) are diffusers' but for `_LTX`, those of Wan
+(``comfy/ldm/wan/model.py``) are in `_WAN`, both as they stand in comfyanonymous/ComfyUI at 005d2d3 and 01c4fa4;
 UNets are addressed by diffusers' names.
 """
 
@@ -32,7 +33,7 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vader_ray.models import _adapter
+from vader_ray.models import _adapter_files
 
 Format: TypeAlias = Literal["diffusers", "comfyui", "peft"]
 _COMFYUI_NAME = "comfyui.safetensors"
@@ -76,7 +77,7 @@ class Saved:
         return any(_UNET.match(layer) for layer in self.layers)
 
 
-def export(source: Path, form: Format, output: Path, *, bare_alpha: float = _adapter.PEFT_ALPHA) -> list[Path]:
+def export(source: Path, form: Format, output: Path, *, bare_alpha: float = _adapter_files.PEFT_ALPHA) -> list[Path]:
     """Write a saved adapter in another format; the files or folders that were written.
 
     Args:
@@ -99,12 +100,12 @@ def export(source: Path, form: Format, output: Path, *, bare_alpha: float = _ada
 
 
 def _read(source: Path, bare_alpha: float) -> Saved:
-    shape = _adapter.read_shape(source, bare_alpha=bare_alpha)
-    weights = _stripped(_adapter._read_bare(source)) if source.is_file() else _adapter._read(source)[0]
+    shape = _adapter_files.read_shape(source, bare_alpha=bare_alpha)
+    weights = _stripped(_adapter_files.read_bare(source)) if source.is_file() else _adapter_files.read(source)[0]
     layers = {
-        key.removesuffix(_adapter._A): (value.contiguous(), weights[key.replace(".lora_A.", ".lora_B.")].contiguous())
+        key.removesuffix(_adapter_files.DOWN): (value.contiguous(), weights[key.replace(".lora_A.", ".lora_B.")].contiguous())
         for key, value in sorted(weights.items())
-        if key.endswith(_adapter._A)
+        if key.endswith(_adapter_files.DOWN)
     }
     return Saved(layers, shape.rank, shape.alpha, shape.target_modules or ())
 
@@ -128,10 +129,8 @@ def _write(saved: Saved, form: Format, output: Path, as_file: bool) -> Path:
 
 
 def _write_peft(saved: Saved, folder: Path) -> Path:
-    tensors = {_adapter._PEFT_PREFIX + key: value for key, value in _peft_keys(saved).items()}
-    save_file(tensors, folder / _adapter.WEIGHTS, metadata={"format": "pt"})
     settings = LoraConfig(r=saved.rank, lora_alpha=saved.alpha, target_modules=list(saved.targets))  # type: ignore[arg-type]
-    _adapter.save_settings(settings, folder)
+    _adapter_files.write_peft(_peft_keys(saved), settings, folder)
     return folder
 
 

@@ -8,10 +8,9 @@ from pathlib import Path
 import torch
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from peft import LoraConfig
-from safetensors.torch import save_file
 from torch import Tensor
 
-from vader_ray.models._adapter import _A, _PEFT_PREFIX, WEIGHTS, _read, save_settings
+from vader_ray.models._adapter_files import DOWN, WEIGHTS, read, write_peft
 
 
 def mix(adapters: Sequence[tuple[Path, float]], output: Path) -> None:
@@ -29,19 +28,18 @@ def mix(adapters: Sequence[tuple[Path, float]], output: Path) -> None:
 
 
 def _mix_one(adapters: Sequence[tuple[Path, float]], output: Path) -> None:
-    parts = [(*_read(folder), weight) for folder, weight in adapters]
+    parts = [(*read(folder), weight) for folder, weight in adapters]
     names = parts[0][0].keys()
     for (folder, _), (weights, _, _) in zip(adapters, parts, strict=True):
         if different := sorted(weights.keys() ^ names):
             raise ValueError(f"the adapter in {folder} adapts other layers than that in {adapters[0][0]}: {different[0]}")
     mixed: dict[str, Tensor] = {}
     for name in names:
-        if name.endswith(_A):
+        if name.endswith(DOWN):
             mixed[name] = torch.cat([weights[name] for weights, _, _ in parts], dim=0)
         else:
             scaled = [weights[name] * (weight * settings["lora_alpha"] / settings["r"]) for weights, settings, weight in parts]
             mixed[name] = torch.cat(scaled, dim=1)
     rank = sum(settings["r"] for _, settings, _ in parts)
-    output.mkdir(parents=True, exist_ok=True)
-    save_file({_PEFT_PREFIX + name: value.contiguous() for name, value in mixed.items()}, output / WEIGHTS, {"format": "pt"})
-    save_settings(LoraConfig(r=rank, lora_alpha=rank, target_modules=list(parts[0][1]["target_modules"])), output)
+    settings = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(parts[0][1]["target_modules"]))
+    write_peft(mixed, settings, output)

@@ -8,54 +8,25 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import torch
 from diffusers import ModelMixin
-from PIL import Image
 from torch import Tensor, nn
 
 from vader_ray.config import ActivationCheckpointing, AdapterConfig, ModelConfig, SamplingConfig
 from vader_ray.models import _adapter, _export, _levers, _steps
 from vader_ray.models._codec import Framewise2D
+from vader_ray.models._conditioning import Conditioning, encode_texts, open_images
 from vader_ray.models._loading import fetch_pipeline
 from vader_ray.models._steps import Chain, LoopReady, ProbingTape, RecordingTape, StepReached, StoppingTape
 from vader_ray.models._tape import DecoderReached, Midway, PrefixDone, Tape, cast, frozen_dtype
 from vader_ray.types import Codec, Frames, Latents, Noise, Plan, Scores
 
-_ENCODED_AT_ONCE = 8
-"""Prompts that a text encoder sees together: a recipe may hold thousands."""
 _LOOPS_OWN = -2
 """The step of `Tape.generators` whose noise the loop draws itself: image augmentation, a decoder's noise."""
-
-
-@dataclass(frozen=True, slots=True)
-class Conditioning:
-    """Arguments of a pipeline call with one row per video: tensors, or lists of images."""
-
-    tensors: dict[str, Tensor | list[Any]]
-
-    def __len__(self) -> int:
-        return len(next(iter(self.tensors.values())))
-
-    def __getitem__(self, part: slice | list[int]) -> Conditioning:
-        return Conditioning({name: _take(column, part) for name, column in self.tensors.items()})
-
-
-def _take(column: Tensor | list[Any], part: slice | list[int]) -> Tensor | list[Any]:
-    if isinstance(column, Tensor):
-        return column[part]
-    return column[part] if isinstance(part, slice) else [column[row] for row in part]
-
-
-def _shared(column: Tensor) -> Tensor:
-    """The same rows; equal ones, as those of the negative prompt, occupy memory once."""
-    if column.is_meta:  # nobody can say whether they are equal
-        return column
-    return column[:1].clone().expand_as(column) if bool((column == column[:1]).all()) else column
 
 
 class PipelineModel:
@@ -143,38 +114,10 @@ class PipelineModel:
         Raises:
             ValueError: the family makes videos from images and there are none.
         """
-        columns = self._encode_texts(list(prompts)) if self.embeddings else {}
+        columns = encode_texts(self.pipe, self.sampling, self.embeddings, list(prompts)) if self.embeddings else {}
         if self.takes_images:
-            columns["image"] = self._open(images)
+            columns["image"] = open_images(self.sampling, images)
         return Conditioning(columns)
-
-    def _encode_texts(self, prompts: list[str]) -> dict[str, Tensor | list[Any]]:
-        groups = [prompts[start : start + _ENCODED_AT_ONCE] for start in range(0, len(prompts), _ENCODED_AT_ONCE)]
-        rows = [self._encode_group(group) for group in groups]
-        named = dict(zip(self.embeddings, zip(*rows, strict=True), strict=True))
-        return {name: _shared(torch.cat(column)) for name, column in named.items() if column[0] is not None}
-
-    def _encode_group(self, prompts: list[str]) -> tuple[Tensor | None, ...]:
-        guided = self.sampling.guidance_scale > 1
-        call, accepted = inspect.signature(type(self.pipe).__call__).parameters, inspect.signature(self.pipe.encode_prompt)
-        arguments = {
-            "device": self.pipe.device,
-            "do_classifier_free_guidance": guided,
-            "negative_prompt": [self.sampling.negative_prompt] * len(prompts) if guided else None,
-            "num_images_per_prompt": 1,
-            "max_sequence_length": call["max_sequence_length"].default if "max_sequence_length" in call else None,
-        }
-        encoded: tuple[Tensor | None, ...] = self.pipe.encode_prompt(
-            prompts, **{name: value for name, value in arguments.items() if name in accepted.parameters}
-        )
-        return encoded
-
-    def _open(self, images: Sequence[Path] | None) -> list[Any]:
-        """The images at the size of the video, squashed where their shape differs, as the library's examples do."""
-        if not images:
-            raise ValueError("prompts: this model makes videos from images; write each prompt as `path/to/image.png | text`")
-        size = self.sampling.width, self.sampling.height
-        return [Image.open(path).convert("RGB").resize(size, Image.Resampling.LANCZOS) for path in images]
 
     def noise(self, seeds: Sequence[int]) -> Noise:
         """The initial noise of each video, drawn on the CPU from its seed so that every device agrees."""

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from vader_ray.config import ModelConfig, SamplingConfig
 from vader_ray.models._codec import CausalStream
+from vader_ray.models._conditioning import Conditioning
 from vader_ray.models._loading import load_pipeline, published_class
-from vader_ray.models._pipeline import Conditioning, PipelineModel
+from vader_ray.models._pipeline import PipelineModel
 from vader_ray.models._tape import Tape
 from vader_ray.types import Latents
 

@@ -12,7 +12,7 @@ from vader_ray.orchestration.folder import RunFolder, open_folder
 from vader_ray.orchestration.run import check_names, read_summary, remember
 from vader_ray.orchestration.space import Sweep, Values, overrides_of, trial_name
 from vader_ray.orchestration.storage import join
-from vader_ray.training.levers import has_auto
+from vader_ray.training.levers import autos
 
 
 @dataclass(slots=True)
@@ -103,11 +103,11 @@ class Members:
             config = check_names(load(self.source, [*self.overrides, *settings]), where)
         except ConfigError as error:
             return Trial(values, error=str(error))
-        if has_auto(config):
+        if left := autos(config):
             return Trial(
                 values,
-                error="sampling.replay and machine.activation_checkpointing: a sweep chooses nothing by itself, "
-                "so that its trials can be compared; name a setting instead of auto",
+                error=f"{', '.join(left)}: a sweep chooses nothing by itself, so that its trials can be compared; "
+                "name a setting instead of auto",
             )
         name = trial_name(values)
         storage = join(self.folder.storage, name) if self.folder.storage is not None else None

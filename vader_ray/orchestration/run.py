@@ -60,7 +60,7 @@ def resolve_auto(config: ExperimentConfig) -> ExperimentConfig:
     Raises:
         ConfigError: none fits.
     """
-    if not levers.has_auto(config):
+    if not levers.autos(config):
         return config
     with cluster.connected(config):
         free = cluster.free_bytes(config.machine)

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from vader_ray.alignment.algorithm import Whole
 from vader_ray.config import ExperimentConfig
-from vader_ray.training.experiment import Experiment, build
+from vader_ray.training.experiment import Experiment, batching, build
 from vader_ray.training.group import Group
 from vader_ray.training.loop import peak_gib
-from vader_ray.training.step import batching, choose_algorithm, make_rollout, sum_and_clip
+from vader_ray.training.step import choose_algorithm, make_rollout, sum_and_clip
 from vader_ray.types import ServedReward
 
 

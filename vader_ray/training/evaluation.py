@@ -15,7 +15,7 @@ from vader_ray.alignment.gradient import Term, ask_scores
 from vader_ray.config import ExperimentConfig, split_image
 from vader_ray.training.draws import derive
 from vader_ray.training.evidence import Thumbnails, draw_resamples, interval, speeds, spread, thumbnails
-from vader_ray.training.experiment import Experiment, Measure
+from vader_ray.training.experiment import Experiment, Measure, batching
 from vader_ray.training.group import Group
 from vader_ray.training.report import Video
 from vader_ray.types import Codec, Frames, Latents
@@ -46,7 +46,7 @@ class Evaluation:
 @torch.no_grad()
 def evaluate(config: ExperimentConfig, experiment: Experiment, group: Group) -> Evaluation:
     """Sample the held-out videos, in the same batches whatever the number of workers, and score them."""
-    numbered, size = list(enumerate(_heldout(config))), config.machine.prefix_batch_size
+    numbered, size = list(enumerate(_heldout(config))), batching(config.machine).prefix
     batches = [numbered[start : start + size] for start in range(0, len(numbered), size)]
     mine = [video for index in group.share(len(batches)) for video in _watch(config, experiment, batches[index])]
     watched = _compared(experiment.measures, group.gather(mine))

@@ -10,7 +10,8 @@ import torch
 from vader_ray import models, rewards
 from vader_ray.alignment.frames import choose_frames
 from vader_ray.alignment.gradient import Term
-from vader_ray.config import DdpoConfig, DpoConfig, ExperimentConfig, RewardConfig, SamplingConfig, split_image
+from vader_ray.alignment.rollout import Batching
+from vader_ray.config import DdpoConfig, DpoConfig, ExperimentConfig, MachineConfig, RewardConfig, SamplingConfig, split_image
 from vader_ray.training.draws import derive
 from vader_ray.training.pairs import Pair, read_pairs
 from vader_ray.types import Batch, Reward, ServedReward, SetMeasure, VideoModel
@@ -76,6 +77,14 @@ def build_model(config: ExperimentConfig, device: torch.device) -> VideoModel:
         model.check_densities()
     built: VideoModel = model
     return built
+
+
+def batching(machine: MachineConfig) -> Batching:
+    """How many videos and frames this machine holds at once."""
+    prefix, micro = machine.prefix_batch_size, machine.micro_batch_size
+    assert prefix != "auto", "chosen before a run"
+    assert micro != "auto"
+    return Batching(prefix, micro, machine.decode_chunk_size)
 
 
 def assemble(config: ExperimentConfig, model: VideoModel, device: torch.device, served: Mapping[str, ServedReward]) -> Experiment:

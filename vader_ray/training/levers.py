@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 
 from vader_ray.config import ConfigError, ExperimentConfig, override
 from vader_ray.training.preflight import Count, count
@@ -61,7 +62,7 @@ def _levers(config: ExperimentConfig) -> Iterator[str]:
         yield "model.offload_decoder_cache=true"
     if config.sampling.replay is not True:
         yield "sampling.replay=true"
-    yield from (f"machine.{name}=1" for name in _BATCHES if getattr(machine, name) > 1)
+    yield from (f"machine.{name}=1" for name in _BATCHES if getattr(machine, name) != 1)
     for place, spec in enumerate(config.rewards):
         if spec.placement is None:
             yield f"rewards.{place}.placement.actor={spec.reward.rsplit('.', 1)[-1]}"
@@ -72,29 +73,46 @@ def _levers(config: ExperimentConfig) -> Iterator[str]:
 _BATCHES = ("micro_batch_size", "decode_chunk_size", "prefix_batch_size")
 
 
-def has_auto(config: ExperimentConfig) -> bool:
-    """Whether a setting is left to the free memory."""
-    return "auto" in (config.sampling.replay, config.machine.activation_checkpointing)
+_DEFAULTS: dict[str, bool | int | str] = {
+    "sampling.replay": True,
+    "machine.activation_checkpointing": "none",
+    "machine.prefix_batch_size": 2,
+    "machine.micro_batch_size": 1,
+}
+"""Of the settings that may be ``auto``."""
+
+
+def autos(config: ExperimentConfig) -> list[str]:
+    """The settings that are left to the free memory."""
+    return [field for field in _DEFAULTS if attrgetter(field)(config) == "auto"]
 
 
 def without_auto(config: ExperimentConfig) -> ExperimentConfig:
     """The recipe with the default in place of every ``auto``: for commands that compute no gradient."""
-    sampling, machine = config.sampling, config.machine
-    if sampling.replay == "auto":
-        sampling = sampling.model_copy(update={"replay": True})
-    if machine.activation_checkpointing == "auto":
-        machine = machine.model_copy(update={"activation_checkpointing": "none"})
-    return config.model_copy(update={"sampling": sampling, "machine": machine})
+    return _with(config, {field: _DEFAULTS[field] for field in autos(config)})
 
 
 def choose(config: ExperimentConfig, fits: Callable[[int], bool]) -> ExperimentConfig:
-    """The recipe with every ``auto`` replaced by the fastest exact setting that fits.
+    """The recipe with every ``auto`` replaced: what is computed twice by the fastest exact setting that fits, then batches.
 
     Raises:
         ConfigError: none fits.
     """
-    if not has_auto(config):
-        return config
+    left = autos(config)
+    sizes = [field for field in _SIZES if field in left]
+    if left == sizes:
+        chosen = _with(config, dict.fromkeys(sizes, 1))
+    else:
+        chosen = _choose_kept(_with(config, dict.fromkeys(sizes, 1)), fits)
+    for field in sizes:
+        chosen = _grown(chosen, field, fits)
+    return chosen
+
+
+_SIZES = ("machine.prefix_batch_size", "machine.micro_batch_size")
+
+
+def _choose_kept(config: ExperimentConfig, fits: Callable[[int], bool]) -> ExperimentConfig:
     for chosen in _candidates(config):
         if fits((needed := count(chosen)).peak_bytes):
             return chosen
@@ -104,6 +122,17 @@ def choose(config: ExperimentConfig, fits: Callable[[int], bool]) -> ExperimentC
     )
 
 
+def _grown(config: ExperimentConfig, field: str, fits: Callable[[int], bool]) -> ExperimentConfig:
+    """With a batch doubled as long as it fits and there are videos for it."""
+    size = 2
+    while size <= config.videos_per_step // config.machine.num_workers:
+        larger = _with(config, {field: size})
+        if not fits(count(larger).peak_bytes):
+            break
+        config, size = larger, 2 * size
+    return config
+
+
 def _candidates(config: ExperimentConfig) -> Iterable[ExperimentConfig]:
     sampling, machine = config.sampling, config.machine
     for replay, kept in _FASTEST_FIRST:
@@ -111,4 +140,8 @@ def _candidates(config: ExperimentConfig) -> Iterable[ExperimentConfig]:
             continue
         if sampling.replay == "auto" and replay == "earlier" and sampling.truncation_depth == 1:
             continue  # the last graded step is the only one
-        yield override(config, [f"sampling.replay={str(replay).lower()}", f"machine.activation_checkpointing={kept}"])
+        yield _with(config, {"sampling.replay": replay, "machine.activation_checkpointing": kept})
+
+
+def _with(config: ExperimentConfig, settings: Mapping[str, bool | int | str]) -> ExperimentConfig:
+    return override(config, [f"{field}={str(value).lower()}" for field, value in settings.items()])

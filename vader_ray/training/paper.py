@@ -83,6 +83,8 @@ def _attention(
     heads = query.ndim == key.ndim == value.ndim == 4 and query.shape[1] == key.shape[1]
     if not (query.is_meta and heads and query.shape[-1] == key.shape[-1] == value.shape[-1] and not dropout_p):
         return _plain_attention(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+    if attn_mask is not None and attn_mask.dtype == torch.bool:  # torch keeps what it adds to the scores
+        attn_mask = torch.where(attn_mask, query.new_zeros(()), query.new_full((), -torch.inf))
     result: Tensor = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale
     )[0]

@@ -23,11 +23,11 @@ from vader_ray import rewards
 from vader_ray.alignment.vader import accumulate_gradient
 from vader_ray.config import ExperimentConfig, split_image
 from vader_ray.training.evaluation import evaluate
-from vader_ray.training.experiment import Experiment, assemble, build_model, encode
+from vader_ray.training.experiment import Experiment, assemble, batching, build_model, encode
 from vader_ray.training.group import Group
 from vader_ray.training.meter import LiveTensors, Operation, Work
 from vader_ray.training.paper import META, on_paper
-from vader_ray.training.step import batching, make_rollout
+from vader_ray.training.step import make_rollout
 from vader_ray.types import Frames, Granularity, Plan, Scores, ServedReward, VideoModel
 
 DEPTHS = (2, 3)
@@ -110,7 +110,8 @@ def _grown(before: int, after: int, times: int) -> int:
 def _count(config: ExperimentConfig, depth: int) -> Count:
     plan = _short_plan(config, depth)
     num_videos = config.videos_per_step // config.machine.num_workers
-    shown = min(num_videos, max(config.machine.prefix_batch_size, config.machine.micro_batch_size))
+    size = batching(config.machine)
+    shown = min(num_videos, max(size.prefix, size.micro))
     with _on_blank_images(config, plan, shown) as short, on_paper() as host:
         model = build_model(short, META)
         whole_model = num_bytes(model.networks())
@@ -170,7 +171,7 @@ def _on_blank_images(config: ExperimentConfig, plan: Plan, num_videos: int) -> I
             "train": tuple(f"{image} | {text}" for text in texts),
             "heldout": tuple(f"{image} | {text}" for text in heldout),
         }
-        num_shown = max(2, config.machine.prefix_batch_size)
+        num_shown = max(2, batching(config.machine).prefix)
         yield config.model_copy(
             update={
                 "prompts": config.prompts.model_copy(update=prompts),
@@ -190,7 +191,7 @@ def _step(config: ExperimentConfig, experiment: Experiment, plan: Plan, num_vide
 
 def _one_denoising_step(config: ExperimentConfig, experiment: Experiment, plan: Plan, num_videos: int) -> Counter[Operation]:
     """The operations of one step without gradient: what sampling to the third takes more than to the second."""
-    size, taken = config.machine.prefix_batch_size, list[Counter[Operation]]()
+    size, taken = batching(config.machine).prefix, list[Counter[Operation]]()
     for stop in (1, 2):
         with Work(META.type) as work:
             for start in range(0, num_videos, size):

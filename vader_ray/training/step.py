@@ -13,14 +13,14 @@ from vader_ray.alignment.algorithm import Algorithm, Update, Whole
 from vader_ray.alignment.ddpo import Ddpo
 from vader_ray.alignment.dpo import Dpo
 from vader_ray.alignment.frames import choose_frames
-from vader_ray.alignment.rollout import Batching, Rollout
+from vader_ray.alignment.rollout import Rollout
 from vader_ray.alignment.scoring import objectives
 from vader_ray.alignment.truncation import draw_plan
 from vader_ray.alignment.vader import Vader
-from vader_ray.config import DdpoConfig, DpoConfig, ExperimentConfig, MachineConfig, split_image
+from vader_ray.config import DdpoConfig, DpoConfig, ExperimentConfig, split_image
 from vader_ray.training.checkpoint import State
 from vader_ray.training.draws import derive, generator, prompt_of
-from vader_ray.training.experiment import Experiment
+from vader_ray.training.experiment import Experiment, batching
 from vader_ray.training.group import Group
 from vader_ray.training.pairs import read_frames
 from vader_ray.training.report import Query
@@ -128,11 +128,6 @@ def sum_and_clip(model: VideoModel, group: Group, max_norm: float) -> float:
             parameter.grad = torch.zeros_like(parameter)
     group.sum_([parameter.grad for parameter in parameters if parameter.grad is not None])
     return float(torch.nn.utils.clip_grad_norm_(parameters, max_norm))
-
-
-def batching(machine: MachineConfig) -> Batching:
-    """How many videos and frames this machine holds at once."""
-    return Batching(machine.prefix_batch_size, machine.micro_batch_size, machine.decode_chunk_size)
 
 
 def _outcomes(rollout: Rollout, videos: Sequence[int], update: Update, step: int, wall_seconds: float) -> list[Outcome]:
