@@ -1,7 +1,7 @@
 """The one training loop of the embedded world, and the atomic way its results reach their folder."""
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from math import cos, pi
@@ -11,6 +11,8 @@ from tempfile import mkdtemp
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
+from torch.optim import AdamW, Muon, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 
 def fit(
@@ -21,29 +23,39 @@ def fit(
     learning_rate: float,
     ema_decay: float = 0.998,
     weight_decay: float = 0.01,
+    matrices: Sequence[nn.Parameter] = (),
+    matrix_rate: float = 0.02,
     every: Callable[[int, nn.Module], None] | None = None,
 ) -> nn.Module:
     """The exponential moving average of `model`, trained on `loss_of(step)` with AdamW, warm-up and a cosine.
 
+    `matrices` among its parameters are trained by Muon instead, at `matrix_rate`: of a transformer, those within its blocks.
     `every` is called with the step and the average after each tenth of the steps.
     """
     average = deepcopy(model).requires_grad_(False)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1.0, betas=(0.9, 0.99), weight_decay=weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda step: learning_rate * min((step + 1) / 100, 0.5 + 0.5 * cos(pi * step / num_steps)),
-    )
+    chosen = {id(matrix) for matrix in matrices}
+    others = [parameter for parameter in model.parameters() if id(parameter) not in chosen]
+    optimizers: list[Optimizer] = [AdamW(others, lr=learning_rate, betas=(0.9, 0.99), weight_decay=weight_decay)]
+    if matrices:
+        optimizers.append(Muon(matrices, lr=matrix_rate, weight_decay=weight_decay))
+
+    def share(step: int) -> float:
+        return min((step + 1) / 100, 0.5 + 0.5 * cos(pi * step / num_steps))
+
+    schedules = [LambdaLR(optimizer, share) for optimizer in optimizers]
     columns = (TextColumn("loss {task.fields[loss]:.4f}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns) as progress:
         task = progress.add_task("train", total=num_steps, loss=float("nan"))
         smooth = None
         for step in range(num_steps):
             loss = loss_of(step)
-            optimizer.zero_grad()
+            for optimizer in optimizers:
+                optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
+            for optimizer, schedule in zip(optimizers, schedules, strict=True):
+                optimizer.step()
+                schedule.step()
             update_average(average, model, decay=min(ema_decay, (step + 1) / (step + 10)))
             smooth = loss.item() if smooth is None else 0.98 * smooth + 0.02 * loss.item()
             progress.update(task, advance=1, loss=smooth)

@@ -11,8 +11,10 @@ from PIL import Image
 from torch import Generator, Tensor
 from transformers import CLIPVisionModelWithProjection
 
+from vader_ray.world import PROMPTS
 from vader_ray.world.data import COLOURS, DIRECTIONS, SHAPES, captions, captions_of, draw_scenes, render
 from vader_ray.world.judge import Judge
+from vader_ray.world.train import svd_vae, wan_vae
 from vader_ray.world.train._pictures import Pictures, draw_pictures
 from vader_ray.world.train._quality import (
     action_quality,
@@ -23,8 +25,10 @@ from vader_ray.world.train._quality import (
 )
 from vader_ray.world.train.aesthetic import HEAD_FILE, Rater
 from vader_ray.world.train.hps import normalised
+from vader_ray.world.train.svd import load_svd, sample_svd
 from vader_ray.world.train.text_to_video import load_pipeline
 from vader_ray.world.train.vae import decode, encode
+from vader_ray.world.train.wan import load_wan, sample_wan
 
 
 def evaluate(out: Path, sheet: Path | None = None) -> dict[str, float]:
@@ -32,7 +36,8 @@ def evaluate(out: Path, sheet: Path | None = None) -> dict[str, float]:
     generator = Generator().manual_seed(1000)
     pipeline = load_pipeline(out)
     pictures = draw_pictures(pipeline.vae, 400, generator)
-    quality = {"vae/psnr_db": vae_psnr(pipeline, generator), **judge_quality(generator)}
+    videos = render(draw_scenes(100, generator))
+    quality = {"vae/psnr_db": psnr_db(decode(pipeline.vae, encode(pipeline.vae, videos)), videos), **judge_quality(generator)}
     quality |= hps_quality(out, pictures) | aesthetic_quality(out, pictures)
     quality |= pickscore_quality(out, pictures) | detection_quality(out, pictures)
     quality |= action_quality(out, pipeline.vae, generator) | vjepa_quality(out, pipeline.vae, generator)
@@ -44,7 +49,7 @@ def evaluate(out: Path, sheet: Path | None = None) -> dict[str, float]:
         quality |= {f"text_to_video/{split}/{name}": value for name, value in obeyed.items()}
     if sheet is not None:
         save_sheet(frames[:, ::2], sheet)
-    return quality
+    return quality | svd_quality(out, generator) | wan_quality(out, generator)
 
 
 def sample(
@@ -57,11 +62,9 @@ def sample(
     return torch.cat([pipeline(part, **shape, **options).frames for part in parts])
 
 
-@torch.no_grad()
-def vae_psnr(pipeline: TextToVideoSDPipeline, generator: Generator) -> float:
-    """Mean PSNR in decibels over 100 videos."""
-    videos = render(draw_scenes(100, generator))
-    error = (decode(pipeline.vae, encode(pipeline.vae, videos)) - videos).square().mean((1, 2, 3, 4))
+def psnr_db(decoded: Tensor, videos: Float[Tensor, "videos frames 3 height width"]) -> float:
+    """Mean PSNR in decibels over the videos."""
+    error = (decoded - videos).square().mean((1, 2, 3, 4))
     return -10 * error.log10().mean().item()
 
 
@@ -112,6 +115,27 @@ def aesthetic_quality(out: Path, pictures: Pictures) -> dict[str, float]:
         "aesthetic/rating_intact": rating[intact].mean().item(),
         "aesthetic/rating_spoiled": rating[pictures.spoiled > 0.5].mean().item(),
     }
+
+
+@torch.no_grad()
+def svd_quality(out: Path, generator: Generator) -> dict[str, float]:
+    """PSNR of the autoencoder, and how often a video goes on as its held-out image shows, in 6 steps without guidance."""
+    pipeline, videos = load_svd(out), render(draw_scenes(16, generator))
+    paths = sorted((PROMPTS / "images_heldout").iterdir())
+    frames = sample_svd(pipeline, [Image.open(path) for path in paths], generator, num_steps=6)
+    accuracy = Judge.load().accuracy(frames, [path.stem.replace("_", " ") for path in paths])
+    decoded = svd_vae.decode(pipeline.vae, svd_vae.encode(pipeline.vae, videos))
+    return {"svd/psnr_db": psnr_db(decoded, videos), **{f"svd/heldout/{name}": value for name, value in accuracy.items()}}
+
+
+@torch.no_grad()
+def wan_quality(out: Path, generator: Generator) -> dict[str, float]:
+    """PSNR of the autoencoder, and how often the held-out captions are followed, in 8 steps at guidance 4."""
+    pipeline, videos = load_wan(out), render(draw_scenes(16, generator, num_frames=wan_vae.NUM_FRAMES))
+    prompts = captions("heldout")
+    accuracy = Judge.load().accuracy(sample_wan(pipeline, prompts, generator), prompts)
+    decoded = wan_vae.decode(pipeline.vae, wan_vae.encode(pipeline.vae, videos))
+    return {"wan/psnr_db": psnr_db(decoded, videos), **{f"wan/heldout/{name}": value for name, value in accuracy.items()}}
 
 
 def save_sheet(frames: Float[Tensor, "videos frames 3 height width"], path: Path) -> None:

@@ -93,9 +93,9 @@ class PaddingOnce(WanAttnProcessor):  # type: ignore[misc]
 def train_wan(
     out: Path,
     *,
-    num_steps: int = 2000,
+    num_steps: int = 10_000,
     text_steps: int = 300,
-    batch_videos: int = 32,
+    batch_videos: int = 16,
     num_videos: int = 4000,
     learning_rate: float = 1.5e-3,
 ) -> None:
@@ -134,7 +134,8 @@ def train_wan(
         with replaced(out / "wan") as folder:
             WanPipeline(**parts, vae=deepcopy(vae).half(), transformer=average).save_pretrained(folder)
 
-    fit(transformer, loss_of, num_steps=num_steps, learning_rate=learning_rate, every=save)
+    matrices = [parameter for parameter in transformer.blocks.parameters() if parameter.ndim == 2]
+    fit(transformer, loss_of, num_steps=num_steps, learning_rate=learning_rate, matrices=matrices, every=save)
 
 
 def load_wan(out: Path) -> WanPipeline:

@@ -37,7 +37,7 @@ def build_vae() -> AutoencoderKLWan:
     )
 
 
-def train_wan_vae(out: Path, *, num_steps: int = 2000, batch_videos: int = 4, num_videos: int = 2000) -> None:
+def train_wan_vae(out: Path, *, num_steps: int = 4000, batch_videos: int = 4, num_videos: int = 2000) -> None:
     """Writes `out/wan/vae` and keeps it fresh while training; its latents are those of `out/text_to_video`, two frames as one.
 
     Trained from pictures alone it tells no star from a circle after 900 steps. With latents to learn from, encoder and decoder
