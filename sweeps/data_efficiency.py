@@ -1,7 +1,7 @@
 """How many reward queries does VADER need where DDPO and Diffusion-DPO, which use no reward gradient, need many?
 
 The paper's Figure 7: a reward on held-out prompts against reward queries and against seconds, at equal budgets of
-queries, over seeds. Each method has two settings, and the better one is drawn (``curves.png``, ``curves.svg``).
+queries, over seeds. Each method has two settings, and the better one is drawn (``curves/``).
 """
 
 from __future__ import annotations

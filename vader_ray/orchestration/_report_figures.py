@@ -14,13 +14,14 @@ from vader_ray.orchestration import _figures
 from vader_ray.orchestration._figures import Point, Series
 from vader_ray.orchestration._past_runs import PastRun, differing
 from vader_ray.orchestration.results import Row, pareto_front
+from vader_ray.training.evaluation import standard_error
 
-QUERIES = "cost/reward_queries"
+QUERIES, CALLS, SECONDS = "cost/reward_queries", "cost/denoiser_calls", "cost/train_seconds"
 AXES = {
     QUERIES: "reward queries",
-    "cost/denoiser_calls": "denoiser calls",
+    CALLS: "denoiser calls",
     "cost/gpu_hours": "GPU hours of training steps",
-    "cost/train_seconds": "seconds of training steps",
+    SECONDS: "seconds of training steps",
 }
 EVIDENCE = {
     "eval/diversity": "diversity: distance between videos (0 alike, 1)",
@@ -134,16 +135,16 @@ def draw_effects(groups: Sequence[Group], folder: Path) -> Iterator[Drawn]:
 def _curves(
     groups: Sequence[Group], metric: str, axis: str, axis_label: str, title: str, caption: str, folder: Path
 ) -> Iterator[Drawn]:
-    series = [one for group in groups if (one := _series(group, metric, axis)).x]
-    if series:
-        if any(one.marked for one in series):
+    lines = [line for group in groups if (line := series(group, metric, axis)).x]
+    if lines:
+        if any(line.marked for line in lines):
             caption += " A cross: the guard has fired."
-        figure = _figures.curves(series, title=title, x_label=axis_label, y_label="mean of held-out videos")
+        figure = _figures.curves(lines, title=title, x_label=axis_label, y_label="mean of held-out videos")
         yield _drawn(figure, f"{metric.removeprefix('eval/')}-{axis.removeprefix('cost/')}".replace("/", "-"), caption, folder)
 
 
-def _series(group: Group, metric: str, axis: str) -> Series:
-    """Means over seeds; the band is their range, and with one seed the interval of the gain where there is one."""
+def series(group: Group, metric: str, axis: str) -> Series:
+    """Means over seeds with their band (`_band`), at every step that has both metrics."""
     steps = sorted({step for run in group.runs for step in run.history.get(metric, ())})
     x: list[float] = []
     y: list[float] = []
@@ -155,7 +156,7 @@ def _series(group: Group, metric: str, axis: str) -> Series:
         if not seen:
             continue
         values = [run.history[metric][step] for run in seen]
-        bounds = (min(values), max(values)) if len(group.runs) > 1 else _interval(seen[0], metric, step)
+        bounds = _band(seen, metric, step)
         if any(_fired(run, metric, step) for run in seen):
             marked.append(len(x))
         x.append(fmean(run.history[axis][step] for run in seen))
@@ -164,6 +165,19 @@ def _series(group: Group, metric: str, axis: str) -> Series:
         high += [bounds[1]] if bounds else []
     whole = len(low) == len(x)
     return Series(group.label, x, y, low if whole else (), high if whole else (), marked)
+
+
+def _band(runs: Sequence[PastRun], metric: str, step: int) -> tuple[float, float] | None:
+    """The mean over seeds ± the standard error of the gain; of a single run the interval of its gain, where there is one."""
+    if len(runs) == 1:
+        return _interval(runs[0], metric, step)
+    mean, error = fmean(run.history[metric][step] for run in runs), gain_error(runs, metric, step)
+    return mean - error, mean + error
+
+
+def gain_error(runs: Sequence[PastRun], metric: str, step: int) -> float:
+    """Standard error of the mean gain over the start: of the gain, for each seed has held-out noise of its own."""
+    return standard_error([run.history[metric][step] - first for run in runs if (first := run.first(metric)) is not None])
 
 
 def _interval(run: PastRun, metric: str, step: int) -> tuple[float, float] | None:
@@ -183,14 +197,14 @@ def _fired(run: PastRun, metric: str, step: int) -> bool:
 def describe_bands(groups: Sequence[Group]) -> str:
     """What lines and bands mean."""
     if any(len(group.runs) > 1 for group in groups):
-        return "Lines are means over seeds, bands their range; with a single seed, bands are intervals of the gain."
+        return "Lines are means over seeds, bands the standard error of their gain; with a single seed, its 95 % interval."
     return "Bands are 95 % bootstrap intervals of the paired gain."
 
 
 def _axes(groups: Sequence[Group]) -> list[tuple[str, str]]:
     """GPU hours where any were spent, else seconds."""
     with_gpu = any((run.last("cost/gpu_hours") or 0) > 0 for group in groups for run in group.runs)
-    unused = "cost/train_seconds" if with_gpu else "cost/gpu_hours"
+    unused = SECONDS if with_gpu else "cost/gpu_hours"
     return [(axis, label) for axis, label in AXES.items() if axis != unused]
 
 

@@ -38,8 +38,8 @@ class Sweep:
     stop_early: bool = False
     """Stop trials that fall behind at equal reward queries (ASHA)."""
     curves: bool = False
-    """End with the rewards' curves against reward queries and seconds (``curves.png``, ``curves.svg``), for a space with
-    ``reward``, ``method``, ``setting`` and ``seed``."""
+    """End with each method's best setting, its reward against its costs (figures in ``curves/``), for a space with ``reward``,
+    ``method``, ``setting`` and ``seed``."""
     pareto: bool = False
     """End with the trials that no other beats in all rewards of the recipe."""
 

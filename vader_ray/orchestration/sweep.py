@@ -17,6 +17,7 @@ from ray import tune
 
 from vader_ray.config import ConfigError, ExperimentConfig
 from vader_ray.orchestration import cluster, served, tracking
+from vader_ray.orchestration._past_runs import find_runs
 from vader_ray.orchestration.curves import show_curves
 from vader_ray.orchestration.errors import RunFailed
 from vader_ray.orchestration.folder import KEPT_BY_RAY, RunFolder, open_folder, write_json
@@ -90,13 +91,11 @@ def run_sweep(
     finally:
         rows = [row_of(trial.values, trial.config, trial.folder, trial.error) for trial in trials]
         tables = write_table(rows, folder.path)
-        if sweep.curves:
-            tables += show_curves(rows, parent.uri, folder.path / "curves", title=sweep.name)
         tags = {"mlflow.loggedArtifacts": '[{"path": "trials.json", "type": "table"}]'}  # shown by MLflow as a table
         if line := tracking.end_run(parent.uri, parent.run_id, status, folder=folder.path, tags=tags, files=tables):
             print(line)
         folder.push()
-    _report(folder, parent)
+    _report(sweep, folder, parent)
     folder.push()
     describe(sweep, base, rows, folder, parent.uri)
     if status == "FAILED":
@@ -104,14 +103,16 @@ def run_sweep(
     return folder.path
 
 
-def _report(folder: RunFolder, parent: tracking.Run) -> None:
+def _report(sweep: Sweep, folder: RunFolder, parent: tracking.Run) -> None:
     """Write the report about all trials and add it, with its figures, to the parent run; a sweep does not fail with it."""
     try:
         page = write_report([folder.name], folder.path / "report.html", parent.uri)
+        files = show_curves(find_runs(parent.uri, [folder.name]), folder.path / "curves") if sweep.curves else []
     except ValueError as error:
         print(f"no report: {error}")
         return
-    if line := tracking.add_files(parent.uri, parent.run_id, folder.path, [page, *sorted(figures_folder(page).iterdir())]):
+    files += [page, *sorted(figures_folder(page).iterdir())]
+    if line := tracking.add_files(parent.uri, parent.run_id, folder.path, files):
         print(line)
     print(f"report: {page}")
 
