@@ -9,6 +9,7 @@ import re
 import socket
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,12 +25,12 @@ from vader_ray.cli import app
 from vader_ray.config import ConfigError
 from vader_ray.orchestration import tracking
 from vader_ray.orchestration._figures import Series, curves, write
-from vader_ray.orchestration._past_runs import PastRun, find_runs
-from vader_ray.orchestration._report_figures import grouped
+from vader_ray.orchestration._past_runs import find_runs
+from vader_ray.orchestration._report_figures import Group, grouped
 from vader_ray.orchestration.folder import open_folder
 from vader_ray.orchestration.report import write_report
 from vader_ray.orchestration.worker import train_recorded
-from vader_ray.training.group import Group
+from vader_ray.training.group import Group as Workers
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -62,7 +63,7 @@ def _record(config: Any, folder: Path, name: str) -> None:
     runs = open_folder(config, folder / "runs", name, resume=False)
     run = tracking.start_run(config, name, runs.recipe.read_text())
     train_recorded(
-        config, runs, run, group=Group(), device=torch.device("cpu"), resume_from=None,
+        config, runs, run, group=Workers(), device=torch.device("cpu"), resume_from=None,
         served={}, announce=lambda _: None, tell=print
     )  # fmt: skip
     assert tracking.end_run(run.uri, run.run_id, "FINISHED", folder=runs.path, tags={"status": "completed"}) is None
@@ -92,14 +93,16 @@ def test_runs_are_found_by_experiment_name_folder_and_id(store: str) -> None:
 def test_seeds_of_equal_settings_are_one_group(store: str) -> None:
     groups = grouped([run for run in find_runs(store, ["rates"]) if run.status == "completed"])
     assert [(group.label, len(group.runs)) for group in groups] == [("learning_rate=0.01", 2), ("learning_rate=0.05", 2)]
-    runs = groups[0].runs
-    assert groups[0].mean("eval/motion") == pytest.approx(sum(_last(run, "eval/motion") for run in runs) / 2)
+    steps = [int(run.last("eval/best_step") or 0) for run in groups[0].runs]
+    kept = [run.history["eval/motion"][step] for run, step in zip(groups[0].runs, steps, strict=True)]
+    assert groups[0].best("eval/motion") == pytest.approx(sum(kept) / 2)
 
 
-def _last(run: PastRun, metric: str) -> float:
-    value = run.last(metric)
-    assert value is not None
-    return value
+def test_a_run_that_its_guard_stopped_is_one_of_the_trade_offs(store: str) -> None:
+    run = find_runs(store, ["rate-0.05-seed-0"])[0]
+    stopped = replace(run, status="stopped")
+    assert Group("", [run, replace(stopped, settings=run.settings | {"guard.action": "stop"})]).competes
+    assert not Group("", [run, stopped]).competes, "its guard only flags: the scheduler stopped it"
 
 
 def test_the_page_holds_every_run_with_what_mlflow_has_of_it(store: str, report: Path) -> None:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from math import log10
 from pathlib import Path
 from statistics import mean
@@ -19,11 +20,16 @@ import pytest
 from mlflow import MlflowClient
 from ray import tune
 
-from tests.recipe import write_tiny
+from tests.recipe import tiny_config, write_tiny
 from vader_ray.config import load
-from vader_ray.orchestration.results import best_of, pareto_front
+from vader_ray.orchestration.folder import open_folder, write_json
+from vader_ray.orchestration.results import best_of, pareto_front, row_of
+from vader_ray.orchestration.run import summarise
 from vader_ray.orchestration.search import Proposals
 from vader_ray.orchestration.space import Sweep, Values, draw, load_base, overrides_of, trial_name
+from vader_ray.orchestration.tracking import Run
+from vader_ray.orchestration.trial import advanced
+from vader_ray.training.loop import train
 
 SCRIPTS = sorted((Path(__file__).parents[1] / "sweeps").glob("*.py"))
 SCRIPT_IDS = [path.stem for path in SCRIPTS]
@@ -101,14 +107,44 @@ def test_proposals_learn_from_an_earlier_session_and_never_repeat_it() -> None:
 
 
 def test_the_pareto_front_holds_what_no_completed_trial_beats() -> None:
-    def row(trial: str, one: float, two: float, status: str = "completed") -> dict[str, Any]:
-        return {"trial": trial, "status": status, "one": one, "two": two, "selected": one}
+    def row(trial: str, one: float, two: float, status: str = "completed", reason: str | None = None) -> dict[str, Any]:
+        return {"trial": trial, "status": status, "reason": reason, "one": one, "two": two, "selected": one}
 
     rows = [row("a", 3, 1), row("b", 1, 3), row("c", 2, 2), row("d", 2, 1), row("e", 9, 9, "stopped"), row("f", 1, 3)]
     assert [found["trial"] for found in pareto_front(rows, ["one", "two"])] == ["a", "b", "c", "f"]
     best = best_of(rows)
     assert best is not None
-    assert best["trial"] == "a"
+    assert best["trial"] == "a", "e was stopped by the scheduler"
+    assert best_of([]) is None
+
+
+def test_a_trial_that_its_guard_stopped_competes_with_the_adapter_that_it_keeps(
+    tiny_pipeline_folder: Path, tmp_path: Path
+) -> None:
+    rows = []
+    for name, guard in (("steady", {"action": "none"}), ("hacked", {"action": "stop", "bound": 1e-9})):
+        guarded = {"measures": ["eval/distance_to_base"], "unit": "absolute", "patience": 1} | guard
+        evaluation = {"every": 1, "num_videos": 2, "select": "eval/reward/sharpness"}
+        watched = {"eval_rewards": [{"reward": "sharpness"}], "guard": guarded}
+        config = tiny_config(tiny_pipeline_folder, num_steps=3, evaluation=evaluation, **watched)
+        folder = open_folder(config, tmp_path, name, resume=False)
+        told = dict[str, Any]()
+        state = train(config, report=lambda report, told=told: told.update(advanced(told, report)))
+        for source in (asdict(state), told):  # what a run ends with, and what is left of one whose process is lost
+            status = "stopped" if state.stopped else "completed"
+            write_json(folder.summary, summarise(config, folder, Run("", "", ""), source | {"stopped": state.stopped}, status))
+            rows.append(row_of({"name": name}, config, folder, ""))
+    steady, _, hacked, _ = rows
+    assert rows[1] == steady
+    assert rows[3] == hacked
+    assert (hacked["status"], hacked["steps"], hacked["best_step"]) == ("stopped", 1, 0)
+    assert hacked["best/sharpness"] == hacked["before/sharpness"] != hacked["after/sharpness"]
+    assert hacked["selected"] == hacked["best/sharpness"]
+    assert steady["selected"] == steady["best/sharpness"] >= steady["before/sharpness"]
+    better = hacked | {"selected": steady["selected"] + 1, "best/brightness": steady["best/brightness"] + 1}
+    assert best_of([steady, better]) is better
+    assert pareto_front([steady, better], ["best/sharpness", "best/brightness"])[-1] is better
+    assert best_of([steady, better | {"reason": None}]) is steady, "the scheduler's are not compared"
 
 
 def _arguments(recipe: Path) -> list[str]:
@@ -168,7 +204,7 @@ def test_a_trial_that_cannot_work_is_reported_and_the_table_holds_all(killed: tu
         "K=1": "completed", "K=2": "completed", "K=5": "completed", "K=10": "failed",
     }  # fmt: skip
     assert all(row["gain/brightness"] == pytest.approx(row["after/brightness"] - row["before/brightness"]) for row in rows[:3])
-    best = max(rows[:3], key=lambda row: row["after/brightness"])
+    best = max(rows[:3], key=lambda row: row["best/brightness"])
     assert f"best by eval/objective: {best['trial']} " in printed
 
 
@@ -216,7 +252,7 @@ def test_asha_stops_the_trial_that_falls_behind_and_keeps_what_it_reached(tiny_p
         history = {
             point.step: point.value for point in client.get_metric_history(row["mlflow_run_id"], "eval/reward/colorfulness")
         }
-        assert row["selected"] == history[row["steps"]]
+        assert row["selected"] == row["best/colorfulness"] == history[row["best_step"]]
         assert (row["reward_queries"] < 16) == (row["status"] == "stopped")
     for row in stopped:
         at_equal_queries = [
@@ -224,4 +260,4 @@ def test_asha_stops_the_trial_that_falls_behind_and_keeps_what_it_reached(tiny_p
             for other in rows
             if other["status"] == "completed"
         ]
-        assert row["selected"] < max(at_equal_queries)
+        assert row["after/colorfulness"] < max(at_equal_queries)

@@ -236,7 +236,7 @@ def test_generate_writes_a_playable_video(tiny_pipeline_folder: Path, tmp_path: 
 def test_state_survives_json() -> None:
     import json
 
-    state = State(step=3, before={"a": [0.1, 1e-17]}, best_value=float("-inf"))
+    state = State(step=3, before={"a": [0.1, 1e-17]}, best_metrics={"eval/objective": float("-inf")})
     assert State(**json.loads(json.dumps(dataclasses.asdict(state)))) == state
 
 

@@ -78,6 +78,15 @@ class PastRun:
         points = self.history.get(metric, {})
         return points[max(points)] if points else None
 
+    def best(self, metric: str) -> float | None:
+        """The value of a metric with the adapter that is kept."""
+        step = self.last("eval/best_step")
+        return None if step is None else self.history.get(metric, {}).get(int(step))
+
+    @property
+    def stopped_by_guard(self) -> bool:
+        return self.settings.get("guard.action") == "stop" and bool(self.last("guard/fired"))
+
     def first(self, metric: str) -> float | None:
         """The value of a metric before training."""
         return self.history.get(metric, {}).get(0)

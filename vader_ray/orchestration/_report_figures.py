@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from vader_ray.orchestration import _figures
 from vader_ray.orchestration._figures import Point, Series
 from vader_ray.orchestration._past_runs import PastRun, differing
-from vader_ray.orchestration.results import Row, pareto_front
+from vader_ray.orchestration.results import Row, competes, pareto_front
 from vader_ray.training.evaluation import standard_error
 
 QUERIES, CALLS, SECONDS = "cost/reward_queries", "cost/denoiser_calls", "cost/train_seconds"
@@ -38,10 +38,14 @@ class Group:
     label: str
     runs: list[PastRun]
 
-    def mean(self, metric: str) -> float | None:
-        """Of the runs' last values."""
-        values = [value for run in self.runs if (value := run.last(metric)) is not None]
+    def best(self, metric: str) -> float | None:
+        """The mean of a metric with the adapters that the runs keep."""
+        values = [value for run in self.runs if (value := run.best(metric)) is not None]
         return fmean(values) if values else None
+
+    @property
+    def competes(self) -> bool:
+        return all(competes(run.status, run.stopped_by_guard) for run in self.runs)
 
 
 @dataclass(frozen=True)
@@ -111,11 +115,13 @@ def draw_trade_offs(groups: Sequence[Group], folder: Path) -> Iterator[Drawn]:
         return
     front = {row["group"] for row in pareto_front(_rows(groups, names), names)}
     for one, other in combinations(names[:4], 2):
-        places = [(group.label, group.mean(f"eval/reward/{one}"), group.mean(f"eval/reward/{other}")) for group in groups]
+        places = [(group.label, group.best(f"eval/reward/{one}"), group.best(f"eval/reward/{other}")) for group in groups]
         points = [Point(label, x, y, label in front) for label, x, y in places if x is not None and y is not None]
         if len(points) > 1:
             figure = _figures.trade_off(points, title=f"{one} and {other}", x_label=one, y_label=other)
-            caption = f"Held-out {one} and {other} at the end. Filled: on the Pareto front of {', '.join(names)}."
+            caption = (
+                f"Held-out {one} and {other} with the adapters that are kept. Filled: on the Pareto front of {', '.join(names)}."
+            )
             yield _drawn(figure, f"trade-off-{one}-{other}", caption, folder)
 
 
@@ -209,8 +215,11 @@ def _axes(groups: Sequence[Group]) -> list[tuple[str, str]]:
 
 
 def _rows(groups: Sequence[Group], names: Sequence[str]) -> list[Row]:
-    rows = [{"group": group.label, "status": "completed", **{name: group.mean(f"eval/reward/{name}") for name in names}}
-            for group in groups if any(run.status in ("completed", "stopped") for run in group.runs)]  # fmt: skip
+    rows: list[Row] = [
+        {"group": group.label, "status": "completed", **{name: group.best(f"eval/reward/{name}") for name in names}}
+        for group in groups
+        if group.competes
+    ]
     return [row for row in rows if all(row[name] is not None for name in names)]
 
 

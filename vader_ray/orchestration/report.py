@@ -196,7 +196,7 @@ def _best(run: PastRun) -> str:
     step = run.last("eval/best_step")
     chosen = run.settings.get("evaluation.select", "None")
     metric = chosen if chosen != "None" else f"eval/reward/{run.heldout[0]}" if run.heldout else "eval/objective"
-    value = None if step is None else run.history.get(metric, {}).get(int(step))
+    value = run.best(metric)
     return (
         "–"
         if step is None

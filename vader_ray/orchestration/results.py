@@ -1,4 +1,8 @@
-"""The results of a sweep: one row per trial, as Parquet, for MLflow and for people."""
+"""The results of a sweep: one row per trial, as Parquet, for MLflow and for people.
+
+A trial stands for the adapter that it keeps, that of its best evaluation, whether it went on to the end or its guard stopped it
+(`competes`): so the table, the best one and the Pareto front say.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +23,10 @@ from vader_ray.orchestration.run import read_summary
 from vader_ray.orchestration.space import Sweep, Values, trial_name
 
 Row = dict[str, Any]
-"""``trial``, the swept values, ``status``, ``before/R``, ``after/R``, ``gain/R`` and ``standard_error/R`` of each reward R,
-``selected`` (the metric by which the recipe chooses, at the end), costs, ``mlflow_run_id``, ``folder`` and ``error``."""
+"""``trial``, the swept values, ``status``, ``reason`` (the guard's, where it stopped the trial), of each reward R ``before/R``,
+``after/R`` (the last evaluation), ``best/R`` (with the adapter that is kept), ``gain/R`` and ``standard_error/R`` (of the last
+evaluation), ``selected`` (the metric by which the recipe chooses, with the adapter that is kept), ``best_step``, costs,
+``mlflow_run_id``, ``folder`` and ``error``."""
 
 
 def row_of(values: Values, config: ExperimentConfig | None, folder: RunFolder | None, error: str) -> Row:
@@ -32,8 +38,9 @@ def row_of(values: Values, config: ExperimentConfig | None, folder: RunFolder | 
     if not folder.summary.exists():
         return row
     summary = read_summary(folder)
-    row |= {"status": summary["status"], "error": summary.get("error"), "selected": summary["selection"]["after"]}
-    for moment in ("before", "after"):
+    row |= {"status": summary["status"], "reason": summary["reason"], "error": summary.get("error")}
+    row |= {"selected": summary["selection"]["best"], "best_step": summary["best_step"]}
+    for moment in ("before", "after", "best"):
         row |= {f"{moment}/{name}": value for name, value in summary["eval"][moment].items()}
     for name, gain in summary["gain"].items():
         row |= {f"gain/{name}": gain["mean"], f"standard_error/{name}": gain["standard_error"]}
@@ -57,20 +64,31 @@ def _array(values: Sequence[Any]) -> Any:
     return pa.array([value if value is None else str(value) for value in values] if len(kinds) > 1 else values)
 
 
+def competes(status: str, stopped_by_guard: bool) -> bool:
+    """Whether a trial may be the best: it spent its budget, or its guard saw that more would only harm.
+
+    One that the scheduler stopped had fallen behind, and is not compared with those that went on.
+    """
+    return status == "completed" or (status == "stopped" and stopped_by_guard)
+
+
+def _competing(rows: Sequence[Row]) -> list[Row]:
+    return [row for row in rows if competes(row["status"], bool(row.get("reason")))]
+
+
 def best_of(rows: Sequence[Row]) -> Row | None:
-    """The row that is best by the recipe's selection metric, of the trials that spent their budget."""
-    completed = [row for row in rows if row["status"] == "completed"]
-    return max(completed, key=lambda row: float(row["selected"])) if completed else None
+    """The competing row that is best by the recipe's selection metric, each with the adapter that it keeps."""
+    return max(_competing(rows), key=lambda row: float(row["selected"]), default=None)
 
 
 def pareto_front(rows: Sequence[Row], names: Sequence[str]) -> list[Row]:
-    """The completed trials that no other one equals or beats in all of these columns and beats in one."""
-    completed = [row for row in rows if row["status"] == "completed"]
+    """The competing rows that no other one equals or beats in all of these columns and beats in one."""
+    rows = _competing(rows)
 
     def beats(one: Row, other: Row) -> bool:
         return all(one[name] >= other[name] for name in names) and any(one[name] > other[name] for name in names)
 
-    return [row for row in completed if not any(beats(other, row) for other in completed)]
+    return [row for row in rows if not any(beats(other, row) for other in rows)]
 
 
 def describe(sweep: Sweep, base: ExperimentConfig, rows: Sequence[Row], folder: RunFolder, uri: str) -> None:
@@ -93,10 +111,12 @@ def describe(sweep: Sweep, base: ExperimentConfig, rows: Sequence[Row], folder: 
     for row in rows:
         if row.get("error"):
             print(f"{row['trial']} failed: {row['error']}")
+        if row.get("reason"):
+            print(f"{row['trial']} stopped: {row['reason']}")
     if best := best_of(rows):
-        print(f"best by {base.selection()}: {best['trial']} ({best['selected']:.4f})")
+        print(f"best by {base.selection()}: {best['trial']} ({best['selected']:.4f} at step {best['best_step']})")
     if sweep.pareto:
-        front = pareto_front(rows, [f"after/{name}" for name in trained])
+        front = pareto_front(rows, [f"best/{name}" for name in trained])
         print(f"Pareto front of {', '.join(trained)}: {'; '.join(row['trial'] for row in front) or 'empty'}")
     opened = f"{Path(sys.executable).parent / 'mlflow'} ui --backend-store-uri {uri}" if uri.startswith("sqlite") else uri
     print(f"MLflow: {opened}")

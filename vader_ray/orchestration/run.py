@@ -215,7 +215,7 @@ def summarise(
     config: ExperimentConfig, folder: RunFolder, run: tracking.Run, state: dict[str, Any], status: str
 ) -> dict[str, Any]:
     """The run in one JSON object; the means are over the held-out videos."""
-    before, after = state.get("before_metrics", {}), state.get("last_metrics", {})
+    before, after, best = (state.get(f"{moment}_metrics", {}) for moment in ("before", "last", "best"))
     return {
         "recipe": config.name,
         "status": status,
@@ -228,13 +228,16 @@ def summarise(
         "mlflow_run_id": run.run_id,
         "tracking_uri": run.uri,
         "storage": folder.storage,
-        "eval": {"before": _under(before, "eval/reward/"), "after": _under(after, "eval/reward/")},
+        "eval": {moment: _under(seen, "eval/reward/") for moment, seen in (("before", before), ("after", after), ("best", best))},
         "gain": {
             name: {"mean": value, "standard_error": after[f"eval/gain_standard_error/{name}"]}
             for name, value in _under(after, "eval/gain/").items()
         },
         "judge": {"before": _under(before, "eval/judge/"), "after": _under(after, "eval/judge/")},
-        "selection": {"metric": config.selection(), "after": after.get(config.selection())},
+        "selection": {
+            "metric": config.selection(),
+            **{moment: seen.get(config.selection()) for moment, seen in (("after", after), ("best", best))},
+        },
         "best_step": state.get("best_step"),
         "guard": state.get("alarms", []),
         "must_reach": config.must_reach,

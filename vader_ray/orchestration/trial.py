@@ -103,6 +103,8 @@ def advanced(state: dict[str, Any], report: Report) -> dict[str, Any]:
     evaluated = {name: value for name, value in metrics.items() if name.startswith("eval/")}
     if evaluated:
         told |= {"last_metrics": evaluated, "best_step": int(evaluated["eval/best_step"])}
+        if told["best_step"] == report.step:
+            told["best_metrics"] = evaluated
     if report.step == 0:
         told["before_metrics"] = evaluated
     if report.alarms:

@@ -33,7 +33,8 @@ class State:
     nonfinite_steps: int = 0
     nonfinite_in_a_row: int = 0
     best_step: int = 0
-    best_value: float = float("-inf")
+    best_metrics: dict[str, float] = field(default_factory=dict)
+    """Of the evaluation whose adapter is kept."""
     before: dict[str, list[float]] = field(default_factory=dict)
     """Scores of the held-out videos before training."""
     before_metrics: dict[str, float] = field(default_factory=dict)

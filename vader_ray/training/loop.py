@@ -111,9 +111,9 @@ def _evaluate(
     fallen, alarms = guard.watch(config, evaluation, state)
     metrics |= fallen
     state.alarms += alarms
-    value = metrics[config.selection()]
-    if state.step == 0 or (value > state.best_value and not guard.is_over(state)):
-        state.best_value, state.best_step = value, state.step
+    measure = config.selection()
+    if state.step == 0 or (metrics[measure] > state.best_metrics[measure] and not guard.is_over(state)):
+        state.best_metrics, state.best_step = dict(metrics), state.step
         experiment.model.save_adapter(best_adapter)
     metrics["eval/best_step"] = float(state.best_step)
     state.last_metrics = dict(metrics)
