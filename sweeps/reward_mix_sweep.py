@@ -1,5 +1,7 @@
 """Which mix of rewards? Ends with the Pareto front: the mixes that no other beats in all rewards.
 
+Each mix has a competitor that trains nothing: the adapters of the single rewards, interpolated at the same shares.
+
 Shares of human preference, aesthetics and motion (a reward of the whole clip) that add up to one. On another recipe, the
 shares weigh its first three rewards on top of its own weights.
 """
@@ -20,10 +22,21 @@ REWARDS = """rewards=[{reward: hps, weights: world:hps, weight: 1.0}, {reward: a
 SHARES = ["1:0:0", "0:1:0", "0:0:1", "1:1:0", "1:0:1", "0:1:1", "1:1:1", "2:1:1"]
 
 
+def shares(values: Values) -> list[float]:
+    """Of each reward; they add up to one."""
+    parts = [float(part) for part in values["mix"].split(":")]
+    return [part / sum(parts) for part in parts]
+
+
 def settings(values: Values, recipe: ExperimentConfig) -> dict[str, Any]:
     """Weight of each reward: its share times its weight in the recipe."""
-    shares = [float(share) for share in values["mix"].split(":")]
-    return {f"rewards.{place}.weight": recipe.rewards[place].weight * share / sum(shares) for place, share in enumerate(shares)}
+    return {f"rewards.{place}.weight": recipe.rewards[place].weight * share for place, share in enumerate(shares(values))}
+
+
+def parts(values: Values) -> list[tuple[Values, float]]:
+    """The trials of the single rewards, by their shares; a single reward is no mix."""
+    singles = [({"mix": single}, share) for single, share in zip(SHARES, shares(values), strict=False) if share]
+    return singles if len(singles) > 1 else []
 
 
 SWEEP = Sweep(
@@ -34,6 +47,7 @@ SWEEP = Sweep(
             "num_steps=12", "evaluation.every=6", "evaluation.num_videos=10", "checkpoint.every=3", "must_reach={}"),
     space={"mix": tune.grid_search(SHARES)},
     settings=settings,
+    parts=parts,
     pareto=True,
 )  # fmt: skip
 

@@ -22,6 +22,7 @@ from ray import tune
 
 from tests.recipe import tiny_config, write_tiny
 from vader_ray.config import load
+from vader_ray.models import mix_adapters
 from vader_ray.orchestration.folder import open_folder, write_json
 from vader_ray.orchestration.results import best_of, pareto_front, row_of
 from vader_ray.orchestration.run import summarise
@@ -30,6 +31,7 @@ from vader_ray.orchestration.space import Sweep, Values, draw, load_base, overri
 from vader_ray.orchestration.tracking import Run
 from vader_ray.orchestration.trial import advanced
 from vader_ray.training.loop import train
+from vader_ray.training.standalone import evaluate_adapter
 
 SCRIPTS = sorted((Path(__file__).parents[1] / "sweeps").glob("*.py"))
 SCRIPT_IDS = [path.stem for path in SCRIPTS]
@@ -145,6 +147,47 @@ def test_a_trial_that_its_guard_stopped_competes_with_the_adapter_that_it_keeps(
     assert best_of([steady, better]) is better
     assert pareto_front([steady, better], ["best/sharpness", "best/brightness"])[-1] is better
     assert best_of([steady, better | {"reason": None}]) is steady, "the scheduler's are not compared"
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_mixes_of_single_reward_adapters_compete_without_training_and_are_evaluated_once(
+    tiny_pipeline_folder: Path, tmp_path: Path
+) -> None:
+    rewards = [{"reward": "brightness"}, {"reward": "sharpness"}, {"reward": "colorfulness"}]
+    evaluation = {"every": 2, "num_videos": 2, "num_shown": 1}
+    recipe = write_tiny(tmp_path, tiny_pipeline_folder, num_steps=2, evaluation=evaluation, rewards=rewards)
+    script = next(path for path in SCRIPTS if path.stem == "reward_mix_sweep")
+    command = [sys.executable, str(script), "--recipe", str(recipe), "--num-trials", "4", "--max-concurrent", "1"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (sweep,) = (tmp_path / "runs").iterdir()
+    rows = {row["trial"]: row for row in pq.read_table(sweep / "trials.parquet").to_pylist()}
+    mix, singles = rows["mix=1:1:0,interpolated=True"], [rows["mix=1:0:0"], rows["mix=0:1:0"]]
+    assert (len(rows), mix["status"], mix["steps"]) == (5, "completed", 2)
+    assert mix["reward_queries"] == sum(row["reward_queries"] for row in singles) == 16
+    assert mix["denoiser_calls"] == sum(row["denoiser_calls"] for row in singles)
+    assert mix["before/brightness"] == singles[0]["before/brightness"]
+
+    mix_adapters([(Path(row["folder"]) / "best_adapter", 0.5) for row in singles], tmp_path / "mixed")
+    trained = load(str(sweep / "mix=1:1:0" / "recipe.yaml"))
+    alone = evaluate_adapter(trained, tmp_path / "mixed")
+    assert [mix[f"after/{name}"] for name in ("brightness", "sharpness")] == [
+        alone[f"eval/reward/{name}"] for name in ("brightness", "sharpness")
+    ]
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    run, parent = (client.get_run(json.loads((folder / "run.json").read_text())["mlflow_run_id"]) for folder in (
+        sweep / mix["trial"], sweep))  # fmt: skip
+    assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert (run.data.tags["interpolated"], run.data.metrics["cost/reward_queries"]) == ("True", 16)
+    assert "mix=1:1:0,interpolated=True" in done.stdout.partition("Pareto front of")[0]
+    assert "interpolated=True" in (sweep / "report_figures" / "trade-off-brightness-sharpness.svg").read_text()
+
+    written = {path: path.stat().st_mtime_ns for path in sweep.glob("mix=*/summary.json")}
+    (sweep / "summary.json").unlink()  # as though the driver had been lost at the very end
+    done = subprocess.run([*command, "--resume"], cwd=tmp_path, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert written == {path: path.stat().st_mtime_ns for path in sweep.glob("mix=*/summary.json")}
 
 
 def _arguments(recipe: Path) -> list[str]:

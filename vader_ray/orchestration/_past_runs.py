@@ -15,6 +15,7 @@ import yaml
 from vader_ray.config import ConfigError
 from vader_ray.orchestration._mlflow import MlflowClient, MlflowException
 from vader_ray.orchestration._server import SQLITE, check_server, database_path, unusable
+from vader_ray.orchestration.space import INTERPOLATED
 
 CURVES = ("eval/", "guard/", "cost/")
 """Prefixes of the metrics whose history is read."""
@@ -64,6 +65,11 @@ class PastRun:
         """Of a sweep's trial: swept name → value."""
         parts = set(self.tags.get("trial", "").split(","))
         return {name: value for name, value in self.tags.items() if f"{name}={value}" in parts}
+
+    @property
+    def is_mix(self) -> bool:
+        """Whether it mixes the adapters of other trials and trained nothing itself."""
+        return INTERPOLATED in self.swept
 
     @cached_property
     def recipe(self) -> dict[str, Any]:

@@ -67,7 +67,7 @@ def grouped(runs: Sequence[PastRun]) -> list[Group]:
     if len(members) == 1:
         return [Group(runs[0].recipe_name or runs[0].name, list(runs))]
     few = len(fields) <= MOST_FIELDS_IN_A_LABEL
-    return [Group(", ".join(f"{short(field)}={value}" for field, value in zip(fields, values, strict=True)) if few
+    return [Group(", ".join(f"{short(field)}={value}" for field, value in zip(fields, values, strict=True) if value) if few
                   else members_[0].name, members_) for values, members_ in members.items()]  # fmt: skip
 
 
@@ -126,8 +126,8 @@ def draw_trade_offs(groups: Sequence[Group], folder: Path) -> Iterator[Drawn]:
 
 
 def draw_effects(groups: Sequence[Group], folder: Path) -> Iterator[Drawn]:
-    """What each field that differs does to the first trained reward and to the first held-out one."""
-    runs = [run for group in groups for run in group.runs]
+    """What each field that differs does to the first trained reward and to the first held-out one, by trained runs."""
+    runs = [run for group in groups for run in group.runs if not run.is_mix]
     trained, heldout = reward_names(runs)
     for field in [field for field in differing(runs) if field != "seed"][:MOST_FIELDS]:
         for name in (*trained[:1], *heldout[:1]):

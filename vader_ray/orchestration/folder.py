@@ -78,6 +78,11 @@ class RunFolder:
         return self.path / "adapter"
 
     @property
+    def given(self) -> Path:
+        """Of a mix: ``adapter/``, and ``costs.json``, what it has cost."""
+        return self.path / "given"
+
+    @property
     def best_adapter(self) -> Path:
         """The adapter of the best evaluation."""
         return self.path / "best_adapter"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from vader_ray.config import ConfigError, ExperimentConfig, load
 from vader_ray.orchestration import tracking
@@ -92,13 +94,18 @@ class Members:
 
     def add(self, *new: Values) -> Trial:
         """More of them, with recipe and folder; those whose settings cannot work keep the reason instead. The last one."""
-        self.trials += [self._prepare(values) for values in new]
+        self.trials += [self.prepare(values) for values in new]
         remember(self.folder, self.base, self.parent, trials=[trial.values for trial in self.trials])
         return self.trials[-1]
 
-    def _prepare(self, values: Values) -> Trial:
+    def prepare(self, values: Values, more: Mapping[str, Any] = MappingProxyType({})) -> Trial:
+        """A trial with recipe and folder, or with the reason why its settings cannot work.
+
+        Args:
+            more: further fields of the recipe (dotted) that it sets.
+        """
         where = Path(self.source).resolve().parent if Path(self.source).is_file() else None
-        settings = overrides_of(self.sweep, values, self.loaded)
+        settings = overrides_of(self.sweep, values, self.loaded, more)
         try:
             config = check_names(load(self.source, [*self.overrides, *settings]), where)
         except ConfigError as error:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,10 @@ from vader_ray.config import ExperimentConfig, load
 
 Values = dict[str, Any]
 """Of one trial: swept name → value, e.g. ``{"K": 5, "lr": 0.001}``."""
+
+
+INTERPOLATED = "interpolated"
+"""Swept name, and so the tag in MLflow, of a trial that mixes the adapters of others and trains nothing (`Sweep.parts`)."""
 
 
 @dataclass(frozen=True)
@@ -40,13 +45,18 @@ class Sweep:
     curves: bool = False
     """End with each method's best setting, its reward against its costs (figures in ``curves/``), for a space with ``reward``,
     ``method``, ``setting`` and ``seed``."""
+    parts: Callable[[Values], Sequence[tuple[Values, float]]] | None = None
+    """Of a trial's values, the trials whose adapters at these weights are its competitor without training (none: it has none);
+    these mixes are evaluated at the end."""
     pareto: bool = False
     """End with the trials that no other beats in all rewards of the recipe."""
 
 
-def overrides_of(sweep: Sweep, values: Values, recipe: ExperimentConfig) -> list[str]:
-    """A trial's settings as overrides of the recipe, ``a.b=value``."""
-    return [f"{path}={json.dumps(value)}" for path, value in sweep.settings(values, recipe).items()]
+def overrides_of(
+    sweep: Sweep, values: Values, recipe: ExperimentConfig, more: Mapping[str, Any] = MappingProxyType({})
+) -> list[str]:
+    """A trial's settings, and more fields, as overrides of the recipe, ``a.b=value``."""
+    return [f"{path}={json.dumps(value)}" for path, value in (sweep.settings(values, recipe) | dict(more)).items()]
 
 
 def load_base(sweep: Sweep, recipe: str | None, overrides: list[str]) -> tuple[str, list[str], ExperimentConfig]:

@@ -22,6 +22,7 @@ from vader_ray.orchestration.curves import show_curves
 from vader_ray.orchestration.errors import RunFailed
 from vader_ray.orchestration.folder import KEPT_BY_RAY, RunFolder, open_folder, write_json
 from vader_ray.orchestration.members import Members, Trial
+from vader_ray.orchestration.mixes import make_mixes
 from vader_ray.orchestration.report import figures_folder, write_report
 from vader_ray.orchestration.results import describe, row_of, write_table
 from vader_ray.orchestration.run import check_names
@@ -80,9 +81,9 @@ def run_sweep(
     status: tracking.Status = "FAILED"
     try:
         _run(members, num_trials=wanted_trials(sweep, num_trials) or len(trials), max_concurrent=max_concurrent)
-        if unfinished := [trial.name for trial in trials if trial.status == "unfinished"]:
-            print(f"unfinished: {', '.join(unfinished)}")
-            raise KeyboardInterrupt
+        mixes = make_mixes(members)
+        trials = [*trials, *mixes.trials]
+        _run(mixes, num_trials=len(mixes.trials), max_concurrent=max_concurrent)
         status = "FINISHED" if any(trial.status in ("completed", "stopped") for trial in trials) else "FAILED"
         write_json(folder.summary, {"status": "completed" if status == "FINISHED" else "failed", "steps": base.num_steps})
     except KeyboardInterrupt:
@@ -118,7 +119,11 @@ def _report(sweep: Sweep, folder: RunFolder, parent: tracking.Run) -> None:
 
 
 def _run(members: Members, *, num_trials: int, max_concurrent: int | None) -> None:
-    """Run what is not over; on return each trial has a summary, unless the user has stopped Tune."""
+    """Run what is not over; on return each trial has a summary.
+
+    Raises:
+        KeyboardInterrupt: the user has stopped Tune.
+    """
     base, folder, sweep = members.base, members.folder, members.sweep
     waiting = deque(trial for trial in members.trials if not trial.is_over())
     proposals = _proposals(members, num_trials) if sweep.learn else None
@@ -170,6 +175,9 @@ def _run(members: Members, *, num_trials: int, max_concurrent: int | None) -> No
     folder.pull()
     for trial in handed:
         _close(trial, listener)
+    if unfinished := [trial.name for trial in members.trials if trial.status == "unfinished"]:
+        print(f"unfinished: {', '.join(unfinished)}")
+        raise KeyboardInterrupt
 
 
 def _proposals(members: Members, num_trials: int) -> Proposals:

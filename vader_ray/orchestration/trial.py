@@ -26,6 +26,7 @@ from vader_ray.orchestration.served import PooledReward
 from vader_ray.orchestration.worker import train_recorded
 from vader_ray.training.group import Group
 from vader_ray.training.report import Report
+from vader_ray.training.standalone import adopting
 from vader_ray.training.step import TrainingError
 
 QUERIES = "reward_queries"
@@ -98,6 +99,7 @@ def advanced(state: dict[str, Any], report: Report) -> dict[str, Any]:
         "step": report.step,
         "reward_queries": int(metrics["cost/reward_queries"]),
         "denoiser_calls": int(metrics["cost/denoiser_calls"]),
+        "train_seconds": metrics["cost/train_seconds"],
         "wall_seconds": metrics["cost/wall_seconds"],
     }
     evaluated = {name: value for name, value in metrics.items() if name.startswith("eval/")}
@@ -126,6 +128,8 @@ def _train_here(
         follow(report)
 
     kept = sorted(state.parent for state in folder.checkpoints.glob("step-*/state.json"))  # copied last, so the others are there
+    costs = folder.given / "costs.json"  # a mix: nothing is to be trained
+    given = {"take_step": adopting(folder.given / "adapter", json.loads(costs.read_text()))} if costs.exists() else {}
     state = train_recorded(
         config,
         folder,
@@ -136,6 +140,7 @@ def _train_here(
         served=served,
         announce=announce,
         tell=print,
+        **given,
     )
     assert state is not None, "the only worker is rank 0"
     return state

@@ -95,8 +95,13 @@ def train_recorded(
     served: Mapping[str, PooledReward],
     announce: Callable[[Report], None],
     tell: Callable[[str], None],
+    **more: Any,
 ) -> dict[str, Any] | None:
-    """Train; rank 0 records every report in the run's folder and in MLflow before it is announced, and returns the state."""
+    """Train; rank 0 records every report in the run's folder and in MLflow before it is announced, and returns the state.
+
+    Args:
+        more: further arguments of `train`.
+    """
     recorder = None
     if group.rank == 0:
         recorder = Recorder(config, folder, run, resumed_step=_step_of(resume_from), tell=tell)
@@ -107,7 +112,7 @@ def train_recorded(
         announce(event)
 
     tags = {"mlflow_run_id": run.run_id}
-    state = train(config, group=group, device=device, report=report, resume_from=resume_from, tags=tags, served=served)
+    state = train(config, group=group, device=device, report=report, resume_from=resume_from, tags=tags, served=served, **more)
     if recorder is None:
         return None
     if line := recorder.close(state.alarms):

@@ -20,7 +20,7 @@ from vader_ray.training.evaluation import Evaluation, compare, evaluate
 from vader_ray.training.evidence import Thumbnails, distances
 from vader_ray.training.experiment import Experiment, build
 from vader_ray.training.group import Group
-from vader_ray.training.report import Report, Video
+from vader_ray.training.report import Query, Report, Video
 from vader_ray.training.step import take_step
 from vader_ray.types import ServedReward
 
@@ -34,11 +34,13 @@ def train(
     resume_from: Path | None = None,
     tags: Mapping[str, str] | None = None,
     served: Mapping[str, ServedReward] | None = None,
+    take_step: Callable[..., tuple[dict[str, float], tuple[Query, ...]]] = take_step,
 ) -> State:
     """Run a recipe on this worker, from the start or from a checkpoint, and report after every step.
 
     All workers of a group call it alike and report equally often; only rank 0's reports carry checkpoints. Rewards that
-    other processes compute are given in ``served``, by name.
+    other processes compute are given in ``served``, by name. Another ``take_step`` than the recipe's algorithm has the same
+    arguments and changes adapter and state in its own way.
 
     Raises:
         TrainingError: the gradient was not finite for several steps in a row.

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 
 from vader_ray import models
 from vader_ray.config import ExperimentConfig
+from vader_ray.training.checkpoint import State
 from vader_ray.training.evaluation import decode_all, evaluate, to_uint8
-from vader_ray.training.experiment import build, encode
+from vader_ray.training.experiment import Experiment, build, encode
 from vader_ray.training.group import Group
 from vader_ray.training.levers import without_auto
 from vader_ray.training.media import write_mp4
+from vader_ray.training.report import Query
 
 
 def evaluate_adapter(config: ExperimentConfig, adapter: Path | None) -> dict[str, float]:
@@ -27,6 +30,25 @@ def evaluate_adapter(config: ExperimentConfig, adapter: Path | None) -> dict[str
     if adapter is not None:
         experiment.model.load_adapter(adapter)
     return evaluate(config, experiment, Group()).metrics
+
+
+def adopting(adapter: Path, costs: Mapping[str, float]) -> Callable[..., tuple[dict[str, float], tuple[Query, ...]]]:
+    """In place of training's steps (`loop.train`), a single one that puts a saved adapter there and adds what it has cost.
+
+    Args:
+        costs: by their names in `State`: reward queries, denoiser calls, seconds.
+    """
+
+    def take_step(
+        config: ExperimentConfig, experiment: Experiment, optimizer: object, group: object, state: State, wall_seconds: float
+    ) -> tuple[dict[str, float], tuple[Query, ...]]:
+        experiment.model.load_adapter(adapter)
+        state.step = config.num_steps
+        for name, amount in costs.items():
+            setattr(state, name, getattr(state, name) + amount)
+        return {}, ()
+
+    return take_step
 
 
 @torch.no_grad()
