@@ -376,7 +376,7 @@ def test_wan_trainers_write_what_the_library_reads(tmp_path: Path) -> None:
     shutil.copytree(checkpoint("text_to_video"), tmp_path / "text_to_video")
     pipeline = trained_more_and_alike(
         tmp_path,
-        lambda num_steps: train_wan_vae(tmp_path, num_steps=num_steps, batch_videos=1, num_videos=4),
+        lambda num_steps: train_wan_vae(tmp_path, num_steps=num_steps, decoder_steps=num_steps, batch_videos=1, num_videos=4),
         lambda num_steps: train_wan(tmp_path, num_steps=num_steps, text_steps=2, batch_videos=2, num_videos=4),
         load_wan,
     )

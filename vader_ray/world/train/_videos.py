@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from diffusers import AutoencoderKL
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from torch import Generator, Tensor
 
 from vader_ray.world.data import NUM_FRAMES, SIZE, Scenes, cleaned, draw_scenes, render
@@ -18,6 +18,14 @@ def normalised(frames: Tensor) -> Tensor:
     """What the networks with ImageNet's statistics take, from frames in [0, 1]."""
     mean, deviation = (torch.tensor(value).view(3, 1, 1) for value in (IMAGENET_MEAN, IMAGENET_DEVIATION))
     return (frames - mean) / deviation
+
+
+def around_shape(scenes: Scenes, num_cells: int) -> Bool[Tensor, "scenes frames num_cells num_cells"]:
+    """Which cells of each frame, so many a side, lie within 1.2 radii of the shape's centre, as a square."""
+    cells = (torch.arange(num_cells) + 0.5) * 2 / num_cells - 1
+    picture = torch.stack(torch.meshgrid(cells, cells, indexing="xy"), -1)
+    distance = (picture - scenes.centre[:, :, None, None]).abs().amax(-1)
+    return distance < 1.2 * scenes.radius[:, None, None, None]
 
 
 def steadied(scenes: Scenes) -> Scenes:

@@ -14,6 +14,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from vader_ray.world.data import Scenes, captions_of, draw_scenes, every_scene, render
 from vader_ray.world.train._loop import fit, replaced
 from vader_ray.world.train._tokenizer import CONTEXT_LENGTH, build_tokenizer
+from vader_ray.world.train._videos import around_shape
 from vader_ray.world.train.vae import LATENT_CHANNELS, encode
 
 _TEXT_WIDTH = 64
@@ -148,10 +149,7 @@ def shape_weights(scenes: Scenes) -> Float[Tensor, "scenes 1 frames height width
     Which shape it is makes up one percent of the loss; this brings it forward. Only for timesteps at which the noise
     leaves no doubt where the shape is: elsewhere the weights would bias the prediction.
     """
-    cells = (torch.arange(8) + 0.5) / 4 - 1
-    picture = torch.stack(torch.meshgrid(cells, cells, indexing="xy"), -1)
-    distance = (picture - scenes.centre[:, :, None, None]).abs().amax(-1)
-    return torch.where(distance < 1.2 * scenes.radius[:, None, None, None], 4.0, 1.0)[:, None]
+    return torch.where(around_shape(scenes, 8), 4.0, 1.0)[:, None]
 
 
 @torch.no_grad()

@@ -6,7 +6,6 @@ import torch
 from diffusers import AutoencoderKL
 from jaxtyping import Float
 from torch import Generator, Tensor
-from torch.nn.functional import l1_loss, mse_loss
 
 from vader_ray.world.data import SIZE, draw_scenes, render
 from vader_ray.world.train._loop import fit, replaced
@@ -73,10 +72,11 @@ def train_decoder(
     return trained.requires_grad_(False)
 
 
-def picture_loss(decoded: Tensor, target: Tensor) -> Tensor:
-    """How far `decoded` frames are from their `target`, in value and along edges."""
-    edges = l1_loss(decoded.diff(dim=-1), target.diff(dim=-1)) + l1_loss(decoded.diff(dim=-2), target.diff(dim=-2))
-    return l1_loss(decoded, target) + 2 * mse_loss(decoded, target) + edges
+def picture_loss(decoded: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
+    """How far `decoded` frames are from their `target`, in value and along edges; `weights` are of pixels."""
+    weights, error = torch.ones_like(target) if weights is None else weights, decoded - target
+    edges = (weights[..., 1:] * error.diff(dim=-1).abs()).mean() + (weights[..., 1:, :] * error.diff(dim=-2).abs()).mean()
+    return (weights * error.abs()).mean() + 2 * (weights * error.square()).mean() + edges
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ from transformers import CLIPTokenizer, UMT5Config, UMT5EncoderModel
 from vader_ray.world.data import SIZE, Scenes, captions_of, draw_scenes, every_scene, render
 from vader_ray.world.train._loop import fit, replaced
 from vader_ray.world.train._tokenizer import build_tokenizer
+from vader_ray.world.train._videos import around_shape
 from vader_ray.world.train.wan_vae import LATENT_CHANNELS, NUM_FRAMES, encode
 
 _TEXT_WIDTH = 64
@@ -163,10 +164,7 @@ def draw_levels(num: int, generator: Generator) -> Float[Tensor, " videos"]:
 
 def shape_weights(scenes: Scenes) -> Float[Tensor, "scenes 1 latent_frames height width"]:
     """Loss weights of the latents: 3 where the shape is in one of a latent frame's frames, 1 elsewhere."""
-    cells = (torch.arange(8) + 0.5) / 4 - 1
-    picture = torch.stack(torch.meshgrid(cells, cells, indexing="xy"), -1)
-    distance = (picture - scenes.centre[:, :, None, None]).abs().amax(-1)
-    inside = distance < scenes.radius[:, None, None, None] * 1.2
+    inside = around_shape(scenes, 8)
     shown = torch.cat([inside[:, :1], inside[:, 1::2] | inside[:, 2::2]], 1)
     return torch.where(shown, 3.0, 1.0)[:, None]
 
