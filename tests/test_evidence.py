@@ -99,7 +99,7 @@ def test_a_resumed_run_is_stopped_where_the_straight_one_is(tiny_pipeline_folder
     assert one.stopped == two.stopped == straight.reports[-1].alarms[0] == resumed.reports[-1].alarms[0]
     assert "eval/distance_to_base rose to" in one.stopped
     assert "at those of steps 1, 2, 3" in one.stopped
-    assert straight.reports[-1].is_last
+    assert straight.reports[-1].is_kept
     assert straight.reports[-1].checkpoint is not None
     evaluated = [[report.metrics[name] for name in report.metrics if name.startswith(("eval/", "guard/"))]
                  for report in (straight.reports[-1], resumed.reports[-1])]  # fmt: skip

@@ -21,7 +21,7 @@ from vader_ray.orchestration.recorder import Recorder
 from vader_ray.orchestration.served import PooledReward
 from vader_ray.orchestration.tracking import Run
 from vader_ray.training.group import Group
-from vader_ray.training.loop import is_due, train
+from vader_ray.training.loop import train
 from vader_ray.training.report import Report
 from vader_ray.training.step import TrainingError
 
@@ -61,7 +61,7 @@ def _train(
     def announce(event: Report) -> None:
         if group.rank == 0:
             messages.put(("report", _light(event)))
-        if event.step and is_due(event.step, config.checkpoint.every, is_last=event.is_last):
+        if event.is_kept:
             saved = ray.train.Checkpoint.from_directory(event.checkpoint) if event.checkpoint else None
             ray.train.report({"step": event.step}, checkpoint=saved)
 
@@ -81,6 +81,7 @@ def _train(
             served=served,
             announce=announce,
             tell=tell,
+            leaving=lambda: ray.train.get_preemption_info() is not None,
         )
 
 

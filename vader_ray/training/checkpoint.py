@@ -28,6 +28,8 @@ class State:
     denoiser_calls: int = 0
     train_seconds: float = 0.0
     """Of the steps alone."""
+    worker_seconds: float = 0.0
+    """The same, added up over the workers that were there."""
     wall_seconds: float = 0.0
     """Evaluations and earlier sessions included."""
     nonfinite_steps: int = 0

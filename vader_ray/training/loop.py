@@ -35,12 +35,14 @@ def train(
     tags: Mapping[str, str] | None = None,
     served: Mapping[str, ServedReward] | None = None,
     take_step: Callable[..., tuple[dict[str, float], tuple[Query, ...]]] = take_step,
+    leaving: Callable[[], bool] = lambda: False,
 ) -> State:
     """Run a recipe on this worker, from the start or from a checkpoint, and report after every step.
 
     All workers of a group call it alike and report equally often; only rank 0's reports carry checkpoints. Rewards that
     other processes compute are given in ``served``, by name. Another ``take_step`` than the recipe's algorithm has the same
-    arguments and changes adapter and state in its own way.
+    arguments and changes adapter and state in its own way. ``leaving`` is asked after every step, and answers all workers
+    alike whether one of their machines is about to be taken away: then every step is kept.
 
     Raises:
         TrainingError: the gradient was not finite for several steps in a row.
@@ -55,7 +57,7 @@ def train(
             state, started = State(tags=dict(tags or {})), time.monotonic()
             first, _ = _evaluate(config, experiment, group, state, best_adapter, None)
             base = first.thumbnails
-            report(Report(0, first.metrics | _costs(state, group, device, started), videos=first.videos))
+            report(Report(0, first.metrics | _costs(state, device, started), videos=first.videos))
         else:
             state, base = checkpoint.restore(resume_from, experiment.model, optimizer)
             shutil.copytree(resume_from / "best_adapter", best_adapter)
@@ -65,16 +67,18 @@ def train(
             metrics, queries = take_step(config, experiment, optimizer, group, state, step_started - started)
             metrics["time/step_seconds"] = time.monotonic() - step_started
             state.train_seconds += metrics["time/step_seconds"]
+            state.worker_seconds += metrics["time/step_seconds"] * group.world_size
             videos: tuple[Video, ...] = ()
             alarms: tuple[str, ...] = ()
             if is_due(state.step, config.evaluation.every, is_last=state.step == config.num_steps):
                 evaluation, alarms = _evaluate(config, experiment, group, state, best_adapter, base)
                 metrics, videos = metrics | evaluation.metrics, evaluation.videos
-            metrics |= _costs(state, group, device, started)
+            metrics |= _costs(state, device, started)
             saved, is_last = None, state.step == config.num_steps or bool(state.stopped)
-            if is_due(state.step, config.checkpoint.every, is_last=is_last) and group.rank == 0:
+            is_kept = is_due(state.step, config.checkpoint.every, is_last=is_last) or leaving()
+            if is_kept and group.rank == 0:
                 saved = checkpoint.save(Path(scratch) / "checkpoint", state, experiment.model, optimizer, best_adapter, base)
-            report(Report(state.step, metrics, queries, videos, alarms, is_last, saved))
+            report(Report(state.step, metrics, queries, videos, alarms, is_kept, saved))
     return state
 
 
@@ -122,14 +126,13 @@ def _evaluate(
     return evaluation, tuple(alarms)
 
 
-def _costs(state: State, group: Group, device: torch.device, started: float) -> dict[str, float]:
+def _costs(state: State, device: torch.device, started: float) -> dict[str, float]:
     """What the run has cost so far, over all workers and sessions; the peak memory of this worker."""
     state.wall_seconds = time.monotonic() - started
-    num_gpus = group.world_size if device.type == "cuda" else 0
     return {
         "cost/reward_queries": float(state.reward_queries),
         "cost/denoiser_calls": float(state.denoiser_calls),
-        "cost/gpu_hours": num_gpus * state.train_seconds / 3600,
+        "cost/gpu_hours": state.worker_seconds / 3600 if device.type == "cuda" else 0.0,
         "cost/train_seconds": state.train_seconds,
         "cost/wall_seconds": state.wall_seconds,
         "memory/peak_gib": peak_gib(device),

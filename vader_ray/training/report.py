@@ -52,7 +52,7 @@ class Report:
     """The held-out videos to be shown, when this step was evaluated."""
     alarms: tuple[str, ...] = ()
     """What the guard says of this step's evaluation."""
-    is_last: bool = False
-    """The run ends here: its steps are done, or the guard stops it."""
+    is_kept: bool = False
+    """The run can go on from here: on rank 0 there is a checkpoint."""
     checkpoint: Path | None = None
     """A folder that continues the run exactly after this step; the receiver copies or keeps it before it returns."""
