@@ -75,12 +75,13 @@ def test_the_trained_reward_rises_on_held_out_prompts(tiny_pipeline_folder: Path
     assert [report.step for report in keeper.reports] == list(range(7))
 
 
-def test_the_recipe_of_images_takes_a_step(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("recipe", "reward"), [("world_svd_vjepa", "vjepa"), ("world_wan", "hps")])
+def test_the_recipes_of_further_families_take_a_step(recipe: str, reward: str, tmp_path: Path) -> None:
     keeper = Keeper(tmp_path)
     short = ["num_steps=1", "videos_per_step=1", "sampling.num_inference_steps=2", "sampling.truncation_depth=2"]
-    state = train(load("world_svd_vjepa", [*short, "evaluation.num_videos=1", "evaluation.num_shown=1"]), report=keeper)
+    state = train(load(recipe, [*short, "evaluation.num_videos=1", "evaluation.num_shown=1"]), report=keeper)
     assert state.reward_queries == 1
-    before, after = keeper.metrics("eval/reward/vjepa")
+    before, after = keeper.metrics(f"eval/reward/{reward}")
     assert before != after
 
 

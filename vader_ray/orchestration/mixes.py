@@ -44,6 +44,8 @@ def _make(members: Members, values: Values, parts: Sequence[tuple[Values, float]
     shutil.rmtree(given, ignore_errors=True)
     models.mix_adapters([(folder.best_adapter, weight) for folder, weight in chosen], given / "adapter")
     summaries = [read_summary(folder) for folder, _ in chosen]
-    write_json(given / "costs.json", {cost: sum(summary[cost] for summary in summaries) for cost in COSTS})
+    costs = {cost: sum(summary[cost] for summary in summaries) for cost in COSTS}
+    costs["worker_seconds"] = 3600 * sum(summary["gpu_hours"] for summary in summaries)
+    write_json(given / "costs.json", costs)
     shape = models.adapter_shape(given / "adapter").model_dump(mode="json")
     return members.prepare(values, {f"adapter.{name}": value for name, value in shape.items()} | {"machine.num_workers": 1})

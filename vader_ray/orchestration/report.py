@@ -124,7 +124,7 @@ def _facts(runs: Sequence[PastRun]) -> list[tuple[str, str]]:
     """What was run and what it cost, over all runs."""
 
     def total(metric: str) -> float:
-        return sum(run.last(metric) or 0.0 for run in runs)
+        return sum(run.last(metric) or 0.0 for run in runs if not run.is_mix)  # a mix repeats what its parts have cost
 
     states = [run.status for run in runs]
     commits = sorted({run.tags["mlflow.source.git.commit"][:12] for run in runs if "mlflow.source.git.commit" in run.tags})

@@ -224,6 +224,7 @@ def summarise(
         "reward_queries": state.get("reward_queries", 0),
         "denoiser_calls": state.get("denoiser_calls", 0),
         "train_seconds": round(state.get("train_seconds", 0.0), 1),
+        "gpu_hours": state.get("gpu_hours", 0.0),
         "wall_seconds": round(state.get("wall_seconds", 0.0), 1),
         "num_workers": config.machine.num_workers,
         "mlflow_run_id": run.run_id,

@@ -100,6 +100,7 @@ def advanced(state: dict[str, Any], report: Report) -> dict[str, Any]:
         "reward_queries": int(metrics["cost/reward_queries"]),
         "denoiser_calls": int(metrics["cost/denoiser_calls"]),
         "train_seconds": metrics["cost/train_seconds"],
+        "gpu_hours": metrics["cost/gpu_hours"],
         "wall_seconds": metrics["cost/wall_seconds"],
     }
     evaluated = {name: value for name, value in metrics.items() if name.startswith("eval/")}
