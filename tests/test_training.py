@@ -75,7 +75,7 @@ def test_the_trained_reward_rises_on_held_out_prompts(tiny_pipeline_folder: Path
     assert [report.step for report in keeper.reports] == list(range(7))
 
 
-@pytest.mark.parametrize(("recipe", "reward"), [("world_svd_vjepa", "vjepa"), ("world_wan", "hps")])
+@pytest.mark.parametrize(("recipe", "reward"), [("world_svd_vjepa", "vjepa"), ("world_wan", "pickscore")])
 def test_the_recipes_of_further_families_take_a_step(recipe: str, reward: str, tmp_path: Path) -> None:
     keeper = Keeper(tmp_path)
     short = ["num_steps=1", "videos_per_step=1", "sampling.num_inference_steps=2", "sampling.truncation_depth=2"]
