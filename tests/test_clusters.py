@@ -41,7 +41,7 @@ VALUES = {
 }
 
 
-def _filled(name: str, folder: Path, **changes: str) -> Path:
+def filled(name: str, folder: Path, **changes: str) -> Path:
     """The file with its placeholders filled in."""
     text = (CLUSTERS / name).read_text()
     for before, after in {**VALUES, **changes}.items():
@@ -54,7 +54,7 @@ def _filled(name: str, folder: Path, **changes: str) -> Path:
 @pytest.mark.parametrize("name", FILES)
 def test_a_filled_in_file_is_valid(name: str, tmp_path: Path) -> None:
     assert is_cluster_file(CLUSTERS / name)
-    assert "valid for" in check_cluster_file(_filled(name, tmp_path))
+    assert "valid for" in check_cluster_file(filled(name, tmp_path))
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -63,19 +63,19 @@ def test_each_placeholder_left_is_named(name: str, tmp_path: Path) -> None:
     placeholders = sorted(set(re.findall(r"<[A-Z_]+>", said)))
     assert 1 <= len(placeholders) <= 5
     for placeholder in placeholders:
-        left = _filled(name, tmp_path, **{placeholder: placeholder})
+        left = filled(name, tmp_path, **{placeholder: placeholder})
         with pytest.raises(ConfigError, match=rf"{placeholder} is not filled in \(line \d"):
             check_cluster_file(left)
 
 
 def test_a_comment_with_brackets_is_no_placeholder(tmp_path: Path) -> None:
-    path = _filled("aws.yaml", tmp_path)
+    path = filled("aws.yaml", tmp_path)
     path.write_text("# <OTHER>\n" + path.read_text() + "# ask <SOMEONE>\n")
     check_cluster_file(path)
 
 
 def test_the_alternatives_in_comments_are_valid(tmp_path: Path) -> None:
-    path = _filled("aws.yaml", tmp_path)
+    path = filled("aws.yaml", tmp_path)
     text = re.sub(r"^( *)#(?=\w+:|  \w+:)", r"\1", path.read_text(), flags=re.MULTILINE)
     path.write_text(text)
     document = yaml.safe_load(text)
@@ -103,7 +103,7 @@ def test_the_alternatives_in_comments_are_valid(tmp_path: Path) -> None:
     ],
 )
 def test_a_mistake_is_named(name: str, before: str, after: str, message: str, tmp_path: Path) -> None:
-    path = _filled(name, tmp_path)
+    path = filled(name, tmp_path)
     assert before in path.read_text()
     path.write_text(path.read_text().replace(before, after))
     with pytest.raises(ConfigError, match=re.escape(message)):
@@ -114,7 +114,7 @@ def test_check_takes_a_cluster_file_and_a_recipe_is_none(tmp_path: Path) -> None
     refused = CliRunner().invoke(app, ["check", str(CLUSTERS / "aws.yaml")])
     assert refused.exit_code == 2
     assert "<INSTANCE_PROFILE> is not filled in" in refused.output
-    accepted = CliRunner().invoke(app, ["check", str(_filled("aws.yaml", tmp_path))])
+    accepted = CliRunner().invoke(app, ["check", str(filled("aws.yaml", tmp_path))])
     assert accepted.exit_code == 0, accepted.output
     assert f"made for Ray {ray.__version__}" in accepted.output
     recipe = tmp_path / "recipe.yaml"
@@ -166,7 +166,7 @@ def test_ray_up_asks_aws_for_the_head(tmp_path: Path) -> None:
         ec2, iam = boto3.client("ec2"), boto3.client("iam")
         image = ec2.describe_images(Owners=["099720109477"])["Images"][0]["ImageId"]
         arn = iam.create_instance_profile(InstanceProfileName="vader-ray")["InstanceProfile"]["Arn"]
-        path = _filled("aws.yaml", tmp_path, **{"<IMAGE_ID>": image, "#use_internal_ips": "use_internal_ips"})
+        path = filled("aws.yaml", tmp_path, **{"<IMAGE_ID>": image, "#use_internal_ips": "use_internal_ips"})
         head = _launched(path, ec2, environment | {"HOME": str(tmp_path)}, tmp_path)
         tags = {tag["Key"]: tag["Value"] for tag in head["Tags"]}
         assert head["InstanceType"] == "m7i.2xlarge"
