@@ -53,14 +53,15 @@ def store(tiny_pipeline_folder: Path, tmp_path_factory: pytest.TempPathFactory) 
                 "tracking": {"uri": uri, "experiment": "rates", "system_metrics": False},
             }  # fmt: skip
             config = tiny_config(tiny_pipeline_folder, **changes)
-            _record(config, folder, f"rate-{rate}-seed-{seed}")
+            record(config, folder, f"rate-{rate}-seed-{seed}")
     broken = tracking.start_run(config, "broken", "name: broken\n")
     tracking.end_run(broken.uri, broken.run_id, "FAILED", folder=folder, tags={"status": "failed"})
     return uri
 
 
-def _record(config: Any, folder: Path, name: str) -> None:
-    runs = open_folder(config, folder / "runs", name, resume=False)
+def record(config: Any, folder: Path, name: str, storage: str | None = None) -> None:
+    """Run a recipe in this process, recorded as in a worker."""
+    runs = open_folder(config, folder / "runs", name, resume=False, storage=storage)
     run = tracking.start_run(config, name, runs.recipe.read_text())
     train_recorded(
         config, runs, run, group=Workers(), device=torch.device("cpu"), resume_from=None,

@@ -9,19 +9,25 @@ import signal
 import subprocess
 import sys
 import time
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from uuid import uuid4
 
 import pyarrow.parquet as pq
 import pytest
+from mlflow import MlflowClient
 from pyarrow import fs
 
 from tests.mock_aws import mock_aws
 from tests.recipe import tiny_config, write_tiny
+from tests.test_report import record
 from vader_ray.config import ConfigError
+from vader_ray.orchestration._past_runs import find_runs
 from vader_ray.orchestration.folder import KEPT_BY_RAY, RunFolder, open_folder, working_copy, write_json
+from vader_ray.orchestration.report import write_report
 from vader_ray.orchestration.storage import Mirror, delete, join, normalised, resolve, subfolders
+from vader_ray.orchestration.tracking import check_server
 
 CLI = str(Path(sys.executable).parent / "vader-ray")
 
@@ -150,6 +156,22 @@ def test_a_worker_without_the_drivers_disk_works_on_the_copy(place: str, tmp_pat
         working_copy("/of/another/machine/run", None),
     ):
         pass
+
+
+def test_a_run_in_s3_is_reported_where_nothing_is_left_of_it(tiny_pipeline_folder: Path, tmp_path: Path, s3: str) -> None:
+    uri, evaluation = f"sqlite:///{tmp_path}/mlflow.db", {"every": 2, "num_videos": 2, "num_shown": 2}
+    check_server(uri)
+    MlflowClient(tracking_uri=uri).create_experiment("in s3", artifact_location=f"{s3}/mlflow")
+    tracking = {"uri": uri, "experiment": "in s3", "system_metrics": False}
+    config = tiny_config(tiny_pipeline_folder, num_steps=2, evaluation=evaluation, tracking=tracking)
+    record(config, tmp_path, "mine", f"{s3}/reported")
+    shutil.rmtree(tmp_path / "runs")
+    page = write_report([f"{s3}/reported/mine"], tmp_path / "report.html", uri).read_text()
+    (run,) = find_runs(uri, ["mine"])
+    assert run.run_id in page
+    assert all(f'"data:video/mp4;base64,{b64encode(mp4).decode()}"' in page for mp4 in run.videos(2, 2))
+    assert len(run.videos(2, 2)) == 2
+    assert all(prompt in page for prompt in config.prompts.heldout)  # of the recipe among the artifacts
 
 
 def _command(folder: Path, *arguments: str) -> subprocess.Popen[str]:
