@@ -13,16 +13,22 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 from mlflow import MlflowClient
 from PIL import Image
 
+from tests.recipe import tiny_config
 from vader_ray import config as settings
 from vader_ray.orchestration import _delivery, tracking
+from vader_ray.orchestration.folder import open_folder
 from vader_ray.orchestration.tracking import Tracker, TrackingError
+from vader_ray.orchestration.worker import train_recorded
+from vader_ray.training.group import Group
+from vader_ray.training.report import Report
 
 
 @pytest.fixture(scope="session")
@@ -438,3 +444,38 @@ def test_a_server_killed_in_the_middle_gets_everything_once(uri: str, folder: Pa
     assert len(history(uri, run_id, "system/cpu_utilization_percentage")) > num_system_metrics > 0
     assert [line.removeprefix(f"MLflow at {http} ").split()[0] for line in told] == ["fails", "answers"]
     assert MlflowClient(tracking_uri=uri).get_run(run_id).info.status == "FINISHED"
+
+
+@pytest.mark.slow
+def test_a_run_whose_server_is_killed_and_started_again_is_there_once(
+    uri: str, tiny_pipeline_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_delivery, "RETRY_EVERY_SECONDS", 0.5)
+    port = free_port()
+    config = tiny_config(tiny_pipeline_folder, tracking={"uri": f"http://127.0.0.1:{port}", "system_metrics": False})
+    folder = open_folder(config, tmp_path / "runs", "mine", resume=False)
+    waited = list[bool]()
+    with ExitStack() as running:
+        running.enter_context(server(uri, port))
+        run = tracking.start_run(config, "mine", folder.recipe.read_text())
+
+        def announce(report: Report) -> None:
+            waited.append((folder.path / "undelivered.jsonl").exists())
+            if report.step == 1:
+                running.close()
+            if report.step == 4:
+                running.enter_context(server(uri, port))
+
+        train_recorded(
+            config, folder, run, group=Group(), device=torch.device("cpu"), resume_from=None,
+            served={}, announce=announce, tell=silent,
+        )  # fmt: skip
+        assert tracking.end_run(run.uri, run.run_id, "FINISHED", folder=folder.path) is None
+    assert waited[:5] == [False, False, True, True, True]
+    assert [step for step, _ in history(uri, run.run_id)] == [1, 2, 3, 4, 5, 6]
+    assert [step for step, _ in history(uri, run.run_id, "eval/reward/brightness")] == [0, 3, 6]
+    stored = Path(uri.removeprefix("sqlite:///")).parent / "server-artifacts"
+    there = sorted(path.read_bytes() for path in stored.rglob("*.mp4"))
+    assert there == sorted(path.read_bytes() for path in folder.videos.rglob("*.mp4"))
+    assert len(there) == 6
+    assert MlflowClient(tracking_uri=uri).get_run(run.run_id).info.status == "FINISHED"
