@@ -158,9 +158,10 @@ def test_a_sweep_on_two_machines_from_up_to_down(
     (folder,) = (tmp_path / "shared" / "runs").iterdir()
     (told,) = (folder / "tune").glob("experiment_state-*.json")
     assert sorted(re.findall(r"node_ip\W+([\d.]+)", told.read_text())) == ["10.77.0.1", "10.77.0.2"]  # a trial on each
+    client("pkill --full [r]ay.dashboard")
     client(f"ray exec {file} 'pkill --full [m]lflow.server'")
     client(f"ray down --yes {file}")
-    until = time.monotonic() + 90  # a worker's machine stops by itself, one minute after the head
+    until = time.monotonic() + 180  # a worker's machine stops by itself, about a minute after the head
     while left := _running(machines):
         assert time.monotonic() < until, left
         time.sleep(1)
