@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import shutil
+import subprocess
+import sys
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.recipe import tiny_config
+from tests.recipe import tiny_config, write_tiny
 from tests.test_media import decode
 from vader_ray.config import RewardConfig, load
 from vader_ray.training import draws
 from vader_ray.training.checkpoint import State
+from vader_ray.training.experiment import Shelf, build
 from vader_ray.training.group import Group
 from vader_ray.training.loop import is_due, train
 from vader_ray.training.report import Report
@@ -62,6 +67,52 @@ def _random_depth() -> dict[str, object]:
         "num_frames": 3, "height": 8, "width": 8, "num_inference_steps": 5, "guidance_scale": 3.0,
         "truncation": "random", "truncation_depth": 4,
     }  # fmt: skip
+
+
+IN_A_FRESH_PROCESS = """
+import sys, shutil
+from vader_ray.config import load
+from vader_ray.training.loop import train
+keep = lambda report: report.checkpoint and shutil.copytree(report.checkpoint, sys.argv[2])
+train(load(sys.argv[1]), report=keep)
+"""
+
+
+@pytest.mark.slow
+def test_a_run_on_what_an_earlier_one_loaded_gives_the_files_of_a_fresh_process(
+    tiny_pipeline_folder: Path, tmp_path: Path
+) -> None:
+    last = {"num_steps": 2, "checkpoint": {"every": 2}, "machine": {"activation_checkpointing": "block"}}
+    first = tiny_config(tiny_pipeline_folder, **last, optimizer={"learning_rate": 0.1})
+    changes = last | {
+        "seed": 1,
+        "adapter": {"rank": 3},
+        "sampling": _random_depth(),
+        "rewards": [{"reward": "brightness", "weight": 2}],
+    }
+    recipe = write_tiny(tmp_path, tiny_pipeline_folder, **changes)
+    shelf, keeper = Shelf(), Keeper(tmp_path / "kept")
+    train(first, report=Keeper(tmp_path / "first"), shelf=shelf)
+    loaded = build(first, torch.device("cpu"), shelf=shelf)
+    train(load(str(recipe)), report=keeper, shelf=shelf)
+    again = build(load(str(recipe)), torch.device("cpu"), shelf=shelf)
+    assert again.model is loaded.model
+    assert again.terms[0].reward is loaded.terms[0].reward
+    assert (again.terms[0].weight, loaded.terms[0].weight) == (2, 1)
+    subprocess.run([sys.executable, "-c", IN_A_FRESH_PROCESS, str(recipe), str(tmp_path / "fresh")], check=True, timeout=300)
+    for name in ("adapter", "best_adapter"):
+        assert _bytes(tmp_path / "kept" / "2" / name) == _bytes(tmp_path / "fresh" / name)
+
+
+def test_what_a_run_does_not_need_leaves_the_shelf(tiny_pipeline_folder: Path) -> None:
+    shelf, config = Shelf(), tiny_config(tiny_pipeline_folder)
+    model = weakref.ref(build(config, torch.device("cpu"), shelf=shelf).model)
+    build(tiny_config(tiny_pipeline_folder, rewards=[{"reward": "sharpness"}]), torch.device("cpu"), shelf=shelf)
+    assert model() is not None
+    sampling = config.sampling.model_dump() | {"guidance_scale": 2.0}
+    build(tiny_config(tiny_pipeline_folder, sampling=sampling), torch.device("cpu"), shelf=shelf)
+    gc.collect()
+    assert model() is None
 
 
 def test_the_trained_reward_rises_on_held_out_prompts(tiny_pipeline_folder: Path, tmp_path: Path) -> None:

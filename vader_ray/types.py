@@ -175,6 +175,10 @@ class VideoModel(Protocol):
         """The rest of the sampling, differentiable in the adapter."""
         ...
 
+    def check_densities(self) -> None:
+        """Raises ValueError unless the probability of each denoising step is known."""
+        ...
+
     def sample_chain(self, conditioning: Batch, seeds: Sequence[int], /) -> Chain:
         """Whole sampling without gradient, with the sample before and after every denoising step."""
         ...
@@ -193,6 +197,10 @@ class VideoModel(Protocol):
 
     def without_adapter(self) -> AbstractContextManager[None]:
         """Inside, the model is the pretrained one."""
+        ...
+
+    def add_adapter(self, adapter: Any, seed: int, /) -> None:
+        """Add a trainable adapter that changes nothing yet, in the place of an earlier one."""
         ...
 
     def adapter_parameters(self) -> list[nn.Parameter]:

@@ -41,11 +41,12 @@ _CASTING: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: _CastLinear, nn.C
 
 
 def inject(denoiser: nn.Module, adapter: AdapterConfig, targets: Sequence[str], seed: int) -> None:
-    """Freeze the denoiser and add a LoRA to every layer whose name ends in one of the targets.
+    """Freeze the denoiser and add a LoRA to every layer whose name ends in one of the targets, in the place of an earlier one.
 
     Raises:
         ValueError: no layer has such a name, or one is of a kind that cannot carry an adapter here.
     """
+    remove(denoiser)
     denoiser.requires_grad_(False)
     settings = LoraConfig(r=adapter.rank, lora_alpha=adapter.alpha, target_modules=list(targets))  # type: ignore[arg-type]
     with torch.random.fork_rng():
@@ -57,6 +58,15 @@ def inject(denoiser: nn.Module, adapter: AdapterConfig, targets: Sequence[str], 
     for name, layer in denoiser.named_modules():
         if isinstance(layer, LoraLayer):
             _keep_activation_dtype(layer, name)
+
+
+def remove(denoiser: nn.Module) -> None:
+    """Put the pretrained layers back where an adapter has been added."""
+    for name, layer in list(denoiser.named_modules()):
+        if isinstance(layer, LoraLayer):
+            denoiser.set_submodule(name, layer.base_layer)
+    if hasattr(denoiser, "peft_config"):
+        del denoiser.peft_config
 
 
 def _keep_activation_dtype(layer: LoraLayer, name: str) -> None:

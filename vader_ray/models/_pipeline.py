@@ -308,7 +308,7 @@ class PipelineModel:
         return torch.promote_types(frozen_dtype(self.denoiser), torch.float32)
 
     def add_adapter(self, adapter: AdapterConfig, seed: int) -> None:
-        """Add a trainable adapter that changes nothing yet."""
+        """Add a trainable adapter that changes nothing yet, in the place of an earlier one."""
         for place, denoiser in enumerate(self.denoisers().values()):
             _adapter.inject(denoiser, adapter, adapter.target_modules or self.adapter_targets, seed + place)
 

@@ -24,6 +24,7 @@ from vader_ray.orchestration.run import fit, remembered, summarise
 from vader_ray.orchestration.search import SELECTED
 from vader_ray.orchestration.served import PooledReward
 from vader_ray.orchestration.worker import train_recorded
+from vader_ray.training.experiment import Shelf
 from vader_ray.training.group import Group
 from vader_ray.training.report import Report
 from vader_ray.training.standalone import adopting
@@ -34,6 +35,9 @@ QUERIES = "reward_queries"
 
 LONGEST_TAG = 1000
 """Characters of a trial's error in MLflow."""
+
+_SHELF = Shelf()
+"""Of this process, in which Tune runs one trial after another."""
 
 Ending = dict[str, str]
 """``{"status": "completed" | "stopped" | "failed"}``, and ``error`` where there was one. Stopped is: by the scheduler, or by
@@ -141,6 +145,7 @@ def _train_here(
         served=served,
         announce=announce,
         tell=print,
+        shelf=_SHELF,
         **given,
     )
     assert state is not None, "the only worker is rank 0"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -49,15 +51,68 @@ class Experiment:
         return self.conditioning[[self.rows[prompt] for prompt in prompts]]
 
 
-def build(config: ExperimentConfig, device: torch.device, served: Mapping[str, ServedReward] | None = None) -> Experiment:
+class Shelf:
+    """What this process has loaded, for a later run in it: whatever that run loads with the same settings is there already."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, Any] = {}
+
+    def keep(self, keys: Collection[str]) -> None:
+        """Let go of everything else, before more is loaded."""
+        self._kept = {key: kept for key, kept in self._kept.items() if key in keys}
+
+    def take(self, key: str, load: Callable[[], Any]) -> Any:
+        """What was loaded under this key, else what ``load`` gives."""
+        if key not in self._kept:
+            self._kept[key] = load()
+        return self._kept[key]
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._kept
+
+
+def build(
+    config: ExperimentConfig,
+    device: torch.device,
+    served: Mapping[str, ServedReward] | None = None,
+    shelf: Shelf | None = None,
+) -> Experiment:
     """Load everything, encode every prompt once and give the text encoders' memory back.
 
     On the meta device nothing has weights and no reward is tried out.
 
     Args:
         served: by name, the rewards that other processes compute and that are not loaded here.
+        shelf: of this process; a model, its conditioning or a reward that lies there is not loaded again.
     """
-    return assemble(config, build_model(config, device), device, served or {})
+    if shelf is None or config.machine.compile != "none":  # a compiled block knows the adapter that it was compiled with
+        shelf = Shelf()
+    key = _model_key(config, device)
+    rewards_here = [spec for spec in (*config.rewards, *config.eval_rewards) if spec.name not in (served or {})]
+    shelf.keep([key, _conditioning_key(key), *(_reward_key(spec, config.sampling, device) for spec in rewards_here)])
+    is_kept = key in shelf
+    model = shelf.take(key, lambda: build_model(config, device))
+    if is_kept:
+        model.add_adapter(config.adapter, derive(config.seed, "adapter"))
+    return assemble(config, model, device, served or {}, shelf)
+
+
+def _model_key(config: ExperimentConfig, device: torch.device) -> str:
+    """All that a model without its adapter depends on, and the prompts, for its text encoders are gone after these."""
+    chosen = config.model_dump(mode="json", include={"model", "sampling", "prompts", "machine"})
+    chosen["pairs"] = str(getattr(config.algorithm, "pairs", None))
+    for field in ("truncation", "truncation_depth", "window_start", "chain", "replay"):  # which steps are graded, and how
+        del chosen["sampling"][field]
+    return f"model on {device}: {json.dumps(chosen, sort_keys=True)}"
+
+
+def _conditioning_key(model_key: str) -> str:
+    return f"conditioning of {model_key}"
+
+
+def _reward_key(spec: RewardConfig, sampling: SamplingConfig, device: torch.device) -> str:
+    chosen = spec.model_dump(mode="json", exclude={"label", "weight", "target"})
+    return f"reward on {device}: {json.dumps([chosen, sampling.num_frames, sampling.height, sampling.width], sort_keys=True)}"
 
 
 def build_model(config: ExperimentConfig, device: torch.device) -> VideoModel:
@@ -73,8 +128,6 @@ def build_model(config: ExperimentConfig, device: torch.device) -> VideoModel:
         activation_checkpointing=config.machine.activation_checkpointing,
         compile_blocks=config.machine.compile == "blocks",
     )
-    if isinstance(config.algorithm, DdpoConfig):
-        model.check_densities()
     built: VideoModel = model
     return built
 
@@ -87,25 +140,41 @@ def batching(machine: MachineConfig) -> Batching:
     return Batching(prefix, micro, machine.decode_chunk_size)
 
 
-def assemble(config: ExperimentConfig, model: VideoModel, device: torch.device, served: Mapping[str, ServedReward]) -> Experiment:
+def assemble(
+    config: ExperimentConfig,
+    model: VideoModel,
+    device: torch.device,
+    served: Mapping[str, ServedReward],
+    shelf: Shelf | None = None,
+) -> Experiment:
     """The model with its prompts encoded, whose encoders are then dropped, and the rewards."""
+    shelf = shelf or Shelf()
+    if isinstance(config.algorithm, DdpoConfig):
+        model.check_densities()
     pairs = read_pairs(config.algorithm.pairs) if isinstance(config.algorithm, DpoConfig) and config.algorithm.pairs else ()
     prompts = list(dict.fromkeys((*config.prompts.train, *config.prompts.heldout, *(pair.prompt for pair in pairs))))
-    conditioning = encode(model, prompts)
-    model.free_text_encoders()
+    conditioning = shelf.take(_conditioning_key(_model_key(config, device)), lambda: _encode_all(model, prompts))
     return Experiment(
         model=model,
-        terms=[_term(spec, served.get(spec.name), config.sampling, device) for spec in config.rewards],
+        terms=[_term(spec, served.get(spec.name), config.sampling, device, shelf) for spec in config.rewards],
         eval_terms=[
-            _term(spec, served.get(spec.name), config.sampling, device)
+            _term(spec, served.get(spec.name), config.sampling, device, shelf)
             for spec in config.eval_rewards
             if not rewards.is_measure(spec.reward)
         ],
-        measures=[_measure(spec, config.sampling, device) for spec in config.eval_rewards if rewards.is_measure(spec.reward)],
+        measures=[
+            _measure(spec, config.sampling, device, shelf) for spec in config.eval_rewards if rewards.is_measure(spec.reward)
+        ],
         conditioning=conditioning,
         rows={prompt: row for row, prompt in enumerate(prompts)},
         pairs=pairs,
     )
+
+
+def _encode_all(model: VideoModel, prompts: Sequence[str]) -> Batch:
+    conditioning = encode(model, prompts)
+    model.free_text_encoders()
+    return conditioning
 
 
 def encode(model: VideoModel, prompts: Sequence[str]) -> Batch:
@@ -121,8 +190,11 @@ def encode(model: VideoModel, prompts: Sequence[str]) -> Batch:
     return model.encode(texts, images) if images else model.encode(texts)
 
 
-def _term(spec: RewardConfig, served: ServedReward | None, sampling: SamplingConfig, device: torch.device) -> Term:
-    reward = served or load_reward(spec, sampling.num_frames, sampling.height, sampling.width, device)
+def _term(spec: RewardConfig, served: ServedReward | None, sampling: SamplingConfig, device: torch.device, shelf: Shelf) -> Term:
+    def load() -> Reward:
+        return load_reward(spec, sampling.num_frames, sampling.height, sampling.width, device)
+
+    reward = served or shelf.take(_reward_key(spec, sampling, device), load)
     return Term(spec.name, reward, spec.weight, spec.target, spec.frames)
 
 
@@ -137,8 +209,13 @@ def load_reward(spec: RewardConfig, num_frames: int, height: int, width: int, de
     return reward
 
 
-def _measure(spec: RewardConfig, sampling: SamplingConfig, device: torch.device) -> Measure:
+def _measure(spec: RewardConfig, sampling: SamplingConfig, device: torch.device, shelf: Shelf) -> Measure:
+    measure = shelf.take(_reward_key(spec, sampling, device), lambda: _load_measure(spec, sampling, device))
+    return Measure(spec.name, measure, spec.frames)
+
+
+def _load_measure(spec: RewardConfig, sampling: SamplingConfig, device: torch.device) -> SetMeasure:
     measure = rewards.build_measure(spec, device=device)
     if device.type != "meta":
         rewards.check_measure(measure, name=spec.name, device=device, height=sampling.height, width=sampling.width)
-    return Measure(spec.name, measure, spec.frames)
+    return measure

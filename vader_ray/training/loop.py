@@ -18,7 +18,7 @@ from vader_ray.training.checkpoint import State
 from vader_ray.training.draws import generator
 from vader_ray.training.evaluation import Evaluation, compare, evaluate
 from vader_ray.training.evidence import Thumbnails, distances
-from vader_ray.training.experiment import Experiment, build
+from vader_ray.training.experiment import Experiment, Shelf, build
 from vader_ray.training.group import Group
 from vader_ray.training.report import Query, Report, Video
 from vader_ray.training.step import take_step
@@ -36,20 +36,22 @@ def train(
     served: Mapping[str, ServedReward] | None = None,
     take_step: Callable[..., tuple[dict[str, float], tuple[Query, ...]]] = take_step,
     leaving: Callable[[], bool] = lambda: False,
+    shelf: Shelf | None = None,
 ) -> State:
     """Run a recipe on this worker, from the start or from a checkpoint, and report after every step.
 
     All workers of a group call it alike and report equally often; only rank 0's reports carry checkpoints. Rewards that
     other processes compute are given in ``served``, by name. Another ``take_step`` than the recipe's algorithm has the same
     arguments and changes adapter and state in its own way. ``leaving`` is asked after every step, and answers all workers
-    alike whether one of their machines is about to be taken away: then every step is kept.
+    alike whether one of their machines is about to be taken away: then every step is kept. What lies on ``shelf``, left there
+    by an earlier run of this process, is not loaded again.
 
     Raises:
         TrainingError: the gradient was not finite for several steps in a row.
         ValueError: weights, rewards or the checkpoint do not fit the recipe.
     """
     torch.set_num_threads(config.machine.num_threads)
-    experiment = build(config, device, served)
+    experiment = build(config, device, served, shelf)
     optimizer = make_optimizer(config, experiment)
     with tempfile.TemporaryDirectory(prefix="vader_ray_") as scratch:
         best_adapter = Path(scratch) / "best_adapter"
