@@ -137,7 +137,7 @@ def _running(machines: psutil.Process) -> list[str]:
     """What runs on the two machines beside sshd."""
     servers = [part for part in machines.children() if part.name() == "unshare"]
     assert len(servers) == 2
-    return [part.name() for server in servers for part in server.children(recursive=True) if part.name() != "sshd"]
+    return [" ".join(part.cmdline()) for server in servers for part in server.children(recursive=True) if part.name() != "sshd"]
 
 
 def test_a_sweep_on_two_machines_from_up_to_down(
@@ -158,10 +158,11 @@ def test_a_sweep_on_two_machines_from_up_to_down(
     (folder,) = (tmp_path / "shared" / "runs").iterdir()
     (told,) = (folder / "tune").glob("experiment_state-*.json")
     assert sorted(re.findall(r"node_ip\W+([\d.]+)", told.read_text())) == ["10.77.0.1", "10.77.0.2"]  # a trial on each
-    client("pkill --full [r]ay.dashboard")
+    client("pkill --full [r]ay.dashboard; pkill --full '[s]sh .*8265'")
     client(f"ray exec {file} 'pkill --full [m]lflow.server'")
     client(f"ray down --yes {file}")
-    until = time.monotonic() + 180  # a worker's machine stops by itself, about a minute after the head
+    client("ssh -i ~/.ssh/id_ed25519 -o StrictHostKeyChecking=no root@10.77.0.2 'bash -ic \"ray stop\"'")
+    until = time.monotonic() + 30
     while left := _running(machines):
         assert time.monotonic() < until, left
         time.sleep(1)

@@ -142,7 +142,8 @@ def _assert_same(run: Path, theirs: dict[str, Any]) -> None:
 def _states(folder: Path, name: str) -> list[dict[str, Any]]:
     """Of the checkpoints, by step."""
     found = (folder / "shared" / name / "checkpoints").glob("checkpoint_*/state.json")
-    return sorted((json.loads(path.read_text()) for path in found), key=lambda state: int(state["step"]))
+    written = filter(None, (path.read_text() for path in found))  # one may be on its way
+    return sorted(map(json.loads, written), key=lambda state: int(state["step"]))
 
 
 def _num_workers(folder: Path, name: str) -> list[int]:

@@ -221,7 +221,7 @@ def _scheduler(base: ExperimentConfig) -> tune.schedulers.AsyncHyperBandSchedule
         time_attr=QUERIES,
         metric=SELECTED,
         mode="max",
-        max_t=budget + 1,  # at max_t a trial would be stopped before it has handed over its results
+        max_t=budget,
         grace_period=max(1, budget // 8),
         reduction_factor=2,
     )

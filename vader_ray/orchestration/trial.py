@@ -54,13 +54,16 @@ def run_trial(chosen: dict[str, Any], served: Mapping[str, PooledReward], use_gp
         kept_elsewhere: names of folders in it that this process does not copy.
     """
     with working_copy(chosen["folder"], chosen["storage"], skip=kept_elsewhere) as folder:
-        _run_in(folder, served, use_gpu)
+        last = _run_in(folder, served, use_gpu)
         folder.push()
+    if last is not None:
+        tune.report(last)
 
 
-def _run_in(folder: RunFolder, served: Mapping[str, PooledReward], use_gpu: bool) -> None:
+def _run_in(folder: RunFolder, served: Mapping[str, PooledReward], use_gpu: bool) -> dict[str, Any] | None:
+    """Train and write the summary; what Tune is to be told last, when all results are in their place."""
     config, run = settings.load(str(folder.recipe)), remembered(folder)
-    state = read_state(folder)
+    state, held = read_state(folder), list[dict[str, Any]]()
 
     def follow(report: Report) -> None:
         state.update(advanced(state, report))
@@ -68,7 +71,11 @@ def _run_in(folder: RunFolder, served: Mapping[str, PooledReward], use_gpu: bool
         if report.checkpoint is not None or config.selection() in report.metrics:
             folder.push()
         if (selected := report.metrics.get(config.selection())) is not None:
-            tune.report({QUERIES: state["reward_queries"], SELECTED: selected})  # last: Tune may end this process here
+            told = {QUERIES: state["reward_queries"], SELECTED: selected}
+            if report.step == config.num_steps or (report.alarms and config.guard.action == "stop"):
+                held.append(told)
+            else:
+                tune.report(told)  # Tune may end this process here
 
     try:
         if config.machine.num_workers == 1:
@@ -77,8 +84,9 @@ def _run_in(folder: RunFolder, served: Mapping[str, PooledReward], use_gpu: bool
             final = fit(config, folder, run, served, show=follow, tell=print)
     except (TrainingError, RunFailed, ValueError, OSError) as error:
         end_trial(config, folder, run, state, {"status": "failed", "error": str(error)})
-        return
+        return None
     end_trial(config, folder, run, final, {"status": "stopped" if final["stopped"] else "completed"})
+    return held[-1] if held else None
 
 
 def end_trial(config: ExperimentConfig, folder: RunFolder, run: tracking.Run, state: dict[str, Any], ending: Ending) -> None:
