@@ -28,11 +28,14 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 NAMESPACES = ("unshare", "--net", "--pid", "--mount", "--fork", "--kill-child", "--mount-proc")
 MACHINES = r"""
 set -e
-become() {  # root's home is $1/home, and /tmp its own but for what tests write
-  mkdir -p $1/home $1/root/tmp $1/root$TESTS
+become() {  # root's home is $1/home, and /tmp its own but for what tests write and run
+  mkdir -p $1/home $1/root/tmp
   sed "s|^root:.*|root:x:0:0:root:$1/home:/bin/bash|" /etc/passwd > $1/passwd
   mount --bind $1/passwd /etc/passwd
-  mount --bind $TESTS $1/root$TESTS
+  for shared in $SHARED; do
+    mkdir -p $1/root$shared
+    mount --bind $shared $1/root$shared
+  done
   mount --rbind $1/root/tmp /tmp
 }
 export -f become
@@ -95,10 +98,11 @@ def machines(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     for key in ("host_key", "client/home/.ssh/id_ed25519"):
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(tmp_path / key)], check=True)
     (tmp_path / "sshd_config").write_text(SSHD.format(here=tmp_path))
+    used = (tmp_path_factory.getbasetemp(), Path(sys.prefix), Path(__file__).parent.parent)
     words = {
         "PATH": PATH,
         "HERE": str(tmp_path),
-        "TESTS": str(tmp_path_factory.getbasetemp()),
+        "SHARED": " ".join(str(part) for part in used if part.is_relative_to("/tmp")),
         "NAMESPACES": " ".join(NAMESPACES),
     }
     with (tmp_path / "machines.log").open("w") as log:

@@ -33,6 +33,7 @@ pytestmark = [
     pytest.mark.ray,
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:Exception ignored in. <socket.socket:pytest.PytestUnraisableExceptionWarning"),  # Ray's
+    pytest.mark.filterwarnings("ignore:Exception ignored in. <function Popen:pytest.PytestUnraisableExceptionWarning"),  # as well
 ]
 CLI = str(Path(sys.executable).parent / "vader-ray")
 NUM_STEPS = 12

@@ -66,13 +66,23 @@ def start_run(
             return _reopened(client, uri, resume_run_id)
         experiment_id = _experiment_id(client, uri, config.tracking.experiment)
         all_tags = _tags(config, parent_run_id) | dict(tags or {})
-        run_id = client.create_run(experiment_id, run_name=run_name, tags=all_tags).info.run_id
+        opened = _opened_before(client, experiment_id, parent_run_id, run_name)
+        run_id = opened or client.create_run(experiment_id, run_name=run_name, tags=all_tags).info.run_id
         client.log_batch(run_id, params=_params(config))
         client.log_text(run_id, recipe_yaml, "recipe.yaml")
         client.log_text(run_id, describe_environment(), "environment.txt")
     except (MlflowException, OSError) as error:
         raise unusable(uri, error) from None
     return Run(uri, experiment_id, run_id)
+
+
+def _opened_before(client: MlflowClient, experiment_id: str, parent_run_id: str | None, run_name: str) -> str | None:
+    """The child run that a driver opened who was lost before it could note that down."""
+    if parent_run_id is None:
+        return None
+    asked = f"tags.`mlflow.parentRunId` = '{parent_run_id}' and attributes.run_name = '{run_name}' and status = 'RUNNING'"
+    found = client.search_runs([experiment_id], asked)
+    return str(found[0].info.run_id) if found else None
 
 
 def end_run(
