@@ -67,22 +67,28 @@ def _staged(model: Any, terms: list[Term], plan: Plan, batching: Batching) -> tu
     return objective, torch.cat([parameter.grad.flatten() for parameter in model.adapter_parameters()])
 
 
-def _monolithic(model: Any, terms: list[Term], graded: Sequence[int]) -> tuple[Tensor, Tensor]:
+def _monolithic(model: Any, terms: list[Term], graded: Sequence[int], pull: float = 0.0) -> tuple[Tensor, Tensor]:
     """Plain autograd through a hand-written loop and the whole decoder at once: no hook, no checkpoint, no pipeline."""
     unet, vae, scheduler = model.pipe.unet, model.pipe.vae, model.pipe.scheduler
     conditioning = model.encode(PROMPTS).tensors
     embeds = torch.cat([conditioning["negative_prompt_embeds"], conditioning["prompt_embeds"]])
     scheduler.set_timesteps(SAMPLING["num_inference_steps"])
-    latents = model.noise(SEEDS)
+    latents, distance = model.noise(SEEDS), torch.zeros((), dtype=torch.float64)
     for index, timestep in enumerate(scheduler.timesteps):
         with torch.set_grad_enabled(index in graded):
-            unconditional, conditional = unet(torch.cat([latents] * 2), timestep, embeds).sample.chunk(2)
+            predicted = unet(torch.cat([latents] * 2), timestep, embeds).sample
+        if pull and index in graded:
+            with torch.no_grad(), model.without_adapter():
+                base = unet(torch.cat([latents] * 2), timestep, embeds).sample
+            distance = distance + (predicted - base).square().flatten(1).mean(dim=1).sum() / len(graded)
+        unconditional, conditional = predicted.chunk(2)
         noise = unconditional + SAMPLING["guidance_scale"] * (conditional - unconditional)
         latents = scheduler.step(noise, timestep, latents).prev_sample
     images = vae.decode(latents.transpose(1, 2).flatten(0, 1) / vae.config.scaling_factor).sample
     frames = (images / 2 + 0.5).clamp(0, 1).unflatten(0, (len(PROMPTS), FRAMES))
     objective = sum(term.value(term.reward(frames, PROMPTS)) for term in terms)
-    gradients = torch.autograd.grad(-0.5 * objective.sum(), model.adapter_parameters(), allow_unused=True, materialize_grads=True)
+    loss = -0.5 * (objective.sum() - pull * distance)
+    gradients = torch.autograd.grad(loss, model.adapter_parameters(), allow_unused=True, materialize_grads=True)
     return objective.detach(), torch.cat([gradient.flatten() for gradient in gradients])
 
 
@@ -100,6 +106,20 @@ def test_staged_equals_monolithic(
     relative = (gradient - expected).norm() / expected.norm()
     assert relative < 1e-10
     assert expected.norm() > 0
+
+
+@pytest.mark.parametrize("graded", [(4,), (3, 4), (0, 1, 2, 3, 4), (1, 3)], ids=["K=1", "K=2", "K=N", "scattered"])
+@pytest.mark.parametrize(("batching", "replay"), [(Batching(2, 1, 1), True), (Batching(2, 2, 3), False)], ids=["one", "both"])
+def test_the_pull_to_the_base_is_that_of_one_graph(
+    tiny_pipeline_folder: Path, graded: tuple[int, ...], batching: Batching, replay: bool
+) -> None:
+    model = load_tiny(tiny_pipeline_folder, precision="float64", chunk_size=batching.chunk)
+    randomise_adapter(model)
+    _, without = _monolithic(model, TERMS["frame"], graded)
+    _, expected = _monolithic(model, TERMS["frame"], graded, pull=3.0)
+    _, gradient = _staged(model, TERMS["frame"], Plan(5, graded, replay=replay, pull=3.0), batching)
+    assert (expected - without).norm() > 0.01 * without.norm()
+    assert (gradient - expected).norm() < 1e-10 * expected.norm()
 
 
 def test_last_k_equals_full_backpropagation_with_the_earlier_steps_detached(tiny_pipeline_folder: Path) -> None:

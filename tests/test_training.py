@@ -136,6 +136,17 @@ def test_the_recipes_of_further_families_take_a_step(recipe: str, reward: str, t
     assert before != after
 
 
+def test_a_pull_to_the_base_keeps_the_videos_near_it(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
+    distances, calls = [], []
+    for pull in (0.0, 1e4):
+        keeper = Keeper(tmp_path / str(pull))
+        state = train(tiny_config(tiny_pipeline_folder, algorithm={"name": "vader", "base_pull": pull}), report=keeper)
+        distances.append(keeper.reports[-1].metrics["eval/distance_to_base"])
+        calls.append(state.denoiser_calls)
+    assert 0 < distances[1] < 0.5 * distances[0]
+    assert calls == [24 * 5 * 2, 24 * 5 * 2 + 24 * 2]  # one more for the graded denoising step, in both branches of guidance
+
+
 def test_micro_batches_and_chunks_change_nothing_but_rounding(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
     norms = []
     for place, machine in enumerate(({}, {"micro_batch_size": 2, "decode_chunk_size": 1}, {"prefix_batch_size": 4})):

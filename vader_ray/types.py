@@ -43,6 +43,8 @@ class Plan:
     replay: bool | Literal["earlier"] = True
     """Recompute a graded denoiser call in the backward pass instead of keeping its activations; with ``earlier`` all but
     the last, the first that the backward pass needs. Exact."""
+    pull: float = 0.0
+    """Weight in the loss of `PipelineModel`'s pull: the distance of the graded predictions to those of the pretrained model."""
 
     def replays(self, step: int) -> bool:
         """Whether a graded denoising step is recomputed."""

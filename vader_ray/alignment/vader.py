@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from vader_ray.alignment.algorithm import Update, Whole
@@ -34,10 +34,12 @@ def accumulate_gradient(
 ) -> list[Scored]:
     """Add −scale · ∂(sum of the objective)/∂adapter to the adapter's gradients; the scores, micro-batch by micro-batch.
 
+    Where the plan pulls, its distance to the pretrained model is part of the objective, and not of the scores.
     ``scale`` is one over the videos of the step on all workers, so that the sum of the workers' gradients is that of
     the mean objective. The minus makes an optimizer that descends ascend the reward. While rewards of other processes
     answer for one micro-batch, the next is sampled and decoded: two graphs are in memory then, and the sums are the same.
     """
+    plan = replace(plan, pull=scale * plan.pull)
     lookahead = int(any(isinstance(term.reward, ServedReward) for term in terms))
     waiting, outcomes = deque[tuple[Frames, Answer]](), list[Scored]()
     for part in rollout.parts(batching.prefix):

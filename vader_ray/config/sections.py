@@ -111,6 +111,10 @@ class VaderConfig(Settings):
     """VADER: the gradient of the reward through the graded denoising steps of ``sampling``."""
 
     name: Literal["vader"] = "vader"
+    base_pull: NonNegativeFloat = 0.0
+    """Weight of the pull to the pretrained model: the objective less so many times the mean over the graded denoising steps
+    of the squared distance between what the denoiser predicts with the adapter and without it, for the same latents; a mean
+    over elements, a sum over the branches of guidance. One denoiser call more for each graded one."""
 
 
 class DdpoConfig(Settings):

@@ -20,6 +20,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from vader_ray.models._adapter import disabled
 from vader_ray.types import Plan
 
 
@@ -139,11 +140,11 @@ class Tape:
 
         @functools.wraps(forward)
         def denoise(*args: Any, **kwargs: Any) -> Any:
-            return self._denoise(forward, dtype, dict(zip(names, args, strict=False)) | kwargs)
+            return self._denoise(denoiser, forward, dtype, dict(zip(names, args, strict=False)) | kwargs)
 
         return denoise
 
-    def _denoise(self, forward: Callable[..., Any], dtype: torch.dtype, inputs: dict[str, Any]) -> Any:
+    def _denoise(self, denoiser: nn.Module, forward: Callable[..., Any], dtype: torch.dtype, inputs: dict[str, Any]) -> Any:
         """One denoiser call: it computes in its own dtype, sampling goes on in float32 (float64 if the denoiser's is)."""
         name, latents = next(iter(inputs.items()))
         if self.index < self._skip:
@@ -160,7 +161,13 @@ class Tape:
                 output = checkpoint(forward, **inputs, use_reentrant=False, preserve_rng_state=False)
             else:
                 output = forward(**inputs)
-        return _map_output(output, torch.promote_types(dtype, torch.float32))
+        result = _map_output(output, torch.promote_types(dtype, torch.float32))
+        if graded and plan is not None and plan.pull:
+            with torch.no_grad(), disabled([denoiser]):
+                base = _map_output(forward(**inputs), torch.promote_types(dtype, torch.float32))
+            self.denoiser_calls += len(latents)
+            result = _pulled(result, base, plan.pull / len(plan.graded))
+        return result
 
     def _decode(self, latents: Tensor, *args: Any, **kwargs: Any) -> Any:
         raise DecoderReached(latents)
@@ -231,6 +238,29 @@ def frozen_dtype(module: nn.Module) -> torch.dtype:
 def cast(value: Any, dtype: torch.dtype) -> Any:
     """A floating-point tensor in a dtype; everything else as it is."""
     return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+class _Pull(torch.autograd.Function):
+    """The prediction itself, whose backward pass adds the gradient of weight · (mean squared distance to the base) per row."""
+
+    @staticmethod
+    def forward(ctx: Any, prediction: Tensor, base: Tensor, weight: float) -> Tensor:
+        ctx.save_for_backward(prediction - base)
+        ctx.weight = 2 * weight / prediction[0].numel()
+        return prediction.view_as(prediction)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        (distance,) = ctx.saved_tensors
+        return gradient + ctx.weight * distance, None, None
+
+
+def _pulled(output: Any, base: Any, weight: float) -> Any:
+    """A denoiser's output whose first tensor, the prediction, is pulled to that of another output."""
+    if isinstance(output, tuple):
+        return (_Pull.apply(output[0], base[0], weight), *output[1:])
+    output.sample = _Pull.apply(output.sample, base.sample, weight)
+    return output
 
 
 def _map_output(output: Any, dtype: torch.dtype) -> Any:

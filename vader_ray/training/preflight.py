@@ -21,7 +21,7 @@ from torch import nn
 
 from vader_ray import rewards
 from vader_ray.alignment.vader import accumulate_gradient
-from vader_ray.config import ExperimentConfig, split_image
+from vader_ray.config import ExperimentConfig, VaderConfig, split_image
 from vader_ray.training.evaluation import evaluate
 from vader_ray.training.experiment import Experiment, assemble, batching, build_model, encode
 from vader_ray.training.group import Group
@@ -147,16 +147,17 @@ def _short_plan(config: ExperimentConfig, depth: int) -> Plan:
     """So many graded denoising steps, with at most two without gradient where the recipe has any number of them."""
     sampling = config.sampling
     num_steps = sampling.num_inference_steps
+    pull = config.algorithm.base_pull if isinstance(config.algorithm, VaderConfig) else 0.0
     assert sampling.replay != "auto", "chosen before a count"
     if sampling.truncation == "uniform":
         short = min(num_steps, 2 * depth + 1)
         graded = tuple((segment + 1) * short // depth - 1 for segment in range(depth))
-        return Plan(short, graded, sampling.chain, sampling.replay)
+        return Plan(short, graded, sampling.chain, sampling.replay, pull)
     is_window = sampling.truncation == "window"
     before = sampling.window_start if is_window else num_steps - depth
     after = num_steps - before - depth if is_window else 0
     start, rest = min(before, 2), min(max(after, 0), 2)
-    return Plan(start + depth + rest, tuple(range(start, start + depth)), sampling.chain, sampling.replay)
+    return Plan(start + depth + rest, tuple(range(start, start + depth)), sampling.chain, sampling.replay, pull)
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 
 import torch
@@ -80,7 +80,8 @@ def choose_algorithm(config: ExperimentConfig, step: int) -> Algorithm:
         return Ddpo(settings)
     if isinstance(settings, DpoConfig):
         return Dpo(settings, config.sampling.num_inference_steps)
-    return Vader(draw_plan(config.sampling, generator(config.seed, "truncation", step)))
+    plan = draw_plan(config.sampling, generator(config.seed, "truncation", step))
+    return Vader(replace(plan, pull=settings.base_pull))
 
 
 def make_rollout(config: ExperimentConfig, experiment: Experiment, videos: Sequence[int]) -> Rollout:
