@@ -409,7 +409,7 @@ def test_a_faulty_file_of_pairs_is_named(tmp_path: Path, row: dict[str, str], me
         (["algorithm.name=dpo", "videos_per_step=3"], "videos_per_step=3 gives machine.num_workers=1 no equal number of them"),
         (["algorithm.name=dpo", "machine.num_workers=4"], "choose a multiple of 8"),
         (["algorithm.name=ppo"], "algorithm: there is no such algorithm; set name to one of ddpo, dpo, vader"),
-        (["algorithm.beta=1"], "algorithm.beta: there is no such setting; here are name"),
+        (["algorithm.beta=1"], "algorithm.beta: there is no such setting; here are base_pull, name"),
         (["algorithm.name=dpo", "algorithm.clip_range=1"],
          "algorithm.clip_range: there is no such setting; here are beta, name, num_draws, num_updates, pairs"),
         (["algorithm.name=ddpo", "algorithm.buffer_size=2", "sampling.eta=1"], "min_count=16 is never reached by buffer_size=2"),

@@ -167,6 +167,17 @@ def test_a_run_ends_and_is_opened_again(uri: str, folder: Path) -> None:
     assert client.get_run(first.run_id).data.params["num_steps"] == "4"
 
 
+def test_a_child_run_that_was_opened_and_not_noted_down_is_found_again(uri: str, folder: Path) -> None:
+    def start() -> str:
+        return tracking.start_run(recipe(uri), "K=1", "", parent_run_id="1" * 32).run_id
+
+    first = start()
+    assert start() == first
+    assert tracking.start_run(recipe(uri), "K=2", "", parent_run_id="1" * 32).run_id != first
+    assert tracking.end_run(uri, first, "FINISHED", folder=folder) is None
+    assert start() != first
+
+
 def test_a_run_of_another_server_cannot_be_continued(uri: str) -> None:
     with pytest.raises(TrackingError, match=r"cannot continue run 0000.*not found"):
         tracking.start_run(recipe(uri), "run", "", resume_run_id="0" * 32)

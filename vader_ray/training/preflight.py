@@ -8,6 +8,7 @@ allocator's fragmentation and the GPU libraries' own memory, for which `vader_ra
 
 from __future__ import annotations
 
+import gc
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -112,7 +113,7 @@ def _count(config: ExperimentConfig, depth: int) -> Count:
     num_videos = config.videos_per_step // config.machine.num_workers
     size = batching(config.machine)
     shown = min(num_videos, max(size.prefix, size.micro))
-    with _on_blank_images(config, plan, shown) as short, on_paper() as host:
+    with _on_blank_images(config, plan, shown) as short, _garbage_kept(), on_paper() as host:
         model = build_model(short, META)
         whole_model = num_bytes(model.networks())
         with LiveTensors(META.type) as encoding:
@@ -141,6 +142,17 @@ def _count(config: ExperimentConfig, depth: int) -> Count:
         operations={key: (work.operations[key] + more * one[key]) * num_videos // shown for key in every},
         denoiser_calls=calls * num_videos * config.sampling.num_inference_steps // (shown * plan.num_inference_steps),
     )
+
+
+@contextmanager
+def _garbage_kept() -> Iterator[None]:
+    """Python frees cycles at times of its own; within, it does not, so that equal recipes have equal counts."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def _short_plan(config: ExperimentConfig, depth: int) -> Plan:
