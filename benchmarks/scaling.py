@@ -121,7 +121,6 @@ def _steps(config: ExperimentConfig, experiment: Experiment, group: Group, num_s
 
 def _measure(config: ExperimentConfig, num_steps: int, device: torch.device) -> tuple[Parts, list[float]]:
     """The parts of a step, and whole steps, of one worker."""
-    torch.set_num_threads(config.machine.num_threads)
     experiment = build(config, device)
     whole = _steps(config, experiment, Group(), num_steps, device)
     model: Any = experiment.model
@@ -151,7 +150,6 @@ def _measure(config: ExperimentConfig, num_steps: int, device: torch.device) -> 
 
 def _worker(rank: int, config: ExperimentConfig, num_steps: int, folder: str, adapter_bytes: int) -> None:
     """One of two workers on the CPU; rank 0 writes down its steps and the seconds of an all-reduce."""
-    torch.set_num_threads(config.machine.num_threads)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     device = torch.device("cpu")
     seconds = _steps(config, build(config, device), Group(rank, 2), num_steps, device)

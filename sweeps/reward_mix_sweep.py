@@ -19,7 +19,7 @@ from vader_ray.orchestration.space import Sweep, Values
 # Weights that bring the three to about one scale. PickScore is trained by nobody, so it may choose.
 REWARDS = """rewards=[{reward: hps, weights: world:hps, weight: 1.0}, {reward: aesthetic, weights: world:aesthetic, weight: 0.1},
 {reward: motion, weight: 1.0}]"""
-SHARES = ["1:0:0", "0:1:0", "0:0:1", "1:1:0", "1:0:1", "0:1:1", "1:1:1", "2:1:1"]
+MIXES = ["1:0:0", "0:1:0", "0:0:1", "1:1:0", "1:0:1", "0:1:1", "1:1:1", "2:1:1"]
 
 
 def shares(values: Values) -> list[float]:
@@ -33,21 +33,15 @@ def settings(values: Values, recipe: ExperimentConfig) -> dict[str, Any]:
     return {f"rewards.{place}.weight": recipe.rewards[place].weight * share for place, share in enumerate(shares(values))}
 
 
-def parts(values: Values) -> list[tuple[Values, float]]:
-    """The trials of the single rewards, by their shares; a single reward is no mix."""
-    singles = [({"mix": single}, share) for single, share in zip(SHARES, shares(values), strict=False) if share]
-    return singles if len(singles) > 1 else []
-
-
 SWEEP = Sweep(
     name="reward_mix_sweep",
     question=__doc__,
     recipe="world_hps_aesthetic",
     budget=(REWARDS, "eval_rewards=[{reward: pickscore, weights: world:pickscore}]", "evaluation.select=eval/reward/pickscore",
             "num_steps=12", "evaluation.every=6", "evaluation.num_videos=10", "checkpoint.every=3", "must_reach={}"),
-    space={"mix": tune.grid_search(SHARES)},
+    space={"mix": tune.grid_search(MIXES)},
     settings=settings,
-    parts=parts,
+    shares=shares,
     pareto=True,
 )  # fmt: skip
 

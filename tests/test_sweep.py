@@ -23,7 +23,9 @@ from ray import tune
 from tests.recipe import tiny_config, write_tiny
 from vader_ray.config import load
 from vader_ray.models import mix_adapters
-from vader_ray.orchestration.folder import open_folder, write_json
+from vader_ray.orchestration.folder import RunFolder, open_folder, write_json
+from vader_ray.orchestration.members import Members, Trial
+from vader_ray.orchestration.mixes import make_mixes
 from vader_ray.orchestration.results import best_of, pareto_front, row_of
 from vader_ray.orchestration.run import summarise
 from vader_ray.orchestration.search import Proposals
@@ -188,6 +190,17 @@ def test_mixes_of_single_reward_adapters_compete_without_training_and_are_evalua
     done = subprocess.run([*command, "--resume"], cwd=tmp_path, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr
     assert written == {path: path.stat().st_mtime_ns for path in sweep.glob("mix=*/summary.json")}
+
+
+def test_a_mix_whose_parts_were_not_all_trained_alone_is_reported(tmp_path: Path) -> None:
+    shares = {"a": [1.0, 0.0], "b": [0.5, 0.5]}
+    sweep = Sweep("s", "", "world_hps", (), {}, lambda values, recipe: {}, shares=lambda values: shares[values["mix"]])
+    _, _, base = load_base(sweep, None, [])
+    members = Members(sweep, base, base, "world_hps", [], RunFolder(tmp_path), Run("sqlite://", "0", "1"))
+    members.trials = [Trial({"mix": "a"}, error="cannot work"), Trial({"mix": "b"}, error="cannot work")]
+    (mix,) = make_mixes(members).trials
+    assert (mix.name, mix.status) == ("mix=b,interpolated=True", "failed")
+    assert "needs a trial that has it alone" in mix.error
 
 
 def _arguments(recipe: Path) -> list[str]:

@@ -19,10 +19,11 @@ from tests.test_media import decode
 from vader_ray.config import RewardConfig, load
 from vader_ray.training import draws
 from vader_ray.training.checkpoint import State
-from vader_ray.training.experiment import Shelf, build
+from vader_ray.training.experiment import build
 from vader_ray.training.group import Group
 from vader_ray.training.loop import is_due, train
 from vader_ray.training.report import Report
+from vader_ray.training.shelf import Shelf
 from vader_ray.training.standalone import evaluate_adapter, generate_video
 from vader_ray.training.step import TrainingError
 from vader_ray.types import Frames, Granularity, Scores
@@ -92,10 +93,10 @@ def test_a_run_on_what_an_earlier_one_loaded_gives_the_files_of_a_fresh_process(
     }
     recipe = write_tiny(tmp_path, tiny_pipeline_folder, **changes)
     shelf, keeper = Shelf(), Keeper(tmp_path / "kept")
-    train(first, report=Keeper(tmp_path / "first"), shelf=shelf)
-    loaded = build(first, torch.device("cpu"), shelf=shelf)
-    train(load(str(recipe)), report=keeper, shelf=shelf)
-    again = build(load(str(recipe)), torch.device("cpu"), shelf=shelf)
+    loaded = build(first, shelf=shelf)
+    train(first, loaded, report=Keeper(tmp_path / "first"))
+    again = build(load(str(recipe)), shelf=shelf)
+    train(load(str(recipe)), again, report=keeper)
     assert again.model is loaded.model
     assert again.terms[0].reward is loaded.terms[0].reward
     assert (again.terms[0].weight, loaded.terms[0].weight) == (2, 1)
@@ -106,11 +107,11 @@ def test_a_run_on_what_an_earlier_one_loaded_gives_the_files_of_a_fresh_process(
 
 def test_what_a_run_does_not_need_leaves_the_shelf(tiny_pipeline_folder: Path) -> None:
     shelf, config = Shelf(), tiny_config(tiny_pipeline_folder)
-    model = weakref.ref(build(config, torch.device("cpu"), shelf=shelf).model)
-    build(tiny_config(tiny_pipeline_folder, rewards=[{"reward": "sharpness"}]), torch.device("cpu"), shelf=shelf)
+    model = weakref.ref(build(config, shelf=shelf).model)
+    build(tiny_config(tiny_pipeline_folder, rewards=[{"reward": "sharpness"}]), shelf=shelf)
     assert model() is not None
     sampling = config.sampling.model_dump() | {"guidance_scale": 2.0}
-    build(tiny_config(tiny_pipeline_folder, sampling=sampling), torch.device("cpu"), shelf=shelf)
+    build(tiny_config(tiny_pipeline_folder, sampling=sampling), shelf=shelf)
     gc.collect()
     assert model() is None
 

@@ -18,7 +18,7 @@ Values = dict[str, Any]
 
 
 INTERPOLATED = "interpolated"
-"""Swept name, and so the tag in MLflow, of a trial that mixes the adapters of others and trains nothing (`Sweep.parts`)."""
+"""Swept name, and so the tag in MLflow, of a trial that mixes the adapters of others and trains nothing (`Sweep.shares`)."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,9 @@ class Sweep:
     curves: bool = False
     """End with each method's best setting, its reward against its costs (figures in ``curves/``), for a space with ``reward``,
     ``method``, ``setting`` and ``seed``."""
-    parts: Callable[[Values], Sequence[tuple[Values, float]]] | None = None
-    """Of a trial's values, the trials whose adapters at these weights are its competitor without training (none: it has none);
-    these mixes are evaluated at the end."""
+    shares: Callable[[Values], Sequence[float]] | None = None
+    """Of a trial's values, what shares of several things it has (rewards, say), which add up to one. At the end each mix is
+    compared with its competitor without training: the adapters of the trials that have one thing alone, at the same shares."""
     pareto: bool = False
     """End with the trials that no other beats in all rewards of the recipe."""
 

@@ -24,9 +24,9 @@ from vader_ray.orchestration.run import fit, remembered, summarise
 from vader_ray.orchestration.search import SELECTED
 from vader_ray.orchestration.served import PooledReward
 from vader_ray.orchestration.worker import train_recorded
-from vader_ray.training.experiment import Shelf
 from vader_ray.training.group import Group
 from vader_ray.training.report import Report
+from vader_ray.training.shelf import Shelf
 from vader_ray.training.standalone import adopting
 from vader_ray.training.step import TrainingError
 

@@ -20,9 +20,11 @@ from vader_ray.orchestration.folder import RunFolder, working_copy
 from vader_ray.orchestration.recorder import Recorder
 from vader_ray.orchestration.served import PooledReward
 from vader_ray.orchestration.tracking import Run
+from vader_ray.training.experiment import build
 from vader_ray.training.group import Group
 from vader_ray.training.loop import train
 from vader_ray.training.report import Report
+from vader_ray.training.shelf import Shelf
 from vader_ray.training.step import TrainingError
 
 
@@ -96,11 +98,13 @@ def train_recorded(
     served: Mapping[str, PooledReward],
     announce: Callable[[Report], None],
     tell: Callable[[str], None],
+    shelf: Shelf | None = None,
     **more: Any,
 ) -> dict[str, Any] | None:
     """Train; rank 0 records every report in the run's folder and in MLflow before it is announced, and returns the state.
 
     Args:
+        shelf: of this process; what lies there is not loaded again.
         more: further arguments of `train`.
     """
     recorder = None
@@ -113,7 +117,8 @@ def train_recorded(
         announce(event)
 
     tags = {"mlflow_run_id": run.run_id}
-    state = train(config, group=group, device=device, report=report, resume_from=resume_from, tags=tags, served=served, **more)
+    experiment = build(config, device, served, shelf)
+    state = train(config, experiment, group=group, report=report, resume_from=resume_from, tags=tags, **more)
     if recorder is None:
         return None
     if line := recorder.close(state.alarms):

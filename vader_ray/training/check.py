@@ -42,7 +42,6 @@ def check_step(
     Raises:
         ValueError: something cannot be loaded, or the gradient is zero or not finite.
     """
-    torch.set_num_threads(config.machine.num_threads)
     experiment = build(config, device, served)
     algorithm, whole = choose_algorithm(config, 0), Whole(config.videos_per_step, group.gather, {})
     rollout = make_rollout(config, experiment, list(group.share(config.videos_per_step)))

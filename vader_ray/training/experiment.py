@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -16,6 +14,7 @@ from vader_ray.alignment.rollout import Batching
 from vader_ray.config import DdpoConfig, DpoConfig, ExperimentConfig, MachineConfig, RewardConfig, SamplingConfig, split_image
 from vader_ray.training.draws import derive
 from vader_ray.training.pairs import Pair, read_pairs
+from vader_ray.training.shelf import Shelf, conditioning_key, model_key, reward_key
 from vader_ray.types import Batch, Reward, ServedReward, SetMeasure, VideoModel
 
 
@@ -46,73 +45,41 @@ class Experiment:
     pairs: Sequence[Pair] = ()
     """Given videos to learn preferences from; without them they are made as training goes."""
 
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.model.adapter_parameters()[0].device
+
     def condition(self, prompts: Sequence[str]) -> Batch:
         """The conditioning of some of the recipe's prompts."""
         return self.conditioning[[self.rows[prompt] for prompt in prompts]]
 
 
-class Shelf:
-    """What this process has loaded, for a later run in it: whatever that run loads with the same settings is there already."""
-
-    def __init__(self) -> None:
-        self._kept: dict[str, Any] = {}
-
-    def keep(self, keys: Collection[str]) -> None:
-        """Let go of everything else, before more is loaded."""
-        self._kept = {key: kept for key, kept in self._kept.items() if key in keys}
-
-    def take(self, key: str, load: Callable[[], Any]) -> Any:
-        """What was loaded under this key, else what ``load`` gives."""
-        if key not in self._kept:
-            self._kept[key] = load()
-        return self._kept[key]
-
-    def __contains__(self, key: str) -> bool:
-        return key in self._kept
-
-
 def build(
     config: ExperimentConfig,
-    device: torch.device,
+    device: torch.device = torch.device("cpu"),
     served: Mapping[str, ServedReward] | None = None,
     shelf: Shelf | None = None,
 ) -> Experiment:
     """Load everything, encode every prompt once and give the text encoders' memory back.
 
-    On the meta device nothing has weights and no reward is tried out.
+    Sets the recipe's number of threads for this process. On the meta device nothing has weights and no reward is tried out.
 
     Args:
         served: by name, the rewards that other processes compute and that are not loaded here.
         shelf: of this process; a model, its conditioning or a reward that lies there is not loaded again.
     """
+    torch.set_num_threads(config.machine.num_threads)
     if shelf is None or config.machine.compile != "none":  # a compiled block knows the adapter that it was compiled with
         shelf = Shelf()
-    key = _model_key(config, device)
+    key = model_key(config, device)
     rewards_here = [spec for spec in (*config.rewards, *config.eval_rewards) if spec.name not in (served or {})]
-    shelf.keep([key, _conditioning_key(key), *(_reward_key(spec, config.sampling, device) for spec in rewards_here)])
+    shelf.keep([key, conditioning_key(config, device), *(reward_key(spec, config.sampling, device) for spec in rewards_here)])
     is_kept = key in shelf
     model = shelf.take(key, lambda: build_model(config, device))
     if is_kept:
         model.add_adapter(config.adapter, derive(config.seed, "adapter"))
     return assemble(config, model, device, served or {}, shelf)
-
-
-def _model_key(config: ExperimentConfig, device: torch.device) -> str:
-    """All that a model without its adapter depends on, and the prompts, for its text encoders are gone after these."""
-    chosen = config.model_dump(mode="json", include={"model", "sampling", "prompts", "machine"})
-    chosen["pairs"] = str(getattr(config.algorithm, "pairs", None))
-    for field in ("truncation", "truncation_depth", "window_start", "chain", "replay"):  # which steps are graded, and how
-        del chosen["sampling"][field]
-    return f"model on {device}: {json.dumps(chosen, sort_keys=True)}"
-
-
-def _conditioning_key(model_key: str) -> str:
-    return f"conditioning of {model_key}"
-
-
-def _reward_key(spec: RewardConfig, sampling: SamplingConfig, device: torch.device) -> str:
-    chosen = spec.model_dump(mode="json", exclude={"label", "weight", "target"})
-    return f"reward on {device}: {json.dumps([chosen, sampling.num_frames, sampling.height, sampling.width], sort_keys=True)}"
 
 
 def build_model(config: ExperimentConfig, device: torch.device) -> VideoModel:
@@ -153,7 +120,7 @@ def assemble(
         model.check_densities()
     pairs = read_pairs(config.algorithm.pairs) if isinstance(config.algorithm, DpoConfig) and config.algorithm.pairs else ()
     prompts = list(dict.fromkeys((*config.prompts.train, *config.prompts.heldout, *(pair.prompt for pair in pairs))))
-    conditioning = shelf.take(_conditioning_key(_model_key(config, device)), lambda: _encode_all(model, prompts))
+    conditioning = shelf.take(conditioning_key(config, device), lambda: _encode_all(model, prompts))
     return Experiment(
         model=model,
         terms=[_term(spec, served.get(spec.name), config.sampling, device, shelf) for spec in config.rewards],
@@ -194,7 +161,7 @@ def _term(spec: RewardConfig, served: ServedReward | None, sampling: SamplingCon
     def load() -> Reward:
         return load_reward(spec, sampling.num_frames, sampling.height, sampling.width, device)
 
-    reward = served or shelf.take(_reward_key(spec, sampling, device), load)
+    reward = served or shelf.take(reward_key(spec, sampling, device), load)
     return Term(spec.name, reward, spec.weight, spec.target, spec.frames)
 
 
@@ -210,7 +177,7 @@ def load_reward(spec: RewardConfig, num_frames: int, height: int, width: int, de
 
 
 def _measure(spec: RewardConfig, sampling: SamplingConfig, device: torch.device, shelf: Shelf) -> Measure:
-    measure = shelf.take(_reward_key(spec, sampling, device), lambda: _load_measure(spec, sampling, device))
+    measure = shelf.take(reward_key(spec, sampling, device), lambda: _load_measure(spec, sampling, device))
     return Measure(spec.name, measure, spec.frames)
 
 

@@ -18,40 +18,38 @@ from vader_ray.training.checkpoint import State
 from vader_ray.training.draws import generator
 from vader_ray.training.evaluation import Evaluation, compare, evaluate
 from vader_ray.training.evidence import Thumbnails, distances
-from vader_ray.training.experiment import Experiment, Shelf, build
+from vader_ray.training.experiment import Experiment, build
 from vader_ray.training.group import Group
 from vader_ray.training.report import Query, Report, Video
 from vader_ray.training.step import take_step
-from vader_ray.types import ServedReward
 
 
 def train(
     config: ExperimentConfig,
+    experiment: Experiment | None = None,
     *,
     group: Group = Group(),
-    device: torch.device = torch.device("cpu"),
     report: Callable[[Report], object] = print,
     resume_from: Path | None = None,
     tags: Mapping[str, str] | None = None,
-    served: Mapping[str, ServedReward] | None = None,
     take_step: Callable[..., tuple[dict[str, float], tuple[Query, ...]]] = take_step,
     leaving: Callable[[], bool] = lambda: False,
-    shelf: Shelf | None = None,
 ) -> State:
     """Run a recipe on this worker, from the start or from a checkpoint, and report after every step.
 
-    All workers of a group call it alike and report equally often; only rank 0's reports carry checkpoints. Rewards that
-    other processes compute are given in ``served``, by name. Another ``take_step`` than the recipe's algorithm has the same
-    arguments and changes adapter and state in its own way. ``leaving`` is asked after every step, and answers all workers
-    alike whether one of their machines is about to be taken away: then every step is kept. What lies on ``shelf``, left there
-    by an earlier run of this process, is not loaded again.
+    All workers of a group call it alike and report equally often; only rank 0's reports carry checkpoints.
+
+    Args:
+        experiment: what `build` has loaded of the recipe, with a fresh adapter; otherwise it is built here, on the CPU.
+        take_step: another one than that of the recipe's algorithm, which changes adapter and state in its own way.
+        leaving: asked after every step; answers all workers alike whether one of their machines is about to be taken away:
+            then every step is kept.
 
     Raises:
         TrainingError: the gradient was not finite for several steps in a row.
         ValueError: weights, rewards or the checkpoint do not fit the recipe.
     """
-    torch.set_num_threads(config.machine.num_threads)
-    experiment = build(config, device, served, shelf)
+    experiment = experiment or build(config)
     optimizer = make_optimizer(config, experiment)
     with tempfile.TemporaryDirectory(prefix="vader_ray_") as scratch:
         best_adapter = Path(scratch) / "best_adapter"
@@ -59,7 +57,7 @@ def train(
             state, started = State(tags=dict(tags or {})), time.monotonic()
             first, _ = _evaluate(config, experiment, group, state, best_adapter, None)
             base = first.thumbnails
-            report(Report(0, first.metrics | _costs(state, device, started), videos=first.videos))
+            report(Report(0, first.metrics | _costs(state, experiment.device, started), videos=first.videos))
         else:
             state, base = checkpoint.restore(resume_from, experiment.model, optimizer)
             shutil.copytree(resume_from / "best_adapter", best_adapter)
@@ -75,7 +73,7 @@ def train(
             if is_due(state.step, config.evaluation.every, is_last=state.step == config.num_steps):
                 evaluation, alarms = _evaluate(config, experiment, group, state, best_adapter, base)
                 metrics, videos = metrics | evaluation.metrics, evaluation.videos
-            metrics |= _costs(state, device, started)
+            metrics |= _costs(state, experiment.device, started)
             saved, is_last = None, state.step == config.num_steps or bool(state.stopped)
             is_kept = is_due(state.step, config.checkpoint.every, is_last=is_last) or leaving()
             if is_kept and group.rank == 0:

@@ -24,7 +24,6 @@ def evaluate_adapter(config: ExperimentConfig, adapter: Path | None) -> dict[str
     Raises:
         ValueError: the adapter is missing, damaged or of another model.
     """
-    torch.set_num_threads(config.machine.num_threads)
     config = without_auto(_shaped_like(config, adapter))
     experiment = build(config, _device())
     if adapter is not None:
