@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby, pairwise
 from pathlib import Path
@@ -22,6 +22,7 @@ from ray.cluster_utils import Cluster
 from safetensors.torch import load_file
 
 from tests.recipe import tiny_config, write_tiny
+from tests.test_tracking import free_port
 from vader_ray.config import ConfigError
 from vader_ray.orchestration import cluster as orchestration
 from vader_ray.orchestration.queries import read_queries
@@ -45,7 +46,7 @@ def cluster() -> Iterator[Cluster]:
     """A head that runs drivers only, and three nodes with one CPU each."""
     os.environ["RAY_AUTH_MODE"] = "disabled"  # processes of this machine, closed at the end
     os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")])
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "dashboard_port": free_port()})
     for _ in range(3):
         made.add_node(num_cpus=1)
     made.wait_for_nodes()
@@ -66,8 +67,12 @@ def straight(cluster: Cluster, tiny_pipeline_folder: Path, tmp_path_factory: pyt
 
 
 @contextmanager
-def _started(cluster: Cluster, folder: Path, recipe: Path, name: str, *more: str) -> Iterator[subprocess.Popen[str]]:
-    command = [CLI, "train", str(recipe), "--workers", "2", "--run-name", name, "--storage", str(folder / "shared"), *more]
+def _started(
+    cluster: Cluster, folder: Path, recipe: Path, name: str, *more: str, command: Sequence[str] = ()
+) -> Iterator[subprocess.Popen[str]]:
+    """Training with two workers, or another command, with shared storage."""
+    train = [CLI, "train", str(recipe), "--workers", "2", "--run-name", name]
+    command = [*(command or train), "--storage", str(folder / "shared"), *more]
     with (folder / f"{name}.log").open("w") as log:
         environment = os.environ | {"RAY_ADDRESS": cluster.address}
         process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, text=True, env=environment)
@@ -90,9 +95,21 @@ def _lose_a_node(cluster: Cluster, folder: Path, name: str, process: subprocess.
     cluster.remove_node(next(node for node in cluster.worker_nodes if _has_worker(node)), allow_graceful=False)
 
 
-def _has_worker(node: Any) -> bool:
+def _has(node: Any, actor: str) -> bool:
+    """Whether an actor of this class lives there."""
     raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
-    return any("RayTrainWorker" in part for child in raylet.children(recursive=True) for part in child.cmdline())
+    return any(actor in part for child in raylet.children(recursive=True) for part in child.cmdline())
+
+
+def _has_worker(node: Any) -> bool:
+    return _has(node, "RayTrainWorker")
+
+
+def _drain(cluster: Cluster, node: Any) -> None:
+    """As a cloud's notice makes it."""
+    reason = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot", "--deadline-remaining-seconds", "30"]
+    drain = ["drain-node", "--address", cluster.address, "--node-id", node.node_id, *reason]
+    subprocess.run([sys.executable, "-m", "ray.scripts.scripts", *drain], check=True)
 
 
 def _weights(run: Path) -> dict[str, Any]:
@@ -192,14 +209,33 @@ def test_a_node_that_will_be_taken_away_is_left_with_a_checkpoint(
         time.sleep(20)  # some steps
         assert not _states(folder, "notice")
         node = next(node for node in cluster.worker_nodes if _has_worker(node))
-        reason = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot", "--deadline-remaining-seconds", "30"]
-        drain = ["drain-node", "--address", cluster.address, "--node-id", node.node_id, *reason]
-        subprocess.run([sys.executable, "-m", "ray.scripts.scripts", *drain], check=True)
+        _drain(cluster, node)
         _wait_for(lambda: bool(_states(folder, "notice")), process, folder / "notice.log")
         cluster.remove_node(node, allow_graceful=False)
         assert process.wait(timeout=400) == 0, (folder / "notice.log").read_text()
     assert _states(folder, "notice")[0]["step"] < 30
     _assert_same(folder / "runs" / "notice", expected)
+
+
+def test_a_trial_leaves_a_node_that_will_be_taken_away(cluster: Cluster, slow: tuple[Path, Path, dict[str, Any]]) -> None:
+    folder, recipe, _ = slow
+    cluster.add_node(num_cpus=1)
+    sweep = [sys.executable, str(Path(__file__).parents[1] / "sweeps" / "hps_k_sweep.py"), "--recipe", str(recipe)]
+    more = ["--num-trials", "1", "num_steps=8", "checkpoint.every=100"]
+    with _started(cluster, folder, recipe, "sweep", *more, command=sweep) as process:
+        _wait_for(lambda: any(_has(node, "ImplicitFunc") for node in cluster.worker_nodes), process, folder / "sweep.log")
+        (run,) = folder.glob("runs/hps_k_sweep-*/K=1")
+        stored = folder / "shared" / run.parent.name / run.name
+        _wait_for((stored / "state.json").exists, process, folder / "sweep.log")  # the base model is evaluated
+        time.sleep(8)  # some steps
+        assert not list(stored.glob("checkpoints/step-*"))
+        node = next(node for node in cluster.worker_nodes if _has(node, "ImplicitFunc"))
+        _drain(cluster, node)
+        _wait_for(lambda: bool(list(stored.glob("checkpoints/step-*"))), process, folder / "sweep.log")
+        cluster.remove_node(node, allow_graceful=False)
+        assert process.wait(timeout=400) == 0, (folder / "sweep.log").read_text()
+    assert json.loads((run / "summary.json").read_text())["status"] == "completed"
+    assert sorted(read_queries(run / "queries")["video"].to_pylist()) == list(range(8 * 4))
 
 
 def test_missing_nodes_are_waited_for(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

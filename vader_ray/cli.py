@@ -1,4 +1,4 @@
-"""The command line: ``vader-ray train|evaluate|generate|report|export|mix|check|fetch|list|pools``."""
+"""The command line: ``vader-ray train|evaluate|generate|report|export|mix|check|fetch|list|pools|watch-notices``."""
 
 from __future__ import annotations
 
@@ -282,6 +282,18 @@ def fetch(recipe: Recipe, overrides: Overrides = None) -> None:
         rewards.load(spec, device="cpu")
         print(f"reward  {spec.name}: complete, it loads")
     print(f"model   {config.model.family}: complete in {models.fetch(config.model)}")
+
+
+@app.command("watch-notices")
+@_explained
+def watch_notices(
+    cloud: Annotated[Literal["aws", "gcp"], typer.Argument(help="Whose machine this is.")],
+    every: Annotated[float, typer.Option(help="Seconds between questions.")] = 5.0,
+) -> None:
+    """Wait for the notice that the cloud takes this machine back; then have Ray drain its node, so that runs keep every step."""
+    from vader_ray.orchestration.preemption import watch
+
+    watch(cloud, every)
 
 
 @app.command()

@@ -20,6 +20,7 @@ from vader_ray.config import ExperimentConfig
 from vader_ray.orchestration import tracking
 from vader_ray.orchestration.errors import RunFailed
 from vader_ray.orchestration.folder import RunFolder, working_copy, write_json
+from vader_ray.orchestration.preemption import is_leaving
 from vader_ray.orchestration.run import fit, remembered, summarise
 from vader_ray.orchestration.search import SELECTED
 from vader_ray.orchestration.served import PooledReward
@@ -154,6 +155,7 @@ def _train_here(
         announce=announce,
         tell=print,
         shelf=_SHELF,
+        leaving=is_leaving,
         **given,
     )
     assert state is not None, "the only worker is rank 0"
