@@ -118,7 +118,7 @@ def world() -> Size:
         num_frames=8,
         pixels=32,
         num_inference_steps=20,
-        depths=(1, 2, 5, 20),
+        depths=(1, 2, 5, 10, 20),
         unet=UNet3DConditionModel.load_config(pipeline / "unet"),
         vae=AutoencoderKL.load_config(pipeline / "vae"),
         reward=architecture,
@@ -131,7 +131,7 @@ def modelscope() -> Size:
         num_frames=16,
         pixels=256,
         num_inference_steps=25,
-        depths=(1, 2, 5, 25),
+        depths=(1, 2, 5, 10, 25),
         unet={},
         vae={
             "block_out_channels": (128, 256, 512, 512),
