@@ -45,7 +45,7 @@ PartitionName=gpu Nodes=machine[1-2] State=UP
 """
 NUM_STEPS = 8
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
-ENVIRONMENT |= {"RAY_gcs_rpc_server_reconnect_timeout_s": "5"}  # so long the second node looks for a head that has ended
+ENVIRONMENT |= {"RAY_gcs_rpc_server_reconnect_timeout_s": "30"}  # so long the second node looks for a head that has ended
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def test_a_job_that_is_put_back_into_the_queue_goes_on_with_its_run(
     file = filled("slurm.sbatch", tmp_path, **names)
     check_cluster_file(file)
     log = tmp_path / "job.log"
-    # two processors per node: three workers are on both
+    # where a node has two processors, three workers are on both
     train = f"vader-ray train {recipe} --workers 3 --run-name mine --runs-dir {tmp_path}/runs machine.use_gpu=false"
     job = client(f"sbatch --parsable --output {log} {file} {train}").strip()
     checkpoints = shared / "runs" / "mine" / "checkpoints"
