@@ -99,7 +99,7 @@ def test_the_alternatives_in_comments_are_valid(tmp_path: Path) -> None:
         ("kuberay-cluster.yaml", 'rayVersion: "2.60.0"', 'rayVersion: "2.9.0"', "Ray 2.9.0 is named"),
         ("kuberay-job.yaml", "entrypoint:", "entry:", "spec.entrypoint: Field required"),
         ("kuberay-job.yaml", "vader-ray:0.1.0", "vader-ray:0.0.9", "vader_ray 0.0.9 is named"),
-        ("slurm.sbatch", "sleep 1; done", "sleep 1;", "syntax error"),
+        ("slurm.sbatch", "sleep 1\ndone", "sleep 1", "syntax error"),
     ],
 )
 def test_a_mistake_is_named(name: str, before: str, after: str, message: str, tmp_path: Path) -> None:
