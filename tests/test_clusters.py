@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -22,8 +23,9 @@ from typer.testing import CliRunner
 from tests.mock_aws import REGION, mock_aws
 from vader_ray.cli import app
 from vader_ray.config import ConfigError
-from vader_ray.orchestration.cluster import not_in_job
+from vader_ray.orchestration.cluster import runtime_env
 from vader_ray.orchestration.cluster_files import check_cluster_file, is_cluster_file
+from vader_ray.orchestration.which_cluster import HOOK
 
 CLUSTERS = Path(__file__).parent.parent / "clusters"
 FILES = sorted(path.name for path in CLUSTERS.iterdir())
@@ -132,10 +134,14 @@ def test_only_ssh_is_open_and_every_gpu_machine_may_go_away() -> None:
 
 
 def test_what_a_job_has_set_is_not_set_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", '{"runtime_env": {"env_vars": {"AWS_REGION": "eu-west-1"}}}')
-    assert not_in_job({"AWS_REGION": "eu-west-1", "HF_HUB_OFFLINE": "1"}) == {"HF_HUB_OFFLINE": "1"}
+    job = {"env_vars": {"AWS_REGION": "eu-west-1"}, "worker_process_setup_hook": "mine.hook"}
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps({"runtime_env": job}))
+    assert runtime_env({"AWS_REGION": "eu-west-1", "HF_HUB_OFFLINE": "1"}) == {"env_vars": {"HF_HUB_OFFLINE": "1"}}
     monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR")
-    assert not_in_job({"AWS_REGION": "eu-west-1"}) == {"AWS_REGION": "eu-west-1"}
+    assert runtime_env({"AWS_REGION": "eu-west-1"}) == {
+        "env_vars": {"AWS_REGION": "eu-west-1"},
+        "worker_process_setup_hook": HOOK,
+    }
 
 
 def test_shellcheck_has_nothing_to_say() -> None:

@@ -20,6 +20,7 @@ from tests.test_clusters import filled
 from vader_ray.orchestration.cluster_files import check_cluster_file
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
+NUM_STEPS = 40
 
 SSHD = """
 HostKey {here}/host_key
@@ -51,7 +52,8 @@ def test_a_sweep_on_two_machines_from_up_to_down(cluster: Machines, tiny_pipelin
     def client(command: str) -> str:
         return cluster.run(command, ENVIRONMENT)
 
-    recipe = write_tiny(tmp_path, tiny_pipeline_folder, num_steps=4, evaluation={"every": 2, "num_videos": 2})
+    # long enough that the other machine has started a process before the first trial ends
+    recipe = write_tiny(tmp_path, tiny_pipeline_folder, num_steps=NUM_STEPS, evaluation={"every": NUM_STEPS, "num_videos": 2})
     names = {
         "<HEAD_IP>": ADDRESSES[0],
         "<WORKER_IP>": ADDRESSES[1],
@@ -90,7 +92,7 @@ def test_a_sweep_on_two_machines_from_up_to_down(cluster: Machines, tiny_pipelin
         assert run.info.status == "FINISHED"
         assert run.data.tags["mlflow.parentRunId"] == runs[folder.name].info.run_id
         steps = [point.step for point in tracked.get_metric_history(run.info.run_id, "cost/reward_queries")]
-        assert sorted(steps) == [0, 1, 2, 3, 4]
+        assert sorted(steps) == list(range(NUM_STEPS + 1))
         artifacts = tmp_path / "shared" / "mlflow" / run.info.experiment_id / run.info.run_id / "artifacts"
         assert (artifacts / "adapter" / "adapter_model.safetensors").read_bytes() == (
             folder / name / "adapter" / "adapter_model.safetensors"

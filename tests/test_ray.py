@@ -15,9 +15,11 @@ import psutil
 import pytest
 import torch
 from mlflow import MlflowClient
+from ray.cluster_utils import Cluster
 from safetensors.torch import load_file
 
 from tests.recipe import write_tiny
+from tests.test_tracking import free_port
 from vader_ray.orchestration.queries import read_queries
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -205,3 +207,31 @@ def test_the_guard_stops_all_workers_and_says_why_everywhere(tiny_pipeline_folde
     written = (run / "summary.json").stat().st_mtime_ns
     _train(tmp_path, recipe, "--run-name", "stopped", "--workers", "2")
     assert (run / "summary.json").stat().st_mtime_ns == written  # it is over, not unfinished
+
+
+def test_a_run_stays_with_its_cluster_when_another_is_started_on_the_machine(
+    tiny_pipeline_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
+    reward = {"reward": "tests.served_rewards.Clip", "seconds": 1.0}
+    changes: dict[str, Any] = {"num_steps": 8, "evaluation": {"every": 100, "num_videos": 2}}
+    slow = write_tiny(tmp_path, tiny_pipeline_folder, rewards=[reward], **changes)
+    command = [CLI, "train", str(slow), "--run-name", "first", "--workers", "2", "machine.max_failures=0"]
+    with (tmp_path / "first.log").open("w") as log:
+        first = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log)
+    try:
+        until = time.monotonic() + 120
+        while not list((tmp_path / "runs" / "first" / "checkpoints").glob("checkpoint_*/state.json")):
+            assert first.poll() is None, (tmp_path / "first.log").read_text()
+            assert time.monotonic() < until
+            time.sleep(0.2)
+        other = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "dashboard_port": free_port()})
+        try:
+            time.sleep(5)  # Ray Train asks every second whether its controller lives
+            assert first.poll() is None, (tmp_path / "first.log").read_text()
+        finally:
+            other.shutdown()
+        assert first.wait(timeout=300) == 0, (tmp_path / "first.log").read_text()
+    finally:
+        first.kill()
+        first.wait()

@@ -18,6 +18,7 @@ from ray.autoscaler.sdk import request_resources
 
 from vader_ray.config import ConfigError, ExperimentConfig, MachineConfig
 from vader_ray.orchestration.tracking import quiet_environment
+from vader_ray.orchestration.which_cluster import HOOK
 
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -47,10 +48,11 @@ def connected(config: ExperimentConfig, *, num_runs: int = 1) -> Iterator[None]:
         os.environ.setdefault(name, value)
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if "RAY_ADDRESS" in os.environ:
-        ray.init(runtime_env={"env_vars": not_in_job(environment | _forwarded())}, **quiet)
+        ray.init(runtime_env=runtime_env(environment | _forwarded()), **quiet)
     else:
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a private cluster on loopback: no token file is left behind
-        ray.init(address="local", num_cpus=max(os.cpu_count() or 1, _needed(config, num_runs=num_runs)["CPU"]), **quiet)
+        num_cpus = max(os.cpu_count() or 1, _needed(config, num_runs=num_runs)["CPU"])
+        ray.init(address="local", num_cpus=num_cpus, runtime_env=runtime_env({}), **quiet)
     try:
         if config.machine.wait_minutes:
             _wait_for_nodes(config, num_runs)
@@ -64,11 +66,14 @@ def _forwarded() -> dict[str, str]:
     return {name: os.environ[name] for name in _FORWARDED if name in os.environ}
 
 
-def not_in_job(environment: dict[str, str]) -> dict[str, str]:
-    """Without what the surrounding Ray job has set: its workers have that already, and Ray refuses to be told twice."""
-    job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
-    already = job.get("runtime_env", {}).get("env_vars", {})
-    return {name: value for name, value in environment.items() if name not in already}
+def runtime_env(environment: dict[str, str]) -> dict[str, Any]:
+    """Ray's settings of all processes, without what the surrounding Ray job has set: Ray refuses to be told twice."""
+    job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("runtime_env", {})
+    already = job.get("env_vars", {})
+    settings: dict[str, Any] = {"env_vars": {name: value for name, value in environment.items() if name not in already}}
+    if "worker_process_setup_hook" not in job:
+        settings["worker_process_setup_hook"] = HOOK
+    return settings
 
 
 def _wait_for_nodes(config: ExperimentConfig, num_runs: int) -> None:
