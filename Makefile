@@ -19,7 +19,7 @@ demo: $(VENV)/installed
 	$(VENV)/bin/vader-ray train world_hps --workers $(WORKERS)
 
 test: $(VENV)/installed-dev
-	$(VENV)/bin/python -m pytest --numprocesses 2 --dist loadgroup
+	$(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 gate: $(VENV)/installed-dev
 	$(VENV)/bin/ruff format --check .

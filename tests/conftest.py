@@ -22,13 +22,6 @@ from vader_ray.world.train._tokenizer import build_tokenizer
 torch.set_num_threads(1)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With ``--dist loadgroup``: a file stays in one process, and all that start Ray share one, one after the other."""
-    for item in items:
-        group = "ray" if item.get_closest_marker("ray") else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(group))
-
-
 @pytest.fixture(scope="session")
 def tiny_pipeline_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A ModelScope pipeline with random weights: 4 latent channels, decoder ×2, as diffusers saves it."""
