@@ -24,15 +24,15 @@ SCRIPT = r"""
 set -e
 become() {  # $1's folder is root's home, and /tmp is its own but for what tests write and run
   hostname $1
-  mkdir -p $HERE/$1/home $HERE/$1/root/tmp
+  mkdir -p $HERE/$1/home $HERE/$1/tmp
   sed "s|^root:.*|root:x:0:0:root:$HERE/$1/home:/bin/bash|" /etc/passwd > $HERE/$1/passwd
   mount --bind $HERE/$1/passwd /etc/passwd
   mount --bind $HERE/hosts /etc/hosts
   for shared in $SHARED; do
-    mkdir -p $HERE/$1/root$shared
-    mount --bind $shared $HERE/$1/root$shared
+    mkdir -p $HERE/$1$shared
+    mount --bind $shared $HERE/$1$shared
   done
-  mount --rbind $HERE/$1/root/tmp /tmp
+  mount --rbind $HERE/$1/tmp /tmp
 }
 export -f become
 mount -t tmpfs none /run

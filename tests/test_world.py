@@ -149,6 +149,7 @@ def test_unknown_names_say_what_exists() -> None:
 
 def test_checkpoints_are_small() -> None:
     assert sum(path.stat().st_size for path in CHECKPOINTS.rglob("*") if path.is_file()) <= 20 * 2**20
+    no_file_says_where_it_was_made(CHECKPOINTS)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -390,6 +391,12 @@ def test_wan_trainers_write_what_the_library_reads(tmp_path: Path) -> None:
     latents_are_those_of_the_pipeline(pipeline.vae)
 
 
+def no_file_says_where_it_was_made(folder: Path) -> None:
+    configs = list(folder.rglob("*.json"))
+    assert configs
+    assert not [path for path in configs if "_name_or_path" in path.read_text()]
+
+
 def trained_more_and_alike(
     folder: Path, train_vae: Callable[[int], None], train: Callable[[int], None], load: Callable[[Path], Any]
 ) -> Any:
@@ -404,6 +411,7 @@ def trained_more_and_alike(
     few, more, again = states
     assert any(not torch.equal(one, other) for one, other in zip(few, more, strict=True))
     assert all(torch.equal(one, other) for one, other in zip(again, more, strict=True))
+    no_file_says_where_it_was_made(folder)
     return pipeline
 
 

@@ -1,5 +1,6 @@
 """The one training loop of the embedded world, and the atomic way its results reach their folder."""
 
+import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -78,12 +79,19 @@ def update_average(average: nn.Module, model: nn.Module, *, decay: float) -> Non
 
 @contextmanager
 def replaced(folder: Path) -> Iterator[Path]:
-    """A fresh folder beside `folder` to write into; it takes the place of `folder` when the block ends well."""
+    """A fresh folder beside `folder` to write into; it takes the place of `folder` when the block ends well.
+
+    What diffusers notes of where a part was loaded from, a path of this machine, is taken out.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     fresh.chmod(0o755)
     try:
         yield fresh
+        for path in fresh.rglob("config.json"):
+            config = json.loads(path.read_text())
+            if config.pop("_name_or_path", None) is not None:
+                path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
         shutil.rmtree(folder, ignore_errors=True)
         fresh.rename(folder)
     finally:
