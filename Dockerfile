@@ -1,6 +1,6 @@
 # One image for every place: this machine, head and workers of a cluster, Kubernetes (docs/clusters.md).
 #   docker build -t vader-ray:0.1.0 .
-#   docker run --gpus all --shm-size 8g -v vader-ray-weights:/weights -v "$PWD/runs:/workspace/runs" vader-ray:0.1.0 train world_hps
+#   docker run --gpus all --shm-size 8g -v vader-ray-weights:/weights -v "$PWD/runs:/workspace/runs" vader-ray:0.1.0 train shapes_hps
 # The wheels bring their own CUDA libraries; the host needs only NVIDIA's driver and container toolkit. Weights stay outside.
 # A release gives the base by digest: docker build --build-arg BASE=python:3.11-slim-bookworm@sha256:…
 ARG BASE=python:3.11-slim-bookworm

@@ -1,4 +1,4 @@
-# make demo   install, run the main job on the embedded world, show reward before and after
+# make demo   install, run the main job on the embedded shapes data set, show reward before and after
 # make test   install, run the tests
 PYTHON ?= python3
 VENV ?= .venv
@@ -16,7 +16,7 @@ $(VENV)/installed-dev: $(VENV)/installed
 	touch $@
 
 demo: $(VENV)/installed
-	$(VENV)/bin/vader-ray train world_hps --workers $(WORKERS)
+	$(VENV)/bin/vader-ray train shapes_hps --workers $(WORKERS)
 
 test: $(VENV)/installed-dev
 	$(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder

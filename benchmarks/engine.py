@@ -38,18 +38,18 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from vader_ray.alignment.algorithms.vader import accumulate_gradient
 from vader_ray.alignment.frames import choose_frames
-from vader_ray.alignment.gradient import Term
+from vader_ray.alignment.reward_gradient import Term
 from vader_ray.alignment.rollout import Batching, Rollout
-from vader_ray.alignment.vader import accumulate_gradient
 from vader_ray.config import AdapterConfig, SamplingConfig
-from vader_ray.locations import WORLD_PREFIX, locate
-from vader_ray.models._codec import Framewise2D
-from vader_ray.models._conditioning import Conditioning
+from vader_ray.models.core.conditioning import Conditioning
+from vader_ray.models.core.decoders import Framewise2D
 from vader_ray.models.modelscope import Model
+from vader_ray.paths import SHAPES_PREFIX, locate
+from vader_ray.preflight.trackers import LiveTensors
 from vader_ray.rewards import hps
-from vader_ray.rewards._network import FrameReward, frozen
-from vader_ray.training.meter import LiveTensors
+from vader_ray.rewards.base import FrameReward, frozen
 from vader_ray.types import Latents, Plan
 
 PROMPTS = ("a red circle moving left", "a blue star moving up", "a green square", "a yellow box moving past a circle")
@@ -109,9 +109,9 @@ def tiny() -> Size:
     )
 
 
-def world() -> Size:
-    """The embedded world's networks, with random weights."""
-    pipeline, reward = Path(locate(WORLD_PREFIX + "text_to_video")), Path(locate(WORLD_PREFIX + "hps"))
+def shapes() -> Size:
+    """The embedded shapes networks, with random weights."""
+    pipeline, reward = Path(locate(SHAPES_PREFIX + "text_to_video")), Path(locate(SHAPES_PREFIX + "hps"))
     architecture = json.loads((reward / hps.CONFIG).read_text(encoding="utf-8"))["model_cfg"]
     architecture["text_cfg"] |= {"vocab_size": 49408, "hf_tokenizer_name": None}
     return Size(
@@ -145,7 +145,7 @@ def modelscope() -> Size:
     )
 
 
-SIZES = {"tiny": tiny, "world": world, "modelscope": modelscope}
+SIZES = {"tiny": tiny, "shapes": shapes, "modelscope": modelscope}
 
 
 @dataclass(frozen=True, slots=True)
@@ -508,7 +508,7 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 
 def main(
-    size: Annotated[Literal["tiny", "world", "modelscope"], typer.Option(help="networks and videos")] = "tiny",
+    size: Annotated[Literal["tiny", "shapes", "modelscope"], typer.Option(help="networks and videos")] = "tiny",
     precision: Annotated[Literal["float32", "float64", "bfloat16"], typer.Option(help="of the denoiser")] = "float32",
     repeats: Annotated[int, typer.Option(min=1, help="timed steps per row")] = 3,
     depth: Annotated[list[int] | None, typer.Option(help="only these truncation depths; may be given several times")] = None,

@@ -1,6 +1,6 @@
 """What a sweep's trial saves when its process has loaded the same model, conditioning and rewards before.
 
-python benchmarks/loading.py world_hps world_wan
+python benchmarks/loading.py shapes_hps shapes_wan
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import typer
 
 from vader_ray.config import ExperimentConfig, load
 from vader_ray.training.experiment import build
-from vader_ray.training.shelf import Shelf
+from vader_ray.training.model_cache import Shelf
 
 
 def seconds(config: ExperimentConfig, shelf: Shelf | None, repeats: int) -> float:

@@ -1,10 +1,10 @@
-"""What `vader_ray.training.preflight` counts without weights: the packaged recipes at their published sizes.
+"""What `vader_ray.preflight.estimate` counts without weights: the packaged recipes at their published sizes.
 
     python -m benchmarks.preflight                                   # all cases, a few minutes, any machine
-    python -m benchmarks.preflight --case wan_1_3b_hps --output preflight.json
+    python -m benchmarks.preflight --case wan_1_3b_hps --output estimate.json
 
 The sizes are those that the configuration files on the hub state; they are written out below, as nothing is fetched. Text
-encoders have their published sizes and a small tokenizer. ``tests/test_preflight.py`` compares counts with measurements.
+encoders have their published sizes and a small tokenizer. ``tests/preflight/test_estimate.py`` compares counts with measurements.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from rich.console import Console
 from rich.table import Table
 
 from vader_ray.config import load
-from vader_ray.training import preflight
-from vader_ray.training.devices import DEVICES
-from vader_ray.world.train._tokenizer import build_tokenizer
+from vader_ray.preflight import estimate
+from vader_ray.preflight.devices import DEVICES
+from vader_ray.shapes.train._tokenizer import build_tokenizer
 
 GIB = 2**30
 
@@ -101,7 +101,7 @@ def scheduler(kind: Any, **settings: Any) -> Any:
 
 
 def tokenizer(length: int) -> Any:
-    """The world's words, padded to a published length: counts do not depend on which tokens there are."""
+    """The shapes words, padded to a published length: counts do not depend on which tokens there are."""
     small = build_tokenizer()
     small.model_max_length = length
     return small
@@ -169,7 +169,7 @@ def foresee(recipe: str, overrides: tuple[str, ...], folder: Path) -> Row:
     if recipe == "svd_vjepa":
         found.append(f"rewards.0.weights={write_vjepa(folder / 'vjepa')}")
     config = load(recipe, [*found, *overrides])
-    needed = preflight.count(config)
+    needed = estimate.count(config)
     return Row(
         recipe,
         overrides,

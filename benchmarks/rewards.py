@@ -1,6 +1,6 @@
 """Rewards here and in actors: milliseconds, memory, bytes moved, and what the way there and back adds to a training step.
 
-    python -m benchmarks.rewards                              # the embedded world's networks, two sizes of video, CPU
+    python -m benchmarks.rewards                              # the embedded shapes networks, two sizes of video, CPU
     python -m benchmarks.rewards --frames 16x320x512 --reward brightness --repeats 9
     python -m benchmarks.rewards --reward hps --reward vjepa  # with a GPU and a hub: the published weights
 
@@ -27,15 +27,16 @@ from rich.table import Table
 
 from benchmarks.engine import machine, memory_meter
 from vader_ray import rewards
-from vader_ray.alignment.gradient import score_and_gradient
+from vader_ray.alignment.reward_gradient import score_and_gradient
 from vader_ray.config import ExperimentConfig, RewardConfig, validate
-from vader_ray.orchestration import cluster, served
+from vader_ray.orchestration.clusters import connection
+from vader_ray.orchestration.reward_service import pool
+from vader_ray.shapes import CHECKPOINTS
 from vader_ray.types import Frames
-from vader_ray.world import CHECKPOINTS
 
 FLOOR_SECONDS = {"16x320x512": 0.91, "81x480x832": 38.4}
 """Of a step of one video: VideoCrafter2 and Wan 2.1 1.3B."""
-WORLD = {"object_detection": ("detection", {"object": "box"}), "clip_score": ("pickscore", {}), "diversity": ("aesthetic", {})}
+SHAPES = {"object_detection": ("detection", {"object": "box"}), "clip_score": ("pickscore", {}), "diversity": ("aesthetic", {})}
 """Rewards whose embedded checkpoint has another name, and the options that they need."""
 TRANSPORTS = ("float32", "bfloat16", "float16")
 CHUNK_SIZE = 4
@@ -79,14 +80,14 @@ class Together:
     served_ms: float
 
 
-def of_the_world(name: str) -> RewardConfig | None:
-    """The reward with the embedded world's weights; None where it has none or cannot be trained."""
+def of_the_shapes_data_set(name: str) -> RewardConfig | None:
+    """The reward with the embedded shapes weights; None where it has none or cannot be trained."""
     if rewards.resolve(name).granularity == "set":  # type: ignore[attr-defined]
         return None
     if not getattr(rewards.resolve(name), "default_weights", ""):
         return RewardConfig(reward=name)
-    checkpoint, options = WORLD.get(name, (name, {}))
-    return RewardConfig(reward=name, weights=f"world:{checkpoint}", **options) if (CHECKPOINTS / checkpoint).is_dir() else None
+    checkpoint, options = SHAPES.get(name, (name, {}))
+    return RewardConfig(reward=name, weights=f"shapes:{checkpoint}", **options) if (CHECKPOINTS / checkpoint).is_dir() else None
 
 
 def measure(spec: RewardConfig, size: str, repeats: int, device: torch.device) -> Row:
@@ -97,7 +98,7 @@ def measure(spec: RewardConfig, size: str, repeats: int, device: torch.device) -
     with memory_meter(device) as meter:
         score_and_gradient(local, video, PROMPTS, CHUNK_SIZE)
     calls: dict[str, Callable[[], Any]] = {"local": lambda: score_and_gradient(local, video, PROMPTS, CHUNK_SIZE)}
-    pools = [served.serving(_config([_placed(spec, transport)], size)) for transport in TRANSPORTS]
+    pools = [pool.serving(_config([_placed(spec, transport)], size)) for transport in TRANSPORTS]
     entered = [next(iter(pool.__enter__().values())) for pool in pools]
     try:
         for transport, reward in zip(TRANSPORTS, entered, strict=True):
@@ -115,7 +116,7 @@ def together(specs: Sequence[RewardConfig], size: str, repeats: int, device: tor
     """All rewards, one after the other here and side by side in actors."""
     video = _video(size, device)
     local = [rewards.build(spec, device=device) for spec in specs]
-    with served.serving(_config([_placed(spec, "float32") for spec in specs], size)) as pools:
+    with pool.serving(_config([_placed(spec, "float32") for spec in specs], size)) as pools:
 
         def ask_all() -> None:
             for answer in [pool.ask_gradient(video, PROMPTS, CHUNK_SIZE) for pool in pools.values()]:
@@ -167,7 +168,7 @@ def _config(placed: Sequence[dict[str, Any]], size: str) -> ExperimentConfig:
             "name": "benchmark",
             "num_steps": 1,
             "videos_per_step": 1,
-            "model": {"family": "modelscope", "weights": "world:text_to_video"},
+            "model": {"family": "modelscope", "weights": "shapes:text_to_video"},
             "prompts": {"train": list(PROMPTS), "heldout": ["a blue star moving up"]},
             "sampling": {"num_frames": num_frames, "height": height, "width": width},
             "rewards": list(placed),
@@ -201,16 +202,16 @@ def main(
     reward: Annotated[list[str] | None, typer.Option(help="only these; several times")] = None,
     frames: Annotated[list[str] | None, typer.Option(help="FRAMESxHEIGHTxWIDTH; several times")] = None,
     repeats: Annotated[int, typer.Option(min=1, help="timed calls of each")] = 5,
-    published: Annotated[bool, typer.Option(help="the published weights instead of the embedded world's")] = False,
+    published: Annotated[bool, typer.Option(help="the published weights instead of the embedded shapes")] = False,
     output: Annotated[Path | None, typer.Option(help="JSON file of all numbers")] = None,
 ) -> None:
     """Compare rewards here with rewards in actors."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_num_threads(1)
-    chosen = reward or [name for name in rewards.names() if of_the_world(name)]
-    specs = [found for name in chosen if (found := RewardConfig(reward=name) if published else of_the_world(name))]
+    chosen = reward or [name for name in rewards.names() if of_the_shapes_data_set(name)]
+    specs = [found for name in chosen if (found := RewardConfig(reward=name) if published else of_the_shapes_data_set(name))]
     sizes = frames or list(FLOOR_SECONDS)
-    with cluster.connected(_config([_placed(specs[0], name) for name in TRANSPORTS], sizes[0])):
+    with connection.connected(_config([_placed(specs[0], name) for name in TRANSPORTS], sizes[0])):
         rows = [measure(spec, size, repeats, device) for size in sizes for spec in specs]
         networks = [spec for spec in specs if getattr(rewards.resolve(spec.reward), "default_weights", "")][:2]
         several = [together(networks, size, repeats, device) for size in sizes] if len(networks) == 2 else []

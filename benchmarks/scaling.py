@@ -1,8 +1,8 @@
 """How long a step takes on 1 to 1024 workers: predicted from parts measured here, and compared with 1 and 2 real workers.
 
-    python benchmarks/scaling.py world_hps                          # some minutes on a CPU
+    python benchmarks/scaling.py shapes_hps                          # some minutes on a CPU
     python benchmarks/scaling.py modelscope_hps --bandwidth 25      # on one GPU; between nodes 25 Gbit/s
-    python benchmarks/scaling.py world_vjepa --replicas 4           # rewards in 4 actors instead of in the workers
+    python benchmarks/scaling.py shapes_vjepa --replicas 4           # rewards in 4 actors instead of in the workers
 
 Measured in one process: the seconds that one video takes to be sampled without gradient (prefix), to be sampled and decoded
 with gradient and back (graded), and to be rewarded (reward); what a step takes beside its videos (fixed); how much equal steps
@@ -36,11 +36,11 @@ from rich.console import Console
 from rich.table import Table
 from torch import distributed, multiprocessing
 
-from vader_ray.alignment.gradient import score_and_gradient
+from vader_ray.alignment.reward_gradient import score_and_gradient
 from vader_ray.config import ExperimentConfig, load
 from vader_ray.training.checkpoint import State
+from vader_ray.training.distributed import Group
 from vader_ray.training.experiment import Experiment, build
-from vader_ray.training.group import Group
 from vader_ray.training.loop import make_optimizer
 from vader_ray.training.step import take_step
 
@@ -170,7 +170,7 @@ def _two_workers(config: ExperimentConfig, num_steps: int, adapter_bytes: int) -
 
 
 def main(
-    recipe: Annotated[str, typer.Argument(help="A packaged recipe or the path of a YAML file.")] = "world_hps",
+    recipe: Annotated[str, typer.Argument(help="A packaged recipe or the path of a YAML file.")] = "shapes_hps",
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
     num_steps: Annotated[int, typer.Option(help="Measured steps of each kind.")] = 4,
     bandwidth: Annotated[float, typer.Option(help="Between nodes, Gbit/s.")] = 10.0,

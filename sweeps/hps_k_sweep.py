@@ -12,7 +12,7 @@ from ray import tune
 
 from vader_ray.cli import sweep_script
 from vader_ray.config import ExperimentConfig
-from vader_ray.orchestration.space import Sweep, Values
+from vader_ray.orchestration.sweeps.definition import Sweep, Values
 
 
 def settings(values: Values, recipe: ExperimentConfig) -> dict[str, Any]:
@@ -27,7 +27,7 @@ def settings(values: Values, recipe: ExperimentConfig) -> dict[str, Any]:
 SWEEP = Sweep(
     name="hps_k_sweep",
     question=__doc__,
-    recipe="world_hps",
+    recipe="shapes_hps",
     budget=("num_steps=12", "evaluation.every=6", "evaluation.num_videos=10", "checkpoint.every=3"),
     space={"K": tune.grid_search([1, 2, 5, 10, "random", "uniform"])},
     settings=settings,

@@ -1,7 +1,7 @@
 """Which K, learning rate and reward together? Optuna chooses by the results so far; trials that
 fall behind at equal reward queries are stopped.
 
-Every trial is judged by the same measure that none trains: PickScore on the embedded world, on another recipe its
+Every trial is judged by the same measure that none trains: PickScore on the embedded shapes data set, on another recipe its
 ``evaluation.select`` (name one that does not depend on the rewards' weights).
 """
 
@@ -13,7 +13,7 @@ from ray import tune
 
 from vader_ray.cli import sweep_script
 from vader_ray.config import ExperimentConfig
-from vader_ray.orchestration.space import Sweep, Values
+from vader_ray.orchestration.sweeps.definition import Sweep, Values
 
 WEIGHTS = {"first": (1.0, 0.0), "second": (0.0, 1.0), "both": (0.5, 0.5)}
 
@@ -28,8 +28,8 @@ def settings(values: Values, recipe: ExperimentConfig) -> dict[str, Any]:
 SWEEP = Sweep(
     name="k_lr_reward_sweep",
     question=__doc__,
-    recipe="world_hps_aesthetic",
-    budget=("eval_rewards=[{reward: pickscore, weights: world:pickscore}]", "evaluation.select=eval/reward/pickscore",
+    recipe="shapes_hps_aesthetic",
+    budget=("eval_rewards=[{reward: pickscore, weights: shapes:pickscore}]", "evaluation.select=eval/reward/pickscore",
             "num_steps=16", "evaluation.every=2", "evaluation.num_videos=10", "checkpoint.every=4", "must_reach={}"),
     space={"K": tune.choice([1, 2, 5]), "lr": tune.loguniform(2e-4, 5e-3), "reward": tune.choice(sorted(WEIGHTS))},
     settings=settings,

@@ -8,7 +8,7 @@ from ray import tune
 
 from vader_ray.cli import sweep_script
 from vader_ray.config import ExperimentConfig
-from vader_ray.orchestration.space import Sweep, Values
+from vader_ray.orchestration.sweeps.definition import Sweep, Values
 
 
 def settings(values: Values, recipe: ExperimentConfig) -> dict[str, Any]:
@@ -19,7 +19,7 @@ def settings(values: Values, recipe: ExperimentConfig) -> dict[str, Any]:
 SWEEP = Sweep(
     name="learning_rate_sweep",
     question=__doc__,
-    recipe="world_hps",
+    recipe="shapes_hps",
     budget=("num_steps=12", "evaluation.every=6", "evaluation.num_videos=10", "checkpoint.every=3"),
     space={"lr": tune.grid_search([1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2])},
     settings=settings,

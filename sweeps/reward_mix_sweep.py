@@ -14,10 +14,11 @@ from ray import tune
 
 from vader_ray.cli import sweep_script
 from vader_ray.config import ExperimentConfig
-from vader_ray.orchestration.space import Sweep, Values
+from vader_ray.orchestration.sweeps.definition import Sweep, Values
 
 # Weights that bring the three to about one scale. PickScore is trained by nobody, so it may choose.
-REWARDS = """rewards=[{reward: hps, weights: world:hps, weight: 1.0}, {reward: aesthetic, weights: world:aesthetic, weight: 0.1},
+REWARDS = """rewards=[{reward: hps, weights: shapes:hps, weight: 1.0},
+{reward: aesthetic, weights: shapes:aesthetic, weight: 0.1},
 {reward: motion, weight: 1.0}]"""
 MIXES = ["1:0:0", "0:1:0", "0:0:1", "1:1:0", "1:0:1", "0:1:1", "1:1:1", "2:1:1"]
 
@@ -36,8 +37,8 @@ def settings(values: Values, recipe: ExperimentConfig) -> dict[str, Any]:
 SWEEP = Sweep(
     name="reward_mix_sweep",
     question=__doc__,
-    recipe="world_hps_aesthetic",
-    budget=(REWARDS, "eval_rewards=[{reward: pickscore, weights: world:pickscore}]", "evaluation.select=eval/reward/pickscore",
+    recipe="shapes_hps_aesthetic",
+    budget=(REWARDS, "eval_rewards=[{reward: pickscore, weights: shapes:pickscore}]", "evaluation.select=eval/reward/pickscore",
             "num_steps=12", "evaluation.every=6", "evaluation.num_videos=10", "checkpoint.every=3", "must_reach={}"),
     space={"mix": tune.grid_search(MIXES)},
     settings=settings,

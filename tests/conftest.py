@@ -17,7 +17,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, TextToVideoSDPipeline, UNet3DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from vader_ray.world.train._tokenizer import build_tokenizer
+from vader_ray.shapes.train._tokenizer import build_tokenizer
 
 torch.set_num_threads(1)
 

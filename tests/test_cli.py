@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from tests.recipe import write_tiny
-from tests.tiny_clips import save_diversity
+from tests.helpers.recipe import write_tiny
+from tests.helpers.tiny_clips import save_diversity
 from vader_ray.cli import app
 
 
@@ -49,23 +49,23 @@ def _refused(*arguments: str) -> str:
     ],
 )
 def test_bad_settings_are_one_clear_sentence(setting: str, message: str) -> None:
-    assert message in _refused("train", "world_hps", setting)
+    assert message in _refused("train", "shapes_hps", setting)
 
 
 def test_an_unknown_recipe_lists_the_known() -> None:
     message = _refused("train", "nothing")
     assert "there is no recipe 'nothing'; give the path of a YAML file or one of " in message
-    assert "world_hps, world_hps_aesthetic" in message
+    assert "shapes_hps, shapes_hps_aesthetic" in message
 
 
 def test_an_unwritable_output_folder_is_refused_before_work() -> None:
     Path("file").write_text("")
-    assert "cannot be written" in _refused("train", "world_hps", "--runs-dir", "file/runs")
+    assert "cannot be written" in _refused("train", "shapes_hps", "--runs-dir", "file/runs")
 
 
 def test_nothing_to_resume() -> None:
-    assert "there is no unfinished run of 'world_hps' with these settings" in _refused("train", "world_hps", "--resume")
-    assert "there is no run 'mine'" in _refused("train", "world_hps", "--resume", "--run-name", "mine")
+    assert "there is no unfinished run of 'shapes_hps' with these settings" in _refused("train", "shapes_hps", "--resume")
+    assert "there is no run 'mine'" in _refused("train", "shapes_hps", "--resume", "--run-name", "mine")
 
 
 def test_a_tracking_server_that_is_down_stops_the_run_before_work() -> None:
@@ -73,7 +73,7 @@ def test_a_tracking_server_that_is_down_stops_the_run_before_work() -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     started = time.monotonic()
-    assert f"127.0.0.1:{port}" in _refused("train", "world_hps", f"tracking.uri=http://127.0.0.1:{port}")
+    assert f"127.0.0.1:{port}" in _refused("train", "shapes_hps", f"tracking.uri=http://127.0.0.1:{port}")
     assert time.monotonic() - started < 60  # MLflow's own default retries for four minutes
 
 
@@ -99,7 +99,7 @@ def test_a_truncated_weight_file_is_named(tiny_pipeline_folder: Path, tmp_path: 
     assert str(weights) in _refused("generate", str(write_tiny(tmp_path, weights)), "a star")
 
 
-@pytest.mark.parametrize(("what", "name"), [("models", "modelscope"), ("rewards", "hps"), ("recipes", "world_hps")])
+@pytest.mark.parametrize(("what", "name"), [("models", "modelscope"), ("rewards", "hps"), ("recipes", "shapes_hps")])
 def test_list_names_what_a_recipe_can_name(what: str, name: str) -> None:
     result = CliRunner().invoke(app, ["list", what])
     assert result.exit_code == 0
@@ -112,7 +112,7 @@ def test_list_refuses_what_it_does_not_know() -> None:
 
 def test_fetch_loads_every_reward_and_measure_and_names_the_models_folder(tmp_path: Path) -> None:
     measured = f"eval_rewards=[{{reward: diversity, weights: {save_diversity(tmp_path)}}}]"
-    result = CliRunner().invoke(app, ["fetch", "world_hps", measured])
+    result = CliRunner().invoke(app, ["fetch", "shapes_hps", measured])
     assert result.exit_code == 0, result.output
     assert "reward  hps: complete, it loads" in result.stdout
     assert "reward  diversity: complete, it loads" in result.stdout
@@ -120,5 +120,5 @@ def test_fetch_loads_every_reward_and_measure_and_names_the_models_folder(tmp_pa
 
 
 def test_fetch_says_what_a_hub_out_of_reach_did_not_give() -> None:
-    message = _refused("fetch", "world_hps", "model.weights=owner/name")
+    message = _refused("fetch", "shapes_hps", "model.weights=owner/name")
     assert "'owner/name' is neither a local folder nor in the Hugging Face cache" in message

@@ -14,10 +14,10 @@ from rich.console import Console
 from rich.table import Table
 
 from vader_ray.config import ConfigError, ExperimentConfig, load, locate, recipe_names
-from vader_ray.orchestration.errors import RunFailed
+from vader_ray.errors import RunFailed
 
 if TYPE_CHECKING:
-    from vader_ray.orchestration.space import Sweep
+    from vader_ray.orchestration.sweeps.definition import Sweep
 
 # Everything that imports a framework is imported where it is used: a wrong setting is refused at once.
 
@@ -72,7 +72,7 @@ def _stop(error: Exception, status: int) -> None:
 def _load(recipe: str, overrides: list[str] | None, workers: int | None = None) -> ExperimentConfig:
     more = [] if workers is None else [f"machine.num_workers={workers}"]
     config = load(recipe, [*(overrides or []), *more])
-    from vader_ray.orchestration.run import check_names
+    from vader_ray.orchestration.runs.launch import check_names
 
     return check_names(config, Path(recipe).resolve().parent if Path(recipe).is_file() else None)
 
@@ -90,7 +90,7 @@ def train(
 ) -> None:
     """Align a model by reward gradients on Ray Train, tracked by MLflow. The last line is the run's folder."""
     config = _load(recipe, overrides, workers)
-    from vader_ray.orchestration.run import read_summary, run
+    from vader_ray.orchestration.runs.launch import read_summary, run
 
     folder = run(config, runs_dir=runs_dir, run_name=run_name, resume=resume, storage=storage)
     _print_summary(read_summary(folder))
@@ -132,7 +132,7 @@ def evaluate(
 ) -> None:
     """Score the recipe's held-out videos with all its rewards, in this process."""
     config = _load(recipe, overrides)
-    from vader_ray.training.standalone import evaluate_adapter
+    from vader_ray.training.inference import evaluate_adapter
 
     metrics = evaluate_adapter(config, adapter)
     for name, value in metrics.items():
@@ -153,7 +153,7 @@ def generate(
 ) -> None:
     """Make an mp4 from a prompt with the recipe's model, with or without an adapter."""
     config = _load(recipe, overrides)
-    from vader_ray.training.standalone import generate_video
+    from vader_ray.training.inference import generate_video
 
     generate_video(config, prompt, adapter, seed, output)
     print(output.resolve())
@@ -169,7 +169,7 @@ def report(
     ] = None,
 ) -> None:
     """Write one HTML page about past runs, complete in itself, with its figures beside it; from MLflow alone."""
-    from vader_ray.orchestration.report import write_report
+    from vader_ray.orchestration.reporting.html_report import write_report
 
     print(write_report(what, output, tracking_uri))
 
@@ -188,7 +188,7 @@ def export(
     if merge and config is None:
         raise ConfigError("--merge needs the model into which the adapter goes; name its recipe by --recipe")
     from vader_ray import models
-    from vader_ray.training.standalone import merge_adapter
+    from vader_ray.training.inference import merge_adapter
 
     if merge and config is not None:
         written = merge_adapter(config, adapter, output)
@@ -235,19 +235,19 @@ def check(
     Given a file of clusters/ instead, check that it is filled in, well-formed and made for the installed versions.
     """
     if Path(recipe).suffix in CLUSTER_SUFFIXES and Path(recipe).is_file():
-        from vader_ray.orchestration.cluster_files import check_cluster_file, is_cluster_file
+        from vader_ray.orchestration.clusters.cluster_files import check_cluster_file, is_cluster_file
 
         if is_cluster_file(Path(recipe)):
             print(check_cluster_file(Path(recipe)))
             return
     config = _load(recipe, overrides, workers)
     if devices is not None:
-        from vader_ray.training.foresight import foresee
+        from vader_ray.preflight.memory_report import foresee
 
         for part in foresee(config, devices.split(",")):
             Console(highlight=False, soft_wrap=isinstance(part, str)).print(part, markup=False)
         return
-    from vader_ray.orchestration.check import check as check_on_workers
+    from vader_ray.orchestration.runs.dry_run import check as check_on_workers
 
     print(f"model   {config.model.family}: {locate(config.model.weights)}")
     for kind, specs in (("reward", config.rewards), ("eval", config.eval_rewards)):
@@ -291,7 +291,7 @@ def watch_notices(
     every: Annotated[float, typer.Option(help="Seconds between questions.")] = 5.0,
 ) -> None:
     """Wait for the notice that the cloud takes this machine back; then have Ray drain its node, so that runs keep every step."""
-    from vader_ray.orchestration.preemption import watch
+    from vader_ray.orchestration.clusters.preemption import watch
 
     watch(cloud, every)
 
@@ -300,12 +300,13 @@ def watch_notices(
 @_explained
 def pools(stop: Annotated[str | None, typer.Option(help="End the pool of this name.")] = None) -> None:
     """The shared pools of reward actors on the cluster of RAY_ADDRESS."""
-    from vader_ray.orchestration import cluster, served
+    from vader_ray.orchestration.clusters import connection
+    from vader_ray.orchestration.reward_service import pool
 
-    with cluster.existing():
+    with connection.existing():
         if stop is not None:
-            print(f"{stop}: {served.stop_pool(stop)} actors stopped")
-        for name, held in served.describe_pools().items():
+            print(f"{stop}: {pool.stop_pool(stop)} actors stopped")
+        for name, held in pool.describe_pools().items():
             print(f"{name}: {held}")
 
 
@@ -354,7 +355,7 @@ def sweep_script(sweep: Sweep) -> None:
         storage: Storage = None,
         resume: Annotated[bool, typer.Option(help="Continue the latest unfinished sweep with these settings.")] = False,
     ) -> None:
-        from vader_ray.orchestration.sweep import run_sweep
+        from vader_ray.orchestration.sweeps.driver import run_sweep
 
         run_sweep(
             sweep,

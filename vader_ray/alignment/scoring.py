@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from vader_ray.alignment.gradient import Scored, Term, ask_scores, decode
+from vader_ray.alignment.reward_gradient import Scored, Term, ask_scores, decode
 from vader_ray.alignment.rollout import Batching, Rollout
 from vader_ray.types import Chain, Latents, VideoModel
 

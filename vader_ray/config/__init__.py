@@ -1,12 +1,12 @@
 """Every setting of a run: frozen, validated at load, unknown keys refused. Imports no framework.
 
-``load("world_hps", ["sampling.truncation_depth=2"])`` reads a recipe (a packaged name or the path of a YAML file),
+``load("shapes_hps", ["sampling.truncation_depth=2"])`` reads a recipe (a packaged name or the path of a YAML file),
 applies dotted overrides, resolves every path and returns an `ExperimentConfig` that can travel as plain JSON.
 """
 
 from vader_ray.config.experiment import ExperimentConfig
-from vader_ray.config.reading import RECIPES, ConfigError, flatten, load, override, recipe_names, validate
-from vader_ray.config.sections import (
+from vader_ray.config.loading import RECIPES, ConfigError, flatten, load, override, recipe_names, validate
+from vader_ray.config.schema import (
     ActivationCheckpointing,
     AdapterConfig,
     AlgorithmConfig,
@@ -28,7 +28,7 @@ from vader_ray.config.sections import (
     TrackingConfig,
     VaderConfig,
 )
-from vader_ray.locations import Weights, locate, split_image
+from vader_ray.paths import Weights, locate, split_image
 
 __all__ = [
     "RECIPES",

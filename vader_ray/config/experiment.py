@@ -6,7 +6,7 @@ from typing import Any, Self
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from vader_ray.config.sections import (
+from vader_ray.config.schema import (
     AdapterConfig,
     AlgorithmConfig,
     CheckpointConfig,

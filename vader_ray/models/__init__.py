@@ -9,11 +9,14 @@ from typing import Any
 import torch
 
 from vader_ray.config import ActivationCheckpointing, AdapterConfig, ConfigError, ModelConfig, SamplingConfig
-from vader_ray.models._adapter import load_into as load_adapter
-from vader_ray.models._adapter_files import read_shape as adapter_shape
-from vader_ray.models._export import Format as AdapterFormat
-from vader_ray.models._export import export as export_adapter
-from vader_ray.models._mix import mix as mix_adapters
+from vader_ray.models.adapters.export import Format as AdapterFormat
+from vader_ray.models.adapters.export import export as export_adapter
+from vader_ray.models.adapters.files import read_shape as adapter_shape
+from vader_ray.models.adapters.lora import load_into as load_adapter
+from vader_ray.models.adapters.merge import mix as mix_adapters
+
+SHARED = ("__init__", "adapters", "base", "core")
+"""Files and folders of this package that are no model family."""
 
 __all__ = [
     "AdapterFormat",
@@ -30,7 +33,8 @@ __all__ = [
 
 def names() -> list[str]:
     """The families of this package."""
-    return sorted(path.stem for path in Path(__file__).parent.glob("[!_]*.py"))
+    files = [path for path in Path(__file__).parent.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()]
+    return sorted(path.stem for path in files if path.stem not in SHARED)
 
 
 def resolve(family: str) -> Any:

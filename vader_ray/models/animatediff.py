@@ -13,9 +13,9 @@ import torch
 from diffusers import AnimateDiffPipeline
 
 from vader_ray.config import ModelConfig, SamplingConfig
-from vader_ray.models._codec import Framewise2D
-from vader_ray.models._loading import load_pipeline
-from vader_ray.models._pipeline import PipelineModel
+from vader_ray.models.base import PipelineModel
+from vader_ray.models.core.decoders import Framewise2D
+from vader_ray.models.core.loading import load_pipeline
 
 
 class Model(PipelineModel):

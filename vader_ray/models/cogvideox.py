@@ -9,9 +9,9 @@ from diffusers import CogVideoXImageToVideoPipeline, CogVideoXPipeline
 from torch import Tensor
 
 from vader_ray.config import ModelConfig, SamplingConfig
-from vader_ray.models._codec import CausalStream
-from vader_ray.models._loading import load_pipeline, published_class
-from vader_ray.models._pipeline import PipelineModel
+from vader_ray.models.base import PipelineModel
+from vader_ray.models.core.decoders import CausalStream
+from vader_ray.models.core.loading import load_pipeline, published_class
 from vader_ray.types import Latents, Noise
 
 

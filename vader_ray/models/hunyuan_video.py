@@ -9,9 +9,9 @@ import torch
 from diffusers import HunyuanVideoPipeline
 
 from vader_ray.config import ModelConfig, SamplingConfig
-from vader_ray.models._codec import WholeClip
-from vader_ray.models._loading import load_pipeline
-from vader_ray.models._pipeline import PipelineModel
+from vader_ray.models.base import PipelineModel
+from vader_ray.models.core.decoders import WholeClip
+from vader_ray.models.core.loading import load_pipeline
 
 
 class Model(PipelineModel):

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from vader_ray.config import ModelConfig, SamplingConfig
-from vader_ray.models._codec import Framewise2D
-from vader_ray.models._loading import load_pipeline
-from vader_ray.models._pipeline import PipelineModel
+from vader_ray.models.base import PipelineModel
+from vader_ray.models.core.decoders import Framewise2D
+from vader_ray.models.core.loading import load_pipeline
 from vader_ray.types import Noise
 
 

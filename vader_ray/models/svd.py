@@ -10,9 +10,9 @@ from diffusers import StableVideoDiffusionPipeline
 from torch import Tensor
 
 from vader_ray.config import ModelConfig, SamplingConfig
-from vader_ray.models._codec import TemporalChunk
-from vader_ray.models._loading import load_pipeline
-from vader_ray.models._pipeline import PipelineModel
+from vader_ray.models.base import PipelineModel
+from vader_ray.models.core.decoders import TemporalChunk
+from vader_ray.models.core.loading import load_pipeline
 from vader_ray.types import Noise
 
 

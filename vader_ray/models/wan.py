@@ -10,11 +10,11 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 from torch import Tensor, nn
 
 from vader_ray.config import ModelConfig, SamplingConfig
-from vader_ray.models._codec import CausalStream
-from vader_ray.models._conditioning import Conditioning
-from vader_ray.models._loading import load_pipeline, published_class
-from vader_ray.models._pipeline import PipelineModel
-from vader_ray.models._tape import Tape
+from vader_ray.models.base import PipelineModel
+from vader_ray.models.core.conditioning import Conditioning
+from vader_ray.models.core.decoders import CausalStream
+from vader_ray.models.core.loading import load_pipeline, published_class
+from vader_ray.models.core.loop_hooks import Tape
 from vader_ray.types import Latents
 
 

@@ -18,14 +18,14 @@ from torch import nn
 
 from vader_ray import types
 from vader_ray.config import ConfigError, RewardConfig
-from vader_ray.rewards._contract import check_contract, check_measure
+from vader_ray.rewards.core.contract import check_contract, check_measure
 
 __all__ = ["build", "build_measure", "check", "check_contract", "check_measure", "is_measure", "load", "names", "resolve"]
 
 
 def names() -> list[str]:
     """The rewards of this folder."""
-    return sorted(path.stem for path in Path(__file__).parent.glob("*.py") if not path.stem.startswith("_"))
+    return sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem not in ("__init__", "base"))
 
 
 def resolve(name: str) -> type:

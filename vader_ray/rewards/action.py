@@ -14,13 +14,13 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import VideoMAEConfig, VideoMAEForVideoClassification
 
-from vader_ray.checkpoints import Source
 from vader_ray.config import ConfigError
-from vader_ray.rewards._network import NetworkReward, frozen
-from vader_ray.rewards._preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, normalise, squash
-from vader_ray.rewards._transformers import load_folder
-from vader_ray.rewards._video import obtain_folder, read_processor
+from vader_ray.rewards.base import NetworkReward, frozen
+from vader_ray.rewards.core.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, normalise, squash
+from vader_ray.rewards.core.transformers_loading import load_folder
+from vader_ray.rewards.core.video import obtain_folder, read_processor
 from vader_ray.types import Frames, Granularity, Scores
+from vader_ray.weights import Source
 
 WEIGHTS = "MCG-NJU/videomae-base-finetuned-kinetics"
 FILES = ("config.json", "preprocessor_config.json", "model.safetensors")

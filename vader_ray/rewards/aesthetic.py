@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from vader_ray.checkpoints import Source, load_strictly, obtain, only_file, read_state_dict
 from vader_ray.config import ConfigError
-from vader_ray.rewards._network import FrameReward, frozen
-from vader_ray.rewards._preprocess import Preprocessing, crop, crop_region, normalise, squash
-from vader_ray.rewards._transformers import TRANSFORMERS_FILES, check_model_type, image_statistics, load_folder
+from vader_ray.rewards.base import FrameReward, frozen
+from vader_ray.rewards.core.preprocess import Preprocessing, crop, crop_region, normalise, squash
+from vader_ray.rewards.core.transformers_loading import TRANSFORMERS_FILES, check_model_type, image_statistics, load_folder
+from vader_ray.weights import Source, load_strictly, obtain, only_file, read_state_dict
 
 ENCODER, HEAD = "openai/clip-vit-large-patch14", "camenduru/improved-aesthetic-predictor"
 HEAD_FILE = "sac+logos+ava1-l14-linearMSE.pth"

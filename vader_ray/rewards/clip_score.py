@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from vader_ray.checkpoints import Source, obtain
-from vader_ray.rewards._clip import TOKENIZER_FILES, TransformersClipReward
-from vader_ray.rewards._transformers import TRANSFORMERS_FILES
+from vader_ray.rewards.core.clip import TOKENIZER_FILES, TransformersClipReward
+from vader_ray.rewards.core.transformers_loading import TRANSFORMERS_FILES
+from vader_ray.weights import Source, obtain
 
 REPOSITORY = "openai/clip-vit-large-patch14"
 

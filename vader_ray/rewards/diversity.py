@@ -10,12 +10,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vader_ray.checkpoints import Source, obtain
-from vader_ray.rewards._network import frozen
-from vader_ray.rewards._preprocess import crop, normalise
-from vader_ray.rewards._transformers import image_statistics
 from vader_ray.rewards.aesthetic import load_encoder
+from vader_ray.rewards.base import frozen
+from vader_ray.rewards.core.preprocess import crop, normalise
+from vader_ray.rewards.core.transformers_loading import image_statistics
 from vader_ray.types import Features, Frames, Scores
+from vader_ray.weights import Source, obtain
 
 WEIGHTS = "openai/clip-vit-large-patch14"
 FILES = ("config.json", "preprocessor_config.json", "model.safetensors")

@@ -13,11 +13,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vader_ray.checkpoints import Source, load_strictly, obtain, only_file, read_state_dict
 from vader_ray.config import ConfigError, Weights
-from vader_ray.rewards._clip import PromptReward
-from vader_ray.rewards._network import frozen
-from vader_ray.rewards._preprocess import Preprocessing, letterbox, normalise, squash
+from vader_ray.rewards.base import frozen
+from vader_ray.rewards.core.clip import PromptReward
+from vader_ray.rewards.core.preprocess import Preprocessing, letterbox, normalise, squash
+from vader_ray.weights import Source, load_strictly, obtain, only_file, read_state_dict
 
 FILES = {"v2.0": "HPS_v2_compressed.pt", "v2.1": "HPS_v2.1_compressed.pt"}
 CONFIG = "open_clip_config.json"

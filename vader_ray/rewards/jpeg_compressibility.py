@@ -56,7 +56,7 @@ class Reward:
     a half on, costs bits for its magnitude and for the zeros before it, in the order of coding.
 
     Against Pillow's files (``subsampling="4:2:0"``, Huffman tables not optimised) at qualities 30 to 90, on pictures that the fit
-    has not seen: mean error 0.3 to 0.8 % for the world's videos (of their files 85 % is header), 1.1 to 1.6 % for colour noise
+    has not seen: mean error 0.3 to 0.8 % for the shapes videos (of their files 85 % is header), 1.1 to 1.6 % for colour noise
     with 1/f spectra, 0.9 to 3.2 % for boxes over noise; correlation over the pictures of one kind and quality above 0.99, 0.999
     and 0.85 (the last kind's files differ by less than 5 %). A test asserts it.
 

@@ -29,7 +29,7 @@ class Reward:
     texture count as still, and so does motion along an edge: of a small object on a flat ground the score is its speed times
     about the share of the frame that its outline touches. Measured (tests): on moving patterns of waves of 8 to 20 pixels within
     30 % up to 1 pixel per frame and 35 % at 2 (what moves by half its own wave cannot be told from motion backwards); on still
-    videos of the world with 20 % of flicker less than a sixth of what moving ones score. The prompts have no influence.
+    videos of the shapes data set with 20 % of flicker less than a sixth of what moving ones score. The prompts have no influence.
     """
 
     granularity: Granularity = "clip"

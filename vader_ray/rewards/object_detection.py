@@ -15,11 +15,17 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import YolosConfig, YolosForObjectDetection
 
-from vader_ray.checkpoints import Source, obtain
 from vader_ray.config import ConfigError
-from vader_ray.rewards._network import FrameReward, frozen
-from vader_ray.rewards._preprocess import Preprocessing, normalise, resize
-from vader_ray.rewards._transformers import TRANSFORMERS_FILES, check_model_type, image_statistics, load_folder, read_json
+from vader_ray.rewards.base import FrameReward, frozen
+from vader_ray.rewards.core.preprocess import Preprocessing, normalise, resize
+from vader_ray.rewards.core.transformers_loading import (
+    TRANSFORMERS_FILES,
+    check_model_type,
+    image_statistics,
+    load_folder,
+    read_json,
+)
+from vader_ray.weights import Source, obtain
 
 REPOSITORY = "hustvl/yolos-base"
 RENAMED = {"vit.encoder.mid_position_embeddings": "vit.encoder.interpolation.mid_position_embeddings"}

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from vader_ray.checkpoints import Source, obtain
-from vader_ray.rewards._clip import TransformersClipReward
-from vader_ray.rewards._transformers import TRANSFORMERS_FILES
+from vader_ray.rewards.core.clip import TransformersClipReward
+from vader_ray.rewards.core.transformers_loading import TRANSFORMERS_FILES
+from vader_ray.weights import Source, obtain
 
 REPOSITORY, TOKENIZER = "yuvalkirstain/PickScore_v1", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 

@@ -15,12 +15,12 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import VJEPA2Config, VJEPA2Model
 
-from vader_ray.checkpoints import Source
 from vader_ray.config import ConfigError
-from vader_ray.rewards._network import NetworkReward, frozen
-from vader_ray.rewards._transformers import load_folder
-from vader_ray.rewards._video import obtain_folder, read_processor
+from vader_ray.rewards.base import NetworkReward, frozen
+from vader_ray.rewards.core.transformers_loading import load_folder
+from vader_ray.rewards.core.video import obtain_folder, read_processor
 from vader_ray.types import Frames, Granularity, Scores
+from vader_ray.weights import Source
 
 WEIGHTS = "facebook/vjepa2-vitl-fpc64-256"
 FILES = ("config.json", "video_preprocessor_config.json", "model.safetensors")

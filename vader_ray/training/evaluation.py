@@ -11,15 +11,15 @@ import torch
 from numpy.typing import NDArray
 
 from vader_ray.alignment.frames import choose_frames, every_frame_rule
-from vader_ray.alignment.gradient import Term, ask_scores
+from vader_ray.alignment.reward_gradient import Term, ask_scores
 from vader_ray.config import ExperimentConfig, split_image
-from vader_ray.training.draws import derive
-from vader_ray.training.evidence import Thumbnails, draw_resamples, interval, speeds, spread, thumbnails
+from vader_ray.metrics.statistics import Thumbnails, draw_resamples, interval, speeds, spread, thumbnails
+from vader_ray.shapes.judge import Judge
+from vader_ray.training.distributed import Group
+from vader_ray.training.events import Video
 from vader_ray.training.experiment import Experiment, Measure, batching
-from vader_ray.training.group import Group
-from vader_ray.training.report import Video
+from vader_ray.training.seeding import derive
 from vader_ray.types import Codec, Frames, Latents
-from vader_ray.world.judge import Judge
 
 
 @dataclass(frozen=True)

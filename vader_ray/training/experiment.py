@@ -9,12 +9,12 @@ import torch
 
 from vader_ray import models, rewards
 from vader_ray.alignment.frames import choose_frames
-from vader_ray.alignment.gradient import Term
+from vader_ray.alignment.reward_gradient import Term
 from vader_ray.alignment.rollout import Batching
 from vader_ray.config import DdpoConfig, DpoConfig, ExperimentConfig, MachineConfig, RewardConfig, SamplingConfig, split_image
-from vader_ray.training.draws import derive
+from vader_ray.training.model_cache import Shelf, conditioning_key, model_key, reward_key
 from vader_ray.training.pairs import Pair, read_pairs
-from vader_ray.training.shelf import Shelf, conditioning_key, model_key, reward_key
+from vader_ray.training.seeding import derive
 from vader_ray.types import Batch, Reward, ServedReward, SetMeasure, VideoModel
 
 

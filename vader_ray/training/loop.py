@@ -13,14 +13,14 @@ from statistics import fmean
 import torch
 
 from vader_ray.config import ExperimentConfig
+from vader_ray.metrics.statistics import Thumbnails, distances
 from vader_ray.training import checkpoint, guard
 from vader_ray.training.checkpoint import State
-from vader_ray.training.draws import generator
+from vader_ray.training.distributed import Group
 from vader_ray.training.evaluation import Evaluation, compare, evaluate
-from vader_ray.training.evidence import Thumbnails, distances
+from vader_ray.training.events import Query, Report, Video
 from vader_ray.training.experiment import Experiment, build
-from vader_ray.training.group import Group
-from vader_ray.training.report import Query, Report, Video
+from vader_ray.training.seeding import generator
 from vader_ray.training.step import take_step
 
 

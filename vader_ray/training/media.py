@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from vader_ray.training.report import Video
+from vader_ray.training.events import Video
 
 Frames = NDArray[np.uint8]
 """Frames, height, width, 3."""

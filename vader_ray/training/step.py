@@ -9,21 +9,21 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-from vader_ray.alignment.algorithm import Algorithm, Update, Whole
-from vader_ray.alignment.ddpo import Ddpo
-from vader_ray.alignment.dpo import Dpo
+from vader_ray.alignment.algorithms.ddpo import Ddpo
+from vader_ray.alignment.algorithms.dpo import Dpo
+from vader_ray.alignment.algorithms.vader import Vader
+from vader_ray.alignment.base import Algorithm, Update, Whole
 from vader_ray.alignment.frames import choose_frames
 from vader_ray.alignment.rollout import Rollout
 from vader_ray.alignment.scoring import objectives
 from vader_ray.alignment.truncation import draw_plan
-from vader_ray.alignment.vader import Vader
 from vader_ray.config import DdpoConfig, DpoConfig, ExperimentConfig, split_image
 from vader_ray.training.checkpoint import State
-from vader_ray.training.draws import derive, generator, prompt_of
+from vader_ray.training.distributed import Group
+from vader_ray.training.events import Query
 from vader_ray.training.experiment import Experiment, batching
-from vader_ray.training.group import Group
 from vader_ray.training.pairs import read_frames
-from vader_ray.training.report import Query
+from vader_ray.training.seeding import derive, generator, prompt_of
 from vader_ray.types import VideoModel
 
 

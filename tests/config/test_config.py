@@ -1,0 +1,159 @@
+"""Recipes: parsing, overrides, and a clear refusal of what cannot work."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from vader_ray.alignment.reward_gradient import Term
+from vader_ray.config import ConfigError, ExperimentConfig, flatten, load, recipe_names, split_image, validate
+from vader_ray.rewards import brightness
+
+MINIMAL = """
+name: mine
+num_steps: 2
+videos_per_step: 2
+model: {family: modelscope, weights: owner/name}
+prompts: {train: [a], heldout: [b]}
+sampling: {num_frames: 1, height: 8, width: 8}
+rewards: [{reward: brightness}]
+"""
+
+
+@pytest.mark.parametrize("recipe", recipe_names())
+def test_every_recipe_parses_and_crosses_a_process_border_unchanged(recipe: str) -> None:
+    config = load(recipe)
+    assert config.name == recipe
+    if config.model.weights.startswith("shapes:"):
+        assert config.must_reach, "a recipe that anyone can run states the number it reaches"
+    measured = {"eval/objective"} | {f"eval/reward/{reward.name}" for reward in (*config.rewards, *config.eval_rewards)}
+    judged = {f"eval/judge/{trait}" for trait in ("colour", "shape", "direction")} if config.evaluation.judge else set()
+    assert set(config.must_reach) <= measured | judged
+    assert validate(json.loads(json.dumps(config.model_dump(mode="json")))) == config
+
+
+def test_recipes_never_say_where_they_run() -> None:
+    for recipe in recipe_names():
+        assert load(recipe).machine == load("shapes_hps").machine
+        assert load(recipe).tracking == load("shapes_hps").tracking
+
+
+def test_overrides_reach_every_depth() -> None:
+    changes = ["sampling.truncation_depth=2", "optimizer.learning_rate=1e-4", "rewards.0.weight=3", "optimizer.betas=[0.5, 0.6]"]
+    config = load("shapes_hps", changes)
+    assert (config.sampling.truncation_depth, config.optimizer.learning_rate, config.rewards[0].weight) == (2, 1e-4, 3.0)
+    assert config.optimizer.betas == (0.5, 0.6)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("sampling.truncation_depth=99", "truncation_depth=99 is more than num_inference_steps=20; choose 1 to 20"),
+        ("sampling.truncation_depth=0", "sampling.truncation_depth: Input should be greater than 0"),
+        ("sampling.steps=3", "sampling.steps: there is no such setting; here are chain, eta"),
+        ("num_steps=many", "num_steps: Input should be a valid integer"),
+        ("sampling.window_start=3", "window_start=3 has no effect on truncation=last; set truncation=window"),
+        ("prompts.train=/nowhere.txt", "prompts.train: cannot read the prompt file /nowhere.txt"),
+        ("prompts.train=/dev/null", "prompts.train: /dev/null holds no prompt; write one prompt per line"),
+        ("prompts.train=shapes:heldout", "held-out prompts are also trained on"),
+        ("model.weights=/nowhere", "model.weights: /nowhere does not exist; give an existing path, a hub id"),
+        ("model.weights=shapes:nothing", "names no packaged checkpoint; there are a"),
+        ("machine.num_workers=3", "videos_per_step=4 cannot be shared evenly by machine.num_workers=3"),
+        ("eval_rewards.0.reward=hps", "two rewards are called 'hps'; give one of them another `label`"),
+        ("rewards.0.frames=some", r"rewards.0.frames: String should match pattern"),
+        ("evaluation.select=eval/reward/nothing", "is never measured; choose one of eval/objective, eval/reward/hps"),
+        ("rewards.5.weight=1", "'5' is no item of a list of 1"),
+        ("num_steps.more=1", "'num_steps' is a value, not a section"),
+        ("num_steps", "'num_steps' is not an override; write a.b=value"),
+    ],
+)
+def test_what_cannot_work_is_refused_with_its_path_and_remedy(change: str, message: str) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        load("shapes_hps", [change])
+    assert message in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_recipe_file_resolves_paths_beside_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "prompts.txt").write_text("first\n\n second \n")
+    (tmp_path / "weights").mkdir()
+    document = yaml.safe_load(MINIMAL) | {"prompts": {"train": "prompts.txt", "heldout": ["b"]}}
+    document["model"]["weights"] = "./weights"
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(document))
+    monkeypatch.chdir("/")
+    config = load(str(tmp_path / "mine.yaml"))
+    assert config.prompts.train == ("first", "second")
+    assert config.model.weights == str(tmp_path / "weights")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("[1, 2]", "must hold a mapping"), ("a: [", "cannot be read as YAML"), ("a: 1", "name: is required")]
+)
+def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "bad.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load(str(tmp_path / "bad.yaml"))
+
+
+def test_identity_ignores_where_a_run_happens() -> None:
+    assert load("shapes_hps", ["machine.num_workers=2"]).identity() == load("shapes_hps").identity()
+    assert load("shapes_hps", ["seed=1"]).identity() != load("shapes_hps").identity()
+
+
+def test_flatten_gives_the_addresses_of_overrides() -> None:
+    flat = flatten({"a": {"b": 1}, "c": [{"d": 2}], "e": [1, 2]})
+    assert flat == {"a.b": 1, "c.0.d": 2, "e": [1, 2]}
+
+
+def test_the_configuration_imports_no_framework() -> None:
+    code = "import sys, vader_ray.config; print(*({'torch', 'ray', 'mlflow', 'diffusers'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == ""
+
+
+@pytest.mark.parametrize("recipe", ["shapes_hps_aesthetic"])
+def test_the_authors_mix_is_their_formula(recipe: str) -> None:
+    """Their loss is (1.5 · 0.1 · |a − 10| + |1 − h|) / 2; the objective is its negative."""
+    terms = {spec.name: Term(spec.name, brightness.Reward(), spec.weight, spec.target) for spec in load(recipe).rewards}
+    scores = {"hps": torch.tensor([0.24, 0.33, 1.1]), "aesthetic": torch.tensor([4.6, 7.3, 10.5])}
+    objective = sum(term.value(scores[name]) for name, term in terms.items())
+    loss = (1.5 * 0.1 * (scores["aesthetic"] - 10).abs() + (1 - scores["hps"]).abs()) / 2
+    torch.testing.assert_close(objective, -loss)
+
+
+def _with_prompts(train: object, folder: Path) -> ExperimentConfig:
+    document = yaml.safe_load(MINIMAL) | {"prompts": {"train": train, "heldout": train}}
+    document["prompts"]["heldout"] = [f"{folder / 'dog.png'} | another dog"]
+    return validate(document, folder=folder)
+
+
+def test_prompts_with_images(tmp_path: Path) -> None:
+    for name in ("dog.png", "white_cat.jpg"):
+        (tmp_path / name).touch()
+    (tmp_path / "prompts.txt").write_text("dog.png | a dog runs\nwhite_cat.jpg|a cat | jumps\n")
+    dog, cat = tmp_path / "dog.png", tmp_path / "white_cat.jpg"
+    written = _with_prompts("prompts.txt", tmp_path).prompts.train
+    assert [split_image(prompt) for prompt in written] == [(dog, "a dog runs"), (cat, "a cat | jumps")]
+    assert _with_prompts(["dog.png | a dog runs"], tmp_path).prompts.train == (f"{dog} | a dog runs",)
+    assert _with_prompts(".", tmp_path).prompts.train == (f"{dog} | dog", f"{cat} | white cat")
+    assert split_image("black | white") == (None, "black | white")
+
+
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        (["no.png | a dog"], r"prompts.train: the image .*no.png does not exist; write `path/to/image.png \| text`"),
+        (["dog.png | a dog", "a cat"], "prompts.train: some prompts have an image and some have none"),
+        ("empty", "prompts.train: .*empty holds no image"),
+    ],
+)
+def test_image_prompts_are_checked(tmp_path: Path, train: object, message: str) -> None:
+    (tmp_path / "dog.png").touch()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match=message):
+        _with_prompts(train, tmp_path)

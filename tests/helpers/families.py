@@ -1,0 +1,292 @@
+"""Tiny random pipelines of every family, in the published layout, as the library saves them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import diffusers as d
+import numpy as np
+import torch
+import transformers as t
+from PIL import Image
+
+from vader_ray.shapes.train._tokenizer import build_tokenizer
+
+
+@dataclass(frozen=True)
+class Case:
+    """One checkpoint layout and what a recipe says about it."""
+
+    family: str
+    build: Callable[[], Any]
+    sampling: dict[str, Any]
+    schedulers: tuple[str | None, ...] = (None,)
+    images: bool = False
+    precision: str = "float64"
+    """Of the gradient test; Wan keeps some layers in float32 whatever is asked."""
+    tolerance: float = 1e-10
+    call: dict[str, Any] = field(default_factory=dict)
+    """Arguments by which the pipeline's own call differs from the recipe's words."""
+
+
+def save(case: Case, folder: Path) -> Path:
+    """The pipeline on disk, without zero-initialised layers: they would hide errors."""
+    torch.manual_seed(0)
+    pipe = case.build()
+    for name in ("unet", "transformer", "transformer_2"):
+        for parameter in getattr(pipe, name).parameters() if getattr(pipe, name, None) is not None else ():
+            if not parameter.any():
+                torch.nn.init.normal_(parameter, std=0.2)
+    pipe.save_pretrained(folder)
+    return folder
+
+
+def save_images(folder: Path, count: int = 2) -> list[Path]:
+    """Random pictures that are not of the video's shape."""
+    generator = np.random.default_rng(0)
+    paths = [folder / f"{index}.png" for index in range(count)]
+    for path in paths:
+        Image.fromarray(generator.integers(0, 256, (24, 40, 3), dtype=np.uint8)).save(path)
+    return paths
+
+
+def _t5(kind: Any = t.T5EncoderModel, config: Any = t.T5Config) -> dict[str, Any]:
+    tokenizer = build_tokenizer()
+    sizes = {"d_model": 8, "d_kv": 4, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+    return {"tokenizer": tokenizer, "text_encoder": kind(config(vocab_size=len(tokenizer), **sizes))}
+
+
+def _clip_text(length: int) -> tuple[Any, Any]:
+    tokenizer = build_tokenizer()
+    sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    config = t.CLIPTextConfig(vocab_size=len(tokenizer), max_position_embeddings=length, **sizes, **ends)
+    return tokenizer, t.CLIPTextModel(config)
+
+
+def _clip_vision(kind: Any, size: int) -> Any:
+    sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "projection_dim": 8}
+    return kind(t.CLIPVisionConfig(image_size=size, patch_size=size // 2, **sizes))
+
+
+_EULER = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+
+
+def _svd() -> Any:
+    unet = d.UNetSpatioTemporalConditionModel(
+        block_out_channels=(32, 32),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
+        up_block_types=("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"),
+        cross_attention_dim=8,
+        num_attention_heads=2,
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=24,
+    )
+    vae = d.AutoencoderKLTemporalDecoder(block_out_channels=(32, 32), down_block_types=("DownEncoderBlock2D",) * 2)
+    spacing = {"timestep_spacing": "leading", "timestep_type": "continuous", "sigma_min": 0.002, "sigma_max": 700.0}
+    scheduler = d.EulerDiscreteScheduler(**_EULER, **spacing, prediction_type="v_prediction", use_karras_sigmas=True)
+    encoder = _clip_vision(t.CLIPVisionModelWithProjection, 224)
+    return d.StableVideoDiffusionPipeline(vae, encoder, unet, scheduler, t.CLIPImageProcessor())
+
+
+def _animatediff() -> Any:
+    sizes = {"block_out_channels": (8, 8), "layers_per_block": 1, "norm_num_groups": 4}
+    unet = d.UNet2DConditionModel(
+        **sizes,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=8,
+        attention_head_dim=2,
+    )
+    motion = d.MotionAdapter(
+        block_out_channels=(8, 8), motion_layers_per_block=1, motion_norm_num_groups=4, motion_num_attention_heads=2
+    )
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    vae = d.AutoencoderKL(block_out_channels=(8, 8), norm_num_groups=4, latent_channels=4, **blocks)
+    tokenizer, text_encoder = _clip_text(16)
+    scheduler = d.DDIMScheduler(**_EULER | {"beta_schedule": "linear"}, clip_sample=False, steps_offset=1)
+    return d.AnimateDiffPipeline(vae, text_encoder, tokenizer, unet, motion, scheduler)
+
+
+def _cogvideox(kind: Any = d.CogVideoXPipeline, in_channels: int = 4, **transformer: Any) -> Any:
+    model = d.CogVideoXTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=16,
+        in_channels=in_channels,
+        out_channels=4,
+        time_embed_dim=4,
+        text_embed_dim=8,
+        num_layers=1,
+        sample_width=2,
+        sample_height=2,
+        sample_frames=17,
+        **transformer,
+    )
+    vae = d.AutoencoderKLCogVideoX(
+        down_block_types=("CogVideoXDownBlock3D",) * 4,
+        up_block_types=("CogVideoXUpBlock3D",) * 4,
+        block_out_channels=(4, 4, 4, 4),
+        latent_channels=4,
+        layers_per_block=1,
+        norm_num_groups=2,
+    )
+    zero_snr = {"rescale_betas_zero_snr": True, "snr_shift_scale": 3.0, "timestep_spacing": "trailing"}
+    scheduler = d.CogVideoXDDIMScheduler(**_EULER, **zero_snr, prediction_type="v_prediction", clip_sample=False)
+    return kind(vae=vae, transformer=model, scheduler=scheduler, **_t5())
+
+
+def _wan_transformer(channels: int = 16, **more: Any) -> Any:
+    sizes = {"num_attention_heads": 2, "attention_head_dim": 12, "text_dim": 8, "freq_dim": 16, "ffn_dim": 16, "num_layers": 1}
+    settings = {"in_channels": channels, "out_channels": channels, "cross_attn_norm": True, "rope_max_seq_len": 32}
+    return d.WanTransformer3DModel(**sizes | settings | more)
+
+
+def _wan(kind: Any = d.WanPipeline, vae: Any = None, transformer: Any = None, **more: Any) -> Any:
+    vae = vae or d.AutoencoderKLWan(base_dim=4, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1)
+    flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
+    scheduler = d.UniPCMultistepScheduler(**flow)
+    text = _t5(t.UMT5EncoderModel, t.UMT5Config)
+    return kind(vae=vae, transformer=transformer or _wan_transformer(), scheduler=scheduler, **text, **more)
+
+
+def _wan_5b() -> Any:
+    vae = d.AutoencoderKLWan(
+        base_dim=4,
+        decoder_base_dim=4,
+        z_dim=8,
+        dim_mult=[1, 1, 1, 1],
+        num_res_blocks=1,
+        latents_mean=[0.1] * 8,
+        latents_std=[1.5] * 8,
+        is_residual=True,
+        in_channels=12,
+        out_channels=12,
+        patch_size=2,
+        scale_factor_spatial=16,
+    )
+    return _wan(vae=vae, transformer=_wan_transformer(8), expand_timesteps=True)
+
+
+def _wan_i2v() -> Any:
+    transformer = _wan_transformer(in_channels=36, image_dim=8, added_kv_proj_dim=24)
+    encoder = _clip_vision(t.CLIPVisionModel, 32)
+    processor = t.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32)
+    images = {"image_encoder": encoder, "image_processor": processor}
+    return _wan(d.WanImageToVideoPipeline, transformer=transformer, **images)
+
+
+def _wan_i2v_a14b() -> Any:
+    experts = {name: _wan_transformer(in_channels=36) for name in ("transformer", "transformer_2")}
+    return _wan(d.WanImageToVideoPipeline, **experts, boundary_ratio=0.9)
+
+
+def _ltx(timestep_conditioning: bool = False) -> Any:
+    transformer = d.LTXVideoTransformer3DModel(
+        in_channels=8,
+        out_channels=8,
+        num_attention_heads=2,
+        attention_head_dim=8,
+        cross_attention_dim=16,
+        num_layers=1,
+        caption_channels=8,
+    )
+    vae = d.AutoencoderKLLTXVideo(
+        latent_channels=8,
+        block_out_channels=(8, 8, 8, 8),
+        decoder_block_out_channels=(8, 8, 8, 8),
+        layers_per_block=(1, 1, 1, 1, 1),
+        decoder_layers_per_block=(1, 1, 1, 1, 1),
+        spatio_temporal_scaling=(True, True, False, False),
+        decoder_spatio_temporal_scaling=(True, True, False, False),
+        patch_size=2,
+        timestep_conditioning=timestep_conditioning,
+    )
+    scheduler = d.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift_terminal=0.1)
+    return d.LTXPipeline(scheduler, vae, transformer=transformer, **_t5())
+
+
+def _hunyuan_video() -> Any:
+    transformer = d.HunyuanVideoTransformer3DModel(
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=10,
+        num_layers=1,
+        num_single_layers=1,
+        num_refiner_layers=1,
+        text_embed_dim=8,
+        pooled_projection_dim=8,
+        rope_axes_dim=(2, 4, 4),
+    )
+    vae = d.AutoencoderKLHunyuanVideo(latent_channels=4, block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=4)
+    tokenizer, clip_tokenizer_and_model = build_tokenizer(), _clip_text(77)
+    sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
+    llama = t.LlamaModel(t.LlamaConfig(vocab_size=len(tokenizer), num_key_value_heads=2, **sizes))
+    scheduler = d.FlowMatchEulerDiscreteScheduler(shift=7.0)
+    return d.HunyuanVideoPipeline(
+        llama, tokenizer, transformer, vae, scheduler, clip_tokenizer_and_model[1], clip_tokenizer_and_model[0]
+    )
+
+
+def _mochi() -> Any:
+    transformer = d.MochiTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=8,
+        num_layers=2,
+        pooled_projection_dim=8,
+        text_embed_dim=8,
+        time_embed_dim=4,
+        max_sequence_length=256,
+    )
+    vae = d.AutoencoderKLMochi(
+        encoder_block_out_channels=(32, 32, 32, 32), decoder_block_out_channels=(32, 32, 32, 32), layers_per_block=(1,) * 5
+    )
+    scheduler = d.FlowMatchEulerDiscreteScheduler(invert_sigmas=True)
+    return d.MochiPipeline(scheduler, vae, transformer=transformer, **_t5())
+
+
+def _size(num_frames: int, size: int, guidance_scale: float = 3.0) -> dict[str, Any]:
+    return {
+        "num_frames": num_frames,
+        "height": size,
+        "width": size,
+        "num_inference_steps": 3,
+        "guidance_scale": guidance_scale,
+    }
+
+
+_VIDEO_IS_FLOAT32 = 1e-6  # these pipelines cast the decoded video
+_FLOAT32: dict[str, Any] = {"precision": "float32", "tolerance": 1e-5}
+CASES = {
+    "svd": Case("svd", _svd, _size(3, 16), images=True, tolerance=_VIDEO_IS_FLOAT32),
+    "animatediff": Case(
+        "animatediff", _animatediff, _size(3, 16), ("DDIMScheduler", "EulerDiscreteScheduler"), tolerance=_VIDEO_IS_FLOAT32
+    ),
+    "cogvideox": Case("cogvideox", _cogvideox, _size(17, 16), ("CogVideoXDDIMScheduler", "CogVideoXDPMScheduler")),
+    "cogvideox_i2v": Case(
+        "cogvideox",
+        lambda: _cogvideox(d.CogVideoXImageToVideoPipeline, 8, use_rotary_positional_embeddings=True),
+        _size(9, 16),
+        images=True,
+    ),
+    "cogvideox_1_5": Case(
+        "cogvideox",
+        lambda: _cogvideox(patch_size_t=2, patch_bias=False, use_rotary_positional_embeddings=True),
+        _size(17, 16),  # five latent frames, padded to six
+    ),
+    "wan": Case("wan", _wan, _size(9, 16), ("UniPCMultistepScheduler", "FlowMatchEulerDiscreteScheduler"), **_FLOAT32),
+    "wan_5b": Case("wan", _wan_5b, _size(5, 32), **_FLOAT32),
+    "wan_a14b": Case("wan", lambda: _wan(transformer_2=_wan_transformer(), boundary_ratio=0.875), _size(5, 16), **_FLOAT32),
+    "wan_i2v": Case("wan", _wan_i2v, _size(5, 16), images=True, **_FLOAT32),
+    "wan_i2v_a14b": Case("wan", _wan_i2v_a14b, _size(5, 16), images=True, **_FLOAT32),
+    "ltx": Case("ltx", _ltx, _size(9, 32)),
+    "ltx_denoising_decoder": Case(
+        "ltx", lambda: _ltx(True), _size(9, 32), call={"decode_timestep": 0.05, "decode_noise_scale": 0.025}
+    ),
+    "hunyuan_video": Case("hunyuan_video", _hunyuan_video, _size(5, 16)),
+    "mochi": Case("mochi", _mochi, _size(7, 16)),
+}

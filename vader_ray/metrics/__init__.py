@@ -1,0 +1,1 @@
+"""Metrics: measured on held-out videos and never trained."""

@@ -1,0 +1,1 @@
+"""LoRA adapters: layers, files, export to other programs, weighted merge."""

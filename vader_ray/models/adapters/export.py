@@ -1,0 +1,188 @@
+"""Saved adapters in the formats of other programs, and folded into the denoiser.
+
+Keys of a layer, of which ``A`` is ``rank × in`` and ``B`` is ``out × rank``, and the update ``alpha / rank · B A``:
+
+===========  ===================================================  ==================================================
+format       keys                                                 rank and alpha
+===========  ===================================================  ==================================================
+diffusers    ``transformer.LAYER.lora_A.weight``, ``lora_B``      in the metadata; ``unet.`` before the layers of UNets
+peft         ``base_model.model.LAYER.lora_A.weight``, ``lora_B`` in ``adapter_config.json``
+comfyui      transformers: ``diffusion_model.LAYER.lora_A.weight``, ``lora_B``, and ``LAYER.alpha``; UNets (kohya's):
+             ``lora_unet_LAYER.lora_down.weight``, ``lora_up``, and ``alpha``, with _ for every dot of the layer
+===========  ===================================================  ==================================================
+
+ComfyUI accepts, for every weight ``diffusion_model.LAYER.weight`` of its own network, the keys above
+(``comfy/lora.py``, ``model_lora_keys_unet``; ``comfy/weight_adapter/lora.py``). Its networks have the layer names of the
+models' authors: those of LTX-Video (``comfy/ldm/lightricks/model.py``) are diffusers' but for `_LTX`, those of Wan
+(``comfy/ldm/wan/model.py``) are in `_WAN`, both as they stand in comfyanonymous/ComfyUI at 005d2d3 and 01c4fa4;
+UNets are addressed by diffusers' names.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import torch
+from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY, LORA_WEIGHT_NAME_SAFE
+from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from vader_ray.models.adapters import files
+
+Format: TypeAlias = Literal["diffusers", "comfyui", "peft"]
+_COMFYUI_NAME = "comfyui.safetensors"
+_SECOND = "transformer_2"
+_WRAPPERS = ("base_model.", "model.", "diffusion_model.", "unet.", "transformer.")
+_UNET = re.compile(r"(down_blocks|mid_block|up_blocks|transformer_in|conv_in|conv_out|time_embedding)\b")
+
+_WAN = {
+    r"\.attn1\.": ".self_attn.",
+    r"\.attn2\.": ".cross_attn.",
+    r"\.to_([qkv])$": r".\1",
+    r"\.to_out\.0$": ".o",
+    r"\.add_([kv])_proj$": r".\1_img",
+    r"\.ffn\.net\.0\.proj$": ".ffn.0",
+    r"\.ffn\.net\.2$": ".ffn.2",
+    r"^condition_embedder\.text_embedder\.linear_1$": "text_embedding.0",
+    r"^condition_embedder\.text_embedder\.linear_2$": "text_embedding.2",
+    r"^condition_embedder\.time_embedder\.linear_1$": "time_embedding.0",
+    r"^condition_embedder\.time_embedder\.linear_2$": "time_embedding.2",
+    r"^condition_embedder\.time_proj$": "time_projection.1",
+    r"^condition_embedder\.image_embedder\.ff\.net\.0\.proj$": "img_emb.proj.1",
+    r"^condition_embedder\.image_embedder\.ff\.net\.2$": "img_emb.proj.3",
+    r"^proj_out$": "head.head",
+}
+_LTX = {r"^proj_in$": "patchify_proj", r"^time_embed\.": "adaln_single."}
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """An adapter as it lies on disk."""
+
+    layers: dict[str, tuple[Tensor, Tensor]]
+    """A and B of each layer, by the denoiser's own names."""
+    rank: int
+    alpha: float
+    targets: tuple[str, ...]
+
+    @property
+    def of_unet(self) -> bool:
+        """Whether it belongs to one of diffusers' UNets."""
+        return any(_UNET.match(layer) for layer in self.layers)
+
+
+def export(source: Path, form: Format, output: Path, *, bare_alpha: float = files.PEFT_ALPHA) -> list[Path]:
+    """Write a saved adapter in another format; the files or folders that were written.
+
+    Args:
+        source: what `_adapter.save` or `_adapter.save_for_diffusers` wrote, or a file of a bare peft state dict.
+        output: a folder, or the name of a ``.safetensors`` file where the format is one file.
+        bare_alpha: alpha of a bare state dict, which tells none.
+
+    Raises:
+        ValueError: no adapter, or one for which the format has no names or the output no room.
+    """
+    sources = {"": source}
+    if (source / _SECOND).is_dir():
+        sources[_SECOND] = source / _SECOND
+    as_file = output.suffix == ".safetensors"
+    if as_file and (form == "peft" or len(sources) > 1):
+        reason = "peft's format is two files" if form == "peft" else f"{source} holds the adapters of two denoisers"
+        raise ValueError(f"{output}: {reason}; give a folder")
+    saved = {name: _read(place, bare_alpha) for name, place in sources.items()}
+    return [_write(adapter, form, output if as_file else output / name, as_file) for name, adapter in saved.items()]
+
+
+def _read(source: Path, bare_alpha: float) -> Saved:
+    shape = files.read_shape(source, bare_alpha=bare_alpha)
+    weights = _stripped(files.read_bare(source)) if source.is_file() else files.read(source)[0]
+    layers = {
+        key.removesuffix(files.DOWN): (value.contiguous(), weights[key.replace(".lora_A.", ".lora_B.")].contiguous())
+        for key, value in sorted(weights.items())
+        if key.endswith(files.DOWN)
+    }
+    return Saved(layers, shape.rank, shape.alpha, shape.target_modules or ())
+
+
+def _stripped(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A bare state dict by the denoiser's own names: without the modules that were around it."""
+    for wrapper in _WRAPPERS * 2:
+        if all(key.startswith(wrapper) for key in weights):
+            weights = {key.removeprefix(wrapper): value for key, value in weights.items()}
+    return weights
+
+
+def _write(saved: Saved, form: Format, output: Path, as_file: bool) -> Path:
+    (output.parent if as_file else output).mkdir(parents=True, exist_ok=True)
+    if form == "peft":
+        return _write_peft(saved, output)
+    tensors, metadata = for_comfyui(saved) if form == "comfyui" else _for_diffusers(saved)
+    path = output if as_file else output / (_COMFYUI_NAME if form == "comfyui" else LORA_WEIGHT_NAME_SAFE)
+    save_file(tensors, path, metadata={"format": "pt"} | metadata)
+    return path
+
+
+def _write_peft(saved: Saved, folder: Path) -> Path:
+    settings = LoraConfig(r=saved.rank, lora_alpha=saved.alpha, target_modules=list(saved.targets))  # type: ignore[arg-type]
+    files.write_peft(_peft_keys(saved), settings, folder)
+    return folder
+
+
+def _peft_keys(saved: Saved) -> dict[str, Tensor]:
+    downs = {f"{layer}.lora_A.weight": down for layer, (down, _) in saved.layers.items()}
+    return downs | {f"{layer}.lora_B.weight": up for layer, (_, up) in saved.layers.items()}
+
+
+def _for_diffusers(saved: Saved) -> tuple[dict[str, Tensor], dict[str, str]]:
+    name = "unet" if saved.of_unet else "transformer"
+    settings = {"r": saved.rank, "lora_alpha": saved.alpha, "target_modules": list(saved.targets)}
+    metadata = json.dumps({f"{name}.{key}": value for key, value in settings.items()}, indent=2, sort_keys=True)
+    return {f"{name}.{key}": value for key, value in _peft_keys(saved).items()}, {LORA_ADAPTER_METADATA_KEY: metadata}
+
+
+def for_comfyui(saved: Saved) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors by ComfyUI's keys, and no metadata: rank and alpha are among the tensors.
+
+    Raises:
+        ValueError: ComfyUI's network of these layers has other ones, into which they do not go one by one.
+    """
+    tensors = dict[str, Tensor]()
+    for layer, (down, up) in saved.layers.items():
+        stem, (a, b) = _comfyui_stem(saved, layer), ("lora_down", "lora_up") if saved.of_unet else ("lora_A", "lora_B")
+        tensors |= {f"{stem}.{a}.weight": down, f"{stem}.{b}.weight": up, f"{stem}.alpha": torch.tensor(float(saved.alpha))}
+    return tensors, {}
+
+
+def _comfyui_stem(saved: Saved, layer: str) -> str:
+    if saved.of_unet:
+        return f"lora_unet_{layer.replace('.', '_')}"
+    for old, new in _comfyui_renames(saved).items():
+        layer = re.sub(old, new, layer)
+    return f"diffusion_model.{layer}"
+
+
+def _comfyui_renames(saved: Saved) -> dict[str, str]:
+    if any(layer.startswith("blocks.") for layer in saved.layers):
+        return _WAN
+    if any(re.match(r"transformer_blocks\.\d+\.attn2\.", layer) for layer in saved.layers):
+        return _LTX
+    raise ValueError(
+        f"ComfyUI's names for layers like {next(iter(saved.layers))} are not known here: it exports adapters of Wan, "
+        "LTX-Video and diffusers' UNets; choose --format diffusers or peft"
+    )
+
+
+def merge(denoiser: nn.Module) -> None:
+    """Fold a loaded adapter into the weights of its layers, in their own precision, and remove it."""
+    for name, layer in list(denoiser.named_modules()):
+        if isinstance(layer, LoraLayer):
+            layer.merge(safe_merge=True)  # type: ignore[operator]
+            parent, _, last = name.rpartition(".")
+            setattr(denoiser.get_submodule(parent), last, layer.get_base_layer())
+    delattr(denoiser, "peft_config")

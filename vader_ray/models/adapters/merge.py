@@ -1,0 +1,45 @@
+"""Adapters mixed by weights: a model between those that each adapter alone gives (rewarded soups, arXiv 2306.04488)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
+from peft import LoraConfig
+from torch import Tensor
+
+from vader_ray.models.adapters.files import DOWN, WEIGHTS, read, write_peft
+
+
+def mix(adapters: Sequence[tuple[Path, float]], output: Path) -> None:
+    """Write the adapter whose change of each layer is exactly the weighted sum of the adapters' changes, in peft's format.
+
+    ΔW = Σ wᵢ (αᵢ / rᵢ) Bᵢ Aᵢ is one LoRA of rank Σ rᵢ. (The mean of the Aᵢ times the mean of the Bᵢ is another, smaller change.)
+
+    Raises:
+        ValueError: a folder holds no adapter, a damaged one, or one of other layers than the first.
+    """
+    first = adapters[0][0]
+    nested = [path.parent.relative_to(first) for name in (WEIGHTS, LORA_WEIGHT_NAME_SAFE) for path in first.glob(f"*/{name}")]
+    for place in (Path(), *sorted(nested)):  # one folder for each denoiser
+        _mix_one([(folder / place, weight) for folder, weight in adapters], output / place)
+
+
+def _mix_one(adapters: Sequence[tuple[Path, float]], output: Path) -> None:
+    parts = [(*read(folder), weight) for folder, weight in adapters]
+    names = parts[0][0].keys()
+    for (folder, _), (weights, _, _) in zip(adapters, parts, strict=True):
+        if different := sorted(weights.keys() ^ names):
+            raise ValueError(f"the adapter in {folder} adapts other layers than that in {adapters[0][0]}: {different[0]}")
+    mixed: dict[str, Tensor] = {}
+    for name in names:
+        if name.endswith(DOWN):
+            mixed[name] = torch.cat([weights[name] for weights, _, _ in parts], dim=0)
+        else:
+            scaled = [weights[name] * (weight * settings["lora_alpha"] / settings["r"]) for weights, settings, weight in parts]
+            mixed[name] = torch.cat(scaled, dim=1)
+    rank = sum(settings["r"] for _, settings, _ in parts)
+    settings = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(parts[0][1]["target_modules"]))
+    write_peft(mixed, settings, output)

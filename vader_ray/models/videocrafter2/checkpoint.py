@@ -1,0 +1,195 @@
+"""VideoCrafter2's published checkpoint: one Lightning file with denoiser, text encoder, autoencoder and schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL
+from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
+from jaxtyping import Float, Int
+from open_clip.transformer import Transformer
+from torch import Tensor, nn
+
+from vader_ray.config import ConfigError, ModelConfig
+from vader_ray.models.videocrafter2.scheduler import DynamicRescaleDDIMScheduler
+from vader_ray.models.videocrafter2.unet import Architecture, UNet
+from vader_ray.weights import load_strictly, obtain, read_state_dict, without_weights
+
+FILE = "model.ckpt"
+DENOISER, TEXT_ENCODER, AUTOENCODER = "model.diffusion_model.", "cond_stage_model.model.", "first_stage_model."
+SCALING_FACTOR = 0.18215
+PUBLISHED = Architecture(
+    in_channels=4,
+    out_channels=4,
+    channels=320,
+    multipliers=(1, 2, 4, 4),
+    attention=(True, True, True, False),
+    num_res_blocks=2,
+    head_size=64,
+    context_size=1024,
+)
+"""The denoiser of ``VideoCrafter/VideoCrafter2``."""
+_ALPHAS = ("alphas_cumprod", "alphas_cumprod_prev", "sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod")
+_RECIPROCALS = ("log_one_minus_alphas_cumprod", "sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod")
+_POSTERIOR = ("posterior_variance", "posterior_log_variance_clipped", "posterior_mean_coef1", "posterior_mean_coef2")
+SCHEDULE = {"betas", *_ALPHAS, *_RECIPROCALS, *_POSTERIOR, "scale_arr"}
+"""Tables of the noise schedule. They are computed anew; ``betas`` and ``scale_arr``, which imply the rest, must agree."""
+
+
+@dataclass(frozen=True, slots=True)
+class Networks:
+    """What a checkpoint holds."""
+
+    unet: UNet
+    text_encoder: TextEncoder
+    vae: AutoencoderKL
+
+
+class TextEncoder(nn.Module):
+    """The text half of an OpenCLIP network up to its penultimate layer, one feature per token."""
+
+    def __init__(self, vocabulary: int, tokens: int, width: int, layers: int, features: int) -> None:
+        super().__init__()
+        self.token_embedding = nn.Embedding(vocabulary, width)
+        self.positional_embedding = nn.Parameter(torch.empty(tokens, width))
+        self.transformer = Transformer(width, layers, heads=width // 64)  # 64 per head, as in every OpenCLIP text encoder
+        self.ln_final = nn.LayerNorm(width)
+        self.text_projection = nn.Parameter(torch.empty(width, features))
+        self.logit_scale = nn.Parameter(torch.empty(()))
+
+    @classmethod
+    def read(cls, weights: Mapping[str, Tensor]) -> TextEncoder:
+        """A network without memory, of the sizes of a checkpoint."""
+        vocabulary, layers = len(weights["token_embedding.weight"]), sum(name.endswith(".ln_1.weight") for name in weights)
+        tokens, width = weights["positional_embedding"].shape
+        with torch.device("meta"):
+            return cls(vocabulary, tokens, width, layers, weights["text_projection"].shape[1])
+
+    def drop_unused(self) -> None:
+        """Forget what only matching with images needs: the last layer and the projection."""
+        del self.transformer.resblocks[-1], self.text_projection, self.logit_scale
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.positional_embedding.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.positional_embedding.device
+
+    def forward(self, tokens: Int[Tensor, "batch tokens"]) -> Float[Tensor, "batch tokens width"]:
+        """Features of each token, of which each sees those before it."""
+        x = self.token_embedding(tokens) + self.positional_embedding
+        mask = torch.full(2 * tokens.shape[1:], -torch.inf, dtype=x.dtype, device=x.device).triu(1)
+        for block in self.transformer.resblocks:
+            x = block(x, attn_mask=mask)
+        features: Tensor = self.ln_final(x)
+        return features
+
+
+def fetch(model: ModelConfig) -> Path:
+    """The checkpoint's file, downloaded first where ``model.weights`` is a hub id.
+
+    Raises:
+        ConfigError: it does not exist or cannot be downloaded.
+    """
+    found = obtain(model.weights, FILE)
+    checkpoint = found if found.is_file() else found / FILE
+    if not checkpoint.is_file():
+        raise ConfigError(f"model.weights: {found} holds no {FILE}; give the file, its folder, or VideoCrafter/VideoCrafter2")
+    return checkpoint
+
+
+def skeleton(model: ModelConfig) -> Networks:
+    """The three networks on the meta device: with the sizes of a local checkpoint, else with the published ones."""
+    with torch.device("meta"):
+        found = obtain(model.weights, FILE)
+        checkpoint = found if found.is_file() else found / FILE
+        if checkpoint.is_file():
+            return read(checkpoint)
+        text_encoder = TextEncoder(vocabulary=49408, tokens=77, width=1024, layers=24, features=1024)
+        text_encoder.drop_unused()
+        return Networks(UNet(PUBLISHED), text_encoder, _autoencoder_of((128, 256, 512, 512), num_blocks=2, latent_channels=4))
+
+
+def read(checkpoint: Path) -> Networks:
+    """The three networks, in the precision of the file.
+
+    Raises:
+        ConfigError: the file is damaged, or has a weight that no network here has, or lacks one.
+    """
+    return assemble(read_state_dict(checkpoint), checkpoint)
+
+
+def assemble(state: Mapping[str, Tensor], checkpoint: Path) -> Networks:
+    """The three networks with the weights of a state dict, whose memory they take over.
+
+    Raises:
+        ConfigError: it has a weight that no network here has, or lacks one.
+    """
+    parts = {prefix: _under(state, prefix) for prefix in (DENOISER, TEXT_ENCODER, AUTOENCODER)}
+    schedule = {name: value for name, value in state.items() if not name.startswith(tuple(parts))}
+    if not without_weights():
+        _check_schedule(schedule, checkpoint)
+    try:
+        with torch.device("meta"):
+            unet = UNet(Architecture.read(parts[DENOISER]))
+        text_encoder, vae = TextEncoder.read(parts[TEXT_ENCODER]), _autoencoder(parts[AUTOENCODER])
+    except KeyError as error:
+        raise ConfigError(f"{checkpoint} is not a checkpoint of VideoCrafter2: it has no weight {error}") from None
+    load_strictly(unet, parts[DENOISER], checkpoint)
+    load_strictly(text_encoder, parts[TEXT_ENCODER], checkpoint)
+    load_strictly(vae, _converted(parts[AUTOENCODER], vae, checkpoint), checkpoint)
+    text_encoder.drop_unused()
+    return Networks(unet, text_encoder, vae)
+
+
+def _under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
+def _check_schedule(schedule: Mapping[str, Tensor], checkpoint: Path) -> None:
+    """Refuse a model that was trained with another noise schedule, and weights that nobody would load."""
+    if foreign := sorted(schedule.keys() - SCHEDULE):
+        raise ConfigError(f"{checkpoint} belongs to another network: {len(foreign)} unexpected weights, such as {foreign[0]}")
+    ours = DynamicRescaleDDIMScheduler()
+    for name, table in (("betas", ours.betas), ("scale_arr", ours.scales)):
+        theirs = schedule[name][: len(table)] if name in schedule else table  # scale_arr is longer than it is used
+        if theirs.shape != table.shape or not torch.allclose(theirs.float(), table, rtol=1e-4, atol=0):
+            raise ConfigError(
+                f"{checkpoint} was trained with another noise schedule ({name} differs), which is not VideoCrafter2's"
+            )
+
+
+def _autoencoder(weights: Mapping[str, Tensor]) -> AutoencoderKL:
+    """An autoencoder without memory, of the sizes of weights in the layout of latent diffusion."""
+    widths, level = list[int](), 0
+    while f"encoder.down.{level}.block.0.conv1.bias" in weights:
+        widths.append(len(weights[f"encoder.down.{level}.block.0.conv1.bias"]))
+        level += 1
+    num_blocks = sum(name.startswith("encoder.down.0.") and name.endswith("conv1.bias") for name in weights)
+    return _autoencoder_of(widths, num_blocks, latent_channels=len(weights["post_quant_conv.bias"]))
+
+
+def _autoencoder_of(widths: Sequence[int], num_blocks: int, latent_channels: int) -> AutoencoderKL:
+    with torch.device("meta"):
+        return AutoencoderKL(
+            block_out_channels=tuple(widths),
+            down_block_types=("DownEncoderBlock2D",) * len(widths),
+            up_block_types=("UpDecoderBlock2D",) * len(widths),
+            layers_per_block=num_blocks,
+            latent_channels=latent_channels,
+            scaling_factor=SCALING_FACTOR,
+        )
+
+
+def _converted(weights: Mapping[str, Tensor], vae: AutoencoderKL, checkpoint: Path) -> dict[str, Tensor]:
+    """The weights under diffusers' names."""
+    converted: dict[str, Tensor] = convert_ldm_vae_checkpoint(dict(weights), vae.config)
+    if len(converted) != len(weights):  # diffusers passes over names that it does not know
+        count = len(weights) - len(converted)
+        raise ConfigError(f"{checkpoint} belongs to another network: its autoencoder has {count} unexpected weights")
+    return converted

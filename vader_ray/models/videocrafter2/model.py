@@ -1,0 +1,167 @@
+"""VideoCrafter2 (``VideoCrafter/VideoCrafter2``, ``model.ckpt``; arXiv 2401.09047), packaged as a diffusers pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import open_clip  # type: ignore[import-untyped, unused-ignore]
+import torch
+from diffusers import AutoencoderKL, DiffusionPipeline
+from diffusers.utils import BaseOutput
+from diffusers.utils.torch_utils import randn_tensor
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vader_ray.config import ConfigError, ModelConfig, SamplingConfig
+from vader_ray.models.base import PipelineModel
+from vader_ray.models.core.decoders import Framewise2D
+from vader_ray.models.core.loading import _quiet
+from vader_ray.models.core.meta_pipeline import accept_host_tensors
+from vader_ray.models.videocrafter2 import checkpoint
+from vader_ray.models.videocrafter2.checkpoint import TextEncoder
+from vader_ray.models.videocrafter2.scheduler import DynamicRescaleDDIMScheduler
+from vader_ray.models.videocrafter2.unet import RECOMPUTED, UNet
+from vader_ray.types import Frames
+
+TextFeatures: TypeAlias = Float[Tensor, "batch tokens context"]
+FPS = 24
+"""The frame rate that the authors of VADER ask of the model in training and sampling; it knows 1 to about 30."""
+
+
+@dataclass
+class VideoCrafterOutput(BaseOutput):  # type: ignore[misc]
+    """What the pipeline returns."""
+
+    frames: Frames
+
+
+class VideoCrafterPipeline(DiffusionPipeline):  # type: ignore[misc]
+    """Text to video: OpenCLIP text features, a noise-predicting 3D UNet told the frame rate, an image autoencoder."""
+
+    def __init__(
+        self,
+        vae: AutoencoderKL,
+        text_encoder: TextEncoder,
+        tokenizer: open_clip.SimpleTokenizer,
+        unet: UNet,
+        scheduler: DynamicRescaleDDIMScheduler,
+    ) -> None:
+        super().__init__()
+        self.register_modules(vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler)
+        self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1)
+
+    @torch.no_grad()
+    def encode_prompt(
+        self, prompt: Sequence[str], *, do_classifier_free_guidance: bool, negative_prompt: Sequence[str] | None = None
+    ) -> tuple[TextFeatures, TextFeatures | None]:
+        """Features of the prompts, and with guidance of the negative prompts, which are empty by default."""
+        negative = negative_prompt or [""] * len(prompt)
+        return self._encode(prompt), self._encode(negative) if do_classifier_free_guidance else None
+
+    def _encode(self, texts: Sequence[str]) -> TextFeatures:
+        features: Tensor = self.text_encoder(self.tokenizer(list(texts)).to(self.device))
+        return features
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: Sequence[str] = (),
+        *,
+        height: int = 320,
+        width: int = 512,
+        num_frames: int = 16,
+        num_inference_steps: int = 50,
+        guidance_scale: float = 12.0,
+        eta: float = 1.0,
+        fps: int = FPS,
+        negative_prompt: Sequence[str] | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: Tensor | None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+    ) -> VideoCrafterOutput:
+        """Videos of prompts, or of their features."""
+        guided = guidance_scale > 1
+        context = self._encode(prompt) if prompt_embeds is None else prompt_embeds
+        batch = len(context)
+        if guided:
+            if negative_prompt_embeds is None:
+                negative_prompt_embeds = self._encode(negative_prompt or [""] * batch)
+            context = torch.cat([negative_prompt_embeds, context])
+        if latents is None:
+            shape = (batch, self.unet.architecture.in_channels, num_frames, *self._latent_size(height, width))
+            latents = randn_tensor(shape, generator=generator, device=self.device, dtype=torch.float32)
+        self.scheduler.set_timesteps(num_inference_steps)
+        for timestep in self.progress_bar(self.scheduler.timesteps):
+            doubled = torch.cat([latents] * 2) if guided else latents
+            noise = self.unet(doubled, timestep, context, fps, return_dict=False)[0]
+            if guided:
+                unconditional, conditional = noise.chunk(2)
+                noise = unconditional + guidance_scale * (conditional - unconditional)
+            latents = self.scheduler.step(noise, timestep, latents, eta=eta, generator=generator, return_dict=False)[0]
+        images = (latents / self.vae.config.scaling_factor).transpose(1, 2).flatten(0, 1)
+        decoded = self.vae.decode(images).sample
+        return VideoCrafterOutput(frames=(decoded / 2 + 0.5).clamp(0, 1).unflatten(0, (batch, -1)))
+
+    def _latent_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of latents.
+
+        Raises:
+            ValueError: the denoiser cannot halve them as often as it has levels.
+        """
+        multiple = self.vae_scale_factor * 2 ** (len(self.unet.architecture.multipliers) - 1)
+        if height % multiple or width % multiple:
+            raise ValueError(f"sampling.height={height} and sampling.width={width} must be multiples of {multiple}")
+        return height // self.vae_scale_factor, width // self.vae_scale_factor
+
+
+class Model(PipelineModel):
+    """VideoCrafter2 with the rank-16 adapter targets of the authors of VADER. Adapters are saved in peft's format.
+
+    ``weights`` is a hub id, the published ``model.ckpt`` or its folder.
+    """
+
+    denoiser_name = "unet"
+    adapter_targets = ("to_q", "to_k", "to_v")
+
+    @classmethod
+    def fetch(cls, model: ModelConfig) -> Path:
+        """The checkpoint's file, after its download where it is on the hub."""
+        return checkpoint.fetch(model)
+
+    @classmethod
+    def load(cls, model: ModelConfig, sampling: SamplingConfig, *, chunk_size: int, device: torch.device) -> Model:
+        """The pretrained pipeline on a device, with denoiser and text encoder in ``precision``."""
+        if sampling.scheduler not in (None, DynamicRescaleDDIMScheduler.__name__):
+            raise ConfigError(
+                f"sampling.scheduler: {sampling.scheduler} knows no dynamic rescale, with which VideoCrafter2 was trained; "
+                "leave it out"
+            )
+        on_meta = device.type == "meta"
+        networks = checkpoint.skeleton(model) if on_meta else checkpoint.read(cls.fetch(model))
+        precision, decoder_precision = getattr(torch, model.precision), getattr(torch, model.decoder_precision)
+        with _quiet():
+            pipe = VideoCrafterPipeline(
+                vae=networks.vae.to(decoder_precision),
+                text_encoder=networks.text_encoder.to(precision),
+                tokenizer=open_clip.SimpleTokenizer(),
+                unet=networks.unet.to(precision),
+                scheduler=DynamicRescaleDDIMScheduler(),
+            ).to(device)
+        if on_meta:
+            accept_host_tensors(pipe.unet)
+        return cls(pipe, sampling, Framewise2D(pipe.vae, chunk_size))
+
+    def blocks(self) -> list[nn.Module]:
+        return [part for part in self.denoiser.modules() if isinstance(part, RECOMPUTED)]
+
+    def latent_shape(self) -> tuple[int, int, int, int]:
+        sampling = self.sampling
+        height, width = self.pipe._latent_size(sampling.height, sampling.width)
+        return self.pipe.unet.architecture.in_channels, sampling.num_frames, height, width
+
+    def call_arguments(self) -> dict[str, Any]:
+        return super().call_arguments() | {"eta": self.sampling.eta, "fps": FPS}

@@ -1,0 +1,1 @@
+"""Ray clusters: connection, preemption, cluster files."""

@@ -1,0 +1,106 @@
+"""The end of a sweep that compares methods: what each setting gained at what cost, and figures of each method's best one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vader_ray.orchestration.reporting.past_runs import PastRun
+from vader_ray.orchestration.reporting.report_figures import CALLS, QUERIES, SECONDS, Group, draw_rewards, gain_error, series
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One setting of a method, trained on a reward with several seeds."""
+
+    reward: str
+    method: str
+    setting: str
+    runs: list[PastRun]
+
+    @property
+    def group(self) -> Group:
+        return Group(f"{self.method} ({self.setting})", self.runs)
+
+    def against(self, cost: str) -> tuple[list[float], list[float]]:
+        """Costs, and the reward on held-out prompts, evaluation by evaluation: means over the seeds."""
+        line = series(self.group, f"eval/reward/{self.reward}", cost)
+        return list(line.x), list(line.y)
+
+    @property
+    def end(self) -> float:
+        return self.against(QUERIES)[1][-1]
+
+
+def show_curves(runs: Sequence[PastRun], folder: Path) -> list[Path]:
+    """Print how every setting ended and how soon the gradient of the reward got there; the files of the figures.
+
+    The runs are trials of a sweep over ``reward``, ``method``, ``setting`` and ``seed``.
+    """
+    found = curves(runs)
+    for curve in found:
+        print(_ending(curve))
+    best = best_curves(found)
+    for line in efficiency(best, "vader"):
+        print(line)
+    for reward in dict.fromkeys(curve.reward for curve in best):
+        list(draw_rewards([curve.group for curve in best if curve.reward == reward], [reward], folder))
+    return sorted(folder.glob("*"))
+
+
+def curves(runs: Sequence[PastRun]) -> list[Curve]:
+    """The completed trials, by reward, method and setting."""
+    found = dict[tuple[str, str, str], Curve]()
+    for run in runs:
+        if run.status == "completed":
+            key = run.swept["reward"], run.swept["method"], run.swept["setting"]
+            found.setdefault(key, Curve(*key, [])).runs.append(run)
+    return list(found.values())
+
+
+def _ending(curve: Curve) -> str:
+    metric, rewards = f"eval/reward/{curve.reward}", curve.against(QUERIES)[1]
+    (calls, _), (seconds, _) = curve.against(CALLS), curve.against(SECONDS)
+    error = gain_error(curve.runs, metric, max(curve.runs[0].history[metric]))
+    return (
+        f"{curve.reward} {curve.method} ({curve.setting}): {rewards[0]:.4g} → {rewards[-1]:.4g}, a gain of "
+        f"{rewards[-1] - rewards[0]:+.3g} ± {error:.2g} over {len(curve.runs)} seeds, "
+        f"{calls[-1]:.0f} denoiser calls, {seconds[-1]:.0f} s"
+    )
+
+
+def best_curves(found: Sequence[Curve]) -> list[Curve]:
+    """Of each reward and method the setting that ends highest in the mean; of those run with fewer seeds none is taken."""
+    most = max((len(curve.runs) for curve in found), default=0)
+    best = dict[tuple[str, str], Curve]()
+    for curve in found:
+        key = curve.reward, curve.method
+        if len(curve.runs) == most and (key not in best or curve.end > best[key].end):
+            best[key] = curve
+    return list(best.values())
+
+
+def efficiency(best: Sequence[Curve], method: str) -> list[str]:
+    """Per reward a line: from how many queries on a method is at or above the best other method's last value."""
+    lines = []
+    for mine in best:
+        others = [curve for curve in best if curve.reward == mine.reward and curve.method != method]
+        if mine.method != method or not others:
+            continue
+        rival = max(others, key=lambda curve: curve.end)
+        queries, rewards = mine.against(QUERIES)
+        reached = next((place for place, reward in enumerate(rewards) if reward >= rival.end), None)
+        target = f"{rival.method}'s {rival.end:.4g} after {rival.against(QUERIES)[0][-1]:.0f} reward queries"
+        if reached is None:
+            lines.append(f"{mine.reward}: {method} does not reach {target}")
+            continue
+        parts = {name: _part(mine.against(cost)[0][reached], rival.against(cost)[0][-1])
+                 for name, cost in (("reward queries", QUERIES), ("denoiser calls", CALLS), ("seconds", SECONDS))}  # fmt: skip
+        shares = ", ".join(f"{part} of the {name}" for name, part in parts.items())
+        lines.append(f"{mine.reward}: {method} is at {target} after {queries[reached]:.0f}: {shares}")
+    return lines
+
+
+def _part(spent: float, whole: float) -> str:
+    return f"1/{whole / spent:.3g}" if spent else "none"

@@ -1,0 +1,307 @@
+"""One page about an experiment, a sweep or some runs, from what MLflow holds: complete in itself, for screens and paper."""
+
+from __future__ import annotations
+
+import base64
+import io
+import shlex
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+from PIL import Image
+
+from vader_ray.config import ConfigError
+from vader_ray.orchestration.reporting.past_runs import PastRun, differing, differing_settings, find_runs
+from vader_ray.orchestration.reporting.report_figures import (
+    describe_bands,
+    draw_effects,
+    draw_evidence,
+    draw_rewards,
+    draw_trade_offs,
+    grouped,
+    reward_names,
+    short,
+    value_of,
+)
+from vader_ray.orchestration.tracking.mlflow_client import MlflowException
+from vader_ray.orchestration.tracking.server import SQLITE, tracking_uri, unusable
+from vader_ray.training.media import read_mp4
+
+MOST_PROMPTS, MOST_VIDEO_RUNS = 3, 8
+MOST_VIDEO_BYTES = 24_000_000
+"""Of all videos of a page."""
+STILL_SIDE, STILLS = 128, 4
+"""Height in pixels, and number, of the frames that stand for a video on paper."""
+MOST_COLUMNS = 5
+"""Differing settings that get a column of the table."""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A video of the page."""
+
+    label: str
+    prompt: str
+    mp4: str
+    poster: str
+    strip: str
+    """All three base64; a strip of frames is what paper shows."""
+
+
+def write_report(targets: Sequence[str], output: Path, uri: str | None = None) -> Path:
+    """Write the page, and its figures as SVG and PNG into ``OUTPUT_figures/`` beside it; the page's path.
+
+    Args:
+        targets: experiments, sweeps and runs, by name; runs also by their MLflow id or their folder.
+
+    Raises:
+        TrackingError, ConfigError: MLflow does not answer or does not know them, nothing was measured, or the page cannot be
+            written.
+    """
+    address = tracking_uri(uri)
+    runs = find_runs(address, targets)
+    try:
+        page = _render(targets, runs, address, output)
+        output.write_text(page, encoding="utf-8")
+    except MlflowException as error:
+        raise unusable(address, error) from None
+    except OSError as error:
+        raise ConfigError(f"the report cannot be written to {output} ({error.strerror}); give another --output") from None
+    return output.resolve()
+
+
+def figures_folder(output: Path) -> Path:
+    """Where the figures of a page lie."""
+    return output.with_name(f"{output.stem}_figures")
+
+
+def _render(targets: Sequence[str], runs: list[PastRun], uri: str, output: Path) -> str:
+    folder = figures_folder(output)
+    evaluated = [run for run in runs if run.last("eval/objective") is not None]
+    groups, (trained, heldout) = grouped(evaluated), reward_names(evaluated)
+    clips, left_out = _clips(evaluated)
+    bands = describe_bands(groups)
+    sections = [
+        ("rewards", "Trained rewards", f"On prompts that were never trained on. {bands}", draw_rewards(groups, trained, folder)),
+        ("heldout", "Rewards that nobody trained", f"They expose reward hacking. {bands}", draw_rewards(groups, heldout, folder)),
+        ("evidence", "Diversity, motion, distance", "What rewards do not say.", draw_evidence(groups, folder)),
+        ("trade-offs", "Trade-offs", "No other run beats those on the front in all rewards.", draw_trade_offs(groups, folder)),
+        ("effects", "Effect of each setting", "A dot per run; the line joins the means.", draw_effects(groups, folder)),
+    ]  # fmt: skip
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )  # fmt: skip
+    return environment.get_template("report.html.j2").render(
+        title=_title(targets, runs),
+        when=datetime.now().strftime("%Y-%m-%d %H:%M"),
+        facts=_facts(runs),
+        recipes=_recipes(runs),
+        table=_table(runs, trained, heldout),
+        errors=[(run.name, run.tags["error"]) for run in runs if run.status == "failed" and "error" in run.tags],
+        alarms=[(run.name, line) for run in runs for line in run.tags.get("vader_ray.guard", "").splitlines()],
+        guarded=any(name.startswith("guard/") for run in runs for name in run.history),
+        sections=[(anchor, heading, lead, drawn) for anchor, heading, lead, found in sections if (drawn := list(found))],
+        clips=clips,
+        left_out=left_out,
+        commands=_commands(targets, runs, uri, output),
+        figures=folder.name,
+    )
+
+
+def _title(targets: Sequence[str], runs: Sequence[PastRun]) -> str:
+    names = [target.rstrip("/").rsplit("/", 1)[-1] for target in targets]
+    return ", ".join(names) if len(names) <= 3 else f"{len(runs)} runs"
+
+
+def _facts(runs: Sequence[PastRun]) -> list[tuple[str, str]]:
+    """What was run and what it cost, over all runs."""
+
+    def total(metric: str) -> float:
+        return sum(run.last(metric) or 0.0 for run in runs if not run.is_mix)  # a mix repeats what its parts have cost
+
+    states = [run.status for run in runs]
+    commits = sorted({run.tags["mlflow.source.git.commit"][:12] for run in runs if "mlflow.source.git.commit" in run.tags})
+    gpus = sorted({run.tags["gpus"] for run in runs if "gpus" in run.tags})
+    facts = [
+        ("runs", ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))),
+        ("started", datetime.fromtimestamp(min(run.started_ms for run in runs) / 1000).strftime("%Y-%m-%d %H:%M")),
+        ("reward queries", f"{total('cost/reward_queries'):,.0f}"),
+        ("denoiser calls", f"{total('cost/denoiser_calls'):,.0f}"),
+        ("training time", _duration(total("cost/train_seconds"))),
+        ("with evaluations", _duration(total("cost/wall_seconds"))),
+        ("GPU hours", f"{total('cost/gpu_hours'):.2f}" if total("cost/gpu_hours") else "none, trained on CPUs"),
+        ("GPUs", "; ".join(gpus)),
+        ("code", ", ".join(commits)),
+    ]
+    return [(name, value) for name, value in facts if value]
+
+
+def _recipes(runs: Sequence[PastRun]) -> list[dict[str, Any]]:
+    """Per recipe what all its runs have in common."""
+    recipes = []
+    for name in dict.fromkeys(run.recipe_name for run in runs if run.settings):
+        members = [run for run in runs if run.recipe_name == name]
+        first, varied = members[0], set(differing_settings(members))
+        common = [
+            (field, value) for field, value in first.settings.items() if field not in varied and value not in ("None", "{}")
+        ]
+        recipes.append({"name": name or "without a recipe", "description": first.tags.get("mlflow.note.content", ""),
+                        "setup": _setup(first, varied), "count": len(members), "settings": common})  # fmt: skip
+    return recipes
+
+
+def _setup(run: PastRun, varied: set[str]) -> str:
+    """The settings that matter most, in a sentence; those that differ between runs are named as such."""
+
+    def value(field: str) -> str:
+        return f"(differing {short(field)})" if field in varied else run.settings.get(field, "?")
+
+    watched = f", measures {', '.join(run.heldout)}" if run.heldout else ""
+    return (
+        f"Trains {', '.join(run.rewards)}{watched}: {value('model.family')} {value('model.weights')}, "
+        f"{value('num_steps')} steps of {value('videos_per_step')} videos, learning rate {value('optimizer.learning_rate')}, "
+        f"rank {value('adapter.rank')}; {value('sampling.truncation')} {value('sampling.truncation_depth')} of "
+        f"{value('sampling.num_inference_steps')} denoising steps carry gradient."
+    )
+
+
+def _table(runs: Sequence[PastRun], trained: Sequence[str], heldout: Sequence[str]) -> dict[str, Any]:
+    """Headings and rows; a cell that begins a row is its run."""
+    fields = differing(runs)[:MOST_COLUMNS]
+    rewards = [*trained, *(f"{name} (never trained)" for name in heldout)]
+    headings = ["run", "status", *map(short, fields), *rewards, "steps", "reward queries", "denoiser calls", "training",
+                "GPU hours", "best adapter", "guard", "MLflow's id"]  # fmt: skip
+    rows = []
+    for run in runs:
+        rows.append([
+            run.name, run.status, *(value_of(run, field) or "" for field in fields),
+            *(_change(run, name) for name in (*trained, *heldout)),
+            str(max(run.history.get("cost/reward_queries", {0: 0.0}))),
+            _count(run.last("cost/reward_queries")), _count(run.last("cost/denoiser_calls")),
+            _duration(run.last("cost/train_seconds")), f"{run.last('cost/gpu_hours') or 0.0:.2f}",
+            _best(run), _fired(run), run.run_id or "–",
+        ])  # fmt: skip
+    return {"headings": headings, "rows": rows}
+
+
+def _best(run: PastRun) -> str:
+    """The step whose adapter is kept, and the measure that chose it."""
+    step = run.last("eval/best_step")
+    chosen = run.settings.get("evaluation.select", "None")
+    metric = chosen if chosen != "None" else f"eval/reward/{run.heldout[0]}" if run.heldout else "eval/objective"
+    value = run.best(metric)
+    return (
+        "–"
+        if step is None
+        else f"step {step:.0f}" + (f": {metric.removeprefix('eval/')} {value:.4g}" if value is not None else "")
+    )
+
+
+def _fired(run: PastRun) -> str:
+    watched = run.history.get("guard/fired", {})
+    steps = [str(step) for step in sorted(watched) if watched[step]]
+    return f"fired at {', '.join(steps)}" if steps else "quiet" if watched else "–"
+
+
+def _change(run: PastRun, name: str) -> str:
+    before, after = run.first(f"eval/reward/{name}"), run.last(f"eval/reward/{name}")
+    if before is None or after is None:
+        return "–"
+    gain, low, high = (run.last(f"eval/{kind}/{name}") for kind in ("gain", "gain_low", "gain_high"))
+    text = f"{before:.4g} → {after:.4g}"
+    if gain is not None and low is not None and high is not None:
+        return f"{text} ({gain:+.3g}; 95 %: {low:+.3g} to {high:+.3g})".replace("-", "−")
+    error = run.last(f"eval/gain_standard_error/{name}")
+    return f"{text} ± {error:.2g}" if error is not None else text
+
+
+def _count(value: float | None) -> str:
+    return "–" if value is None else f"{value:,.0f}"
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "–"
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _clips(runs: Sequence[PastRun]) -> tuple[list[tuple[str, list[Clip]]], int]:
+    """Per prompt the base model's video and each run's last one; and how many runs are left out."""
+    rows: dict[str, list[Clip]] = {}
+    shown, bases, spent, left_out = 0, set[tuple[str, ...]](), 0, 0
+    for run in runs:
+        steps = run.video_steps()
+        if not steps:
+            continue
+        wanted = [(0, "base model")] if 0 in steps and _base(run) not in bases else []
+        best = int(run.last("eval/best_step") or 0)
+        wanted += [(best, f"{run.name}, best adapter")] if best in steps[1:-1] else []
+        wanted += [(steps[-1], run.name)] if steps[-1] else []
+        files = [(step, label, run.videos(step, MOST_PROMPTS)) for step, label in wanted]
+        size = sum(len(mp4) for _, _, mp4s in files for mp4 in mp4s)
+        if shown == MOST_VIDEO_RUNS or spent + size > MOST_VIDEO_BYTES:
+            left_out += 1
+            continue
+        shown, spent = shown + 1, spent + size
+        bases.add(_base(run))
+        for step, label, mp4s in files:
+            for prompt, mp4 in zip(_prompts(run, len(mp4s)), mp4s, strict=True):
+                name = label if step else f"{label}, seed {run.settings.get('seed', '0')}"
+                rows.setdefault(prompt, []).append(_clip(f"{name}, step {step}" if step else name, prompt, mp4))
+    return list(rows.items()), left_out
+
+
+def _base(run: PastRun) -> tuple[str, ...]:
+    """What the base model's videos depend on."""
+    free = ("sampling.truncation", "sampling.window", "sampling.chain", "sampling.replay", "sampling.prefix")
+    kept = ("seed", "model.", "sampling.", "prompts.heldout")
+    return tuple(f"{field}={value}" for field, value in sorted(run.settings.items())
+                 if field.startswith(kept) and not field.startswith(free))  # fmt: skip
+
+
+def _prompts(run: PastRun, count: int) -> list[str]:
+    """The texts of the first held-out prompts; prompts come round again."""
+    prompts = run.recipe.get("prompts", {}).get("heldout") or [f"video {place + 1}" for place in range(count)]
+    return [str(prompts[place % len(prompts)]).rpartition(" | ")[2] for place in range(count)]
+
+
+def _clip(label: str, prompt: str, mp4: bytes) -> Clip:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "video.mp4"
+        path.write_bytes(mp4)
+        frames = read_mp4(path)
+    chosen = frames[np.linspace(0, len(frames) - 1, min(STILLS, len(frames))).round().astype(int)]
+    return Clip(label, prompt, base64.b64encode(mp4).decode(), _jpeg(frames[0]), _jpeg(np.concatenate(chosen, axis=1)))
+
+
+def _jpeg(pixels: Any) -> str:
+    image = Image.fromarray(pixels)
+    image = image.resize((round(image.width * STILL_SIDE / image.height), STILL_SIDE))
+    stream = io.BytesIO()
+    image.save(stream, "JPEG", quality=85)
+    return base64.b64encode(stream.getvalue()).decode()
+
+
+def _commands(targets: Sequence[str], runs: Sequence[PastRun], uri: str, output: Path) -> list[tuple[str, str]]:
+    """What to type to make the runs, and this page, again."""
+    commands = []
+    for script in dict.fromkeys(run.tags["sweep"].rsplit("-", 2)[0] for run in runs if "sweep" in run.tags):
+        commands.append(("The sweep", f"python sweeps/{script}.py"))
+    if uri.startswith(SQLITE):
+        commands.append(("MLflow's pages", f"mlflow ui --backend-store-uri {shlex.quote(uri)}"))
+    commands.append(("One run, by its id of the table", "\n".join(_again(runs[0], uri))))
+    quoted = " ".join(shlex.quote(target) for target in targets)
+    commands.append(("This page", f"vader-ray report {quoted} --tracking-uri {shlex.quote(uri)} -o {shlex.quote(output.name)}"))
+    return commands
+
+
+def _again(run: PastRun, uri: str) -> Iterator[str]:
+    yield f"MLFLOW_TRACKING_URI={shlex.quote(uri)} mlflow artifacts download -r {run.run_id} -a recipe.yaml -d ."
+    yield f"vader-ray train recipe.yaml --workers {run.settings.get('machine.num_workers', '1')}"

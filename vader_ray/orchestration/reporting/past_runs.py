@@ -1,0 +1,235 @@
+"""Runs as MLflow remembers them: settings, metrics step by step, tags, videos. Nothing else is read."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vader_ray.config import ConfigError
+from vader_ray.orchestration.sweeps.definition import INTERPOLATED
+from vader_ray.orchestration.tracking.mlflow_client import MlflowClient, MlflowException
+from vader_ray.orchestration.tracking.server import SQLITE, check_server, database_path, unusable
+
+CURVES = ("eval/", "guard/", "cost/")
+"""Prefixes of the metrics whose history is read."""
+WHERE_AND_HOW = ("name", "machine.", "tracking.", "checkpoint.", "must_reach", "evaluation.num_shown", "evaluation.frames_per")
+"""Settings that do not make one run differ from another."""
+_ENDED = {
+    "FINISHED": "completed",
+    "FAILED": "failed",
+    "KILLED": "interrupted",
+    "RUNNING": "unfinished",
+    "SCHEDULED": "unfinished",
+}
+
+
+@dataclass(frozen=True)
+class PastRun:
+    """One run of a recipe."""
+
+    client: MlflowClient
+    run_id: str
+    name: str
+    status: str
+    """completed, stopped, failed, interrupted, or unfinished: it is running, or its process was lost."""
+    started_ms: int
+    settings: dict[str, str]
+    """Dotted field → value, as it was logged."""
+    tags: dict[str, str]
+    history: dict[str, dict[int, float]]
+    """Metric → step → value."""
+
+    @property
+    def recipe_name(self) -> str:
+        return self.tags.get("recipe", "")
+
+    @property
+    def rewards(self) -> list[str]:
+        """The trained rewards, in the recipe's order."""
+        return _reward_names(self.settings, "rewards")
+
+    @property
+    def heldout(self) -> list[str]:
+        """The rewards that are only measured."""
+        return _reward_names(self.settings, "eval_rewards")
+
+    @property
+    def swept(self) -> dict[str, str]:
+        """Of a sweep's trial: swept name → value."""
+        parts = set(self.tags.get("trial", "").split(","))
+        return {name: value for name, value in self.tags.items() if f"{name}={value}" in parts}
+
+    @property
+    def is_mix(self) -> bool:
+        """Whether it mixes the adapters of other trials and trained nothing itself."""
+        return INTERPOLATED in self.swept
+
+    @cached_property
+    def recipe(self) -> dict[str, Any]:
+        """The resolved recipe, empty where the run has none."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = self._download("recipe.yaml", folder)
+            document = yaml.safe_load(path.read_text(encoding="utf-8")) if path else None
+        return document if isinstance(document, dict) else {}
+
+    def last(self, metric: str) -> float | None:
+        """The latest value of a metric."""
+        points = self.history.get(metric, {})
+        return points[max(points)] if points else None
+
+    def best(self, metric: str) -> float | None:
+        """The value of a metric with the adapter that is kept."""
+        step = self.last("eval/best_step")
+        return None if step is None else self.history.get(metric, {}).get(int(step))
+
+    @property
+    def stopped_by_guard(self) -> bool:
+        return self.settings.get("guard.action") == "stop" and bool(self.last("guard/fired"))
+
+    def first(self, metric: str) -> float | None:
+        """The value of a metric before training."""
+        return self.history.get(metric, {}).get(0)
+
+    def video_steps(self) -> list[int]:
+        """The steps whose held-out videos were kept."""
+        names = [item.path.rsplit("-", 1)[-1] for item in self.client.list_artifacts(self.run_id, "videos") if item.is_dir]
+        return sorted(int(name) for name in names if name.isdigit())
+
+    def videos(self, step: int, most: int) -> list[bytes]:
+        """The first so many mp4 files of a step, in the order of the held-out prompts."""
+        paths = sorted(item.path for item in self.client.list_artifacts(self.run_id, f"videos/step-{step:06d}"))
+        with tempfile.TemporaryDirectory() as folder:
+            files = [self._download(path, folder) for path in paths[:most]]
+            return [path.read_bytes() for path in files if path]
+
+    def _download(self, path: str, folder: str) -> Path | None:
+        if not any(item.path == path for item in self.client.list_artifacts(self.run_id, path.rpartition("/")[0] or None)):
+            return None
+        return Path(self.client.download_artifacts(self.run_id, path, folder))
+
+
+def find_runs(uri: str, targets: Sequence[str]) -> list[PastRun]:
+    """The runs that experiments, sweeps and runs consist of, by time; a sweep's parent is represented by its trials.
+
+    Args:
+        targets: names of experiments, names of sweeps or runs (also as the path of their folder), ids of MLflow runs.
+
+    Raises:
+        TrackingError: MLflow does not answer.
+        ConfigError: it does not know one of the targets, or none of the runs was ever evaluated.
+    """
+    if uri.startswith(SQLITE) and not database_path(uri).is_file():
+        raise ConfigError(f"there is no MLflow database {database_path(uri)}; give --tracking-uri or set MLFLOW_TRACKING_URI")
+    check_server(uri)
+    client = MlflowClient(tracking_uri=uri)
+    try:
+        found = {run.info.run_id: run for target in targets for run in _matching(client, uri, target)}
+        parents = [run for run in found.values() if _is_parent(run)]
+        runs = [_read(client, run) for run in found.values() if not _is_parent(run)]
+        runs = sorted(runs, key=lambda run: run.started_ms) + [trial for run in parents for trial in _refused(client, run)]
+    except (MlflowException, OSError) as error:
+        raise unusable(uri, error) from None
+    if not any(run.last("eval/objective") is not None for run in runs):
+        raise ConfigError(
+            f"none of the {len(runs)} runs of {', '.join(targets)} has metrics of an evaluation; "
+            "look at their status in MLflow, or name runs that came as far as their first evaluation"
+        )
+    return runs
+
+
+def _matching(client: MlflowClient, uri: str, target: str) -> list[Any]:
+    """What a target names: an experiment, a run by its id, or all runs and sweeps of that name."""
+    experiment = client.get_experiment_by_name(target)
+    if experiment is not None:
+        return _search(client, [experiment.experiment_id], "")
+    everywhere = [item.experiment_id for item in client.search_experiments()]
+    name = target.rstrip("/").rsplit("/", 1)[-1].replace("'", "")
+    for condition in (f"attributes.run_id = '{name}'", f"attributes.run_name = '{name}'", f"tags.sweep = '{name}'"):
+        if runs := _search(client, everywhere, condition):
+            children = [child for run in runs for child in _search(client, everywhere, _child_of(run))]
+            return [*runs, *children]
+    known = ", ".join(repr(item.name) for item in client.search_experiments() if item.name != "Default")
+    raise ConfigError(
+        f"MLflow at {uri} has no experiment, sweep or run {target!r}; its experiments are {known or 'none'} (--tracking-uri "
+        "names another server or database)"
+    )
+
+
+def _child_of(run: Any) -> str:
+    return f"tags.`mlflow.parentRunId` = '{run.info.run_id}'"
+
+
+def _search(client: MlflowClient, experiment_ids: list[str], condition: str) -> list[Any]:
+    runs, token = [], None
+    while token is None or token:
+        page = client.search_runs(experiment_ids, condition, page_token=token)
+        runs += page
+        token = page.token or ""
+    return runs
+
+
+def _is_parent(run: Any) -> bool:
+    return "sweep" in run.data.tags and "trial" not in run.data.tags
+
+
+def _refused(client: MlflowClient, parent: Any) -> Iterator[PastRun]:
+    """The trials of a sweep whose settings could not work: they have no run, only a row in the parent's table."""
+    if not any(item.path == "trials.json" for item in client.list_artifacts(parent.info.run_id)):
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = client.download_artifacts(parent.info.run_id, "trials.json", folder)
+        table = json.loads(Path(path).read_text(encoding="utf-8"))
+    for cells in table["data"]:
+        row = dict(zip(table["columns"], cells, strict=True))
+        if row["status"] == "failed" and not row.get("mlflow_run_id"):
+            swept = dict(part.partition("=")[::2] for part in row["trial"].split(","))
+            tags = {"trial": row["trial"], "error": row["error"] or "", "recipe": parent.data.tags.get("recipe", ""), **swept}
+            yield PastRun(client, "", row["trial"], "failed", parent.info.start_time, {}, tags, {})
+
+
+def _read(client: MlflowClient, run: Any) -> PastRun:
+    names = [name for name in run.data.metrics if name.startswith(CURVES)]
+    history = {name: {point.step: point.value for point in client.get_metric_history(run.info.run_id, name)} for name in names}
+    return PastRun(
+        client=client,
+        run_id=run.info.run_id,
+        name=run.info.run_name,
+        status=run.data.tags.get("status", _ENDED[run.info.status]) if run.info.status != "RUNNING" else "unfinished",
+        started_ms=run.info.start_time,
+        settings=dict(run.data.params),
+        tags=dict(run.data.tags),
+        history=history,
+    )
+
+
+def _reward_names(settings: dict[str, str], section: str) -> list[str]:
+    """Labels, or else the last part of the names, as `RewardConfig.name`."""
+    names: list[str] = []
+    while (reward := settings.get(f"{section}.{len(names)}.reward")) is not None:
+        label = settings.get(f"{section}.{len(names)}.label", "None")
+        names.append(reward.rsplit(".", 1)[-1] if label == "None" else label)
+    return names
+
+
+def differing(runs: Iterable[PastRun]) -> list[str]:
+    """What runs differ in: a sweep's own names, else settings that decide a result; ``seed`` comes last."""
+    runs = list(runs)
+    return _varied([run.swept for run in runs]) if all(run.swept for run in runs) else differing_settings(runs)
+
+
+def differing_settings(runs: Iterable[PastRun]) -> list[str]:
+    """The settings that decide a result and that runs differ in."""
+    return _varied([run.settings for run in runs if run.settings])
+
+
+def _varied(tables: Sequence[dict[str, str]]) -> list[str]:
+    names = list(dict.fromkeys(name for table in tables for name in table if not name.startswith(WHERE_AND_HOW)))
+    varied = [name for name in names if len({table.get(name) for table in tables}) > 1]
+    return sorted(varied, key=lambda name: name == "seed")

@@ -1,0 +1,228 @@
+"""Which figures a report has: runs in, groups over seeds, curves, trade-offs and effects out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from statistics import fmean
+
+from matplotlib.figure import Figure
+
+from vader_ray.orchestration.reporting import figures
+from vader_ray.orchestration.reporting.figures import Point, Series
+from vader_ray.orchestration.reporting.past_runs import PastRun, differing
+from vader_ray.orchestration.sweeps.trial_table import Row, competes, pareto_front
+from vader_ray.training.evaluation import standard_error
+
+QUERIES, CALLS, SECONDS = "cost/reward_queries", "cost/denoiser_calls", "cost/train_seconds"
+AXES = {
+    QUERIES: "reward queries",
+    CALLS: "denoiser calls",
+    "cost/gpu_hours": "GPU hours of training steps",
+    SECONDS: "seconds of training steps",
+}
+EVIDENCE = {
+    "eval/diversity": "diversity: distance between videos (0 alike, 1)",
+    "eval/distance_to_base": "distance to the base model's videos (0 alike, 1)",
+    "eval/motion": "motion, pixels per frame",
+}
+MOST_FIELDS, MOST_FIELDS_IN_A_LABEL = 6, 3
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ by their seed alone."""
+
+    label: str
+    runs: list[PastRun]
+
+    def best(self, metric: str) -> float | None:
+        """The mean of a metric with the adapters that the runs keep."""
+        values = [value for run in self.runs if (value := run.best(metric)) is not None]
+        return fmean(values) if values else None
+
+    @property
+    def competes(self) -> bool:
+        return all(competes(run.status, run.stopped_by_guard) for run in self.runs)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A figure in a page."""
+
+    svg: str
+    name: str
+    """Of its files."""
+    caption: str
+
+
+def grouped(runs: Sequence[PastRun]) -> list[Group]:
+    """Runs with equal settings but for the seed, in the order of their first one."""
+    fields = [field for field in differing(runs) if field != "seed"]
+    members: dict[tuple[str | None, ...], list[PastRun]] = {}
+    for run in runs:
+        members.setdefault(tuple(value_of(run, field) for field in fields), []).append(run)
+    if len(members) == 1:
+        return [Group(runs[0].recipe_name or runs[0].name, list(runs))]
+    few = len(fields) <= MOST_FIELDS_IN_A_LABEL
+    return [Group(", ".join(f"{short(field)}={value}" for field, value in zip(fields, values, strict=True) if value) if few
+                  else members_[0].name, members_) for values, members_ in members.items()]  # fmt: skip
+
+
+def value_of(run: PastRun, field: str) -> str | None:
+    """A swept value or a setting of a run."""
+    return run.swept.get(field, run.settings.get(field))
+
+
+def short(field: str) -> str:
+    """The last part of a dotted field, with its place where it belongs to a list: ``rewards.0.weight``."""
+    parts = field.split(".")
+    return field if any(part.isdigit() for part in parts) else parts[-1]
+
+
+def reward_names(runs: Sequence[PastRun]) -> tuple[list[str], list[str]]:
+    """The rewards that some run trained, and those that were only measured."""
+    trained = list(dict.fromkeys(name for run in runs for name in run.rewards))
+    heldout = list(dict.fromkeys(name for run in runs for name in run.heldout))
+    return trained, [name for name in heldout if name not in trained]
+
+
+def draw_rewards(groups: Sequence[Group], names: Sequence[str], folder: Path) -> Iterator[Drawn]:
+    """Each reward against each cost."""
+    for name in names:
+        for axis, label in _axes(groups):
+            caption = f"Held-out {name} against {label}."
+            yield from _curves(groups, f"eval/reward/{name}", axis, label, name, caption, folder)
+
+
+def draw_evidence(groups: Sequence[Group], folder: Path) -> Iterator[Drawn]:
+    """What rewards miss, against reward queries."""
+    judged = {metric for group in groups for run in group.runs for metric in run.history if metric.startswith("eval/judge/")}
+    named = {metric: f"captions followed: {metric.rsplit('/', 1)[-1]}" for metric in sorted(judged)}
+    for metric, label in (EVIDENCE | named).items():
+        caption = f"{label[:1].upper()}{label[1:]}; mean over the held-out videos."
+        title = metric.removeprefix("eval/").replace("/", ": ").replace("_", " ")
+        yield from _curves(groups, metric, QUERIES, AXES[QUERIES], title, caption, folder)
+
+
+def draw_trade_offs(groups: Sequence[Group], folder: Path) -> Iterator[Drawn]:
+    """Pairs of rewards: all trained ones, or the trained and the first held-out one."""
+    trained, heldout = reward_names([run for group in groups for run in group.runs])
+    names = trained if len(trained) > 1 else [*trained, *heldout[:1]]
+    if len(names) < 2 or len(groups) < 2:
+        return
+    front = {row["group"] for row in pareto_front(_rows(groups, names), names)}
+    for one, other in combinations(names[:4], 2):
+        places = [(group.label, group.best(f"eval/reward/{one}"), group.best(f"eval/reward/{other}")) for group in groups]
+        points = [Point(label, x, y, label in front) for label, x, y in places if x is not None and y is not None]
+        if len(points) > 1:
+            figure = figures.trade_off(points, title=f"{one} and {other}", x_label=one, y_label=other)
+            caption = (
+                f"Held-out {one} and {other} with the adapters that are kept. Filled: on the Pareto front of {', '.join(names)}."
+            )
+            yield _drawn(figure, f"trade-off-{one}-{other}", caption, folder)
+
+
+def draw_effects(groups: Sequence[Group], folder: Path) -> Iterator[Drawn]:
+    """What each field that differs does to the first trained reward and to the first held-out one, by trained runs."""
+    runs = [run for group in groups for run in group.runs if not run.is_mix]
+    trained, heldout = reward_names(runs)
+    for field in [field for field in differing(runs) if field != "seed"][:MOST_FIELDS]:
+        for name in (*trained[:1], *heldout[:1]):
+            found = [(value_of(run, field), run.last(f"eval/reward/{name}")) for run in runs]
+            points = [(value, last) for value, last in found if value is not None and last is not None]
+            if len({value for value, _ in points}) > 1:
+                figure = figures.effect(points, title=f"{short(field)} → {name}", x_label=field, y_label=name)
+                yield _drawn(figure, f"effect-{field}-{name}", f"Held-out {name} at the end, by {field}: runs and means.", folder)
+
+
+def _curves(
+    groups: Sequence[Group], metric: str, axis: str, axis_label: str, title: str, caption: str, folder: Path
+) -> Iterator[Drawn]:
+    lines = [line for group in groups if (line := series(group, metric, axis)).x]
+    if lines:
+        if any(line.marked for line in lines):
+            caption += " A cross: the guard has fired."
+        figure = figures.curves(lines, title=title, x_label=axis_label, y_label="mean of held-out videos")
+        yield _drawn(figure, f"{metric.removeprefix('eval/')}-{axis.removeprefix('cost/')}".replace("/", "-"), caption, folder)
+
+
+def series(group: Group, metric: str, axis: str) -> Series:
+    """Means over seeds with their band (`_band`), at every step that has both metrics."""
+    steps = sorted({step for run in group.runs for step in run.history.get(metric, ())})
+    x: list[float] = []
+    y: list[float] = []
+    low: list[float] = []
+    high: list[float] = []
+    marked: list[int] = []
+    for step in steps:
+        seen = [run for run in group.runs if step in run.history.get(metric, ()) and step in run.history.get(axis, ())]
+        if not seen:
+            continue
+        values = [run.history[metric][step] for run in seen]
+        bounds = _band(seen, metric, step)
+        if any(_fired(run, metric, step) for run in seen):
+            marked.append(len(x))
+        x.append(fmean(run.history[axis][step] for run in seen))
+        y.append(fmean(values))
+        low += [bounds[0]] if bounds else []
+        high += [bounds[1]] if bounds else []
+    whole = len(low) == len(x)
+    return Series(group.label, x, y, low if whole else (), high if whole else (), marked)
+
+
+def _band(runs: Sequence[PastRun], metric: str, step: int) -> tuple[float, float] | None:
+    """The mean over seeds ± the standard error of the gain; of a single run the interval of its gain, where there is one."""
+    if len(runs) == 1:
+        return _interval(runs[0], metric, step)
+    mean, error = fmean(run.history[metric][step] for run in runs), gain_error(runs, metric, step)
+    return mean - error, mean + error
+
+
+def gain_error(runs: Sequence[PastRun], metric: str, step: int) -> float:
+    """Standard error of the mean gain over the start: of the gain, for each seed has held-out noise of its own."""
+    return standard_error([run.history[metric][step] - first for run in runs if (first := run.first(metric)) is not None])
+
+
+def _interval(run: PastRun, metric: str, step: int) -> tuple[float, float] | None:
+    """The 95 % interval of the paired gain, around what was before training."""
+    name = metric.removeprefix("eval/").removeprefix("reward/")
+    bounds = [run.history.get(f"eval/gain_{side}/{name}", {}).get(step) for side in ("low", "high")]
+    before = run.first(metric)
+    if before is None or bounds[0] is None or bounds[1] is None:
+        return None
+    return before + bounds[0], before + bounds[1]
+
+
+def _fired(run: PastRun, metric: str, step: int) -> bool:
+    return run.history.get(f"guard/beyond/{metric.removeprefix('eval/')}", {}).get(step, 0.0) > 0
+
+
+def describe_bands(groups: Sequence[Group]) -> str:
+    """What lines and bands mean."""
+    if any(len(group.runs) > 1 for group in groups):
+        return "Lines are means over seeds, bands the standard error of their gain; with a single seed, its 95 % interval."
+    return "Bands are 95 % bootstrap intervals of the paired gain."
+
+
+def _axes(groups: Sequence[Group]) -> list[tuple[str, str]]:
+    """GPU hours where any were spent, else seconds."""
+    with_gpu = any((run.last("cost/gpu_hours") or 0) > 0 for group in groups for run in group.runs)
+    unused = SECONDS if with_gpu else "cost/gpu_hours"
+    return [(axis, label) for axis, label in AXES.items() if axis != unused]
+
+
+def _rows(groups: Sequence[Group], names: Sequence[str]) -> list[Row]:
+    rows: list[Row] = [
+        {"group": group.label, "status": "completed", **{name: group.best(f"eval/reward/{name}") for name in names}}
+        for group in groups
+        if group.competes
+    ]
+    return [row for row in rows if all(row[name] is not None for name in names)]
+
+
+def _drawn(figure: Figure, name: str, caption: str, folder: Path) -> Drawn:
+    plain = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in name)
+    return Drawn(figures.write(figure, folder / plain), plain, caption)

@@ -1,0 +1,1 @@
+"""One run: launch, worker, run directory, storage, query log, progress."""

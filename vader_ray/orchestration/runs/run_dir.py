@@ -1,0 +1,233 @@
+"""The folder of a run: what is in it, whose it is, and whether it may be continued."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import yaml
+
+from vader_ray.config import ConfigError, ExperimentConfig, flatten
+from vader_ray.orchestration.runs import storage as stored
+from vader_ray.orchestration.runs.storage import Mirror
+
+KEPT_BY_RAY = ("checkpoints", "tune")
+"""Folders that Ray itself writes to the storage."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """``runs/NAME``; every path is absolute, for workers have another working directory."""
+
+    path: Path
+    mirror: Mirror | None = None
+    """Its copy in the storage, through which machines that share no disk work on one run."""
+    home: Path | None = None
+    """Where the driver has the folder, when this is a worker's copy of it."""
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def recipe(self) -> Path:
+        """The resolved recipe."""
+        return self.path / "recipe.yaml"
+
+    @property
+    def run(self) -> Path:
+        """Identity of the recipe and of the MLflow run."""
+        return self.path / "run.json"
+
+    @property
+    def summary(self) -> Path:
+        return self.path / "summary.json"
+
+    @property
+    def state(self) -> Path:
+        """What the reports of a trial have told so far."""
+        return self.path / "state.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def queries(self) -> Path:
+        return self.path / "queries"
+
+    @property
+    def videos(self) -> Path:
+        return self.path / "videos"
+
+    @property
+    def before(self) -> Path:
+        """Frames of the shown held-out videos before training, for the before/after sheet."""
+        return self.videos / "before.npz"
+
+    @property
+    def adapter(self) -> Path:
+        """The adapter after the last step."""
+        return self.path / "adapter"
+
+    @property
+    def given(self) -> Path:
+        """Of a mix: ``adapter/``, and ``costs.json``, what it has cost."""
+        return self.path / "given"
+
+    @property
+    def best_adapter(self) -> Path:
+        """The adapter of the best evaluation."""
+        return self.path / "best_adapter"
+
+    @property
+    def before_after(self) -> Path:
+        return self.path / "before_after.png"
+
+    @property
+    def gallery(self) -> Path:
+        return self.path / "gallery.html"
+
+    @property
+    def ray_log(self) -> Path:
+        """What Ray and the workers wrote while the terminal stayed quiet."""
+        return self.path / "ray.log"
+
+    @property
+    def storage(self) -> str | None:
+        """URI of the folder's copy."""
+        return self.mirror.uri if self.mirror is not None else None
+
+    def pull(self) -> None:
+        """Fetch what others have changed in the storage; without one, nothing."""
+        if self.mirror is not None:
+            self.mirror.pull()
+
+    def push(self) -> None:
+        """Bring what has changed here into the storage; without one, nothing."""
+        if self.mirror is not None:
+            self.mirror.push()
+
+    def shown(self, path: Path) -> str:
+        """A path inside as it is for the driver."""
+        return str((self.home or self.path) / path.relative_to(self.path))
+
+    def read_run(self) -> dict[str, Any]:
+        """What `open_folder` and the driver wrote down, empty for a new run."""
+        return json.loads(self.run.read_text(encoding="utf-8")) if self.run.exists() else {}
+
+    def is_complete(self, num_steps: int) -> bool:
+        """Whether a run has ended here after so many steps, or because the guard stopped it."""
+        if not self.summary.exists():
+            return False
+        summary = json.loads(self.summary.read_text(encoding="utf-8"))
+        done = summary["status"] == "completed" and summary["steps"] >= num_steps
+        return bool(done or summary.get("reason"))
+
+
+def open_folder(
+    config: ExperimentConfig, root: Path, run_name: str | None, *, resume: bool, storage: str | None = None
+) -> RunFolder:
+    """The folder of a new run, or of one that the same recipe began, here or by its copy in the storage.
+
+    Without a name, a new run is called by its recipe and the time, and ``resume`` finds the latest run of the recipe.
+
+    Raises:
+        ConfigError: there is nothing to resume, the name belongs to another recipe or storage, or the folder cannot be written.
+    """
+    root, uri = root.expanduser().resolve(), stored.normalised(storage)
+    if resume and run_name is None and uri is not None:
+        _find_runs(config, root, uri)
+    name = run_name or (_latest(config, root) if resume else f"{config.name}-{datetime.now():%Y%m%d-%H%M%S}")
+    mirror = Mirror(root / name, stored.join(uri, name), skip=KEPT_BY_RAY) if uri is not None else None
+    folder = RunFolder(root / name, mirror)
+    _check_storage(folder, folder.read_run())
+    folder.pull()
+    known = folder.read_run()
+    if resume and not known:
+        raise ConfigError(f"there is no run {name!r} in {uri or root} to resume; start it without --resume")
+    if known and (different := _differences(known["identity"], config)):
+        raise ConfigError(
+            f"the run {name!r} was started with other settings ({', '.join(different[:3])}); "
+            "choose another --run-name, or repeat its settings"
+        )
+    _create(folder, config)
+    return folder
+
+
+@contextmanager
+def working_copy(place: str, storage: str | None, *, skip: tuple[str, ...] = KEPT_BY_RAY) -> Iterator[RunFolder]:
+    """The run's folder for a process on any machine: the driver's own at ``place``, or a temporary copy of the storage's.
+
+    Raises:
+        ConfigError: the driver's disk is not here and there is no storage.
+    """
+    home = Path(place)
+    if storage is None:
+        if not home.is_dir():
+            raise ConfigError(
+                f"the run folder {home} is not on this machine; "
+                "give --storage s3://BUCKET/PREFIX or a folder that all machines share"
+            )
+        yield RunFolder(home)
+        return
+    with TemporaryDirectory(prefix="vader_ray_run_") as scratch:
+        path = Path(scratch) / home.name
+        folder = RunFolder(path, Mirror(path, storage, skip=skip), home)
+        folder.pull()
+        yield folder
+
+
+def write_json(path: Path, document: dict[str, Any]) -> None:
+    """Write a JSON file that appears whole or not at all."""
+    unfinished = path.with_name(path.name + ".unfinished")
+    unfinished.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    os.replace(unfinished, path)
+
+
+def _find_runs(config: ExperimentConfig, root: Path, uri: str) -> None:
+    """Fetch from the storage what tells which runs of the recipe there are."""
+    for name in stored.subfolders(uri):
+        if name.startswith(f"{config.name}-"):
+            Mirror(root / name, stored.join(uri, name)).pull(("run.json", "summary.json"))
+
+
+def _check_storage(folder: RunFolder, known: dict[str, Any]) -> None:
+    """A run stays where its checkpoints are."""
+    if known and (theirs := known.get("storage")) != folder.storage:
+        raise ConfigError(
+            f"the run {folder.name!r} keeps its checkpoints in {theirs or folder.checkpoints}; continue it "
+            + ("without --storage" if theirs is None else f"with --storage {theirs.removesuffix('/' + folder.name)}")
+        )
+
+
+def _create(folder: RunFolder, config: ExperimentConfig) -> None:
+    try:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        folder.recipe.write_text(
+            yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True), encoding="utf-8"
+        )
+    except OSError as error:
+        raise ConfigError(f"the run folder {folder.path} cannot be written ({error.strerror}); give another --runs-dir") from None
+
+
+def _latest(config: ExperimentConfig, root: Path) -> str:
+    """The most recent unfinished run of the recipe with the same settings."""
+    folders = sorted(root.glob(f"{config.name}-*/run.json"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for folder in (RunFolder(path.parent) for path in folders):
+        if not folder.is_complete(config.num_steps) and not _differences(folder.read_run()["identity"], config):
+            return folder.name
+    raise ConfigError(f"there is no unfinished run of {config.name!r} with these settings in {root}; start one without --resume")
+
+
+def _differences(identity: dict[str, Any], config: ExperimentConfig) -> list[str]:
+    """Dotted paths of the settings that decide a result and differ."""
+    theirs, mine = flatten(identity), flatten(json.loads(json.dumps(config.identity())))
+    return sorted(path for path in theirs.keys() | mine.keys() if theirs.get(path) != mine.get(path))

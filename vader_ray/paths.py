@@ -1,0 +1,120 @@
+"""Where weights and prompts lie: packaged, local or on a hub. Part of the configuration; imports no framework."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
+
+PACKAGE = Path(__file__).parent
+SHAPES_PREFIX = "shapes:"
+PAIR_SUFFIXES = (".parquet", ".jsonl")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+def locate(weights: str) -> str:
+    """Where weights lie: the packaged folder for ``shapes:NAME``, else the local path or hub id as it was given."""
+    if weights.startswith(SHAPES_PREFIX):
+        return str(PACKAGE / "shapes" / "checkpoints" / weights.removeprefix(SHAPES_PREFIX))
+    return weights
+
+
+def _absolute_if_local(weights: str, info: ValidationInfo) -> str:
+    """Workers run in another directory, so a local path is made absolute when the recipe is read."""
+    if weights.startswith(SHAPES_PREFIX):
+        if not Path(locate(weights)).exists():
+            raise ValueError(f"{weights!r} names no packaged checkpoint; there are {', '.join(_packaged_checkpoints())}")
+        return weights
+    looks_local = weights.startswith((".", "/", "~")) or Path(weights).exists()
+    if not looks_local:
+        return weights
+    path = _from_recipe(weights, info)
+    if not path.exists():
+        raise ValueError(f"{path} does not exist; give an existing path, a hub id (owner/name) or shapes:NAME")
+    return str(path)
+
+
+def _packaged_checkpoints() -> list[str]:
+    return sorted(path.name for path in (PACKAGE / "shapes" / "checkpoints").iterdir() if path.is_dir())
+
+
+def _from_recipe(path: str, info: ValidationInfo) -> Path:
+    """An absolute path; a relative one starts at the recipe's folder, then at the working directory."""
+    folder = (info.context or {}).get("folder")
+    expanded = Path(path).expanduser()
+    if folder is not None and (beside := Path(folder) / expanded).exists():
+        return beside.resolve()
+    return expanded.resolve()
+
+
+def _read_prompts(value: object, info: ValidationInfo) -> object:
+    """A file with one prompt per line is read at load, so that a run carries its prompts with it."""
+    if not isinstance(value, str):
+        return value
+    if value.startswith(SHAPES_PREFIX):
+        packaged = PACKAGE / "shapes" / "prompts" / value.removeprefix(SHAPES_PREFIX)
+        path = packaged if packaged.is_dir() else packaged.with_suffix(".txt")
+    else:
+        path = _from_recipe(value, info)
+    if path.is_dir():
+        return _read_images(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"cannot read the prompt file {path} ({type(error).__name__}); give a text file, one prompt per line, "
+            "or a folder of images"
+        ) from None
+    prompts = tuple(line.strip() for line in text.splitlines() if line.strip())
+    if not prompts:
+        raise ValueError(f"{path} holds no prompt; write one prompt per line")
+    return tuple(_beside(prompt, path.parent) for prompt in prompts)
+
+
+def _read_images(folder: Path) -> tuple[str, ...]:
+    """Each image of a folder, with the words of its file name as text."""
+    images = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    if not images:
+        raise ValueError(f"{folder} holds no image; put {', '.join(IMAGE_SUFFIXES)} files there")
+    return tuple(f"{path.resolve()} | {path.stem.replace('_', ' ').replace('-', ' ')}" for path in images)
+
+
+def split_image(prompt: str) -> tuple[Path | None, str]:
+    """Image and text of a prompt: ``path/to/image.png | text`` has both, every other prompt is text alone."""
+    path, bar, text = prompt.partition("|")
+    if bar and path.strip().lower().endswith(IMAGE_SUFFIXES):
+        return Path(path.strip()), text.strip()
+    return None, prompt
+
+
+def _beside(prompt: str, folder: Path) -> str:
+    """The prompt with its image found beside the file that names it."""
+    image, text = split_image(prompt)
+    return f"{folder / image} | {text}" if image is not None and (folder / image).exists() else prompt
+
+
+def _find_images(prompts: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+    """Workers run in another directory, so images get absolute paths when the recipe is read."""
+    found = []
+    for prompt in prompts:
+        image, text = split_image(prompt)
+        if image is not None and not (path := _from_recipe(str(image), info)).is_file():
+            raise ValueError(f"the image {path} does not exist; write `path/to/image.png | text` with an existing image")
+        found.append(prompt if image is None else f"{path} | {text}")
+    if len({split_image(prompt)[0] is None for prompt in found}) > 1:
+        raise ValueError("some prompts have an image and some have none; give every prompt one, or none")
+    return tuple(found)
+
+
+def _find_pairs(path: str, info: ValidationInfo) -> str:
+    """Workers run in another directory, so the file gets an absolute path when the recipe is read."""
+    found = _from_recipe(path, info)
+    if not found.is_file() or found.suffix not in PAIR_SUFFIXES:
+        raise ValueError(f"{found} is no file of pairs; give an existing {' or '.join(PAIR_SUFFIXES)} file")
+    return str(found)
+
+
+Weights = Annotated[str, Field(min_length=1), AfterValidator(_absolute_if_local)]
+Prompts = Annotated[tuple[str, ...], Field(min_length=1), BeforeValidator(_read_prompts), AfterValidator(_find_images)]
+PairsFile = Annotated[str, AfterValidator(_find_pairs)]

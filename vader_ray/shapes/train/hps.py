@@ -1,0 +1,103 @@
+"""Trains `hps`, an open_clip CLIP that also prefers well-filmed frames, in the format of HPS_v2.1_compressed.pt."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from diffusers import AutoencoderKL
+from torch import Generator, Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits, log_softmax
+
+from vader_ray.shapes.data import SIZE, captions_of
+from vader_ray.shapes.train._loop import fit, replaced
+from vader_ray.shapes.train._pictures import draw_pictures, pushed
+from vader_ray.shapes.train._tokenizer import CONTEXT_LENGTH, build_tokenizer
+
+MEAN, DEVIATION = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
+
+
+def train_hps(out: Path, *, num_steps: int = 2400, batch_frames: int = 64, num_scenes: int = 3000) -> None:
+    """Writes `out/hps`; needs the autoencoder of `out/text_to_video`."""
+    torch.manual_seed(3)
+    generator = Generator().manual_seed(3)
+    vae = AutoencoderKL.from_pretrained(out / "text_to_video" / "vae")
+    pictures = draw_pictures(vae, num_scenes, generator)
+    scenes = pictures.scenes
+    visible = (scenes.shape * 10 + scenes.colour) * 2 + scenes.box
+    tokens = build_tokenizer()(captions_of(scenes), padding="max_length", return_tensors="pt").input_ids
+    model = build_hps()
+
+    def loss_of(step: int) -> Tensor:
+        chosen = torch.randint(len(pictures), (batch_frames,), generator=generator)
+        text = model.encode_text(tokens[chosen], normalize=True)
+
+        def loss_on(frames: Tensor, text: Tensor) -> Tensor:
+            image = model.encode_image(normalised(frames), normalize=True)
+            logits = model.logit_scale.exp().clamp(max=50) * image @ text.T
+            intact = 1 - pictures.spoiled[chosen]
+            return matching_loss(logits, visible[chosen], intact) + preference_loss(logits, pictures.rating[chosen])
+
+        frames = pictures.frames[chosen].float() / 255
+        frames = (frames + 4 / 255 * torch.randn(frames.shape, generator=generator)).requires_grad_()
+        if step > 0.8 * num_steps:
+            frames = pushed(frames, loss_on(frames, text.detach()), step=2 / 255)
+        return loss_on(frames, text)
+
+    save_hps(out, fit(model, loss_of, num_steps=num_steps, learning_rate=2e-3, ema_decay=0.995))
+
+
+def matching_loss(logits: Tensor, visible: Tensor, intact: Tensor) -> Tensor:
+    """CLIP's contrastive loss over (image, text) logits; pairs that look alike count as matches, spoiled ones less."""
+    match = (visible[:, None] == visible[None]).float()
+    match = match / match.sum(1, keepdim=True)
+    rows = -(match * log_softmax(logits, 1)).sum(1) - (match * log_softmax(logits.T, 1)).sum(1)
+    return (rows * intact).sum() / (2 * intact.sum())
+
+
+def preference_loss(logits: Tensor, rating: Tensor) -> Tensor:
+    """HPS's loss: between two images, each with its own caption, the better filmed one scores higher."""
+    score = logits.diagonal()
+    better = torch.sigmoid((rating[:, None] - rating[None]) / 0.7)
+    return binary_cross_entropy_with_logits(score[:, None] - score[None], better)
+
+
+def normalised(frames: Tensor) -> Tensor:
+    """What the image towers of both rewards take, from frames in [0, 1]."""
+    mean, deviation = (torch.tensor(value).view(3, 1, 1) for value in (MEAN, DEVIATION))
+    return (frames - mean) / deviation
+
+
+def open_clip_config() -> dict[str, Any]:
+    """What `open_clip_config.json` says: a ViT with 4x4 patches of a 32x32 frame, and its text tower."""
+    return {
+        "model_cfg": {
+            "embed_dim": 48,
+            "vision_cfg": {"image_size": SIZE, "layers": 3, "width": 64, "head_width": 16, "patch_size": 4},
+            "text_cfg": {
+                "context_length": CONTEXT_LENGTH,
+                "vocab_size": len(build_tokenizer()),
+                "hf_tokenizer_name": "tokenizer beside this file",
+                "width": 64,
+                "heads": 4,
+                "layers": 2,
+            },
+        },
+        "preprocess_cfg": {"mean": MEAN, "std": DEVIATION, "interpolation": "bicubic", "resize_mode": "squash"},
+    }
+
+
+def build_hps() -> open_clip.CLIP:
+    """An untrained CLIP of that configuration."""
+    config = open_clip_config()["model_cfg"]
+    return open_clip.CLIP(config["embed_dim"], config["vision_cfg"], config["text_cfg"])
+
+
+def save_hps(out: Path, model: torch.nn.Module) -> None:
+    """Writes `out/hps`: weights in half precision, configuration, tokenizer."""
+    with replaced(out / "hps") as folder:
+        state = {name: value.half() for name, value in model.state_dict().items()}
+        torch.save({"state_dict": state}, folder / "HPS_tiny.pt")
+        (folder / "open_clip_config.json").write_text(json.dumps(open_clip_config(), indent=2) + "\n")
+        build_tokenizer().save_pretrained(folder)

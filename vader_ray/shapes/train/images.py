@@ -1,0 +1,32 @@
+"""Draws the image prompts: first frames of web scenes, named by what they show."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Generator, Tensor
+
+from vader_ray.shapes.data import captions, captions_of, draw_scenes, render
+from vader_ray.shapes.train._loop import replaced
+
+
+def draw_images(out: Path, *, num_images: int = 30, num_scenes: int = 4000) -> None:
+    """Writes `images_train` and `images_heldout` into the folder `prompts` beside `out`, no look being in both."""
+    scenes = draw_scenes(num_scenes, Generator().manual_seed(9))
+    truth = replace(
+        scenes, said_shape=scenes.shape, said_colour=scenes.colour, said_direction=scenes.direction, said_box=scenes.box
+    )
+    showing = {caption: index for index, caption in enumerate(captions_of(truth))}
+    for split in ("train", "heldout"):
+        every = captions(split)
+        chosen = every[:: len(every) // num_images][:num_images]
+        frames = render(scenes[torch.tensor([showing[caption] for caption in chosen])])[:, 0]
+        with replaced(out.parent / "prompts" / f"images_{split}") as folder:
+            for caption, frame in zip(chosen, frames, strict=True):
+                to_image(frame).save(folder / f"{caption.replace(' ', '_')}.png")
+
+
+def to_image(frame: Tensor) -> Image.Image:
+    """The picture of a frame in [0, 1]."""
+    return Image.fromarray((frame * 255).round().byte().permute(1, 2, 0).numpy())

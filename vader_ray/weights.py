@@ -1,0 +1,156 @@
+"""Checkpoints of rewards and models: where they lie, how they are read, and what to do when they cannot be.
+
+Where networks are made without memory (``with torch.device("meta")``), weights are neither downloaded nor read: of a local
+checkpoint only the shapes are, and a network whose checkpoint is not at hand stays as it was made.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypeAlias
+
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from pydantic import AfterValidator
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from vader_ray.config import ConfigError, Weights, locate
+
+SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+NUM_SHOWN = 3
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64}
+"""What safetensors calls the types of weights."""
+
+
+def _local_or_hub(source: str) -> str:
+    """A mistyped path must not be looked for on the hub."""
+    exists = Path(locate(source)).expanduser().exists()
+    if not exists and (source.endswith(SUFFIXES) or not HUB_ID.fullmatch(source)):
+        raise ValueError(f"{source} does not exist; give an existing file or folder, a hub id (owner/name) or shapes:NAME")
+    return source
+
+
+Source: TypeAlias = Annotated[Weights, AfterValidator(_local_or_hub)]
+"""A local file or folder, ``shapes:NAME``, or a hub id."""
+
+
+def obtain(source: str, *files: str) -> Path:
+    """The local file or folder that ``source`` names; of a hub id, the folder that holds ``files`` after the download.
+
+    Raises:
+        ConfigError: a path that does not exist, or a hub that does not answer; says the command that gets the files.
+    """
+    if without_weights():
+        files = tuple(file for file in files if not file.endswith(SUFFIXES))
+    try:
+        local = Path(locate(_local_or_hub(source))).expanduser()
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    return local if local.exists() else _download(source, files)
+
+
+def without_weights() -> bool:
+    """Whether networks are made on the meta device."""
+    return torch.get_default_device().type == "meta"
+
+
+def _download(repository: str, files: Sequence[str]) -> Path:
+    if not files:
+        return Path(repository)  # nothing but weights was asked for
+    try:
+        paths = [Path(hf_hub_download(repository, file)) for file in files]
+    except (EntryNotFoundError, OSError) as error:
+        unreachable = isinstance(error, (LocalEntryNotFoundError, OfflineModeIsEnabled))
+        reason = "the hub is out of reach and the local cache has no copy" if unreachable else type(error).__name__
+        raise ConfigError(
+            f"cannot get {' and '.join(files)} from the hub repository {repository} ({reason}); "
+            f"run `hf download {repository} {' '.join(files)}` where there is internet, or give a local path"
+        ) from error
+    return paths[0].parent
+
+
+def only_file(folder: Path, pattern: str) -> Path:
+    """The one file of ``folder`` that matches."""
+    found = sorted(folder.glob(pattern))
+    if len(found) == 1:
+        return found[0]
+    listed = ", ".join(path.name for path in found) or "none"
+    raise ConfigError(f"{folder} must hold exactly one {pattern} file, not {listed}; give the folder of one checkpoint")
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors or torch file by name, on the CPU; those under ``state_dict`` where there is one.
+
+    Raises:
+        ConfigError: the file is missing, cut short, or holds something else than tensors.
+    """
+    if not path.is_file():
+        if without_weights():
+            return {}
+        raise ConfigError(f"{path} does not exist; give the path of a checkpoint")
+    place = str(torch.get_default_device())
+    try:
+        content: Any = (
+            _load_safetensors(path, place)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location=place, weights_only=True)
+        )
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, LookupError) as error:
+        raise ConfigError(
+            f"{path} ({path.stat().st_size} bytes) cannot be read as a checkpoint of plain tensors ({type(error).__name__}); "
+            "it was cut short or is of another format, so get it again"
+        ) from error
+    state = content.get("state_dict", content) if isinstance(content, Mapping) else content
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ConfigError(f"{path} holds no table of tensors; give a checkpoint of weights, plain or under 'state_dict'")
+    return dict(state)
+
+
+def _load_safetensors(path: Path, place: str) -> dict[str, Tensor]:
+    if place != "meta":
+        loaded: dict[str, Tensor] = load_file(path, device=place)
+        return loaded
+    with safe_open(path, framework="pt") as file:
+        parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        return {name: torch.empty(part.get_shape(), dtype=_DTYPES[part.get_dtype()]) for name, part in parts.items()}
+
+
+def load_strictly(network: nn.Module, state: Mapping[str, Tensor], source: Path) -> None:
+    """Fill every weight of ``network``.
+
+    Raises:
+        ConfigError: names that are missing or unexpected, or shapes that differ; a few of each.
+    """
+    if without_weights() and not state:
+        return
+    expected = network.state_dict()
+    reshaped = [
+        f"{name} {tuple(state[name].shape)} instead of {tuple(expected[name].shape)}"
+        for name in expected
+        if name in state and state[name].shape != expected[name].shape
+    ]
+    problems = [
+        f"{len(found)} {kind} ({_few(found)})"
+        for kind, found in (
+            ("missing", [name for name in expected if name not in state]),
+            ("unexpected", [name for name in state if name not in expected]),
+            ("of another shape", reshaped),
+        )
+        if found
+    ]
+    if problems:
+        raise ConfigError(f"{source} belongs to another network, with weights {', '.join(problems)}; give one that fits")
+    on_meta = any(parameter.is_meta for parameter in network.parameters())
+    network.load_state_dict(state, assign=on_meta)  # a network without memory of its own takes over the checkpoint's
+
+
+def _few(found: Iterable[str]) -> str:
+    listed = sorted(found)
+    return ", ".join(listed[:NUM_SHOWN]) + (", …" if len(listed) > NUM_SHOWN else "")

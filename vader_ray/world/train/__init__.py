@@ -1,1 +1,0 @@
-"""Scripts that made the packaged checkpoints, one file per checkpoint: `python -m vader_ray.world.train --help`."""
