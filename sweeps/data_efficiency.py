@@ -12,7 +12,7 @@ from ray import tune
 
 from vader_ray.cli import sweep_script
 from vader_ray.config import ExperimentConfig
-from vader_ray.orchestration.sweeps.definition import Sweep, Values
+from vader_ray.orchestration.sweeps.definition import SweepDefinition, Values
 
 QUERIES = 128
 OTHER = {"hps": "aesthetic", "aesthetic": "hps"}
@@ -32,26 +32,37 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
 def settings(values: Values, recipe: ExperimentConfig) -> dict[str, Any]:
     """VADER in steps of 4 videos through all denoising steps, the others in steps of 16; as many reward queries."""
     method, num_videos = values["method"], 4 if values["method"] == "vader" else 16
-    rewards = [{"reward": name, "weights": f"shapes:{name}"} for name in (values["reward"], OTHER[values["reward"]])]
+    rewards = [
+        {"reward": name, "weights": f"shapes:{name}"} for name in (values["reward"], OTHER[values["reward"]])
+    ]
     plan = {"sampling.truncation_depth": recipe.sampling.num_inference_steps} if method == "vader" else {}
-    steps = {"videos_per_step": num_videos, "num_steps": QUERIES // num_videos, "evaluation.every": 2 if method == "vader" else 1}
+    steps = {
+        "videos_per_step": num_videos,
+        "num_steps": QUERIES // num_videos,
+        "evaluation.every": 2 if method == "vader" else 1,
+    }
     own = SETTINGS[method][values["setting"]]
     return (
-        {"seed": values["seed"], "rewards": rewards[:1], "eval_rewards": rewards[1:], "algorithm.name": method}
+        {
+            "seed": values["seed"],
+            "rewards": rewards[:1],
+            "eval_rewards": rewards[1:],
+            "algorithm.name": method,
+        }
         | plan
         | steps
         | own
     )
 
 
-SWEEP = Sweep(
+SWEEP = SweepDefinition(
     name="data_efficiency",
     question=__doc__,
     recipe="shapes_hps",
     budget=("sampling.num_frames=2", "sampling.num_inference_steps=4", "sampling.eta=1", "evaluation.num_videos=12",
             "evaluation.num_shown=2", "evaluation.judge=false", "evaluation.select=eval/objective",
-            "machine.prefix_batch_size=16", "machine.micro_batch_size=16", "machine.decode_chunk_size=2",
-            "checkpoint.every=8", "must_reach={}"),
+            "runtime.prefix_batch_size=16", "runtime.micro_batch_size=16", "runtime.decode_chunk_size=2",
+            "checkpoint.every=8", "expected_metrics={}"),
     space={"seed": tune.grid_search([0, 1, 2]), "reward": tune.grid_search(["hps", "aesthetic"]),
            "method": tune.grid_search(list(SETTINGS)), "setting": tune.grid_search(["slow", "fast"])},
     settings=settings,

@@ -12,7 +12,7 @@ from ray import tune
 
 from vader_ray.cli import sweep_script
 from vader_ray.config import ExperimentConfig
-from vader_ray.orchestration.sweeps.definition import Sweep, Values
+from vader_ray.orchestration.sweeps.definition import SweepDefinition, Values
 
 
 def settings(values: Values, recipe: ExperimentConfig) -> dict[str, Any]:
@@ -24,7 +24,7 @@ def settings(values: Values, recipe: ExperimentConfig) -> dict[str, Any]:
     return {"sampling.truncation": truncation, "sampling.truncation_depth": depth}
 
 
-SWEEP = Sweep(
+SWEEP = SweepDefinition(
     name="hps_k_sweep",
     question=__doc__,
     recipe="shapes_hps",

@@ -8,7 +8,7 @@ from ray import tune
 
 from vader_ray.cli import sweep_script
 from vader_ray.config import ExperimentConfig
-from vader_ray.orchestration.sweeps.definition import Sweep, Values
+from vader_ray.orchestration.sweeps.definition import SweepDefinition, Values
 
 
 def settings(values: Values, recipe: ExperimentConfig) -> dict[str, Any]:
@@ -16,7 +16,7 @@ def settings(values: Values, recipe: ExperimentConfig) -> dict[str, Any]:
     return {"optimizer.learning_rate": values["lr"]}
 
 
-SWEEP = Sweep(
+SWEEP = SweepDefinition(
     name="learning_rate_sweep",
     question=__doc__,
     recipe="shapes_hps",

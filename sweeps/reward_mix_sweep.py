@@ -14,7 +14,7 @@ from ray import tune
 
 from vader_ray.cli import sweep_script
 from vader_ray.config import ExperimentConfig
-from vader_ray.orchestration.sweeps.definition import Sweep, Values
+from vader_ray.orchestration.sweeps.definition import SweepDefinition, Values
 
 # Weights that bring the three to about one scale. PickScore is trained by nobody, so it may choose.
 REWARDS = """rewards=[{reward: hps, weights: shapes:hps, weight: 1.0},
@@ -31,15 +31,18 @@ def shares(values: Values) -> list[float]:
 
 def settings(values: Values, recipe: ExperimentConfig) -> dict[str, Any]:
     """Weight of each reward: its share times its weight in the recipe."""
-    return {f"rewards.{place}.weight": recipe.rewards[place].weight * share for place, share in enumerate(shares(values))}
+    return {
+        f"rewards.{place}.weight": recipe.rewards[place].weight * share
+        for place, share in enumerate(shares(values))
+    }
 
 
-SWEEP = Sweep(
+SWEEP = SweepDefinition(
     name="reward_mix_sweep",
     question=__doc__,
     recipe="shapes_hps_aesthetic",
     budget=(REWARDS, "eval_rewards=[{reward: pickscore, weights: shapes:pickscore}]", "evaluation.select=eval/reward/pickscore",
-            "num_steps=12", "evaluation.every=6", "evaluation.num_videos=10", "checkpoint.every=3", "must_reach={}"),
+            "num_steps=12", "evaluation.every=6", "evaluation.num_videos=10", "checkpoint.every=3", "expected_metrics={}"),
     space={"mix": tune.grid_search(MIXES)},
     settings=settings,
     shares=shares,

@@ -35,17 +35,23 @@ def _refused(*arguments: str) -> str:
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("sampling.truncation_depth=99", "truncation_depth=99 is more than num_inference_steps=20; choose 1 to 20"),
+        (
+            "sampling.truncation_depth=99",
+            "truncation_depth=99 is more than num_inference_steps=20; choose 1 to 20",
+        ),
         ("sampling.truncation_depth=0", "sampling.truncation_depth: Input should be greater than 0"),
         ("sampling.no_such=1", "sampling.no_such: there is no such setting; here are"),
         ("num_steps=few", "num_steps: Input should be a valid integer"),
         ("model.weights=/no/where", "model.weights: /no/where does not exist"),
         ("model.family=nothing", "model.family: there is no 'nothing'; choose one of "),
-        ("rewards.0.reward=nothing", "there is no reward 'nothing'; give one of action, aesthetic, brightness, "),
+        (
+            "rewards.0.reward=nothing",
+            "there is no reward 'nothing'; give one of action, aesthetic, brightness, ",
+        ),
         ("rewards.0.colour=red", "colour"),
         ("rewards.0.weights=/no/where", "/no/where"),
         ("prompts.train=/dev/null", "prompts.train: /dev/null holds no prompt"),
-        ("machine.num_workers=3", "cannot be shared evenly by machine.num_workers=3"),
+        ("runtime.num_workers=3", "cannot be shared evenly by runtime.num_workers=3"),
     ],
 )
 def test_bad_settings_are_one_clear_sentence(setting: str, message: str) -> None:
@@ -64,7 +70,9 @@ def test_an_unwritable_output_folder_is_refused_before_work() -> None:
 
 
 def test_nothing_to_resume() -> None:
-    assert "there is no unfinished run of 'shapes_hps' with these settings" in _refused("train", "shapes_hps", "--resume")
+    assert "there is no unfinished run of 'shapes_hps' with these settings" in _refused(
+        "train", "shapes_hps", "--resume"
+    )
     assert "there is no run 'mine'" in _refused("train", "shapes_hps", "--resume", "--run-name", "mine")
 
 
@@ -77,7 +85,9 @@ def test_a_tracking_server_that_is_down_stops_the_run_before_work() -> None:
     assert time.monotonic() - started < 60  # MLflow's own default retries for four minutes
 
 
-def test_generate_and_evaluate_with_and_without_an_adapter(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
+def test_generate_and_evaluate_with_and_without_an_adapter(
+    tiny_pipeline_folder: Path, tmp_path: Path
+) -> None:
     recipe = str(write_tiny(tmp_path, tiny_pipeline_folder))
     made = CliRunner().invoke(app, ["generate", recipe, "a red star moving up", "-o", "star.mp4"])
     assert made.exit_code == 0, made.output
@@ -99,7 +109,9 @@ def test_a_truncated_weight_file_is_named(tiny_pipeline_folder: Path, tmp_path: 
     assert str(weights) in _refused("generate", str(write_tiny(tmp_path, weights)), "a star")
 
 
-@pytest.mark.parametrize(("what", "name"), [("models", "modelscope"), ("rewards", "hps"), ("recipes", "shapes_hps")])
+@pytest.mark.parametrize(
+    ("what", "name"), [("models", "modelscope"), ("rewards", "hps"), ("recipes", "shapes_hps")]
+)
 def test_list_names_what_a_recipe_can_name(what: str, name: str) -> None:
     result = CliRunner().invoke(app, ["list", what])
     assert result.exit_code == 0
@@ -107,7 +119,9 @@ def test_list_names_what_a_recipe_can_name(what: str, name: str) -> None:
 
 
 def test_list_refuses_what_it_does_not_know() -> None:
-    assert "there is nothing called 'dogs' to list; choose one of models, rewards, recipes" in _refused("list", "dogs")
+    assert "there is nothing called 'dogs' to list; choose one of models, rewards, recipes" in _refused(
+        "list", "dogs"
+    )
 
 
 def test_fetch_loads_every_reward_and_measure_and_names_the_models_folder(tmp_path: Path) -> None:

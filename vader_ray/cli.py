@@ -17,7 +17,7 @@ from vader_ray.config import ConfigError, ExperimentConfig, load, locate, recipe
 from vader_ray.errors import RunFailed
 
 if TYPE_CHECKING:
-    from vader_ray.orchestration.sweeps.definition import Sweep
+    from vader_ray.orchestration.sweeps.definition import SweepDefinition
 
 # Everything that imports a framework is imported where it is used: a wrong setting is refused at once.
 
@@ -31,13 +31,20 @@ app = typer.Typer(
 P = ParamSpec("P")
 CLUSTER_SUFFIXES = (".yaml", ".yml", ".sbatch")
 
-Recipe = Annotated[str, typer.Argument(help="A packaged recipe (see `list recipes`) or the path of a YAML file.")]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, e.g. sampling.truncation_depth=2.")
+Recipe = Annotated[
+    str, typer.Argument(help="A packaged recipe (see `list recipes`) or the path of a YAML file.")
 ]
-Workers = Annotated[int | None, typer.Option("--workers", "-w", help="Ray Train workers; short for machine.num_workers=N.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Settings, e.g. sampling.truncation_depth=2."),
+]
+Workers = Annotated[
+    int | None, typer.Option("--workers", "-w", help="Ray Train workers; short for runtime.num_workers=N.")
+]
 _DEVICES_HELP = "Ask, without a GPU and without weights, what a step needs there: h100,a100-40,… or cpu."
-_ADAPTER_HELP = "A saved adapter: a folder, or the .pt of a peft state dict. Without it, the pretrained model."
+_ADAPTER_HELP = (
+    "A saved adapter: a folder, or the .pt of a peft state dict. Without it, the pretrained model."
+)
 _STORAGE_HELP = (
     "Also keep checkpoints and a copy of the folder there, for machines that share no disk: s3://BUCKET/PREFIX, "
     "gs://BUCKET/PREFIX or a folder that all of them see."
@@ -70,11 +77,11 @@ def _stop(error: Exception, status: int) -> None:
 
 
 def _load(recipe: str, overrides: list[str] | None, workers: int | None = None) -> ExperimentConfig:
-    more = [] if workers is None else [f"machine.num_workers={workers}"]
+    more = [] if workers is None else [f"runtime.num_workers={workers}"]
     config = load(recipe, [*(overrides or []), *more])
-    from vader_ray.orchestration.runs.launch import check_names
+    from vader_ray.orchestration.runs.launch import resolve_names
 
-    return check_names(config, Path(recipe).resolve().parent if Path(recipe).is_file() else None)
+    return resolve_names(config, Path(recipe).resolve().parent if Path(recipe).is_file() else None)
 
 
 @app.command()
@@ -83,8 +90,12 @@ def train(
     recipe: Recipe,
     overrides: Overrides = None,
     workers: Workers = None,
-    run_name: Annotated[str | None, typer.Option(help="Name of the run's folder; an existing name continues that run.")] = None,
-    resume: Annotated[bool, typer.Option(help="Continue the named run, or the recipe's latest unfinished one.")] = False,
+    run_name: Annotated[
+        str | None, typer.Option(help="Name of the run's folder; an existing name continues that run.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option(help="Continue the named run, or the recipe's latest unfinished one.")
+    ] = False,
     runs_dir: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("runs"),
     storage: Storage = None,
 ) -> None:
@@ -100,7 +111,8 @@ def train(
 def _print_summary(summary: dict[str, Any]) -> None:
     console, artifacts, uri = Console(highlight=False), summary["artifacts"], summary["tracking_uri"]
     table = Table(
-        title=f"Held-out prompts, {summary['steps']} steps, {summary['reward_queries']} reward queries", title_justify="left"
+        title=f"Held-out prompts, {summary['steps']} steps, {summary['reward_queries']} reward queries",
+        title_justify="left",
     )
     table.add_column("measure")
     for heading in ("before", "after", "gain ± standard error"):
@@ -110,15 +122,23 @@ def _print_summary(summary: dict[str, Any]) -> None:
         difference = f"{gain['mean']:+.4f} ± {gain['standard_error']:.4f}"
         table.add_row(name, f"{before:.4f}", f"{summary['eval']['after'][name]:.4f}", difference)
     for name, before in summary["judge"]["before"].items():
-        table.add_row(f"caption followed: {name}", f"{before:.0%}", f"{summary['judge']['after'][name]:.0%}", "")
+        table.add_row(
+            f"caption followed: {name}", f"{before:.0%}", f"{summary['judge']['after'][name]:.0%}", ""
+        )
     console.print(table)
     for alarm in summary["guard"]:
         print(alarm)
-    for metric, floor in summary["must_reach"].items():
+    for metric, floor in summary["expected_metrics"].items():
         print(f"{metric} of at least {floor}: {'reached' if summary['reached'][metric] else 'NOT REACHED'}")
     print(f"before and after: {artifacts['before_after']}")
-    print(f"videos:           {artifacts['gallery']} (mp4 files in {Path(artifacts['gallery']).parent / 'videos'})")
-    opened = f"{Path(sys.executable).parent / 'mlflow'} ui --backend-store-uri {uri}" if uri.startswith("sqlite") else uri
+    print(
+        f"videos:           {artifacts['gallery']} (mp4 files in {Path(artifacts['gallery']).parent / 'videos'})"
+    )
+    opened = (
+        f"{Path(sys.executable).parent / 'mlflow'} ui --backend-store-uri {uri}"
+        if uri.startswith("sqlite")
+        else uri
+    )
     print(f"MLflow:           {opened}")
 
 
@@ -128,7 +148,9 @@ def evaluate(
     recipe: Recipe,
     overrides: Overrides = None,
     adapter: AdapterFolder = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Also write the metrics as JSON.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Also write the metrics as JSON.")
+    ] = None,
 ) -> None:
     """Score the recipe's held-out videos with all its rewards, in this process."""
     config = _load(recipe, overrides)
@@ -162,10 +184,13 @@ def generate(
 @app.command()
 @_explained
 def report(
-    what: Annotated[list[str], typer.Argument(help="Experiments, sweeps or runs: names, folders, or ids of MLflow runs.")],
+    what: Annotated[
+        list[str], typer.Argument(help="Experiments, sweeps or runs: names, folders, or ids of MLflow runs.")
+    ],
     output: Annotated[Path, typer.Option("--output", "-o")] = Path("report.html"),
     tracking_uri: Annotated[
-        str | None, typer.Option(help="MLflow; by default MLFLOW_TRACKING_URI, else mlflow.db in the working directory.")
+        str | None,
+        typer.Option(help="MLflow; by default MLFLOW_TRACKING_URI, else mlflow.db in the working directory."),
     ] = None,
 ) -> None:
     """Write one HTML page about past runs, complete in itself, with its figures beside it; from MLflow alone."""
@@ -179,9 +204,15 @@ def report(
 def export(
     adapter: Annotated[Path, typer.Argument(help=_ADAPTER_HELP.partition(" Without")[0])],
     output: Annotated[Path, typer.Option("--output", "-o", help="A folder, or a .safetensors file.")],
-    format: Annotated[Literal["diffusers", "comfyui", "peft"], typer.Option(help="Whose keys.")] = "diffusers",
-    merge: Annotated[bool, typer.Option("--merge", help="Fold the adapter into the recipe's denoiser instead.")] = False,
-    recipe: Annotated[str | None, typer.Option(help="Recipe of the model, for --merge and the alpha of a .pt file.")] = None,
+    format: Annotated[
+        Literal["diffusers", "comfyui", "peft"], typer.Option(help="Whose keys.")
+    ] = "diffusers",
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Fold the adapter into the recipe's denoiser instead.")
+    ] = False,
+    recipe: Annotated[
+        str | None, typer.Option(help="Recipe of the model, for --merge and the alpha of a .pt file.")
+    ] = None,
 ) -> None:
     """Write a saved adapter for other programs, or the whole denoiser with the adapter inside."""
     config = _load(recipe, None) if recipe else None
@@ -202,7 +233,9 @@ def export(
 @app.command()
 @_explained
 def mix(
-    adapters: Annotated[list[str], typer.Argument(metavar="WEIGHT=ADAPTER...", help="0.5=runs/a/best_adapter, two or more.")],
+    adapters: Annotated[
+        list[str], typer.Argument(metavar="WEIGHT=ADAPTER...", help="0.5=runs/a/best_adapter, two or more.")
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="A folder.")],
 ) -> None:
     """Write one adapter that changes the model by the weighted sum of what each changes: a mix of rewards without training."""
@@ -242,9 +275,9 @@ def check(
             return
     config = _load(recipe, overrides, workers)
     if devices is not None:
-        from vader_ray.preflight.memory_report import foresee
+        from vader_ray.preflight.memory_report import memory_report
 
-        for part in foresee(config, devices.split(",")):
+        for part in memory_report(config, devices.split(",")):
             Console(highlight=False, soft_wrap=isinstance(part, str)).print(part, markup=False)
         return
     from vader_ray.orchestration.runs.dry_run import check as check_on_workers
@@ -253,22 +286,28 @@ def check(
     for kind, specs in (("reward", config.rewards), ("eval", config.eval_rewards)):
         for spec in specs:
             options = ", ".join(f"{name}={locate(str(value))}" for name, value in spec.options.items())
-            print(f"{kind:7} {spec.name} (weight {spec.weight:g}, frames {spec.frames}): {options or 'no options'}")
+            print(
+                f"{kind:7} {spec.name} (weight {spec.weight:g}, frames {spec.frames}): {options or 'no options'}"
+            )
     sampling, checked = config.sampling, check_on_workers(config)
     step = checked.step
     print(
         f"plan    {sampling.truncation} {sampling.truncation_depth} of {sampling.num_inference_steps} denoising steps, "
-        f"{config.num_steps} steps of {config.videos_per_step} videos on {config.machine.num_workers} workers"
+        f"{config.num_steps} steps of {config.videos_per_step} videos on {config.runtime.num_workers} workers"
     )
-    print(f"adapter {step.num_adapter_parameters:,} parameters, gradient norm {step.gradient_norm:.3g}, finite and not zero")
-    print(f"memory  {step.peak_gib:.2f} GiB at the peak of one worker, {step.weights_gib:.2f} GiB of it weights")
+    print(
+        f"adapter {step.num_adapter_parameters:,} parameters, gradient norm {step.gradient_norm:.3g}, finite and not zero"
+    )
+    print(
+        f"memory  {step.peak_gib:.2f} GiB at the peak of one worker, {step.weights_gib:.2f} GiB of it weights"
+    )
     minutes = step.step_seconds * config.num_steps / 60
     print(f"time    {step.step_seconds:.1f} s per step, about {minutes:.0f} min without evaluations")
     if not checked.equal_on_all_workers:
         raise ConfigError(
             "the workers' summed gradients differ: their process group does not work; check the network between the nodes"
         )
-    print(f"workers {config.machine.num_workers}, with bit-identical gradients")
+    print(f"workers {config.runtime.num_workers}, with bit-identical gradients")
 
 
 @app.command()
@@ -331,7 +370,11 @@ def list_(what: Annotated[str, typer.Argument(help="models, rewards or recipes")
 
 def _describe(reward: Any) -> str:
     """What it looks at, in which unit it answers, and whose weights it takes by default."""
-    weights = f"{reward.default_weights} ({reward.licence})" if getattr(reward, "default_weights", "") else "no network"
+    weights = (
+        f"{reward.default_weights} ({reward.licence})"
+        if getattr(reward, "default_weights", "")
+        else "no network"
+    )
     return f"looks at a {reward.granularity}; {reward.unit}\nweights: {weights}"
 
 
@@ -339,21 +382,29 @@ def _first_line(documented: Any) -> str:
     return str(documented.__doc__).strip().splitlines()[0]
 
 
-def sweep_script(sweep: Sweep) -> None:
+def sweep_script(sweep: SweepDefinition) -> None:
     """The command line of a script of ``sweeps/``."""
-    script = typer.Typer(add_completion=False, pretty_exceptions_enable=False, context_settings=app.info.context_settings)
+    script = typer.Typer(
+        add_completion=False, pretty_exceptions_enable=False, context_settings=app.info.context_settings
+    )
 
     @script.command(help=sweep.question)
     @_explained
     def run(
         overrides: Overrides = None,
-        recipe: Annotated[str | None, typer.Option(help="A packaged recipe or a YAML file; by default the script's own.")] = None,
+        recipe: Annotated[
+            str | None, typer.Option(help="A packaged recipe or a YAML file; by default the script's own.")
+        ] = None,
         workers_per_trial: Annotated[int, typer.Option(help="Ray Train workers of each trial.")] = 1,
-        max_concurrent: Annotated[int | None, typer.Option(help="Trials at once; by default as many as fit.")] = None,
+        max_concurrent: Annotated[
+            int | None, typer.Option(help="Trials at once; by default as many as fit.")
+        ] = None,
         num_trials: Annotated[int | None, typer.Option(help="At most so many trials.")] = None,
         runs_dir: Annotated[Path, typer.Option(help="Where sweeps are kept.")] = Path("runs"),
         storage: Storage = None,
-        resume: Annotated[bool, typer.Option(help="Continue the latest unfinished sweep with these settings.")] = False,
+        resume: Annotated[
+            bool, typer.Option(help="Continue the latest unfinished sweep with these settings.")
+        ] = False,
     ) -> None:
         from vader_ray.orchestration.sweeps.driver import run_sweep
 

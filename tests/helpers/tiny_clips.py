@@ -8,7 +8,15 @@ import torch
 import transformers
 from torch import nn
 
-LABELS = ("moving left", "moving right", "playing guitar", "playing piano", "riding a bike", "walking the dog", "archery")
+LABELS = (
+    "moving left",
+    "moving right",
+    "playing guitar",
+    "playing piano",
+    "riding a bike",
+    "walking the dog",
+    "archery",
+)
 
 
 def save_vjepa(folder: Path) -> Path:
@@ -66,7 +74,13 @@ def save_action(folder: Path) -> Path:
 def save_diversity(folder: Path) -> Path:
     """A whole CLIP with its processor."""
     torch.manual_seed(4)
-    tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "projection_dim": 24}
+    tower = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "projection_dim": 24,
+    }
     network = transformers.CLIPModel(
         transformers.CLIPConfig(
             vision_config={**tower, "image_size": 32, "patch_size": 8},

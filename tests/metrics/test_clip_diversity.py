@@ -20,7 +20,7 @@ from tests.helpers.tiny_clips import save_diversity
 from tests.rewards.test_rewards import as_pil, pictures, random_images
 from vader_ray import rewards
 from vader_ray.config import ConfigError, ExperimentConfig, RewardConfig
-from vader_ray.orchestration.runs.launch import check_names
+from vader_ray.orchestration.runs.launch import resolve_names
 from vader_ray.training.distributed import Group
 from vader_ray.training.evaluation import decode_all, evaluate
 from vader_ray.training.experiment import build
@@ -39,7 +39,9 @@ def measure(folder: Path, **options: Any) -> Any:
 def recipe(pipeline: Path, clip: Path, **changes: Any) -> ExperimentConfig:
     """Five held-out videos of two prompts: three of the first, two of the second."""
     changes = {"evaluation": {"every": 3, "num_videos": 5, "num_shown": 5}} | changes
-    return tiny_config(pipeline, eval_rewards=[{"reward": "diversity", "weights": str(clip), "label": "spread"}], **changes)
+    return tiny_config(
+        pipeline, eval_rewards=[{"reward": "diversity", "weights": str(clip), "label": "spread"}], **changes
+    )
 
 
 def by_scipy(features: Tensor, prompts: list[str]) -> list[float]:
@@ -73,7 +75,9 @@ def test_scores_are_mean_distances_to_videos_of_the_same_prompt(clip_folder: Pat
     diversity = measure(clip_folder)
     features = torch.randn(6, 24, generator=torch.Generator().manual_seed(0))
     prompts = ["a", "b", "a", "c", "a", "b"]
-    torch.testing.assert_close(diversity.compare(features, prompts).tolist(), by_scipy(features, prompts), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        diversity.compare(features, prompts).tolist(), by_scipy(features, prompts), atol=1e-6, rtol=0
+    )
     alike = features[:1].repeat(3, 1) * torch.tensor([[1.0], [2.0], [3.0]])
     assert diversity.compare(alike, ["a"] * 3).abs().max() < 1e-6
     axes = torch.eye(3)
@@ -90,7 +94,7 @@ def test_evaluation_reports_it_like_any_reward(tiny_pipeline_folder: Path, clip_
     with torch.no_grad():
         for video in seen.videos:
             latents = experiment.model.sample(experiment.condition([video.prompt]), [video.noise_seed])
-            features.append(measure(clip_folder).features(decode_all(experiment.model.codec, latents)))
+            features.append(measure(clip_folder).features(decode_all(experiment.model.decoder, latents)))
     expected = by_scipy(torch.cat(features), [video.prompt for video in seen.videos])
     assert len(set(expected)) > 2
     # the evaluation samples several videos at once: float32 rounding
@@ -98,7 +102,11 @@ def test_evaluation_reports_it_like_any_reward(tiny_pipeline_folder: Path, clip_
     assert seen.metrics["eval/reward/spread"] == pytest.approx(np.mean(expected), abs=1e-5)
     assert [video.scores["spread"] for video in seen.videos] == seen.scores["spread"]
     for size in (1, 2, 5):
-        again = evaluate(recipe(tiny_pipeline_folder, clip_folder, machine={"prefix_batch_size": size}), experiment, Group())
+        again = evaluate(
+            recipe(tiny_pipeline_folder, clip_folder, runtime={"prefix_batch_size": size}),
+            experiment,
+            Group(),
+        )
         assert again.scores["spread"] == pytest.approx(seen.scores["spread"], abs=1e-5)
 
 
@@ -118,29 +126,36 @@ json.dump(seen.scores, open(out, "w"))
 
 
 @pytest.mark.slow
-def test_two_workers_see_the_scores_of_one(tiny_pipeline_folder: Path, clip_folder: Path, tmp_path: Path) -> None:
-    config = recipe(tiny_pipeline_folder, clip_folder, machine={"prefix_batch_size": 2})
+def test_two_workers_see_the_scores_of_one(
+    tiny_pipeline_folder: Path, clip_folder: Path, tmp_path: Path
+) -> None:
+    config = recipe(tiny_pipeline_folder, clip_folder, runtime={"prefix_batch_size": 2})
     (tmp_path / "recipe.json").write_text(config.model_dump_json())
     command = [sys.executable, "-c", WORKER, str(tmp_path / "recipe.json")]
     workers = [
-        subprocess.Popen([*command, str(rank), str(tmp_path / "meeting"), str(tmp_path / f"{rank}.json")]) for rank in range(2)
+        subprocess.Popen([*command, str(rank), str(tmp_path / "meeting"), str(tmp_path / f"{rank}.json")])
+        for rank in range(2)
     ]
     assert [worker.wait(timeout=300) for worker in workers] == [0, 0]
     alone = evaluate(config, build(config, torch.device("cpu")), Group()).scores
     for rank in range(2):
-        assert json.loads((tmp_path / f"{rank}.json").read_text()) == alone  # the same batches, so bit for bit
+        assert (
+            json.loads((tmp_path / f"{rank}.json").read_text()) == alone
+        )  # the same batches, so bit for bit
 
 
 def test_it_can_only_be_evaluated(tiny_pipeline_folder: Path, clip_folder: Path) -> None:
     spec = {"reward": "diversity", "weights": str(clip_folder)}
-    with pytest.raises(ConfigError, match=r"rewards.1: diversity .* can only be evaluated; move it to eval_rewards"):
-        check_names(tiny_config(tiny_pipeline_folder, rewards=[{"reward": "brightness"}, spec]))
+    with pytest.raises(
+        ConfigError, match=r"rewards.1: diversity .* can only be evaluated; move it to eval_rewards"
+    ):
+        resolve_names(tiny_config(tiny_pipeline_folder, rewards=[{"reward": "brightness"}, spec]))
     with pytest.raises(ConfigError, match=r"diversity .* can only be evaluated; move it to eval_rewards"):
         rewards.build(RewardConfig.model_validate(spec), device="cpu")
     with pytest.raises(ConfigError, match=r"evaluation.num_videos: .* give at least 2"):
-        check_names(recipe(tiny_pipeline_folder, clip_folder, evaluation={"num_videos": 1, "num_shown": 1}))
+        resolve_names(recipe(tiny_pipeline_folder, clip_folder, evaluation={"num_videos": 1, "num_shown": 1}))
     config = recipe(tiny_pipeline_folder, clip_folder)
-    assert check_names(config).eval_rewards[0].name == "spread"
+    assert resolve_names(config).eval_rewards[0].name == "spread"
 
 
 class Constant:

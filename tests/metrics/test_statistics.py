@@ -32,7 +32,9 @@ def test_thumbnails_are_area_means_of_evenly_spaced_frames() -> None:
     small = thumbnails(noise(2, 33, 3, 64, 96))
     assert (small.shape, small.dtype) == ((2, 16, 3, 32, 48), torch.uint8)
     expected = noise(2, 33, 3, 64, 96)[:, -1].unflatten(3, (48, 2)).unflatten(2, (32, 2)).mean(dim=(3, 5))
-    torch.testing.assert_close(small[:, -1].float() / 255, expected, atol=0.51 / 255, rtol=0)  # half a step of 8 bits
+    torch.testing.assert_close(
+        small[:, -1].float() / 255, expected, atol=0.51 / 255, rtol=0
+    )  # half a step of 8 bits
     assert thumbnails(noise(1, 3, 3, 8, 8)).shape == (1, 3, 3, 8, 8)
 
 
@@ -41,7 +43,9 @@ def test_distance_and_spread_of_flat_videos_are_the_difference_of_their_greys() 
     seen = thumbnails(grey)  # float32 sums of 768 squares: 1e-5
     assert distances(seen, seen) == [0.0] * 3
     assert distances(seen, seen.flip(0)) == pytest.approx([0.6, 0.0, 0.6], abs=1e-5)
-    assert spread(seen, ["a", "b", "c"]) == pytest.approx([0.4, 0.3, 0.5], abs=1e-5)  # no prompt has another: all others
+    assert spread(seen, ["a", "b", "c"]) == pytest.approx(
+        [0.4, 0.3, 0.5], abs=1e-5
+    )  # no prompt has another: all others
     assert spread(seen, ["a", "a", "b"]) == pytest.approx([0.2, 0.2, 0.5], abs=1e-5)
     assert spread(seen[:1], ["a"]) == [0.0]
 
@@ -55,7 +59,9 @@ def test_speed_is_the_motion_of_the_whole_clip_and_nothing_in_one_frame() -> Non
 def test_the_bootstrap_interval_is_that_of_scipy_and_the_same_each_time() -> None:
     values = np.random.default_rng(0).normal(1.0, 2.0, 40)
     low, high = interval(values.tolist(), draw_resamples(40, torch.Generator().manual_seed(3)))
-    theirs = stats.bootstrap((values,), np.mean, n_resamples=20_000, method="percentile", rng=0).confidence_interval
+    theirs = stats.bootstrap(
+        (values,), np.mean, n_resamples=20_000, method="percentile", rng=0
+    ).confidence_interval
     spread_of_a_bound = 0.05 * (theirs.high - theirs.low)  # of 2000 resamples, measured over seeds: below 3 %
     assert (low, high) == pytest.approx(tuple(theirs), abs=spread_of_a_bound)
     assert (low, high) == interval(values.tolist(), draw_resamples(40, torch.Generator().manual_seed(3)))
@@ -63,14 +69,20 @@ def test_the_bootstrap_interval_is_that_of_scipy_and_the_same_each_time() -> Non
 
 def test_gains_lie_inside_their_interval_which_is_paired() -> None:
     before = {"objective": [1.0, 5.0, 9.0, 2.0]}
-    metrics = compare(before, {"objective": [value + 0.5 for value in before["objective"]]}, torch.Generator().manual_seed(0))
+    metrics = compare(
+        before,
+        {"objective": [value + 0.5 for value in before["objective"]]},
+        torch.Generator().manual_seed(0),
+    )
     assert metrics == {
         "eval/gain/objective": 0.5, "eval/gain_standard_error/objective": 0.0,
         "eval/gain_low/objective": 0.5, "eval/gain_high/objective": 0.5,
     }  # fmt: skip
 
 
-def test_every_evaluation_tells_the_evidence_and_starts_at_the_base(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
+def test_every_evaluation_tells_the_evidence_and_starts_at_the_base(
+    tiny_pipeline_folder: Path, tmp_path: Path
+) -> None:
     keeper = Keeper(tmp_path)
     train(tiny_config(tiny_pipeline_folder, num_steps=3), report=keeper)
     first, last = keeper.reports[0].metrics, keeper.reports[-1].metrics
@@ -79,7 +91,9 @@ def test_every_evaluation_tells_the_evidence_and_starts_at_the_base(tiny_pipelin
         assert name in last
     assert first["eval/distance_to_base"] == 0.0
     assert last["eval/distance_to_base"] > 0
-    assert last["eval/gain_low/brightness"] <= last["eval/gain/brightness"] <= last["eval/gain_high/brightness"]
+    assert (
+        last["eval/gain_low/brightness"] <= last["eval/gain/brightness"] <= last["eval/gain_high/brightness"]
+    )
 
 
 GUARDED: dict[str, Any] = {
@@ -89,8 +103,16 @@ GUARDED: dict[str, Any] = {
 }
 
 
-def test_a_resumed_run_is_stopped_where_the_straight_one_is(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
-    watched = {"action": "stop", "measures": ["eval/distance_to_base"], "unit": "absolute", "bound": 1e-9, "patience": 3}
+def test_a_resumed_run_is_stopped_where_the_straight_one_is(
+    tiny_pipeline_folder: Path, tmp_path: Path
+) -> None:
+    watched = {
+        "action": "stop",
+        "metrics": ["eval/distance_to_base"],
+        "unit": "absolute",
+        "bound": 1e-9,
+        "patience": 3,
+    }
     config = tiny_config(tiny_pipeline_folder, **(GUARDED | {"guard": watched}))
     straight, resumed = Keeper(tmp_path / "straight"), Keeper(tmp_path / "resumed")
     one = train(config, report=straight)
@@ -113,7 +135,9 @@ def seen(**values: list[float]) -> Evaluation:
     return Evaluation({}, values, {}, (), torch.zeros(0, 1, 3, 1, 1, dtype=torch.uint8))
 
 
-def sequence(config: Any, evaluations: list[list[float]]) -> tuple[State, list[list[str]], list[dict[str, float]]]:
+def sequence(
+    config: Any, evaluations: list[list[float]]
+) -> tuple[State, list[list[str]], list[dict[str, float]]]:
     state, told, metrics = State(), [], []
     for step, values in enumerate(evaluations):
         state.step = step
@@ -124,11 +148,13 @@ def sequence(config: Any, evaluations: list[list[float]]) -> tuple[State, list[l
     return state, told, metrics
 
 
-def guarded(tiny_pipeline_folder: Path, **watched: Any) -> Any:
+def guard_metrics(tiny_pipeline_folder: Path, **watched: Any) -> Any:
     return validate(tiny_document(tiny_pipeline_folder, **(GUARDED | {"guard": watched})))
 
 
-def test_the_guard_fires_once_after_its_patience_and_again_after_a_recovery(tiny_pipeline_folder: Path) -> None:
+def test_the_guard_fires_once_after_its_patience_and_again_after_a_recovery(
+    tiny_pipeline_folder: Path,
+) -> None:
     config = guarded(tiny_pipeline_folder, unit="absolute", bound=0.5, patience=2)
     rise, low, high = [2.0, 3.0], [1.0, 2.0], [2.0, 3.0]
     _, told, metrics = sequence(config, [[1.0, 2.0], rise, low, low, low, high, low, low])
@@ -158,36 +184,44 @@ def test_against_the_base_model_a_peak_in_between_does_not_count(tiny_pipeline_f
 
 
 def test_without_a_guard_nothing_is_watched(tiny_pipeline_folder: Path) -> None:
-    assert sequence(guarded(tiny_pipeline_folder, action="none"), [[1.0, 1.0], [0.0, 0.0]])[1:] == ([[], []], [{}, {}])
+    assert sequence(guarded(tiny_pipeline_folder, action="none"), [[1.0, 1.0], [0.0, 0.0]])[1:] == (
+        [[], []],
+        [{}, {}],
+    )
 
 
 @pytest.mark.parametrize(
     ("watched", "message"),
     [
         (
-            {"measures": ["eval/reward/hps"]},
+            {"metrics": ["eval/reward/hps"]},
             "'eval/reward/hps' is never measured; choose of eval/objective, eval/reward/brightness",
         ),
         (
-            {"measures": ["eval/distance_to_base"]},
+            {"metrics": ["eval/distance_to_base"]},
             r"starts at 0, so its bound cannot be standard_errors; set guard.unit=absolute",
         ),
         ({"bound": -1}, r"guard.bound: Input should be greater than 0"),
     ],
 )
-def test_a_guard_that_cannot_work_is_refused(tiny_pipeline_folder: Path, watched: dict[str, Any], message: str) -> None:
+def test_a_guard_that_cannot_work_is_refused(
+    tiny_pipeline_folder: Path, watched: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ConfigError, match=message):
         guarded(tiny_pipeline_folder, **watched)
 
 
-def test_an_adapter_beyond_the_bound_never_becomes_the_best(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
-    watched = {"measures": ["eval/distance_to_base"], "unit": "absolute", "bound": 1e-9}
+def test_an_adapter_beyond_the_bound_never_becomes_the_best(
+    tiny_pipeline_folder: Path, tmp_path: Path
+) -> None:
+    watched = {"metrics": ["eval/distance_to_base"], "unit": "absolute", "bound": 1e-9}
     kept = {}
     for action in ("none", "flag"):
         changes = GUARDED | {"num_steps": 3, "guard": watched | {"action": action}}
         evaluation = GUARDED["evaluation"] | {"select": "eval/reward/brightness"}
         kept[action] = train(
-            tiny_config(tiny_pipeline_folder, **(changes | {"evaluation": evaluation})), report=Keeper(tmp_path / action)
+            tiny_config(tiny_pipeline_folder, **(changes | {"evaluation": evaluation})),
+            report=Keeper(tmp_path / action),
         )
     assert kept["none"].best_step > 0  # brightness rises
     assert kept["flag"].best_step == 0

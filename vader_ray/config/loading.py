@@ -80,7 +80,9 @@ def _recipe_path(recipe: str) -> Path:
     path = Path(recipe).expanduser()
     if path.is_file():
         return path.resolve()
-    raise ConfigError(f"there is no recipe {recipe!r}; give the path of a YAML file or one of {', '.join(recipe_names())}")
+    raise ConfigError(
+        f"there is no recipe {recipe!r}; give the path of a YAML file or one of {', '.join(recipe_names())}"
+    )
 
 
 def _override(document: dict[str, Any], text: str) -> None:
@@ -129,7 +131,10 @@ def _explain(error: ValidationError) -> Iterator[str]:
     problems = error.errors()
     places = [problem["loc"] for problem in problems]
     for problem in problems:
-        if any(len(place) > len(problem["loc"]) and place[: len(problem["loc"])] == problem["loc"] for place in places):
+        if any(
+            len(place) > len(problem["loc"]) and place[: len(problem["loc"])] == problem["loc"]
+            for place in places
+        ):
             continue  # the list is faulty only because of its item
         path = ".".join(str(part) for part in _address(problem["loc"])) or "recipe"
         message = problem["msg"].removeprefix("Value error, ")

@@ -21,13 +21,17 @@ from vader_ray.paths import PairsFile, Prompts, Weights
 
 ActivationCheckpointing = Literal["none", "block", "attention"]
 Precision = Literal["float32", "bfloat16", "float64"]
-FrameRule = Annotated[str, Field(pattern=r"^(all|first_middle_last|(random|first|stride):[1-9]\d*|frame:\d+)$")]
+FrameRule = Annotated[
+    str, Field(pattern=r"^(all|first_middle_last|(random|first|stride):[1-9]\d*|frame:\d+)$")
+]
 
 
 class Settings(BaseModel):
     """Base of every section: immutable, strict about unknown keys, described by the sentence under each field."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=()
+    )
 
 
 class ModelConfig(Settings):
@@ -78,9 +82,9 @@ class SamplingConfig(Settings):
     """K, the number of graded denoising steps (Algorithm 1's cutoff for ``last``)."""
     window_start: NonNegativeInt = 0
     """First graded denoising step of a ``window``, counted from the noisiest, 0."""
-    chain: bool = True
+    backprop_through_input: bool = True
     """Keep the denoiser's input Jacobian between graded steps; off is DRTune's stopped input (cheaper, biased)."""
-    replay: bool | Literal["earlier", "auto"] = True
+    recompute: bool | Literal["earlier", "auto"] = True
     """Recompute each graded denoiser call in the backward pass: exact, one more forward each, memory flat in K. With
     ``earlier`` the last one is kept instead (at K = 1: no recomputation): exact, one forward less, and its activations
     are in memory beside those of a portion of decoder and rewards. ``auto``: the fastest that the free memory allows,
@@ -94,7 +98,9 @@ class SamplingConfig(Settings):
     def _depth_fits(self) -> Self:
         depth, steps = self.truncation_depth, self.num_inference_steps
         if depth > steps:
-            raise ValueError(f"truncation_depth={depth} is more than num_inference_steps={steps}; choose 1 to {steps}")
+            raise ValueError(
+                f"truncation_depth={depth} is more than num_inference_steps={steps}; choose 1 to {steps}"
+            )
         if self.truncation == "window" and self.window_start + depth > steps:
             raise ValueError(
                 f"window_start={self.window_start} + truncation_depth={depth} runs past num_inference_steps={steps}; "
@@ -111,7 +117,7 @@ class VaderConfig(Settings):
     """VADER: the gradient of the reward through the graded denoising steps of ``sampling``."""
 
     name: Literal["vader"] = "vader"
-    base_pull: NonNegativeFloat = 0.0
+    reference_penalty: NonNegativeFloat = 0.0
     """Weight of the pull to the pretrained model: the objective less so many times the mean over the graded denoising steps
     of the squared distance between what the denoiser predicts with the adapter and without it, for the same latents; a mean
     over elements, a sum over the branches of guidance. One denoiser call more for each graded one."""
@@ -135,7 +141,9 @@ class DdpoConfig(Settings):
     @model_validator(mode="after")
     def _buffer_fills(self) -> Self:
         if self.min_count > self.buffer_size:
-            raise ValueError(f"min_count={self.min_count} is never reached by buffer_size={self.buffer_size}; raise buffer_size")
+            raise ValueError(
+                f"min_count={self.min_count} is never reached by buffer_size={self.buffer_size}; raise buffer_size"
+            )
         return self
 
 
@@ -159,7 +167,9 @@ def _algorithm_name(value: Any) -> Any:
 
 
 AlgorithmConfig = Annotated[
-    Annotated[VaderConfig, Tag("vader")] | Annotated[DdpoConfig, Tag("ddpo")] | Annotated[DpoConfig, Tag("dpo")],
+    Annotated[VaderConfig, Tag("vader")]
+    | Annotated[DdpoConfig, Tag("ddpo")]
+    | Annotated[DpoConfig, Tag("dpo")],
     Discriminator(
         _algorithm_name,
         custom_error_type="algorithm",
@@ -268,19 +278,19 @@ class EvaluationConfig(Settings):
     """Metric by which the best adapter is kept, e.g. ``eval/reward/aesthetic``; by default the first of ``eval_rewards``,
     and without them the objective itself, ``eval/objective``."""
     judge: bool = False
-    """Report how well the videos of the embedded shapes data set follow their captions (colour, shape, direction)."""
+    """StepEvent how well the videos of the embedded shapes data set follow their captions (colour, shape, direction)."""
 
 
 class GuardConfig(Settings):
     """What is watched in every evaluation, never trained: when it falls while the rewards rise, they are being hacked."""
 
-    RISING: ClassVar[frozenset[str]] = frozenset({"eval/distance_to_base"})
+    LOWER_IS_BETTER: ClassVar[frozenset[str]] = frozenset({"eval/distance_to_base"})
     """Measures of which more is worse."""
 
     action: Literal["none", "flag", "stop"] = "flag"
     """``flag`` says so, in the terminal and in MLflow; ``stop`` also ends the run. Either way ``best_adapter/`` stays the
     best by ``evaluation.select`` among the evaluations at which no measure was beyond its bound."""
-    measures: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = ()
     """Metrics of the evaluation (``eval/reward/aesthetic``, ``eval/judge/shape``, ``eval/diversity``, ``eval/motion``,
     ``eval/distance_to_base``); by default the first of ``eval_rewards``."""
     bound: PositiveFloat = 2.0
@@ -295,8 +305,10 @@ class GuardConfig(Settings):
 
     @model_validator(mode="after")
     def _has_a_scale(self) -> Self:
-        if self.unit != "absolute" and (rising := sorted(self.RISING & set(self.measures))):
-            raise ValueError(f"{rising[0]} starts at 0, so its bound cannot be {self.unit}; set guard.unit=absolute")
+        if self.unit != "absolute" and (rising := sorted(self.LOWER_IS_BETTER & set(self.metrics))):
+            raise ValueError(
+                f"{rising[0]} starts at 0, so its bound cannot be {self.unit}; set guard.unit=absolute"
+            )
         return self
 
 
@@ -317,7 +329,7 @@ class TrackingConfig(Settings):
     system_metrics: bool = True
 
 
-class MachineConfig(Settings):
+class RuntimeConfig(Settings):
     """Where a run happens. Changes its speed and memory, never its result beyond summation order."""
 
     num_workers: PositiveInt = 1
@@ -335,7 +347,7 @@ class MachineConfig(Settings):
     activation_checkpointing: ActivationCheckpointing | Literal["auto"] = "none"
     """Recompute each ``block`` of the denoiser in the backward pass: exact, a fraction of the memory, one more forward.
     ``attention`` keeps what attention gave: exact, a little more memory, and long videos pay for no second attention.
-    ``auto``: as of ``sampling.replay``."""
+    ``auto``: as of ``sampling.recompute``."""
     compile: Literal["none", "blocks"] = "none"
     """Compile the denoiser's ``blocks`` one by one: faster after a minute; exact up to the rounding of fused operations."""
     num_threads: PositiveInt = 1

@@ -29,8 +29,12 @@ def thumbnails(frames: Frames) -> Thumbnails:
     count, (height, width) = frames.shape[1], frames.shape[-2:]
     chosen = torch.linspace(0, count - 1, min(count, THUMBNAIL_FRAMES)).round().long().tolist()
     factor = -(-min(height, width) // THUMBNAIL_SIDE)
-    small = functional.adaptive_avg_pool2d(frames[:, chosen].flatten(0, 1).float(), (height // factor, width // factor))
-    pixels: Tensor = (small.clamp(0, 1) * 255).round().to(torch.uint8).unflatten(0, (len(frames), len(chosen))).cpu()
+    small = functional.adaptive_avg_pool2d(
+        frames[:, chosen].flatten(0, 1).float(), (height // factor, width // factor)
+    )
+    pixels: Tensor = (
+        (small.clamp(0, 1) * 255).round().to(torch.uint8).unflatten(0, (len(frames), len(chosen))).cpu()
+    )
     return pixels
 
 
@@ -57,7 +61,9 @@ def speeds(frames: Frames) -> list[float]:
     if frames.shape[1] < 2:
         return [0.0] * len(frames)
     motion, pixels = Motion(), frames.float()
-    pairs = [motion(pixels[:, first : first + 2], ()) for first in range(frames.shape[1] - 1)]  # by pairs: flow is large
+    pairs = [
+        motion(pixels[:, first : first + 2], ()) for first in range(frames.shape[1] - 1)
+    ]  # by pairs: flow is large
     return torch.stack(pairs).mean(dim=0).tolist()
 
 

@@ -20,12 +20,24 @@ from vader_ray import types
 from vader_ray.config import ConfigError, RewardConfig
 from vader_ray.rewards.core.contract import check_contract, check_measure
 
-__all__ = ["build", "build_measure", "check", "check_contract", "check_measure", "is_measure", "load", "names", "resolve"]
+__all__ = [
+    "build",
+    "build_measure",
+    "check",
+    "check_contract",
+    "check_measure",
+    "is_measure",
+    "load",
+    "names",
+    "resolve",
+]
 
 
 def names() -> list[str]:
     """The rewards of this folder."""
-    return sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem not in ("__init__", "base"))
+    return sorted(
+        path.stem for path in Path(__file__).parent.glob("*.py") if path.stem not in ("__init__", "base")
+    )
 
 
 def resolve(name: str) -> type:
@@ -38,12 +50,16 @@ def resolve(name: str) -> type:
         return _class(importlib.import_module(f"{__name__}.{name}"), "Reward", name)
     parent, dot, attribute = name.rpartition(".")
     if not dot or not all(part.isidentifier() for part in name.split(".")):
-        raise ConfigError(f"there is no reward {name!r}; give one of {', '.join(names())} or a dotted name of yours")
+        raise ConfigError(
+            f"there is no reward {name!r}; give one of {', '.join(names())} or a dotted name of yours"
+        )
     if (module := _import(name)) is not None:
         return _class(module, "Reward", name)
     if (module := _import(parent)) is not None:
         return _class(module, attribute, name)
-    raise ConfigError(f"there is no module {name!r} or {parent!r} for a reward; install it or put its folder on PYTHONPATH")
+    raise ConfigError(
+        f"there is no module {name!r} or {parent!r} for a reward; install it or put its folder on PYTHONPATH"
+    )
 
 
 def check(spec: RewardConfig, *, folder: Path | None = None) -> RewardConfig:
@@ -55,18 +71,24 @@ def check(spec: RewardConfig, *, folder: Path | None = None) -> RewardConfig:
     return spec.model_copy(update=_options(spec, resolve(spec.reward), folder))
 
 
-def build(spec: RewardConfig, *, device: torch.device | str, dtype: torch.dtype | None = None) -> types.Reward:
+def build(
+    spec: RewardConfig, *, device: torch.device | str, dtype: torch.dtype | None = None
+) -> types.Reward:
     """The reward with its weights; its networks are frozen, in eval mode, on ``device`` and in ``dtype`` or its precision.
 
     Raises:
         ConfigError: as `check`, and weights that are missing, unreadable or of another network.
     """
     if is_measure(spec.reward):
-        raise ConfigError(f"{spec.name} compares videos with one another and can only be evaluated; move it to eval_rewards")
+        raise ConfigError(
+            f"{spec.name} compares videos with one another and can only be evaluated; move it to eval_rewards"
+        )
     return cast(types.Reward, load(spec, device=device, dtype=dtype))
 
 
-def build_measure(spec: RewardConfig, *, device: torch.device | str, dtype: torch.dtype | None = None) -> types.SetMeasure:
+def build_measure(
+    spec: RewardConfig, *, device: torch.device | str, dtype: torch.dtype | None = None
+) -> types.SetMeasure:
     """The measure of a set of videos, as `build` does it for a reward; ``spec`` must name one (`is_measure`)."""
     assert is_measure(spec.reward), spec.reward
     return cast(types.SetMeasure, load(spec, device=device, dtype=dtype))
@@ -116,7 +138,9 @@ def _options(spec: RewardConfig, reward_class: type, folder: Path | None) -> dic
     try:
         options = model.model_validate(spec.options, context={"folder": folder})
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(spec.name, model, problem) for problem in error.errors())) from None
+        raise ConfigError(
+            "\n".join(_explain(spec.name, model, problem) for problem in error.errors())
+        ) from None
     return {name: getattr(options, name) for name in options.model_fields_set}
 
 
@@ -126,11 +150,18 @@ def _option_model(name: str, reward_class: type) -> type[BaseModel]:
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
         if parameter.name in RewardConfig.model_fields:
-            raise ConfigError(f"{name}: its option {parameter.name!r} is a setting of every reward; rename it in the class")
+            raise ConfigError(
+                f"{name}: its option {parameter.name!r} is a setting of every reward; rename it in the class"
+            )
         annotation = Any if parameter.annotation is parameter.empty else parameter.annotation
-        fields[parameter.name] = (annotation, ... if parameter.default is parameter.empty else parameter.default)
+        fields[parameter.name] = (
+            annotation,
+            ... if parameter.default is parameter.empty else parameter.default,
+        )
     settings = ConfigDict(extra="forbid", protected_namespaces=(), arbitrary_types_allowed=True)
-    return create_model(f"{reward_class.__module__}.{reward_class.__qualname__}", __config__=settings, **fields)
+    return create_model(
+        f"{reward_class.__module__}.{reward_class.__qualname__}", __config__=settings, **fields
+    )
 
 
 def _explain(name: str, model: type[BaseModel], problem: Any) -> str:

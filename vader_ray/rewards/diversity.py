@@ -15,7 +15,7 @@ from vader_ray.rewards.base import frozen
 from vader_ray.rewards.core.preprocess import crop, normalise
 from vader_ray.rewards.core.transformers_loading import image_statistics
 from vader_ray.types import Features, Frames, Scores
-from vader_ray.weights import Source, obtain
+from vader_ray.weights import Source, resolve_weights
 
 WEIGHTS = "openai/clip-vit-large-patch14"
 FILES = ("config.json", "preprocessor_config.json", "model.safetensors")
@@ -39,7 +39,7 @@ class Reward(nn.Module):
 
     def __init__(self, *, weights: Source = WEIGHTS) -> None:
         super().__init__()
-        folder = obtain(weights, *FILES)
+        folder = resolve_weights(weights, *FILES)
         folder = folder / "image_encoder" if (folder / "image_encoder").is_dir() else folder
         self.encoder = frozen(load_encoder(folder))
         self.mean, self.std = image_statistics(folder)
@@ -79,6 +79,9 @@ class Reward(nn.Module):
 def mean_to_others(distances: Float[Tensor, "videos videos"], prompts: Sequence[str]) -> Scores:
     """The mean distance of each video to the others of its prompt, or to all others where its prompt has no other."""
     others = ~torch.eye(len(prompts), dtype=torch.bool, device=distances.device)
-    alike = torch.tensor([[one == other for other in prompts] for one in prompts], device=distances.device) & others
+    alike = (
+        torch.tensor([[one == other for other in prompts] for one in prompts], device=distances.device)
+        & others
+    )
     chosen = torch.where(alike.any(dim=1, keepdim=True), alike, others)
     return (distances * chosen).sum(dim=1) / chosen.sum(dim=1)

@@ -23,11 +23,17 @@ class Judge(nn.Module):
         layers: list[nn.Module] = []
         for width_in, width_out in pairwise(widths):
             layers += [nn.Conv2d(width_in, width_out, 3, padding=1), nn.GroupNorm(4, width_out), nn.ReLU()]
-            layers += [nn.Conv2d(width_out, width_out, 3, padding=1, stride=2), nn.GroupNorm(4, width_out), nn.ReLU()]
+            layers += [
+                nn.Conv2d(width_out, width_out, 3, padding=1, stride=2),
+                nn.GroupNorm(4, width_out),
+                nn.ReLU(),
+            ]
         self.convolutions = nn.Sequential(*layers)
         self.look = nn.Sequential(nn.Linear(64, 96), nn.ReLU(), nn.Linear(96, len(COLOURS) + len(SHAPES)))
         self.where = nn.Sequential(nn.Conv2d(64, 16, 1), nn.Flatten(), nn.ReLU())
-        self.motion = nn.Sequential(nn.Linear(256 * NUM_FRAMES, 64), nn.ReLU(), nn.Linear(64, len(DIRECTIONS)))
+        self.motion = nn.Sequential(
+            nn.Linear(256 * NUM_FRAMES, 64), nn.ReLU(), nn.Linear(64, len(DIRECTIONS))
+        )
 
     @classmethod
     def load(cls) -> Self:
@@ -36,7 +42,9 @@ class Judge(nn.Module):
         judge.load_state_dict(load_file(checkpoint("judge") / "judge.safetensors"))
         return judge.eval().requires_grad_(False)
 
-    def forward(self, frames: Float[Tensor, "videos frames 3 height width"]) -> dict[str, Float[Tensor, "videos _"]]:
+    def forward(
+        self, frames: Float[Tensor, "videos frames 3 height width"]
+    ) -> dict[str, Float[Tensor, "videos _"]]:
         """Logits of each attribute."""
         frames = frames[:, :NUM_FRAMES]
         features = self.convolutions(frames.flatten(0, 1) * 2 - 1)
@@ -54,7 +62,9 @@ class Judge(nn.Module):
         logits = self(frames.to(dtype))
         return {name: logits[name].argmax(-1) == said_in(captions, name).to(frames.device) for name in _HEADS}
 
-    def accuracy(self, frames: Float[Tensor, "videos frames 3 height width"], captions: list[str]) -> dict[str, float]:
+    def accuracy(
+        self, frames: Float[Tensor, "videos frames 3 height width"], captions: list[str]
+    ) -> dict[str, float]:
         """The share of videos that show the `colour`, `shape` and `direction` of their captions."""
         return {name: right.double().mean().item() for name, right in self.obeyed(frames, captions).items()}
 

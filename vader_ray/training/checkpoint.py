@@ -58,7 +58,12 @@ class State:
 
 
 def save(
-    folder: Path, state: State, model: VideoModel, optimizer: torch.optim.Optimizer, best_adapter: Path, base: Tensor
+    folder: Path,
+    state: State,
+    model: VideoModel,
+    optimizer: torch.optim.Optimizer,
+    best_adapter: Path,
+    base: Tensor,
 ) -> Path:
     """Write a checkpoint; the folder appears whole or not at all.
 
@@ -86,7 +91,10 @@ def restore(folder: Path, model: VideoModel, optimizer: torch.optim.Optimizer) -
     """
     try:
         state = State(**json.loads((folder / "state.json").read_text(encoding="utf-8")))
-        saved, base = (torch.load(folder / name, weights_only=True, map_location="cpu") for name in ("optimizer.pt", "base.pt"))
+        saved, base = (
+            torch.load(folder / name, weights_only=True, map_location="cpu")
+            for name in ("optimizer.pt", "base.pt")
+        )
     except (OSError, json.JSONDecodeError, TypeError, RuntimeError, EOFError) as error:
         raise ValueError(
             f"{folder} is not a whole checkpoint ({type(error).__name__}: {error}); continue from an earlier one"

@@ -10,13 +10,13 @@ from statistics import fmean
 import torch
 from torch import Tensor, nn
 
-from vader_ray.alignment.base import Whole
+from vader_ray.alignment.base import StepContext
 from vader_ray.config import ExperimentConfig
 from vader_ray.training.distributed import Group
 from vader_ray.training.experiment import Experiment, batching, build
 from vader_ray.training.loop import peak_gib
 from vader_ray.training.step import choose_algorithm, make_rollout, sum_and_clip
-from vader_ray.types import ServedReward
+from vader_ray.types import RemoteReward
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,10 @@ class StepCheck:
 
 
 def check_step(
-    config: ExperimentConfig, group: Group, device: torch.device, served: Mapping[str, ServedReward] | None = None
+    config: ExperimentConfig,
+    group: Group,
+    device: torch.device,
+    served: Mapping[str, RemoteReward] | None = None,
 ) -> tuple[StepCheck, Tensor]:
     """What one step took, and the adapter's gradient over all workers on the CPU.
 
@@ -43,15 +46,17 @@ def check_step(
         ValueError: something cannot be loaded, or the gradient is zero or not finite.
     """
     experiment = build(config, device, served)
-    algorithm, whole = choose_algorithm(config, 0), Whole(config.videos_per_step, group.gather, {})
+    algorithm, whole = choose_algorithm(config, 0), StepContext(config.videos_per_step, group.gather, {})
     rollout = make_rollout(config, experiment, list(group.share(config.videos_per_step)))
     started = time.monotonic()
-    update = next(algorithm.updates(experiment.model, experiment.terms, rollout, batching(config.machine), whole))
+    update = next(
+        algorithm.updates(experiment.model, experiment.terms, rollout, batching(config.runtime), whole)
+    )
     norm = sum_and_clip(experiment.model, group, float("inf"))
     seconds = time.monotonic() - started
     if not 0 < norm < float("inf"):
         raise ValueError(
-            f"the adapter's gradient is {norm} for {len(update.graded)} graded denoising steps ({update.graded}); "
+            f"the adapter's gradient is {norm} for {len(update.grad_steps)} graded denoising steps ({update.grad_steps}); "
             "grade other steps (sampling.truncation, truncation_depth), adapt other layers (adapter.target_modules) "
             "or mend the reward"
         )
@@ -64,7 +69,10 @@ def check_step(
         peak_gib=peak_gib(device),
         step_seconds=seconds,
         gradient_norm=norm,
-        scores={name: fmean(value for part in update.scored for value in part.scores[name].tolist()) for name in names},
+        scores={
+            name: fmean(value for part in update.scored for value in part.scores[name].tolist())
+            for name in names
+        },
     )
     return found, gradient.cpu()
 
@@ -72,5 +80,12 @@ def check_step(
 def _weights_bytes(experiment: Experiment) -> int:
     networks: list[object] = [term.reward for term in (*experiment.terms, *experiment.eval_terms)]
     networks += [measured.measure for measured in experiment.measures]
-    modules = [*experiment.model.networks(), *(network for network in networks if isinstance(network, nn.Module))]
-    return sum(parameter.numel() * parameter.element_size() for module in modules for parameter in module.parameters())
+    modules = [
+        *experiment.model.modules(),
+        *(network for network in networks if isinstance(network, nn.Module)),
+    ]
+    return sum(
+        parameter.numel() * parameter.element_size()
+        for module in modules
+        for parameter in module.parameters()
+    )

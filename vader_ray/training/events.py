@@ -1,4 +1,4 @@
-"""What the training loop tells the outside: one `Report` per step, received by whoever tracks, stores or shows it."""
+"""What the training loop tells the outside: one `StepEvent` per step, received by whoever tracks, stores or shows it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Query:
     """Reward name → score of the trained rewards."""
     objective: float
     """What the step ascended: the weighted sum of the scores (or of −|score − target|)."""
-    graded_steps: tuple[int, ...]
+    grad_steps: tuple[int, ...]
     """Denoising steps that carried gradient, counted from the noisiest, 0."""
     wall_seconds: float
     """Since the start of the run, earlier sessions included."""
@@ -40,7 +40,7 @@ class Video:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class StepEvent:
     """The state of a run after `step` optimizer updates; step 0 is the evaluation before training."""
 
     step: int

@@ -9,13 +9,21 @@ import torch
 
 from vader_ray import models, rewards
 from vader_ray.alignment.frames import choose_frames
-from vader_ray.alignment.reward_gradient import Term
+from vader_ray.alignment.reward_gradient import RewardTerm
 from vader_ray.alignment.rollout import Batching
-from vader_ray.config import DdpoConfig, DpoConfig, ExperimentConfig, MachineConfig, RewardConfig, SamplingConfig, split_image
-from vader_ray.training.model_cache import Shelf, conditioning_key, model_key, reward_key
+from vader_ray.config import (
+    DdpoConfig,
+    DpoConfig,
+    ExperimentConfig,
+    RewardConfig,
+    RuntimeConfig,
+    SamplingConfig,
+    split_image,
+)
+from vader_ray.training.model_cache import ModelCache, conditioning_key, model_key, reward_key
 from vader_ray.training.pairs import Pair, read_pairs
-from vader_ray.training.seeding import derive
-from vader_ray.types import Batch, Reward, ServedReward, SetMeasure, VideoModel
+from vader_ray.training.seeding import derive_seed
+from vader_ray.types import RemoteReward, Reward, SetMeasure, Sliceable, VideoModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +40,13 @@ class Experiment:
     """All that one worker holds in memory."""
 
     model: VideoModel
-    terms: list[Term]
+    terms: list[RewardTerm]
     """The trained rewards."""
-    eval_terms: list[Term]
+    eval_terms: list[RewardTerm]
     """The rewards that are only measured."""
     measures: list[Measure]
     """What is measured of the held-out videos as a set."""
-    conditioning: Batch
+    conditioning: Sliceable
     """Of every prompt of the recipe, once."""
     rows: dict[str, int]
     """Prompt → its row of the conditioning."""
@@ -50,7 +58,7 @@ class Experiment:
         """Where it computes."""
         return self.model.adapter_parameters()[0].device
 
-    def condition(self, prompts: Sequence[str]) -> Batch:
+    def condition(self, prompts: Sequence[str]) -> Sliceable:
         """The conditioning of some of the recipe's prompts."""
         return self.conditioning[[self.rows[prompt] for prompt in prompts]]
 
@@ -58,8 +66,8 @@ class Experiment:
 def build(
     config: ExperimentConfig,
     device: torch.device = torch.device("cpu"),
-    served: Mapping[str, ServedReward] | None = None,
-    shelf: Shelf | None = None,
+    served: Mapping[str, RemoteReward] | None = None,
+    cache: ModelCache | None = None,
 ) -> Experiment:
     """Load everything, encode every prompt once and give the text encoders' memory back.
 
@@ -67,70 +75,88 @@ def build(
 
     Args:
         served: by name, the rewards that other processes compute and that are not loaded here.
-        shelf: of this process; a model, its conditioning or a reward that lies there is not loaded again.
+        cache: of this process; a model, its conditioning or a reward that lies there is not loaded again.
     """
-    torch.set_num_threads(config.machine.num_threads)
-    if shelf is None or config.machine.compile != "none":  # a compiled block knows the adapter that it was compiled with
-        shelf = Shelf()
+    torch.set_num_threads(config.runtime.num_threads)
+    if (
+        cache is None or config.runtime.compile != "none"
+    ):  # a compiled block knows the adapter that it was compiled with
+        cache = ModelCache()
     key = model_key(config, device)
-    rewards_here = [spec for spec in (*config.rewards, *config.eval_rewards) if spec.name not in (served or {})]
-    shelf.keep([key, conditioning_key(config, device), *(reward_key(spec, config.sampling, device) for spec in rewards_here)])
-    is_kept = key in shelf
-    model = shelf.take(key, lambda: build_model(config, device))
+    rewards_here = [
+        spec for spec in (*config.rewards, *config.eval_rewards) if spec.name not in (served or {})
+    ]
+    cache.evict_except(
+        [
+            key,
+            conditioning_key(config, device),
+            *(reward_key(spec, config.sampling, device) for spec in rewards_here),
+        ]
+    )
+    is_kept = key in cache
+    model = cache.get_or_load(key, lambda: build_model(config, device))
     if is_kept:
-        model.add_adapter(config.adapter, derive(config.seed, "adapter"))
-    return assemble(config, model, device, served or {}, shelf)
+        model.add_adapter(config.adapter, derive_seed(config.seed, "adapter"))
+    return assemble(config, model, device, served or {}, cache)
 
 
 def build_model(config: ExperimentConfig, device: torch.device) -> VideoModel:
     """The recipe's model with a fresh adapter, text encoders included."""
-    assert config.machine.activation_checkpointing != "auto", "chosen before a run"
+    assert config.runtime.activation_checkpointing != "auto", "chosen before a run"
     model = models.build(
         config.model,
         config.sampling,
         config.adapter,
-        seed=derive(config.seed, "adapter"),
-        chunk_size=config.machine.decode_chunk_size,
+        seed=derive_seed(config.seed, "adapter"),
+        chunk_size=config.runtime.decode_chunk_size,
         device=device,
-        activation_checkpointing=config.machine.activation_checkpointing,
-        compile_blocks=config.machine.compile == "blocks",
+        activation_checkpointing=config.runtime.activation_checkpointing,
+        compile_blocks=config.runtime.compile == "blocks",
     )
     built: VideoModel = model
     return built
 
 
-def batching(machine: MachineConfig) -> Batching:
+def batching(runtime: RuntimeConfig) -> Batching:
     """How many videos and frames this machine holds at once."""
-    prefix, micro = machine.prefix_batch_size, machine.micro_batch_size
+    prefix, micro = runtime.prefix_batch_size, runtime.micro_batch_size
     assert prefix != "auto", "chosen before a run"
     assert micro != "auto"
-    return Batching(prefix, micro, machine.decode_chunk_size)
+    return Batching(prefix, micro, runtime.decode_chunk_size)
 
 
 def assemble(
     config: ExperimentConfig,
     model: VideoModel,
     device: torch.device,
-    served: Mapping[str, ServedReward],
-    shelf: Shelf | None = None,
+    served: Mapping[str, RemoteReward],
+    cache: ModelCache | None = None,
 ) -> Experiment:
     """The model with its prompts encoded, whose encoders are then dropped, and the rewards."""
-    shelf = shelf or Shelf()
+    cache = cache or ModelCache()
     if isinstance(config.algorithm, DdpoConfig):
         model.check_densities()
-    pairs = read_pairs(config.algorithm.pairs) if isinstance(config.algorithm, DpoConfig) and config.algorithm.pairs else ()
-    prompts = list(dict.fromkeys((*config.prompts.train, *config.prompts.heldout, *(pair.prompt for pair in pairs))))
-    conditioning = shelf.take(conditioning_key(config, device), lambda: _encode_all(model, prompts))
+    pairs = (
+        read_pairs(config.algorithm.pairs)
+        if isinstance(config.algorithm, DpoConfig) and config.algorithm.pairs
+        else ()
+    )
+    prompts = list(
+        dict.fromkeys((*config.prompts.train, *config.prompts.heldout, *(pair.prompt for pair in pairs)))
+    )
+    conditioning = cache.get_or_load(conditioning_key(config, device), lambda: _encode_all(model, prompts))
     return Experiment(
         model=model,
-        terms=[_term(spec, served.get(spec.name), config.sampling, device, shelf) for spec in config.rewards],
+        terms=[_term(spec, served.get(spec.name), config.sampling, device, cache) for spec in config.rewards],
         eval_terms=[
-            _term(spec, served.get(spec.name), config.sampling, device, shelf)
+            _term(spec, served.get(spec.name), config.sampling, device, cache)
             for spec in config.eval_rewards
             if not rewards.is_measure(spec.reward)
         ],
         measures=[
-            _measure(spec, config.sampling, device, shelf) for spec in config.eval_rewards if rewards.is_measure(spec.reward)
+            _measure(spec, config.sampling, device, cache)
+            for spec in config.eval_rewards
+            if rewards.is_measure(spec.reward)
         ],
         conditioning=conditioning,
         rows={prompt: row for row, prompt in enumerate(prompts)},
@@ -138,13 +164,13 @@ def assemble(
     )
 
 
-def _encode_all(model: VideoModel, prompts: Sequence[str]) -> Batch:
+def _encode_all(model: VideoModel, prompts: Sequence[str]) -> Sliceable:
     conditioning = encode(model, prompts)
     model.free_text_encoders()
     return conditioning
 
 
-def encode(model: VideoModel, prompts: Sequence[str]) -> Batch:
+def encode(model: VideoModel, prompts: Sequence[str]) -> Sliceable:
     """The conditioning of prompts, of which each may name an image.
 
     Raises:
@@ -153,16 +179,24 @@ def encode(model: VideoModel, prompts: Sequence[str]) -> Batch:
     parts = [split_image(prompt) for prompt in prompts]
     images, texts = [image for image, _ in parts if image is not None], [text for _, text in parts]
     if missing := [image for image in images if not image.is_file()]:
-        raise ValueError(f"the image {missing[0]} does not exist; write `path/to/image.png | text` with an existing image")
+        raise ValueError(
+            f"the image {missing[0]} does not exist; write `path/to/image.png | text` with an existing image"
+        )
     return model.encode(texts, images) if images else model.encode(texts)
 
 
-def _term(spec: RewardConfig, served: ServedReward | None, sampling: SamplingConfig, device: torch.device, shelf: Shelf) -> Term:
+def _term(
+    spec: RewardConfig,
+    served: RemoteReward | None,
+    sampling: SamplingConfig,
+    device: torch.device,
+    cache: ModelCache,
+) -> RewardTerm:
     def load() -> Reward:
         return load_reward(spec, sampling.num_frames, sampling.height, sampling.width, device)
 
-    reward = served or shelf.take(reward_key(spec, sampling, device), load)
-    return Term(spec.name, reward, spec.weight, spec.target, spec.frames)
+    reward = served or cache.get_or_load(reward_key(spec, sampling, device), load)
+    return RewardTerm(spec.name, reward, spec.weight, spec.target, spec.frames)
 
 
 def load_reward(spec: RewardConfig, num_frames: int, height: int, width: int, device: torch.device) -> Reward:
@@ -172,17 +206,25 @@ def load_reward(spec: RewardConfig, num_frames: int, height: int, width: int, de
         return reward
     seen = len(choose_frames(spec.frames, num_frames, torch.Generator()))
     shown = 2 if reward.granularity == "frame" else seen
-    rewards.check_contract(reward, name=spec.name, device=device, num_frames=shown, height=height, width=width)
+    rewards.check_contract(
+        reward, name=spec.name, device=device, num_frames=shown, height=height, width=width
+    )
     return reward
 
 
-def _measure(spec: RewardConfig, sampling: SamplingConfig, device: torch.device, shelf: Shelf) -> Measure:
-    measure = shelf.take(reward_key(spec, sampling, device), lambda: _load_measure(spec, sampling, device))
+def _measure(
+    spec: RewardConfig, sampling: SamplingConfig, device: torch.device, cache: ModelCache
+) -> Measure:
+    measure = cache.get_or_load(
+        reward_key(spec, sampling, device), lambda: _load_measure(spec, sampling, device)
+    )
     return Measure(spec.name, measure, spec.frames)
 
 
 def _load_measure(spec: RewardConfig, sampling: SamplingConfig, device: torch.device) -> SetMeasure:
     measure = rewards.build_measure(spec, device=device)
     if device.type != "meta":
-        rewards.check_measure(measure, name=spec.name, device=device, height=sampling.height, width=sampling.width)
+        rewards.check_measure(
+            measure, name=spec.name, device=device, height=sampling.height, width=sampling.width
+        )
     return measure

@@ -31,15 +31,22 @@ def evaluate_adapter(config: ExperimentConfig, adapter: Path | None) -> dict[str
     return evaluate(config, experiment, Group()).metrics
 
 
-def adopting(adapter: Path, costs: Mapping[str, float]) -> Callable[..., tuple[dict[str, float], tuple[Query, ...]]]:
+def adopting(
+    adapter: Path, costs: Mapping[str, float]
+) -> Callable[..., tuple[dict[str, float], tuple[Query, ...]]]:
     """In place of training's steps (`loop.train`), a single one that puts a saved adapter there and adds what it has cost.
 
     Args:
         costs: by their names in `State`: reward queries, denoiser calls, seconds.
     """
 
-    def take_step(
-        config: ExperimentConfig, experiment: Experiment, optimizer: object, group: object, state: State, wall_seconds: float
+    def train_step(
+        config: ExperimentConfig,
+        experiment: Experiment,
+        optimizer: object,
+        group: object,
+        state: State,
+        wall_seconds: float,
     ) -> tuple[dict[str, float], tuple[Query, ...]]:
         experiment.model.load_adapter(adapter)
         state.step = config.num_steps
@@ -47,26 +54,33 @@ def adopting(adapter: Path, costs: Mapping[str, float]) -> Callable[..., tuple[d
             setattr(state, name, getattr(state, name) + amount)
         return {}, ()
 
-    return take_step
+    return train_step
 
 
 @torch.no_grad()
-def generate_video(config: ExperimentConfig, prompt: str, adapter: Path | None, seed: int, output: Path) -> None:
+def generate_video(
+    config: ExperimentConfig, prompt: str, adapter: Path | None, seed: int, output: Path
+) -> None:
     """Write an mp4 of one prompt.
 
     Raises:
         ValueError: the adapter is missing, damaged or of another model.
     """
-    torch.set_num_threads(config.machine.num_threads)
+    torch.set_num_threads(config.runtime.num_threads)
     config = _shaped_like(config, adapter)
     model = models.build(
-        config.model, config.sampling, config.adapter, seed=0, chunk_size=config.machine.decode_chunk_size, device=_device()
+        config.model,
+        config.sampling,
+        config.adapter,
+        seed=0,
+        chunk_size=config.runtime.decode_chunk_size,
+        device=_device(),
     )
     if adapter is not None:
         model.load_adapter(adapter)
     latents = model.sample(encode(model, [prompt]), [seed])
     output.parent.mkdir(parents=True, exist_ok=True)
-    write_mp4(to_uint8(decode_all(model.codec, latents)[0]), output, config.evaluation.frames_per_second)
+    write_mp4(to_uint8(decode_all(model.decoder, latents)[0]), output, config.evaluation.frames_per_second)
 
 
 def merge_adapter(config: ExperimentConfig, adapter: Path, output: Path) -> list[Path]:
@@ -76,7 +90,9 @@ def merge_adapter(config: ExperimentConfig, adapter: Path, output: Path) -> list
         ValueError: the adapter is missing, damaged or of another model, or its denoiser is not the library's.
     """
     config = _shaped_like(config, adapter)
-    model = models.build(config.model, config.sampling, config.adapter, seed=0, chunk_size=1, device=torch.device("cpu"))
+    model = models.build(
+        config.model, config.sampling, config.adapter, seed=0, chunk_size=1, device=torch.device("cpu")
+    )
     model.load_adapter(adapter)
     return list(model.save_merged(output))
 
@@ -85,7 +101,9 @@ def _shaped_like(config: ExperimentConfig, adapter: Path | None) -> ExperimentCo
     """The recipe with the rank, alpha and target modules that a saved adapter was trained with."""
     if adapter is None:
         return config
-    return config.model_copy(update={"adapter": models.adapter_shape(adapter, bare_alpha=config.adapter.alpha)})
+    return config.model_copy(
+        update={"adapter": models.adapter_shape(adapter, bare_alpha=config.adapter.alpha)}
+    )
 
 
 def _device() -> torch.device:

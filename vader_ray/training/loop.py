@@ -18,10 +18,10 @@ from vader_ray.training import checkpoint, guard
 from vader_ray.training.checkpoint import State
 from vader_ray.training.distributed import Group
 from vader_ray.training.evaluation import Evaluation, compare, evaluate
-from vader_ray.training.events import Query, Report, Video
+from vader_ray.training.events import Query, StepEvent, Video
 from vader_ray.training.experiment import Experiment, build
 from vader_ray.training.seeding import generator
-from vader_ray.training.step import take_step
+from vader_ray.training.step import train_step
 
 
 def train(
@@ -29,11 +29,11 @@ def train(
     experiment: Experiment | None = None,
     *,
     group: Group = Group(),
-    report: Callable[[Report], object] = print,
+    report: Callable[[StepEvent], object] = print,
     resume_from: Path | None = None,
     tags: Mapping[str, str] | None = None,
-    take_step: Callable[..., tuple[dict[str, float], tuple[Query, ...]]] = take_step,
-    leaving: Callable[[], bool] = lambda: False,
+    train_step: Callable[..., tuple[dict[str, float], tuple[Query, ...]]] = train_step,
+    should_checkpoint: Callable[[], bool] = lambda: False,
 ) -> State:
     """Run a recipe on this worker, from the start or from a checkpoint, and report after every step.
 
@@ -41,8 +41,8 @@ def train(
 
     Args:
         experiment: what `build` has loaded of the recipe, with a fresh adapter; otherwise it is built here, on the CPU.
-        take_step: another one than that of the recipe's algorithm, which changes adapter and state in its own way.
-        leaving: asked after every step; answers all workers alike whether one of their machines is about to be taken away:
+        train_step: another one than that of the recipe's algorithm, which changes adapter and state in its own way.
+        should_checkpoint: asked after every step; answers all workers alike whether one of their machines is about to be taken away:
             then every step is kept.
 
     Raises:
@@ -57,14 +57,16 @@ def train(
             state, started = State(tags=dict(tags or {})), time.monotonic()
             first, _ = _evaluate(config, experiment, group, state, best_adapter, None)
             base = first.thumbnails
-            report(Report(0, first.metrics | _costs(state, experiment.device, started), videos=first.videos))
+            report(
+                StepEvent(0, first.metrics | _costs(state, experiment.device, started), videos=first.videos)
+            )
         else:
             state, base = checkpoint.restore(resume_from, experiment.model, optimizer)
             shutil.copytree(resume_from / "best_adapter", best_adapter)
             started = time.monotonic() - state.wall_seconds
         while state.step < config.num_steps and not state.stopped:
             step_started = time.monotonic()
-            metrics, queries = take_step(config, experiment, optimizer, group, state, step_started - started)
+            metrics, queries = train_step(config, experiment, optimizer, group, state, step_started - started)
             metrics["time/step_seconds"] = time.monotonic() - step_started
             state.train_seconds += metrics["time/step_seconds"]
             state.worker_seconds += metrics["time/step_seconds"] * group.world_size
@@ -75,10 +77,12 @@ def train(
                 metrics, videos = metrics | evaluation.metrics, evaluation.videos
             metrics |= _costs(state, experiment.device, started)
             saved, is_last = None, state.step == config.num_steps or bool(state.stopped)
-            is_kept = is_due(state.step, config.checkpoint.every, is_last=is_last) or leaving()
+            is_kept = is_due(state.step, config.checkpoint.every, is_last=is_last) or should_checkpoint()
             if is_kept and group.rank == 0:
-                saved = checkpoint.save(Path(scratch) / "checkpoint", state, experiment.model, optimizer, best_adapter, base)
-            report(Report(state.step, metrics, queries, videos, alarms, is_kept, saved))
+                saved = checkpoint.save(
+                    Path(scratch) / "checkpoint", state, experiment.model, optimizer, best_adapter, base
+                )
+            report(StepEvent(state.step, metrics, queries, videos, alarms, is_kept, saved))
     return state
 
 
@@ -100,7 +104,12 @@ def is_due(step: int, every: int, *, is_last: bool) -> bool:
 
 
 def _evaluate(
-    config: ExperimentConfig, experiment: Experiment, group: Group, state: State, best_adapter: Path, base: Thumbnails | None
+    config: ExperimentConfig,
+    experiment: Experiment,
+    group: Group,
+    state: State,
+    best_adapter: Path,
+    base: Thumbnails | None,
 ) -> tuple[Evaluation, tuple[str, ...]]:
     """Evaluate, measure the gain over the start, ask the guard, keep the adapter when it is the best so far.
 
@@ -117,7 +126,7 @@ def _evaluate(
     fallen, alarms = guard.watch(config, evaluation, state)
     metrics |= fallen
     state.alarms += alarms
-    measure = config.selection()
+    measure = config.selection_metric()
     if state.step == 0 or (metrics[measure] > state.best_metrics[measure] and not guard.is_over(state)):
         state.best_metrics, state.best_step = dict(metrics), state.step
         experiment.model.save_adapter(best_adapter)

@@ -11,17 +11,17 @@ import torch
 from vader_ray.config import ExperimentConfig, RewardConfig, SamplingConfig
 
 
-class Shelf:
+class ModelCache:
     """What this process has loaded, for a later run in it: whatever that run loads with the same settings is there already."""
 
     def __init__(self) -> None:
         self._kept: dict[str, Any] = {}
 
-    def keep(self, keys: Collection[str]) -> None:
+    def evict_except(self, keys: Collection[str]) -> None:
         """Let go of everything else, before more is loaded."""
         self._kept = {key: kept for key, kept in self._kept.items() if key in keys}
 
-    def take(self, key: str, load: Callable[[], Any]) -> Any:
+    def get_or_load(self, key: str, load: Callable[[], Any]) -> Any:
         """What was loaded under this key, else what ``load`` gives."""
         if key not in self._kept:
             self._kept[key] = load()
@@ -33,9 +33,15 @@ class Shelf:
 
 def model_key(config: ExperimentConfig, device: torch.device) -> str:
     """All that a model without its adapter depends on, and the prompts, for its text encoders are gone after these."""
-    chosen = config.model_dump(mode="json", include={"model", "sampling", "prompts", "machine"})
+    chosen = config.model_dump(mode="json", include={"model", "sampling", "prompts", "runtime"})
     chosen["pairs"] = str(getattr(config.algorithm, "pairs", None))
-    for field in ("truncation", "truncation_depth", "window_start", "chain", "replay"):  # which steps are graded, and how
+    for field in (
+        "truncation",
+        "truncation_depth",
+        "window_start",
+        "backprop_through_input",
+        "recompute",
+    ):  # which steps are graded, and how
         del chosen["sampling"][field]
     return f"model on {device}: {json.dumps(chosen, sort_keys=True)}"
 

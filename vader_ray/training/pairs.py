@@ -36,13 +36,17 @@ def read_pairs(file: str) -> tuple[Pair, ...]:
     path = Path(file)
     try:
         rows = pq.read_table(path).to_pylist() if path.suffix == ".parquet" else _read_lines(path)
-        pairs = tuple(Pair(row["prompt"], path.parent / row["winner"], path.parent / row["loser"]) for row in rows)
+        pairs = tuple(
+            Pair(row["prompt"], path.parent / row["winner"], path.parent / row["loser"]) for row in rows
+        )
     except (KeyError, TypeError, ValueError, OSError) as error:
         raise ValueError(
             f"algorithm.pairs: {path} needs {', '.join(_COLUMNS)} in every row ({type(error).__name__}: {error})"
         ) from None
     if missing := [video for pair in pairs for video in (pair.winner, pair.loser) if not video.is_file()]:
-        raise ValueError(f"algorithm.pairs: the video {missing[0]} of {path} does not exist; correct its path")
+        raise ValueError(
+            f"algorithm.pairs: the video {missing[0]} of {path} does not exist; correct its path"
+        )
     if not pairs:
         raise ValueError(f"algorithm.pairs: {path} holds no pair; give one row per pair")
     return pairs
@@ -74,5 +78,7 @@ def _decode(path: Path, sampling: SamplingConfig) -> np.ndarray[tuple[int, ...],
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-i", str(path), "-vf", scale]
     done = subprocess.run([*command, "-f", "rawvideo", "-pix_fmt", "rgb24", "-"], capture_output=True)
     if done.returncode:
-        raise ValueError(f"algorithm.pairs: {path} cannot be read as a video: {done.stderr.decode(errors='replace').strip()}")
+        raise ValueError(
+            f"algorithm.pairs: {path} cannot be read as a video: {done.stderr.decode(errors='replace').strip()}"
+        )
     return np.frombuffer(done.stdout, np.uint8).reshape(-1, sampling.height, sampling.width, 3).copy()

@@ -21,14 +21,17 @@ _STREAMS = {
 }
 
 
-def derive(seed: int, stream: str, *indices: int) -> int:
+def derive_seed(seed: int, stream: str, *indices: int) -> int:
     """A 63-bit seed for one choice, independent between streams and indices (numpy's SeedSequence)."""
-    return int(np.random.SeedSequence([seed, _STREAMS[stream], *indices]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    return int(
+        np.random.SeedSequence([seed, _STREAMS[stream], *indices]).generate_state(1, np.uint64)[0]
+        >> np.uint64(1)
+    )
 
 
 def generator(seed: int, stream: str, *indices: int) -> torch.Generator:
     """A CPU generator for one choice."""
-    return torch.Generator().manual_seed(derive(seed, stream, *indices))
+    return torch.Generator().manual_seed(derive_seed(seed, stream, *indices))
 
 
 def prompt_of(prompts: Sequence[T], seed: int, video: int) -> T:

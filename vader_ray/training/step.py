@@ -12,7 +12,7 @@ from torch import Tensor
 from vader_ray.alignment.algorithms.ddpo import Ddpo
 from vader_ray.alignment.algorithms.dpo import Dpo
 from vader_ray.alignment.algorithms.vader import Vader
-from vader_ray.alignment.base import Algorithm, Update, Whole
+from vader_ray.alignment.base import Algorithm, StepContext, UpdateResult
 from vader_ray.alignment.frames import choose_frames
 from vader_ray.alignment.rollout import Rollout
 from vader_ray.alignment.scoring import objectives
@@ -23,7 +23,7 @@ from vader_ray.training.distributed import Group
 from vader_ray.training.events import Query
 from vader_ray.training.experiment import Experiment, batching
 from vader_ray.training.pairs import read_frames
-from vader_ray.training.seeding import derive, generator, prompt_of
+from vader_ray.training.seeding import derive_seed, generator, prompt_of
 from vader_ray.types import VideoModel
 
 
@@ -39,7 +39,7 @@ class Outcome:
     gradient_norms: dict[str, float]
 
 
-def take_step(
+def train_step(
     config: ExperimentConfig,
     experiment: Experiment,
     optimizer: torch.optim.Optimizer,
@@ -56,12 +56,14 @@ def take_step(
     first = state.step * config.videos_per_step
     videos = [first + index for index in group.share(config.videos_per_step)]
     rollout = make_rollout(config, experiment, videos)
-    whole = Whole(config.videos_per_step, group.gather, state.memory)
+    whole = StepContext(config.videos_per_step, group.gather, state.memory)
     optimizer.zero_grad(set_to_none=True)
     state.step += 1
     calls, norms, measured = experiment.model.denoiser_calls, list[float](), list[dict[str, list[float]]]()
     outcomes: list[Outcome] = []
-    for update in algorithm.updates(experiment.model, experiment.terms, rollout, batching(config.machine), whole):
+    for update in algorithm.updates(
+        experiment.model, experiment.terms, rollout, batching(config.runtime), whole
+    ):
         if not norms:
             outcomes = group.gather(_outcomes(rollout, videos, update, state.step, wall_seconds))
         norms.append(sum_and_clip(experiment.model, group, config.optimizer.max_grad_norm))
@@ -81,7 +83,7 @@ def choose_algorithm(config: ExperimentConfig, step: int) -> Algorithm:
     if isinstance(settings, DpoConfig):
         return Dpo(settings, config.sampling.num_inference_steps)
     plan = draw_plan(config.sampling, generator(config.seed, "truncation", step))
-    return Vader(replace(plan, pull=settings.base_pull))
+    return Vader(replace(plan, reference_weight=settings.reference_penalty))
 
 
 def make_rollout(config: ExperimentConfig, experiment: Experiment, videos: Sequence[int]) -> Rollout:
@@ -93,15 +95,17 @@ def make_rollout(config: ExperimentConfig, experiment: Experiment, videos: Seque
     return Rollout(
         prompts=[split_image(prompt)[1] for prompt in prompts],
         conditioning=experiment.condition(prompts),
-        seeds=[derive(config.seed, "noise", video) for video in videos],
+        seeds=[derive_seed(config.seed, "noise", video) for video in videos],
         seen=[
             [
-                choose_frames(term.frames, config.sampling.num_frames, generator(config.seed, "frames", video, place))
+                choose_frames(
+                    term.frames, config.sampling.num_frames, generator(config.seed, "frames", video, place)
+                )
                 for video in videos
             ]
             for place, term in enumerate(experiment.terms)
         ],
-        draws=[derive(config.seed, "algorithm", video) for video in videos],
+        draws=[derive_seed(config.seed, "algorithm", video) for video in videos],
     )
 
 
@@ -114,9 +118,9 @@ def _given_rollout(config: ExperimentConfig, experiment: Experiment, videos: Seq
     return Rollout(
         prompts=[split_image(prompt)[1] for prompt in prompts],
         conditioning=experiment.condition(prompts),
-        seeds=(seeds := [derive(config.seed, "noise", video) for video in videos]),
+        seeds=(seeds := [derive_seed(config.seed, "noise", video) for video in videos]),
         seen=[],
-        draws=[derive(config.seed, "algorithm", video) for video in videos],
+        draws=[derive_seed(config.seed, "algorithm", video) for video in videos],
         given=experiment.model.encode_videos(frames, seeds),
     )
 
@@ -131,14 +135,19 @@ def sum_and_clip(model: VideoModel, group: Group, max_norm: float) -> float:
     return float(torch.nn.utils.clip_grad_norm_(parameters, max_norm))
 
 
-def _outcomes(rollout: Rollout, videos: Sequence[int], update: Update, step: int, wall_seconds: float) -> list[Outcome]:
+def _outcomes(
+    rollout: Rollout, videos: Sequence[int], update: UpdateResult, step: int, wall_seconds: float
+) -> list[Outcome]:
     if not update.scored:
         return []
     scores = _rows([part.scores for part in update.scored], len(videos))
     norms = _rows([part.gradient_norms for part in update.scored], len(videos))
     objective = objectives(update.scored).tolist()
     return [
-        Outcome(Query(step, video, prompt, seed, scores[i], objective[i], update.graded, wall_seconds), norms[i])
+        Outcome(
+            Query(step, video, prompt, seed, scores[i], objective[i], update.grad_steps, wall_seconds),
+            norms[i],
+        )
         for i, (video, prompt, seed) in enumerate(zip(videos, rollout.prompts, rollout.seeds, strict=True))
     ]
 
@@ -150,7 +159,11 @@ def _rows(parts: Sequence[dict[str, Tensor]], num_rows: int) -> list[dict[str, f
 
 
 def _update(
-    config: ExperimentConfig, optimizer: torch.optim.Optimizer, norm: float, state: State, outcomes: Sequence[Outcome]
+    config: ExperimentConfig,
+    optimizer: torch.optim.Optimizer,
+    norm: float,
+    state: State,
+    outcomes: Sequence[Outcome],
 ) -> None:
     """Step, or skip the step when the gradient is not finite: the sum over workers makes all of them skip alike."""
     if torch.isfinite(torch.tensor(norm)):
@@ -185,9 +198,13 @@ def _metrics(outcomes: Sequence[Outcome], state: State) -> dict[str, float]:
         metrics[f"train/reward/{name}"] = fmean(outcome.query.scores[name] for outcome in outcomes)
     for name in first.gradient_norms:
         metrics[f"train/gradient_norm/{name}"] = fmean(outcome.gradient_norms[name] for outcome in outcomes)
-    return metrics | ({"train/graded_steps": float(len(first.query.graded_steps))} if first.query.graded_steps else {})
+    return metrics | (
+        {"train/graded_steps": float(len(first.query.grad_steps))} if first.query.grad_steps else {}
+    )
 
 
 def _means(measured: Sequence[dict[str, list[float]]]) -> dict[str, float]:
     """What an algorithm measured, over all workers and updates."""
-    return {f"train/{name}": fmean(value for part in measured for value in part[name]) for name in measured[0]}
+    return {
+        f"train/{name}": fmean(value for part in measured for value in part[name]) for name in measured[0]
+    }

@@ -7,14 +7,16 @@ import io
 from rich.console import Console
 
 from vader_ray.orchestration.runs.progress import Progress
-from vader_ray.training.events import Report
+from vader_ray.training.events import StepEvent
 
 
 def show(console: Console, num_steps: int) -> None:
     with Progress(num_steps, eval_metric="eval/reward/hps", console=console) as progress:
         for step in range(num_steps + 1):
-            metrics = {"cost/reward_queries": 2.0 * step} | ({"train/reward_mean": 0.5 - step / 100} if step else {})
-            progress.update(Report(step, metrics | ({"eval/reward/hps": 0.25} if step % 10 == 0 else {})))
+            metrics = {"cost/reward_queries": 2.0 * step} | (
+                {"train/reward_mean": 0.5 - step / 100} if step else {}
+            )
+            progress.update(StepEvent(step, metrics | ({"eval/reward/hps": 0.25} if step % 10 == 0 else {})))
         progress.line("kept in /tmp/[runs]")
 
 

@@ -24,7 +24,7 @@ def query(step: int, video: int) -> Query:
         noise_seed=2**62 + video,
         scores={"hps": 0.25 + step, "aesthetic": 5.0},
         objective=1.5,
-        graded_steps=(23, 24),
+        grad_steps=(23, 24),
         wall_seconds=0.5 * step,
     )
 
@@ -53,7 +53,7 @@ def test_columns_and_values_survive(tmp_path: Path) -> None:
             "reward/hps": pa.float64(),
             "reward/aesthetic": pa.float64(),
             "objective": pa.float64(),
-            "graded_steps": pa.list_(pa.int32()),
+            "grad_steps": pa.list_(pa.int32()),
             "wall_seconds": pa.float64(),
         }
     )
@@ -65,7 +65,7 @@ def test_columns_and_values_survive(tmp_path: Path) -> None:
         "reward/hps": 2.25,
         "reward/aesthetic": 5.0,
         "objective": 1.5,
-        "graded_steps": [23, 24],
+        "grad_steps": [23, 24],
         "wall_seconds": 1.0,
     }
 

@@ -7,7 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vader_ray.orchestration.reporting.past_runs import PastRun
-from vader_ray.orchestration.reporting.report_figures import CALLS, QUERIES, SECONDS, Group, draw_rewards, gain_error, series
+from vader_ray.orchestration.reporting.report_figures import (
+    CALLS,
+    QUERIES,
+    SECONDS,
+    Group,
+    draw_rewards,
+    gain_error,
+    series,
+)
 
 
 @dataclass(frozen=True)

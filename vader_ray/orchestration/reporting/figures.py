@@ -67,7 +67,9 @@ def curves(series: Sequence[Series], *, title: str, x_label: str, y_label: str) 
             axes.fill_between(one.x, one.low, one.high, color=style["color"], alpha=0.16, linewidth=0)
         crosses = [(one.x[index], one.y[index]) for index in one.marked]
         if crosses:
-            axes.scatter(*zip(*crosses, strict=True), marker="x", s=95, linewidths=2.2, color=style["color"], zorder=5)
+            axes.scatter(
+                *zip(*crosses, strict=True), marker="x", s=95, linewidths=2.2, color=style["color"], zorder=5
+            )
     _legend(figure, axes)
     return figure
 
@@ -78,7 +80,15 @@ def trade_off(points: Sequence[Point], *, title: str, x_label: str, y_label: str
     for place, point in enumerate(points):
         look = _look(place)
         face = look["color"] if point.on_front else "none"
-        axes.plot(point.x, point.y, look["marker"], color=look["color"], markerfacecolor=face, markersize=8, label=point.label)
+        axes.plot(
+            point.x,
+            point.y,
+            look["marker"],
+            color=look["color"],
+            markerfacecolor=face,
+            markersize=8,
+            label=point.label,
+        )
     axes.locator_params(axis="x", nbins=5)  # labels of rewards have many digits
     _legend(figure, axes)
     return figure
@@ -91,7 +101,14 @@ def effect(points: Sequence[tuple[object, float]], *, title: str, x_label: str, 
     numeric = [number for number in numbers if number is not None]
     figure, axes = _figure(title, x_label, y_label, [])
     places = dict(zip(values, numeric if len(numeric) == len(values) else range(len(values)), strict=True))
-    axes.plot([places[value] for value, _ in points], [y for _, y in points], "o", color=COLOURS[0], alpha=0.55, markersize=6)
+    axes.plot(
+        [places[value] for value, _ in points],
+        [y for _, y in points],
+        "o",
+        color=COLOURS[0],
+        alpha=0.55,
+        markersize=6,
+    )
     means = [_mean([y for other, y in points if other == value]) for value in values]
     axes.plot([places[value] for value in values], means, "-", color=COLOURS[1], linewidth=1.6)
     if len(numeric) == len(values) and min(numeric) > 0 and max(numeric) / min(numeric) >= 10:

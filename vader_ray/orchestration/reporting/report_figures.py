@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from vader_ray.orchestration.reporting import figures
 from vader_ray.orchestration.reporting.figures import Point, Series
 from vader_ray.orchestration.reporting.past_runs import PastRun, differing
-from vader_ray.orchestration.sweeps.trial_table import Row, competes, pareto_front
+from vader_ray.orchestration.sweeps.trial_table import Row, is_eligible, pareto_front
 from vader_ray.training.evaluation import standard_error
 
 QUERIES, CALLS, SECONDS = "cost/reward_queries", "cost/denoiser_calls", "cost/train_seconds"
@@ -44,8 +44,8 @@ class Group:
         return fmean(values) if values else None
 
     @property
-    def competes(self) -> bool:
-        return all(competes(run.status, run.stopped_by_guard) for run in self.runs)
+    def is_eligible(self) -> bool:
+        return all(is_eligible(run.status, run.stopped_by_guard) for run in self.runs)
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,13 @@ def draw_rewards(groups: Sequence[Group], names: Sequence[str], folder: Path) ->
 
 def draw_evidence(groups: Sequence[Group], folder: Path) -> Iterator[Drawn]:
     """What rewards miss, against reward queries."""
-    judged = {metric for group in groups for run in group.runs for metric in run.history if metric.startswith("eval/judge/")}
+    judged = {
+        metric
+        for group in groups
+        for run in group.runs
+        for metric in run.history
+        if metric.startswith("eval/judge/")
+    }
     named = {metric: f"captions followed: {metric.rsplit('/', 1)[-1]}" for metric in sorted(judged)}
     for metric, label in (EVIDENCE | named).items():
         caption = f"{label[:1].upper()}{label[1:]}; mean over the held-out videos."
@@ -115,13 +121,16 @@ def draw_trade_offs(groups: Sequence[Group], folder: Path) -> Iterator[Drawn]:
         return
     front = {row["group"] for row in pareto_front(_rows(groups, names), names)}
     for one, other in combinations(names[:4], 2):
-        places = [(group.label, group.best(f"eval/reward/{one}"), group.best(f"eval/reward/{other}")) for group in groups]
-        points = [Point(label, x, y, label in front) for label, x, y in places if x is not None and y is not None]
+        places = [
+            (group.label, group.best(f"eval/reward/{one}"), group.best(f"eval/reward/{other}"))
+            for group in groups
+        ]
+        points = [
+            Point(label, x, y, label in front) for label, x, y in places if x is not None and y is not None
+        ]
         if len(points) > 1:
             figure = figures.trade_off(points, title=f"{one} and {other}", x_label=one, y_label=other)
-            caption = (
-                f"Held-out {one} and {other} with the adapters that are kept. Filled: on the Pareto front of {', '.join(names)}."
-            )
+            caption = f"Held-out {one} and {other} with the adapters that are kept. Filled: on the Pareto front of {', '.join(names)}."
             yield _drawn(figure, f"trade-off-{one}-{other}", caption, folder)
 
 
@@ -135,7 +144,12 @@ def draw_effects(groups: Sequence[Group], folder: Path) -> Iterator[Drawn]:
             points = [(value, last) for value, last in found if value is not None and last is not None]
             if len({value for value, _ in points}) > 1:
                 figure = figures.effect(points, title=f"{short(field)} → {name}", x_label=field, y_label=name)
-                yield _drawn(figure, f"effect-{field}-{name}", f"Held-out {name} at the end, by {field}: runs and means.", folder)
+                yield _drawn(
+                    figure,
+                    f"effect-{field}-{name}",
+                    f"Held-out {name} at the end, by {field}: runs and means.",
+                    folder,
+                )
 
 
 def _curves(
@@ -146,7 +160,12 @@ def _curves(
         if any(line.marked for line in lines):
             caption += " A cross: the guard has fired."
         figure = figures.curves(lines, title=title, x_label=axis_label, y_label="mean of held-out videos")
-        yield _drawn(figure, f"{metric.removeprefix('eval/')}-{axis.removeprefix('cost/')}".replace("/", "-"), caption, folder)
+        yield _drawn(
+            figure,
+            f"{metric.removeprefix('eval/')}-{axis.removeprefix('cost/')}".replace("/", "-"),
+            caption,
+            folder,
+        )
 
 
 def series(group: Group, metric: str, axis: str) -> Series:
@@ -158,7 +177,11 @@ def series(group: Group, metric: str, axis: str) -> Series:
     high: list[float] = []
     marked: list[int] = []
     for step in steps:
-        seen = [run for run in group.runs if step in run.history.get(metric, ()) and step in run.history.get(axis, ())]
+        seen = [
+            run
+            for run in group.runs
+            if step in run.history.get(metric, ()) and step in run.history.get(axis, ())
+        ]
         if not seen:
             continue
         values = [run.history[metric][step] for run in seen]
@@ -183,7 +206,9 @@ def _band(runs: Sequence[PastRun], metric: str, step: int) -> tuple[float, float
 
 def gain_error(runs: Sequence[PastRun], metric: str, step: int) -> float:
     """Standard error of the mean gain over the start: of the gain, for each seed has held-out noise of its own."""
-    return standard_error([run.history[metric][step] - first for run in runs if (first := run.first(metric)) is not None])
+    return standard_error(
+        [run.history[metric][step] - first for run in runs if (first := run.first(metric)) is not None]
+    )
 
 
 def _interval(run: PastRun, metric: str, step: int) -> tuple[float, float] | None:
@@ -216,9 +241,13 @@ def _axes(groups: Sequence[Group]) -> list[tuple[str, str]]:
 
 def _rows(groups: Sequence[Group], names: Sequence[str]) -> list[Row]:
     rows: list[Row] = [
-        {"group": group.label, "status": "completed", **{name: group.best(f"eval/reward/{name}") for name in names}}
+        {
+            "group": group.label,
+            "status": "completed",
+            **{name: group.best(f"eval/reward/{name}") for name in names},
+        }
         for group in groups
-        if group.competes
+        if group.is_eligible
     ]
     return [row for row in rows if all(row[name] is not None for name in names)]
 

@@ -45,8 +45,12 @@ def check(config: ExperimentConfig) -> Checked:
         trainer = TorchTrainer(
             _check_loop,
             train_loop_config={"config": config.model_dump(mode="json"), "served": pools},
-            scaling_config=ScalingConfig(num_workers=config.machine.num_workers, use_gpu=connection.uses_gpu(config.machine)),
-            run_config=RunConfig(name="check", storage_path=storage, logging_config=LoggingConfig(log_level="ERROR")),
+            scaling_config=ScalingConfig(
+                num_workers=config.runtime.num_workers, use_gpu=connection.uses_gpu(config.runtime)
+            ),
+            run_config=RunConfig(
+                name="check", storage_path=storage, logging_config=LoggingConfig(log_level="ERROR")
+            ),
         )
         answer = trainer.fit().return_value
     if isinstance(answer, str):

@@ -23,15 +23,15 @@ from vader_ray.errors import RunFailed
 from vader_ray.orchestration.clusters import connection
 from vader_ray.orchestration.reward_service import pool
 from vader_ray.orchestration.runs.progress import Progress
-from vader_ray.orchestration.runs.run_dir import RunFolder, open_folder, write_json
+from vader_ray.orchestration.runs.run_dir import RunDir, open_run_dir, write_json
 from vader_ray.orchestration.runs.worker import worker_loop
 from vader_ray.orchestration.tracking import mlflow_runs
 from vader_ray.preflight import auto_tune
 from vader_ray.preflight.devices import fits
-from vader_ray.training.events import Report
+from vader_ray.training.events import StepEvent
 
 
-def check_names(config: ExperimentConfig, folder: Path | None = None) -> ExperimentConfig:
+def resolve_names(config: ExperimentConfig, folder: Path | None = None) -> ExperimentConfig:
     """The recipe with every name resolved and every reward option checked; loads no weights.
 
     Paths in the options of rewards become absolute; a relative one starts at ``folder`` (the recipe's).
@@ -48,11 +48,18 @@ def check_names(config: ExperimentConfig, folder: Path | None = None) -> Experim
             )
     for place, spec in enumerate(config.eval_rewards):
         if spec.placement is not None and rewards.is_measure(spec.reward):
-            raise ConfigError(f"eval_rewards.{place}.placement: {spec.reward} compares what all workers made; leave it to them")
-    if config.evaluation.num_videos < 2 and any(rewards.is_measure(spec.reward) for spec in config.eval_rewards):
-        raise ConfigError("evaluation.num_videos: eval_rewards compare videos with one another; give at least 2")
+            raise ConfigError(
+                f"eval_rewards.{place}.placement: {spec.reward} compares what all workers made; leave it to them"
+            )
+    if config.evaluation.num_videos < 2 and any(
+        rewards.is_measure(spec.reward) for spec in config.eval_rewards
+    ):
+        raise ConfigError(
+            "evaluation.num_videos: eval_rewards compare videos with one another; give at least 2"
+        )
     checked = {
-        name: tuple(rewards.check(spec, folder=folder) for spec in getattr(config, name)) for name in ("rewards", "eval_rewards")
+        name: tuple(rewards.check(spec, folder=folder) for spec in getattr(config, name))
+        for name in ("rewards", "eval_rewards")
     }
     return config.model_copy(update=checked)
 
@@ -66,11 +73,18 @@ def resolve_auto(config: ExperimentConfig) -> ExperimentConfig:
     if not auto_fields(config):
         return config
     with connection.connected(config):
-        free = connection.free_bytes(config.machine)
+        free = connection.free_bytes(config.runtime)
     return auto_tune.choose(config, lambda num_bytes: fits(num_bytes, free))
 
 
-def run(config: ExperimentConfig, *, runs_dir: Path, run_name: str | None, resume: bool, storage: str | None = None) -> RunFolder:
+def run(
+    config: ExperimentConfig,
+    *,
+    runs_dir: Path,
+    run_name: str | None,
+    resume: bool,
+    storage: str | None = None,
+) -> RunDir:
     """Run a recipe to its end, or continue it from its last checkpoint; the folder with its summary.
 
     Args:
@@ -80,8 +94,8 @@ def run(config: ExperimentConfig, *, runs_dir: Path, run_name: str | None, resum
         ConfigError, TrackingError: something cannot work; raised before any work is done.
         RunFailed: the run ended early; what it had computed is kept and can be resumed.
     """
-    config = resolve_auto(check_names(config))
-    folder = open_folder(config, runs_dir, run_name, resume=resume, storage=storage)
+    config = resolve_auto(resolve_names(config))
+    folder = open_run_dir(config, runs_dir, run_name, resume=resume, storage=storage)
     if folder.is_complete(config.num_steps):
         return folder
     known = folder.read_run()
@@ -95,19 +109,21 @@ def run(config: ExperimentConfig, *, runs_dir: Path, run_name: str | None, resum
         with (
             connection.connected(config),
             pool.serving(config) as pools,
-            Progress(config.num_steps, eval_metric=config.selection()) as progress,
+            Progress(config.num_steps, eval_metric=config.selection_metric()) as progress,
         ):
             state = fit(config, folder, mlflow_run, pools, show=progress.update, tell=progress.line)
         ended = "stopped" if state["stopped"] else "completed"
-        write_json(folder.summary, summarise(config, folder, mlflow_run, state, ended))
+        write_json(folder.summary, build_summary(config, folder, mlflow_run, state, ended))
         status, ending = "FINISHED", ended
     except KeyboardInterrupt:
         status, ending = "KILLED", "stopped"
         raise
     finally:
         if status != "FINISHED":
-            write_json(folder.summary, summarise(config, folder, mlflow_run, {}, ending))
-        line = mlflow_runs.end_run(mlflow_run.uri, mlflow_run.run_id, status, folder=folder.path, tags={"status": ending})
+            write_json(folder.summary, build_summary(config, folder, mlflow_run, {}, ending))
+        line = mlflow_runs.end_run(
+            mlflow_run.uri, mlflow_run.run_id, status, folder=folder.path, tags={"status": ending}
+        )
         if line:
             print(line)
         folder.push()
@@ -116,11 +132,11 @@ def run(config: ExperimentConfig, *, runs_dir: Path, run_name: str | None, resum
 
 def fit(
     config: ExperimentConfig,
-    folder: RunFolder,
-    mlflow_run: mlflow_runs.Run,
+    folder: RunDir,
+    mlflow_run: mlflow_runs.MlflowRun,
     pools: Mapping[str, pool.PooledReward],
     *,
-    show: Callable[[Report], None],
+    show: Callable[[StepEvent], None],
     tell: Callable[[str], None],
 ) -> dict[str, Any]:
     """Ray Train in a thread (so that Ray leaves Ctrl-C to us), its messages here; rank 0's final state.
@@ -133,7 +149,9 @@ def fit(
         ConfigError: a worker met something that only the user can correct.
         RunFailed: Ray Train or the workers gave up.
     """
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)  # other nodes may be lost
+    here = NodeAffinitySchedulingStrategy(
+        ray.get_runtime_context().get_node_id(), soft=False
+    )  # other nodes may be lost
     messages = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
     job = {
         "config": config.model_dump(mode="json"),
@@ -143,8 +161,8 @@ def fit(
         "messages": messages,
         "served": pools,
     }
-    use_gpu = connection.uses_gpu(config.machine)
-    least, most = config.machine.min_workers, config.machine.num_workers
+    use_gpu = connection.uses_gpu(config.runtime)
+    least, most = config.runtime.min_workers, config.runtime.num_workers
     trainer = TorchTrainer(
         worker_loop,
         train_loop_config=job,
@@ -152,7 +170,7 @@ def fit(
         run_config=RunConfig(
             name="checkpoints",
             storage_path=folder.storage or str(folder.path),
-            failure_config=FailureConfig(max_failures=config.machine.max_failures),
+            failure_config=FailureConfig(max_failures=config.runtime.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=config.checkpoint.keep),
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
@@ -170,7 +188,9 @@ def fit(
             f"Ray Train gave up: {_last_line(result)}; logs are in {_ray_logs()}; continue with --resume --run-name {folder.name}"
         )
     if result.error is not None:
-        raise RunFailed(f"the workers failed: {_last_line(result.error)}; continue with --resume --run-name {folder.name}")
+        raise RunFailed(
+            f"the workers failed: {_last_line(result.error)}; continue with --resume --run-name {folder.name}"
+        )
     state: dict[str, Any] = result.return_value
     return state
 
@@ -182,7 +202,9 @@ def _collect(fit: Callable[[], Any], outcome: list[Any]) -> None:
         outcome.append(error)
 
 
-def _follow(thread: threading.Thread, messages: Queue, show: Callable[[Report], None], tell: Callable[[str], None]) -> None:
+def _follow(
+    thread: threading.Thread, messages: Queue, show: Callable[[StepEvent], None], tell: Callable[[str], None]
+) -> None:
     """Pass on what the workers tell until they are done."""
     while thread.is_alive() or not messages.empty():
         try:
@@ -202,20 +224,20 @@ def _ray_logs() -> str:
     return str(Path(ray._private.worker._global_node.get_logs_dir_path()))
 
 
-def remember(folder: RunFolder, config: ExperimentConfig, run: mlflow_runs.Run, **more: Any) -> None:
+def remember(folder: RunDir, config: ExperimentConfig, run: mlflow_runs.MlflowRun, **more: Any) -> None:
     """Write down whose folder it is, so that a later session continues the same run."""
     mlflow = {"mlflow_run_id": run.run_id, "tracking_uri": run.uri, "experiment_id": run.experiment_id}
-    write_json(folder.run, {"identity": config.identity(), **mlflow, "storage": folder.storage, **more})
+    write_json(folder.run, {"identity": config.fingerprint(), **mlflow, "storage": folder.storage, **more})
 
 
-def remembered(folder: RunFolder) -> mlflow_runs.Run:
+def remembered(folder: RunDir) -> mlflow_runs.MlflowRun:
     """The MLflow run of a folder, as `remember` wrote it down."""
     known = folder.read_run()
-    return mlflow_runs.Run(known["tracking_uri"], known["experiment_id"], known["mlflow_run_id"])
+    return mlflow_runs.MlflowRun(known["tracking_uri"], known["experiment_id"], known["mlflow_run_id"])
 
 
-def summarise(
-    config: ExperimentConfig, folder: RunFolder, run: mlflow_runs.Run, state: dict[str, Any], status: str
+def build_summary(
+    config: ExperimentConfig, folder: RunDir, run: mlflow_runs.MlflowRun, state: dict[str, Any], status: str
 ) -> dict[str, Any]:
     """The run in one JSON object; the means are over the held-out videos."""
     before, after, best = (state.get(f"{moment}_metrics", {}) for moment in ("before", "last", "best"))
@@ -229,24 +251,32 @@ def summarise(
         "train_seconds": round(state.get("train_seconds", 0.0), 1),
         "gpu_hours": state.get("gpu_hours", 0.0),
         "wall_seconds": round(state.get("wall_seconds", 0.0), 1),
-        "num_workers": config.machine.num_workers,
+        "num_workers": config.runtime.num_workers,
         "mlflow_run_id": run.run_id,
         "tracking_uri": run.uri,
         "storage": folder.storage,
-        "eval": {moment: _under(seen, "eval/reward/") for moment, seen in (("before", before), ("after", after), ("best", best))},
+        "eval": {
+            moment: _under(seen, "eval/reward/")
+            for moment, seen in (("before", before), ("after", after), ("best", best))
+        },
         "gain": {
             name: {"mean": value, "standard_error": after[f"eval/gain_standard_error/{name}"]}
             for name, value in _under(after, "eval/gain/").items()
         },
         "judge": {"before": _under(before, "eval/judge/"), "after": _under(after, "eval/judge/")},
         "selection": {
-            "metric": config.selection(),
-            **{moment: seen.get(config.selection()) for moment, seen in (("after", after), ("best", best))},
+            "metric": config.selection_metric(),
+            **{
+                moment: seen.get(config.selection_metric())
+                for moment, seen in (("after", after), ("best", best))
+            },
         },
         "best_step": state.get("best_step"),
         "guard": state.get("alarms", []),
-        "must_reach": config.must_reach,
-        "reached": {name: after.get(name, float("-inf")) >= floor for name, floor in config.must_reach.items()},
+        "expected_metrics": config.expected_metrics,
+        "reached": {
+            name: after.get(name, float("-inf")) >= floor for name, floor in config.expected_metrics.items()
+        },
         "artifacts": {
             "adapter": folder.shown(folder.adapter),
             "best_adapter": folder.shown(folder.best_adapter),
@@ -261,7 +291,7 @@ def _under(metrics: dict[str, float], prefix: str) -> dict[str, float]:
     return {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix)}
 
 
-def read_summary(folder: RunFolder) -> dict[str, Any]:
+def read_summary(folder: RunDir) -> dict[str, Any]:
     """The summary of a run that has ended."""
     summary: dict[str, Any] = json.loads(folder.summary.read_text(encoding="utf-8"))
     return summary

@@ -13,7 +13,7 @@ from rich.progress import Progress as LiveDisplay
 from rich.progress import TextColumn
 from rich.table import Column
 
-from vader_ray.training.events import Report
+from vader_ray.training.events import StepEvent
 
 LINE_EVERY_SECONDS = 10.0
 BAR_WIDTH = 10
@@ -22,13 +22,15 @@ NUM_TIMED_STEPS = 50
 
 
 class Progress:
-    """Context manager that shows each `Report`; `eval_metric` is the held-out metric that is shown."""
+    """Context manager that shows each `StepEvent`; `eval_metric` is the held-out metric that is shown."""
 
     def __init__(self, num_steps: int, *, eval_metric: str, console: Console | None = None) -> None:
         self._num_steps, self._eval_metric = num_steps, eval_metric
         self._console = console or Console(file=sys.stdout)
         self._live = LiveDisplay(
-            TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis"), markup=False),
+            TextColumn(
+                "{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis"), markup=False
+            ),
             console=self._console,
             disable=not self._console.is_terminal,
         )
@@ -41,18 +43,24 @@ class Progress:
         self._live.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._live.stop()
 
-    def update(self, report: Report) -> None:
+    def update(self, report: StepEvent) -> None:
         """Show the state of the run after a step."""
         self._times.append((report.step, time.monotonic()))
         evaluated = self._eval_metric in report.metrics
         if evaluated:
             self._evaluated = f"held-out {report.metrics[self._eval_metric]:.4f}"
         position, state = f"step {report.step}/{self._num_steps}", self._state(report)
-        self._live.update(self._task, completed=report.step, description=f"{position} {self._bar(report.step)} {state}")
-        if not self._console.is_terminal and (evaluated or report.step == self._num_steps or self._line_is_due()):
+        self._live.update(
+            self._task, completed=report.step, description=f"{position} {self._bar(report.step)} {state}"
+        )
+        if not self._console.is_terminal and (
+            evaluated or report.step == self._num_steps or self._line_is_due()
+        ):
             self._printed_at = time.monotonic()
             self.line(f"{position} · {state}")
 
@@ -67,7 +75,7 @@ class Progress:
         filled = BAR_WIDTH * step // self._num_steps
         return "━" * filled + "╌" * (BAR_WIDTH - filled)
 
-    def _state(self, report: Report) -> str:
+    def _state(self, report: StepEvent) -> str:
         parts = []
         if "train/reward_mean" in report.metrics:
             reward = report.metrics["train/reward_mean"]

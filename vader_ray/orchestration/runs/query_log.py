@@ -34,7 +34,9 @@ class QueryLog:
     def commit(self, step: int) -> None:
         """Write what was added since the last commit; call it before the checkpoint of `step` is announced."""
         if self._queries:
-            _write_atomically(_table(self._queries), self._folder / f"steps-{self._committed + 1:08d}-{step:08d}.parquet")
+            _write_atomically(
+                _table(self._queries), self._folder / f"steps-{self._committed + 1:08d}-{step:08d}.parquet"
+            )
         self._queries.clear()
         self._committed = step
 
@@ -43,7 +45,9 @@ class QueryLog:
         self._queries.clear()
         for first, last, path in list(_parts(self._folder)):
             if last > step:
-                assert first > step, f"{path} was committed at step {last}, but the run continues from step {step} inside it"
+                assert first > step, (
+                    f"{path} was committed at step {last}, but the run continues from step {step} inside it"
+                )
                 path.unlink()
         for leftover in self._folder.glob("*.tmp"):
             leftover.unlink()
@@ -51,7 +55,7 @@ class QueryLog:
 
 
 def read_queries(folder: Path) -> pa.Table:
-    """All committed queries by step: step, video, prompt, noise_seed, reward/NAME …, objective, graded_steps, wall_seconds."""
+    """All committed queries by step: step, video, prompt, noise_seed, reward/NAME …, objective, grad_steps, wall_seconds."""
     tables = [pq.read_table(path) for _, _, path in _parts(folder)]
     return pa.concat_tables(tables or [_table([])], promote_options="default")
 
@@ -69,9 +73,12 @@ def _table(queries: list[Query]) -> pa.Table:
         "video": pa.array([query.video for query in queries], pa.int64()),
         "prompt": pa.array([query.prompt for query in queries], pa.string()),
         "noise_seed": pa.array([query.noise_seed for query in queries], pa.int64()),
-        **{f"{REWARD_PREFIX}{name}": pa.array([query.scores.get(name) for query in queries], pa.float64()) for name in names},
+        **{
+            f"{REWARD_PREFIX}{name}": pa.array([query.scores.get(name) for query in queries], pa.float64())
+            for name in names
+        },
         "objective": pa.array([query.objective for query in queries], pa.float64()),
-        "graded_steps": pa.array([list(query.graded_steps) for query in queries], pa.list_(pa.int32())),
+        "grad_steps": pa.array([list(query.grad_steps) for query in queries], pa.list_(pa.int32())),
         "wall_seconds": pa.array([query.wall_seconds for query in queries], pa.float64()),
     }
     return pa.table(columns)

@@ -23,7 +23,7 @@ KEPT_BY_RAY = ("checkpoints", "tune")
 
 
 @dataclass(frozen=True, slots=True)
-class RunFolder:
+class RunDir:
     """``runs/NAME``; every path is absolute, for workers have another working directory."""
 
     path: Path
@@ -120,7 +120,7 @@ class RunFolder:
         return str((self.home or self.path) / path.relative_to(self.path))
 
     def read_run(self) -> dict[str, Any]:
-        """What `open_folder` and the driver wrote down, empty for a new run."""
+        """What `open_run_dir` and the driver wrote down, empty for a new run."""
         return json.loads(self.run.read_text(encoding="utf-8")) if self.run.exists() else {}
 
     def is_complete(self, num_steps: int) -> bool:
@@ -132,9 +132,9 @@ class RunFolder:
         return bool(done or summary.get("reason"))
 
 
-def open_folder(
+def open_run_dir(
     config: ExperimentConfig, root: Path, run_name: str | None, *, resume: bool, storage: str | None = None
-) -> RunFolder:
+) -> RunDir:
     """The folder of a new run, or of one that the same recipe began, here or by its copy in the storage.
 
     Without a name, a new run is called by its recipe and the time, and ``resume`` finds the latest run of the recipe.
@@ -147,7 +147,7 @@ def open_folder(
         _find_runs(config, root, uri)
     name = run_name or (_latest(config, root) if resume else f"{config.name}-{datetime.now():%Y%m%d-%H%M%S}")
     mirror = Mirror(root / name, stored.join(uri, name), skip=KEPT_BY_RAY) if uri is not None else None
-    folder = RunFolder(root / name, mirror)
+    folder = RunDir(root / name, mirror)
     _check_storage(folder, folder.read_run())
     folder.pull()
     known = folder.read_run()
@@ -163,7 +163,7 @@ def open_folder(
 
 
 @contextmanager
-def working_copy(place: str, storage: str | None, *, skip: tuple[str, ...] = KEPT_BY_RAY) -> Iterator[RunFolder]:
+def working_copy(place: str, storage: str | None, *, skip: tuple[str, ...] = KEPT_BY_RAY) -> Iterator[RunDir]:
     """The run's folder for a process on any machine: the driver's own at ``place``, or a temporary copy of the storage's.
 
     Raises:
@@ -176,11 +176,11 @@ def working_copy(place: str, storage: str | None, *, skip: tuple[str, ...] = KEP
                 f"the run folder {home} is not on this machine; "
                 "give --storage s3://BUCKET/PREFIX or a folder that all machines share"
             )
-        yield RunFolder(home)
+        yield RunDir(home)
         return
     with TemporaryDirectory(prefix="vader_ray_run_") as scratch:
         path = Path(scratch) / home.name
-        folder = RunFolder(path, Mirror(path, storage, skip=skip), home)
+        folder = RunDir(path, Mirror(path, storage, skip=skip), home)
         folder.pull()
         yield folder
 
@@ -199,35 +199,48 @@ def _find_runs(config: ExperimentConfig, root: Path, uri: str) -> None:
             Mirror(root / name, stored.join(uri, name)).pull(("run.json", "summary.json"))
 
 
-def _check_storage(folder: RunFolder, known: dict[str, Any]) -> None:
+def _check_storage(folder: RunDir, known: dict[str, Any]) -> None:
     """A run stays where its checkpoints are."""
     if known and (theirs := known.get("storage")) != folder.storage:
         raise ConfigError(
             f"the run {folder.name!r} keeps its checkpoints in {theirs or folder.checkpoints}; continue it "
-            + ("without --storage" if theirs is None else f"with --storage {theirs.removesuffix('/' + folder.name)}")
+            + (
+                "without --storage"
+                if theirs is None
+                else f"with --storage {theirs.removesuffix('/' + folder.name)}"
+            )
         )
 
 
-def _create(folder: RunFolder, config: ExperimentConfig) -> None:
+def _create(folder: RunDir, config: ExperimentConfig) -> None:
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
         folder.recipe.write_text(
-            yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True), encoding="utf-8"
+            yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
+            encoding="utf-8",
         )
     except OSError as error:
-        raise ConfigError(f"the run folder {folder.path} cannot be written ({error.strerror}); give another --runs-dir") from None
+        raise ConfigError(
+            f"the run folder {folder.path} cannot be written ({error.strerror}); give another --runs-dir"
+        ) from None
 
 
 def _latest(config: ExperimentConfig, root: Path) -> str:
     """The most recent unfinished run of the recipe with the same settings."""
-    folders = sorted(root.glob(f"{config.name}-*/run.json"), key=lambda path: path.stat().st_mtime, reverse=True)
-    for folder in (RunFolder(path.parent) for path in folders):
-        if not folder.is_complete(config.num_steps) and not _differences(folder.read_run()["identity"], config):
+    folders = sorted(
+        root.glob(f"{config.name}-*/run.json"), key=lambda path: path.stat().st_mtime, reverse=True
+    )
+    for folder in (RunDir(path.parent) for path in folders):
+        if not folder.is_complete(config.num_steps) and not _differences(
+            folder.read_run()["identity"], config
+        ):
             return folder.name
-    raise ConfigError(f"there is no unfinished run of {config.name!r} with these settings in {root}; start one without --resume")
+    raise ConfigError(
+        f"there is no unfinished run of {config.name!r} with these settings in {root}; start one without --resume"
+    )
 
 
 def _differences(identity: dict[str, Any], config: ExperimentConfig) -> list[str]:
     """Dotted paths of the settings that decide a result and differ."""
-    theirs, mine = flatten(identity), flatten(json.loads(json.dumps(config.identity())))
+    theirs, mine = flatten(identity), flatten(json.loads(json.dumps(config.fingerprint())))
     return sorted(path for path in theirs.keys() | mine.keys() if theirs.get(path) != mine.get(path))

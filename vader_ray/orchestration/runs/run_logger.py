@@ -1,4 +1,4 @@
-"""Rank 0's side of a run: everything that a `Report` leaves behind in the run's folder and in MLflow."""
+"""Rank 0's side of a run: everything that a `StepEvent` leaves behind in the run's folder and in MLflow."""
 
 from __future__ import annotations
 
@@ -13,27 +13,35 @@ import numpy as np
 
 from vader_ray.config import ExperimentConfig
 from vader_ray.orchestration.runs.query_log import QueryLog
-from vader_ray.orchestration.runs.run_dir import RunFolder
-from vader_ray.orchestration.tracking.mlflow_runs import Run, Tracker
-from vader_ray.training.events import Report, Video
+from vader_ray.orchestration.runs.run_dir import RunDir
+from vader_ray.orchestration.tracking.mlflow_runs import MlflowRun, Tracker
+from vader_ray.training.events import StepEvent, Video
 from vader_ray.training.media import before_after_sheet, contact_sheet, gallery_html, write_mp4
 
 MOST_ALARMS = 10
 """In the tag of a run, which MLflow limits to some thousand characters; the last are kept."""
 
 
-class Recorder:
+class RunLogger:
     """Records reports in order; what it has recorded of steps beyond ``resumed_step`` it forgets or recognises."""
 
     def __init__(
-        self, config: ExperimentConfig, folder: RunFolder, run: Run, *, resumed_step: int, tell: Callable[[str], None]
+        self,
+        config: ExperimentConfig,
+        folder: RunDir,
+        run: MlflowRun,
+        *,
+        resumed_step: int,
+        tell: Callable[[str], None],
     ) -> None:
         self._config, self._folder, self._tell = config, folder, tell
-        self._tracker = Tracker(run.uri, run.run_id, folder.path, system_metrics=config.tracking.system_metrics, tell=tell)
+        self._tracker = Tracker(
+            run.uri, run.run_id, folder.path, system_metrics=config.tracking.system_metrics, tell=tell
+        )
         self._queries = QueryLog(folder.queries)
         self._queries.rewind(resumed_step)
 
-    def record(self, report: Report) -> None:
+    def record(self, report: StepEvent) -> None:
         """Files first, then MLflow: what MLflow shows exists. Called before the checkpoint of the step is announced."""
         self._queries.add(report.queries)
         if report.checkpoint is not None:
@@ -59,14 +67,21 @@ class Recorder:
             write_mp4(video.frames, path, per_second)
             self._tracker.log_file(path, f"videos/step-{step:06d}")
         self._tracker.log_image(
-            "eval/videos", step, contact_sheet(videos, title=f"{self._config.name}, step {step}", num_frames=4)
+            "eval/videos",
+            step,
+            contact_sheet(videos, title=f"{self._config.name}, step {step}", num_frames=4),
         )
         if step == 0:
             _save_videos(videos, self._folder.before)
             return
-        before, title = _load_videos(self._folder.before), f"{self._config.name}: before, and after {step} steps"
+        before, title = (
+            _load_videos(self._folder.before),
+            f"{self._config.name}: before, and after {step} steps",
+        )
         before_after_sheet(before, videos, title=title).save(self._folder.before_after)
-        self._folder.gallery.write_text(gallery_html(before, videos, title=title, frames_per_second=per_second), encoding="utf-8")
+        self._folder.gallery.write_text(
+            gallery_html(before, videos, title=title, frames_per_second=per_second), encoding="utf-8"
+        )
 
     def close(self, alarms: Sequence[str]) -> str | None:
         """Hand over the results and deliver what waits; a line about what MLflow did not take, unless the driver delivers it."""
@@ -98,7 +113,9 @@ def _replace_folder(source: Path, target: Path) -> None:
 
 def _save_videos(videos: Sequence[Video], path: Path) -> None:
     arrays = {f"frames_{place}": video.frames for place, video in enumerate(videos)}
-    described = json.dumps([{key: value for key, value in asdict(video).items() if key != "frames"} for video in videos])
+    described = json.dumps(
+        [{key: value for key, value in asdict(video).items() if key != "frames"} for video in videos]
+    )
     unfinished = path.with_suffix(".unfinished")
     with unfinished.open("wb") as file:
         np.savez_compressed(file, allow_pickle=False, described=np.array(described), **arrays)

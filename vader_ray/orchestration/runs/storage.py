@@ -31,7 +31,9 @@ def resolve(uri: str) -> tuple[fs.FileSystem, str]:
         system, path = fs.FileSystem.from_uri(uri)
     except (pa.ArrowInvalid, OSError) as error:
         reason = str(error).splitlines()[0]
-        raise ConfigError(f"--storage {uri}: {reason}; give s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or a shared folder") from None
+        raise ConfigError(
+            f"--storage {uri}: {reason}; give s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or a shared folder"
+        ) from None
     return system, path
 
 
@@ -89,7 +91,10 @@ class Mirror:
             path = self._folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
             unfinished = path.with_name(path.name + UNFINISHED[0])
-            with self._system.open_input_stream(f"{self._root}/{name}") as source, unfinished.open("wb") as target:
+            with (
+                self._system.open_input_stream(f"{self._root}/{name}") as source,
+                unfinished.open("wb") as target,
+            ):
                 shutil.copyfileobj(source, target)
             os.utime(unfinished, ns=(changed_ns, changed_ns))
             os.replace(unfinished, path)
@@ -127,7 +132,11 @@ class Mirror:
         return {name: stamp for name, stamp in found.items() if self._is_copied(name)}
 
     def _local(self) -> dict[str, Stamp]:
-        return {name: (status.st_size, status.st_mtime_ns) for name, status in self._local_files() if self._is_copied(name)}
+        return {
+            name: (status.st_size, status.st_mtime_ns)
+            for name, status in self._local_files()
+            if self._is_copied(name)
+        }
 
     def _local_files(self) -> Iterator[tuple[str, os.stat_result]]:
         for path in self._folder.rglob("*"):

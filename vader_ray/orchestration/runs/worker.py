@@ -17,14 +17,14 @@ from torch import distributed
 
 from vader_ray import config as settings
 from vader_ray.orchestration.reward_service.pool import PooledReward
-from vader_ray.orchestration.runs.run_dir import RunFolder, working_copy
-from vader_ray.orchestration.runs.run_logger import Recorder
-from vader_ray.orchestration.tracking.mlflow_runs import Run
+from vader_ray.orchestration.runs.run_dir import RunDir, working_copy
+from vader_ray.orchestration.runs.run_logger import RunLogger
+from vader_ray.orchestration.tracking.mlflow_runs import MlflowRun
 from vader_ray.training.distributed import Group
-from vader_ray.training.events import Report
+from vader_ray.training.events import StepEvent
 from vader_ray.training.experiment import build
 from vader_ray.training.loop import train
-from vader_ray.training.model_cache import Shelf
+from vader_ray.training.model_cache import ModelCache
 from vader_ray.training.step import TrainingError
 
 
@@ -33,17 +33,17 @@ def worker_loop(job: dict[str, Any]) -> dict[str, Any] | None:
 
     Args:
         job: ``config`` (plain JSON), ``folder`` and ``storage`` (of the run), ``run`` (of MLflow); ``messages``, a queue to
-            the driver: ``("report", Report)``, ``("line", text)`` and ``("error", text)``; ``served``, the rewards in actors.
+            the driver: ``("report", StepEvent)``, ``("line", text)`` and ``("error", text)``; ``served``, the rewards in actors.
     """
     config = settings.validate(job["config"])
     context, messages = ray.train.get_context(), job["messages"]
     group = Group(context.get_world_rank(), context.get_world_size())
     try:
         with ExitStack() as stack:
-            folder = RunFolder(Path(job["folder"]))
+            folder = RunDir(Path(job["folder"]))
             if group.rank == 0:
                 folder = stack.enter_context(working_copy(job["folder"], job["storage"]))
-            return _train(config, folder, Run(*job["run"]), group, messages, job["served"])
+            return _train(config, folder, MlflowRun(*job["run"]), group, messages, job["served"])
     except (TrainingError, ValueError, OSError) as error:
         # the user's to correct, so the driver stops the run; anything else may be a lost worker, which Ray replaces, and then
         # it takes the process group away from the others while they still use it
@@ -54,13 +54,13 @@ def worker_loop(job: dict[str, Any]) -> dict[str, Any] | None:
 
 def _train(
     config: settings.ExperimentConfig,
-    folder: RunFolder,
-    run: Run,
+    folder: RunDir,
+    run: MlflowRun,
     group: Group,
     messages: Queue,
     served: Mapping[str, PooledReward],
 ) -> dict[str, Any] | None:
-    def announce(event: Report) -> None:
+    def announce(event: StepEvent) -> None:
         if group.rank == 0:
             messages.put(("report", _light(event)))
         if event.is_kept:
@@ -83,41 +83,41 @@ def _train(
             served=served,
             announce=announce,
             tell=tell,
-            leaving=lambda: ray.train.get_preemption_info() is not None,
+            should_checkpoint=lambda: ray.train.get_preemption_info() is not None,
         )
 
 
 def train_recorded(
     config: settings.ExperimentConfig,
-    folder: RunFolder,
-    run: Run,
+    folder: RunDir,
+    run: MlflowRun,
     *,
     group: Group,
     device: torch.device,
     resume_from: Path | None,
     served: Mapping[str, PooledReward],
-    announce: Callable[[Report], None],
+    announce: Callable[[StepEvent], None],
     tell: Callable[[str], None],
-    shelf: Shelf | None = None,
+    cache: ModelCache | None = None,
     **more: Any,
 ) -> dict[str, Any] | None:
     """Train; rank 0 records every report in the run's folder and in MLflow before it is announced, and returns the state.
 
     Args:
-        shelf: of this process; what lies there is not loaded again.
+        cache: of this process; what lies there is not loaded again.
         more: further arguments of `train`.
     """
     recorder = None
     if group.rank == 0:
-        recorder = Recorder(config, folder, run, resumed_step=_step_of(resume_from), tell=tell)
+        recorder = RunLogger(config, folder, run, resumed_step=_step_of(resume_from), tell=tell)
 
-    def report(event: Report) -> None:
+    def report(event: StepEvent) -> None:
         if recorder is not None:
             recorder.record(event)
         announce(event)
 
     tags = {"mlflow_run_id": run.run_id}
-    experiment = build(config, device, served, shelf)
+    experiment = build(config, device, served, cache)
     state = train(config, experiment, group=group, report=report, resume_from=resume_from, tags=tags, **more)
     if recorder is None:
         return None
@@ -134,9 +134,11 @@ def _device() -> torch.device:
 
 def _step_of(checkpoint: Path | None) -> int:
     """The step that a checkpoint continues after."""
-    return int(json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))["step"]) if checkpoint else 0
+    return (
+        int(json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))["step"]) if checkpoint else 0
+    )
 
 
-def _light(report: Report) -> Report:
+def _light(report: StepEvent) -> StepEvent:
     """What the driver shows: numbers and alarms only."""
-    return Report(report.step, report.metrics, alarms=report.alarms)
+    return StepEvent(report.step, report.metrics, alarms=report.alarms)

@@ -12,25 +12,29 @@ from dataclasses import replace
 
 from vader_ray import models
 from vader_ray.orchestration.runs.launch import read_summary
-from vader_ray.orchestration.runs.run_dir import RunFolder, write_json
+from vader_ray.orchestration.runs.run_dir import RunDir, write_json
 from vader_ray.orchestration.sweeps.definition import INTERPOLATED, Values, trial_name
-from vader_ray.orchestration.sweeps.trials import Members, Trial
+from vader_ray.orchestration.sweeps.trials import Trial, TrialSet
 
 COSTS = ("reward_queries", "denoiser_calls", "train_seconds")
 
 
-def make_mixes(members: Members) -> Members:
-    """The mixes that compete with the trials of a sweep, ready to be evaluated, as `Sweep.shares` says."""
+def make_mixes(members: TrialSet) -> TrialSet:
+    """The mixes that compete with the trials of a sweep, ready to be evaluated, as `SweepDefinition.shares` says."""
     mixes = replace(
         members,
         sweep=replace(members.sweep, learn=False, stop_early=False),
-        base=members.base.model_copy(update={"machine": members.base.machine.model_copy(update={"num_workers": 1})}),
+        base=members.base.model_copy(
+            update={"runtime": members.base.runtime.model_copy(update={"num_workers": 1})}
+        ),
         trials=[],
     )
     if members.sweep.shares is None:
         return mixes
     shared = [(trial, members.sweep.shares(trial.values)) for trial in members.trials]
-    alone = {shares.index(1): trial.folder for trial, shares in shared if 1 in shares and trial.score is not None}
+    alone = {
+        shares.index(1): trial.folder for trial, shares in shared if 1 in shares and trial.score is not None
+    }
     for trial, shares in shared:
         mixed = {place: share for place, share in enumerate(shares) if share}
         if len(mixed) > 1:
@@ -39,11 +43,13 @@ def make_mixes(members: Members) -> Members:
             if len(parts) == len(mixed):
                 mixes.trials.append(_make(members, values, parts))
             else:
-                mixes.trials.append(Trial(values, error="no adapter to mix: each share needs a trial that has it alone"))
+                mixes.trials.append(
+                    Trial(values, error="no adapter to mix: each share needs a trial that has it alone")
+                )
     return mixes
 
 
-def _make(members: Members, values: Values, parts: Sequence[tuple[RunFolder, float]]) -> Trial:
+def _make(members: TrialSet, values: Values, parts: Sequence[tuple[RunDir, float]]) -> Trial:
     """One mix: its adapter lies in its folder, with what it cost."""
     given = members.folder.path / trial_name(values) / "given"
     shutil.rmtree(given, ignore_errors=True)
@@ -53,4 +59,6 @@ def _make(members: Members, values: Values, parts: Sequence[tuple[RunFolder, flo
     costs["worker_seconds"] = 3600 * sum(summary["gpu_hours"] for summary in summaries)
     write_json(given / "costs.json", costs)
     shape = models.adapter_shape(given / "adapter").model_dump(mode="json")
-    return members.prepare(values, {f"adapter.{name}": value for name, value in shape.items()} | {"machine.num_workers": 1})
+    return members.prepare(
+        values, {f"adapter.{name}": value for name, value in shape.items()} | {"runtime.num_workers": 1}
+    )

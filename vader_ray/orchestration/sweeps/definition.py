@@ -18,11 +18,11 @@ Values = dict[str, Any]
 
 
 INTERPOLATED = "interpolated"
-"""Swept name, and so the tag in MLflow, of a trial that mixes the adapters of others and trains nothing (`Sweep.shares`)."""
+"""Swept name, and so the tag in MLflow, of a trial that mixes the adapters of others and trains nothing (`SweepDefinition.shares`)."""
 
 
 @dataclass(frozen=True)
-class Sweep:
+class SweepDefinition:
     """A question to a recipe. One file of ``sweeps/`` is one of these."""
 
     name: str
@@ -53,24 +53,31 @@ class Sweep:
 
 
 def overrides_of(
-    sweep: Sweep, values: Values, recipe: ExperimentConfig, more: Mapping[str, Any] = MappingProxyType({})
+    sweep: SweepDefinition,
+    values: Values,
+    recipe: ExperimentConfig,
+    more: Mapping[str, Any] = MappingProxyType({}),
 ) -> list[str]:
     """A trial's settings, and more fields, as overrides of the recipe, ``a.b=value``."""
-    return [f"{path}={json.dumps(value)}" for path, value in (sweep.settings(values, recipe) | dict(more)).items()]
+    return [
+        f"{path}={json.dumps(value)}" for path, value in (sweep.settings(values, recipe) | dict(more)).items()
+    ]
 
 
-def load_base(sweep: Sweep, recipe: str | None, overrides: list[str]) -> tuple[str, list[str], ExperimentConfig]:
+def load_base(
+    sweep: SweepDefinition, recipe: str | None, overrides: list[str]
+) -> tuple[str, list[str], ExperimentConfig]:
     """The recipe that the trials change: its name, its overrides, and what they give."""
     chosen = [*(sweep.budget if recipe is None else ()), *overrides]
     return recipe or sweep.recipe, chosen, load(recipe or sweep.recipe, chosen)
 
 
-def wanted_trials(sweep: Sweep, num_trials: int | None) -> int | None:
+def wanted_trials(sweep: SweepDefinition, num_trials: int | None) -> int | None:
     """How many trials there shall be, None for the whole grid."""
     return num_trials or sweep.num_trials
 
 
-def draw(sweep: Sweep, num_trials: int | None, seed: int) -> list[Values]:
+def draw(sweep: SweepDefinition, num_trials: int | None, seed: int) -> list[Values]:
     """The values of each trial, all different: the grid, once for each draw from the domains."""
     wanted = wanted_trials(sweep, num_trials)
     random = np.random.RandomState(seed)

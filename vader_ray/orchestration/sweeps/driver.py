@@ -22,15 +22,15 @@ from vader_ray.orchestration.reporting.data_efficiency import show_curves
 from vader_ray.orchestration.reporting.html_report import figures_folder, write_report
 from vader_ray.orchestration.reporting.past_runs import find_runs
 from vader_ray.orchestration.reward_service import pool
-from vader_ray.orchestration.runs.launch import check_names
-from vader_ray.orchestration.runs.run_dir import KEPT_BY_RAY, RunFolder, open_folder, write_json
+from vader_ray.orchestration.runs.launch import resolve_names
+from vader_ray.orchestration.runs.run_dir import KEPT_BY_RAY, RunDir, open_run_dir, write_json
 from vader_ray.orchestration.runs.storage import delete, join
 from vader_ray.orchestration.sweeps.adapter_soup import make_mixes
-from vader_ray.orchestration.sweeps.definition import Sweep, draw, load_base, wanted_trials
+from vader_ray.orchestration.sweeps.definition import SweepDefinition, draw, load_base, wanted_trials
 from vader_ray.orchestration.sweeps.run_trial import QUERIES, Ending, end_trial, read_state, run_trial
-from vader_ray.orchestration.sweeps.search import SELECTED, Proposals, Supply
+from vader_ray.orchestration.sweeps.search import SELECTED, OptunaProposer, QueuedSearcher
 from vader_ray.orchestration.sweeps.trial_table import describe, row_of, write_table
-from vader_ray.orchestration.sweeps.trials import Members, Trial
+from vader_ray.orchestration.sweeps.trials import Trial, TrialSet
 from vader_ray.orchestration.tracking import mlflow_runs
 
 _ENVIRONMENT = {
@@ -43,7 +43,7 @@ _ENVIRONMENT = {
 
 
 def run_sweep(
-    sweep: Sweep,
+    sweep: SweepDefinition,
     *,
     recipe: str | None,
     overrides: Sequence[str],
@@ -64,10 +64,12 @@ def run_sweep(
         RunFailed: no trial succeeded.
         KeyboardInterrupt: the user stopped it; what was computed is kept.
     """
-    source, all_overrides, loaded = load_base(sweep, recipe, [*overrides, f"machine.num_workers={workers_per_trial}"])
+    source, all_overrides, loaded = load_base(
+        sweep, recipe, [*overrides, f"runtime.num_workers={workers_per_trial}"]
+    )
     where = Path(source).resolve().parent if Path(source).is_file() else None
-    base = check_names(loaded, where).model_copy(update={"name": sweep.name, "description": sweep.question})
-    folder = open_folder(base, runs_dir, None, resume=resume, storage=storage)
+    base = resolve_names(loaded, where).model_copy(update={"name": sweep.name, "description": sweep.question})
+    folder = open_run_dir(base, runs_dir, None, resume=resume, storage=storage)
     known = folder.read_run()
     parent = mlflow_runs.start_run(
         base,
@@ -76,26 +78,35 @@ def run_sweep(
         tags={"sweep": folder.name},
         resume_run_id=known.get("mlflow_run_id"),
     )
-    members = Members(sweep, base, loaded, source, all_overrides, folder, parent)
+    members = TrialSet(sweep, base, loaded, source, all_overrides, folder, parent)
     if values := known.get("trials") or ([] if sweep.learn else draw(sweep, num_trials, base.seed)):
         members.add(*values)
     trials = members.trials
     status: mlflow_runs.Status = "FAILED"
     try:
-        _run(members, num_trials=wanted_trials(sweep, num_trials) or len(trials), max_concurrent=max_concurrent)
+        _run(
+            members, num_trials=wanted_trials(sweep, num_trials) or len(trials), max_concurrent=max_concurrent
+        )
         mixes = make_mixes(members)
         trials = [*trials, *mixes.trials]
         _run(mixes, num_trials=len(mixes.trials), max_concurrent=max_concurrent)
         status = "FINISHED" if any(trial.status in ("completed", "stopped") for trial in trials) else "FAILED"
-        write_json(folder.summary, {"status": "completed" if status == "FINISHED" else "failed", "steps": base.num_steps})
+        write_json(
+            folder.summary,
+            {"status": "completed" if status == "FINISHED" else "failed", "steps": base.num_steps},
+        )
     except KeyboardInterrupt:
         status = "KILLED"
         raise
     finally:
         rows = [row_of(trial.values, trial.config, trial.folder, trial.error) for trial in trials]
         tables = write_table(rows, folder.path)
-        tags = {"mlflow.loggedArtifacts": '[{"path": "trials.json", "type": "table"}]'}  # shown by MLflow as a table
-        if line := mlflow_runs.end_run(parent.uri, parent.run_id, status, folder=folder.path, tags=tags, files=tables):
+        tags = {
+            "mlflow.loggedArtifacts": '[{"path": "trials.json", "type": "table"}]'
+        }  # shown by MLflow as a table
+        if line := mlflow_runs.end_run(
+            parent.uri, parent.run_id, status, folder=folder.path, tags=tags, files=tables
+        ):
             print(line)
         folder.push()
     _report(sweep, folder, parent)
@@ -106,11 +117,13 @@ def run_sweep(
     return folder.path
 
 
-def _report(sweep: Sweep, folder: RunFolder, parent: mlflow_runs.Run) -> None:
+def _report(sweep: SweepDefinition, folder: RunDir, parent: mlflow_runs.MlflowRun) -> None:
     """Write the report about all trials and add it, with its figures, to the parent run; a sweep does not fail with it."""
     try:
         page = write_report([folder.name], folder.path / "report.html", parent.uri)
-        files = show_curves(find_runs(parent.uri, [folder.name]), folder.path / "curves") if sweep.curves else []
+        files = (
+            show_curves(find_runs(parent.uri, [folder.name]), folder.path / "curves") if sweep.curves else []
+        )
     except ValueError as error:
         print(f"no report: {error}")
         return
@@ -120,7 +133,7 @@ def _report(sweep: Sweep, folder: RunFolder, parent: mlflow_runs.Run) -> None:
     print(f"report: {page}")
 
 
-def _run(members: Members, *, num_trials: int, max_concurrent: int | None) -> None:
+def _run(members: TrialSet, *, num_trials: int, max_concurrent: int | None) -> None:
     """Run what is not over; on return each trial has a summary.
 
     Raises:
@@ -133,7 +146,7 @@ def _run(members: Members, *, num_trials: int, max_concurrent: int | None) -> No
         return
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    skip = KEPT_BY_RAY if base.machine.num_workers > 1 else ()
+    skip = KEPT_BY_RAY if base.runtime.num_workers > 1 else ()
     at_once = max_concurrent or num_trials
     listener = _Listener()
     handed = list[Trial]()
@@ -151,14 +164,19 @@ def _run(members: Members, *, num_trials: int, max_concurrent: int | None) -> No
         if proposals is not None:
             proposals.tell(name, score)
 
-    with connection.connected(base, num_runs=min(max_concurrent or 1, num_trials)), pool.serving(base) as pools:
-        trainable = tune.with_parameters(run_trial, served=pools, use_gpu=connection.uses_gpu(base.machine), kept_elsewhere=skip)
+    with (
+        connection.connected(base, num_runs=min(max_concurrent or 1, num_trials)),
+        pool.serving(base) as pools,
+    ):
+        trainable = tune.with_parameters(
+            run_trial, served=pools, use_gpu=connection.uses_gpu(base.runtime), kept_elsewhere=skip
+        )
         place = folder.storage or str(folder.path)
         delete(join(place, "tune"))  # of an earlier session: never read
         tune.Tuner(
             tune.with_resources(trainable, _resources(base)),
             tune_config=tune.TuneConfig(
-                search_alg=Supply(take, tell),
+                search_alg=QueuedSearcher(take, tell),
                 num_samples=-1,  # as many as there are
                 max_concurrent_trials=min(at_once, connection.room_for(base)),
                 scheduler=_scheduler(base) if sweep.stop_early else None,
@@ -170,7 +188,7 @@ def _run(members: Members, *, num_trials: int, max_concurrent: int | None) -> No
                 name="tune",
                 storage_path=place,
                 verbose=0,
-                failure_config=tune.FailureConfig(max_failures=base.machine.max_failures),
+                failure_config=tune.FailureConfig(max_failures=base.runtime.max_failures),
                 callbacks=[listener],
             ),
         ).fit()
@@ -182,15 +200,15 @@ def _run(members: Members, *, num_trials: int, max_concurrent: int | None) -> No
         raise KeyboardInterrupt
 
 
-def _proposals(members: Members, num_trials: int) -> Proposals:
+def _proposals(members: TrialSet, num_trials: int) -> OptunaProposer:
     """Of new trials, with what the known ones have told."""
-    proposals = Proposals(members.sweep.space, num_trials=num_trials, seed=members.base.seed)
+    proposals = OptunaProposer(members.sweep.space, num_trials=num_trials, seed=members.base.seed)
     for trial in members.trials:
         proposals.seen(trial.values, trial.score)
     return proposals
 
 
-def _add(members: Members, proposals: Proposals | None) -> Trial | None:
+def _add(members: TrialSet, proposals: OptunaProposer | None) -> Trial | None:
     """The next proposal whose settings work; the others are members too, with their reason."""
     while proposals is not None and (values := proposals.next()) is not None:
         trial = members.add(values)
@@ -211,9 +229,9 @@ def _check_shared(base: ExperimentConfig, trial: Trial) -> None:
 
 def _resources(base: ExperimentConfig) -> dict[str, float]:
     """What a trial's own process needs. The driver of Train workers waits and needs no processor: it sits on the head."""
-    if base.machine.num_workers > 1:
+    if base.runtime.num_workers > 1:
         return {"cpu": 0, "node:__internal_head__": 0.001}
-    return {"cpu": 0, "gpu": 1} if connection.uses_gpu(base.machine) else {"cpu": 1}
+    return {"cpu": 0, "gpu": 1} if connection.uses_gpu(base.runtime) else {"cpu": 1}
 
 
 def _scheduler(base: ExperimentConfig) -> tune.schedulers.AsyncHyperBandScheduler:
@@ -250,9 +268,13 @@ class _Listener(tune.Callback):  # type: ignore[misc]
     over: set[str] = field(default_factory=set)
     errors: dict[str, str] = field(default_factory=dict)
 
-    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any
+    ) -> None:
         if SELECTED in result:
-            print(f"{trial.config['trial']:24}  {result[QUERIES]:6} queries  {result[SELECTED]:.4f}", flush=True)
+            print(
+                f"{trial.config['trial']:24}  {result[QUERIES]:6} queries  {result[SELECTED]:.4f}", flush=True
+            )
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         self.over.add(trial.config["trial"])

@@ -18,17 +18,17 @@ from ray import tune
 from vader_ray import config as settings
 from vader_ray.config import ExperimentConfig
 from vader_ray.errors import RunFailed
-from vader_ray.orchestration.clusters.preemption import is_leaving
+from vader_ray.orchestration.clusters.preemption import is_preempted
 from vader_ray.orchestration.reward_service.pool import PooledReward
-from vader_ray.orchestration.runs.launch import fit, remembered, summarise
-from vader_ray.orchestration.runs.run_dir import RunFolder, working_copy, write_json
+from vader_ray.orchestration.runs.launch import build_summary, fit, remembered
+from vader_ray.orchestration.runs.run_dir import RunDir, working_copy, write_json
 from vader_ray.orchestration.runs.worker import train_recorded
 from vader_ray.orchestration.sweeps.search import SELECTED
 from vader_ray.orchestration.tracking import mlflow_runs
 from vader_ray.training.distributed import Group
-from vader_ray.training.events import Report
+from vader_ray.training.events import StepEvent
 from vader_ray.training.inference import adopting
-from vader_ray.training.model_cache import Shelf
+from vader_ray.training.model_cache import ModelCache
 from vader_ray.training.step import TrainingError
 
 QUERIES = "reward_queries"
@@ -37,7 +37,7 @@ QUERIES = "reward_queries"
 LONGEST_TAG = 1000
 """Characters of a trial's error in MLflow."""
 
-_SHELF = Shelf()
+_CACHE = ModelCache()
 """Of this process, in which Tune runs one trial after another."""
 
 Ending = dict[str, str]
@@ -45,7 +45,9 @@ Ending = dict[str, str]
 the guard, which leaves a ``reason`` in the summary."""
 
 
-def run_trial(chosen: dict[str, Any], served: Mapping[str, PooledReward], use_gpu: bool, kept_elsewhere: tuple[str, ...]) -> None:
+def run_trial(
+    chosen: dict[str, Any], served: Mapping[str, PooledReward], use_gpu: bool, kept_elsewhere: tuple[str, ...]
+) -> None:
     """Run or continue the trial in the chosen folder; whatever its settings cannot do ends it as failed, with the reason.
 
     Other errors are raised: they may be a lost process, which Tune replaces, and the trial goes on from its checkpoint.
@@ -61,17 +63,17 @@ def run_trial(chosen: dict[str, Any], served: Mapping[str, PooledReward], use_gp
         tune.report(last)
 
 
-def _run_in(folder: RunFolder, served: Mapping[str, PooledReward], use_gpu: bool) -> dict[str, Any] | None:
+def _run_in(folder: RunDir, served: Mapping[str, PooledReward], use_gpu: bool) -> dict[str, Any] | None:
     """Train and write the summary; what Tune is to be told last, when all results are in their place."""
     config, run = settings.load(str(folder.recipe)), remembered(folder)
     state, held = read_state(folder), list[dict[str, Any]]()
 
-    def follow(report: Report) -> None:
+    def follow(report: StepEvent) -> None:
         state.update(advanced(state, report))
         write_json(folder.state, state)
-        if report.checkpoint is not None or config.selection() in report.metrics:
+        if report.checkpoint is not None or config.selection_metric() in report.metrics:
             folder.push()
-        if (selected := report.metrics.get(config.selection())) is not None:
+        if (selected := report.metrics.get(config.selection_metric())) is not None:
             told = {QUERIES: state["reward_queries"], SELECTED: selected}
             if report.step == config.num_steps or (report.alarms and config.guard.action == "stop"):
                 held.append(told)
@@ -79,7 +81,7 @@ def _run_in(folder: RunFolder, served: Mapping[str, PooledReward], use_gpu: bool
                 tune.report(told)  # Tune may end this process here
 
     try:
-        if config.machine.num_workers == 1:
+        if config.runtime.num_workers == 1:
             final = _train_here(config, folder, run, served, use_gpu, follow)
         else:
             final = fit(config, folder, run, served, show=follow, tell=print)
@@ -90,22 +92,28 @@ def _run_in(folder: RunFolder, served: Mapping[str, PooledReward], use_gpu: bool
     return held[-1] if held else None
 
 
-def end_trial(config: ExperimentConfig, folder: RunFolder, run: mlflow_runs.Run, state: dict[str, Any], ending: Ending) -> None:
+def end_trial(
+    config: ExperimentConfig,
+    folder: RunDir,
+    run: mlflow_runs.MlflowRun,
+    state: dict[str, Any],
+    ending: Ending,
+) -> None:
     """End the trial's MLflow run and write its summary, last, for a trial with a summary is not repeated."""
     status: mlflow_runs.Status = "FAILED" if ending["status"] == "failed" else "FINISHED"
     tags = {name: value[:LONGEST_TAG] for name, value in ending.items()}
     line = mlflow_runs.end_run(run.uri, run.run_id, status, folder=folder.path, tags=tags)
     if line:
         print(line)
-    write_json(folder.summary, summarise(config, folder, run, state, ending["status"]) | ending)
+    write_json(folder.summary, build_summary(config, folder, run, state, ending["status"]) | ending)
 
 
-def read_state(folder: RunFolder) -> dict[str, Any]:
+def read_state(folder: RunDir) -> dict[str, Any]:
     """What the reports of a trial have told so far, empty for a new one."""
     return json.loads(folder.state.read_text(encoding="utf-8")) if folder.state.exists() else {}
 
 
-def advanced(state: dict[str, Any], report: Report) -> dict[str, Any]:
+def advanced(state: dict[str, Any], report: StepEvent) -> dict[str, Any]:
     """The state of a run, as far as its reports tell it, after one more report."""
     metrics = report.metrics
     told: dict[str, Any] = {
@@ -130,20 +138,26 @@ def advanced(state: dict[str, Any], report: Report) -> dict[str, Any]:
 
 def _train_here(
     config: ExperimentConfig,
-    folder: RunFolder,
-    run: mlflow_runs.Run,
+    folder: RunDir,
+    run: mlflow_runs.MlflowRun,
     served: Mapping[str, PooledReward],
     use_gpu: bool,
-    follow: Callable[[Report], None],
+    follow: Callable[[StepEvent], None],
 ) -> dict[str, Any]:
-    def announce(report: Report) -> None:
+    def announce(report: StepEvent) -> None:
         if report.checkpoint is not None:
             _keep(report.checkpoint, folder.checkpoints, report.step)
         follow(report)
 
-    kept = sorted(state.parent for state in folder.checkpoints.glob("step-*/state.json"))  # copied last, so the others are there
+    kept = sorted(
+        state.parent for state in folder.checkpoints.glob("step-*/state.json")
+    )  # copied last, so the others are there
     costs = folder.given / "costs.json"  # a mix: nothing is to be trained
-    given = {"take_step": adopting(folder.given / "adapter", json.loads(costs.read_text()))} if costs.exists() else {}
+    given = (
+        {"train_step": adopting(folder.given / "adapter", json.loads(costs.read_text()))}
+        if costs.exists()
+        else {}
+    )
     state = train_recorded(
         config,
         folder,
@@ -154,8 +168,8 @@ def _train_here(
         served=served,
         announce=announce,
         tell=print,
-        shelf=_SHELF,
-        leaving=is_leaving,
+        cache=_CACHE,
+        should_checkpoint=is_preempted,
         **given,
     )
     assert state is not None, "the only worker is rank 0"

@@ -15,14 +15,14 @@ SELECTED = "selected"
 """What Tune hears of an evaluation: the metric by which the recipe chooses."""
 
 _MAX_REPEATS = 20
-"""Proposals of known trials in a row after which the space counts as exhausted."""
+"""OptunaProposer of known trials in a row after which the space counts as exhausted."""
 
 
-class Proposals:
+class OptunaProposer:
     """Values of new trials by Optuna's tree-structured Parzen estimator (TPE), all different.
 
     Args:
-        space: as `Sweep.space`, domains only.
+        space: as `SweepDefinition.space`, domains only.
         num_trials: how many there shall be, those that were `seen` included.
         seed: of the draws; the same results in the same order give the same proposals.
     """
@@ -30,7 +30,9 @@ class Proposals:
     def __init__(self, space: Mapping[str, Any], *, num_trials: int, seed: int) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._domains = OptunaSearch.convert_search_space(dict(space))
-        sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=max(4, num_trials // 4), constant_liar=True)
+        sampler = optuna.samplers.TPESampler(
+            seed=seed, n_startup_trials=max(4, num_trials // 4), constant_liar=True
+        )
         self._study = optuna.create_study(direction="maximize", sampler=sampler)
         self._num_trials = num_trials
         self._open: dict[str, optuna.trial.Trial] = {}
@@ -40,7 +42,9 @@ class Proposals:
         """Learn from a trial of an earlier session; without a score it only counts."""
         self._names.add(trial_name(values))
         if score is not None:
-            self._study.add_trial(optuna.trial.create_trial(params=values, distributions=self._domains, value=score))
+            self._study.add_trial(
+                optuna.trial.create_trial(params=values, distributions=self._domains, value=score)
+            )
 
     def next(self) -> Values | None:
         """The values of one more trial; None when there are enough, or nothing new is left."""
@@ -73,7 +77,7 @@ class Named(Protocol):
         """Where it is kept."""
 
 
-class Supply(Searcher):  # type: ignore[misc]
+class QueuedSearcher(Searcher):  # type: ignore[misc]
     """Hands trials to Ray Tune, which asks whenever there is room.
 
     Args:
@@ -93,7 +97,9 @@ class Supply(Searcher):  # type: ignore[misc]
         self._names[trial_id] = trial.name
         return {"trial": trial.name, **trial.place}
 
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
         """Pass on how it ended."""
         self._tell(self._names[trial_id], (result or {}).get(SELECTED))
 

@@ -10,10 +10,10 @@ from typing import Any
 
 from vader_ray.config import ConfigError, ExperimentConfig, load
 from vader_ray.config.auto import auto_fields
-from vader_ray.orchestration.runs.launch import check_names, read_summary, remember
-from vader_ray.orchestration.runs.run_dir import RunFolder, open_folder
+from vader_ray.orchestration.runs.launch import read_summary, remember, resolve_names
+from vader_ray.orchestration.runs.run_dir import RunDir, open_run_dir
 from vader_ray.orchestration.runs.storage import join
-from vader_ray.orchestration.sweeps.definition import Sweep, Values, overrides_of, trial_name
+from vader_ray.orchestration.sweeps.definition import SweepDefinition, Values, overrides_of, trial_name
 from vader_ray.orchestration.tracking import mlflow_runs
 
 
@@ -25,10 +25,10 @@ class Trial:
     config: ExperimentConfig | None = None
     error: str = ""
     """Why its settings cannot work, when there is no recipe."""
-    folder: RunFolder | None = None
+    folder: RunDir | None = None
     storage: str | None = None
     """Where its checkpoints and a copy of its folder are kept, when that is not this machine."""
-    run: mlflow_runs.Run | None = None
+    run: mlflow_runs.MlflowRun | None = None
 
     @property
     def name(self) -> str:
@@ -60,11 +60,14 @@ class Trial:
             return True
         return self.status == "stopped" or self.folder.is_complete(self.config.num_steps)
 
-    def open_run(self, sweep: str, parent: mlflow_runs.Run) -> None:
+    def open_run(self, sweep: str, parent: mlflow_runs.MlflowRun) -> None:
         """Its child run in MLflow: a new one, or that of an earlier session."""
         assert self.config is not None
         assert self.folder is not None
-        tags = {name: str(value) for name, value in self.values.items()} | {"sweep": sweep, "trial": self.name}
+        tags = {name: str(value) for name, value in self.values.items()} | {
+            "sweep": sweep,
+            "trial": self.name,
+        }
         self.folder.summary.unlink(missing_ok=True)  # of a failed attempt
         self.run = mlflow_runs.start_run(
             self.config,
@@ -78,18 +81,18 @@ class Trial:
 
 
 @dataclass
-class Members:
+class TrialSet:
     """All trials of a sweep, in the order in which they were made; its folder remembers them."""
 
-    sweep: Sweep
+    sweep: SweepDefinition
     base: ExperimentConfig
     """The recipe that the trials change, as the sweep's own run has it."""
     loaded: ExperimentConfig
     """The same with its own name."""
     source: str
     overrides: Sequence[str]
-    folder: RunFolder
-    parent: mlflow_runs.Run
+    folder: RunDir
+    parent: mlflow_runs.MlflowRun
     trials: list[Trial] = field(default_factory=list)
 
     def add(self, *new: Values) -> Trial:
@@ -107,7 +110,7 @@ class Members:
         where = Path(self.source).resolve().parent if Path(self.source).is_file() else None
         settings = overrides_of(self.sweep, values, self.loaded, more)
         try:
-            config = check_names(load(self.source, [*self.overrides, *settings]), where)
+            config = resolve_names(load(self.source, [*self.overrides, *settings]), where)
         except ConfigError as error:
             return Trial(values, error=str(error))
         if left := auto_fields(config):
@@ -118,4 +121,6 @@ class Members:
             )
         name = trial_name(values)
         storage = join(self.folder.storage, name) if self.folder.storage is not None else None
-        return Trial(values, config, folder=open_folder(config, self.folder.path, name, resume=False), storage=storage)
+        return Trial(
+            values, config, folder=open_run_dir(config, self.folder.path, name, resume=False), storage=storage
+        )

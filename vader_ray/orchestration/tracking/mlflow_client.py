@@ -29,7 +29,9 @@ from mlflow.entities import Experiment, Metric, Param  # noqa: E402
 from mlflow.exceptions import MlflowException  # noqa: E402
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor  # noqa: E402
 
-logging.getLogger("urllib3.connectionpool").addFilter(lambda record: "/mlflow" not in record.getMessage())  # its retries
+logging.getLogger("urllib3.connectionpool").addFilter(
+    lambda record: "/mlflow" not in record.getMessage()
+)  # its retries
 
 __all__ = [
     "Experiment",

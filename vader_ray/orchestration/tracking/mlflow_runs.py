@@ -28,7 +28,7 @@ from vader_ray.orchestration.tracking.mlflow_client import (
 )
 from vader_ray.orchestration.tracking.mlflow_client import quiet_environment as quiet_environment
 from vader_ray.orchestration.tracking.outbox import Event, read
-from vader_ray.orchestration.tracking.sender import STEP_METRIC, Delivery
+from vader_ray.orchestration.tracking.sender import STEP_METRIC, Sender
 from vader_ray.orchestration.tracking.server import SQLITE, TrackingError, database_path, unusable
 from vader_ray.orchestration.tracking.server import check_server as check_server
 from vader_ray.orchestration.tracking.server import tracking_uri as tracking_uri
@@ -40,7 +40,7 @@ CLOSING_SECONDS = 60.0
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 
-class Run(NamedTuple):
+class MlflowRun(NamedTuple):
     """An open MLflow run."""
 
     uri: str
@@ -59,7 +59,7 @@ def start_run(
     parent_run_id: str | None = None,
     tags: Mapping[str, str] | None = None,
     resume_run_id: str | None = None,
-) -> Run:
+) -> MlflowRun:
     """The run to log to: a new one with parameters, tags, recipe and environment, or the earlier one, open again.
 
     Raises:
@@ -80,10 +80,12 @@ def start_run(
         client.log_text(run_id, describe_environment(), "environment.txt")
     except (MlflowException, OSError) as error:
         raise unusable(uri, error) from None
-    return Run(uri, experiment_id, run_id)
+    return MlflowRun(uri, experiment_id, run_id)
 
 
-def _opened_before(client: MlflowClient, experiment_id: str, parent_run_id: str | None, run_name: str) -> str | None:
+def _opened_before(
+    client: MlflowClient, experiment_id: str, parent_run_id: str | None, run_name: str
+) -> str | None:
     """The child run that a driver opened who was lost before it could note that down."""
     if parent_run_id is None:
         return None
@@ -93,13 +95,19 @@ def _opened_before(client: MlflowClient, experiment_id: str, parent_run_id: str 
 
 
 def end_run(
-    uri: str, run_id: str, status: Status, *, folder: Path, tags: Mapping[str, str] | None = None, files: Sequence[Path] = ()
+    uri: str,
+    run_id: str,
+    status: Status,
+    *,
+    folder: Path,
+    tags: Mapping[str, str] | None = None,
+    files: Sequence[Path] = (),
 ) -> str | None:
     """Deliver what waits in the run's folder, then tags, files and the status; a line about what MLflow did not take.
 
     Files of a subfolder of the run's folder become artifacts in a folder of that name.
     """
-    delivery = Delivery(uri, run_id, folder, tell=_silent)
+    delivery = Sender(uri, run_id, folder, tell=_silent)
     delivery.flush(CLOSING_SECONDS)
     for name, value in (tags or {}).items():
         delivery.post({"kind": "tag", "name": name, "value": value})
@@ -110,12 +118,12 @@ def end_run(
 
 def add_files(uri: str, run_id: str, folder: Path, files: Sequence[Path]) -> str | None:
     """Add artifacts to a run that has ended, as `end_run` does; a line about what MLflow did not take."""
-    delivery = Delivery(uri, run_id, folder, tell=_silent)
+    delivery = Sender(uri, run_id, folder, tell=_silent)
     _post_files(delivery, folder, files)
     return delivery.left()
 
 
-def _post_files(delivery: Delivery, folder: Path, files: Sequence[Path]) -> None:
+def _post_files(delivery: Sender, folder: Path, files: Sequence[Path]) -> None:
     for path in (file.resolve() for file in files):
         inside = path.parent.name if path.parent != folder.resolve() else None
         delivery.post({"kind": "file", "path": _inside(folder, path), "artifact_folder": inside})
@@ -123,12 +131,12 @@ def _post_files(delivery: Delivery, folder: Path, files: Sequence[Path]) -> None
 
 def deliver(folder: Path, uri: str, run_id: str) -> str | None:
     """Deliver what waits in the folder of a run that is over; returns a line about what MLflow did not take."""
-    delivery = Delivery(uri, run_id, folder, tell=_silent)
+    delivery = Sender(uri, run_id, folder, tell=_silent)
     delivery.flush(float("inf"))
     return delivery.left()
 
 
-def _reopened(client: MlflowClient, uri: str, run_id: str) -> Run:
+def _reopened(client: MlflowClient, uri: str, run_id: str) -> MlflowRun:
     try:
         client.update_run(run_id, status="RUNNING")
     except MlflowException as error:
@@ -136,7 +144,7 @@ def _reopened(client: MlflowClient, uri: str, run_id: str) -> Run:
             f"MLflow at {uri} cannot continue run {run_id} ({root_cause(error)}); "
             "give the tracking.uri that the run was started with, or start a new run"
         ) from None
-    return Run(uri, client.get_run(run_id).info.experiment_id, run_id)
+    return MlflowRun(uri, client.get_run(run_id).info.experiment_id, run_id)
 
 
 def _experiment_id(client: MlflowClient, uri: str, name: str) -> str:
@@ -151,7 +159,9 @@ def _experiment_id(client: MlflowClient, uri: str, name: str) -> str:
             if experiment is None:
                 raise
     if experiment.lifecycle_stage != "active":
-        raise TrackingError(f"tracking.experiment: {name!r} was deleted in MLflow; restore it there or choose another name")
+        raise TrackingError(
+            f"tracking.experiment: {name!r} was deleted in MLflow; restore it there or choose another name"
+        )
     return str(experiment.experiment_id)
 
 
@@ -169,14 +179,21 @@ def _tags(config: settings.ExperimentConfig, parent_run_id: str | None) -> dict[
 
 def _params(config: settings.ExperimentConfig) -> list[Param]:
     flat = settings.flatten(config.model_dump(mode="json", exclude={"description"}))
-    return [Param(re.sub(r"[^/\w.\- :]", "_", name)[:250], _param_value(name, value)) for name, value in flat.items()]
+    return [
+        Param(re.sub(r"[^/\w.\- :]", "_", name)[:250], _param_value(name, value))
+        for name, value in flat.items()
+    ]
 
 
 def _param_value(name: str, value: object) -> str:
     if name.startswith("prompts.") and isinstance(value, list):
         return f"{len(value)} prompts, sha256 {_digest(chr(10).join(value))}"
     text = str(value)
-    return text if len(text) <= LONGEST_PARAMETER else f"{text[: LONGEST_PARAMETER - 30]}… sha256 {_digest(text)}"
+    return (
+        text
+        if len(text) <= LONGEST_PARAMETER
+        else f"{text[: LONGEST_PARAMETER - 30]}… sha256 {_digest(text)}"
+    )
 
 
 def _digest(text: str) -> str:
@@ -204,13 +221,19 @@ class Tracker:
     """
 
     def __init__(
-        self, uri: str, run_id: str, folder: Path, *, system_metrics: bool = True, tell: Callable[[str], None] = print
+        self,
+        uri: str,
+        run_id: str,
+        folder: Path,
+        *,
+        system_metrics: bool = True,
+        tell: Callable[[str], None] = print,
     ) -> None:
         _check_visible(uri)
         self._uri, self._run_id, self._folder, self._system_metrics = uri, run_id, folder, system_metrics
         self._stop_system_metrics: Callable[[], None] | None = None
         try:
-            self._delivery = Delivery(uri, run_id, folder, tell=tell)
+            self._delivery = Sender(uri, run_id, folder, tell=tell)
         except ValueError as error:
             raise TrackingError(str(error)) from None
         self._delivery.forget_end()
@@ -223,7 +246,9 @@ class Tracker:
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Log all metrics of a step at once, unless an earlier process of this run already has."""
-        assert STEP_METRIC in metrics, f"the metrics of step {step} lack {STEP_METRIC}, by which a resumed run knows its steps"
+        assert STEP_METRIC in metrics, (
+            f"the metrics of step {step} lack {STEP_METRIC}, by which a resumed run knows its steps"
+        )
         if step > self._last_step:
             self._last_step = step
             values = {name: float(value) for name, value in metrics.items()}
@@ -234,7 +259,15 @@ class Tracker:
         path = self._folder / "undelivered" / f"{key.replace('/', '~')}-{step:08d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         image.save(path)
-        self._post({"kind": "image", "key": key, "step": step, "time_ms": _now_ms(), "path": _inside(self._folder, path)})
+        self._post(
+            {
+                "kind": "image",
+                "key": key,
+                "step": step,
+                "time_ms": _now_ms(),
+                "path": _inside(self._folder, path),
+            }
+        )
 
     def log_tag(self, name: str, value: str) -> None:
         """Set a tag of the run."""
@@ -242,7 +275,9 @@ class Tracker:
 
     def log_file(self, path: Path, artifact_folder: str = "") -> None:
         """Log a file as an artifact; it must stay where it is, for it may be sent later."""
-        self._post({"kind": "file", "path": _inside(self._folder, path), "artifact_folder": artifact_folder or None})
+        self._post(
+            {"kind": "file", "path": _inside(self._folder, path), "artifact_folder": artifact_folder or None}
+        )
 
     def close(self) -> str | None:
         """Deliver what waits; returns a line about what MLflow did not take, and how to deliver it."""

@@ -35,7 +35,9 @@ class Outbox:
     def store(self, events: list[Event]) -> None:
         """Let exactly these events wait; on return they are on disk."""
         num_kept = len(self.events)
-        grows = 0 < num_kept <= len(events) and all(new is old for new, old in zip(events, self.events, strict=False))
+        grows = 0 < num_kept <= len(events) and all(
+            new is old for new, old in zip(events, self.events, strict=False)
+        )
         added = events[num_kept:]
         self.events = list(events)
         if grows:

@@ -58,4 +58,6 @@ def _check_writable(database: Path) -> None:
 def unusable(uri: str, error: BaseException) -> TrackingError:
     """The error for a person to whom MLflow gave `error`."""
     remedy = "make it writable" if uri.startswith(SQLITE) else "start it"
-    return TrackingError(f"tracking.uri: MLflow at {uri} does not work ({root_cause(error)}); {remedy}, or choose another one")
+    return TrackingError(
+        f"tracking.uri: MLflow at {uri} does not work ({root_cause(error)}); {remedy}, or choose another one"
+    )

@@ -25,7 +25,9 @@ def check_contract(
     Raises:
         ValueError: names the reward and what is wrong.
     """
-    if getattr(reward, "granularity", None) not in ("frame", "clip") or not isinstance(getattr(reward, "unit", None), str):
+    if getattr(reward, "granularity", None) not in ("frame", "clip") or not isinstance(
+        getattr(reward, "unit", None), str
+    ):
         raise ValueError(f"reward {name!r} must declare granularity ('frame' or 'clip') and unit (a text)")
     frames = _random_frames(num_frames, height, width).to(device=device, dtype=dtype).requires_grad_()
     with torch.enable_grad():
@@ -56,11 +58,20 @@ def check_measure(
     frames = _random_frames(num_frames, height, width).to(device=device, dtype=dtype)
     with torch.no_grad():
         features = measure.features(frames)
-        if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != 2 or not features.isfinite().all():
-            raise ValueError(f"measure {name!r} must give finite features of shape (batch, features) for 2 videos")
+        if (
+            not isinstance(features, Tensor)
+            or features.ndim != 2
+            or len(features) != 2
+            or not features.isfinite().all()
+        ):
+            raise ValueError(
+                f"measure {name!r} must give finite features of shape (batch, features) for 2 videos"
+            )
         for video in range(2):
             if not _same(measure.features(frames[video : video + 1])[0], features[video]):
-                raise ValueError(f"measure {name!r} leaks between videos: the features of one change beside another")
+                raise ValueError(
+                    f"measure {name!r} leaks between videos: the features of one change beside another"
+                )
         _check_scores(measure.compare(features, PROMPTS), name)
 
 
@@ -72,26 +83,38 @@ def _random_frames(num_frames: int, height: int, width: int) -> Tensor:
 
 def _check_scores(scores: object, name: str) -> None:
     if not isinstance(scores, Tensor):
-        raise ValueError(f"reward {name!r} returned {type(scores).__name__}; expected a tensor of shape (batch,)")
+        raise ValueError(
+            f"reward {name!r} returned {type(scores).__name__}; expected a tensor of shape (batch,)"
+        )
     if scores.shape != (len(PROMPTS),):
-        raise ValueError(f"reward {name!r} returned shape {tuple(scores.shape)} for 2 videos; expected (batch,), here (2,)")
+        raise ValueError(
+            f"reward {name!r} returned shape {tuple(scores.shape)} for 2 videos; expected (batch,), here (2,)"
+        )
     if scores.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"reward {name!r} returned {scores.dtype}; expected float32 or float64 scores")
     if not scores.isfinite().all():
-        raise ValueError(f"reward {name!r} returned {'NaN' if scores.isnan().any() else 'infinity'} for frames in [0, 1]")
+        raise ValueError(
+            f"reward {name!r} returned {'NaN' if scores.isnan().any() else 'infinity'} for frames in [0, 1]"
+        )
 
 
 def _check_gradient(scores: Tensor, frames: Tensor, name: str) -> None:
     if not scores.requires_grad:
-        raise ValueError(f"reward {name!r} has no gradient with respect to frames; keep no_grad, detach and rounding out of it")
+        raise ValueError(
+            f"reward {name!r} has no gradient with respect to frames; keep no_grad, detach and rounding out of it"
+        )
     for video in range(len(PROMPTS)):
         (gradient,) = torch.autograd.grad(scores[video], frames, retain_graph=True, allow_unused=True)
         if gradient is None or not gradient[video].any():
-            raise ValueError(f"reward {name!r} has no gradient with respect to frames, or it is zero everywhere")
+            raise ValueError(
+                f"reward {name!r} has no gradient with respect to frames, or it is zero everywhere"
+            )
         if not gradient.isfinite().all():
             raise ValueError(f"reward {name!r} has a gradient with respect to frames that is not finite")
         if gradient[1 - video].any():
-            raise ValueError(f"reward {name!r} leaks between videos: the score of one has a gradient on the other")
+            raise ValueError(
+                f"reward {name!r} leaks between videos: the score of one has a gradient on the other"
+            )
 
 
 def _check_separation(reward: Reward, frames: Tensor, scores: Tensor, name: str) -> None:

@@ -68,10 +68,15 @@ class Part(StrEnum):
 
 def main(
     part: Annotated[
-        Part, typer.Argument(help="What to train; `vae` before all others, `wan_vae` before `wan`, `svd_vae` before `svd`.")
+        Part,
+        typer.Argument(
+            help="What to train; `vae` before all others, `wan_vae` before `wan`, `svd_vae` before `svd`."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Folder of the checkpoints.")] = CHECKPOINTS,
-    sheet: Annotated[Path | None, typer.Option(help="With `evaluate`: PNG of sampled held-out videos.")] = None,
+    sheet: Annotated[
+        Path | None, typer.Option(help="With `evaluate`: PNG of sampled held-out videos.")
+    ] = None,
     num_threads: Annotated[int, typer.Option(help="CPU threads; one is often the fastest.")] = 1,
 ) -> None:
     """Trains one part of the embedded shapes data set, or all of them, or measures what is there."""

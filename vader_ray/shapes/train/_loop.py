@@ -36,7 +36,9 @@ def fit(
     average = deepcopy(model).requires_grad_(False)
     chosen = {id(matrix) for matrix in matrices}
     others = [parameter for parameter in model.parameters() if id(parameter) not in chosen]
-    optimizers: list[Optimizer] = [AdamW(others, lr=learning_rate, betas=(0.9, 0.99), weight_decay=weight_decay)]
+    optimizers: list[Optimizer] = [
+        AdamW(others, lr=learning_rate, betas=(0.9, 0.99), weight_decay=weight_decay)
+    ]
     if matrices:
         optimizers.append(Muon(matrices, lr=matrix_rate, weight_decay=weight_decay))
 
@@ -44,7 +46,12 @@ def fit(
         return min((step + 1) / 100, 0.5 + 0.5 * cos(pi * step / num_steps))
 
     schedules = [LambdaLR(optimizer, share) for optimizer in optimizers]
-    columns = (TextColumn("loss {task.fields[loss]:.4f}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("loss {task.fields[loss]:.4f}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns) as progress:
         task = progress.add_task("train", total=num_steps, loss=float("nan"))
         smooth = None

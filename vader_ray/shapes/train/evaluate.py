@@ -37,7 +37,10 @@ def evaluate(out: Path, sheet: Path | None = None) -> dict[str, float]:
     pipeline = load_pipeline(out)
     pictures = draw_pictures(pipeline.vae, 400, generator)
     videos = render(draw_scenes(100, generator))
-    quality = {"vae/psnr_db": psnr_db(decode(pipeline.vae, encode(pipeline.vae, videos)), videos), **judge_quality(generator)}
+    quality = {
+        "vae/psnr_db": psnr_db(decode(pipeline.vae, encode(pipeline.vae, videos)), videos),
+        **judge_quality(generator),
+    }
     quality |= hps_quality(out, pictures) | aesthetic_quality(out, pictures)
     quality |= pickscore_quality(out, pictures) | detection_quality(out, pictures)
     quality |= action_quality(out, pipeline.vae, generator) | vjepa_quality(out, pipeline.vae, generator)
@@ -57,7 +60,12 @@ def sample(
 ) -> Float[Tensor, "videos frames 3 height width"]:
     """One video per prompt, 20 DDIM steps."""
     shape = {"num_frames": 8, "height": 32, "width": 32}
-    options = {"num_inference_steps": 20, "guidance_scale": guidance_scale, "output_type": "pt", "generator": generator}
+    options = {
+        "num_inference_steps": 20,
+        "guidance_scale": guidance_scale,
+        "output_type": "pt",
+        "generator": generator,
+    }
     parts = [prompts[start : start + 12] for start in range(0, len(prompts), 12)]
     return torch.cat([pipeline(part, **shape, **options).frames for part in parts])
 
@@ -71,7 +79,9 @@ def psnr_db(decoded: Tensor, videos: Float[Tensor, "videos frames 3 height width
 def judge_quality(generator: Generator) -> dict[str, float]:
     """Accuracy of the packaged judge on 400 web videos against the truth."""
     scenes = draw_scenes(400, generator)
-    scenes = replace(scenes, said_shape=scenes.shape, said_colour=scenes.colour, said_direction=scenes.direction)
+    scenes = replace(
+        scenes, said_shape=scenes.shape, said_colour=scenes.colour, said_direction=scenes.direction
+    )
     accuracy = Judge.load().accuracy(render(scenes), captions_of(scenes))
     return {f"judge/{name}": value for name, value in accuracy.items()}
 
@@ -87,7 +97,9 @@ def hps_quality(out: Path, pictures: Pictures) -> dict[str, float]:
     image = model.eval().encode_image(normalised(pictures.frames.float() / 255), normalize=True)
     score = (image * model.encode_text(tokenizer(captions_of(scenes)), normalize=True)).sum(-1)
     looks = [f"a {colour} {shape} moving " for shape in SHAPES for colour in COLOURS]
-    text = torch.stack([model.encode_text(tokenizer([f"{look}{way}" for way in DIRECTIONS])).mean(0) for look in looks])
+    text = torch.stack(
+        [model.encode_text(tokenizer([f"{look}{way}" for way in DIRECTIONS])).mean(0) for look in looks]
+    )
     right = (image @ text.T).argmax(1) == scenes.shape * len(COLOURS) + scenes.colour
     clear = (pictures.rating[:, None] - pictures.rating[None]) > 1
     spoiled = pictures.spoiled > 0.5
@@ -125,7 +137,10 @@ def svd_quality(out: Path, generator: Generator) -> dict[str, float]:
     frames = sample_svd(pipeline, [Image.open(path) for path in paths], generator, num_steps=6)
     accuracy = Judge.load().accuracy(frames, [path.stem.replace("_", " ") for path in paths])
     decoded = svd_vae.decode(pipeline.vae, svd_vae.encode(pipeline.vae, videos))
-    return {"svd/psnr_db": psnr_db(decoded, videos), **{f"svd/heldout/{name}": value for name, value in accuracy.items()}}
+    return {
+        "svd/psnr_db": psnr_db(decoded, videos),
+        **{f"svd/heldout/{name}": value for name, value in accuracy.items()},
+    }
 
 
 @torch.no_grad()
@@ -135,7 +150,10 @@ def wan_quality(out: Path, generator: Generator) -> dict[str, float]:
     prompts = captions("heldout")
     accuracy = Judge.load().accuracy(sample_wan(pipeline, prompts, generator), prompts)
     decoded = wan_vae.decode(pipeline.vae, wan_vae.encode(pipeline.vae, videos))
-    return {"wan/psnr_db": psnr_db(decoded, videos), **{f"wan/heldout/{name}": value for name, value in accuracy.items()}}
+    return {
+        "wan/psnr_db": psnr_db(decoded, videos),
+        **{f"wan/heldout/{name}": value for name, value in accuracy.items()},
+    }
 
 
 def save_sheet(frames: Float[Tensor, "videos frames 3 height width"], path: Path) -> None:

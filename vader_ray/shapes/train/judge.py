@@ -25,7 +25,9 @@ def train_judge(out: Path, *, num_steps: int = 1200, batch_videos: int = 24, num
         frames = videos[chosen].float() / 255
         grain = 0.08 * torch.rand(batch_videos, 1, 1, 1, 1, generator=generator)
         logits = judge(frames + grain * torch.randn(frames.shape, generator=generator))
-        return sum((cross_entropy(logits[name], getattr(scenes, name)[chosen]) for name in logits), torch.tensor(0.0))
+        return sum(
+            (cross_entropy(logits[name], getattr(scenes, name)[chosen]) for name in logits), torch.tensor(0.0)
+        )
 
     average = fit(judge, loss_of, num_steps=num_steps, learning_rate=2e-3, ema_decay=0.99)
     with replaced(out / "judge") as folder:
