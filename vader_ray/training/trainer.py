@@ -1,0 +1,171 @@
+"""`Trainer`: reward-gradient training of a model in memory as a plain Python loop, without recipe, Ray or MLflow."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from vader_ray.alignment.algorithms.vader import accumulate_gradient
+from vader_ray.alignment.frames import choose_frames
+from vader_ray.alignment.reward_gradient import RewardOutput, RewardTerm
+from vader_ray.alignment.rollout import Batching, Rollout
+from vader_ray.alignment.truncation import draw_plan
+from vader_ray.config import RewardConfig, SamplingConfig
+from vader_ray.training.callbacks import Callback, notify
+from vader_ray.training.events import StepEvent
+from vader_ray.training.experiment import encode, load_reward
+from vader_ray.training.seeding import derive_seed, generator, prompt_of
+
+RewardLike: TypeAlias = str | Callable[..., Tensor]
+"""A reward by its name (``"hps"``, ``"my_lab.contrast"``), or a function ``f(frames, prompts) -> scores``."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainerStep:
+    """Result of one optimizer step."""
+
+    step: int
+    """Number of optimizer steps so far."""
+    reward: float
+    """Mean objective over the videos of the step: the weighted sum of the rewards."""
+    rewards: dict[str, float]
+    """Mean score of each reward over the videos of the step, in the reward's own unit."""
+    grad_norm: float
+    """Norm of the adapter's gradient before clipping."""
+    seconds: float
+    """Wall-clock time of the step."""
+
+
+class Trainer:
+    """Train the adapter of a model by the gradient of rewards, one optimizer step per iteration.
+
+    The engine, the seeds and the optimizer are those of a recipe's worker, on one device and in this process.
+    Workers on many GPUs, evaluation on held-out prompts, checkpoints and tracking are `vader_ray.train`.
+
+    Args:
+        model: a model with an adapter, as `vader_ray.VideoModel.from_pipeline` returns it.
+        rewards: reward → weight. A reward is a name, a function of frames ``(batch, frames, 3, height, width)``
+            in [0, 1] and prompts that returns one differentiable score per video, or anything
+            `vader_ray.load_reward` returned.
+        prompts: texts to train on, in an order that the seed shuffles.
+        learning_rate: learning rate of AdamW.
+        num_steps: number of optimizer steps of the iteration.
+        videos_per_step: number of videos per optimizer step.
+        truncation_depth: K, the number of last denoising steps that carry gradient.
+        micro_batch_size: number of videos whose gradient is computed at once.
+        max_grad_norm: norm to which the adapter's gradient is clipped.
+        seed: seed of noise, prompt order and random frames.
+        callbacks: objects whose methods are called in this process after every step.
+
+    Raises:
+        UserError: an unknown reward, or one without a finite gradient with respect to the frames.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        rewards: Mapping[RewardLike, float],
+        prompts: Iterable[str],
+        *,
+        learning_rate: float = 2e-4,
+        num_steps: int = 100,
+        videos_per_step: int = 1,
+        truncation_depth: int = 1,
+        micro_batch_size: int = 1,
+        max_grad_norm: float = 1.0,
+        seed: int = 0,
+        callbacks: Sequence[Callback] = (),
+    ) -> None:
+        self.model = model
+        self.step = 0
+        self._prompts = tuple(prompts)
+        self._sampling = _with_depth(model.sampling, truncation_depth)
+        self._terms = [_term(reward, weight, model) for reward, weight in rewards.items()]
+        self._optimizer = torch.optim.AdamW(model.adapter_parameters(), lr=learning_rate)
+        self._batching = Batching(micro_batch_size, micro_batch_size, model.decode_chunk_size)
+        self._num_steps, self._videos_per_step, self._seed = num_steps, videos_per_step, seed
+        self._max_grad_norm, self._callbacks = max_grad_norm, tuple(callbacks)
+        self._conditioning = encode(model, self._prompts)
+
+    def __len__(self) -> int:
+        """Return the number of optimizer steps of the whole iteration."""
+        return self._num_steps
+
+    def __iter__(self) -> Iterator[TrainerStep]:
+        """Take the remaining optimizer steps, one per iteration; a loop that was left goes on where it stopped."""
+        while self.step < self._num_steps:
+            yield self.train_step()
+        for callback in self._callbacks:
+            callback.on_train_end(self)
+
+    def train_step(self) -> TrainerStep:
+        """Take one optimizer step: sample videos, add the reward's gradient, clip, update the adapter."""
+        started = time.monotonic()
+        self._optimizer.zero_grad(set_to_none=True)
+        plan = draw_plan(self._sampling, generator(self._seed, "truncation", self.step))
+        outputs = accumulate_gradient(
+            self.model, self._terms, self._rollout(), plan, self._batching, scale=1 / self._videos_per_step
+        )
+        parameters = self.model.adapter_parameters()
+        grad_norm = float(torch.nn.utils.clip_grad_norm_(parameters, self._max_grad_norm, error_if_nonfinite=True))
+        self._optimizer.step()
+        self.step += 1
+        result = _summarise(self.step, outputs, grad_norm, time.monotonic() - started)
+        notify(self._callbacks, StepEvent(self.step, _metrics(result)))
+        return result
+
+    def _rollout(self) -> Rollout:
+        """Choose prompts, noise and frames of the step's videos as functions of the seed and the video's index."""
+        first = self.step * self._videos_per_step
+        videos = range(first, first + self._videos_per_step)
+        rows = [prompt_of(range(len(self._prompts)), self._seed, video) for video in videos]
+        return Rollout(
+            prompts=[self._prompts[row] for row in rows],
+            conditioning=self._conditioning[rows],
+            seeds=[derive_seed(self._seed, "noise", video) for video in videos],
+            seen=[
+                [
+                    choose_frames(term.frames, self._sampling.num_frames, generator(self._seed, "frames", video, i))
+                    for video in videos
+                ]
+                for i, term in enumerate(self._terms)
+            ],
+        )
+
+    def save_adapter(self, folder: str | Path) -> Path:
+        """Write the adapter in the format documented by the model's family; return the folder."""
+        self.model.save_adapter(Path(folder))
+        return Path(folder)
+
+
+def _with_depth(sampling: SamplingConfig, truncation_depth: int) -> SamplingConfig:
+    return SamplingConfig.model_validate(sampling.model_dump() | {"truncation_depth": truncation_depth})
+
+
+def _term(reward: RewardLike, weight: float, model: Any) -> RewardTerm:
+    raise NotImplementedError
+
+
+def _metrics(result: TrainerStep) -> dict[str, float]:
+    rewards = {f"train/reward/{name}": value for name, value in result.rewards.items()}
+    return {
+        "train/reward_mean": result.reward,
+        **rewards,
+        "train/grad_norm": result.grad_norm,
+        "time/step_seconds": result.seconds,
+    }
+
+
+def _summarise(step: int, outputs: Sequence[RewardOutput], grad_norm: float, seconds: float) -> TrainerStep:
+    rewards = {
+        name: fmean(value for output in outputs for value in output.scores[name].tolist()) for name in outputs[0].scores
+    }
+    objective = fmean(value for output in outputs for value in output.objective.tolist())
+    return TrainerStep(step, objective, rewards, grad_norm, seconds)
