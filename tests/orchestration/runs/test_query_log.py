@@ -13,11 +13,11 @@ import pyarrow as pa
 import pytest
 
 from vader_ray.orchestration.runs.query_log import QueryLog, read_queries
-from vader_ray.training.events import Query
+from vader_ray.training.events import RewardQuery
 
 
-def query(step: int, video: int) -> Query:
-    return Query(
+def query(step: int, video: int) -> RewardQuery:
+    return RewardQuery(
         step=step,
         video=video,
         prompt=f"prompt {video}",
