@@ -5,7 +5,16 @@ applies dotted overrides, resolves every path and returns an `ExperimentConfig` 
 """
 
 from vader_ray.config.experiment import ExperimentConfig
-from vader_ray.config.loading import RECIPES, ConfigError, flatten, load, override, recipe_names, validate
+from vader_ray.config.loading import (
+    RECIPES,
+    ConfigError,
+    Overrides,
+    flatten,
+    load,
+    override,
+    recipe_names,
+    validate,
+)
 from vader_ray.config.plugins import (
     DEFAULT_METRICS,
     RESERVED_METRIC_NAMES,
@@ -52,6 +61,7 @@ __all__ = [
     "MetricConfig",
     "ModelConfig",
     "OptimizerConfig",
+    "Overrides",
     "PlacementConfig",
     "PluginConfig",
     "Precision",

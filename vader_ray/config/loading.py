@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import yaml
 from pydantic import ValidationError
@@ -27,8 +27,16 @@ def recipe_names() -> list[str]:
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
-def load(recipe: str, overrides: Iterable[str] = ()) -> ExperimentConfig:
-    """The validated recipe, a packaged name or the path of a YAML file, with ``a.b=value`` overrides applied.
+Overrides: TypeAlias = Iterable[str] | Mapping[str, Any]
+"""Changed settings: texts ``a.b=value``, whose value is read as YAML, or dotted path → Python value."""
+
+
+def load(recipe: str, overrides: Overrides = ()) -> ExperimentConfig:
+    """Load and validate a recipe.
+
+    Args:
+        recipe: name of a packaged recipe, or path of a YAML file.
+        overrides: settings to change.
 
     Raises:
         ConfigError: one line per problem, each with the field's path.
@@ -40,8 +48,7 @@ def load(recipe: str, overrides: Iterable[str] = ()) -> ExperimentConfig:
         raise ConfigError(f"{path} cannot be read as YAML: {error}") from None
     if not isinstance(document, dict):
         raise ConfigError(f"{path} must hold a mapping of settings, not {type(document).__name__}")
-    for text in overrides:
-        _override(document, text)
+    _apply(document, overrides)
     return validate(document, folder=path.parent)
 
 
@@ -53,11 +60,10 @@ def validate(document: Mapping[str, Any], *, folder: Path | None = None) -> Expe
         raise ConfigError("\n".join(_explain(error))) from None
 
 
-def override(config: ExperimentConfig, overrides: Iterable[str]) -> ExperimentConfig:
-    """The recipe with ``a.b=value`` overrides applied."""
+def override(config: ExperimentConfig, overrides: Overrides) -> ExperimentConfig:
+    """Return the recipe with some settings changed."""
     document = config.model_dump(mode="json", exclude_none=True)
-    for text in overrides:
-        _override(document, text)
+    _apply(document, overrides)
     return validate(document)
 
 
@@ -86,25 +92,34 @@ def _recipe_path(recipe: str) -> Path:
     )
 
 
-def _override(document: dict[str, Any], text: str) -> None:
-    """Set ``a.b=value`` in a nested document; numbers address list items; the value is read as YAML."""
+def _apply(document: dict[str, Any], overrides: Overrides) -> None:
+    items = overrides.items() if isinstance(overrides, Mapping) else map(_parse, overrides)
+    for address, value in items:
+        _set(document, address, value)
+
+
+def _parse(text: str) -> tuple[str, Any]:
+    """Split ``a.b=value`` into the dotted path and the value, which is read as YAML."""
     address, equals, value = text.partition("=")
     if not equals or not address:
         raise ConfigError(f"{text!r} is not an override; write a.b=value")
-    *parents, last = address.split(".")
-    node: Any = document
-    for key in parents:
-        node = _child(node, key, address)
     try:
         parsed = yaml.safe_load(value)
     except yaml.YAMLError:
         raise ConfigError(f"{address}: {value!r} is not a YAML value") from None
-    if isinstance(parsed, str):
-        parsed = _number(parsed)
+    return address, _number(parsed) if isinstance(parsed, str) else parsed
+
+
+def _set(document: dict[str, Any], address: str, value: Any) -> None:
+    """Set the value at a dotted path in a nested document; numbers address the items of lists."""
+    *parents, last = address.split(".")
+    node: Any = document
+    for key in parents:
+        node = _child(node, key, address)
     if isinstance(node, list):
-        node[_index(node, last, address)] = parsed
+        node[_index(node, last, address)] = value
     else:
-        node[last] = parsed
+        node[last] = value
 
 
 def _number(text: str) -> str | float:
