@@ -21,7 +21,12 @@ def main() -> None:
     )
     hps = vr.load_reward("hps", weights="shapes:hps")
     trainer = vr.Trainer(
-        model, rewards={hps: 1.0, "colorfulness": 0.1}, prompts=PROMPTS, learning_rate=1e-3, num_steps=8, videos_per_step=2
+        model,
+        rewards={hps: 1.0, "colorfulness": 0.1},
+        prompts=PROMPTS,
+        learning_rate=1e-3,
+        num_steps=8,
+        videos_per_step=2,
     )
     for step in trainer:
         print(f"step {step.step}: objective {step.reward:.4f}, {step.rewards}")

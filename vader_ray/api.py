@@ -23,7 +23,9 @@ PromptsLike: TypeAlias = str | Path | Iterable[str]
 """A file of prompts (.txt, .csv, .jsonl, .parquet), or any iterable of texts, such as a column of a `datasets.Dataset`."""
 
 
-def load_recipe(recipe: str | Path, overrides: Mapping[str, Any] | None = None, /, **settings: Any) -> ExperimentConfig:
+def load_recipe(
+    recipe: str | Path, overrides: Mapping[str, Any] | None = None, /, **settings: Any
+) -> ExperimentConfig:
     """Load a recipe and change some of its settings.
 
     Args:

@@ -21,9 +21,26 @@ from vader_ray.config import ConfigError, RewardConfig
 from vader_ray.plugin_options import check_options, load_plugin
 from vader_ray.plugins import Registry
 from vader_ray.rewards.core.contract import check_contract
-from vader_ray.rewards.core.function import function_reward
+from vader_ray.rewards.core.function import (
+    FunctionReward,
+    RewardFunction,
+    find_function,
+    function_reward,
+    register_function,
+    registered_functions,
+)
 
-__all__ = ["build", "check", "check_contract", "names", "resolve"]
+__all__ = [
+    "FunctionReward",
+    "RewardFunction",
+    "build",
+    "check",
+    "check_contract",
+    "names",
+    "register_function",
+    "registered_functions",
+    "resolve",
+]
 
 _REWARDS = Registry("vader_ray.rewards", kind="Reward", noun="reward")
 
@@ -39,7 +56,7 @@ def resolve(name: str) -> type:
     Raises:
         ConfigError: there is no such reward; the message gives the rule and the names.
     """
-    found = _REWARDS.resolve(name)
+    found = find_function(name) or _REWARDS.resolve(name)
     if isinstance(found, FunctionType):
         return function_reward(found)
     if not isinstance(found, type):

@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from vader_ray import rewards
 from vader_ray.alignment.algorithms.vader import accumulate_gradient
 from vader_ray.alignment.frames import choose_frames
 from vader_ray.alignment.reward_gradient import RewardOutput, RewardTerm
@@ -20,8 +21,9 @@ from vader_ray.alignment.truncation import draw_plan
 from vader_ray.config import RewardConfig, SamplingConfig
 from vader_ray.training.callbacks import Callback, notify
 from vader_ray.training.events import StepEvent
-from vader_ray.training.experiment import encode, load_reward
+from vader_ray.training.experiment import encode
 from vader_ray.training.seeding import derive_seed, generator, prompt_of
+from vader_ray.types import Reward
 
 RewardLike: TypeAlias = str | Callable[..., Tensor]
 """A reward by its name (``"hps"``, ``"my_lab.contrast"``), or a function ``f(frames, prompts) -> scores``."""
@@ -59,7 +61,9 @@ class Trainer:
         num_steps: number of optimizer steps of the iteration.
         videos_per_step: number of videos per optimizer step.
         truncation_depth: K, the number of last denoising steps that carry gradient.
+        prefix_batch_size: number of videos sampled together up to the first gradient step.
         micro_batch_size: number of videos whose gradient is computed at once.
+        decode_chunk_size: number of frames of a video that frame rewards score at once.
         max_grad_norm: norm to which the adapter's gradient is clipped.
         seed: seed of noise, prompt order and random frames.
         callbacks: objects whose methods are called in this process after every step.
@@ -78,7 +82,9 @@ class Trainer:
         num_steps: int = 100,
         videos_per_step: int = 1,
         truncation_depth: int = 1,
+        prefix_batch_size: int = 2,
         micro_batch_size: int = 1,
+        decode_chunk_size: int = 4,
         max_grad_norm: float = 1.0,
         seed: int = 0,
         callbacks: Sequence[Callback] = (),
@@ -89,7 +95,7 @@ class Trainer:
         self._sampling = _with_depth(model.sampling, truncation_depth)
         self._terms = [_term(reward, weight, model) for reward, weight in rewards.items()]
         self._optimizer = torch.optim.AdamW(model.adapter_parameters(), lr=learning_rate)
-        self._batching = Batching(micro_batch_size, micro_batch_size, model.decode_chunk_size)
+        self._batching = Batching(prefix_batch_size, micro_batch_size, decode_chunk_size)
         self._num_steps, self._videos_per_step, self._seed = num_steps, videos_per_step, seed
         self._max_grad_norm, self._callbacks = max_grad_norm, tuple(callbacks)
         self._conditioning = encode(model, self._prompts)
@@ -114,7 +120,9 @@ class Trainer:
             self.model, self._terms, self._rollout(), plan, self._batching, scale=1 / self._videos_per_step
         )
         parameters = self.model.adapter_parameters()
-        grad_norm = float(torch.nn.utils.clip_grad_norm_(parameters, self._max_grad_norm, error_if_nonfinite=True))
+        grad_norm = float(
+            torch.nn.utils.clip_grad_norm_(parameters, self._max_grad_norm, error_if_nonfinite=True)
+        )
         self._optimizer.step()
         self.step += 1
         result = _summarise(self.step, outputs, grad_norm, time.monotonic() - started)
@@ -132,7 +140,9 @@ class Trainer:
             seeds=[derive_seed(self._seed, "noise", video) for video in videos],
             seen=[
                 [
-                    choose_frames(term.frames, self._sampling.num_frames, generator(self._seed, "frames", video, i))
+                    choose_frames(
+                        term.frames, self._sampling.num_frames, generator(self._seed, "frames", video, i)
+                    )
                     for video in videos
                 ]
                 for i, term in enumerate(self._terms)
@@ -150,7 +160,34 @@ def _with_depth(sampling: SamplingConfig, truncation_depth: int) -> SamplingConf
 
 
 def _term(reward: RewardLike, weight: float, model: Any) -> RewardTerm:
-    raise NotImplementedError
+    """Load a reward, or wrap a function; hold it to its contract on random frames."""
+    if isinstance(reward, str):
+        spec = RewardConfig(reward=reward)
+        return RewardTerm(
+            spec.name, _checked(rewards.build(spec, device=_device(model)), spec.name, model), weight
+        )
+    name = getattr(reward, "__name__", type(reward).__name__)
+    built = reward if isinstance(reward, Reward) else rewards.FunctionReward(reward)
+    return RewardTerm(name, _checked(built, name, model), weight)
+
+
+def _checked(reward: Reward, name: str, model: Any) -> Reward:
+    sampling = model.sampling
+    num_frames = 2 if reward.granularity == "frame" else sampling.num_frames
+    rewards.check_contract(
+        reward,
+        name=name,
+        device=_device(model),
+        num_frames=num_frames,
+        height=sampling.height,
+        width=sampling.width,
+    )
+    return reward
+
+
+def _device(model: Any) -> torch.device:
+    device: torch.device = model.adapter_parameters()[0].device
+    return device
 
 
 def _metrics(result: TrainerStep) -> dict[str, float]:
@@ -165,7 +202,8 @@ def _metrics(result: TrainerStep) -> dict[str, float]:
 
 def _summarise(step: int, outputs: Sequence[RewardOutput], grad_norm: float, seconds: float) -> TrainerStep:
     rewards = {
-        name: fmean(value for output in outputs for value in output.scores[name].tolist()) for name in outputs[0].scores
+        name: fmean(value for output in outputs for value in output.scores[name].tolist())
+        for name in outputs[0].scores
     }
     objective = fmean(value for output in outputs for value in output.objective.tolist())
     return TrainerStep(step, objective, rewards, grad_norm, seconds)
