@@ -37,7 +37,8 @@ def test_its_steps_equal_those_of_a_recipe(tiny_pipeline_folder: Path) -> None:
     adapter = {"rank": 2, "alpha": 4.0}
     config = tiny_config(tiny_pipeline_folder, num_steps=3, adapter=adapter)
     train(config, on_step=seen.append)
-    assert rewards == [event.metrics["train/reward_mean"] for event in seen[1:]]
+    # prompts are encoded in batches of another size, which rounds differently in float32
+    assert rewards == pytest.approx([event.metrics["train/reward_mean"] for event in seen[1:]], rel=1e-6)
 
 
 def test_functions_and_names_are_mixed_by_weight(tiny_pipeline_folder: Path) -> None:
