@@ -24,7 +24,7 @@ UI_ADDRESS = "http://127.0.0.1:5000"
 """Address of ``mlflow ui`` unless its options name another one."""
 SECTIONS = {
     **dict.fromkeys(("eval/reward", "train/reward", "train", "eval", "eval/gain"), True),
-    **dict.fromkeys(("eval/judge", "eval/gain_low", "eval/gain_high", "eval/gain_standard_error"), False),
+    **dict.fromkeys(("eval/caption_accuracy", "eval/gain_low", "eval/gain_high", "eval/gain_standard_error"), False),
     "guard": True,
     **dict.fromkeys(("guard/fall", "guard/fall/reward", "guard/beyond", "guard/beyond/reward"), False),
     **dict.fromkeys(("train/gradient_norm", "time", "memory", "cost"), True),
