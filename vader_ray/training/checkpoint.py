@@ -8,7 +8,6 @@ final name is whole.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from vader_ray.files import atomic_write
 from vader_ray.types import VideoModel
 
 
@@ -29,7 +29,9 @@ class State:
     train_seconds: float = 0.0
     """Of the steps alone."""
     worker_seconds: float = 0.0
-    """The same, added up over the workers that were there."""
+    """`train_seconds` added up over the workers."""
+    gpu_hours: float = 0.0
+    """`worker_seconds` in hours on GPUs, 0 on CPUs."""
     wall_seconds: float = 0.0
     """Evaluations and earlier sessions included."""
     nonfinite_steps: int = 0
@@ -53,8 +55,6 @@ class State:
     """Why the guard ended the run."""
     memory: dict[str, list[float]] = field(default_factory=dict)
     """The algorithm's, of earlier steps."""
-    tags: dict[str, str] = field(default_factory=dict)
-    """The caller's, e.g. the MLflow run that this run belongs to."""
 
 
 def save(
@@ -70,16 +70,13 @@ def save(
     Raises:
         OSError: the disk is full or the folder cannot be written; what was there before stays.
     """
-    unfinished = folder.with_name(folder.name + ".unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    model.save_adapter(unfinished / "adapter")
-    shutil.copytree(best_adapter, unfinished / "best_adapter")
-    torch.save(optimizer.state_dict(), unfinished / "optimizer.pt")
-    torch.save(base, unfinished / "base.pt")
-    (unfinished / "state.json").write_text(json.dumps(asdict(state), indent=1), encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(unfinished, folder)
+    with atomic_write(folder) as unfinished:
+        unfinished.mkdir()
+        model.save_adapter(unfinished / "adapter")
+        shutil.copytree(best_adapter, unfinished / "best_adapter")
+        torch.save(optimizer.state_dict(), unfinished / "optimizer.pt")
+        torch.save(base, unfinished / "base.pt")
+        (unfinished / "state.json").write_text(json.dumps(asdict(state), indent=1), encoding="utf-8")
     return folder
 
 

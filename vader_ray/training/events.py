@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from vader_ray.training.checkpoint import State
+
 
 @dataclass(frozen=True, slots=True)
 class Query:
@@ -56,3 +58,5 @@ class StepEvent:
     """The run can go on from here: on rank 0 there is a checkpoint."""
     checkpoint: Path | None = None
     """A folder that continues the run exactly after this step; the receiver copies or keeps it before it returns."""
+    state: State = field(default_factory=State, repr=False)
+    """State of the whole run after this step; training changes it later, so a receiver that keeps it makes a copy."""

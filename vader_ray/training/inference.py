@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -10,11 +12,13 @@ import torch
 from vader_ray import models
 from vader_ray.config import ExperimentConfig
 from vader_ray.config.auto import without_auto
+from vader_ray.errors import explain_write_errors
 from vader_ray.training.checkpoint import State
 from vader_ray.training.distributed import Group
 from vader_ray.training.evaluation import decode_all, evaluate, to_uint8
-from vader_ray.training.events import Query
+from vader_ray.training.events import StepEvent
 from vader_ray.training.experiment import Experiment, build, encode
+from vader_ray.training.loop import evaluate_and_select, run_costs
 from vader_ray.training.media import write_mp4
 
 
@@ -31,30 +35,42 @@ def evaluate_adapter(config: ExperimentConfig, adapter: Path | None) -> dict[str
     return evaluate(config, experiment, Group()).metrics
 
 
-def adopting(
-    adapter: Path, costs: Mapping[str, float]
-) -> Callable[..., tuple[dict[str, float], tuple[Query, ...]]]:
-    """In place of training's steps (`loop.train`), a single one that puts a saved adapter there and adds what it has cost.
+def evaluate_against_base(
+    config: ExperimentConfig,
+    experiment: Experiment,
+    adapter: Path,
+    costs: Mapping[str, float],
+    *,
+    report: Callable[[StepEvent], object],
+) -> State:
+    """Evaluate the pretrained model and then a saved adapter, and report both like the two ends of a training run.
+
+    The events are those of step 0 and of the recipe's last step; the second one carries the adapter, and the better of
+    the two as best adapter.
 
     Args:
-        costs: by their names in `State`: reward queries, denoiser calls, seconds.
+        experiment: with a fresh adapter.
+        costs: what the saved adapter has cost, by the names in `State`.
     """
-
-    def train_step(
-        config: ExperimentConfig,
-        experiment: Experiment,
-        optimizer: object,
-        group: object,
-        state: State,
-        wall_seconds: float,
-    ) -> tuple[dict[str, float], tuple[Query, ...]]:
+    state, started = State(), time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="vader_ray_") as scratch:
+        saved = Path(scratch) / "saved"
+        base, _ = evaluate_and_select(config, experiment, Group(), state, saved / "best_adapter", None)
+        metrics = base.metrics | run_costs(state, experiment.device, started)
+        report(StepEvent(0, metrics, videos=base.videos, state=state))
         experiment.model.load_adapter(adapter)
         state.step = config.num_steps
         for name, amount in costs.items():
-            setattr(state, name, getattr(state, name) + amount)
-        return {}, ()
-
-    return train_step
+            setattr(state, name, amount)
+        after, alarms = evaluate_and_select(
+            config, experiment, Group(), state, saved / "best_adapter", base.thumbnails
+        )
+        experiment.model.save_adapter(saved / "adapter")
+        metrics = after.metrics | run_costs(state, experiment.device, started)
+        report(
+            StepEvent(state.step, metrics, videos=after.videos, alarms=alarms, checkpoint=saved, state=state)
+        )
+    return state
 
 
 @torch.no_grad()
@@ -79,8 +95,9 @@ def generate_video(
     if adapter is not None:
         model.load_adapter(adapter)
     latents = model.sample(encode(model, [prompt]), [seed])
-    output.parent.mkdir(parents=True, exist_ok=True)
-    write_mp4(to_uint8(decode_all(model.decoder, latents)[0]), output, config.evaluation.frames_per_second)
+    frames = to_uint8(decode_all(model.decoder, latents)[0])
+    with explain_write_errors(output):
+        write_mp4(frames, output, config.evaluation.frames_per_second)
 
 
 def merge_adapter(config: ExperimentConfig, adapter: Path, output: Path) -> list[Path]:

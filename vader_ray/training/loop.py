@@ -6,7 +6,7 @@ import resource
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
 
@@ -18,7 +18,7 @@ from vader_ray.training import checkpoint, guard
 from vader_ray.training.checkpoint import State
 from vader_ray.training.distributed import Group
 from vader_ray.training.evaluation import Evaluation, compare, evaluate
-from vader_ray.training.events import Query, StepEvent, Video
+from vader_ray.training.events import StepEvent, Video
 from vader_ray.training.experiment import Experiment, build
 from vader_ray.training.seeding import generator
 from vader_ray.training.step import train_step
@@ -31,8 +31,6 @@ def train(
     group: Group = Group(),
     report: Callable[[StepEvent], object] = print,
     resume_from: Path | None = None,
-    tags: Mapping[str, str] | None = None,
-    train_step: Callable[..., tuple[dict[str, float], tuple[Query, ...]]] = train_step,
     should_checkpoint: Callable[[], bool] = lambda: False,
 ) -> State:
     """Run a recipe on this worker, from the start or from a checkpoint, and report after every step.
@@ -41,7 +39,6 @@ def train(
 
     Args:
         experiment: what `build` has loaded of the recipe, with a fresh adapter; otherwise it is built here, on the CPU.
-        train_step: another one than that of the recipe's algorithm, which changes adapter and state in its own way.
         should_checkpoint: asked after every step; answers all workers alike whether one of their machines is about to be taken away:
             then every step is kept.
 
@@ -54,11 +51,16 @@ def train(
     with tempfile.TemporaryDirectory(prefix="vader_ray_") as scratch:
         best_adapter = Path(scratch) / "best_adapter"
         if resume_from is None:
-            state, started = State(tags=dict(tags or {})), time.monotonic()
-            first, _ = _evaluate(config, experiment, group, state, best_adapter, None)
+            state, started = State(), time.monotonic()
+            first, _ = evaluate_and_select(config, experiment, group, state, best_adapter, None)
             base = first.thumbnails
             report(
-                StepEvent(0, first.metrics | _costs(state, experiment.device, started), videos=first.videos)
+                StepEvent(
+                    0,
+                    first.metrics | run_costs(state, experiment.device, started),
+                    videos=first.videos,
+                    state=state,
+                )
             )
         else:
             state, base = checkpoint.restore(resume_from, experiment.model, optimizer)
@@ -73,16 +75,16 @@ def train(
             videos: tuple[Video, ...] = ()
             alarms: tuple[str, ...] = ()
             if is_due(state.step, config.evaluation.every, is_last=state.step == config.num_steps):
-                evaluation, alarms = _evaluate(config, experiment, group, state, best_adapter, base)
+                evaluation, alarms = evaluate_and_select(config, experiment, group, state, best_adapter, base)
                 metrics, videos = metrics | evaluation.metrics, evaluation.videos
-            metrics |= _costs(state, experiment.device, started)
+            metrics |= run_costs(state, experiment.device, started)
             saved, is_last = None, state.step == config.num_steps or bool(state.stopped)
             is_kept = is_due(state.step, config.checkpoint.every, is_last=is_last) or should_checkpoint()
             if is_kept and group.rank == 0:
                 saved = checkpoint.save(
                     Path(scratch) / "checkpoint", state, experiment.model, optimizer, best_adapter, base
                 )
-            report(StepEvent(state.step, metrics, queries, videos, alarms, is_kept, saved))
+            report(StepEvent(state.step, metrics, queries, videos, alarms, is_kept, saved, state))
     return state
 
 
@@ -103,7 +105,7 @@ def is_due(step: int, every: int, *, is_last: bool) -> bool:
     return step % every == 0 or is_last
 
 
-def _evaluate(
+def evaluate_and_select(
     config: ExperimentConfig,
     experiment: Experiment,
     group: Group,
@@ -135,13 +137,14 @@ def _evaluate(
     return evaluation, tuple(alarms)
 
 
-def _costs(state: State, device: torch.device, started: float) -> dict[str, float]:
+def run_costs(state: State, device: torch.device, started: float) -> dict[str, float]:
     """What the run has cost so far, over all workers and sessions; the peak memory of this worker."""
     state.wall_seconds = time.monotonic() - started
+    state.gpu_hours = state.worker_seconds / 3600 if device.type == "cuda" else 0.0
     return {
         "cost/reward_queries": float(state.reward_queries),
         "cost/denoiser_calls": float(state.denoiser_calls),
-        "cost/gpu_hours": state.worker_seconds / 3600 if device.type == "cuda" else 0.0,
+        "cost/gpu_hours": state.gpu_hours,
         "cost/train_seconds": state.train_seconds,
         "cost/wall_seconds": state.wall_seconds,
         "memory/peak_gib": peak_gib(device),
