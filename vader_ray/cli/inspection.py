@@ -97,6 +97,7 @@ def _print_contents(config: ExperimentConfig) -> None:
             options = ", ".join(f"{name}={locate(str(value))}" for name, value in spec.options.items())
             details = f"weight {spec.weight:g}, frames {spec.frames}"
             print(f"{kind:7} {spec.name} ({details}): {options or 'no options'}")
+    print(f"metrics {', '.join(metric.name for metric in config.all_metrics())}")
     sampling = config.sampling
     print(
         f"plan    {sampling.truncation} {sampling.truncation_depth} of {sampling.num_inference_steps} denoising "
@@ -105,25 +106,32 @@ def _print_contents(config: ExperimentConfig) -> None:
 
 
 def fetch(recipe: Recipe, overrides: Overrides = None) -> None:
-    """Download all files of a recipe to the Hugging Face cache and load each reward once, for offline workers."""
+    """Download all files of a recipe to the Hugging Face cache and load each reward and metric once.
+
+    Afterwards the recipe runs on machines without internet access.
+    """
     config = load_recipe(recipe, overrides)
-    from vader_ray import models, rewards
+    from vader_ray import metrics, models, rewards
 
     for spec in (*config.rewards, *config.eval_rewards):
-        rewards.load(spec, device="cpu")
+        rewards.build(spec, device="cpu")
         print(f"reward  {spec.name}: complete, it loads")
+    for metric in config.eval_metrics:
+        metrics.build(metric, device="cpu")
+        print(f"metric  {metric.name}: complete, it loads")
     print(f"model   {config.model.family}: complete in {models.fetch(config.model)}")
 
 
 def list_(
-    kind: Annotated[str, typer.Argument(metavar="KIND", help="models, rewards or recipes")],
+    kind: Annotated[str, typer.Argument(metavar="KIND", help="models, rewards, metrics or recipes")],
 ) -> None:
-    """List the models, rewards or recipes that can be named."""
-    from vader_ray import models, rewards
+    """List the models, rewards, metrics or recipes that can be named."""
+    from vader_ray import metrics, models, rewards
 
     described: dict[str, Callable[[], dict[str, str]]] = {
         "models": lambda: {name: _first_line(models.resolve(name)) for name in models.names()},
         "rewards": lambda: {name: _describe(rewards.resolve(name)) for name in rewards.names()},
+        "metrics": lambda: {name: _describe_metric(metrics.resolve(name)) for name in metrics.names()},
         "recipes": lambda: {name: load(name).description for name in recipe_names()},
     }
     if kind not in described:
@@ -140,6 +148,12 @@ def _describe(reward: Any) -> str:
     if getattr(reward, "default_weights", ""):
         weights = f"{reward.default_weights} ({reward.licence})"
     return f"per {reward.granularity}; {reward.unit}\nweights: {weights}"
+
+
+def _describe_metric(metric: Any) -> str:
+    """Return a metric's description, unit and direction."""
+    direction = "higher" if metric.higher_is_better else "lower"
+    return f"{_first_line(metric)}\n{metric.unit}; {direction} is better"
 
 
 def _first_line(documented: Any) -> str:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vader_ray.cli.recipes import AdapterOption, Recipe, Workers, load_recipe
+from vader_ray.config import is_metric_value
 from vader_ray.console import Overrides, RunsDir, Storage
 from vader_ray.errors import explain_write_errors
 
@@ -47,16 +48,16 @@ def _print_summary(summary: RunSummary) -> None:
 
     title = f"Held-out prompts, {summary.steps} steps, {summary.reward_queries} reward queries"
     table = Table(title=title, title_justify="left")
-    table.add_column("metric")
+    table.add_column("reward or metric")
     for heading in ("before", "after", "gain ± standard error"):
         table.add_column(heading, justify="right")
     before, after = rewards_of(summary.metrics_before), rewards_of(summary.metrics)
     for name, gain in ((name, summary.gains[name]) for name in before):
         change = f"{gain.mean:+.4f} ± {gain.standard_error:.4f}"
         table.add_row(name, f"{before[name]:.4f}", f"{after[name]:.4f}", change)
-    for metric in (metric for metric in summary.metrics_before if metric.startswith("eval/judge/")):
-        name = f"caption followed: {metric.removeprefix('eval/judge/')}"
-        table.add_row(name, f"{summary.metrics_before[metric]:.0%}", f"{summary.metrics[metric]:.0%}", "")
+    for metric in filter(is_metric_value, summary.metrics_before):
+        values = (f"{metrics[metric]:.4f}" for metrics in (summary.metrics_before, summary.metrics))
+        table.add_row(metric.removeprefix("eval/"), *values, "")
     Console(highlight=False).print(table)
     for alarm in summary.alarms:
         print(alarm)

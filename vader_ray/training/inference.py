@@ -1,4 +1,4 @@
-"""Using a trained adapter in this process: evaluation and generation."""
+"""Use of a trained adapter in this process: evaluation, generation, merging."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vader_ray.config import ExperimentConfig
 from vader_ray.config.auto import without_auto
 from vader_ray.errors import explain_write_errors
 from vader_ray.training.checkpoint import State
-from vader_ray.training.distributed import Group
+from vader_ray.training.distributed import WorkerGroup
 from vader_ray.training.evaluation import decode_all, evaluate, to_uint8
 from vader_ray.training.events import StepEvent
 from vader_ray.training.experiment import Experiment, build, encode
@@ -23,7 +23,9 @@ from vader_ray.training.media import write_mp4
 
 
 def evaluate_adapter(config: ExperimentConfig, adapter: Path | None) -> dict[str, float]:
-    """The metrics of the held-out videos with a saved adapter, or of the pretrained model.
+    """Evaluate the held-out videos with a saved adapter, or of the pretrained model; return the means.
+
+    Metrics that compare with the base model's videos are left out.
 
     Raises:
         ValueError: the adapter is missing, damaged or of another model.
@@ -32,7 +34,7 @@ def evaluate_adapter(config: ExperimentConfig, adapter: Path | None) -> dict[str
     experiment = build(config, _device())
     if adapter is not None:
         experiment.model.load_adapter(adapter)
-    return evaluate(config, experiment, Group()).metrics
+    return evaluate(config, experiment, WorkerGroup()).metrics
 
 
 def evaluate_against_base(
@@ -41,35 +43,33 @@ def evaluate_against_base(
     adapter: Path,
     costs: Mapping[str, float],
     *,
-    report: Callable[[StepEvent], object],
+    on_step: Callable[[StepEvent], object],
 ) -> State:
-    """Evaluate the pretrained model and then a saved adapter, and report both like the two ends of a training run.
+    """Evaluate the pretrained model and then a saved adapter, and emit the events of the two ends of a training run.
 
-    The events are those of step 0 and of the recipe's last step; the second one carries the adapter, and the better of
-    the two as best adapter.
+    The second event is that of the recipe's last step. It carries the adapter, and as best adapter the better of the two.
 
     Args:
-        experiment: with a fresh adapter.
+        experiment: the loaded recipe with a fresh adapter.
         costs: what the saved adapter has cost, by the names in `State`.
     """
-    state, started = State(), time.monotonic()
+    state, started, group = State(), time.monotonic(), WorkerGroup()
     with tempfile.TemporaryDirectory(prefix="vader_ray_") as scratch:
         saved = Path(scratch) / "saved"
-        base, _ = evaluate_and_select(config, experiment, Group(), state, saved / "best_adapter", None)
+        base, _ = evaluate_and_select(config, experiment, group, state, saved / "best_adapter", None)
         metrics = base.metrics | run_costs(state, experiment.device, started)
-        report(StepEvent(0, metrics, videos=base.videos, state=state))
+        on_step(StepEvent(0, metrics, videos=base.videos, state=state))
         experiment.model.load_adapter(adapter)
         state.step = config.num_steps
         for name, amount in costs.items():
             setattr(state, name, amount)
         after, alarms = evaluate_and_select(
-            config, experiment, Group(), state, saved / "best_adapter", base.thumbnails
+            config, experiment, group, state, saved / "best_adapter", base.base_features
         )
         experiment.model.save_adapter(saved / "adapter")
         metrics = after.metrics | run_costs(state, experiment.device, started)
-        report(
-            StepEvent(state.step, metrics, videos=after.videos, alarms=alarms, checkpoint=saved, state=state)
-        )
+        event = StepEvent(state.step, metrics, (), after.videos, alarms, checkpoint=saved, state=state)
+        on_step(event)
     return state
 
 
@@ -77,7 +77,7 @@ def evaluate_against_base(
 def generate_video(
     config: ExperimentConfig, prompt: str, adapter: Path | None, seed: int, output: Path
 ) -> None:
-    """Write an mp4 of one prompt.
+    """Sample one video and write it as an mp4.
 
     Raises:
         ValueError: the adapter is missing, damaged or of another model.
@@ -101,7 +101,7 @@ def generate_video(
 
 
 def merge_adapter(config: ExperimentConfig, adapter: Path, output: Path) -> list[Path]:
-    """Write the recipe's denoisers with a saved adapter folded in, in ``model.precision``; the folders of the networks.
+    """Write the recipe's denoisers with a saved adapter merged into them, in ``model.precision``; return their folders.
 
     Raises:
         ValueError: the adapter is missing, damaged or of another model, or its denoiser is not the library's.
@@ -115,7 +115,7 @@ def merge_adapter(config: ExperimentConfig, adapter: Path, output: Path) -> list
 
 
 def _shaped_like(config: ExperimentConfig, adapter: Path | None) -> ExperimentConfig:
-    """The recipe with the rank, alpha and target modules that a saved adapter was trained with."""
+    """The recipe with the rank, alpha and target modules of a saved adapter."""
     if adapter is None:
         return config
     return config.model_copy(

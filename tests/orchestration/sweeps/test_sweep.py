@@ -168,7 +168,7 @@ def _summaries(weights: Path, tmp_path: Path) -> dict[str, RunSummary]:
         evaluation = {"every": 1, "num_videos": 2, "select": "eval/reward/sharpness"}
         watched = {"eval_rewards": [{"reward": "sharpness"}], "guard": guarded}
         config = tiny_config(weights, num_steps=3, evaluation=evaluation, **watched)
-        state = train(config, report=lambda event: None)
+        state = train(config, on_step=lambda event: None)
         status: Any = "stopped" if state.stopped else "completed"
         summaries[name] = summarize(config, RunDir(tmp_path / name), MlflowRun("", "", ""), state, status)
     return summaries

@@ -20,7 +20,7 @@ from vader_ray.orchestration.clusters import connection
 from vader_ray.orchestration.reward_service import pool
 from vader_ray.orchestration.runs.launch import resolve_auto
 from vader_ray.orchestration.runs.worker import train_device
-from vader_ray.training.distributed import Group
+from vader_ray.training.distributed import WorkerGroup
 from vader_ray.training.dry_run import StepCheck, check_step
 
 
@@ -71,7 +71,7 @@ def dry_run(config: ExperimentConfig) -> DryRun:
 def _dry_run_worker(job: _Job) -> str | tuple[StepCheck, list[str]]:
     """Return the measurements and the digest of the gradient on every worker, or the message of a `UserError`."""
     context = ray.train.get_context()
-    group = Group(context.get_world_rank(), context.get_world_size())
+    group = WorkerGroup(context.get_world_rank(), context.get_world_size())
     config = settings.validate(job["config"])
     try:
         step, gradient = check_step(config, group, train_device(), job["remote_rewards"])

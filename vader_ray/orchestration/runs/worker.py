@@ -19,7 +19,7 @@ from vader_ray.orchestration.reward_service.pool import PooledReward
 from vader_ray.orchestration.runs.run_dir import RunDir, working_copy
 from vader_ray.orchestration.runs.run_logger import RunLogger
 from vader_ray.orchestration.tracking.mlflow_runs import MlflowRun
-from vader_ray.training.distributed import Group
+from vader_ray.training.distributed import WorkerGroup
 from vader_ray.training.events import StepEvent
 from vader_ray.training.experiment import build
 from vader_ray.training.inference import evaluate_against_base
@@ -46,7 +46,7 @@ class Job(TypedDict):
 class Host(Protocol):
     """The process in which a worker runs: Ray Train's, or that of a sweep's trial."""
 
-    group: Group
+    group: WorkerGroup
     device: torch.device
     cache: ModelCache | None
     """Loaded models and rewards, if the process runs several runs one after another."""
@@ -92,14 +92,14 @@ def run_worker(job: Job, host: Host | None = None) -> None:
             if folder is not None and folder.soup.exists():
                 costs = json.loads((folder.soup / "costs.json").read_text(encoding="utf-8"))
                 state = evaluate_against_base(
-                    config, experiment, folder.soup / "adapter", costs, report=on_step
+                    config, experiment, folder.soup / "adapter", costs, on_step=on_step
                 )
             else:
                 state = train(
                     config,
                     experiment,
                     group=host.group,
-                    report=on_step,
+                    on_step=on_step,
                     resume_from=resume_from,
                     should_checkpoint=host.is_preempted,
                 )
@@ -117,7 +117,7 @@ class RayTrainHost:
 
     def __init__(self, messages: Queue) -> None:
         context = ray.train.get_context()
-        self.group = Group(context.get_world_rank(), context.get_world_size())
+        self.group = WorkerGroup(context.get_world_rank(), context.get_world_size())
         self.device = train_device()
         self._messages = messages
 

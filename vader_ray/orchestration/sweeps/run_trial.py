@@ -22,7 +22,7 @@ from vader_ray.orchestration.runs.launch import launch
 from vader_ray.orchestration.runs.run_dir import RunDir, working_copy
 from vader_ray.orchestration.runs.worker import Job, run_worker
 from vader_ray.orchestration.sweeps.search import SELECTED
-from vader_ray.training.distributed import Group
+from vader_ray.training.distributed import WorkerGroup
 from vader_ray.training.events import StepEvent
 from vader_ray.training.model_cache import ModelCache
 
@@ -103,7 +103,7 @@ class TuneHost:
         use_gpu: bool,
         report: Callable[[StepEvent], None],
     ) -> None:
-        self.group, self.device = Group(), torch.device("cuda" if use_gpu else "cpu")
+        self.group, self.device = WorkerGroup(), torch.device("cuda" if use_gpu else "cpu")
         self._config, self._folder, self._report = config, folder, report
 
     @contextmanager
