@@ -18,6 +18,7 @@ from vader_ray.alignment.rollout import Rollout
 from vader_ray.alignment.scoring import objectives
 from vader_ray.alignment.truncation import draw_plan
 from vader_ray.config import DdpoConfig, DpoConfig, ExperimentConfig, split_image
+from vader_ray.errors import RunFailed
 from vader_ray.training.checkpoint import State
 from vader_ray.training.distributed import WorkerGroup
 from vader_ray.training.events import RewardQuery
@@ -27,7 +28,7 @@ from vader_ray.training.seeding import derive_seed, generator, prompt_of
 from vader_ray.types import VideoModel
 
 
-class TrainingError(RuntimeError):
+class TrainingError(RunFailed):
     """A run cannot continue; the message gives the cause and what to change."""
 
 

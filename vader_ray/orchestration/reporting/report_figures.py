@@ -16,7 +16,7 @@ from vader_ray.metrics.core.statistics import standard_error
 from vader_ray.orchestration.reporting import figures
 from vader_ray.orchestration.reporting.figures import Point, Series
 from vader_ray.orchestration.reporting.past_runs import PastRun, differing
-from vader_ray.orchestration.sweeps.trial_table import Row, is_eligible, pareto_front
+from vader_ray.orchestration.selection import is_eligible, pareto_front
 
 QUERIES, CALLS, SECONDS = "cost/reward_queries", "cost/denoiser_calls", "cost/train_seconds"
 AXES = {
@@ -112,7 +112,7 @@ def draw_trade_offs(groups: Sequence[Group], folder: Path) -> Iterator[Drawn]:
     names = trained if len(trained) > 1 else [*trained, *heldout[:1]]
     if len(names) < 2 or len(groups) < 2:
         return
-    front = {row["group"] for row in pareto_front(_rows(groups, names), names)}
+    front = set(pareto_front(_scores(groups, names)))
     for one, other in combinations(names[:4], 2):
         places = [
             (group.label, group.best(f"eval/reward/{one}"), group.best(f"eval/reward/{other}"))
@@ -232,17 +232,15 @@ def _axes(groups: Sequence[Group]) -> list[tuple[str, str]]:
     return [(axis, label) for axis, label in AXES.items() if axis != unused]
 
 
-def _rows(groups: Sequence[Group], names: Sequence[str]) -> list[Row]:
-    rows: list[Row] = [
-        {
-            "group": group.label,
-            "status": "completed",
-            **{name: group.best(f"eval/reward/{name}") for name in names},
-        }
-        for group in groups
-        if group.is_eligible
-    ]
-    return [row for row in rows if all(row[name] is not None for name in names)]
+def _scores(groups: Sequence[Group], names: Sequence[str]) -> dict[str, list[float]]:
+    """Return the held-out rewards of the groups that may be the best ones, by label."""
+    scores = {}
+    for group in groups:
+        best = [group.best(f"eval/reward/{name}") for name in names]
+        values = [value for value in best if value is not None]
+        if group.is_eligible and len(values) == len(names):
+            scores[group.label] = values
+    return scores
 
 
 def _drawn(figure: Figure, name: str, caption: str, folder: Path) -> Drawn:

@@ -1,14 +1,13 @@
 """MLflow: the driver opens and ends a run, rank 0's worker fills it; a server that fails never stops training.
 
 What cannot be delivered waits in ``undelivered.jsonl`` of the run's folder and is sent again later, each step exactly
-once. What is left at the end is delivered by ``python -m vader_ray.orchestration.tracking.mlflow_runs FOLDER``.
+once. What is left at the end is delivered by ``vader-ray sync FOLDER``.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Literal, NamedTuple
 from PIL import Image
 
 from vader_ray import config as settings
+from vader_ray.errors import RunFailed
 from vader_ray.orchestration.tracking.environment import describe_environment, git_commit, gpu_names
 from vader_ray.orchestration.tracking.experiment import find_or_create_experiment
 from vader_ray.orchestration.tracking.mlflow_client import (
@@ -299,18 +299,15 @@ def _check_visible(uri: str) -> None:
         )
 
 
-def main(folder: str) -> int:
-    """Deliver what waits in a run's folder, to the server and run named there; the exit status."""
-    header, events = read(Path(folder))
+def deliver_waiting(folder: Path) -> str:
+    """Deliver what waits in a run's folder, to the server and run recorded there, and return a message about it.
+
+    Raises:
+        RunFailed: MLflow did not take everything.
+    """
+    header, events = read(folder)
     if not events:
-        print(f"nothing waits in {folder}")
-        return 0
-    line = deliver(Path(folder), header["uri"], header["run_id"])
-    print(line or f"{len(events)} results delivered to MLflow run {header['run_id']} at {header['uri']}")
-    return int(line is not None)
-
-
-if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("usage: python -m vader_ray.orchestration.tracking.mlflow_runs FOLDER")
-    sys.exit(main(sys.argv[1]))
+        return f"nothing waits in {folder}"
+    if undelivered := deliver(folder, header["uri"], header["run_id"]):
+        raise RunFailed(undelivered)
+    return f"{len(events)} results delivered to MLflow run {header['run_id']} at {header['uri']}"
