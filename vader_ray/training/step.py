@@ -127,7 +127,7 @@ def _given_rollout(config: ExperimentConfig, experiment: Experiment, videos: Seq
 
 
 def sum_and_clip(model: VideoModel, group: WorkerGroup, max_norm: float) -> float:
-    """Sum the adapter's gradients over workers, in their tensors, and clip them; return their norm before clipping."""
+    """Sum the adapter's gradients over workers and clip them; return their norm before clipping."""
     parameters = model.adapter_parameters()
     for parameter in parameters:
         if parameter.grad is None:
