@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from vader_ray.orchestration.tracking.pages import charts_page, run_page
-from vader_ray.orchestration.tracking.tracker import Tracker
 
 from vader_ray import config as settings
 from vader_ray.orchestration.tracking import mlflow_runs
+from vader_ray.orchestration.tracking.pages import charts_page, run_page
+from vader_ray.orchestration.tracking.tracker import Tracker
 from vader_ray.training import media
 from vader_ray.training.events import Video
 

@@ -20,7 +20,6 @@ import pytest
 from mlflow import MlflowClient
 from PIL import Image
 from typer.testing import CliRunner
-from vader_ray.orchestration.tracking.tracker import Tracker
 
 from tests.helpers.local_run import run_locally
 from tests.helpers.recipe import tiny_config
@@ -29,6 +28,7 @@ from vader_ray.cli import app
 from vader_ray.orchestration.runs.run_dir import open_run_dir
 from vader_ray.orchestration.tracking import mlflow_runs, sender
 from vader_ray.orchestration.tracking.server import TrackingError, check_server, tracking_uri
+from vader_ray.orchestration.tracking.tracker import Tracker
 from vader_ray.training.events import StepEvent
 
 
