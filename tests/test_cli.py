@@ -43,10 +43,10 @@ def _refused(*arguments: str) -> str:
         ("sampling.no_such=1", "sampling.no_such: there is no such setting; here are"),
         ("num_steps=few", "num_steps: Input should be a valid integer"),
         ("model.weights=/no/where", "model.weights: /no/where does not exist"),
-        ("model.family=nothing", "model.family: there is no 'nothing'; choose one of "),
+        ("model.family=nothing", "model.family: there is no 'nothing'; give one of "),
         (
             "rewards.0.reward=nothing",
-            "there is no reward 'nothing'; give one of action, aesthetic, brightness, ",
+            "reward: there is no 'nothing'; give one of action, aesthetic, brightness, ",
         ),
         ("rewards.0.colour=red", "colour"),
         ("rewards.0.weights=/no/where", "/no/where"),

@@ -32,8 +32,8 @@ def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def measure(folder: Path, **options: Any) -> Any:
-    spec = RewardConfig(reward="diversity", **{"weights": str(folder)})
-    return rewards.build_measure(spec, device="cpu", **options)
+    spec = RewardConfig(reward="diversity", **{"weights": str(folder)}, **options)
+    return rewards.build_measure(spec, device="cpu")
 
 
 def recipe(pipeline: Path, clip: Path, **changes: Any) -> ExperimentConfig:
@@ -66,7 +66,7 @@ def test_features_are_clips(clip_folder: Path, height: int, width: int) -> None:
     # PIL rounds to 8 bits between its passes (see test_rewards): 0.5 % of a unit vector's range
     allowed = 0.01 if height != width else 1e-5
     torch.testing.assert_close(measure(clip_folder).features(frames), expected, atol=allowed, rtol=0)
-    half = measure(clip_folder, dtype=torch.bfloat16).features(frames)
+    half = measure(clip_folder, precision="bfloat16").features(frames)
     assert half.dtype == torch.float32
     torch.testing.assert_close(half, expected, atol=0.02, rtol=0)  # bfloat16 has 8 bits: 0.4 % per operation
 

@@ -17,7 +17,7 @@ from tests.helpers.recipe import tiny_config, tiny_document
 from tests.training.test_loop import Keeper
 from vader_ray.config import ConfigError, validate
 from vader_ray.metrics.statistics import distances, draw_resamples, interval, speeds, spread, thumbnails
-from vader_ray.rewards.motion import Reward as Motion
+from vader_ray.rewards.motion import MotionReward as Motion
 from vader_ray.training import guard
 from vader_ray.training.checkpoint import State
 from vader_ray.training.evaluation import Evaluation, compare

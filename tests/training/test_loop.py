@@ -263,7 +263,7 @@ class Explodes:
         return scores * float("nan") if frames.shape[:2] == (1, 3) else scores
 
 
-class Reward(Explodes):
+class ExplodingReward(Explodes):
     """Found by the dotted name ``tests.training.test_loop``."""
 
 

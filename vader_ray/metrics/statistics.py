@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vader_ray.rewards.diversity import mean_to_others
-from vader_ray.rewards.motion import Reward as Motion
+from vader_ray.rewards.motion import MotionReward as Motion
 from vader_ray.types import Frames
 
 Thumbnails = UInt8[Tensor, "videos frames 3 height width"]

@@ -18,7 +18,7 @@ from vader_ray.models.core.decoders import Framewise2D
 from vader_ray.models.core.loading import load_pipeline
 
 
-class Model(PipelineModel):
+class AnimateDiffModel(PipelineModel):
     """Noise-predicting image UNet with motion modules, image autoencoder per frame."""
 
     denoiser_name = "unet"
@@ -27,7 +27,7 @@ class Model(PipelineModel):
     @classmethod
     def load(
         cls, model: ModelConfig, sampling: SamplingConfig, *, chunk_size: int, device: torch.device
-    ) -> Model:
+    ) -> AnimateDiffModel:
         """The pretrained pipeline on a device."""
         pipe = load_pipeline(AnimateDiffPipeline, model, sampling, device)
         return cls(pipe, sampling, Framewise2D(pipe.vae, chunk_size))

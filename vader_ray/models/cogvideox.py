@@ -31,7 +31,7 @@ class Stream(CausalStream):
         return decoded
 
 
-class Model(PipelineModel):
+class CogVideoXModel(PipelineModel):
     """Velocity-predicting transformer, T5 text encoder; an image-to-video checkpoint is recognised by its pipeline."""
 
     stock_loader = True
@@ -39,7 +39,7 @@ class Model(PipelineModel):
     @classmethod
     def load(
         cls, model: ModelConfig, sampling: SamplingConfig, *, chunk_size: int, device: torch.device
-    ) -> Model:
+    ) -> CogVideoXModel:
         """The pretrained pipeline on a device; ``chunk_size`` is not used, the library's portions are part of the result."""
         kind = published_class(model, CogVideoXPipeline, CogVideoXImageToVideoPipeline)
         pipe = load_pipeline(kind, model, sampling, device)

@@ -14,7 +14,7 @@ from vader_ray.models.core.decoders import WholeClip
 from vader_ray.models.core.loading import load_pipeline
 
 
-class Model(PipelineModel):
+class HunyuanVideoModel(PipelineModel):
     """Flow-predicting transformer with guidance as an input (one branch, no negative prompt), Llama and CLIP encoders."""
 
     stock_loader = True
@@ -26,7 +26,7 @@ class Model(PipelineModel):
     @classmethod
     def load(
         cls, model: ModelConfig, sampling: SamplingConfig, *, chunk_size: int, device: torch.device
-    ) -> Model:
+    ) -> HunyuanVideoModel:
         """The pretrained pipeline on a device; ``chunk_size`` is not used, the clip is decoded at once."""
         pipe = load_pipeline(HunyuanVideoPipeline, model, sampling, device)
         return cls(pipe, sampling, WholeClip(pipe.vae, pipe.vae_scale_factor_temporal))

@@ -18,7 +18,7 @@ _DECODE_TIMESTEP, _DECODE_NOISE = 0.05, 0.025
 """The library's values for decoders that also denoise (0.9.1 and later); their noise is a function of the video's seed."""
 
 
-class Model(PipelineModel):
+class LTXModel(PipelineModel):
     """Flow-predicting transformer over packed tokens, T5 text encoder, decoder of the whole clip."""
 
     stock_loader = True
@@ -32,7 +32,7 @@ class Model(PipelineModel):
     @classmethod
     def load(
         cls, model: ModelConfig, sampling: SamplingConfig, *, chunk_size: int, device: torch.device
-    ) -> Model:
+    ) -> LTXModel:
         """The pretrained pipeline on a device; ``chunk_size`` is not used, the clip is decoded at once."""
         pipe = load_pipeline(LTXPipeline, model, sampling, device)
         timestep = [torch.tensor([_DECODE_TIMESTEP])] if pipe.vae.config.timestep_conditioning else []

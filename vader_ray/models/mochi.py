@@ -11,7 +11,7 @@ from vader_ray.models.core.decoders import WholeClip
 from vader_ray.models.core.loading import load_pipeline
 
 
-class Model(PipelineModel):
+class MochiModel(PipelineModel):
     """Flow-predicting transformer, T5 text encoder.
 
     The decoder sees the whole clip: the library's portions repeat the edge frame instead of keeping a cache, and so give
@@ -29,7 +29,7 @@ class Model(PipelineModel):
     @classmethod
     def load(
         cls, model: ModelConfig, sampling: SamplingConfig, *, chunk_size: int, device: torch.device
-    ) -> Model:
+    ) -> MochiModel:
         """The pretrained pipeline on a device; ``chunk_size`` is not used, the clip is decoded at once."""
         pipe = load_pipeline(MochiPipeline, model, sampling, device)
         return cls(pipe, sampling, WholeClip(pipe.vae, pipe.vae_temporal_scale_factor))

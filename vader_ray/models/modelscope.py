@@ -15,7 +15,7 @@ from vader_ray.models.core.loading import load_pipeline
 from vader_ray.types import Noise
 
 
-class Model(PipelineModel):
+class ModelScopeModel(PipelineModel):
     """Noise-predicting 3D UNet, CLIP text encoder, image autoencoder per frame. Adapters are saved in peft's format."""
 
     denoiser_name = "unet"
@@ -23,7 +23,7 @@ class Model(PipelineModel):
     @classmethod
     def load(
         cls, model: ModelConfig, sampling: SamplingConfig, *, chunk_size: int, device: torch.device
-    ) -> Model:
+    ) -> ModelScopeModel:
         """The pretrained pipeline on a device."""
         pipe = load_pipeline(_pipeline_class(), model, sampling, device)
         return cls(pipe, sampling, Framewise2D(pipe.vae, chunk_size))

@@ -16,7 +16,7 @@ from vader_ray.models.core.loading import load_pipeline
 from vader_ray.types import Noise
 
 
-class Model(PipelineModel):
+class SVDModel(PipelineModel):
     """Spatio-temporal UNet over an encoded image; texts go to the rewards alone. Adapters are saved in peft's format.
 
     ``sampling.guidance_scale`` is that of the last frame; it rises from 1 at the first, as in the pipeline. Frame rate,
@@ -31,7 +31,7 @@ class Model(PipelineModel):
     @classmethod
     def load(
         cls, model: ModelConfig, sampling: SamplingConfig, *, chunk_size: int, device: torch.device
-    ) -> Model:
+    ) -> SVDModel:
         """The pretrained pipeline on a device; ``chunk_size`` is not used, as portions change this decoder's pixels."""
         pipe = load_pipeline(StableVideoDiffusionPipeline, model, sampling, device)
         return cls(

@@ -39,7 +39,7 @@ class Stream(CausalStream):
         return decoded, cache
 
 
-class Model(PipelineModel):
+class WanModel(PipelineModel):
     """Flow-predicting transformer (2.2-A14B: one for the noisy steps, one for the rest), umT5 text encoder.
 
     An image-to-video checkpoint is recognised by its pipeline, which takes one image for all its videos: there videos are
@@ -52,7 +52,7 @@ class Model(PipelineModel):
     @classmethod
     def load(
         cls, model: ModelConfig, sampling: SamplingConfig, *, chunk_size: int, device: torch.device
-    ) -> Model:
+    ) -> WanModel:
         """The pretrained pipeline on a device; ``chunk_size`` is not used, the decoder goes by latent frames."""
         kind = published_class(model, WanPipeline, WanImageToVideoPipeline)
         pipe = load_pipeline(kind, model, sampling, device)

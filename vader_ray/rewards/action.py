@@ -37,7 +37,7 @@ CLOSE = 0.5
 NUM_SUGGESTIONS = 3
 
 
-class Reward(NetworkReward):
+class ActionReward(NetworkReward):
     """The classifier's log-probability (or probability) of one of its labels, of the whole clip.
 
     The label nearest to a text is the one with the largest share of its words in the text; words are compared without case,

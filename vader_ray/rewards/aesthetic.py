@@ -29,7 +29,7 @@ HEAD_SIZES = (768, 1024, 128, 64, 16, 1)
 OTHER_TOWER = ("text_model.", "text_projection.", "logit_scale")
 
 
-class Reward(FrameReward):
+class AestheticReward(FrameReward):
     """The mean over frames of the head's rating of the normalised image embedding; the prompts have no influence.
 
     Args:

@@ -10,7 +10,7 @@ LUMINANCE = (0.2126, 0.7152, 0.0722)
 """Weights of red, green and blue (ITU-R BT.709)."""
 
 
-class Reward:
+class BrightnessReward:
     """The mean luminance of a video, 0 black to 1 white."""
 
     granularity: Granularity = "frame"

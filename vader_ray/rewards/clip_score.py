@@ -9,7 +9,7 @@ from vader_ray.weights import Source, resolve_weights
 REPOSITORY = "openai/clip-vit-large-patch14"
 
 
-class Reward(TransformersClipReward):
+class CLIPScoreReward(TransformersClipReward):
     """The mean over frames of 100 · cosine(image, prompt).
 
     That is the CLIPScore of leaderboards wherever it is positive. The published score clamps negative cosines to 0, which has no

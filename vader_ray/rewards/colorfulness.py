@@ -14,7 +14,7 @@ ROUNDING = 0.01
 """On that scale: rounds the tips of the two square roots, so that a grey frame has a gradient of 0 and not of NaN."""
 
 
-class Reward:
+class ColorfulnessReward:
     """The mean over frames of M = √(σ²_rg + σ²_yb) + 0.3 √(μ²_rg + μ²_yb), with rg = R − G and yb = (R + G)/2 − B.
 
     The published measure within `ROUNDING`: 0 not colourful, 15 slightly, 33 moderately, 45 averagely, 59 quite, 82 highly and

@@ -24,7 +24,7 @@ CONFIG = "open_clip_config.json"
 REPOSITORY = "xswu/HPSv2"
 
 
-class Reward(PromptReward):
+class HPSReward(PromptReward):
     """The mean over frames of cosine(image, prompt), without logit scale.
 
     Args:

@@ -50,7 +50,7 @@ A least-squares fit to real files (Pillow's Huffman tables) of half of the pictu
 """
 
 
-class Reward:
+class JPEGCompressibilityReward:
     """Minus the mean size of the frames as JPEG files, in kilobytes of 1000 bytes.
 
     JPEG up to its rounding: luminance and colour differences at half resolution, DCT of blocks of 8 × 8, division by the standard

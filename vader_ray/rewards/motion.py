@@ -22,7 +22,7 @@ STILL = 1e-3
 """Pixels per frame; rounds the tip of |flow| so that a still video has a gradient of 0 and not of NaN."""
 
 
-class Reward:
+class MotionReward:
     """The mean length of the optical flow, over pixels and pairs of neighbouring frames.
 
     Flow and not frame difference, as a difference also rises with flicker and contrast and has no unit of motion. Windows without

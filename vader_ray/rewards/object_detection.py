@@ -38,7 +38,7 @@ VADER_HEIGHT = 512
 NOT_A_CLASS = "N/A"
 
 
-class Reward(FrameReward):
+class ObjectDetectionReward(FrameReward):
     """The mean over frames of how surely an object is there (``add``) or is not (``remove``); prompts have no influence.
 
     ``soft`` takes the probability p of the object in each of the network's detection tokens as independent: the logarithm of

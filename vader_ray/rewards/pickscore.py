@@ -9,7 +9,7 @@ from vader_ray.weights import Source, resolve_weights
 REPOSITORY, TOKENIZER = "yuvalkirstain/PickScore_v1", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 
 
-class Reward(TransformersClipReward):
+class PickScoreReward(TransformersClipReward):
     """The mean over frames of exp(logit scale) · cosine(image, prompt), equation 1 of the paper.
 
     The published preprocessing (short side bicubic, centre crop) is VADER's too, so there is no choice.

@@ -16,7 +16,7 @@ GREY = (0.299, 0.587, 0.114)
 LAPLACIAN = ((0.0, 1.0, 0.0), (1.0, -4.0, 1.0), (0.0, 1.0, 0.0))
 
 
-class Reward:
+class SharpnessReward:
     """The mean over frames of the variance of the 3 × 3 Laplacian of the grey image: ``cv2.Laplacian(grey, CV_64F).var()``.
 
     It is 0 for a flat frame, below about 100 for a blurred photograph and in the thousands for a crisp or noisy one; it has no

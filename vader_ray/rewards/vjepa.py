@@ -30,7 +30,7 @@ ASPECT = (0.75, 1.5)
 """Range of height / width of a block."""
 
 
-class Reward(NetworkReward):
+class VJEPAReward(NetworkReward):
     """−(masked prediction loss): the L1 distance of predicted and true features of the hidden tokens, mean over masks.
 
     The encoder sees the visible tokens, the predictor tells the features of the hidden ones, and the targets are the

@@ -128,7 +128,7 @@ class VideoCrafterPipeline(DiffusionPipeline):  # type: ignore[misc]
         return height // self.vae_scale_factor, width // self.vae_scale_factor
 
 
-class Model(PipelineModel):
+class VideoCrafter2Model(PipelineModel):
     """VideoCrafter2 with the rank-16 adapter targets of the authors of VADER. Adapters are saved in peft's format.
 
     ``weights`` is a hub id, the published ``model.ckpt`` or its folder.
@@ -145,7 +145,7 @@ class Model(PipelineModel):
     @classmethod
     def load(
         cls, model: ModelConfig, sampling: SamplingConfig, *, chunk_size: int, device: torch.device
-    ) -> Model:
+    ) -> VideoCrafter2Model:
         """The pretrained pipeline on a device, with denoiser and text encoder in ``precision``."""
         if sampling.scheduler not in (None, DynamicRescaleDDIMScheduler.__name__):
             raise ConfigError(

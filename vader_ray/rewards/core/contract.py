@@ -15,7 +15,6 @@ def check_contract(
     *,
     name: str = "reward",
     device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
     num_frames: int = 2,
     height: int = 32,
     width: int = 32,
@@ -29,7 +28,7 @@ def check_contract(
         getattr(reward, "unit", None), str
     ):
         raise ValueError(f"reward {name!r} must declare granularity ('frame' or 'clip') and unit (a text)")
-    frames = _random_frames(num_frames, height, width).to(device=device, dtype=dtype).requires_grad_()
+    frames = _random_frames(num_frames, height, width).to(device).requires_grad_()
     with torch.enable_grad():
         scores = reward(frames, PROMPTS)
         _check_scores(scores, name)
@@ -43,7 +42,6 @@ def check_measure(
     *,
     name: str = "measure",
     device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
     num_frames: int = 2,
     height: int = 32,
     width: int = 32,
@@ -55,7 +53,7 @@ def check_measure(
     """
     if getattr(measure, "granularity", None) != "set" or not isinstance(getattr(measure, "unit", None), str):
         raise ValueError(f"measure {name!r} must declare granularity 'set' and unit (a text)")
-    frames = _random_frames(num_frames, height, width).to(device=device, dtype=dtype)
+    frames = _random_frames(num_frames, height, width).to(device)
     with torch.no_grad():
         features = measure.features(frames)
         if (
