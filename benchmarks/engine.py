@@ -44,7 +44,7 @@ from vader_ray.alignment.reward_gradient import RewardTerm
 from vader_ray.alignment.rollout import Batching, Rollout
 from vader_ray.config import AdapterConfig, SamplingConfig
 from vader_ray.models.core.conditioning import Conditioning
-from vader_ray.models.core.decoders import Framewise2D
+from vader_ray.models.core.decoders import DecoderOptions
 from vader_ray.models.modelscope import ModelScopeModel
 from vader_ray.paths import SHAPES_PREFIX, locate
 from vader_ray.preflight.trackers import PeakMemoryTracker
@@ -250,7 +250,7 @@ def build(size: Size, precision: str, device: torch.device, chunk_size: int = 1)
         num_inference_steps=size.num_inference_steps,
         guidance_scale=GUIDANCE_SCALE,
     )
-    model = ModelScopeModel(pipe, sampling, Framewise2D(vae, chunk_size))
+    model = ModelScopeModel(pipe, sampling, DecoderOptions(chunk_size))
     model.add_adapter(AdapterConfig(), seed=0)
     for parameter in model.adapter_parameters():  # a fresh adapter has half of its gradients zero
         nn.init.normal_(parameter, std=0.02)

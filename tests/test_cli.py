@@ -96,7 +96,7 @@ def test_generate_and_evaluate_with_and_without_an_adapter(
     assert scored.exit_code == 0, scored.output
     assert "eval/reward/brightness" in scored.stdout
     assert Path("scores.json").exists()
-    assert "nothing holds no adapter; give a folder with adapter_model.safetensors" in _refused(
+    assert "nothing has no adapter; give a folder with adapter_model.safetensors" in _refused(
         "evaluate", recipe, "--adapter", "nothing"
     )
 

@@ -23,8 +23,8 @@ from torch import nn
 from vader_ray import types
 from vader_ray.config import ConfigError, RewardConfig
 from vader_ray.plugins import Registry
-from vader_ray.rewards.core.function import function_reward
 from vader_ray.rewards.core.contract import check_contract, check_measure
+from vader_ray.rewards.core.function import function_reward
 
 __all__ = [
     "build",
