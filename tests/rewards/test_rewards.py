@@ -653,7 +653,7 @@ def test_unusable_weights_are_explained(hps_folder: Path, aesthetic_folder: Path
     refused("aesthetic", foreign, weights=str(aesthetic_folder), head=str(hps_folder / "HPS_tiny.pt"))
     refused(
         "hps",
-        "cannot make the architecture 'ViT-Z'",
+        "cannot build the architecture 'ViT-Z'",
         weights=str(hps_folder / "HPS_tiny.pt"),
         architecture="ViT-Z",
     )
