@@ -57,7 +57,7 @@ def checkpoint(weights: dict[str, Tensor], tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture(scope="module")
-def modules(checkpoint: Path) -> Networks:
+def networks(checkpoint: Path) -> Networks:
     return checkpoint_format.read(checkpoint)
 
 
@@ -374,7 +374,7 @@ def test_a_bare_state_dict_that_does_not_fit_is_refused(checkpoint: Path, tmp_pa
     torch.save({key: value for key, value in adapter.items() if key != name}, file)
     with pytest.raises(
         ValueError,
-        match=f"made for another model: 1 tensors differ, the first is {name.removeprefix(PREFIX)}",
+        match=f"belongs to another model: 1 tensors differ, the first is {name.removeprefix(PREFIX)}",
     ):
         model.load_adapter(file)
     torch.save(

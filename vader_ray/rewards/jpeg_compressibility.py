@@ -109,7 +109,9 @@ def _planes(images: Float[Tensor, "n 3 height width"]) -> list[Float[Tensor, "n 
 def _bits(plane: Float[Tensor, "n h w"], table: Float[Tensor, "8 8"]) -> Float[Tensor, " n"]:
     coefficients = _transformed(plane, table)
     first, others = coefficients[..., 0], coefficients[..., 1:]
-    steps = first - functional.pad(first, (1, 0))[:, :-1]  # a block's mean is coded as difference from the last one's
+    steps = (
+        first - functional.pad(first, (1, 0))[:, :-1]
+    )  # a block's mean is coded as difference from the last one's
     present = others**6 / (others**6 + 0.5**6)
     each = COEFFICIENT_BITS + RUN_BITS * torch.log2(1 + _runs(present)) + SIZE_BITS * _magnitude(others)
     bits: Tensor = BLOCK_BITS + _magnitude(steps) + (present * each).sum(dim=-1)

@@ -165,6 +165,6 @@ def test_the_cache_acts_on_the_prefix_alone(wan: Path) -> None:
 def test_a_denoiser_without_cache_is_refused(tiny_pipeline_folder: Path) -> None:
     with pytest.raises(
         ValueError,
-        match=r"caches no features of UNet3DConditionModel, only of transformers; set sampling\.prefix",
+        match=r"cannot cache the features of UNet3DConditionModel, only of transformers; set sampling\.prefix",
     ):
         load_tiny(tiny_pipeline_folder, prefix_cache="first_block:0.1")

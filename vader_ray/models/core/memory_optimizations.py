@@ -90,7 +90,7 @@ def check_cache(rule: str, denoisers: Sequence[nn.Module]) -> None:
     for denoiser in denoisers:
         if rule != "none" and not isinstance(denoiser, CacheMixin):
             raise UserError(
-                f"sampling.prefix_cache={rule}: diffusers cannot cache features of {type(denoiser).__name__}, only of "
+                f"sampling.prefix_cache={rule}: diffusers cannot cache the features of {type(denoiser).__name__}, only of "
                 "transformers; set sampling.prefix_cache=none"
             )
 

@@ -81,7 +81,5 @@ def image_statistics(folder: Path) -> tuple[list[float], list[float]]:
     path = folder / "preprocessor_config.json"
     settings = read_json(path)
     if not isinstance(settings, dict) or not {"image_mean", "image_std"} <= settings.keys():
-        raise ConfigError(
-            f"{path} has no image_mean and image_std; copy it from the weights' hub repository"
-        )
+        raise ConfigError(f"{path} has no image_mean and image_std; copy it from the weights' hub repository")
     return settings["image_mean"], settings["image_std"]
