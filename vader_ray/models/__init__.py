@@ -1,4 +1,7 @@
-"""Model families and their adapters: ``vader_ray/models/wan.py`` is the family ``wan``, its class is ``WanModel``."""
+"""Model families, their adapters and the wrapper for loaded pipelines.
+
+``vader_ray/models/wan.py`` is the family ``wan``; its class is ``WanModel``.
+"""
 
 from __future__ import annotations
 

@@ -2,7 +2,8 @@
 
 Base model and motion adapter are two downloads; combine them once::
 
-    AnimateDiffPipeline.from_pretrained(BASE, motion_adapter=MotionAdapter.from_pretrained(MOTION)).save_pretrained(FOLDER)
+    motion = MotionAdapter.from_pretrained(MOTION)
+    AnimateDiffPipeline.from_pretrained(BASE, motion_adapter=motion).save_pretrained(FOLDER)
 """
 
 from __future__ import annotations

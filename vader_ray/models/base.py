@@ -1,4 +1,7 @@
-"""The base class of model families: construction, adapters, memory. Sampling is in `vader_ray.models.core.sampling`."""
+"""The base class of model families: construction, adapters, memory.
+
+The base class of sampling is in `vader_ray.models.core.sampling`.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,8 @@ class PipelineModel(TrajectoryPipeline):
     adapter_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
     """Ends of the names of the layers that get an adapter by default."""
     stock_loader: ClassVar[bool] = False
-    """Whether diffusers' ``load_lora_weights`` works for the pipeline; adapters are then saved in diffusers' format."""
+    """Whether diffusers' ``load_lora_weights`` works for the pipeline; adapters are then saved in diffusers'
+    format."""
 
     @classmethod
     def fetch(cls, model: ModelConfig) -> Path:
@@ -68,9 +72,9 @@ class PipelineModel(TrajectoryPipeline):
     ) -> PipelineModel:
         """Wrap a loaded diffusers video pipeline, with a fresh LoRA adapter that is ready for training.
 
-        The family is found by the pipeline's class. The pipeline is used, not copied: its networks are frozen and set to eval
-        mode, its progress bar is switched off, and the denoiser gets the adapter. Devices and dtypes stay as they are; the
-        adapter is float32.
+        The family is found by the pipeline's class. The pipeline is used, not copied: its networks are frozen
+        and set to eval mode, its progress bar is switched off, and the denoiser gets the adapter. Devices and
+        dtypes stay as they are; the adapter is float32.
 
         Args:
             pipe: any pipeline of a known family, loaded by ``from_pretrained`` and moved to its device.
@@ -78,18 +82,21 @@ class PipelineModel(TrajectoryPipeline):
             height: of a frame in pixels.
             width: of a frame in pixels.
             num_inference_steps: denoising steps of a sampling; by default the pipeline's own default.
-            guidance_scale: classifier-free guidance, 1 switches it off; by default the pipeline's own default.
+            guidance_scale: classifier-free guidance, 1 switches it off; by default the pipeline's own
+                default.
             negative_prompt: of every video.
             lora_rank: rank of the adapter.
-            lora_alpha: the adapter's update is multiplied by ``lora_alpha / lora_rank``; by default equal to the rank.
+            lora_alpha: the adapter's update is multiplied by ``lora_alpha / lora_rank``; by default equal to
+                the rank.
             target_modules: ends of the names of the adapted layers; by default the attention projections.
-            decode_chunk_size: frames that the autoencoder decodes at once, where it decodes frames independently (exact) or in
-                chunks (Stable Video Diffusion; by default all frames together, as chunks leave seams).
+            decode_chunk_size: frames that the autoencoder decodes at once, where it decodes frames
+                independently (exact) or in chunks (Stable Video Diffusion; by default all frames together, as
+                chunks leave seams).
             seed: of the adapter's initial values.
 
         Raises:
-            UserError: the class of the pipeline is unknown, its denoiser has an adapter of another program, no layer matches
-                ``target_modules``, or the pipeline cannot make videos of this size.
+            UserError: the class of the pipeline is unknown, its denoiser has an adapter of another program,
+                no layer matches ``target_modules``, or the pipeline cannot make videos of this size.
         """
         family = _family_of(pipe)
         defaults = inspect.signature(type(pipe).__call__).parameters
@@ -134,7 +141,10 @@ class PipelineModel(TrajectoryPipeline):
         ]
 
     def save_adapter(self, folder: Path) -> None:
-        """Write the adapter in diffusers' format if its loader works, else in peft's; a second denoiser's in a subfolder."""
+        """Write the adapter in diffusers' format if its loader works, else in peft's.
+
+        The adapter of a second denoiser is written to a subfolder.
+        """
         for (name, denoiser), location in zip(
             self.denoisers().items(), lora.folders(folder, self.denoisers()), strict=True
         ):
@@ -155,7 +165,9 @@ class PipelineModel(TrajectoryPipeline):
             lora.load(denoiser, location)
 
     def save_merged(self, folder: Path) -> list[Path]:
-        """Merge the adapter into the denoisers and write each in diffusers' format, in a subfolder of its name.
+        """Merge the adapter into the denoisers and write them in diffusers' format.
+
+        Each denoiser gets a subfolder of its name.
 
         Raises:
             UserError: a denoiser is not a diffusers model.
@@ -164,8 +176,8 @@ class PipelineModel(TrajectoryPipeline):
         for name, denoiser in self.denoisers().items():
             if not isinstance(denoiser, ModelMixin):
                 raise UserError(
-                    f"the denoiser {type(denoiser).__module__}.{type(denoiser).__name__} is not a diffusers model and cannot "
-                    "be saved as one; keep the adapter"
+                    f"the denoiser {type(denoiser).__module__}.{type(denoiser).__name__} is not a diffusers "
+                    "model and cannot be saved as one; keep the adapter"
                 )
             export.merge(denoiser)
             denoiser.save_pretrained(folder / name)

@@ -1,4 +1,4 @@
-"""CogVideoX and 1.5 (``THUDM/CogVideoX-2b``, ``-5b``, ``-5b-I2V``): videos from text, or from an image and text."""
+"""CogVideoX and 1.5 (``THUDM/CogVideoX-2b``, ``-5b``, ``-5b-I2V``): videos from text, or from an image."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from vader_ray.types import Latents, Noise
 
 
 class CogVideoXStream(CausalStream):
-    """Chunks of two latent frames, three in the first chunk if their number is odd, as the library decodes them."""
+    """CogVideoX's decoder in chunks of two latent frames, as in the library.
+
+    The first chunk has three latent frames if their number is odd.
+    """
 
     def chunk_sizes(self, num_latent_frames: int) -> list[tuple[int, int]]:
         size, ratio = self.vae.num_latent_frames_batch_size, self.vae.config.temporal_compression_ratio
@@ -53,8 +56,8 @@ class CogVideoXModel(PipelineModel):
         if frames > 1 and frames % 2 == 0:
             ratio = self.vae_scale_factors()[0]
             raise UserError(
-                f"sampling.num_frames={self.sampling.num_frames} makes {frames} latent frames, of which this decoder makes "
-                f"{frames * ratio} frames; choose a multiple of {2 * ratio} plus 1"
+                f"sampling.num_frames={self.sampling.num_frames} makes {frames} latent frames, of which "
+                f"this decoder makes {frames * ratio} frames; choose a multiple of {2 * ratio} plus 1"
             )
         patch = self.pipe.transformer.config.patch_size_t or 1
         return channels, -(-frames // patch) * patch, height, width

@@ -12,8 +12,8 @@ from vader_ray.models.core.decoders import DecoderOptions, WholeClip
 from vader_ray.types import Noise
 
 DECODE_TIMESTEP, DECODE_NOISE_SCALE = 0.05, 0.025
-"""Noise level that decoders of 0.9.1 and later remove, and amount of noise added before; the values of the library's
-documentation. The noise is a function of the video's seed."""
+"""Noise level that decoders of 0.9.1 and later remove, and amount of noise added before; the values of the
+library's documentation. The noise is a function of the video's seed."""
 
 
 class LTXModel(PipelineModel):

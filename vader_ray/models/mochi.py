@@ -9,8 +9,8 @@ from vader_ray.models.core.decoders import DecoderOptions, WholeClip
 class MochiModel(PipelineModel):
     """Flow-predicting transformer, T5 text encoder; the clip is decoded at once.
 
-    The library can decode in chunks, but repeats the edge frame of a chunk instead of keeping a cache, which changes the
-    pixels.
+    The library can decode in chunks, but repeats the edge frame of a chunk instead of keeping a cache, which
+    changes the pixels.
     """
 
     pipeline_classes = ("MochiPipeline",)

@@ -1,4 +1,4 @@
-"""ModelScope text-to-video (``ali-vilab/text-to-video-ms-1.7b``) and other 3D UNets in the same diffusers layout."""
+"""ModelScope text-to-video (``ali-vilab/text-to-video-ms-1.7b``) and other 3D UNets in its layout."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from vader_ray.types import Noise
 
 
 class ModelScopeModel(PipelineModel):
-    """Noise-predicting 3D UNet, CLIP text encoder, image autoencoder per frame. Adapters are saved in peft's format."""
+    """Noise-predicting 3D UNet, CLIP text encoder, image autoencoder per frame.
+
+    Adapters are saved in peft's format.
+    """
 
     pipeline_classes = ("TextToVideoSDPipeline",)
     denoiser_name = "unet"

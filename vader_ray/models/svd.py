@@ -13,10 +13,13 @@ from vader_ray.types import Noise
 
 
 class SVDModel(PipelineModel):
-    """Spatio-temporal UNet conditioned on an encoded image; only rewards see the prompts. Adapters are in peft's format.
+    """Spatio-temporal UNet conditioned on an image; only rewards see the prompts.
 
-    ``sampling.guidance_scale`` is that of the last frame; the first frame has guidance 1, the frames between are interpolated,
-    as in the pipeline. Frame rate, motion bucket and image noise are the pipeline's defaults (7, 127, 0.02).
+    Adapters are saved in peft's format.
+
+    ``sampling.guidance_scale`` is that of the last frame; the first frame has guidance 1, the frames between
+    are interpolated, as in the pipeline. Frame rate, motion bucket and image noise are the pipeline's
+    defaults (7, 127, 0.02).
     """
 
     pipeline_classes = ("StableVideoDiffusionPipeline",)

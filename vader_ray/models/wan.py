@@ -1,4 +1,8 @@
-"""Wan 2.1 and 2.2 (``Wan-AI/Wan2.1-T2V-1.3B-Diffusers``, ``Wan2.2-T2V-A14B-Diffusers``, ``Wan2.2-TI2V-5B-Diffusers`` …)."""
+"""Wan 2.1 and 2.2: videos from text, or from an image.
+
+For example ``Wan-AI/Wan2.1-T2V-1.3B-Diffusers``, ``Wan2.2-T2V-A14B-Diffusers`` and
+``Wan2.2-TI2V-5B-Diffusers``.
+"""
 
 from __future__ import annotations
 
@@ -39,11 +43,13 @@ class WanStream(CausalStream):
 
 
 class WanModel(PipelineModel):
-    """Flow-predicting transformer (2.2-A14B: one for the noisy steps, one for the rest), umT5 text encoder, causal autoencoder.
+    """Flow-predicting transformer, umT5 text encoder, causal autoencoder.
 
-    The image-to-video pipeline takes one image for all its videos, so videos are sampled one by one there. Adapters are saved
-    in diffusers' format; ``load_lora_weights(FOLDER / "transformer_2", load_into_transformer_2=True)`` loads that of the second
-    transformer.
+    Wan 2.2 A14B has two transformers, one for the noisy steps and one for the others.
+
+    The image-to-video pipeline takes one image for all its videos, so videos are sampled one by one there.
+    Adapters are saved in diffusers' format; ``load_lora_weights(FOLDER / "transformer_2",
+    load_into_transformer_2=True)`` loads that of the second transformer.
     """
 
     pipeline_classes = ("WanPipeline", "WanImageToVideoPipeline")

@@ -32,7 +32,8 @@ RENAMED = {
 FILLERS = frozenset({"a", "an", "the", "or", "and", "of", "in", "on", "with", "to", "is", "are"})
 """Words that are ignored when texts and labels are compared."""
 SAME_WORD = 0.85
-"""Smallest ratio of `difflib.SequenceMatcher` at which two words count as equal: one letter of a word of seven differs."""
+"""Smallest ratio of `difflib.SequenceMatcher` at which two words count as equal: one letter of a word of
+seven differs."""
 CLOSE = 0.5
 """Smallest share of a label's words that the option ``action`` must contain."""
 NUM_SUGGESTIONS = 3
@@ -42,22 +43,26 @@ NUM_SUGGESTIONS = 3
 class ActionReward(NetworkReward):
     """The classifier's log-probability (or probability) of one of its labels for the whole clip.
 
-    The label nearest to a text is the one with the largest share of its words in the text. Words are compared without case,
-    plural and the endings -ing, -ed, -e, and may differ by a letter. Ties are broken by the number of such words, then by the
-    similarity of spelling (`difflib`), then by the order of the labels. A label with exactly the words of the text wins always.
+    The label nearest to a text is the one with the largest share of its words in the text. Words are compared
+    without case, plural and the endings -ing, -ed, -e, and may differ by a letter. Ties are broken by the
+    number of such words, then by the similarity of spelling (`difflib`), then by the order of the labels. A
+    label with exactly the words of the text wins always.
 
-    The network takes a fixed number of frames (16). ``published`` takes them at equal distances from first to last and repeats
-    frames of a shorter clip; ``vader`` takes every second frame first and then does the same.
+    The network takes a fixed number of frames (16). ``published`` takes them at equal distances from first to
+    last and repeats frames of a shorter clip; ``vader`` takes every second frame first and then does the
+    same.
 
-    Deviation from float32 on a tiny network with random weights (tests): bfloat16 below 0.02, float16 below 0.003.
+    Deviation from float32 on a tiny network with random weights (tests): bfloat16 below 0.02, float16 below
+    0.003.
 
     Args:
-        weights: folder or hub repository in transformers' format (``config.json``, processor, ``model.safetensors``).
-        action: label of every video, exact or nearest. By default each video has the label nearest to its prompt, even if it is
-            not near: set the option if prompts name no action.
+        weights: folder or hub repository in transformers' format (``config.json``, processor,
+            ``model.safetensors``).
+        action: label of every video, exact or nearest. By default each video has the label nearest to its
+            prompt, even if it is not near: set the option if prompts name no action.
         score: ``log_probability`` (at most 0, its gradient does not vanish) or ``probability``.
-        preprocessing: ``published``: that of the checkpoint's processor (short side, centre crop); ``vader``: resized to a square
-            (bilinear, ImageNet's normalisation).
+        preprocessing: ``published``: that of the checkpoint's processor (short side, centre crop); ``vader``:
+            resized to a square (bilinear, ImageNet's normalisation).
     """
 
     granularity: Granularity = "clip"
@@ -79,8 +84,8 @@ class ActionReward(NetworkReward):
         self.processor = read_processor(folder)
         if self.processor.size != self.network.config.image_size:
             raise ConfigError(
-                f"{folder}: frames of {self.processor.size} pixels do not fit a network for {self.network.config.image_size}; "
-                "give the processor of these weights"
+                f"{folder}: frames of {self.processor.size} pixels do not fit a network for "
+                f"{self.network.config.image_size}; give the processor of these weights"
             )
         self.labels = [label for _, label in sorted(self.network.config.id2label.items())]
         self.action = None if action is None else find_label(action, self.labels)
@@ -142,7 +147,7 @@ def find_label(action: str, labels: Sequence[str]) -> str:
 
 @lru_cache(maxsize=4096)
 def nearest_labels(text: str, labels: tuple[str, ...]) -> list[tuple[str, float]]:
-    """Return the labels from the nearest to the farthest, each with the share of its words that the text contains."""
+    """Return the labels from the nearest to the farthest, each with the share of its words in the text."""
     given = _words(text)
 
     def rank(label: str) -> tuple[bool, float, int, float]:

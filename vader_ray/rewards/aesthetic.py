@@ -1,4 +1,7 @@
-"""LAION aesthetic score: linear head on CLIP ViT-L/14 image embeddings (christophschuhmann/improved-aesthetic-predictor)."""
+"""LAION aesthetic score: a linear head on CLIP ViT-L/14 image embeddings.
+
+Source: christophschuhmann/improved-aesthetic-predictor.
+"""
 
 from __future__ import annotations
 
@@ -33,13 +36,15 @@ OTHER_TOWER = ("text_model.", "text_projection.", "logit_scale")
 
 
 class AestheticReward(FrameReward):
-    """The mean over frames of the head's rating of the normalised image embedding; the prompts have no influence.
+    """The mean over frames of the head's rating of the normalised image embedding; ignores the prompts.
 
     Args:
         weights: folder with ``image_encoder/`` and one ``*.pth`` head, instead of the published pair.
-        encoder: CLIP of transformers, whole or the vision tower with its projection; replaces that of ``weights``.
+        encoder: CLIP of transformers, whole or the vision tower with its projection; replaces that of
+            ``weights``.
         head: local file, or hub repository with the published head; replaces that of ``weights``.
-        preprocessing: ``published`` crops the centre (short side bicubic); ``vader`` resizes to a square (bilinear).
+        preprocessing: ``published`` crops the centre (short side bicubic); ``vader`` resizes to a square
+            (bilinear).
     """
 
     unit = "LAION aesthetic, about 1 to 10"
@@ -66,8 +71,9 @@ class AestheticReward(FrameReward):
         self.head = frozen(load_head(head_file if head_file.is_file() else head_file / HEAD_FILE))
         if self.head.num_features != self.encoder.config.projection_dim:
             raise ConfigError(
-                f"the head {head_file} takes {self.head.num_features} features but the encoder {encoder_folder} gives "
-                f"{self.encoder.config.projection_dim}; give a head that was trained on this encoder"
+                f"the head {head_file} takes {self.head.num_features} features but the encoder "
+                f"{encoder_folder} gives {self.encoder.config.projection_dim}; give a head that was trained "
+                "on this encoder"
             )
         self.image_mean, self.image_std = image_statistics(encoder_folder)
         self.image_size: int = self.encoder.config.image_size  # type: ignore[assignment]
@@ -102,7 +108,10 @@ class AestheticReward(FrameReward):
 
 
 class Head(nn.Module):
-    """Linear layers without activations, named as in the published file; its dropouts are off in eval mode and left out."""
+    """Linear layers without activations, named as in the published file.
+
+    The file's dropouts are off in eval mode and left out.
+    """
 
     def __init__(self, sizes: Sequence[int]) -> None:
         super().__init__()

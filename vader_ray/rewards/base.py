@@ -1,18 +1,18 @@
 """Base classes of rewards with a network; the public extension points.
 
-A reward is any object with attributes ``granularity`` and ``unit`` that is called with frames and prompts and returns one score
-per video (`vader_ray.types.Reward`); ``brightness.py`` is the shortest example. For a reward with a network, subclass
+A reward is any object with attributes ``granularity`` and ``unit`` that is called with frames and prompts
+and returns one score per video (`vader_ray.types.Reward`); ``brightness.py`` is the shortest example. For
+a reward with a network, subclass
 
-- `FrameReward`, if the score of a video is the mean of scores of its single frames: implement `FrameReward.score_images`;
+- `FrameReward` if the score of a video is the mean of scores of its single frames: implement
+  `FrameReward.score_images`;
 - `NetworkReward` otherwise: implement `NetworkReward.score`.
 
-Load the networks in ``__init__``, each through `frozen`; keyword arguments of ``__init__`` are the reward's options in a recipe,
-validated by their annotations. The base class keeps the networks frozen and in eval mode, computes in the recipe's precision and
-returns float32 scores::
+Load the networks in ``__init__``, each through `frozen`. The keyword arguments of ``__init__`` are the
+reward's options in a recipe, validated by their annotations. The base class keeps the networks frozen and
+in eval mode, computes in the recipe's precision and returns float32 scores::
 
     class ContrastReward(FrameReward):
-        '''The network's rating of each frame.'''
-
         unit = "rating, 0 to 10"
         default_weights = "my-lab/contrast"
         licence = "MIT"
@@ -25,12 +25,14 @@ returns float32 scores::
             pixels = normalise(squash(images, 224, "bilinear"), CLIP_MEAN, CLIP_STD)
             return self.network(pixels.to(self.dtype))[:, 0]
 
-In float16 the gradient of a score with respect to a pixel is smaller than the smallest float16 number, so the network's backward
-pass runs on gradients multiplied by `GRADIENT_SCALE`, which are divided again at the float32 frames.
+In float16 the gradient of a score with respect to a pixel is smaller than the smallest float16 number. So
+the network's backward pass runs on gradients multiplied by `GRADIENT_SCALE`, which are divided again at
+the float32 frames.
 
-Measured deviation of half precision from float32 on networks of two or three layers: of the score in percent of its range (200
-for 100 × cosine, 2 for a cosine, 9 for the aesthetic rating, 1 for the probability of a soft detection), and of the gradient in
-percent of its norm (``pytest tests/rewards/test_frame_rewards.py -k half_precision -s``); deep networks deviate more:
+Measured deviation of half precision from float32 on networks of two or three layers: of the score in
+percent of its range (200 for 100 × cosine, 2 for a cosine, 9 for the aesthetic rating, 1 for the
+probability of a soft detection), and of the gradient in percent of its norm (``pytest
+tests/rewards/test_frame_rewards.py -k half_precision -s``); deep networks deviate more:
 
 ================  ==============  ==============
 reward            bfloat16        float16
@@ -58,14 +60,19 @@ from vader_ray.types import Frames, Granularity, Scores
 Network = TypeVar("Network", bound=nn.Module)
 
 GRADIENT_SCALE = 2.0**10
-"""A power of two, so that multiplication and division are exact. Gradients of up to 63 at the network's output do not overflow."""
+"""A power of two, so that multiplication and division are exact. Gradients of up to 63 at the network's
+output do not overflow."""
 
 
 class NetworkReward(nn.Module):
-    """Base class of rewards whose networks are never trained. A subclass loads them in ``__init__`` and implements `score`."""
+    """Base class of rewards whose networks are never trained.
+
+    A subclass loads them in ``__init__`` and implements `score`.
+    """
 
     granularity: Granularity
-    """``clip`` if a score needs all frames of a video at once, ``frame`` if it is the mean of scores of single frames."""
+    """``clip`` if a score needs all frames of a video at once, ``frame`` if it is the mean of scores of
+    single frames."""
     unit: str
     """Unit and range of the scores, for people."""
     default_weights: str
@@ -87,9 +94,10 @@ class NetworkReward(nn.Module):
         return next(self.parameters()).dtype
 
     def region(self, height: int, width: int) -> tuple[slice, slice]:
-        """Return the rows and columns of a ``height`` × ``width`` frame that can influence the score; by default all.
+        """Return the rows and columns of a frame that can influence the score; by default all.
 
-        Only this part of the frames travels to a remote reward. Pixels outside it must have a gradient of exactly 0.
+        Only this part of the frames travels to a remote reward. Pixels outside it must have a gradient of
+        exactly 0.
         """
         return slice(0, height), slice(0, width)
 
@@ -110,12 +118,16 @@ class NetworkReward(nn.Module):
         """Return one score per video, differentiable in the frames.
 
         Args:
-            frames: ``batch frames 3 height width`` in [0, 1], float32 or float64; cast to `dtype` after preprocessing.
+            frames: ``batch frames 3 height width`` in [0, 1], float32 or float64; cast to `dtype` after
+                preprocessing.
             prompts: one per video.
         """
 
     def widened(self, frames: Frames) -> Frames:
-        """Return the frames in the dtype of preprocessing: that of the frames or of the network, float32 at least."""
+        """Return the frames in the dtype of preprocessing.
+
+        It is that of the frames or of the network, whichever is wider, and float32 at least.
+        """
         return frames.to(torch.promote_types(torch.promote_types(frames.dtype, self.dtype), torch.float32))
 
 

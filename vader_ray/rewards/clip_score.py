@@ -12,8 +12,9 @@ REPOSITORY = "openai/clip-vit-large-patch14"
 class CLIPScoreReward(TransformersClipReward):
     """The mean over frames of 100 · cosine(image, prompt).
 
-    Positive scores are the CLIPScore of leaderboards. The published score clamps negative cosines to 0, where the gradient is 0;
-    here there is no clamp. The paper's factor is 2.5 instead of 100. VADER's code has no such reward.
+    Positive scores are the CLIPScore of leaderboards. The published score clamps negative cosines to 0, where
+    the gradient is 0; here there is no clamp. The paper's factor is 2.5 instead of 100. VADER's code has no
+    such reward.
 
     Args:
         weights: hub repository or local folder in transformers' format, with its tokenizer.

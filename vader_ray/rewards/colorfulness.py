@@ -11,14 +11,18 @@ from vader_ray.types import Frames, Granularity, Scores
 WHITE = 255.0
 """Value of white: the published scale is that of 8-bit images."""
 ROUNDING = 0.01
-"""Smoothing of the two square roots at 0, on the same scale, so that the gradient of a grey frame is 0 and not NaN."""
+"""Smoothing of the two square roots at 0, on the same scale, so that the gradient of a grey frame is 0 and
+not NaN."""
 
 
 class ColorfulnessReward:
-    """The mean over frames of M = √(σ²_rg + σ²_yb) + 0.3 √(μ²_rg + μ²_yb), with rg = R − G and yb = (R + G)/2 − B.
+    """The mean over frames of M = √(σ²_rg + σ²_yb) + 0.3 √(μ²_rg + μ²_yb).
 
-    The published value within `ROUNDING`: 0 not colourful, 15 slightly, 33 moderately, 45 averagely, 59 quite, 82 highly and
-    109 extremely colourful (table 2 there); at most about 250. The prompts have no influence.
+    Here rg = R − G and yb = (R + G)/2 − B.
+
+    The published value within `ROUNDING`: 0 not colourful, 15 slightly, 33 moderately, 45 averagely, 59
+    quite, 82 highly and 109 extremely colourful (table 2 there); at most about 250. The prompts have no
+    influence.
     """
 
     granularity: Granularity = "frame"

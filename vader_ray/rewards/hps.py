@@ -1,4 +1,4 @@
-"""Human Preference Score v2 (arXiv 2306.09341): an open_clip ViT-H-14, fine-tuned on human choices between images."""
+"""Human Preference Score v2 (arXiv 2306.09341): an open_clip ViT-H-14 trained on human choices."""
 
 from __future__ import annotations
 
@@ -28,12 +28,13 @@ class HPSReward(PromptReward):
     """The mean over frames of cosine(image, prompt), without the logit scale.
 
     Args:
-        weights: hub repository with the published files, local ``{"state_dict": …}`` file, or folder with one ``*.pt`` file and
-            its ``open_clip_config.json``.
+        weights: hub repository with the published files, local ``{"state_dict": …}`` file, or folder with one
+            ``*.pt`` file and its ``open_clip_config.json``.
         version: which file of the hub repository.
-        architecture: name of an open_clip architecture, or folder with ``open_clip_config.json``; not used if ``weights`` is a
-            folder with such a file.
-        preprocessing: ``published`` letterboxes (long side bicubic, black borders); ``vader`` resizes to a square (bilinear).
+        architecture: name of an open_clip architecture, or folder with ``open_clip_config.json``; not used if
+            ``weights`` is a folder with such a file.
+        preprocessing: ``published`` letterboxes (long side bicubic, black borders); ``vader`` resizes to a
+            square (bilinear).
     """
 
     unit = "cosine"
@@ -109,7 +110,10 @@ def create(architecture: str, *, device: str | None = None) -> tuple[Any, Any]:
 
 @contextmanager
 def _silenced_root_logger() -> Iterator[None]:
-    """Silence open_clip, which logs to the root logger: it would install a handler there and warn about missing weights."""
+    """Silence open_clip, which logs to the root logger.
+
+    It would install a handler there and warn about weights that are loaded later.
+    """
     root, handler = logging.getLogger(), logging.NullHandler()
     level = root.level
     root.addHandler(handler)

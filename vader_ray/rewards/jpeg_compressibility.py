@@ -45,24 +45,28 @@ ZIGZAG = sorted(
 HEADER_BYTES = 623
 """Bytes of a file that do not belong to coded blocks: markers and tables."""
 BLOCK_BITS, COEFFICIENT_BITS, RUN_BITS, SIZE_BITS = 8.6, 0.6, 2.8, 2.5
-"""Bits per block, per coefficient that is not 0, per doubling of the run of zeros before it and per doubling of its magnitude.
+"""Bits per block, per coefficient that is not 0, per doubling of the run of zeros before it and per doubling
+of its magnitude.
 
-Fitted by least squares to real files (Pillow's Huffman tables) of half of the images of the test; see the class.
+Fitted by least squares to real files (Pillow's Huffman tables) of half of the images of the test; see the
+class.
 """
 
 
 class JPEGCompressibilityReward:
     """Minus the mean size of the frames as JPEG files, in kilobytes of 1000 bytes.
 
-    The same as JPEG up to its rounding: luminance, colour differences at half resolution, DCT of 8 × 8 blocks, division by the
-    standard tables at ``quality`` (scaled as in libjpeg); frames are padded to multiples of 16 by repeating the border. The bits
-    of the entropy coder are estimated by smooth functions of the unrounded coefficients: a coefficient above about 0.5 counts as
-    not 0 and costs bits for its magnitude and for the zeros before it in the order of coding.
+    The same as JPEG up to its rounding: luminance, colour differences at half resolution, DCT of 8 × 8
+    blocks, division by the standard tables at ``quality`` (scaled as in libjpeg); frames are padded to
+    multiples of 16 by repeating the border. The bits of the entropy coder are estimated by smooth functions
+    of the unrounded coefficients: a coefficient above about 0.5 counts as not 0 and costs bits for its
+    magnitude and for the zeros before it in the order of coding.
 
-    Compared with Pillow's files (``subsampling="4:2:0"``, default Huffman tables) at qualities 30 to 90, on images that were not
-    used in the fit: mean error 0.3 to 0.8 % for the shapes videos (85 % of their files is header), 1.1 to 1.6 % for colour noise
-    with 1/f spectra, 0.9 to 3.2 % for boxes over noise; correlation over the images of one kind and quality above 0.99, 0.999
-    and 0.85 (files of the last kind differ by less than 5 %). A test asserts these numbers.
+    Compared with Pillow's files (``subsampling="4:2:0"``, default Huffman tables) at qualities 30 to 90, on
+    images that were not used in the fit: mean error 0.3 to 0.8 % for the shapes videos (85 % of their files
+    is header), 1.1 to 1.6 % for colour noise with 1/f spectra, 0.9 to 3.2 % for boxes over noise; correlation
+    over the images of one kind and quality above 0.99, 0.999 and 0.85 (files of the last kind differ by less
+    than 5 %). A test asserts these numbers.
 
     Args:
         quality: JPEG quality, as in Pillow and libjpeg.
@@ -99,7 +103,10 @@ def quantisation(table: Sequence[Sequence[int]], quality: int) -> Float[Tensor, 
 
 
 def _planes(images: Float[Tensor, "n 3 height width"]) -> list[Float[Tensor, "n h w"]]:
-    """Return luminance and the two colour differences at half resolution, 8-bit scale around 0, padded to whole blocks."""
+    """Return luminance, and colour differences at half resolution, padded to whole blocks.
+
+    Values are on the 8-bit scale around 0.
+    """
     height, width = images.shape[-2:]
     padded = functional.pad(255 * images, (0, -width % MCU, 0, -height % MCU), mode="replicate")
     luma, blue, red = torch.einsum("nchw,dc->dnhw", padded, images.new_tensor(YCBCR)).unbind()

@@ -18,7 +18,8 @@ SMOOTHING = (1.0, 4.0, 6.0, 4.0, 1.0)
 WINDOW = 7
 """Side in pixels of the window in which the motion is assumed constant."""
 NOISE = 5e-5
-"""Mean squared gradient, in luminance² per pixel², below which a direction counts as uniform and its flow decays to 0."""
+"""Mean squared gradient, in luminance² per pixel², below which a direction counts as uniform and its flow
+decays to 0."""
 STILL = 1e-3
 """Smoothing of |flow| at 0, in pixels per frame, so that the gradient of a still video is 0 and not NaN."""
 
@@ -26,12 +27,12 @@ STILL = 1e-3
 class MotionReward:
     """The mean length of the optical flow over pixels and pairs of neighbouring frames.
 
-    The flow is used instead of the frame difference, which also grows with flicker and contrast and has no unit of motion.
-    Windows without texture count as still, and so does motion along an edge: the score of a small object on a uniform background
-    is about its speed times the share of the frame that its outline covers. Measured (tests): within 30 % up to 1 pixel per
-    frame and 35 % at 2 for moving waves of 8 to 20 pixels (motion by half a wavelength cannot be distinguished from motion
-    backwards); still videos of the shapes data set with 20 % flicker score less than a sixth of moving ones. The prompts have
-    no influence.
+    The flow is used instead of the frame difference, which also grows with flicker and contrast and has no
+    unit of motion. Windows without texture count as still, and so does motion along an edge: the score of a
+    small object on a uniform background is about its speed times the share of the frame that its outline
+    covers. Measured (tests): within 30 % up to 1 pixel per frame and 35 % at 2 for moving waves of 8 to 20
+    pixels (motion by half a wavelength cannot be distinguished from motion backwards); still videos of the
+    shapes data set with 20 % flicker score less than a sixth of moving ones. The prompts have no influence.
     """
 
     granularity: Granularity = "clip"
@@ -47,7 +48,8 @@ class MotionReward:
         """
         if frames.shape[1] < 2:
             raise UserError(
-                "motion compares neighbouring frames and got 1; set the reward's frames to a rule that leaves at least 2"
+                "motion compares neighbouring frames and got 1; set the reward's frames to a rule that "
+                "leaves at least 2"
             )
         speed = (flow(frames).square().sum(dim=2) + STILL**2).sqrt() - STILL
         return speed.mean(dim=(1, 2, 3))
@@ -56,8 +58,9 @@ class MotionReward:
 def flow(frames: Frames) -> Float[Tensor, "batch pairs 2 height width"]:
     """Return the displacement in pixels (right, down) of each neighbourhood from each frame to the next.
 
-    The closed-form least-squares solution of ∂x·u + ∂y·v + c = −∂t over a window, where c absorbs a change of brightness.
-    Derivatives are those of the mean of both frames, so the error of the linearisation is of third order in the displacement.
+    The closed-form least-squares solution of ∂x·u + ∂y·v + c = −∂t over a window, where c absorbs a change of
+    brightness. Derivatives are those of the mean of both frames, so the error of the linearisation is of
+    third order in the displacement.
     """
     grey = torch.einsum("bfchw,c->bfhw", frames, frames.new_tensor(LUMINANCE))
     grey = _filtered(grey, _kernel(grey))

@@ -41,23 +41,28 @@ NOT_A_CLASS = "N/A"
 
 
 class ObjectDetectionReward(FrameReward):
-    """The mean over frames of the confidence that an object is present (``add``) or absent (``remove``); ignores the prompts.
+    """The mean over frames of the confidence that an object is present or absent.
 
-    ``soft`` treats the probabilities p of the object in the network's detection tokens as independent. It is the logarithm of
-    1 − Π(1 − p), that at least one token detects it (``add``), or of Π(1 − p), that none does (``remove``); at most 0, without
-    lower bound. Every image has a gradient, which is largest where the probability itself would have nearly none. Published
-    networks have logits of about −40, which bfloat16 rounds to multiples of 0.1 or 0.2: prefer float16 or float32.
-    ``hard`` is the rule of VADER's authors: the mean of p over the boxes of the class with p above ``threshold``, 0 if there is
-    no such box, and one minus that for ``remove``; from 0 to 1. An image without such a box has no gradient.
+    ``mode`` chooses presence (``add``) or absence (``remove``); the prompts have no influence.
+
+    ``soft`` treats the probabilities p of the object in the network's detection tokens as independent. It is
+    the logarithm of 1 − Π(1 − p), that at least one token detects it (``add``), or of Π(1 − p), that none
+    does (``remove``); at most 0, without lower bound. Every image has a gradient, which is largest where the
+    probability itself would have nearly none. Published networks have logits of about −40, which bfloat16
+    rounds to multiples of 0.1 or 0.2: prefer float16 or float32. ``hard`` is the rule of VADER's authors: the
+    mean of p over the boxes of the class with p above ``threshold``, 0 if there is no such box, and one minus
+    that for ``remove``; from 0 to 1. An image without such a box has no gradient.
 
     Args:
         object: class name of the network, such as ``person`` or ``cat``.
         mode: whether presence (``add``) or absence (``remove``) is rewarded.
         score: ``soft`` or ``hard``, as above.
-        threshold: of ``hard``; a box counts if the object is its most probable class, with a probability above the threshold.
+        threshold: of ``hard``; a box counts if the object is its most probable class, with a probability
+            above the threshold.
         weights: hub repository or local folder in transformers' format.
-        preprocessing: ``published`` resizes according to ``preprocessor_config.json`` (bilinear, antialiased); ``vader`` to a
-            height of 512 pixels with the aspect ratio kept (bilinear, not antialiased).
+        preprocessing: ``published`` resizes according to ``preprocessor_config.json`` (bilinear,
+            antialiased); ``vader`` to a height of 512 pixels with the aspect ratio kept (bilinear, not
+            antialiased).
     """
 
     unit = "soft: log-probability, at most 0; hard: mean box score, 0 to 1"
@@ -126,8 +131,8 @@ def log_of_complement(logarithm: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
 def fitted(height: int, width: int, shortest: int, longest: int) -> tuple[int, int]:
     """Return the height and width after the published processor.
 
-    The short side becomes ``shortest`` pixels unless the long side would exceed ``longest``; both are rounded down to a multiple
-    of 16.
+    The short side becomes ``shortest`` pixels unless the long side would exceed ``longest``; both are rounded
+    down to a multiple of 16.
     """
     short, long = sorted((height, width))
     exact = longest * short / long if long / short * shortest > longest else shortest
@@ -161,13 +166,17 @@ def load_detector(folder: Path) -> YolosForObjectDetection:
 
 
 def _edges(path: Path) -> tuple[int, int]:
-    """Return the shortest and the longest edge in pixels, from the file format of new or old versions of transformers."""
+    """Return the shortest and the longest edge in pixels.
+
+    New and old versions of transformers write them differently.
+    """
     settings: Any = read_json(path)
     size = settings.get("size")
     if isinstance(size, int):
         return size, int(settings.get("max_size", LONGEST_EDGE))
     if not isinstance(size, dict) or "shortest_edge" not in size:
         raise ConfigError(
-            f"{path} must have size.shortest_edge and has size={size!r}; copy it from the weights' hub repository"
+            f"{path} must have size.shortest_edge and has size={size!r}; copy it from the weights' hub "
+            "repository"
         )
     return int(size["shortest_edge"]), int(size.get("longest_edge", LONGEST_EDGE))

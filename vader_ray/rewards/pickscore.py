@@ -12,11 +12,13 @@ REPOSITORY, TOKENIZER = "yuvalkirstain/PickScore_v1", "laion/CLIP-ViT-H-14-laion
 class PickScoreReward(TransformersClipReward):
     """The mean over frames of exp(logit scale) · cosine(image, prompt), equation 1 of the paper.
 
-    There is no option ``preprocessing``: VADER's code preprocesses as published (short side bicubic, centre crop).
+    There is no option ``preprocessing``: VADER's code preprocesses as published (short side bicubic, centre
+    crop).
 
     Args:
         weights: hub repository or local folder in transformers' format.
-        tokenizer: hub repository or folder; by default the tokenizer in a local folder of weights, or else the published one.
+        tokenizer: hub repository or folder; by default the tokenizer in a local folder of weights, or else
+            the published one.
     """
 
     unit = "exp(logit scale) × cosine, −100 to 100, of natural images about 20"

@@ -17,10 +17,13 @@ LAPLACIAN = ((0.0, 1.0, 0.0), (1.0, -4.0, 1.0), (0.0, 1.0, 0.0))
 
 
 class SharpnessReward:
-    """The mean over frames of the variance of the 3 × 3 Laplacian of the grey image: ``cv2.Laplacian(grey, CV_64F).var()``.
+    """The mean over frames of the variance of the 3 × 3 Laplacian of the grey image.
 
-    It is 0 for a uniform frame, below about 100 for a blurred photograph, and thousands for a sharp or noisy one. It is not
-    bounded above, so give it a ``target`` in training. The border is mirrored; the prompts have no influence.
+    The same as ``cv2.Laplacian(grey, CV_64F).var()``.
+
+    It is 0 for a uniform frame, below about 100 for a blurred photograph, and thousands for a sharp or noisy
+    one. It is not bounded above, so give it a ``target`` in training. The border is mirrored; the prompts
+    have no influence.
     """
 
     granularity: Granularity = "frame"

@@ -1,4 +1,4 @@
-"""V-JEPA 2 (arXiv 2506.09985): how well the masked parts of a video are predicted from the visible ones, in feature space."""
+"""V-JEPA 2 (arXiv 2506.09985): how well masked parts of a video are predicted from the visible ones."""
 
 from __future__ import annotations
 
@@ -26,34 +26,43 @@ from vader_ray.weights import Source
 WEIGHTS = "facebook/vjepa2-vitl-fpc64-256"
 FILES = ("config.json", "video_preprocessor_config.json", "model.safetensors")
 BLOCKS = ((8, 0.15), (2, 0.7))
-"""Number of blocks of a mask and the share of the frame's area that each covers: short-range and long-range masks."""
+"""Number of blocks of a mask and the share of the frame's area that each covers: short-range and long-range
+masks."""
 ASPECT = (0.75, 1.5)
 """Range of height / width of a block."""
 
 
 class VJEPAReward(NetworkReward):
-    """Minus the masked prediction loss: the mean L1 distance of predicted and true features of the masked tokens.
+    """Minus the masked prediction loss of V-JEPA.
 
-    The encoder takes the visible tokens and the predictor predicts the features of the masked ones. The targets are the encoder's
-    features of the whole clip, normalised per token (layer norm without weights). This is V-JEPA's training loss (equation 1) with
-    one encoder in both branches, as published checkpoints contain only one. An uninformed prediction scores about −0.8 (minus the
-    mean of |x| over a normal x), a perfect one 0. As in transformers the predictor uses its mask token of index 1.
+    It is the mean L1 distance of predicted and true features of the masked tokens.
 
-    Masks are unions of blocks over all frames, drawn from (``seed``, prompt) alone: a video has the same masks in every batch, on
-    every worker and after a resume, and videos of one prompt can be compared. All frames of the clip are used (the reference
-    trains on 16); their number must be a multiple of the tubelet size (2).
+    The encoder takes the visible tokens and the predictor predicts the features of the masked ones. The
+    targets are the encoder's features of the whole clip, normalised per token (layer norm without weights).
+    This is V-JEPA's training loss (equation 1) with one encoder in both branches, as published checkpoints
+    contain only one. An uninformed prediction scores about −0.8 (minus the mean of |x| over a normal x), a
+    perfect one 0. As in transformers the predictor uses its mask token of index 1.
 
-    Deviation from float32 on a tiny network with random weights (tests): bfloat16 below 0.002, float16 below 0.0005.
+    Masks are unions of blocks over all frames, drawn from (``seed``, prompt) alone: a video has the same
+    masks in every batch, on every worker and after a resume, and videos of one prompt can be compared. All
+    frames of the clip are used (the reference trains on 16); their number must be a multiple of the tubelet
+    size (2).
+
+    Deviation from float32 on a tiny network with random weights (tests): bfloat16 below 0.002, float16 below
+    0.0005.
 
     Args:
-        weights: folder or hub repository in transformers' format (``config.json``, processor, ``model.safetensors``).
-        num_masks: pairs of a short-range and a long-range mask per query. More masks cost more and reduce the variance.
+        weights: folder or hub repository in transformers' format (``config.json``, processor,
+            ``model.safetensors``).
+        num_masks: pairs of a short-range and a long-range mask per query. More masks cost more and reduce the
+            variance.
         seed: of the masks.
-        context: ``visible`` encodes the visible tokens alone, as in V-JEPA's training; ``whole`` selects them from the encoding
-            of the whole clip, as ``VJEPA2Model.forward`` of transformers does, where they have attended to masked tokens.
-        target_gradient: whether the gradient also flows through the targets. If so, it is the gradient of the score and agrees
-            with finite differences. If not, it is that of V-JEPA's training (targets are constant), which needs about half the
-            memory, but is not the direction of steepest ascent.
+        context: ``visible`` encodes the visible tokens alone, as in V-JEPA's training; ``whole`` selects them
+            from the encoding of the whole clip, as ``VJEPA2Model.forward`` of transformers does, where they
+            have attended to masked tokens.
+        target_gradient: whether the gradient also flows through the targets. If so, it is the gradient of the
+            score and agrees with finite differences. If not, it is that of V-JEPA's training (targets are
+            constant), which needs about half the memory, but is not the direction of steepest ascent.
     """
 
     granularity: Granularity = "clip"
@@ -78,8 +87,9 @@ class VJEPAReward(NetworkReward):
         self.tubelet: int = self.network.config.tubelet_size
         if self.processor.size != self.network.config.crop_size or self.grid < 2:
             raise ConfigError(
-                f"{folder}: frames of {self.processor.size} pixels do not fit a network for {self.network.config.crop_size} "
-                f"in patches of {self.network.config.patch_size}, at least 2 × 2; give the processor of these weights"
+                f"{folder}: frames of {self.processor.size} pixels do not fit a network for "
+                f"{self.network.config.crop_size} in patches of {self.network.config.patch_size}, at least "
+                "2 × 2; give the processor of these weights"
             )
         self.num_masks, self.seed, self.context, self.target_gradient = (
             num_masks,
@@ -100,8 +110,9 @@ class VJEPAReward(NetworkReward):
         """
         if frames.shape[1] % self.tubelet:
             raise UserError(
-                f"vjepa takes {self.tubelet} frames at a time and cannot divide {frames.shape[1]}; set sampling.num_frames to a "
-                f"multiple of {self.tubelet}, or the reward's frames to a rule that gives such a number"
+                f"vjepa takes {self.tubelet} frames at a time and cannot divide {frames.shape[1]}; set "
+                f"sampling.num_frames to a multiple of {self.tubelet}, or the reward's frames to a rule "
+                "that gives such a number"
             )
         return torch.stack(
             [self._score_video(video, prompt) for video, prompt in zip(frames, prompts, strict=True)]
@@ -138,7 +149,10 @@ class VJEPAReward(NetworkReward):
     def _encode(
         self, patches: Float[Tensor, "1 tokens features"], positions: Int[Tensor, " tokens"] | None = None
     ) -> Float[Tensor, "1 tokens features"]:
-        """Encode the patches at these positions, by default all; `VJEPA2Encoder.forward` takes no positions."""
+        """Encode the patches at these positions, by default all.
+
+        `VJEPA2Encoder.forward` takes no positions.
+        """
         for layer in self.network.encoder.layer:
             patches = layer(patches, None if positions is None else positions[None])[0]
         encoded: Tensor = self.network.encoder.layernorm(patches)
@@ -165,10 +179,11 @@ class VJEPAReward(NetworkReward):
 def draw_mask(
     size: int, num_blocks: int, area: float, generator: torch.Generator
 ) -> Bool[Tensor, "size size"]:
-    """Draw a mask, true at masked cells of a ``size`` × ``size`` grid: the union of equal blocks at random positions.
+    """Draw a mask, the union of equal blocks at random positions of a ``size`` × ``size`` grid.
 
-    As in the reference, the blocks of a mask share their height and width, and a mask that covers the whole grid is drawn again.
-    A block has at least one cell, for grids that are smaller than those of V-JEPA's training.
+    As in the reference, the blocks of a mask share their height and width, and a mask that covers the whole
+    grid is drawn again. A block has at least one cell, for grids that are smaller than those of V-JEPA's
+    training.
     """
     while True:
         aspect = ASPECT[0] + (ASPECT[1] - ASPECT[0]) * float(

@@ -1,21 +1,20 @@
 """Export saved adapters to the formats of other programs, and merge an adapter into the denoiser.
 
-Keys of a layer LAYER with the update ``alpha / rank · B A``, where A is ``rank × in`` and B is ``out × rank``:
+Keys of a layer LAYER with the update ``alpha / rank · B A``; A is ``rank × in``, B is ``out × rank``:
 
-===========  ===================================================  ==================================================
-format       keys                                                 rank and alpha
-===========  ===================================================  ==================================================
-diffusers    ``transformer.LAYER.lora_A.weight``, ``lora_B``      in the metadata; the prefix of UNets is ``unet.``
-peft         ``base_model.model.LAYER.lora_A.weight``, ``lora_B`` in ``adapter_config.json``
-comfyui      transformers: ``diffusion_model.LAYER.lora_A.weight``, ``lora_B``, and ``LAYER.alpha``; UNets (kohya's):
-             ``lora_unet_LAYER.lora_down.weight``, ``lora_up``, ``alpha``; dots of the layer become underscores
-===========  ===================================================  ==================================================
+- ``diffusers``: ``transformer.LAYER.lora_A.weight`` and ``lora_B``, of UNets ``unet.LAYER…``; rank and
+  alpha are in the file's metadata.
+- ``peft``: ``base_model.model.LAYER.lora_A.weight`` and ``lora_B``; rank and alpha are in
+  ``adapter_config.json``.
+- ``comfyui``: ``diffusion_model.LAYER.lora_A.weight``, ``lora_B`` and ``LAYER.alpha`` of transformers; of
+  UNets (kohya's format) ``lora_unet_LAYER.lora_down.weight``, ``lora_up`` and ``alpha``, with underscores
+  for the dots of the layer's name.
 
-ComfyUI accepts the keys above for every weight ``diffusion_model.LAYER.weight`` of its own network (``comfy/lora.py``,
-``model_lora_keys_unet``; ``comfy/weight_adapter/lora.py``). Its networks have the layer names of the models' authors: those of
-LTX-Video (``comfy/ldm/lightricks/model.py``) differ from diffusers' by `_LTX`, those of Wan (``comfy/ldm/wan/model.py``) by
-`_WAN`, as in comfyanonymous/ComfyUI at 005d2d3 and 01c4fa4; UNets have diffusers' names.
-"""
+ComfyUI accepts these keys for every weight ``diffusion_model.LAYER.weight`` of its own network
+(``comfy/lora.py``, ``model_lora_keys_unet``; ``comfy/weight_adapter/lora.py``). Its networks have the
+layer names of the models' authors: those of LTX-Video (``comfy/ldm/lightricks/model.py``) differ from
+diffusers' by `_LTX`, those of Wan (``comfy/ldm/wan/model.py``) by `_WAN`, as in comfyanonymous/ComfyUI at
+005d2d3 and 01c4fa4; UNets have diffusers' names."""
 
 from __future__ import annotations
 
@@ -87,7 +86,8 @@ def export(source: Path, form: Format, output: Path, *, bare_alpha: float = file
         bare_alpha: alpha of a bare state dict, which does not contain it.
 
     Raises:
-        UserError: there is no adapter, the format has no names for its layers, or it needs more than one file.
+        UserError: there is no adapter, the format has no names for its layers, or it needs more than one
+            file.
     """
     sources = {"": source}
     if (source / _SECOND).is_dir():
@@ -152,7 +152,9 @@ def _for_diffusers(saved: Saved) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def for_comfyui(saved: Saved) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return tensors by ComfyUI's keys and empty metadata: alpha is among the tensors, the rank is their shape.
+    """Return an adapter's tensors by ComfyUI's keys, and empty metadata.
+
+    Alpha is one of the tensors; the rank is in their shapes.
 
     Raises:
         UserError: the layers of ComfyUI's network do not correspond to the adapter's one by one.
@@ -185,13 +187,13 @@ def _comfyui_renames(saved: Saved) -> dict[str, str]:
     if any(re.match(r"transformer_blocks\.\d+\.attn2\.", layer) for layer in saved.layers):
         return _LTX
     raise UserError(
-        f"ComfyUI's names for layers like {next(iter(saved.layers))} are not known: only adapters of Wan, LTX-Video and "
-        "diffusers' UNets can be exported to it; choose --format diffusers or peft"
+        f"ComfyUI's names for layers like {next(iter(saved.layers))} are not known: only adapters of Wan, "
+        "LTX-Video and diffusers' UNets can be exported to it; choose --format diffusers or peft"
     )
 
 
 def merge(denoiser: nn.Module) -> None:
-    """Add a loaded adapter's update to the weights of its layers, in their own dtype, and remove the adapter."""
+    """Add a loaded adapter's update to the weights, in their own dtype, and remove the adapter."""
     for name, layer in list(denoiser.named_modules()):
         if isinstance(layer, LoraLayer):
             layer.merge(safe_merge=True)  # type: ignore[operator]

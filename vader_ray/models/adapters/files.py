@@ -1,4 +1,4 @@
-"""Read and write adapter files: peft's two files, diffusers' single file with metadata, and bare state dicts."""
+"""Read and write adapter files of peft (two files) and diffusers (one file), and bare state dicts."""
 
 from __future__ import annotations
 
@@ -107,7 +107,8 @@ def rank_of(weights: dict[str, Tensor], source: Path) -> int:
     ranks = {len(value) for name, value in weights.items() if name.endswith(DOWN)}
     if len(ranks) != 1:
         raise UserError(
-            f"{source} must have layers of one rank, not of {sorted(ranks)}; give a peft state dict of one LoRA"
+            f"{source} must have layers of one rank, not of {sorted(ranks)}; give a peft state dict of one "
+            "LoRA"
         )
     return ranks.pop()
 

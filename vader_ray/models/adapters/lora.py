@@ -22,7 +22,10 @@ DENOISERS = ("unet", "transformer", "transformer_2")
 
 
 class _CastLinear(nn.Linear):
-    """Linear layer that casts its small float32 weight to the activations' dtype; peft would cast the large activations."""
+    """Linear layer that casts its small float32 weight to the dtype of the large activations.
+
+    peft would cast the activations to float32.
+    """
 
     def forward(self, input: Tensor) -> Tensor:
         output: Tensor = functional.linear(input, self.weight.to(input.dtype))
@@ -53,7 +56,9 @@ _CASTING: dict[type[nn.Module], type[nn.Module]] = {
 
 
 def inject(denoiser: nn.Module, adapter: AdapterConfig, targets: Sequence[str], seed: int) -> None:
-    """Freeze the denoiser and add a LoRA to every layer whose name ends in one of the targets; replaces an earlier LoRA.
+    """Freeze the denoiser and add a LoRA to every target layer, replacing an earlier LoRA.
+
+    Targets are ends of layer names.
 
     Raises:
         UserError: no layer has such a name, or one is neither linear nor a convolution.
@@ -90,7 +95,8 @@ def _keep_activation_dtype(layer: LoraLayer, name: str) -> None:
             if type(matrix) not in _CASTING:
                 kind = type(matrix).__name__
                 raise UserError(
-                    f"adapter.target_modules: {name} is a {kind}; only Linear, Conv2d and Conv3d can be adapted"
+                    f"adapter.target_modules: {name} is a {kind}; only Linear, Conv2d and Conv3d can be "
+                    "adapted"
                 )
             matrix.__class__ = _CASTING[type(matrix)]
             matrix.to(torch.promote_types(matrix.weight.dtype, torch.float32))
@@ -137,15 +143,18 @@ def save_for_diffusers(denoiser: nn.Module, folder: Path, pipeline: Any, name: s
 
 
 def folders(folder: Path, names: Iterable[str]) -> list[Path]:
-    """Return the folder of each denoiser's adapter: the first uses ``folder`` itself, every other a subfolder of its name."""
+    """Return the folder of each denoiser's adapter.
+
+    The first adapter is in ``folder`` itself, every other in a subfolder of its denoiser's name.
+    """
     return [folder / name if index else folder for index, name in enumerate(names)]
 
 
 def load_into(pipe: Any, folder: str | Path) -> None:
     """Add a saved adapter to the denoisers of any diffusers pipeline; it is frozen and ready for sampling.
 
-    This is the public ``vader_ray.load_adapter(pipe, folder)``. It works for every pipeline, also for those without
-    ``load_lora_weights``.
+    This is the public ``vader_ray.load_adapter(pipe, folder)``. It works for every pipeline, also for those
+    without ``load_lora_weights``.
 
     Args:
         pipe: a loaded diffusers pipeline with the denoisers that the adapter was trained on.
@@ -164,7 +173,9 @@ def load_into(pipe: Any, folder: str | Path) -> None:
 
 
 def refuse_foreign_adapters(pipe: Any) -> None:
-    """Check that no denoiser of a pipeline has an adapter of another program, which a new adapter would replace.
+    """Check that no denoiser of a pipeline has an adapter of another program.
+
+    A new adapter would replace it.
 
     Raises:
         UserError: one has.
@@ -174,8 +185,9 @@ def refuse_foreign_adapters(pipe: Any) -> None:
         layers = denoiser.modules() if denoiser is not None else ()
         if any(isinstance(layer, LoraLayer) and not _is_ours(layer) for layer in layers):
             raise UserError(
-                f"the pipeline's {name} already has an adapter, which the new one would replace; merge it into the weights "
-                "by pipe.fuse_lora() and pipe.unload_lora_weights(), or remove it by pipe.unload_lora_weights()"
+                f"the pipeline's {name} already has an adapter, which the new one would replace; merge it "
+                "into the weights by pipe.fuse_lora() and pipe.unload_lora_weights(), or remove it by "
+                "pipe.unload_lora_weights()"
             )
 
 
@@ -189,7 +201,7 @@ def save(denoiser: nn.Module, folder: Path) -> None:
 
 
 def load(denoiser: nn.Module, source: Path) -> None:
-    """Read the folder of a saved adapter, or a file with a bare peft state dict, into an adapter of the same shape.
+    """Read a saved adapter, or a file with a bare peft state dict, into an adapter of the same shape.
 
     Raises:
         UserError: the source has no adapter, a damaged one, or one of another model, rank or alpha.
@@ -204,14 +216,15 @@ def load(denoiser: nn.Module, source: Path) -> None:
         rank, alpha = settings["r"], settings["lora_alpha"]
     if (rank, alpha) != (mine.r, mine.lora_alpha):
         raise UserError(
-            f"the adapter in {source} has rank {rank} and alpha {alpha}, the model's has rank {mine.r} and alpha "
-            f"{mine.lora_alpha}; set adapter.rank and adapter.alpha to the file's"
+            f"the adapter in {source} has rank {rank} and alpha {alpha}, the model's has rank {mine.r} and "
+            f"alpha {mine.lora_alpha}; set adapter.rank and adapter.alpha to the file's"
         )
     if (found := {key: value.shape for key, value in weights.items()}) != expected:
         different = sorted(
             key for key in found.keys() | expected.keys() if found.get(key) != expected.get(key)
         )
         raise UserError(
-            f"the adapter in {source} belongs to another model: {len(different)} tensors differ, the first is {different[0]}"
+            f"the adapter in {source} belongs to another model: {len(different)} tensors differ, the first "
+            f"is {different[0]}"
         )
     set_peft_model_state_dict(denoiser, weights)

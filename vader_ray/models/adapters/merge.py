@@ -1,4 +1,4 @@
-"""Weighted sums of adapters: models between those of the single adapters (rewarded soups, arXiv 2306.04488)."""
+"""Weighted sums of adapters, as in rewarded soups (arXiv 2306.04488)."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from vader_ray.models.adapters.files import DOWN, WEIGHTS, read, write_peft
 
 
 def mix(adapters: Sequence[tuple[Path, float]], output: Path) -> None:
-    """Write the adapter whose update of each layer is the weighted sum of the adapters' updates, in peft's format.
+    """Write the adapter whose updates are the weighted sums of other adapters' updates, in peft's format.
 
-    ΔW = Σ wᵢ (αᵢ / rᵢ) Bᵢ Aᵢ is a LoRA of rank Σ rᵢ, exactly. (The mean of the Aᵢ times the mean of the Bᵢ is another, smaller
-    update.) peft's ``add_weighted_adapter`` needs the loaded base model for the same.
+    ΔW = Σ wᵢ (αᵢ / rᵢ) Bᵢ Aᵢ is a LoRA of rank Σ rᵢ, exactly. (The mean of the Aᵢ times the mean of the Bᵢ is
+    another, smaller update.) peft's ``add_weighted_adapter`` needs the loaded base model for the same.
 
     Args:
         adapters: folder and weight of each.

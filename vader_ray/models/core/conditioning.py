@@ -42,7 +42,10 @@ def _take(column: Tensor | list[Any], part: slice | list[int]) -> Tensor | list[
 def encode_texts(
     pipe: Any, sampling: SamplingConfig, names: Sequence[str], prompts: list[str]
 ) -> dict[str, Tensor | list[Any]]:
-    """Encode prompts by the pipeline's ``encode_prompt``; returns the rows by the names of the loop's arguments."""
+    """Encode prompts by the pipeline's ``encode_prompt``.
+
+    Returns tensors by the names of the loop's arguments, one row per prompt.
+    """
     groups = [prompts[start : start + _TEXT_BATCH_SIZE] for start in range(0, len(prompts), _TEXT_BATCH_SIZE)]
     rows = [_encode_group(pipe, sampling, group) for group in groups]
     named = dict(zip(names, zip(*rows, strict=True), strict=True))
@@ -66,14 +69,16 @@ def _encode_group(pipe: Any, sampling: SamplingConfig, prompts: list[str]) -> tu
 
 
 def _shared(column: Tensor) -> Tensor:
-    """Return the same rows; rows that are all equal, such as those of the negative prompt, are stored once."""
+    """Return the same rows; if all are equal, as those of the negative prompt, one is stored."""
     if column.is_meta:  # without values to compare
         return column
     return column[:1].clone().expand_as(column) if bool((column == column[:1]).all()) else column
 
 
 def open_images(sampling: SamplingConfig, images: Sequence[Path] | None) -> list[Any]:
-    """Open images and resize them to the size of the video; the aspect ratio is not kept, as in the library's examples.
+    """Open images and resize them to the size of the video.
+
+    The aspect ratio is not kept, as in the library's examples.
 
     Raises:
         UserError: there are no images.

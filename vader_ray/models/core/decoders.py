@@ -1,4 +1,4 @@
-"""Decoders of video autoencoders in chunks of frames. Each gives the pixels of the library's own ``vae.decode``."""
+"""Decode videos in chunks of frames; the pixels equal those of the library's own ``vae.decode``."""
 
 from __future__ import annotations
 
@@ -52,7 +52,10 @@ class Framewise2D:
         return [tuple(wanted[start : start + size]) for start in range(0, len(wanted), size)]
 
     def decode(self, latents: Latents, state: None, chunk: tuple[int, ...]) -> tuple[Frames, None]:
-        """Decode the frames of one chunk; saturated pixels have zero gradient, the derivative of the clamp."""
+        """Decode the frames of one chunk.
+
+        Saturated pixels have zero gradient, the derivative of the clamp.
+        """
         images = latents[:, :, list(chunk)].transpose(1, 2).flatten(0, 1)
         decoded = self._vae.decode(images.to(self._vae.dtype)).sample
         return _pixels(decoded).unflatten(0, (len(latents), len(chunk))), None
@@ -67,10 +70,10 @@ class Framewise2D:
 
 
 class TemporalChunk:
-    """Stable Video Diffusion's decoder, which mixes the frames of one chunk and keeps no cache between chunks.
+    """Stable Video Diffusion's decoder, which mixes the frames of a chunk and has no cache.
 
-    So the chunks are part of the result, like the pipeline's ``decode_chunk_size``: there are seams between them. They start
-    at fixed frames, whichever frames are wanted, and never cross from one video to the next.
+    So the chunks are part of the result, like the pipeline's ``decode_chunk_size``: there are seams between
+    them. They start at fixed frames, whichever frames are wanted, and never cross from one video to the next.
     """
 
     def __init__(self, vae: Any, chunk_size: int) -> None:
@@ -95,12 +98,15 @@ class TemporalChunk:
 
 
 class CausalStream:
-    """A causal autoencoder that decodes a few latent frames at a time; the decoder's cache is passed on as explicit tensors.
+    """A causal autoencoder that decodes a few latent frames at a time.
 
-    Exact, and so is its gradient, which flows through the cache (a detached cache gives a wrong one). Decoding stops after the
-    last wanted frame: for the first frame alone, only the first latent frame is decoded. A subclass defines `chunk_sizes` and
-    `decode_chunk`. With ``offload_cache`` the caches wait in host memory (pinned, if the decoder is on a GPU) for the next
-    chunk and for the backward pass: exact, slower.
+    The decoder's cache is passed from chunk to chunk as explicit tensors.
+
+    Exact, and so is its gradient, which flows through the cache (a detached cache gives a wrong one).
+    Decoding stops after the last wanted frame: for the first frame alone, only the first latent frame is
+    decoded. A subclass defines `chunk_sizes` and `decode_chunk`. With ``offload_cache`` the caches wait in
+    host memory (pinned, if the decoder is on a GPU) for the next chunk and for the backward pass: exact,
+    slower.
     """
 
     def __init__(self, vae: Any, *, offload_cache: bool = False) -> None:
@@ -112,11 +118,13 @@ class CausalStream:
         raise NotImplementedError
 
     def prepare(self, latents: Latents) -> Latents:
-        """Apply what the library applies to all latents before it decodes them in chunks; repeated for every chunk."""
+        """Apply the library's operations on all latents before it decodes in chunks; runs for every chunk."""
         return latents
 
     def decode_chunk(self, latents: Latents, cache: Any) -> tuple[Tensor, Any]:
-        """Return the decoder's output, ``batch 3 frames height width`` in [−1, 1], and the cache for the next chunk.
+        """Decode one chunk of latent frames.
+
+        Returns ``batch 3 frames height width`` in [−1, 1] and the cache for the next chunk.
 
         ``cache`` is None for the first chunk.
         """
@@ -146,7 +154,7 @@ class CausalStream:
         return _pixels(decoded).transpose(1, 2), cache
 
     def _latent_range(self, num_latent_frames: int, frame: int) -> tuple[int, int]:
-        """Return the first latent frame and the number of latent frames of the chunk that starts with a frame."""
+        """Return the first latent frame and the number of latent frames of the chunk from ``frame`` on."""
         first = start = 0
         for size, frames in self.chunk_sizes(num_latent_frames):
             if start == frame:
@@ -156,7 +164,9 @@ class CausalStream:
 
 
 class WholeClip:
-    """An autoencoder that must decode the whole clip at once. Exact; its backward pass keeps the whole decoder's activations.
+    """An autoencoder that must decode the whole clip at once.
+
+    Exact; the backward pass keeps the activations of the whole decoder.
 
     Args:
         vae: the autoencoder.

@@ -23,12 +23,15 @@ from vader_ray.models.core.meta_pipeline import load_meta_pipeline
 def load_pipeline(
     classes: Sequence[str], model: ModelConfig, sampling: SamplingConfig, device: torch.device
 ) -> Any:
-    """Load a pipeline with denoiser and text encoder in ``precision`` and the autoencoder in ``decoder_precision``.
+    """Load a pipeline, each network in the recipe's precision.
+
+    The autoencoder is in ``decoder_precision``, the other networks are in ``precision``.
 
     On the meta device it has no weights; only its configuration is read.
 
     Args:
-        classes: names of the family's pipeline classes in diffusers; of several, the weights' model_index.json names one.
+        classes: names of the family's pipeline classes in diffusers; of several, the weights'
+            model_index.json names one.
         model: weights and precision.
         sampling: the scheduler, if it is not the checkpoint's own.
         device: of all networks.
@@ -106,9 +109,9 @@ def _explained(source: str) -> Iterator[None]:
     except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
         if isinstance(error, OSError) and not Path(source).exists():
             raise UserError(
-                f"model.weights: {source!r} is neither a local folder nor in the Hugging Face cache, "
-                f"and it could not be downloaded; run `hf download {source}` where there is internet (to count a step, "
-                "`--exclude '*.safetensors' '*.bin'` leaves the weights out), or give a local folder"
+                f"model.weights: {source!r} is neither a local folder nor in the Hugging Face cache, and it "
+                f"could not be downloaded; run `hf download {source}` where there is internet (to count a "
+                "step, `--exclude '*.safetensors' '*.bin'` leaves the weights out), or give a local folder"
             ) from error
         raise UserError(
             f"model.weights: {source} cannot be loaded as this family's pipeline: {_one_line(error)}"

@@ -1,8 +1,8 @@
 """Hooks that stop, skip and differentiate steps of a diffusers pipeline's own denoising loop.
 
-Three facts make one implementation work for every pipeline (diffusers 0.42): ``inspect.unwrap(type(pipe).__call__)`` is the
-loop without its ``no_grad``; the loop calls ``scheduler.step`` once per denoising step; ``vae.decode`` receives the exact
-input of the decoder.
+Three facts make one implementation work for every pipeline (diffusers 0.42):
+``inspect.unwrap(type(pipe).__call__)`` is the loop without its ``no_grad``; the loop calls ``scheduler.step``
+once per denoising step; ``vae.decode`` receives the exact input of the decoder.
 """
 
 from __future__ import annotations
@@ -25,28 +25,30 @@ from vader_ray.models.adapters.lora import disabled
 from vader_ray.types import TruncationPlan
 
 OUTSIDE_STEPS = -2
-"""Step number of the noise that a loop draws outside its denoising steps: image augmentation, noise for the decoder. Not −1:
-`step_seed` of step −1 is the seed of the video itself, from which its initial noise is drawn."""
+"""Step number of the noise that a loop draws outside its denoising steps: image augmentation, noise for the
+decoder. Not −1: `step_seed` of step −1 is the seed of the video itself, from which its initial noise is
+drawn."""
 SEED_STRIDE = 7919
-"""Distance between the seeds of neighbouring denoising steps of a video. A prime that is larger than any number of videos
-in a step, so that no two (video, step) pairs of a training step share a seed."""
+"""Distance between the seeds of neighbouring denoising steps of a video: a prime that is large enough that
+videos with nearby seeds do not share noise."""
 
 
 def step_seed(seed: int, step: int) -> int:
-    """Return the seed of the noise of one denoising step, a function of the video's seed and the step alone."""
+    """Return the seed of one denoising step's noise, a function of the video's seed and the step alone."""
     return (seed + SEED_STRIDE * (step + 1)) % 2**63
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingState:
-    """Sampling of several videos, stopped before the first gradient step; one entry per video, can be sliced."""
+    """Sampling that was stopped before the first gradient step; one entry per video, can be sliced."""
 
     noise: Tensor
     """Initial noise, ``batch channels frames height width``."""
     seeds: tuple[int, ...]
     outputs: tuple[Tensor, ...] | None
-    """Last return value of ``scheduler.step``, the sample first; ``batch`` or ``batch·frames`` leads. None before step 0.
-    Some schedulers (CogVideoX's DPM) return a second tensor, which the loop passes to their next step."""
+    """Last return value of ``scheduler.step``, the sample first; ``batch`` or ``batch·frames`` leads. None
+    before step 0. Some schedulers (CogVideoX's DPM) return a second tensor, which the loop passes to their
+    next step."""
     scheduler_state: dict[str, Any]
     """Attributes of the scheduler; empty before step 0."""
 
@@ -88,7 +90,7 @@ def rows_of(videos: Sequence[int], rows_per_video: int) -> list[int]:
 
 
 def _join_states(states: Sequence[dict[str, Any]], shape: torch.Size) -> dict[str, Any]:
-    """Concatenate the tensors of the sample's shape; everything else is equal in all states and taken from the first."""
+    """Concatenate the tensors of the sample's shape; everything else is equal in all states."""
 
     def join(first: Any, *others: Any) -> Any:
         is_sample = isinstance(first, Tensor) and first.shape == shape
@@ -143,11 +145,11 @@ class LoopHook:
 
     @contextmanager
     def install(self, denoisers: Sequence[nn.Module], scheduler: Any, vae: Any) -> Iterator[None]:
-        """Route the denoisers' ``forward``, ``scheduler.step``, ``vae.encode`` and ``vae.decode`` through this hook.
+        """Route the pipeline's calls of denoisers, scheduler and autoencoder through this hook.
 
-        The scheduler's class is replaced by a subclass and not its ``step`` by an attribute: schedulers call their own
-        methods through ``self``, pipelines inspect the signature of ``type(scheduler).step``, and `SamplingState` copies the
-        scheduler's attributes, among which a hook must not be.
+        The scheduler's class is replaced by a subclass and not its ``step`` by an attribute: schedulers call
+        their own methods through ``self``, pipelines inspect the signature of ``type(scheduler).step``, and
+        `SamplingState` copies the scheduler's attributes, among which a hook must not be.
         """
         with ExitStack() as undo:
             for denoiser in denoisers:
@@ -204,7 +206,10 @@ class LoopHook:
         raise DecoderReached(latents)
 
     def _hooked_scheduler(self, base: Any) -> type:
-        """Return a subclass of a scheduler's class whose ``step`` has the same signature and calls this hook."""
+        """Return a subclass of a scheduler's class whose ``step`` calls this hook.
+
+        The signature of ``step`` is unchanged.
+        """
         signature = inspect.signature(base.step)
         takes_generator = "generator" in signature.parameters
 
@@ -231,7 +236,7 @@ class LoopHook:
         return step(*args, **kwargs)
 
     def _skip_step(self, scheduler: Any, given: dict[str, Any]) -> Any:
-        """Return the sample unchanged; at the last skipped step, the outputs and scheduler state to resume from."""
+        """Return the sample unchanged; at the last skipped step, restore the state to resume from."""
         assert self._resume is not None
         assert self._resume.outputs is not None
         self.index += 1
@@ -249,7 +254,10 @@ class LoopHook:
 
 
 def _replace(undo: ExitStack, owner: Any, name: str, value: Any) -> None:
-    """Set an instance attribute until the stack unwinds, then restore what the instance had (accelerate sets some)."""
+    """Set an instance attribute until the stack unwinds, then restore the earlier one.
+
+    accelerate, for example, sets ``forward`` on instances.
+    """
     if name in vars(owner):
         undo.callback(setattr, owner, name, vars(owner)[name])
     else:
@@ -273,7 +281,10 @@ def _copy_containers(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def frozen_dtype(module: nn.Module) -> torch.dtype:
-    """Return the smallest dtype of the frozen weights: adapters and a few layers of some denoisers stay in float32."""
+    """Return the smallest dtype of the frozen weights.
+
+    Adapters and a few layers of some denoisers stay in float32.
+    """
     dtypes = {parameter.dtype for parameter in module.parameters() if not parameter.requires_grad}
     return min(
         (dtype for dtype in dtypes if dtype.is_floating_point), key=lambda dtype: torch.finfo(dtype).bits
@@ -286,7 +297,10 @@ def cast(value: Any, dtype: torch.dtype) -> Any:
 
 
 class _ReferencePenalty(torch.autograd.Function):
-    """Identity in the prediction; its backward pass adds the gradient of ``weight · mean((prediction − base)²)`` per row."""
+    """Identity whose backward pass adds the gradient of a penalty on the prediction.
+
+    The penalty is ``weight · mean((prediction − base)²)`` per row.
+    """
 
     @staticmethod
     def forward(ctx: Any, prediction: Tensor, base: Tensor, weight: float) -> Tensor:

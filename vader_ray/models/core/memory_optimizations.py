@@ -1,4 +1,4 @@
-"""Trade memory against time in a denoiser: activation checkpointing, compiled blocks, and a cache for the prefix."""
+"""Trade memory against time: activation checkpointing, compiled blocks, a cache for the prefix."""
 
 from __future__ import annotations
 
@@ -47,7 +47,9 @@ def blocks(denoiser: nn.Module) -> list[nn.Module]:
 
 
 def apply_activation_checkpointing(parts: Iterable[nn.Module], kind: ActivationCheckpointing) -> None:
-    """Recompute each part in the backward pass: only its input is kept, with ``attention`` also the output of attention.
+    """Recompute each part in the backward pass instead of keeping its activations.
+
+    Only the part's input is kept, with ``attention`` also the output of attention.
 
     Exact; costs one more forward pass of the parts.
     """
@@ -73,7 +75,9 @@ def _recomputed(forward: Callable[..., Any], kind: ActivationCheckpointing) -> C
 
 
 def compile_blocks(parts: Iterable[nn.Module]) -> None:
-    """Compile each part by itself: parts of one class share the compiled code, so it takes seconds and not minutes.
+    """Compile each part by itself.
+
+    Parts of one class share the compiled code, so compilation takes seconds and not minutes.
 
     diffusers' own ``compile_repeated_blocks`` knows the blocks of its transformers, but not of its 3D UNets.
     """
@@ -90,14 +94,14 @@ def check_cache(rule: str, denoisers: Sequence[nn.Module]) -> None:
     for denoiser in denoisers:
         if rule != "none" and not isinstance(denoiser, CacheMixin):
             raise UserError(
-                f"sampling.prefix_cache={rule}: diffusers cannot cache the features of {type(denoiser).__name__}, only of "
-                "transformers; set sampling.prefix_cache=none"
+                f"sampling.prefix_cache={rule}: diffusers cannot cache the features of "
+                f"{type(denoiser).__name__}, only of transformers; set sampling.prefix_cache=none"
             )
 
 
 @contextmanager
 def first_block_cache(rule: str, denoisers: Sequence[nn.Module]) -> Iterator[None]:
-    """First-block cache: skip the other blocks of a denoising step if the first block's residual has changed little.
+    """Cache blocks inside a ``with`` block: skip all but the first if its residual has changed little.
 
     Args:
         rule: ``none``, or ``first_block:THRESHOLD`` with the largest relative change of the residual.

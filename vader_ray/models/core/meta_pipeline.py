@@ -1,4 +1,4 @@
-"""Load pipelines without weights: the library's networks on the meta device, in the sizes of their configuration files."""
+"""Load pipelines without weights, on the meta device, from their configuration files."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _names_a_class(value: object) -> bool:
 
 
 def _network(source: str, name: str, library: str, class_name: str, dtype: torch.dtype) -> nn.Module | None:
-    """Return one network of a pipeline in the dtype in which it would be loaded; None for tokenizers and schedulers."""
+    """Return one network of a pipeline in its dtype after loading; None for other components."""
     kind = getattr(importlib.import_module(library), class_name)
     with torch.device("meta"):
         if issubclass(kind, ModelMixin):
@@ -52,7 +52,10 @@ def _network(source: str, name: str, library: str, class_name: str, dtype: torch
 
 
 def _cast(network: Any, dtype: torch.dtype) -> nn.Module:
-    """Convert as diffusers does on loading: some layers of some networks stay in float32 when the rest is half precision."""
+    """Convert a network to a dtype as diffusers does on loading.
+
+    Some layers of some networks stay in float32 when the rest is half precision.
+    """
     kept = (network._keep_in_fp32_modules or ()) if dtype.itemsize < 4 else ()
     for name, parameter in network.named_parameters():
         if not any(part in name.split(".") for part in kept):

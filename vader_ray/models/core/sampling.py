@@ -1,8 +1,9 @@
 """Sampling through a diffusers pipeline's own loop, with gradient in the last denoising steps.
 
-The pipeline's own output without gradient is the oracle: `SamplingPipeline.sample` gives its latents bit for bit in float32.
-The gradient is computed in two stages: `SamplingPipeline.sample_prefix` runs the loop without gradient and stops before the
-first gradient step, `SamplingPipeline.sample_with_grad` enters the loop again, skips those steps and records the rest.
+The pipeline's own output without gradient is the oracle: `SamplingPipeline.sample` gives its latents bit for
+bit in float32. The gradient is computed in two stages: `SamplingPipeline.sample_prefix` runs the loop without
+gradient and stops before the first gradient step, `SamplingPipeline.sample_with_grad` enters the loop again,
+skips those steps and records the rest.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ class SamplingPipeline:
     """A diffusers pipeline that samples videos with gradient; a family overrides only what differs.
 
     Args:
-        pipe: a loaded pipeline of the family. Its networks are frozen and set to eval mode, its progress bar is switched off.
+        pipe: a loaded pipeline of the family. Its networks are frozen and set to eval mode, its progress bar
+            is switched off.
         sampling: size of the videos, number of denoising steps, guidance.
         decoder_options: how the autoencoder decodes; without influence on the latents.
 
@@ -46,17 +48,20 @@ class SamplingPipeline:
     """
 
     pipeline_classes: ClassVar[tuple[str, ...]] = ()
-    """Names of the pipeline classes of the family; in diffusers, unless the family loads its weights itself."""
+    """Names of the pipeline classes of the family; in diffusers, unless the family loads its weights
+    itself."""
     image_pipeline_classes: ClassVar[tuple[str, ...]] = ()
     """Those that make videos from images."""
     denoiser_name: ClassVar[str] = "transformer"
     """Name of the (first) denoiser in the pipeline."""
     embeddings: ClassVar[tuple[str, ...]] = ("prompt_embeds", "negative_prompt_embeds")
-    """Arguments by which the pipeline's call takes the return values of its ``encode_prompt``, in their order."""
+    """Arguments by which the pipeline's call takes the return values of its ``encode_prompt``, in their
+    order."""
     guidance_argument: ClassVar[str] = "guidance_scale"
     """Argument of the pipeline's call that holds ``sampling.guidance_scale``."""
     no_guidance_kwargs: ClassVar[Mapping[str, float]] = MappingProxyType({"guidance_scale": 1.0})
-    """Arguments of the pipeline's call that switch guidance off; denoising errors are those of the conditional prediction."""
+    """Arguments of the pipeline's call that switch guidance off; denoising errors are those of the
+    conditional prediction."""
     batched = True
     """Whether one call of the pipeline can make several videos."""
 
@@ -65,7 +70,8 @@ class SamplingPipeline:
         self.sampling = sampling
         self.decoder = self.build_decoder(decoder_options)
         self.denoiser_calls = 0
-        """Forward passes of the denoiser so far, per video and guidance branch; recomputations are not counted."""
+        """Forward passes of the denoiser so far, per video and guidance branch; recomputations are not
+        counted."""
         pipe.set_progress_bar_config(disable=True)
         for module in self.modules():
             module.requires_grad_(False).eval()
@@ -112,8 +118,8 @@ class SamplingPipeline:
         if rest:
             lower, upper = frames * per_frame + 1, (frames + 1) * per_frame + 1
             raise UserError(
-                f"sampling.num_frames={sampling.num_frames} is not a number of frames that this model can make; "
-                f"choose {lower} or {upper}"
+                f"sampling.num_frames={sampling.num_frames} is not a number of frames that this model can "
+                f"make; choose {lower} or {upper}"
             )
         return self.latent_channels(), frames + 1, sampling.height // per_pixel, sampling.width // per_pixel
 
@@ -136,7 +142,7 @@ class SamplingPipeline:
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str], images: Sequence[Path] | None = None) -> Conditioning:
-        """Return the conditioning of each video: embedded prompts, and first-frame images for image-to-video models.
+        """Encode prompts, and open the first-frame images of image-to-video models.
 
         Raises:
             UserError: the model makes videos from images and there are none.
@@ -149,7 +155,7 @@ class SamplingPipeline:
         return Conditioning(columns)
 
     def noise(self, seeds: Sequence[int]) -> Noise:
-        """Return the initial noise of each video, drawn from its seed on the CPU, so that every device agrees."""
+        """Draw the initial noise of each video from its seed, on the CPU, so that every device agrees."""
         shape = self.latent_shape()
         noise = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
         return torch.stack(noise).to(self.pipe.device, self._sampling_dtype())
@@ -213,7 +219,7 @@ class SamplingPipeline:
     def _run_pipeline(
         self, latents: Tensor, conditioning: Conditioning, hook: LoopHook, **changes: float
     ) -> Latents:
-        """Run the pipeline's own loop under a hook and return the input of its decoder, ``batch channels frames h w``.
+        """Run the pipeline's own loop under a hook; returns the input of its decoder.
 
         Args:
             latents: noise in the layout of `pack_latents`.
@@ -247,15 +253,17 @@ class SamplingPipeline:
     def _check_num_steps(self, taken: int) -> None:
         if taken != self.sampling.num_inference_steps:
             raise UserError(
-                f"{type(self.pipe.scheduler).__name__} took {taken} denoising steps for sampling.num_inference_steps="
-                f"{self.sampling.num_inference_steps}; choose a first-order scheduler"
+                f"{type(self.pipe.scheduler).__name__} took {taken} denoising steps for "
+                f"sampling.num_inference_steps={self.sampling.num_inference_steps}; choose a first-order "
+                "scheduler"
             )
 
     def _check_scheduler(self) -> None:
         accepts_eta = "eta" in inspect.signature(self.pipe.scheduler.step).parameters
         if self.sampling.eta and not accepts_eta:
             raise UserError(
-                f"sampling.eta={self.sampling.eta} has no effect on {type(self.pipe.scheduler).__name__}; set it to 0"
+                f"sampling.eta={self.sampling.eta} has no effect on {type(self.pipe.scheduler).__name__}; "
+                "set it to 0"
             )
 
     def modules(self) -> list[nn.Module]:
@@ -263,7 +271,10 @@ class SamplingPipeline:
         return [module for module in self.pipe.components.values() if isinstance(module, nn.Module)]
 
     def free_text_encoders(self) -> None:
-        """Release the text encoders; `encode` fails afterwards. Image encoders stay, as the loop calls them."""
+        """Release the text encoders; `encode` fails afterwards.
+
+        Image encoders stay, as the loop calls them.
+        """
         for name in ("text_encoder", "text_encoder_2", "text_encoder_3"):
             if getattr(self.pipe, name, None) is not None:
                 setattr(self.pipe, name, None)

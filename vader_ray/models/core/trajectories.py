@@ -1,4 +1,4 @@
-"""Trajectories of denoising, for algorithms that use more than the finished video: DDPO's log-probabilities, DPO's errors."""
+"""Trajectories of denoising: log-probabilities for DDPO, denoising errors for DPO."""
 
 from __future__ import annotations
 
@@ -28,10 +28,11 @@ class Trajectory:
     latents: Latents | None
     """Input of the decoder; None for videos of a file."""
     samples: tuple[Tensor, ...]
-    """Samples before each denoising step and after the last, in the layout of ``scheduler.step``: ``batch`` or
-    ``batch·frames`` leads."""
+    """Samples before each denoising step and after the last, in the layout of ``scheduler.step``: ``batch``
+    or ``batch·frames`` leads."""
     log_probabilities: Tensor
-    """log p(next sample | sample) per element, ``batch steps``; ``batch 0`` if the scheduler's density is unknown."""
+    """log p(next sample | sample) per element, ``batch steps``; ``batch 0`` if the scheduler's density is
+    unknown."""
     stochastic: tuple[int, ...] = ()
     """Denoising steps that add noise."""
 
@@ -103,15 +104,19 @@ class TrajectoryPipeline(SamplingPipeline):
         """
         if not isinstance(self.decoder, Framewise2D):
             raise UserError(
-                f"algorithm.pairs: the videos of a file can be encoded by autoencoders of single frames, not by "
-                f"{type(self.pipe.vae).__name__}; leave algorithm.pairs out, then pairs are made during training"
+                "algorithm.pairs: the videos of a file can be encoded by autoencoders of single frames, "
+                f"not by {type(self.pipe.vae).__name__}; leave algorithm.pairs out, then pairs are made "
+                "during training"
             )
         latents = self.decoder.encode(frames.to(self.pipe.device)).to(self._sampling_dtype())
         samples = (self.to_scheduler_layout(latents),)
         return Trajectory(tuple(seeds), None, samples, latents.new_zeros(len(seeds), 0))
 
     def log_probabilities(self, trajectory: Trajectory, conditioning: Conditioning, step: int) -> Scores:
-        """Return log p(next sample | sample) of one denoising step per element, differentiable in the adapter."""
+        """Return log p(next sample | sample) of one denoising step per element of the latents.
+
+        Differentiable in the adapter.
+        """
         parts = self._parts(len(trajectory))
         return torch.cat([self._log_probabilities(trajectory[p], conditioning[p], step) for p in parts])
 
@@ -124,10 +129,10 @@ class TrajectoryPipeline(SamplingPipeline):
     def denoising_errors(
         self, trajectory: Trajectory, conditioning: Conditioning, noise_seeds: Sequence[int], step: int
     ) -> Scores:
-        """Return the denoiser's mean squared error on each finished video, noised to the level of a denoising step.
+        """Return the denoiser's mean squared error on each video at the noise level of a denoising step.
 
-        The error is that of the denoiser's own target (noise, velocity or flow) without guidance; it is differentiable in the
-        adapter.
+        The error is that of the denoiser's own target (noise, velocity or flow) without guidance; it is
+        differentiable in the adapter.
 
         Args:
             trajectory: finished videos; only their last sample is used.

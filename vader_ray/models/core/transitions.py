@@ -1,4 +1,4 @@
-"""Arithmetic of single denoising steps: the density of a transition, and samples and targets of the denoising error."""
+"""Arithmetic of single denoising steps: transition densities, and targets of the denoising error."""
 
 from __future__ import annotations
 
@@ -26,17 +26,20 @@ def check_density(scheduler: Any) -> None:
     """
     if not has_density(scheduler):
         raise ValueError(
-            f"algorithm.name=ddpo needs the probability of each denoising step, which {type(scheduler).__name__} does not "
-            "give; set sampling.scheduler=DDIMScheduler where the family can use it (modelscope, animatediff), or choose "
-            "algorithm.name=vader or dpo"
+            "algorithm.name=ddpo needs the probability of each denoising step, which "
+            f"{type(scheduler).__name__} does not give; set sampling.scheduler=DDIMScheduler where the "
+            "family can use it (modelscope, animatediff), or choose algorithm.name=vader or dpo"
         )
 
 
 def transition(step: Callable[..., Any], given: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """Return mean and standard deviation of the next sample under a DDIM step (arXiv 2010.02502, formulas 12 and 16).
+    """Return mean and standard deviation of the next sample under a DDIM step.
 
-    The scheduler's step is linear in its noise, so the step without noise is the mean, and the step from zeros with noise 1 is
-    the deviation. The scheduler itself computes both; its formulas are not repeated here.
+    Formulas 12 and 16 of arXiv 2010.02502.
+
+    The scheduler's step is linear in its noise, so the step without noise is the mean, and the step from
+    zeros with noise 1 is the deviation. The scheduler itself computes both; its formulas are not repeated
+    here.
 
     Args:
         step: the scheduler's ``step``.
@@ -50,9 +53,12 @@ def transition(step: Callable[..., Any], given: dict[str, Any]) -> tuple[Tensor,
 
 
 def log_density(value: Tensor, mean: Tensor, deviation: Tensor, num_videos: int) -> Scores:
-    """Return log N(value; mean, deviation²) of each video **per element of its latents**; 0 where the deviation is 0.
+    """Return log N(value; mean, deviation²) of each video **per element of its latents**.
 
-    The mean over the elements, as in the code of DDPO's authors: the size of a video does not change the scale of ratios.
+    0 where the deviation is 0.
+
+    The mean over the elements, as in the code of DDPO's authors: the size of a video does not change the
+    scale of ratios.
     """
     if not deviation > 0:
         return mean.new_zeros(num_videos)
@@ -61,7 +67,7 @@ def log_density(value: Tensor, mean: Tensor, deviation: Tensor, num_videos: int)
 
 
 def noised(scheduler: Any, clean: Tensor, noise: Tensor, step: int) -> tuple[Tensor, Tensor]:
-    """Return the sample that the loop has before a denoising step, and the target that the denoiser should predict for it.
+    """Return the sample before a denoising step, and the denoiser's target for it.
 
     Args:
         scheduler: with its timesteps set.
@@ -83,8 +89,9 @@ def noised(scheduler: Any, clean: Tensor, noise: Tensor, step: int) -> tuple[Ten
     }
     if kind not in targets or scheduler.config.get("invert_sigmas"):
         raise ValueError(
-            f"algorithm.name=dpo: what the denoiser predicts under {type(scheduler).__name__} (prediction_type {kind!r}, "
-            "inverted sigmas or unknown) has no denoising error here; choose algorithm.name=vader"
+            f"algorithm.name=dpo: what the denoiser predicts under {type(scheduler).__name__} "
+            f"(prediction_type {kind!r}, inverted sigmas or unknown) has no denoising error here; choose "
+            "algorithm.name=vader"
         )
     scale = _clean_scale(scheduler, step)
     return signal * scale * clean + level * noise, targets[kind]()
@@ -108,6 +115,9 @@ def _signal_and_noise(scheduler: Any, step: int) -> tuple[float, float]:
 
 
 def _clean_scale(scheduler: Any, step: int) -> float:
-    """Return the factor of the clean latents: 1, except for VideoCrafter2's scheduler, whose model was trained with less."""
+    """Return the factor of the clean latents.
+
+    It is 1, except for VideoCrafter2's scheduler, whose model was trained with less.
+    """
     scales = getattr(scheduler, "scales", None)
     return 1.0 if scales is None else float(scales[int(scheduler.timesteps[step])])

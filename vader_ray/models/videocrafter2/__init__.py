@@ -1,1 +1,1 @@
-"""VideoCrafter2: UNet, scheduler and checkpoint format, which diffusers does not have. The family is in `model`."""
+"""VideoCrafter2: UNet, scheduler and checkpoint format. The model family is in the module `model`."""

@@ -1,4 +1,4 @@
-"""Read VideoCrafter2's published checkpoint: one Lightning file with denoiser, text encoder, autoencoder and schedule."""
+"""Read VideoCrafter2's published checkpoint, one Lightning file with all networks and the schedule."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ _POSTERIOR = (
     "posterior_mean_coef2",
 )
 SCHEDULE = {"betas", *_ALPHAS, *_RECIPROCALS, *_POSTERIOR, "scale_arr"}
-"""Names of the tables of the noise schedule. The scheduler computes them; ``betas`` and ``scale_arr``, which determine the
-others, are compared with it."""
+"""Names of the tables of the noise schedule. The scheduler computes them; ``betas`` and ``scale_arr``, which
+determine the others, are compared with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +115,8 @@ def fetch(model: ModelConfig) -> Path:
     checkpoint = _path(model)
     if not checkpoint.is_file():
         raise UserError(
-            f"model.weights: {checkpoint} does not exist; give a {FILE}, its folder, or VideoCrafter/VideoCrafter2"
+            f"model.weights: {checkpoint} does not exist; give a {FILE}, its folder, or "
+            "VideoCrafter/VideoCrafter2"
         )
     return checkpoint
 
@@ -126,7 +127,10 @@ def _path(model: ModelConfig) -> Path:
 
 
 def meta_networks(model: ModelConfig) -> Networks:
-    """Return the three networks on the meta device, with the sizes of a local checkpoint or else the published sizes."""
+    """Return the three networks on the meta device.
+
+    They have the sizes of a local checkpoint, or else the published sizes.
+    """
     with torch.device("meta"):
         checkpoint = _path(model)
         if checkpoint.is_file():
@@ -185,7 +189,8 @@ def _check_schedule(schedule: Mapping[str, Tensor], checkpoint: Path) -> None:
     """Refuse a model that was trained with another noise schedule, and weights that no network would load."""
     if foreign := sorted(schedule.keys() - SCHEDULE):
         raise UserError(
-            f"{checkpoint} belongs to another network: {len(foreign)} unexpected weights, such as {foreign[0]}"
+            f"{checkpoint} belongs to another network: {len(foreign)} unexpected weights, such as "
+            f"{foreign[0]}"
         )
     ours = DynamicRescaleDDIMScheduler()
     for name, table in (("betas", ours.betas), ("scale_arr", ours.scales)):
@@ -193,12 +198,13 @@ def _check_schedule(schedule: Mapping[str, Tensor], checkpoint: Path) -> None:
         theirs = schedule[name][: len(table)] if name in schedule else table
         if theirs.shape != table.shape or not torch.allclose(theirs.float(), table, rtol=1e-4, atol=0):
             raise UserError(
-                f"{checkpoint} was trained with another noise schedule ({name} differs), which is not VideoCrafter2's"
+                f"{checkpoint} was trained with another noise schedule ({name} differs), which is not "
+                "VideoCrafter2's"
             )
 
 
 def _autoencoder(weights: Mapping[str, Tensor]) -> AutoencoderKL:
-    """Return an autoencoder on the meta device with the sizes of weights in the layout of latent diffusion."""
+    """Return an autoencoder on the meta device, with the sizes of weights in latent diffusion's layout."""
     widths, level = list[int](), 0
     while f"encoder.down.{level}.block.0.conv1.bias" in weights:
         widths.append(len(weights[f"encoder.down.{level}.block.0.conv1.bias"]))

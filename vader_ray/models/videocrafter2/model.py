@@ -1,4 +1,4 @@
-"""VideoCrafter2 (``VideoCrafter/VideoCrafter2``, ``model.ckpt``; arXiv 2401.09047), packaged as a diffusers pipeline."""
+"""VideoCrafter2 (``VideoCrafter/VideoCrafter2``, arXiv 2401.09047) as a diffusers pipeline."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from vader_ray.types import Frames
 
 TextFeatures: TypeAlias = Float[Tensor, "batch tokens context"]
 FPS = 24
-"""Frame rate that the denoiser is conditioned on, in frames per second: that of the authors of VADER in training and sampling.
-The model was trained with 1 to about 30."""
+"""Frame rate that the denoiser is conditioned on, in frames per second: that of the authors of VADER in
+training and sampling. The model was trained with 1 to about 30."""
 
 
 @dataclass
@@ -41,7 +41,10 @@ class VideoCrafterOutput(BaseOutput):  # type: ignore[misc]
 
 
 class VideoCrafterPipeline(DiffusionPipeline):  # type: ignore[misc]
-    """Text to video: OpenCLIP text features, a noise-predicting 3D UNet conditioned on the frame rate, an image autoencoder."""
+    """Text-to-video pipeline: OpenCLIP text features, a 3D UNet, an image autoencoder.
+
+    The UNet predicts noise and is conditioned on the frame rate.
+    """
 
     def __init__(
         self,
@@ -65,7 +68,7 @@ class VideoCrafterPipeline(DiffusionPipeline):  # type: ignore[misc]
         do_classifier_free_guidance: bool,
         negative_prompt: Sequence[str] | None = None,
     ) -> tuple[TextFeatures, TextFeatures | None]:
-        """Return the features of the prompts and, with guidance, those of the negative prompts (by default empty texts)."""
+        """Return the features of the prompts and, with guidance, of the negative prompts."""
         negative = negative_prompt or [""] * len(prompt)
         return self._encode(prompt), self._encode(negative) if do_classifier_free_guidance else None
 
@@ -131,10 +134,12 @@ class VideoCrafterPipeline(DiffusionPipeline):  # type: ignore[misc]
 
 
 class VideoCrafter2Model(PipelineModel):
-    """Noise-predicting 3D UNet, OpenCLIP text encoder, image autoencoder per frame. Adapters are saved in peft's format.
+    """Noise-predicting 3D UNet, OpenCLIP text encoder, image autoencoder per frame.
 
-    ``weights`` is a hub id, the published ``model.ckpt`` or its folder. The adapter's default layers are those of the authors
-    of VADER.
+    Adapters are saved in peft's format.
+
+    ``weights`` is a hub id, the published ``model.ckpt`` or its folder. The adapter's default layers are
+    those of the authors of VADER.
     """
 
     pipeline_classes = ("VideoCrafterPipeline",)
@@ -157,8 +162,8 @@ class VideoCrafter2Model(PipelineModel):
         """
         if sampling.scheduler not in (None, DynamicRescaleDDIMScheduler.__name__):
             raise UserError(
-                f"sampling.scheduler: {sampling.scheduler} has no dynamic rescale, with which VideoCrafter2 was trained; leave "
-                "the setting out"
+                f"sampling.scheduler: {sampling.scheduler} has no dynamic rescale, with which VideoCrafter2 "
+                "was trained; leave the setting out"
             )
         on_meta = device.type == "meta"
         networks = checkpoint.meta_networks(model) if on_meta else checkpoint.read(cls.fetch(model))

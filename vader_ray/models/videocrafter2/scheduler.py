@@ -10,11 +10,14 @@ from torch import Tensor
 
 
 class DynamicRescaleDDIMScheduler(DDIMScheduler):  # type: ignore[misc]
-    """DDIM (arXiv 2010.02502) for a model that was trained on clean latents scaled by a factor of the timestep.
+    """DDIM (arXiv 2010.02502) for a model that was trained on scaled clean latents.
 
-    The factor falls linearly from 1 to ``base_scale`` over the first ``rescale_steps`` timesteps and is constant afterwards.
-    Each denoising step divides x₀ by the factor s of its timestep and multiplies it by the factor s′ of the next one:
-    ``x′ = √ᾱ′ · s′ · x₀/s + √(1 − ᾱ′ − σ²) · ε + σ · noise`` (formula 12 there with s and s′). Defaults are VideoCrafter2's.
+    The scale depends on the timestep.
+
+    The factor falls linearly from 1 to ``base_scale`` over the first ``rescale_steps`` timesteps and is
+    constant afterwards. Each denoising step divides x₀ by the factor s of its timestep and multiplies it by
+    the factor s′ of the next one: ``x′ = √ᾱ′ · s′ · x₀/s + √(1 − ᾱ′ − σ²) · ε + σ · noise`` (formula 12 there
+    with s and s′). Defaults are VideoCrafter2's.
     """
 
     @register_to_config  # type: ignore[untyped-decorator]

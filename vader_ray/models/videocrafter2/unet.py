@@ -1,7 +1,7 @@
-"""The 3D UNet of VideoCrafter2 (arXiv 2401.09047; latent video diffusion, arXiv 2211.13221), with its published names.
+"""The 3D UNet of VideoCrafter2 (arXiv 2401.09047, 2211.13221), with its published names.
 
-An image UNet with temporal convolutions after every residual block and a temporal transformer after every spatial one,
-conditioned on the noise level and the frame rate. Inside, frames are folded into the batch:
+An image UNet with temporal convolutions after every residual block and a temporal transformer after every
+spatial one, conditioned on the noise level and the frame rate. Inside, frames are folded into the batch:
 ``batch·frames channels height width``. All sizes can be read from the shapes of a checkpoint.
 """
 
@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 NUM_FIRST_HEADS = 8
-"""Heads of the temporal transformer after the first convolution; its width divided by this is the size of every head."""
+"""Heads of the temporal transformer after the first convolution; its width divided by this is the size of
+every head."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,7 @@ class Architecture:
 
 
 def _read_levels(weights: Mapping[str, Tensor]) -> list[list[tuple[int, bool]]]:
-    """Return, for each level of the encoder, the width of each residual block and whether transformers follow it."""
+    """Return width and presence of transformers of each residual block of the encoder, level by level."""
     levels: list[list[tuple[int, bool]]] = [[]]
     for index in count(1):
         block = f"input_blocks.{index}"
@@ -240,7 +241,8 @@ class _Upsample(nn.Module):
 class _ResBlock(nn.Module):
     """Convolutions of single frames, conditioned on noise level and frame rate, then temporal convolutions.
 
-    Identities replace the dropout of the published network, which is off in eval mode, so that the names of weights agree.
+    Identities replace the dropout of the published network, which is off in eval mode, so that the names of
+    weights agree.
     """
 
     def __init__(self, size: Architecture, width: int, out: int) -> None:
@@ -362,7 +364,10 @@ class _Attention(nn.Module):
         self.to_out = nn.Sequential(nn.Linear(width, width))
 
     def forward(self, x: Float[Tensor, "rows tokens width"], context: Tensor | None) -> Tensor:
-        """Attend to the context, or without one to ``x``; all rows of ``x`` of one video share a row of the context."""
+        """Attend to the context, or to ``x`` if there is none.
+
+        All rows of ``x`` of one video share a row of the context.
+        """
         seen = x if context is None else context
         query, key, value = (
             self._split(layer(of)) for layer, of in ((self.to_q, x), (self.to_k, seen), (self.to_v, seen))
@@ -404,7 +409,8 @@ class _GatedLinear(nn.Module):
 
 
 CONDITIONED = (_ResBlock, _SpatialTransformer, _TemporalTransformer)
-"""Layers that take the conditions. They produce nearly all activations, so they are also the blocks that are recomputed."""
+"""Layers that take the conditions. They produce nearly all activations, so they are also the blocks that are
+recomputed."""
 
 
 def _unfold(x: Tensor, batch: int) -> Tensor:

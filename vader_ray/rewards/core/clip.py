@@ -53,7 +53,8 @@ class PromptReward(FrameReward):
         """Return the embedding of one prompt; its norm has no influence."""
 
     def _text_feature(self, prompt: str) -> Float[Tensor, " features"]:
-        # One prompt at a time: in a batch the last bits would depend on the other prompts, that is, on the cache.
+        # One prompt at a time: in a batch the last bits would depend on the other prompts, that is, on the
+        # cache.
         if prompt not in self._text_features:
             device = next(self.parameters()).device
             self._text_features[prompt] = _direction(self.encode_prompt(prompt, device))[0]
@@ -66,7 +67,10 @@ class PromptReward(FrameReward):
 
 
 class TransformersClipReward(PromptReward):
-    """Base class: a CLIP of transformers with the preprocessing of its ``CLIPProcessor`` (short side bicubic, centre crop)."""
+    """Base class: a CLIP of transformers with the preprocessing of its ``CLIPProcessor``.
+
+    The short side is resized (bicubic), the centre cropped.
+    """
 
     def __init__(self, folder: Path, tokenizer: str) -> None:
         super().__init__()
@@ -78,8 +82,8 @@ class TransformersClipReward(PromptReward):
         self.num_tokens: int = self.clip.config.text_config.max_position_embeddings
         if (num_words := self.clip.config.text_config.vocab_size) < len(self.tokenizer):
             raise ConfigError(
-                f"the tokenizer {tokenizer_folder} has {len(self.tokenizer)} tokens but the network {folder} only "
-                f"{num_words}; give the tokenizer that it was trained with"
+                f"the tokenizer {tokenizer_folder} has {len(self.tokenizer)} tokens but the network "
+                f"{folder} only {num_words}; give the tokenizer that it was trained with"
             )
 
     def region(self, height: int, width: int) -> tuple[slice, slice]:
@@ -121,7 +125,8 @@ def load_clip(folder: Path) -> CLIPModel:
     """Load the CLIP of a folder in transformers' format, every weight of it.
 
     Raises:
-        ConfigError: the folder has another architecture, or its files are missing, truncated or of another network.
+        ConfigError: the folder has another architecture, or its files are missing, truncated or of another
+            network.
     """
     check_model_type(folder, "clip")
     network = CLIPModel(CLIPConfig.from_pretrained(folder))
@@ -137,7 +142,8 @@ def load_tokenizer(folder: Path) -> CLIPTokenizer:
     """
     if not (folder / "tokenizer.json").is_file():
         raise ConfigError(
-            f"{folder} has no tokenizer.json; copy {' and '.join(TOKENIZER_FILES)} of its hub repository there"
+            f"{folder} has no tokenizer.json; copy {' and '.join(TOKENIZER_FILES)} of its hub repository "
+            "there"
         )
     try:
         return CLIPTokenizer.from_pretrained(folder)
@@ -148,5 +154,8 @@ def load_tokenizer(folder: Path) -> CLIPTokenizer:
 
 
 def _direction(features: Float[Tensor, "n features"]) -> Float[Tensor, "n features"]:
-    """Return the features at unit length, float32 at least: the square of their norm overflows half precision."""
+    """Return the features at unit length, float32 at least.
+
+    The square of their norm overflows half precision.
+    """
     return functional.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)

@@ -23,9 +23,9 @@ def check_contract(
 ) -> None:
     """Check a reward on two random videos.
 
-    It must declare its granularity and unit, and return one finite float32 or float64 score per video. The gradient with respect
-    to the frames must be finite and not zero everywhere. No video may influence another's score, and with granularity ``frame``
-    no frame another's.
+    It must declare its granularity and unit, and return one finite float32 or float64 score per video. The
+    gradient with respect to the frames must be finite and not zero everywhere. No video may influence
+    another's score, and with granularity ``frame`` no frame another's.
 
     Args:
         reward: any reward.
@@ -80,7 +80,8 @@ def check_scores(scores: object, subject: str) -> None:
 def _check_gradient(scores: Tensor, frames: Tensor, name: str) -> None:
     if not scores.requires_grad:
         raise UserError(
-            f"reward {name!r} has no gradient with respect to frames; keep no_grad, detach and rounding out of it"
+            f"reward {name!r} has no gradient with respect to frames; keep no_grad, detach and rounding out "
+            "of it"
         )
     for video in range(len(PROMPTS)):
         (gradient,) = torch.autograd.grad(scores[video], frames, retain_graph=True, allow_unused=True)
@@ -108,11 +109,14 @@ def _check_separation(reward: Reward, frames: Tensor, scores: Tensor, name: str)
         mean = reward(frames[0, :, None], [PROMPTS[0]] * frames.shape[1]).mean()
         if not is_same(mean, scores[0]):
             raise UserError(
-                f"reward {name!r} declares granularity 'frame', but a video scores {scores[0]:.6g} and its single frames "
-                f"{mean:.6g} on average; declare 'clip'"
+                f"reward {name!r} declares granularity 'frame', but a video scores {scores[0]:.6g} and its "
+                f"single frames {mean:.6g} on average; declare 'clip'"
             )
 
 
 def is_same(score: Tensor, expected: Tensor) -> bool:
-    """Compare up to the rounding of bfloat16, in which another batch size uses other kernels: about 0.001 of a cosine."""
+    """Compare up to the rounding of bfloat16, about 0.001 of a cosine.
+
+    Another batch size uses other kernels.
+    """
     return torch.allclose(score.to(expected), expected, rtol=1e-2, atol=1e-3)

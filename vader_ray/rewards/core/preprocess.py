@@ -1,8 +1,8 @@
-"""Preprocessing of frames for a reward's network: resize, crop, letterbox, normalise. Differentiable, in any float dtype.
+"""Differentiable preprocessing of frames: resize, crop, letterbox, normalise; any float dtype.
 
-Resizing is linear and separable, so it is ``A @ image @ Bᵀ``. The two matrices come from resizing an identity matrix with
-torch's own filter: the same numbers as ``F.interpolate`` in forward and backward, computed by matrix products. Unlike the
-backward pass of ``F.interpolate`` on a GPU it is deterministic.
+Resizing is linear and separable, so it is ``A @ image @ Bᵀ``. The two matrices come from resizing an identity
+matrix with torch's own filter: the same numbers as ``F.interpolate`` in forward and backward, computed by
+matrix products. Unlike the backward pass of ``F.interpolate`` on a GPU it is deterministic.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from torch.nn import functional
 
 Filter: TypeAlias = Literal["bilinear", "bicubic"]
 Rounding: TypeAlias = Literal["torchvision", "transformers"]
-"""Offset of a centre crop that removes an odd number of pixels: torchvision takes the even one of the two middle offsets,
-transformers the smaller. OpenAI's CLIP and open_clip crop with torchvision."""
+"""Offset of a centre crop that removes an odd number of pixels: torchvision takes the even one of the two
+middle offsets, transformers the smaller. OpenAI's CLIP and open_clip crop with torchvision."""
 Preprocessing: TypeAlias = Literal["published", "vader"]
-"""``published``: that of the scorer's authors, comparable with leaderboards; ``vader``: that of VADER's code."""
+"""``published``: that of the scorer's authors, comparable with leaderboards; ``vader``: that of VADER's
+code."""
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -59,7 +60,7 @@ def crop(
     *,
     short: int | None = None,
 ) -> Float[Tensor, "*n 3 size size"]:
-    """Resize the short side to ``short`` pixels (by default ``size``) and crop the centre square of ``size`` pixels."""
+    """Resize the short side to ``short`` pixels, by default ``size``, and crop the centre square."""
     height, width = images.shape[-2:]
     height, width = _short_side_at(height, width, short or size)
     top, left = (_offset(side - size, rounding) for side in (height, width))
@@ -75,7 +76,10 @@ def crop_region(
     *,
     short: int | None = None,
 ) -> tuple[slice, slice]:
-    """Return the rows and columns of an image that `crop` depends on; pixels outside have a weight of exactly 0."""
+    """Return the rows and columns of an image that `crop` depends on.
+
+    Pixels outside have a weight of exactly 0.
+    """
     resized = _short_side_at(height, width, short or size)
     rows, columns = (
         _support(side, side_resized, _offset(side_resized - size, rounding), size, mode)
@@ -103,7 +107,10 @@ def normalise(
 
 
 def _short_side_at(height: int, width: int, size: int) -> tuple[int, int]:
-    """Return height and width with the short side at ``size``; the long side is rounded down, as in torchvision."""
+    """Return height and width with the short side at ``size``.
+
+    The long side is rounded down, as in torchvision.
+    """
     short = min(height, width)
     return int(size * height / short), int(size * width / short)
 
@@ -124,7 +131,8 @@ def _matrix(
     size: int, resized: int, mode: Filter, dtype: torch.dtype, device: torch.device, antialias: bool = True
 ) -> Float[Tensor, "resized size"]:
     """Return the matrix that resizes one axis, computed in float64."""
-    # The matrix is cached: made in inference mode, it could not be saved for the backward pass of a later call.
+    # The matrix is cached: made in inference mode, it could not be saved for the backward pass of a later
+    # call.
     with torch.inference_mode(False), torch.no_grad():
         identity = torch.eye(size, dtype=torch.float64, device="cpu")[None, None]
         matrix = functional.interpolate(identity, size=(resized, size), mode=mode, antialias=antialias)[0, 0]

@@ -40,7 +40,8 @@ def check_model_type(folder: Path, *expected: str) -> None:
     found = config.get("model_type") if isinstance(config, dict) else None
     if found not in expected:
         raise ConfigError(
-            f"{folder} has a network of the type {found!r}, not {' or '.join(expected)}; give one of that type"
+            f"{folder} has a network of the type {found!r}, not {' or '.join(expected)}; give one of that "
+            "type"
         )
 
 

@@ -20,7 +20,7 @@ PROCESSORS = ("video_preprocessor_config.json", "preprocessor_config.json")
 
 @dataclass(frozen=True, slots=True)
 class Processor:
-    """Preprocessing of a published video processor: resize the short side (bilinear), crop the centre, normalise."""
+    """Published video processor: resize the short side (bilinear), crop the centre, normalise."""
 
     short: int
     """Short side after resizing, in pixels."""
