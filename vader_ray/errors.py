@@ -37,4 +37,6 @@ def explain_write_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror or error}); choose another path") from None
+        raise UserError(
+            f"{path} cannot be written ({error.strerror or error}); choose another path"
+        ) from None

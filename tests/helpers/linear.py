@@ -8,7 +8,7 @@ from diffusers import DDIMScheduler
 from torch import Tensor
 
 from vader_ray.config import SamplingConfig
-from vader_ray.models.base import PipelineModel
+from vader_ray.models.base import VideoModel
 from vader_ray.models.core.decoders import DecoderOptions
 
 
@@ -44,7 +44,7 @@ class _Pipeline:
         return self.vae.decode(latents)
 
 
-class _LinearModel(PipelineModel):
+class _LinearModel(VideoModel):
     def __init__(self, pipe: Any, sampling: SamplingConfig, shape: tuple[int, int, int, int]) -> None:
         super().__init__(pipe, sampling, DecoderOptions())
         self._shape = shape

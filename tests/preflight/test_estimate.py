@@ -155,7 +155,9 @@ def test_attention_is_two_matrix_products_and_its_gradient_five(device: str) -> 
     """4·S²·D·H for each element of the batch; backward computes the scores again: scores, ∂values, ∂scores, ∂queries, ∂keys."""
     batch, heads, tokens, size = 3, 2, 64, 16
     with on_paper():
-        query, key, value = (torch.zeros(batch, heads, tokens, size, device=device, requires_grad=True) for _ in range(3))
+        query, key, value = (
+            torch.zeros(batch, heads, tokens, size, device=device, requires_grad=True) for _ in range(3)
+        )
         with Work(device) as forward:
             result = functional.scaled_dot_product_attention(query, key, value)
         with Work(device) as backward:
@@ -168,7 +170,9 @@ def test_attention_is_two_matrix_products_and_its_gradient_five(device: str) -> 
 @pytest.mark.parametrize("masked", [False, True])
 def test_queries_of_another_number_than_keys_and_a_mask_are_counted(masked: bool) -> None:
     with on_paper():
-        query, key, value = (torch.zeros(1, 2, tokens, 16, device=META, requires_grad=True) for tokens in (64, 77, 77))
+        query, key, value = (
+            torch.zeros(1, 2, tokens, 16, device=META, requires_grad=True) for tokens in (64, 77, 77)
+        )
         mask = torch.ones(1, 1, 64, 77, dtype=torch.bool, device=META) if masked else None
         with Work(META.type) as counter:
             functional.scaled_dot_product_attention(query, key, value, attn_mask=mask).sum().backward()
@@ -177,15 +181,24 @@ def test_queries_of_another_number_than_keys_and_a_mask_are_counted(masked: bool
 
 def test_every_attention_kernel_of_torch_has_a_formula() -> None:
     """Of `scaled_dot_product_attention`: one that a new version of torch adds must not be counted as free."""
-    prefix, composite = "aten::_scaled_dot_product_", "attention_math"  # its matrix products are seen one by one
-    names = (name.partition(".")[0] for name in torch._C._dispatch_get_all_op_names() if name.startswith(prefix))
+    prefix, composite = (
+        "aten::_scaled_dot_product_",
+        "attention_math",
+    )  # its matrix products are seen one by one
+    names = (
+        name.partition(".")[0] for name in torch._C._dispatch_get_all_op_names() if name.startswith(prefix)
+    )
     kernels = {name.removeprefix("aten::") for name in names if name != prefix + composite}
     assert len(kernels) > 8
     assert {name for name in kernels if getattr(torch.ops.aten, name) not in trackers.FLOP_FORMULAS} == set()
 
 
 def _matmul_flops(counter: Work) -> int:
-    return sum(operation.flops * times for operation, times in counter.operations.items() if operation.kind == "matmul")
+    return sum(
+        operation.flops * times
+        for operation, times in counter.operations.items()
+        if operation.kind == "matmul"
+    )
 
 
 def test_paper_keeps_what_fused_attention_keeps() -> None:

@@ -15,7 +15,7 @@ from vader_ray.models.adapters.export import export as export_adapter
 from vader_ray.models.adapters.files import read_shape as adapter_shape
 from vader_ray.models.adapters.lora import load_into as load_adapter
 from vader_ray.models.adapters.merge import mix as mix_adapters
-from vader_ray.models.base import PipelineModel as VideoModel
+from vader_ray.models.base import VideoModel
 from vader_ray.plugins import Registry
 
 __all__ = [

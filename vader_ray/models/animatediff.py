@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from vader_ray.models.base import PipelineModel
+from vader_ray.models.base import VideoModel
 from vader_ray.models.core.decoders import ALL_FRAMES, DecoderOptions, Framewise2D
 
 
-class AnimateDiffModel(PipelineModel):
+class AnimateDiffModel(VideoModel):
     """Noise-predicting image UNet with motion modules; image autoencoder per frame."""
 
     pipeline_classes = ("AnimateDiffPipeline",)

@@ -27,7 +27,7 @@ from vader_ray.models.core.trajectories import TrajectoryPipeline
 Number = TypeVar("Number", int, float)
 
 
-class PipelineModel(TrajectoryPipeline):
+class VideoModel(TrajectoryPipeline):
     """A diffusers video pipeline with a trainable adapter; each family of models is a subclass."""
 
     adapter_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
@@ -44,7 +44,7 @@ class PipelineModel(TrajectoryPipeline):
     @classmethod
     def load(
         cls, model: ModelConfig, sampling: SamplingConfig, *, chunk_size: int, device: torch.device
-    ) -> PipelineModel:
+    ) -> VideoModel:
         """Load pretrained weights to a device, without an adapter.
 
         Raises:
@@ -69,7 +69,7 @@ class PipelineModel(TrajectoryPipeline):
         target_modules: Sequence[str] | None = None,
         decode_chunk_size: int | None = None,
         seed: int = 0,
-    ) -> PipelineModel:
+    ) -> VideoModel:
         """Wrap a loaded diffusers video pipeline, with a fresh LoRA adapter that is ready for training.
 
         The family is found by the pipeline's class. The pipeline is used, not copied: its networks are frozen
@@ -205,11 +205,11 @@ def _given(value: Number | None, default: Number) -> Number:
     return default if value is None else value
 
 
-def _family_of(pipe: Any) -> type[PipelineModel]:
+def _family_of(pipe: Any) -> type[VideoModel]:
     """Return the family whose `pipeline_classes` have the pipeline's class or a base class of it."""
     from vader_ray import models  # the registry imports families, which import this file
 
-    families: list[type[PipelineModel]] = [models.resolve(name) for name in models.names()]
+    families: list[type[VideoModel]] = [models.resolve(name) for name in models.names()]
     for family in families:
         if class_names(pipe) & set(family.pipeline_classes):
             return family

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from vader_ray.errors import UserError
-from vader_ray.models.base import PipelineModel
+from vader_ray.models.base import VideoModel
 from vader_ray.models.core.decoders import CausalStream, DecoderOptions
 from vader_ray.types import Latents, Noise
 
@@ -31,7 +31,7 @@ class CogVideoXStream(CausalStream):
         return decoded
 
 
-class CogVideoXModel(PipelineModel):
+class CogVideoXModel(VideoModel):
     """Velocity-predicting transformer, T5 text encoder, causal autoencoder."""
 
     pipeline_classes = ("CogVideoXPipeline", "CogVideoXImageToVideoPipeline")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from types import MappingProxyType
 
-from vader_ray.models.base import PipelineModel
+from vader_ray.models.base import VideoModel
 from vader_ray.models.core.decoders import DecoderOptions, WholeClip
 
 
-class HunyuanVideoModel(PipelineModel):
+class HunyuanVideoModel(VideoModel):
     """Flow-predicting transformer, Llama and CLIP text encoders; the clip is decoded at once.
 
     Guidance is an input of the denoiser: one branch, no negative prompt.

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vader_ray.models.base import PipelineModel
+from vader_ray.models.base import VideoModel
 from vader_ray.models.core.decoders import DecoderOptions, WholeClip
 from vader_ray.types import Noise
 
@@ -16,7 +16,7 @@ DECODE_TIMESTEP, DECODE_NOISE_SCALE = 0.05, 0.025
 library's documentation. The noise is a function of the video's seed."""
 
 
-class LTXModel(PipelineModel):
+class LTXModel(VideoModel):
     """Flow-predicting transformer over packed tokens, T5 text encoder; the clip is decoded at once."""
 
     pipeline_classes = ("LTXPipeline",)

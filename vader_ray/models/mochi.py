@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from vader_ray.models.base import PipelineModel
+from vader_ray.models.base import VideoModel
 from vader_ray.models.core.decoders import DecoderOptions, WholeClip
 
 
-class MochiModel(PipelineModel):
+class MochiModel(VideoModel):
     """Flow-predicting transformer, T5 text encoder; the clip is decoded at once.
 
     The library can decode in chunks, but repeats the edge frame of a chunk instead of keeping a cache, which

@@ -6,12 +6,12 @@ from typing import Any
 
 from torch import Tensor
 
-from vader_ray.models.base import PipelineModel
+from vader_ray.models.base import VideoModel
 from vader_ray.models.core.decoders import DecoderOptions, Framewise2D
 from vader_ray.types import Noise
 
 
-class ModelScopeModel(PipelineModel):
+class ModelScopeModel(VideoModel):
     """Noise-predicting 3D UNet, CLIP text encoder, image autoencoder per frame.
 
     Adapters are saved in peft's format.

@@ -7,12 +7,12 @@ from typing import Any
 
 from torch import Tensor
 
-from vader_ray.models.base import PipelineModel
+from vader_ray.models.base import VideoModel
 from vader_ray.models.core.decoders import ALL_FRAMES, DecoderOptions, TemporalChunk
 from vader_ray.types import Noise
 
 
-class SVDModel(PipelineModel):
+class SVDModel(VideoModel):
     """Spatio-temporal UNet conditioned on an image; only rewards see the prompts.
 
     Adapters are saved in peft's format.

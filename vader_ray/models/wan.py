@@ -12,7 +12,7 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 from torch import Tensor, nn
 
 from vader_ray.config import SamplingConfig
-from vader_ray.models.base import PipelineModel
+from vader_ray.models.base import VideoModel
 from vader_ray.models.core.conditioning import Conditioning
 from vader_ray.models.core.decoders import CausalStream, DecoderOptions
 from vader_ray.models.core.loop_hooks import LoopHook
@@ -42,7 +42,7 @@ class WanStream(CausalStream):
         return decoded, cache
 
 
-class WanModel(PipelineModel):
+class WanModel(VideoModel):
     """Flow-predicting transformer, umT5 text encoder, causal autoencoder.
 
     Wan 2.2 A14B has two transformers, one for the noisy steps and one for the others.

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from vader_ray.config import ModelConfig, SamplingConfig
 from vader_ray.errors import UserError
-from vader_ray.models.base import PipelineModel
+from vader_ray.models.base import VideoModel
 from vader_ray.models.core.decoders import DecoderOptions, Framewise2D
 from vader_ray.models.core.loading import quiet
 from vader_ray.models.core.meta_pipeline import accept_host_tensors
@@ -133,7 +133,7 @@ class VideoCrafterPipeline(DiffusionPipeline):  # type: ignore[misc]
         return height // self.vae_scale_factor, width // self.vae_scale_factor
 
 
-class VideoCrafter2Model(PipelineModel):
+class VideoCrafter2Model(VideoModel):
     """Noise-predicting 3D UNet, OpenCLIP text encoder, image autoencoder per frame.
 
     Adapters are saved in peft's format.
