@@ -41,7 +41,7 @@ class TruncationPlan:
     """Recompute a graded denoiser call in the backward pass instead of keeping its activations; with ``earlier`` all but
     the last, the first that the backward pass needs. Exact."""
     reference_weight: float = 0.0
-    """Weight in the loss of `VideoModel`'s pull: the distance of the graded predictions to those of the pretrained model."""
+    """Weight in the loss of `PipelineModel`'s pull: the distance of the graded predictions to those of the pretrained model."""
 
     def recomputes(self, step: int) -> bool:
         """Whether a graded denoising step is recomputed."""

@@ -125,9 +125,9 @@ def test_what_cannot_be_wrapped_is_named(folders: Any, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
         _wrap(images_only, case.sampling)
     pipe = diffusers.DiffusionPipeline.from_pretrained(folders("wan"))
-    with pytest.raises(ValueError, match="num_frames=8 is not a number of frames .* choose 5 or 9"):
+    with pytest.raises(ValueError, match=r"num_frames=8 is not a number of frames .* choose 5 or 9"):
         _wrap(pipe, case.sampling | {"num_frames": 8})
-    with pytest.raises(ValueError, match="adapter.target_modules .*'nothing'.* do not fit this denoiser"):
+    with pytest.raises(ValueError, match=r"adapter.target_modules .*'nothing'.* do not fit this denoiser"):
         _wrap(pipe, case.sampling, target_modules=["nothing"])
     _wrap(pipe, case.sampling)
     _wrap(pipe, case.sampling)  # an adapter of ours is replaced
@@ -135,6 +135,6 @@ def test_what_cannot_be_wrapped_is_named(folders: Any, tmp_path: Path) -> None:
     foreign = diffusers.DiffusionPipeline.from_pretrained(folders("wan"))
     foreign.load_lora_weights(tmp_path)
     with pytest.raises(
-        ValueError, match="the pipeline's transformer already has an adapter, .*unload_lora_weights"
+        ValueError, match=r"the pipeline's transformer already has an adapter, .*unload_lora_weights"
     ):
         _wrap(foreign, case.sampling)
