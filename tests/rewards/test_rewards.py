@@ -648,7 +648,7 @@ def test_unusable_weights_are_explained(hps_folder: Path, aesthetic_folder: Path
         architecture=architecture,
     )
     head = next(aesthetic_folder.glob("*.pth"))
-    foreign = r"another network, with weights \d+ missing \(ln_final.bias, .*, …\), 10 unexpected \(layers.0.bias, "
+    foreign = r"with weights \d+ missing \(ln_final.bias, .*, …\), 10 unexpected \(layers.0.bias, "
     refused("hps", foreign, weights=str(head), architecture=architecture)
     foreign = r"10 missing \(layers.0.bias, .*\), \d+ unexpected"
     refused("aesthetic", foreign, weights=str(aesthetic_folder), head=str(hps_folder / "HPS_tiny.pt"))
