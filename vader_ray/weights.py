@@ -20,7 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from vader_ray.config import ConfigError, Weights, locate
+from vader_ray.config import Weights, locate
+from vader_ray.errors import UserError
 
 SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
@@ -53,14 +54,14 @@ def resolve_weights(source: str, *files: str) -> Path:
     """The local file or folder that ``source`` names; of a hub id, the folder that holds ``files`` after the download.
 
     Raises:
-        ConfigError: a path that does not exist, or a hub that does not answer; says the command that gets the files.
+        UserError: a path that does not exist, or a hub that does not answer; says the command that gets the files.
     """
     if without_weights():
         files = tuple(file for file in files if not file.endswith(SUFFIXES))
     try:
         local = Path(locate(_local_or_hub(source))).expanduser()
     except ValueError as error:
-        raise ConfigError(str(error)) from None
+        raise UserError(str(error)) from None
     return local if local.exists() else _download(source, files)
 
 
@@ -79,7 +80,7 @@ def _download(repository: str, files: Sequence[str]) -> Path:
         reason = (
             "the hub is out of reach and the local cache has no copy" if unreachable else type(error).__name__
         )
-        raise ConfigError(
+        raise UserError(
             f"cannot get {' and '.join(files)} from the hub repository {repository} ({reason}); "
             f"run `hf download {repository} {' '.join(files)}` where there is internet, or give a local path"
         ) from error
@@ -92,7 +93,7 @@ def only_file(folder: Path, pattern: str) -> Path:
     if len(found) == 1:
         return found[0]
     listed = ", ".join(path.name for path in found) or "none"
-    raise ConfigError(
+    raise UserError(
         f"{folder} must hold exactly one {pattern} file, not {listed}; give the folder of one checkpoint"
     )
 
@@ -101,12 +102,12 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     """The tensors of a .safetensors or torch file by name, on the CPU; those under ``state_dict`` where there is one.
 
     Raises:
-        ConfigError: the file is missing, cut short, or holds something else than tensors.
+        UserError: the file is missing, cut short, or holds something else than tensors.
     """
     if not path.is_file():
         if without_weights():
             return {}
-        raise ConfigError(f"{path} does not exist; give the path of a checkpoint")
+        raise UserError(f"{path} does not exist; give the path of a checkpoint")
     place = str(torch.get_default_device())
     try:
         content: Any = (
@@ -123,13 +124,13 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         ValueError,
         LookupError,
     ) as error:
-        raise ConfigError(
+        raise UserError(
             f"{path} ({path.stat().st_size} bytes) cannot be read as a checkpoint of plain tensors ({type(error).__name__}); "
             "it was cut short or is of another format, so get it again"
         ) from error
     state = content.get("state_dict", content) if isinstance(content, Mapping) else content
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ConfigError(
+        raise UserError(
             f"{path} holds no table of tensors; give a checkpoint of weights, plain or under 'state_dict'"
         )
     return dict(state)
@@ -151,7 +152,7 @@ def load_strictly(network: nn.Module, state: Mapping[str, Tensor], source: Path)
     """Fill every weight of ``network``.
 
     Raises:
-        ConfigError: names that are missing or unexpected, or shapes that differ; a few of each.
+        UserError: names that are missing or unexpected, or shapes that differ; a few of each.
     """
     if without_weights() and not state:
         return
@@ -171,7 +172,7 @@ def load_strictly(network: nn.Module, state: Mapping[str, Tensor], source: Path)
         if found
     ]
     if problems:
-        raise ConfigError(
+        raise UserError(
             f"{source} belongs to another network, with weights {', '.join(problems)}; give one that fits"
         )
     on_meta = any(parameter.is_meta for parameter in network.parameters())

@@ -29,7 +29,8 @@ from vader_ray import models
 from vader_ray.alignment.algorithms.vader import accumulate_gradient
 from vader_ray.alignment.reward_gradient import RewardTerm
 from vader_ray.alignment.rollout import Batching, Rollout
-from vader_ray.config import AdapterConfig, ConfigError, ModelConfig
+from vader_ray.config import AdapterConfig, ModelConfig
+from vader_ray.errors import UserError
 from vader_ray.models.adapters import lora
 from vader_ray.models.videocrafter2 import checkpoint as checkpoint_format
 from vader_ray.models.videocrafter2.checkpoint import SCHEDULE, Networks
@@ -113,7 +114,7 @@ def test_any_other_checkpoint_is_refused_in_one_sentence(
     weights: dict[str, Tensor], change: dict[str, Tensor | None], message: str
 ) -> None:
     state = {name: value for name, value in (weights | change).items() if value is not None}
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(UserError, match=message):
         checkpoint_format.assemble(state, Path("model.ckpt"))
 
 
@@ -121,9 +122,9 @@ def test_weights_are_a_file_its_folder_or_a_hub_id(checkpoint: Path, tmp_path: P
     family = models.resolve("videocrafter2")
     assert family.fetch(ModelConfig(family="videocrafter2", weights=str(checkpoint))) == checkpoint
     assert family.fetch(ModelConfig(family="videocrafter2", weights=str(checkpoint.parent))) == checkpoint
-    with pytest.raises(ConfigError, match=r"holds no model\.ckpt; give the file, its folder"):
+    with pytest.raises(UserError, match=r"holds no model\.ckpt; give the file, its folder"):
         family.fetch(ModelConfig(family="videocrafter2", weights=str(tmp_path)))
-    with pytest.raises(ConfigError, match=r"`hf download VideoCrafter/VideoCrafter2 model\.ckpt`"):
+    with pytest.raises(UserError, match=r"`hf download VideoCrafter/VideoCrafter2 model\.ckpt`"):
         family.fetch(ModelConfig(family="videocrafter2", weights="VideoCrafter/VideoCrafter2"))
 
 

@@ -5,7 +5,7 @@ applies dotted overrides, resolves every path and returns an `ExperimentConfig` 
 """
 
 from vader_ray.config.experiment import ExperimentConfig
-from vader_ray.config.loading import RECIPES, ConfigError, flatten, load, override, recipe_names, validate
+from vader_ray.config.loading import RECIPES, flatten, load, override, recipe_names, validate
 from vader_ray.config.plugins import (
     DEFAULT_METRICS,
     RESERVED_METRIC_NAMES,
@@ -42,7 +42,6 @@ __all__ = [
     "AdapterConfig",
     "AlgorithmConfig",
     "CheckpointConfig",
-    "ConfigError",
     "DdpoConfig",
     "DpoConfig",
     "EvaluationConfig",

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from vader_ray.config import ActivationCheckpointing, AdapterConfig, ConfigError, ModelConfig, SamplingConfig
+from vader_ray.config import ActivationCheckpointing, AdapterConfig, ModelConfig, SamplingConfig
+from vader_ray.errors import UserError
 from vader_ray.models.adapters.export import Format as AdapterFormat
 from vader_ray.models.adapters.export import export as export_adapter
 from vader_ray.models.adapters.files import read_shape as adapter_shape
@@ -45,26 +46,26 @@ def resolve(family: str) -> Any:
     """The class of a family: a file of this folder, or ``Model`` of a dotted module outside the package.
 
     Raises:
-        ConfigError: there is no such file or module.
+        UserError: there is no such file or module.
     """
     module = family if "." in family else f"{__name__}.{family}"
     if "." not in family and family not in names():
-        raise ConfigError(
+        raise UserError(
             f"model.family: there is no {family!r}; choose one of {', '.join(names())} or the dotted name of your module"
         )
     try:
         return importlib.import_module(module).Model
     except ModuleNotFoundError as error:
-        raise ConfigError(f"model.family: cannot import {error.name!r}; is it on PYTHONPATH?") from None
+        raise UserError(f"model.family: cannot import {error.name!r}; is it on PYTHONPATH?") from None
     except AttributeError:
-        raise ConfigError(f"model.family: the module {module} has no class Model") from None
+        raise UserError(f"model.family: the module {module} has no class Model") from None
 
 
 def fetch(model: ModelConfig) -> str:
     """The folder of the model's weights; those of a hub id are downloaded first.
 
     Raises:
-        ConfigError, ValueError: there is no such family, or the hub does not give the weights.
+        UserError: there is no such family, or the hub does not give the weights.
     """
     return str(resolve(model.family).fetch(model))
 

@@ -17,6 +17,7 @@ from diffusers import ModelMixin
 from torch import Tensor, nn
 
 from vader_ray.config import ActivationCheckpointing, AdapterConfig, ModelConfig, SamplingConfig
+from vader_ray.errors import UserError
 from vader_ray.models.adapters import export, lora
 from vader_ray.models.core import memory_optimizations, transitions
 from vader_ray.models.core.conditioning import Conditioning, encode_texts, open_images
@@ -98,13 +99,13 @@ class PipelineModel:
         """Channels, frames, height, width of one video's noise.
 
         Raises:
-            ValueError: the pipeline would round the number of frames.
+            UserError: the pipeline would round the number of frames.
         """
         (per_frame, per_pixel), sampling = self.vae_scale_factors(), self.sampling
         frames, rest = divmod(sampling.num_frames - 1, per_frame)
         if rest:
             near = [frames * per_frame + 1, (frames + 1) * per_frame + 1]
-            raise ValueError(
+            raise UserError(
                 f"sampling.num_frames={sampling.num_frames} is impossible here; choose {near[0]} or {near[1]}"
             )
         return self.latent_channels(), frames + 1, sampling.height // per_pixel, sampling.width // per_pixel
@@ -129,7 +130,7 @@ class PipelineModel:
         """The conditioning of each video, as the encoders give it.
 
         Raises:
-            ValueError: the family makes videos from images and there are none.
+            UserError: the family makes videos from images and there are none.
         """
         columns = (
             encode_texts(self.pipe, self.sampling, self.embeddings, list(prompts)) if self.embeddings else {}
@@ -237,10 +238,10 @@ class PipelineModel:
         """Given videos, as if the loop had just finished them.
 
         Raises:
-            ValueError: the family's autoencoder is not encoded with here.
+            UserError: the family's autoencoder is not encoded with here.
         """
         if not isinstance(self.decoder, Framewise2D):
-            raise ValueError(
+            raise UserError(
                 f"algorithm.pairs: the videos of a file can be encoded by autoencoders of single frames, not by "
                 f"{type(self.pipe.vae).__name__}; leave algorithm.pairs out, and pairs are made as training goes"
             )
@@ -374,7 +375,7 @@ class PipelineModel:
 
     def _check_steps(self, taken: int) -> None:
         if taken != self.sampling.num_inference_steps:
-            raise ValueError(
+            raise UserError(
                 f"{type(self.pipe.scheduler).__name__} took {taken} denoising steps for sampling.num_inference_steps="
                 f"{self.sampling.num_inference_steps}; choose a first-order scheduler"
             )
@@ -382,7 +383,7 @@ class PipelineModel:
     def _check_scheduler(self) -> None:
         accepts_eta = "eta" in inspect.signature(self.pipe.scheduler.step).parameters
         if self.sampling.eta and not accepts_eta:
-            raise ValueError(
+            raise UserError(
                 f"sampling.eta={self.sampling.eta} means nothing to {type(self.pipe.scheduler).__name__}; set it to 0"
             )
 
@@ -421,12 +422,12 @@ class PipelineModel:
         """Fold the adapter into the denoisers and write each in the library's format, in a folder of its name.
 
         Raises:
-            ValueError: a denoiser is not the library's.
+            UserError: a denoiser is not the library's.
         """
         places = []
         for name, denoiser in self.denoisers().items():
             if not isinstance(denoiser, ModelMixin):
-                raise ValueError(
+                raise UserError(
                     f"{type(denoiser).__module__} is no network of diffusers and cannot be saved as one; keep the adapter"
                 )
             export.merge(denoiser)

@@ -9,6 +9,7 @@ from diffusers import CogVideoXImageToVideoPipeline, CogVideoXPipeline
 from torch import Tensor
 
 from vader_ray.config import ModelConfig, SamplingConfig
+from vader_ray.errors import UserError
 from vader_ray.models.base import PipelineModel
 from vader_ray.models.core.decoders import CausalStream
 from vader_ray.models.core.loading import load_pipeline, published_class
@@ -54,11 +55,11 @@ class Model(PipelineModel):
         """Version 1.5 pads the latent frames to whole patches; the pipeline drops the padding before it decodes.
 
         Raises:
-            ValueError: the decoder would give another number of frames.
+            UserError: the decoder would give another number of frames.
         """
         channels, frames, height, width = super().latent_shape()
         if frames > 1 and frames % 2 == 0:
-            raise ValueError(
+            raise UserError(
                 f"sampling.num_frames={self.sampling.num_frames} makes {frames} latent frames, of which this decoder makes "
                 f"{frames * self.vae_scale_factors()[0]} frames; choose a multiple of {2 * self.vae_scale_factors()[0]} plus 1"
             )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vader_ray.config import ModelConfig, SamplingConfig
+from vader_ray.errors import UserError
 from vader_ray.models.base import PipelineModel
 from vader_ray.models.core.decoders import Framewise2D
 from vader_ray.models.core.loading import load_pipeline
@@ -43,6 +44,6 @@ def _pipeline_class() -> Any:
     try:
         return diffusers.TextToVideoSDPipeline
     except AttributeError:
-        raise ValueError(
+        raise UserError(
             f"model.family: diffusers {diffusers.__version__} no longer has TextToVideoSDPipeline; install diffusers==0.42.1"
         ) from None

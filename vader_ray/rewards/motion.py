@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from vader_ray.errors import UserError
 from vader_ray.rewards.brightness import LUMINANCE
 from vader_ray.types import Frames, Granularity, Scores
 
@@ -41,10 +42,10 @@ class Reward:
         """One score per video.
 
         Raises:
-            ValueError: a single frame has no motion.
+            UserError: a single frame has no motion.
         """
         if frames.shape[1] < 2:
-            raise ValueError(
+            raise UserError(
                 "motion compares neighbouring frames and got 1; give the reward at least 2 (setting frames)"
             )
         speed = (flow(frames).square().sum(dim=2) + STILL**2).sqrt() - STILL

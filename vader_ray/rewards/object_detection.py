@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import YolosConfig, YolosForObjectDetection
 
-from vader_ray.config import ConfigError
+from vader_ray.errors import UserError
 from vader_ray.rewards.base import FrameReward, frozen
 from vader_ray.rewards.core.preprocess import Preprocessing, normalise, resize
 from vader_ray.rewards.core.transformers_loading import (
@@ -136,12 +136,12 @@ def class_index(name: str, labels: Mapping[int, str]) -> int:
     """The index of a class of the network.
 
     Raises:
-        ConfigError: there is none of that name; the message says the nearest ones.
+        UserError: there is none of that name; the message says the nearest ones.
     """
     indices = {label: index for index, label in labels.items() if label != NOT_A_CLASS}
     if name not in indices:
         near = get_close_matches(name.lower(), indices, n=3, cutoff=0.5) or sorted(indices)[:10]
-        raise ConfigError(
+        raise UserError(
             f"the detector has no class {name!r}; the nearest of its {len(indices)} are {', '.join(near)}"
         )
     return int(indices[name])
@@ -162,7 +162,7 @@ def _edges(path: Path) -> tuple[int, int]:
     if isinstance(size, int):
         return size, int(settings.get("max_size", LONGEST_EDGE))
     if not isinstance(size, dict) or "shortest_edge" not in size:
-        raise ConfigError(
+        raise UserError(
             f"{path} states no shortest_edge under size but {size!r}; copy it from the weights' hub repository"
         )
     return int(size["shortest_edge"]), int(size.get("longest_edge", LONGEST_EDGE))

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import VJEPA2Config, VJEPA2Model
 
-from vader_ray.config import ConfigError
+from vader_ray.errors import UserError
 from vader_ray.rewards.base import NetworkReward, frozen
 from vader_ray.rewards.core.transformers_loading import load_folder
 from vader_ray.rewards.core.video import obtain_folder, read_processor
@@ -76,7 +76,7 @@ class Reward(NetworkReward):
         self.grid: int = self.processor.size // self.network.config.patch_size  # type: ignore[operator]
         self.tubelet: int = self.network.config.tubelet_size
         if self.processor.size != self.network.config.crop_size or self.grid < 2:
-            raise ConfigError(
+            raise UserError(
                 f"{folder}: frames of {self.processor.size} pixels do not fit a network for {self.network.config.crop_size} "
                 f"in patches of {self.network.config.patch_size}, at least 2 × 2; give the processor of these weights"
             )
@@ -94,7 +94,7 @@ class Reward(NetworkReward):
     def score(self, frames: Frames, prompts: Sequence[str], /) -> Scores:
         """Video by video: each has its own masks."""
         if frames.shape[1] % self.tubelet:
-            raise ValueError(
+            raise UserError(
                 f"vjepa takes {self.tubelet} frames at a time and cannot divide {frames.shape[1]}; set sampling.num_frames to a "
                 f"multiple of {self.tubelet}, or the reward's frames to a rule that leaves one"
             )

@@ -23,7 +23,7 @@ from tests.helpers.mock_aws import mock_aws
 from tests.helpers.paths import REPOSITORY
 from tests.helpers.recipe import tiny_config, write_tiny
 from tests.orchestration.reporting.test_html_report import record
-from vader_ray.config import ConfigError
+from vader_ray.errors import UserError
 from vader_ray.orchestration.reporting.html_report import write_report
 from vader_ray.orchestration.reporting.past_runs import find_runs
 from vader_ray.orchestration.runs.run_dir import KEPT_BY_RAY, RunDir, open_run_dir, working_copy, write_json
@@ -129,7 +129,7 @@ def test_options_of_a_uri_stay_at_its_end(monkeypatch: pytest.MonkeyPatch, s3: s
 
 
 def test_an_unknown_storage_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"--storage ftp://host/runs: .*; give s3://BUCKET/PREFIX"):
+    with pytest.raises(UserError, match=r"--storage ftp://host/runs: .*; give s3://BUCKET/PREFIX"):
         normalised("ftp://host/runs")
 
 
@@ -141,9 +141,9 @@ def test_a_run_is_found_by_its_copy_alone(place: str, tmp_path: Path) -> None:
     elsewhere = open_run_dir(config, tmp_path / "two", None, resume=True, storage=place)
     assert elsewhere.name == folder.name
     assert elsewhere.read_metadata() == folder.read_metadata()
-    with pytest.raises(ConfigError, match=r"keeps its checkpoints in .*with --storage"):
+    with pytest.raises(UserError, match=r"keeps its checkpoints in .*with --storage"):
         open_run_dir(config, tmp_path / "two", folder.name, resume=True)
-    with pytest.raises(ConfigError, match="there is no run 'other' in"):
+    with pytest.raises(UserError, match="there is no run 'other' in"):
         open_run_dir(config, tmp_path / "two", "other", resume=True, storage=place)
 
 
@@ -160,7 +160,7 @@ def test_a_worker_without_the_drivers_disk_works_on_the_copy(place: str, tmp_pat
     driver.pull()
     assert (driver.queries / "q").read_text() == "1"
     with (
-        pytest.raises(ConfigError, match="is not on this machine; give --storage"),
+        pytest.raises(UserError, match="is not on this machine; give --storage"),
         working_copy("/of/another/machine/run", None),
     ):
         pass

@@ -33,6 +33,7 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from vader_ray.errors import UserError
 from vader_ray.models.adapters import files
 
 Format: TypeAlias = Literal["diffusers", "comfyui", "peft"]
@@ -86,7 +87,7 @@ def export(source: Path, form: Format, output: Path, *, bare_alpha: float = file
         bare_alpha: alpha of a bare state dict, which tells none.
 
     Raises:
-        ValueError: no adapter, or one for which the format has no names or the output no room.
+        UserError: no adapter, or one for which the format has no names or the output no room.
     """
     sources = {"": source}
     if (source / _SECOND).is_dir():
@@ -98,7 +99,7 @@ def export(source: Path, form: Format, output: Path, *, bare_alpha: float = file
             if form == "peft"
             else f"{source} holds the adapters of two denoisers"
         )
-        raise ValueError(f"{output}: {reason}; give a folder")
+        raise UserError(f"{output}: {reason}; give a folder")
     saved = {name: _read(place, bare_alpha) for name, place in sources.items()}
     return [
         _write(adapter, form, output if as_file else output / name, as_file)
@@ -164,7 +165,7 @@ def for_comfyui(saved: Saved) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors by ComfyUI's keys, and no metadata: rank and alpha are among the tensors.
 
     Raises:
-        ValueError: ComfyUI's network of these layers has other ones, into which they do not go one by one.
+        UserError: ComfyUI's network of these layers has other ones, into which they do not go one by one.
     """
     tensors = dict[str, Tensor]()
     for layer, (down, up) in saved.layers.items():
@@ -193,7 +194,7 @@ def _comfyui_renames(saved: Saved) -> dict[str, str]:
         return _WAN
     if any(re.match(r"transformer_blocks\.\d+\.attn2\.", layer) for layer in saved.layers):
         return _LTX
-    raise ValueError(
+    raise UserError(
         f"ComfyUI's names for layers like {next(iter(saved.layers))} are not known here: it exports adapters of Wan, "
         "LTX-Video and diffusers' UNets; choose --format diffusers or peft"
     )

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vader_ray.config import AdapterConfig
+from vader_ray.errors import UserError
 from vader_ray.weights import read_state_dict
 
 WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
@@ -60,11 +61,9 @@ def read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         weights = load_file(folder / WEIGHTS)
         settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ValueError(f"{folder} holds no adapter; give a folder with {WEIGHTS} and {SETTINGS}") from None
+        raise UserError(f"{folder} holds no adapter; give a folder with {WEIGHTS} and {SETTINGS}") from None
     except (SafetensorError, json.JSONDecodeError) as error:
-        raise ValueError(
-            f"the adapter in {folder} is damaged ({error}); take an earlier checkpoint"
-        ) from None
+        raise UserError(f"the adapter in {folder} is damaged ({error}); take an earlier checkpoint") from None
     return {key.removeprefix(PEFT_PREFIX): value for key, value in weights.items()}, settings
 
 
@@ -74,7 +73,7 @@ def _read_for_diffusers(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         weights = {key.partition(".")[2]: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     settings = {key.partition(".")[2]: value for key, value in settings.items()}
     if not {"r", "lora_alpha", "target_modules"} <= settings.keys():
-        raise ValueError(
+        raise UserError(
             f"{path} does not say its rank, alpha and target modules; it was not saved by this program"
         )
     return weights, settings
@@ -89,7 +88,7 @@ def rank_of(weights: dict[str, Tensor], source: Path) -> int:
     """The one rank of all layers; ``source`` is for the message."""
     ranks = {len(value) for name, value in weights.items() if name.endswith(DOWN)}
     if len(ranks) != 1:
-        raise ValueError(
+        raise UserError(
             f"{source} holds no adapter of one rank but {sorted(ranks)}; give a peft state dict of one LoRA"
         )
     return ranks.pop()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vader_ray.config import AdapterConfig
+from vader_ray.errors import UserError
 from vader_ray.models.adapters.files import rank_of, read, read_bare, read_shape, write_peft
 
 
@@ -48,7 +49,7 @@ def inject(denoiser: nn.Module, adapter: AdapterConfig, targets: Sequence[str], 
     """Freeze the denoiser and add a LoRA to every layer whose name ends in one of the targets, in the place of an earlier one.
 
     Raises:
-        ValueError: no layer has such a name, or one is of a kind that cannot carry an adapter here.
+        UserError: no layer has such a name, or one is of a kind that cannot carry an adapter here.
     """
     remove(denoiser)
     denoiser.requires_grad_(False)
@@ -58,7 +59,7 @@ def inject(denoiser: nn.Module, adapter: AdapterConfig, targets: Sequence[str], 
         try:
             inject_adapter_in_model(settings, denoiser)
         except ValueError as error:
-            raise ValueError(
+            raise UserError(
                 f"adapter.target_modules {list(targets)} do not fit this denoiser: {error}"
             ) from None
     for name, layer in denoiser.named_modules():
@@ -81,7 +82,7 @@ def _keep_activation_dtype(layer: LoraLayer, name: str) -> None:
         for matrix in matrices.values():
             if type(matrix) not in _CASTING:
                 kind = type(matrix).__name__
-                raise ValueError(
+                raise UserError(
                     f"adapter.target_modules: {name} is a {kind}; only Linear, Conv2d and Conv3d can be adapted"
                 )
             matrix.__class__ = _CASTING[type(matrix)]
@@ -132,7 +133,7 @@ def load_into(pipe: Any, folder: str | Path) -> None:
     The public ``vader_ray.load_adapter(pipe, folder)``, for pipelines whose ``load_lora_weights`` does not work.
 
     Raises:
-        ValueError: the folder holds no adapter, a damaged one, or one of another model.
+        UserError: the folder holds no adapter, a damaged one, or one of another model.
     """
     found = [
         name for name in ("unet", "transformer", "transformer_2") if getattr(pipe, name, None) is not None
@@ -154,7 +155,7 @@ def load(denoiser: nn.Module, source: Path) -> None:
     """Read what `save` wrote, or a file of a bare peft state dict, into an adapter of the same shape.
 
     Raises:
-        ValueError: the source holds no adapter, a damaged one, or one of another model, rank or alpha.
+        UserError: the source holds no adapter, a damaged one, or one of another model, rank or alpha.
     """
     expected = {key: value.shape for key, value in get_peft_model_state_dict(denoiser).items()}
     mine: LoraConfig = denoiser.peft_config["default"]  # type: ignore[index,assignment]
@@ -165,7 +166,7 @@ def load(denoiser: nn.Module, source: Path) -> None:
         weights, settings = read(source)
         rank, alpha = settings["r"], settings["lora_alpha"]
     if (rank, alpha) != (mine.r, mine.lora_alpha):
-        raise ValueError(
+        raise UserError(
             f"the adapter in {source} has rank {rank} and alpha {alpha}, "
             f"this recipe asks for rank {mine.r} and alpha {mine.lora_alpha}; set adapter.rank and adapter.alpha to the file's"
         )
@@ -173,7 +174,7 @@ def load(denoiser: nn.Module, source: Path) -> None:
         different = sorted(
             key for key in found.keys() | expected.keys() if found.get(key) != expected.get(key)
         )
-        raise ValueError(
+        raise UserError(
             f"the adapter in {source} was made for another model: {len(different)} tensors differ, the first is {different[0]}"
         )
     set_peft_model_state_dict(denoiser, weights)

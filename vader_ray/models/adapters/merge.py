@@ -10,6 +10,7 @@ from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from peft import LoraConfig
 from torch import Tensor
 
+from vader_ray.errors import UserError
 from vader_ray.models.adapters.files import DOWN, WEIGHTS, read, write_peft
 
 
@@ -19,7 +20,7 @@ def mix(adapters: Sequence[tuple[Path, float]], output: Path) -> None:
     ΔW = Σ wᵢ (αᵢ / rᵢ) Bᵢ Aᵢ is one LoRA of rank Σ rᵢ. (The mean of the Aᵢ times the mean of the Bᵢ is another, smaller change.)
 
     Raises:
-        ValueError: a folder holds no adapter, a damaged one, or one of other layers than the first.
+        UserError: a folder holds no adapter, a damaged one, or one of other layers than the first.
     """
     first = adapters[0][0]
     nested = [
@@ -36,7 +37,7 @@ def _mix_one(adapters: Sequence[tuple[Path, float]], output: Path) -> None:
     names = parts[0][0].keys()
     for (folder, _), (weights, _, _) in zip(adapters, parts, strict=True):
         if different := sorted(weights.keys() ^ names):
-            raise ValueError(
+            raise UserError(
                 f"the adapter in {folder} adapts other layers than that in {adapters[0][0]}: {different[0]}"
             )
     mixed: dict[str, Tensor] = {}

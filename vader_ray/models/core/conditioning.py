@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from vader_ray.config import SamplingConfig
+from vader_ray.errors import UserError
 
 _ENCODED_AT_ONCE = 8
 """Prompts that a text encoder sees together: a recipe may hold thousands."""
@@ -74,10 +75,10 @@ def open_images(sampling: SamplingConfig, images: Sequence[Path] | None) -> list
     """The images at the size of the video, squashed where their shape differs, as the library's examples do.
 
     Raises:
-        ValueError: there are none.
+        UserError: there are none.
     """
     if not images:
-        raise ValueError(
+        raise UserError(
             "prompts: this model makes videos from images; write each prompt as `path/to/image.png | text`"
         )
     size = sampling.width, sampling.height

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
 from vader_ray.config import ModelConfig, SamplingConfig, locate
+from vader_ray.errors import UserError
 from vader_ray.models.core.meta_pipeline import load_meta_pipeline
 
 
@@ -27,7 +28,7 @@ def load_pipeline(
     On the meta device it has no weights, and only its configuration is read.
 
     Raises:
-        ValueError: the weights cannot be reached, are damaged or belong to another kind of model.
+        UserError: the weights cannot be reached, are damaged or belong to another kind of model.
     """
     source = locate(model.weights)
     dtype = getattr(torch, model.precision)
@@ -48,7 +49,7 @@ def fetch_pipeline(model: ModelConfig) -> Path:
     """The folder of a pipeline; a hub's is downloaded into its cache.
 
     Raises:
-        ValueError: it cannot be reached.
+        UserError: it cannot be reached.
     """
     source = locate(model.weights)
     if Path(source).exists():
@@ -61,7 +62,7 @@ def published_class(model: ModelConfig, *kinds: type[DiffusionPipeline]) -> type
     """Which of several pipelines the weights were published for, by their model_index.json.
 
     Raises:
-        ValueError: the weights cannot be reached or are those of another pipeline.
+        UserError: the weights cannot be reached or are those of another pipeline.
     """
     source = locate(model.weights)
     with _explained(source):
@@ -70,13 +71,13 @@ def published_class(model: ModelConfig, *kinds: type[DiffusionPipeline]) -> type
         if kind.__name__ == name:
             return kind
     expected = " or ".join(kind.__name__ for kind in kinds)
-    raise ValueError(f"model.weights: {source} is a {name}; model.family={model.family} takes {expected}")
+    raise UserError(f"model.weights: {source} is a {name}; model.family={model.family} takes {expected}")
 
 
 def _scheduler(name: str) -> Any:
     scheduler = getattr(diffusers, name, None)
     if not name.endswith("Scheduler") or scheduler is None:
-        raise ValueError(f"sampling.scheduler: diffusers {diffusers.__version__} has no scheduler {name!r}")
+        raise UserError(f"sampling.scheduler: diffusers {diffusers.__version__} has no scheduler {name!r}")
     return scheduler
 
 
@@ -85,17 +86,17 @@ def _explained(source: str) -> Iterator[None]:
     try:
         yield
     except SafetensorError as error:
-        raise ValueError(
+        raise UserError(
             f"model.weights: a safetensors file in {source} is damaged ({error}); fetch it again"
         ) from None
     except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
         if isinstance(error, OSError) and not Path(source).exists():
-            raise ValueError(
+            raise UserError(
                 f"model.weights: {source!r} is neither a local folder nor in the Hugging Face cache, "
                 f"and the hub did not give it; run `hf download {source}` where there is internet (to count a step, "
                 "`--exclude '*.safetensors' '*.bin'` leaves the weights there), or give a local folder"
             ) from error
-        raise ValueError(
+        raise UserError(
             f"model.weights: {source} cannot be loaded as this family's pipeline: {_one_line(error)}"
         ) from error
 

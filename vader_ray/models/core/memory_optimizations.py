@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from vader_ray.config import ActivationCheckpointing
+from vader_ray.errors import UserError
 
 _LISTS = (
     "blocks",
@@ -78,11 +79,11 @@ def check_cache(rule: str, denoisers: Sequence[nn.Module]) -> None:
     """Refuse a cache that a denoiser cannot have.
 
     Raises:
-        ValueError: diffusers caches no features of its class.
+        UserError: diffusers caches no features of its class.
     """
     for denoiser in denoisers:
         if rule != "none" and not isinstance(denoiser, CacheMixin):
-            raise ValueError(
+            raise UserError(
                 f"sampling.prefix_cache={rule}: diffusers caches no features of {type(denoiser).__name__}, only of "
                 "transformers; set sampling.prefix_cache=none"
             )

@@ -12,6 +12,7 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
+from vader_ray.errors import UserError
 from vader_ray.models.core.loop_hooks import LoopHook, rows_of
 from vader_ray.types import Latents, Scores
 
@@ -122,7 +123,7 @@ def has_density(scheduler: Any) -> bool:
 def check_density(scheduler: Any) -> None:
     """Raises ValueError unless the probability density of the scheduler's step is known."""
     if not has_density(scheduler):
-        raise ValueError(
+        raise UserError(
             f"algorithm.name=ddpo needs the probability of each denoising step, which {type(scheduler).__name__} does not "
             "give; set sampling.scheduler=DDIMScheduler where the family can use it (modelscope, animatediff), or choose "
             "algorithm.name=vader or dpo"
@@ -156,7 +157,7 @@ def noised(scheduler: Any, clean: Tensor, noise: Tensor, step: int) -> tuple[Ten
     """A sample as the loop has it before a denoising step, from clean latents and noise, and what the denoiser shall predict.
 
     Raises:
-        ValueError: it is not known what the denoiser predicts under this scheduler.
+        UserError: it is not known what the denoiser predicts under this scheduler.
     """
     signal, level = _levels(scheduler, step)
     kind = scheduler.config.get("prediction_type", "flow_prediction" if _is_flow(scheduler) else None)
@@ -168,7 +169,7 @@ def noised(scheduler: Any, clean: Tensor, noise: Tensor, step: int) -> tuple[Ten
         "flow_prediction": lambda: noise - clean,
     }
     if kind not in targets or scheduler.config.get("invert_sigmas"):
-        raise ValueError(
+        raise UserError(
             f"algorithm.name=dpo: what the denoiser predicts under {type(scheduler).__name__} (prediction_type {kind!r}, "
             "inverted sigmas or unknown) has no denoising error here; choose algorithm.name=vader"
         )

@@ -13,7 +13,8 @@ from jaxtyping import Float, Int
 from open_clip.transformer import Transformer
 from torch import Tensor, nn
 
-from vader_ray.config import ConfigError, ModelConfig
+from vader_ray.config import ModelConfig
+from vader_ray.errors import UserError
 from vader_ray.models.videocrafter2.scheduler import DynamicRescaleDDIMScheduler
 from vader_ray.models.videocrafter2.unet import Architecture, UNet
 from vader_ray.weights import load_strictly, read_state_dict, resolve_weights, without_weights
@@ -108,12 +109,12 @@ def fetch(model: ModelConfig) -> Path:
     """The checkpoint's file, downloaded first where ``model.weights`` is a hub id.
 
     Raises:
-        ConfigError: it does not exist or cannot be downloaded.
+        UserError: it does not exist or cannot be downloaded.
     """
     found = resolve_weights(model.weights, FILE)
     checkpoint = found if found.is_file() else found / FILE
     if not checkpoint.is_file():
-        raise ConfigError(
+        raise UserError(
             f"model.weights: {found} holds no {FILE}; give the file, its folder, or VideoCrafter/VideoCrafter2"
         )
     return checkpoint
@@ -139,7 +140,7 @@ def read(checkpoint: Path) -> Networks:
     """The three networks, in the precision of the file.
 
     Raises:
-        ConfigError: the file is damaged, or has a weight that no network here has, or lacks one.
+        UserError: the file is damaged, or has a weight that no network here has, or lacks one.
     """
     return assemble(read_state_dict(checkpoint), checkpoint)
 
@@ -148,7 +149,7 @@ def assemble(state: Mapping[str, Tensor], checkpoint: Path) -> Networks:
     """The three networks with the weights of a state dict, whose memory they take over.
 
     Raises:
-        ConfigError: it has a weight that no network here has, or lacks one.
+        UserError: it has a weight that no network here has, or lacks one.
     """
     parts = {prefix: _under(state, prefix) for prefix in (DENOISER, TEXT_ENCODER, AUTOENCODER)}
     schedule = {name: value for name, value in state.items() if not name.startswith(tuple(parts))}
@@ -159,7 +160,7 @@ def assemble(state: Mapping[str, Tensor], checkpoint: Path) -> Networks:
             unet = UNet(Architecture.read(parts[DENOISER]))
         text_encoder, vae = TextEncoder.read(parts[TEXT_ENCODER]), _autoencoder(parts[AUTOENCODER])
     except KeyError as error:
-        raise ConfigError(
+        raise UserError(
             f"{checkpoint} is not a checkpoint of VideoCrafter2: it has no weight {error}"
         ) from None
     load_strictly(unet, parts[DENOISER], checkpoint)
@@ -176,7 +177,7 @@ def _under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def _check_schedule(schedule: Mapping[str, Tensor], checkpoint: Path) -> None:
     """Refuse a model that was trained with another noise schedule, and weights that nobody would load."""
     if foreign := sorted(schedule.keys() - SCHEDULE):
-        raise ConfigError(
+        raise UserError(
             f"{checkpoint} belongs to another network: {len(foreign)} unexpected weights, such as {foreign[0]}"
         )
     ours = DynamicRescaleDDIMScheduler()
@@ -185,7 +186,7 @@ def _check_schedule(schedule: Mapping[str, Tensor], checkpoint: Path) -> None:
             schedule[name][: len(table)] if name in schedule else table
         )  # scale_arr is longer than it is used
         if theirs.shape != table.shape or not torch.allclose(theirs.float(), table, rtol=1e-4, atol=0):
-            raise ConfigError(
+            raise UserError(
                 f"{checkpoint} was trained with another noise schedule ({name} differs), which is not VideoCrafter2's"
             )
 
@@ -217,7 +218,7 @@ def _converted(weights: Mapping[str, Tensor], vae: AutoencoderKL, checkpoint: Pa
     converted: dict[str, Tensor] = convert_ldm_vae_checkpoint(dict(weights), vae.config)
     if len(converted) != len(weights):  # diffusers passes over names that it does not know
         count = len(weights) - len(converted)
-        raise ConfigError(
+        raise UserError(
             f"{checkpoint} belongs to another network: its autoencoder has {count} unexpected weights"
         )
     return converted

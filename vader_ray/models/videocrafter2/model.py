@@ -15,7 +15,8 @@ from diffusers.utils.torch_utils import randn_tensor
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vader_ray.config import ConfigError, ModelConfig, SamplingConfig
+from vader_ray.config import ModelConfig, SamplingConfig
+from vader_ray.errors import UserError
 from vader_ray.models.base import PipelineModel
 from vader_ray.models.core.decoders import Framewise2D
 from vader_ray.models.core.loading import _quiet
@@ -118,11 +119,11 @@ class VideoCrafterPipeline(DiffusionPipeline):  # type: ignore[misc]
         """Height and width of latents.
 
         Raises:
-            ValueError: the denoiser cannot halve them as often as it has levels.
+            UserError: the denoiser cannot halve them as often as it has levels.
         """
         multiple = self.vae_scale_factor * 2 ** (len(self.unet.architecture.multipliers) - 1)
         if height % multiple or width % multiple:
-            raise ValueError(
+            raise UserError(
                 f"sampling.height={height} and sampling.width={width} must be multiples of {multiple}"
             )
         return height // self.vae_scale_factor, width // self.vae_scale_factor
@@ -148,7 +149,7 @@ class Model(PipelineModel):
     ) -> Model:
         """The pretrained pipeline on a device, with denoiser and text encoder in ``precision``."""
         if sampling.scheduler not in (None, DynamicRescaleDDIMScheduler.__name__):
-            raise ConfigError(
+            raise UserError(
                 f"sampling.scheduler: {sampling.scheduler} knows no dynamic rescale, with which VideoCrafter2 was trained; "
                 "leave it out"
             )

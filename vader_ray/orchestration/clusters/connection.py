@@ -16,7 +16,8 @@ import ray
 import torch
 from ray.autoscaler.sdk import request_resources
 
-from vader_ray.config import ConfigError, ExperimentConfig, RuntimeConfig
+from vader_ray.config import ExperimentConfig, RuntimeConfig
+from vader_ray.errors import UserError
 from vader_ray.orchestration.clusters.worker_setup import HOOK
 from vader_ray.orchestration.tracking.mlflow_runs import quiet_environment
 
@@ -41,7 +42,7 @@ def connected(config: ExperimentConfig, *, num_runs: int = 1) -> Iterator[None]:
     """A cluster: the one of ``RAY_ADDRESS`` or of the surrounding job, else one of this machine, made for so many runs at once.
 
     Raises:
-        ConfigError: the cluster has not what the workers need, so that Ray would wait for ever.
+        UserError: the cluster has not what the workers need, so that Ray would wait for ever.
     """
     environment = _ENVIRONMENT | quiet_environment()
     for name, value in environment.items():
@@ -98,12 +99,12 @@ def existing() -> Iterator[None]:
     """The cluster of ``RAY_ADDRESS``, or the one that runs on this machine.
 
     Raises:
-        ConfigError: there is none.
+        UserError: there is none.
     """
     try:
         ray.init(address="auto", logging_level=logging.ERROR, log_to_driver=False)
     except ConnectionError as error:
-        raise ConfigError(
+        raise UserError(
             f"no Ray cluster answers ({error}); set RAY_ADDRESS to the one that is meant"
         ) from error
     try:
@@ -152,7 +153,7 @@ def _check_resources(config: ExperimentConfig) -> None:
     smallest = config.model_copy(update={"runtime": config.runtime.model_copy(update={"num_workers": least})})
     for name, amount in _needed(smallest, "GPU" if uses_gpu(config.runtime) else "CPU").items():
         if available.get(name, 0) < amount:
-            raise ConfigError(
+            raise UserError(
                 f"runtime.num_workers={least} and the placed rewards need {amount} {name}s, the Ray "
                 f"cluster has {available.get(name, 0):g}; lower --workers or placement.num_{name.lower()}s, or add nodes"
             )

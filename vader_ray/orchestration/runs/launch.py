@@ -1,4 +1,4 @@
-"""The driver of a run: open its folder and MLflow run, start Ray Train, display the progress, write the summary."""
+"""The driver of a run: open its folder and MLflow run, start Ray Train, and write the summary."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ def resolve_names(config: ExperimentConfig, folder: Path | None = None) -> Exper
     Paths in these options become absolute; a relative one starts at ``folder`` (the recipe's).
 
     Raises:
-        UserError: unknown family, reward, metric or option, a path that does not exist, or a guard that cannot work.
+        UserError: unknown family, reward, metric or option, a path that does not exist, or a guard that
+            cannot work.
     """
     models.resolve(config.model.family)
     check_guard(config)
@@ -53,7 +54,7 @@ def resolve_names(config: ExperimentConfig, folder: Path | None = None) -> Exper
 
 
 def resolve_auto(config: ExperimentConfig) -> ExperimentConfig:
-    """Return the recipe with every ``auto`` replaced by the fastest setting that fits the workers' free memory.
+    """Replace every ``auto`` of the recipe by the fastest setting that fits the workers' free memory.
 
     Raises:
         UserError: no setting fits.
@@ -78,7 +79,8 @@ def train_run(
     Args:
         run_name: name of the run's folder; by default the recipe's name and the time.
         resume: continue the named run, or the recipe's latest unfinished one.
-        storage: keep checkpoints and a copy of the folder there, for machines without a common disk: a URI or a shared folder.
+        storage: keep checkpoints and a copy of the folder there, for machines without a common disk: a URI or
+            a shared folder.
 
     Raises:
         UserError: the settings cannot work; mostly raised before any work is done.

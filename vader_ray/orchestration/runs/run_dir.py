@@ -91,7 +91,7 @@ class RunDir:
 
     @property
     def soup(self) -> Path:
-        """Of a run that only evaluates an adapter soup: ``adapter/``, and ``costs.json`` with what its parts cost."""
+        """The adapter soup to evaluate, if the run trains nothing: ``adapter/`` and its ``costs.json``."""
         return self.path / "soup"
 
     @property
@@ -133,7 +133,7 @@ class RunDir:
         write_json(self.metadata, document | more)
 
     def read_metadata(self) -> dict[str, Any]:
-        """Return what `write_metadata` recorded; empty for a new run."""
+        """Return the metadata of `write_metadata`; empty for a new run."""
         return json.loads(self.metadata.read_text(encoding="utf-8")) if self.metadata.exists() else {}
 
     def read_mlflow_run(self) -> MlflowRun:
@@ -167,9 +167,10 @@ class RunDir:
 def open_run_dir(
     config: ExperimentConfig, root: Path, run_name: str | None, *, resume: bool, storage: str | None = None
 ) -> RunDir:
-    """Open the folder of a new run, or of one that the same recipe started, here or in its copy in the storage.
+    """Open the folder of a new run, or of a run of the same recipe, here or from its copy in the storage.
 
-    Without a name, a new run is named after its recipe and the time, and ``resume`` finds the recipe's latest run.
+    Without a name, a new run is named after its recipe and the time, and ``resume`` finds the recipe's latest
+    run.
 
     Raises:
         UserError: there is nothing to resume, the name belongs to another recipe or storage, or the folder
@@ -199,7 +200,7 @@ def open_run_dir(
 def working_copy(
     folder: str, storage: str | None, *, skip: tuple[str, ...] = KEPT_BY_RAY
 ) -> Iterator[RunDir]:
-    """Yield the run's folder for a process on any machine: the driver's own, or a temporary copy of the storage's.
+    """Yield the run's folder on any machine: the driver's own, or a temporary copy of the storage's.
 
     Args:
         folder: path on the driver's machine.
@@ -273,7 +274,8 @@ def _latest(config: ExperimentConfig, root: Path) -> str:
         ):
             return folder.name
     raise UserError(
-        f"there is no unfinished run of {config.name!r} with these settings in {root}; start one without --resume"
+        f"there is no unfinished run of {config.name!r} with these settings in {root}; "
+        "start one without --resume"
     )
 
 

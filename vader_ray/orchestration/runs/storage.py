@@ -1,4 +1,4 @@
-"""Copies of run folders on any file system of pyarrow: S3, Google Cloud Storage, or a disk that machines share.
+"""Copies of run folders on any file system of pyarrow: S3, Google Cloud Storage, a shared disk.
 
 A run's folder is written and read locally; a `Mirror` transfers the files that differ.
 """
@@ -30,13 +30,14 @@ def resolve(uri: str) -> tuple[fs.FileSystem, str]:
         system, path = fs.FileSystem.from_uri(uri)
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(
-            f"--storage {uri}: {first_line(error)}; give s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or a shared folder"
+            f"--storage {uri}: {first_line(error)}; "
+            "give s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or a shared folder"
         ) from None
     return system, path
 
 
 def normalised(storage: str | None) -> str | None:
-    """Return the storage as a URI, or as an absolute path if it is a folder; refuse file systems that pyarrow lacks."""
+    """Return the storage as a URI or an absolute path; refuse file systems that pyarrow lacks."""
     if storage is None:
         return None
     uri = storage if "://" in storage else str(Path(storage).expanduser().resolve())

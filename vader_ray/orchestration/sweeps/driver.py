@@ -1,7 +1,7 @@
 """The driver of a sweep: its trials, MLflow's parent run, the results and the report.
 
-Every trial is a run of its own in the sweep's folder. A sweep is continued from that folder, not from Ray Tune's: a trial
-with a summary is over, any other continues from its checkpoint.
+Every trial is a run of its own in the sweep's folder. A sweep is continued from that folder, not from Ray
+Tune's: a trial with a summary is over, any other continues from its checkpoint.
 """
 
 from __future__ import annotations
@@ -36,15 +36,17 @@ def run_sweep(
     storage: str | None = None,
     resume: bool = False,
 ) -> SweepResult:
-    """Run a sweep to its end, or continue the latest unfinished one with the same settings, and print its results.
+    """Run a sweep, or continue the latest unfinished one with the same settings, and print its results.
 
     Args:
-        base_recipe: a loaded recipe, a packaged recipe's name or the path of a YAML file; by default the definition's.
+        base_recipe: a loaded recipe, a packaged recipe's name or the path of a YAML file; by default the
+            definition's.
         overrides: settings of the recipe, ``a.b=value``.
         workers_per_trial: Ray Train workers of each trial.
         max_concurrent: number of trials that run at once; by default as many as the cluster has room for.
         num_trials: number of trials; by default the definition's.
-        storage: keep checkpoints and a copy of the folder there, for machines without a common disk: a URI or a shared folder.
+        storage: keep checkpoints and a copy of the folder there, for machines without a common disk: a URI or
+            a shared folder.
 
     Raises:
         UserError: the settings cannot work; raised before any work is done.
@@ -121,7 +123,7 @@ def _close(trials: TrialSet, result: SweepResult, status: mlflow_runs.Status) ->
 
 
 def _report(definition: SweepDefinition, folder: RunDir, parent: mlflow_runs.MlflowRun) -> None:
-    """Write the report and figures and add them to the sweep's MLflow run; without evaluations, print why there are none."""
+    """Write the report and figures, if there was an evaluation, and add them to the sweep's MLflow run."""
     try:
         page = write_report([folder.name], folder.path / "report.html", parent.uri)
         files = []

@@ -136,14 +136,14 @@ def _check_pools(config: ExperimentConfig, trial: Trial) -> None:
 
 
 def _resources(config: ExperimentConfig) -> dict[str, float]:
-    """Return the resources of a trial's process; the driver of Train workers needs none and runs on the head node."""
+    """Return the resources of a trial's process; a driver of Train workers needs none, on the head."""
     if config.runtime.num_workers > 1:
         return {"cpu": 0, "node:__internal_head__": 0.001}
     return {"cpu": 0, "gpu": 1} if connection.uses_gpu(config.runtime) else {"cpu": 1}
 
 
 def _asha(config: ExperimentConfig) -> tune.schedulers.AsyncHyperBandScheduler:
-    """Return ASHA by reward queries: it stops the worse half at an eighth, a quarter and half of the budget."""
+    """Return ASHA: at 1/8, 1/4 and 1/2 of the reward queries it stops the worse half of the trials."""
     budget = config.num_steps * config.videos_per_step
     return tune.schedulers.AsyncHyperBandScheduler(
         time_attr=QUERIES,

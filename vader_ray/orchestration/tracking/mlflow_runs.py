@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 from PIL import Image
 
 from vader_ray import config as settings
-from vader_ray.errors import RunFailed
+from vader_ray.errors import RunFailed, UserError
 from vader_ray.orchestration.tracking.environment import describe_environment, git_commit, gpu_names
 from vader_ray.orchestration.tracking.experiment import find_or_create_experiment
 from vader_ray.orchestration.tracking.mlflow_client import (
@@ -29,7 +29,7 @@ from vader_ray.orchestration.tracking.mlflow_client import (
 from vader_ray.orchestration.tracking.mlflow_client import quiet_environment as quiet_environment
 from vader_ray.orchestration.tracking.outbox import Event, read
 from vader_ray.orchestration.tracking.sender import STEP_METRIC, Sender
-from vader_ray.orchestration.tracking.server import SQLITE, TrackingError, database_path, unusable
+from vader_ray.orchestration.tracking.server import SQLITE, database_path, unusable
 from vader_ray.orchestration.tracking.server import check_server as check_server
 from vader_ray.orchestration.tracking.server import tracking_uri as tracking_uri
 
@@ -63,7 +63,7 @@ def start_run(
     """The run to log to: a new one with parameters, tags, recipe and environment, or the earlier one, open again.
 
     Raises:
-        TrackingError: MLflow does not answer, or does not know `resume_run_id`.
+        UserError: MLflow does not answer, or does not know `resume_run_id`.
     """
     uri = tracking_uri(config.tracking.uri)
     check_server(uri)
@@ -140,7 +140,7 @@ def _reopened(client: MlflowClient, uri: str, run_id: str) -> MlflowRun:
     try:
         client.update_run(run_id, status="RUNNING")
     except MlflowException as error:
-        raise TrackingError(
+        raise UserError(
             f"MLflow at {uri} cannot continue run {run_id} ({root_cause(error)}); "
             "give the tracking.uri that the run was started with, or start a new run"
         ) from None
@@ -199,7 +199,7 @@ class Tracker:
     Log a step before its checkpoint is announced: then a run that is killed and resumed has each step exactly once.
 
     Raises:
-        TrackingError: a SQLite database that this machine does not have, or a folder with results of another run.
+        UserError: a SQLite database that this machine does not have, or a folder with results of another run.
     """
 
     def __init__(
@@ -217,7 +217,7 @@ class Tracker:
         try:
             self._delivery = Sender(uri, run_id, folder, tell=tell)
         except ValueError as error:
-            raise TrackingError(str(error)) from None
+            raise UserError(str(error)) from None
         self._delivery.forget_end()
         self._delivery.flush(CLOSING_SECONDS)
         self._last_step = self._delivery.last_step
@@ -293,7 +293,7 @@ def _inside(folder: Path, path: Path) -> str:
 
 def _check_visible(uri: str) -> None:
     if uri.startswith(SQLITE) and not database_path(uri).is_file():
-        raise TrackingError(
+        raise UserError(
             f"tracking.uri: {database_path(uri)} is not on this machine, where rank 0's worker runs; "
             "start `mlflow server` beside the database and give tracking.uri=http://HOST:PORT"
         )

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from vader_ray.errors import UserError
 from vader_ray.files import atomic_write
 
 FILE_NAME = "undelivered.jsonl"
@@ -19,7 +20,7 @@ class Outbox:
     """The waiting events of one run; `events` and the file always agree, and no events means no file.
 
     Raises:
-        ValueError: the folder holds waiting events of another run.
+        UserError: the folder holds waiting events of another run.
     """
 
     def __init__(self, folder: Path, *, uri: str, run_id: str) -> None:
@@ -27,7 +28,7 @@ class Outbox:
         self._header = {"uri": uri, "run_id": run_id}
         header, self.events = read(folder)
         if header and header["run_id"] != run_id:
-            raise ValueError(
+            raise UserError(
                 f"{self.path} holds results of MLflow run {header['run_id']} that were never delivered; deliver them with "
                 f"`vader-ray sync {folder}`, or delete the file, or use another folder"
             )

@@ -15,15 +15,11 @@ SQLITE = "sqlite:///"
 URI_SCHEMES = ("http://", "https://", SQLITE, "postgresql", "mysql", "mssql", "databricks")
 
 
-class TrackingError(UserError):
-    """MLflow cannot be used as it is set; the message says what to change."""
-
-
 def tracking_uri(uri: str | None) -> str:
     """The tracking URI for any process on this machine: `uri`, else ``MLFLOW_TRACKING_URI``, else ``mlflow.db`` here."""
     chosen = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}mlflow.db"
     if not chosen.startswith(URI_SCHEMES):
-        raise TrackingError(
+        raise UserError(
             f"tracking.uri: {chosen!r} is no MLflow server or database; "
             f"give http(s)://HOST:PORT or {SQLITE}/absolute/path/mlflow.db"
         )
@@ -34,7 +30,7 @@ def check_server(uri: str) -> None:
     """Return when MLflow answers; on first use this makes the tables of a SQLite database (about 6 s).
 
     Raises:
-        TrackingError: within some seconds, when the server does not answer or the database cannot be written.
+        UserError: within some seconds, when the server does not answer or the database cannot be written.
     """
     try:
         if uri.startswith(SQLITE):
@@ -58,10 +54,10 @@ def _check_writable(database: Path) -> None:
         connection.close()
 
 
-def unusable(uri: str, error: BaseException) -> TrackingError:
+def unusable(uri: str, error: BaseException) -> UserError:
     """The error for a person to whom MLflow gave `error`."""
     remedy = "make it writable" if uri.startswith(SQLITE) else "start it"
-    return TrackingError(
+    return UserError(
         f"tracking.uri: MLflow at {uri} does not work ({root_cause(error)}); {remedy}, or choose another one"
     )
 

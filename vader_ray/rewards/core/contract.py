@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vader_ray.errors import UserError
 from vader_ray.types import Reward
 
 PROMPTS = ("a red circle moving left", "a blue square moving up")
@@ -23,12 +24,12 @@ def check_contract(
     """Two random videos: shape, finite scores and gradients, no influence between videos or, for `frame`, between frames.
 
     Raises:
-        ValueError: names the reward and what is wrong.
+        UserError: names the reward and what is wrong.
     """
     if getattr(reward, "granularity", None) not in ("frame", "clip") or not isinstance(
         getattr(reward, "unit", None), str
     ):
-        raise ValueError(f"reward {name!r} must declare granularity ('frame' or 'clip') and unit (a text)")
+        raise UserError(f"reward {name!r} must declare granularity ('frame' or 'clip') and unit (a text)")
     frames = random_frames(num_frames, height, width).to(device=device, dtype=dtype).requires_grad_()
     with torch.enable_grad():
         scores = reward(frames, PROMPTS)
@@ -47,34 +48,34 @@ def random_frames(num_frames: int, height: int, width: int) -> Tensor:
 def check_scores(scores: object, subject: str) -> None:
     """Raise ValueError, naming ``subject``, unless the scores of two videos are finite and in float32 or float64."""
     if not isinstance(scores, Tensor):
-        raise ValueError(f"{subject} returned {type(scores).__name__}; expected a tensor of shape (batch,)")
+        raise UserError(f"{subject} returned {type(scores).__name__}; expected a tensor of shape (batch,)")
     if scores.shape != (len(PROMPTS),):
-        raise ValueError(
+        raise UserError(
             f"{subject} returned shape {tuple(scores.shape)} for 2 videos; expected (batch,), here (2,)"
         )
     if scores.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"{subject} returned {scores.dtype}; expected float32 or float64 scores")
+        raise UserError(f"{subject} returned {scores.dtype}; expected float32 or float64 scores")
     if not scores.isfinite().all():
-        raise ValueError(
+        raise UserError(
             f"{subject} returned {'NaN' if scores.isnan().any() else 'infinity'} for frames in [0, 1]"
         )
 
 
 def _check_gradient(scores: Tensor, frames: Tensor, name: str) -> None:
     if not scores.requires_grad:
-        raise ValueError(
+        raise UserError(
             f"reward {name!r} has no gradient with respect to frames; keep no_grad, detach and rounding out of it"
         )
     for video in range(len(PROMPTS)):
         (gradient,) = torch.autograd.grad(scores[video], frames, retain_graph=True, allow_unused=True)
         if gradient is None or not gradient[video].any():
-            raise ValueError(
+            raise UserError(
                 f"reward {name!r} has no gradient with respect to frames, or it is zero everywhere"
             )
         if not gradient.isfinite().all():
-            raise ValueError(f"reward {name!r} has a gradient with respect to frames that is not finite")
+            raise UserError(f"reward {name!r} has a gradient with respect to frames that is not finite")
         if gradient[1 - video].any():
-            raise ValueError(
+            raise UserError(
                 f"reward {name!r} leaks between videos: the score of one has a gradient on the other"
             )
 
@@ -83,14 +84,14 @@ def _check_separation(reward: Reward, frames: Tensor, scores: Tensor, name: str)
     for video, prompt in enumerate(PROMPTS):
         alone = reward(frames[video : video + 1], [prompt])
         if not is_same(alone[0], scores[video]):
-            raise ValueError(
+            raise UserError(
                 f"reward {name!r} leaks between videos: video {video} scores {scores[video]:.6g} in a batch "
                 f"and {alone[0]:.6g} alone"
             )
     if reward.granularity == "frame":
         mean = reward(frames[0, :, None], [PROMPTS[0]] * frames.shape[1]).mean()
         if not is_same(mean, scores[0]):
-            raise ValueError(
+            raise UserError(
                 f"reward {name!r} declares granularity 'frame', but a video scores {scores[0]:.6g} and its single frames "
                 f"{mean:.6g} in the mean; declare 'clip'"
             )

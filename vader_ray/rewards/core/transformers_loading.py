@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from vader_ray.config import ConfigError
+from vader_ray.errors import UserError
 from vader_ray.weights import load_strictly, read_state_dict
 
 TRANSFORMERS_FILES = ("config.json", "preprocessor_config.json", "model.safetensors")
@@ -21,7 +21,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ConfigError(
+        raise UserError(
             f"{path} cannot be read ({type(error).__name__}); copy it from the weights' hub repository"
         ) from error
 
@@ -31,7 +31,7 @@ def check_model_type(folder: Path, *expected: str) -> None:
     config = read_json(folder / "config.json")
     found = config.get("model_type") if isinstance(config, dict) else None
     if found not in expected:
-        raise ConfigError(
+        raise UserError(
             f"{folder} holds a network of the type {found!r}, not {' or '.join(expected)}; give one that fits"
         )
 
@@ -64,7 +64,7 @@ def image_statistics(folder: Path) -> tuple[list[float], list[float]]:
     path = folder / "preprocessor_config.json"
     settings = read_json(path)
     if not isinstance(settings, dict) or not {"image_mean", "image_std"} <= settings.keys():
-        raise ConfigError(
+        raise UserError(
             f"{path} states no image_mean and image_std; copy it from the weights' hub repository"
         )
     return settings["image_mean"], settings["image_std"]
