@@ -24,10 +24,15 @@ from vader_ray.config.schema import (
 )
 
 
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+"""Names of recipes and of runs, which are names of folders."""
+MAX_NAME_LENGTH = 200
+
+
 class ExperimentConfig(Settings):
     """A recipe: all that decides the result of a run, and the number it is known to reach."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(pattern=NAME_PATTERN, max_length=MAX_NAME_LENGTH)
     description: str = ""
     seed: NonNegativeInt = 0
     num_steps: PositiveInt

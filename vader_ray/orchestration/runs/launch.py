@@ -23,7 +23,7 @@ from vader_ray.errors import RunFailed
 from vader_ray.orchestration.clusters import connection
 from vader_ray.orchestration.reward_service import pool
 from vader_ray.orchestration.runs.progress import Progress
-from vader_ray.orchestration.runs.run_dir import RunDir, open_run_dir, write_json
+from vader_ray.orchestration.runs.run_dir import RunDir, claim_run_dir, write_json
 from vader_ray.orchestration.runs.worker import worker_loop
 from vader_ray.orchestration.tracking import mlflow_runs
 from vader_ray.preflight import auto_tune
@@ -95,9 +95,14 @@ def run(
         RunFailed: the run ended early; what it had computed is kept and can be resumed.
     """
     config = resolve_auto(resolve_names(config))
-    folder = open_run_dir(config, runs_dir, run_name, resume=resume, storage=storage)
-    if folder.is_complete(config.num_steps):
-        return folder
+    with claim_run_dir(config, runs_dir, run_name, resume=resume, storage=storage) as folder:
+        if not folder.is_complete(config.num_steps):
+            _run_in(folder, config)
+    return folder
+
+
+def _run_in(folder: RunDir, config: ExperimentConfig) -> None:
+    """Run or continue the recipe in its folder, and write its summary there."""
     known = folder.read_run()
     recipe = folder.recipe.read_text(encoding="utf-8")
     mlflow_run = mlflow_runs.start_run(config, folder.name, recipe, resume_run_id=known.get("mlflow_run_id"))
@@ -127,7 +132,6 @@ def run(
         if line:
             print(line)
         folder.push()
-    return folder
 
 
 def fit(

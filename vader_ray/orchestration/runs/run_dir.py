@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,11 +16,16 @@ from typing import Any
 import yaml
 
 from vader_ray.config import ConfigError, ExperimentConfig, flatten
+from vader_ray.config.experiment import MAX_NAME_LENGTH, NAME_PATTERN
+from vader_ray.orchestration.runs import run_lock
 from vader_ray.orchestration.runs import storage as stored
-from vader_ray.orchestration.runs.storage import Mirror
+from vader_ray.orchestration.runs.storage import LOCK_FILE, RUN_FILE, UNFINISHED, Mirror
 
 KEPT_BY_RAY = ("checkpoints", "tune")
 """Folders that Ray itself writes to the storage."""
+
+BEFORE_A_RUN = {"recipe.yaml", "given", LOCK_FILE}
+"""Names of what may be in the folder of a run before its `RUN_FILE`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +50,7 @@ class RunDir:
     @property
     def run(self) -> Path:
         """Identity of the recipe and of the MLflow run."""
-        return self.path / "run.json"
+        return self.path / RUN_FILE
 
     @property
     def summary(self) -> Path:
@@ -132,27 +138,63 @@ class RunDir:
         return bool(done or summary.get("reason"))
 
 
-def open_run_dir(
+@contextmanager
+def claim_run_dir(
     config: ExperimentConfig, root: Path, run_name: str | None, *, resume: bool, storage: str | None = None
-) -> RunDir:
-    """The folder of a new run, or of one that the same recipe began, here or by its copy in the storage.
+) -> Iterator[RunDir]:
+    """The folder of a new run, or of one that the same recipe began, for this driver alone while the block runs.
 
     Without a name, a new run is called by its recipe and the time, and ``resume`` finds the latest run of the recipe.
 
     Raises:
-        ConfigError: there is nothing to resume, the name belongs to another recipe or storage, or the folder cannot be written.
+        ConfigError: the name cannot be a run's, another driver works on the run, or as `open_run_dir`.
     """
+    if run_name is not None:
+        check_run_name(run_name)
     root, uri = root.expanduser().resolve(), stored.normalised(storage)
     if resume and run_name is None and uri is not None:
         _find_runs(config, root, uri)
     name = run_name or (_latest(config, root) if resume else f"{config.name}-{datetime.now():%Y%m%d-%H%M%S}")
+    copy = stored.join(uri, name) if uri is not None else None
+    if resume and not ((root / name / RUN_FILE).exists() or (copy and RUN_FILE in stored.names_in(copy))):
+        raise ConfigError(f"there is no run {name!r} in {uri or root} to resume; start it without --resume")
+    instead = (
+        "start a new one without --resume" if resume and run_name is None else "choose another --run-name"
+    )
+    with run_lock.hold(root / name, copy, instead=instead):
+        yield open_run_dir(config, root, name, storage=storage)
+
+
+def check_run_name(name: str) -> None:
+    """Refuse a name of a run that is not one folder's plain name.
+
+    Raises:
+        ConfigError: the name has other characters, or is too long.
+    """
+    if len(name) > MAX_NAME_LENGTH or not re.fullmatch(NAME_PATTERN, name):
+        raise ConfigError(
+            f"--run-name {name!r} cannot name a run; begin with a letter or a digit, go on with letters, digits, "
+            f"'.', '_' and '-', at most {MAX_NAME_LENGTH} characters"
+        )
+
+
+def open_run_dir(config: ExperimentConfig, root: Path, name: str, *, storage: str | None = None) -> RunDir:
+    """The folder of a new run, or of one that the same recipe began, here or by its copy in the storage.
+
+    Raises:
+        ConfigError: the name belongs to another recipe or storage, or to a folder that holds no run, or the folder cannot
+            be written.
+    """
+    if name in ("", ".", "..") or "/" in name:
+        raise ConfigError(f"{name!r} cannot be the name of a folder; change the values that it is made of")
+    root, uri = root.expanduser().resolve(), stored.normalised(storage)
     mirror = Mirror(root / name, stored.join(uri, name), skip=KEPT_BY_RAY) if uri is not None else None
     folder = RunDir(root / name, mirror)
     _check_storage(folder, folder.read_run())
     folder.pull()
     known = folder.read_run()
-    if resume and not known:
-        raise ConfigError(f"there is no run {name!r} in {uri or root} to resume; start it without --resume")
+    if not known:
+        _check_vacant(folder)
     if known and (different := _differences(known["identity"], config)):
         raise ConfigError(
             f"the run {name!r} was started with other settings ({', '.join(different[:3])}); "
@@ -195,7 +237,7 @@ def write_json(path: Path, document: dict[str, Any]) -> None:
 def _find_runs(config: ExperimentConfig, root: Path, uri: str) -> None:
     """Fetch from the storage what tells which runs of the recipe there are."""
     for name in stored.subfolders(uri):
-        if name.startswith(f"{config.name}-"):
+        if name.startswith(f"{config.name}-") and not run_lock.is_held(root / name):
             Mirror(root / name, stored.join(uri, name)).pull(("run.json", "summary.json"))
 
 
@@ -210,6 +252,20 @@ def _check_storage(folder: RunDir, known: dict[str, Any]) -> None:
                 else f"with --storage {theirs.removesuffix('/' + folder.name)}"
             )
         )
+
+
+def _check_vacant(folder: RunDir) -> None:
+    """A run begins in a folder without files of others, for it replaces and deletes files there."""
+    here = {path.name for path in folder.path.iterdir()} if folder.path.is_dir() else set()
+    for place, names in (
+        (str(folder.path), here),
+        (folder.storage, stored.names_in(folder.storage) if folder.storage else set()),
+    ):
+        if others := {name for name in names if not name.endswith(UNFINISHED)} - BEFORE_A_RUN:
+            raise ConfigError(
+                f"{place} has files ({', '.join(sorted(others)[:3])}) but no {RUN_FILE}, so it is no run's folder; "
+                "choose another --run-name"
+            )
 
 
 def _create(folder: RunDir, config: ExperimentConfig) -> None:

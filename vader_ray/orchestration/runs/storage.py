@@ -5,10 +5,13 @@ The programs that write and read a run's folder work on a local one; a `Mirror` 
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import shutil
 from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 from pyarrow import fs
@@ -16,6 +19,10 @@ from pyarrow import fs
 from vader_ray.config import ConfigError
 
 UNFINISHED = (".unfinished", ".tmp")
+RUN_FILE = "run.json"
+"""In the folder of a run and in its copy: which run it is. Nothing is deleted where it is missing or another run's."""
+LOCK_FILE = "run.lock"
+"""In the folder of a run and in its copy, while a driver works on it. It is not copied."""
 
 Stamp = tuple[int, int]
 """Size and time of the last change in ns, by which an unchanged file is known."""
@@ -59,10 +66,38 @@ def subfolders(uri: str) -> list[str]:
     return sorted(info.base_name for info in found if info.type == fs.FileType.Directory)
 
 
-def delete(uri: str) -> None:
-    """Delete a folder with all that is in it, if it exists."""
+def names_in(uri: str) -> set[str]:
+    """Names of all that is directly inside, empty where there is no such folder."""
     system, root = resolve(uri)
-    system.delete_dir_contents(root, missing_dir_ok=True)
+    return {info.base_name for info in system.get_file_info(fs.FileSelector(root, allow_not_found=True))}
+
+
+def delete_from_run(uri: str, name: str) -> None:
+    """Empty a folder inside the folder of a run, if it exists; where there is no run nothing is deleted."""
+    system, root = resolve(uri)
+    if system.get_file_info(f"{root}/{RUN_FILE}").type == fs.FileType.File:
+        system.delete_dir_contents(f"{root}/{name}", missing_dir_ok=True)
+
+
+def read_json(system: fs.FileSystem, path: str) -> dict[str, Any] | None:
+    """A JSON file, or None where there is none."""
+    if system.get_file_info(path).type != fs.FileType.File:
+        return None
+    with system.open_input_stream(path) as stream:
+        content: dict[str, Any] = json.loads(stream.read())
+    return content
+
+
+def write_file(system: fs.FileSystem, path: str, content: bytes | BinaryIO) -> None:
+    """Write a file that appears whole or not at all: object stores do so by themselves, on a disk it is renamed."""
+    on_disk = system.type_name == "local"
+    if on_disk:
+        system.create_dir(os.path.dirname(path), recursive=True)
+    written = path + UNFINISHED[0] if on_disk else path
+    with system.open_output_stream(written) as stream:
+        shutil.copyfileobj(io.BytesIO(content) if isinstance(content, bytes) else content, stream)
+    if on_disk:
+        system.move(written, path)
 
 
 class Mirror:
@@ -84,8 +119,13 @@ class Mirror:
 
         Args:
             names: fetch only these files, and delete none.
+
+        Raises:
+            ConfigError: the local folder belongs to another run than the copy, or to none.
         """
         there = self._there()
+        if names is None and RUN_FILE in there:
+            self._check_one_run()
         wanted = there if names is None else {name: stamp for name, stamp in there.items() if name in names}
         for name, (_, changed_ns) in wanted.items():
             path = self._folder / name
@@ -98,10 +138,11 @@ class Mirror:
                 shutil.copyfileobj(source, target)
             os.utime(unfinished, ns=(changed_ns, changed_ns))
             os.replace(unfinished, path)
-        if names is None and there:
+        if names is None and RUN_FILE in there:
             for name in self._local().keys() - there.keys():
                 (self._folder / name).unlink()
-            self._here = self._local()
+        if names is None:
+            self._here = {name: stamp for name, stamp in self._local().items() if name in there}
 
     def push(self) -> None:
         """Copy what has changed here since the last `pull` or `push`, and delete there what was deleted here."""
@@ -109,21 +150,29 @@ class Mirror:
         for name, stamp in sorted(now.items()):
             if self._here.get(name) != stamp:
                 self._upload(name)
-        for name in self._here.keys() - now.keys():
-            self._system.delete_file(f"{self._root}/{name}")
+        if deleted := self._here.keys() - now.keys():
+            self._check_one_run()
+            for name in deleted:
+                self._system.delete_file(f"{self._root}/{name}")
         self._here = now
 
     def _upload(self, name: str) -> None:
-        """A file appears whole or not at all: object stores do so by themselves, on a disk it is renamed."""
-        target = f"{self._root}/{name}"
-        on_disk = self._system.type_name == "local"
-        if on_disk:
-            self._system.create_dir(os.path.dirname(target), recursive=True)
-        written = target + UNFINISHED[0] if on_disk else target
-        with (self._folder / name).open("rb") as source, self._system.open_output_stream(written) as stream:
-            shutil.copyfileobj(source, stream)
-        if on_disk:
-            self._system.move(written, target)
+        with (self._folder / name).open("rb") as source:
+            write_file(self._system, f"{self._root}/{name}", source)
+
+    def _check_one_run(self) -> None:
+        """Refuse to make a folder and its copy alike when they do not belong to one run."""
+        if self._local().keys() <= {"recipe.yaml"}:  # of a run that did not begin
+            return
+        ours, theirs = (
+            read_json(system, f"{root}/{RUN_FILE}")
+            for system, root in ((fs.LocalFileSystem(), self._folder), (self._system, self._root))
+        )
+        if ours is None or theirs is None or ours.get("mlflow_run_id") != theirs.get("mlflow_run_id"):
+            raise ConfigError(
+                f"{self._folder} and {self.uri} do not belong to one run ({RUN_FILE} is missing or differs), so neither "
+                "may replace the other; move one of them away, or choose another --run-name"
+            )
 
     def _there(self) -> dict[str, Stamp]:
         selector = fs.FileSelector(self._root, allow_not_found=True, recursive=True)
@@ -144,5 +193,7 @@ class Mirror:
                 yield str(path.relative_to(self._folder)), path.stat()
 
     def _is_copied(self, name: str) -> bool:
+        if name == LOCK_FILE:
+            return False
         *folders, _ = parts = Path(name).parts
         return self._skip.isdisjoint(folders) and not any(part.endswith(UNFINISHED) for part in parts)

@@ -23,8 +23,8 @@ from vader_ray.orchestration.reporting.html_report import figures_folder, write_
 from vader_ray.orchestration.reporting.past_runs import find_runs
 from vader_ray.orchestration.reward_service import pool
 from vader_ray.orchestration.runs.launch import resolve_names
-from vader_ray.orchestration.runs.run_dir import KEPT_BY_RAY, RunDir, open_run_dir, write_json
-from vader_ray.orchestration.runs.storage import delete, join
+from vader_ray.orchestration.runs.run_dir import KEPT_BY_RAY, RunDir, claim_run_dir, write_json
+from vader_ray.orchestration.runs.storage import delete_from_run
 from vader_ray.orchestration.sweeps.adapter_soup import make_mixes
 from vader_ray.orchestration.sweeps.definition import SweepDefinition, draw, load_base, wanted_trials
 from vader_ray.orchestration.sweeps.run_trial import QUERIES, Ending, end_trial, read_state, run_trial
@@ -69,18 +69,25 @@ def run_sweep(
     )
     where = Path(source).resolve().parent if Path(source).is_file() else None
     base = resolve_names(loaded, where).model_copy(update={"name": sweep.name, "description": sweep.question})
-    folder = open_run_dir(base, runs_dir, None, resume=resume, storage=storage)
-    known = folder.read_run()
-    parent = mlflow_runs.start_run(
-        base,
-        folder.name,
-        folder.recipe.read_text(encoding="utf-8"),
-        tags={"sweep": folder.name},
-        resume_run_id=known.get("mlflow_run_id"),
-    )
-    members = TrialSet(sweep, base, loaded, source, all_overrides, folder, parent)
-    if values := known.get("trials") or ([] if sweep.learn else draw(sweep, num_trials, base.seed)):
-        members.add(*values)
+    with claim_run_dir(base, runs_dir, None, resume=resume, storage=storage) as folder:
+        known = folder.read_run()
+        parent = mlflow_runs.start_run(
+            base,
+            folder.name,
+            folder.recipe.read_text(encoding="utf-8"),
+            tags={"sweep": folder.name},
+            resume_run_id=known.get("mlflow_run_id"),
+        )
+        members = TrialSet(sweep, base, loaded, source, all_overrides, folder, parent)
+        if values := known.get("trials") or ([] if sweep.learn else draw(sweep, num_trials, base.seed)):
+            members.add(*values)
+        _run_to_its_end(members, num_trials=num_trials, max_concurrent=max_concurrent)
+    return folder.path
+
+
+def _run_to_its_end(members: TrialSet, *, num_trials: int | None, max_concurrent: int | None) -> None:
+    """Run the sweep's trials and mixes; then write and print its table and report."""
+    sweep, base, folder, parent = members.sweep, members.base, members.folder, members.parent
     trials = members.trials
     status: mlflow_runs.Status = "FAILED"
     try:
@@ -114,7 +121,6 @@ def run_sweep(
     describe(sweep, base, rows, folder, parent.uri)
     if status == "FAILED":
         raise RunFailed(f"no trial of {folder.path} succeeded; the table says why")
-    return folder.path
 
 
 def _report(sweep: SweepDefinition, folder: RunDir, parent: mlflow_runs.MlflowRun) -> None:
@@ -165,14 +171,19 @@ def _run(members: TrialSet, *, num_trials: int, max_concurrent: int | None) -> N
             proposals.tell(name, score)
 
     with (
-        connection.connected(base, num_runs=min(max_concurrent or 1, num_trials)),
+        connection.connected(
+            base,
+            num_runs=min(max_concurrent or 1, num_trials),
+            # by it Ray Train finds out that the controller of a stopped trial is gone, and frees the workers' CPUs
+            needs_state_api=base.runtime.num_workers > 1,
+        ),
         pool.serving(base) as pools,
     ):
         trainable = tune.with_parameters(
             run_trial, served=pools, use_gpu=connection.uses_gpu(base.runtime), kept_elsewhere=skip
         )
         place = folder.storage or str(folder.path)
-        delete(join(place, "tune"))  # of an earlier session: never read
+        delete_from_run(place, "tune")  # of an earlier session: never read
         tune.Tuner(
             tune.with_resources(trainable, _resources(base)),
             tune_config=tune.TuneConfig(

@@ -121,6 +121,4 @@ class TrialSet:
             )
         name = trial_name(values)
         storage = join(self.folder.storage, name) if self.folder.storage is not None else None
-        return Trial(
-            values, config, folder=open_run_dir(config, self.folder.path, name, resume=False), storage=storage
-        )
+        return Trial(values, config, folder=open_run_dir(config, self.folder.path, name), storage=storage)
