@@ -59,7 +59,7 @@ def store(tiny_pipeline_folder: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 def record(config: Any, folder: Path, name: str, storage: str | None = None) -> None:
     """Run a recipe in this process, recorded as in a worker."""
-    runs = open_run_dir(config, folder / "runs", name, resume=False, storage=storage)
+    runs = open_run_dir(config, folder / "runs", name, storage=storage)
     run = mlflow_runs.start_run(config, name, runs.recipe.read_text())
     run_locally(config, runs, run)
     assert (

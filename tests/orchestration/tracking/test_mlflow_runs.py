@@ -510,7 +510,7 @@ def test_a_run_whose_server_is_killed_and_started_again_is_there_once(
     config = tiny_config(
         tiny_pipeline_folder, tracking={"uri": f"http://127.0.0.1:{port}", "system_metrics": False}
     )
-    folder = open_run_dir(config, tmp_path / "runs", "mine", resume=False)
+    folder = open_run_dir(config, tmp_path / "runs", "mine")
     waited = list[bool]()
     with ExitStack() as running:
         running.enter_context(server(uri, port))

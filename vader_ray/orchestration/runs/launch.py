@@ -24,7 +24,7 @@ from vader_ray.orchestration.clusters import connection
 from vader_ray.orchestration.reward_service import pool
 from vader_ray.orchestration.runs.finish import finish_run
 from vader_ray.orchestration.runs.progress import Progress
-from vader_ray.orchestration.runs.run_dir import RunDir, open_run_dir
+from vader_ray.orchestration.runs.run_dir import RunDir, claim_run_dir
 from vader_ray.orchestration.runs.summary import RunStatus, RunSummary
 from vader_ray.orchestration.runs.worker import Job, run_worker
 from vader_ray.orchestration.tracking import mlflow_runs
@@ -87,33 +87,40 @@ def train_run(
         RunFailed: the run ended early; its results so far are kept and it can be resumed.
     """
     config = resolve_auto(resolve_names(config))
-    folder = open_run_dir(config, runs_dir, run_name, resume=resume, storage=storage)
-    if folder.is_complete(config.num_steps) and (summary := folder.read_summary()) is not None:
-        return summary
+    with claim_run_dir(config, runs_dir, run_name, resume=resume, storage=storage) as folder:
+        summary = folder.read_summary()
+        if summary is not None and folder.is_complete(config.num_steps):
+            return summary
+        mlflow_run = _open_mlflow_run(config, folder)
+        status: RunStatus = "failed"
+        error: str | None = None
+        try:
+            with (
+                connection.connected(config),
+                pool.serving(config) as remote_rewards,
+                Progress(config.num_steps, eval_metric=config.selection_metric()) as progress,
+            ):
+                launch(config, folder, mlflow_run, remote_rewards, on_step=progress.update, log=progress.log)
+            status = "completed"
+        except KeyboardInterrupt:
+            status = "interrupted"
+            raise
+        except BaseException as exception:
+            error = last_line(exception)
+            raise
+        finally:
+            summary = finish_run(config, folder, mlflow_run, status, error=error)
+    return summary
+
+
+def _open_mlflow_run(config: ExperimentConfig, folder: RunDir) -> mlflow_runs.MlflowRun:
+    """Open the MLflow run of the folder, a new one or that of an earlier session, and record it there."""
     known_run_id = folder.read_metadata().get("mlflow_run_id")
     recipe = folder.recipe.read_text(encoding="utf-8")
     mlflow_run = mlflow_runs.start_run(config, folder.name, recipe, resume_run_id=known_run_id)
     folder.write_metadata(config, mlflow_run)
     folder.push()
-    status: RunStatus = "failed"
-    error: str | None = None
-    try:
-        with (
-            connection.connected(config),
-            pool.serving(config) as remote_rewards,
-            Progress(config.num_steps, eval_metric=config.selection_metric()) as progress,
-        ):
-            launch(config, folder, mlflow_run, remote_rewards, on_step=progress.update, log=progress.log)
-        status = "completed"
-    except KeyboardInterrupt:
-        status = "interrupted"
-        raise
-    except BaseException as exception:
-        error = last_line(exception)
-        raise
-    finally:
-        summary = finish_run(config, folder, mlflow_run, status, error=error)
-    return summary
+    return mlflow_run
 
 
 def launch(

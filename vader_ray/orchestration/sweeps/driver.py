@@ -15,7 +15,7 @@ from vader_ray.orchestration.reporting.data_efficiency import show_curves
 from vader_ray.orchestration.reporting.html_report import figures_folder, write_report
 from vader_ray.orchestration.reporting.past_runs import find_runs
 from vader_ray.orchestration.runs.launch import resolve_names
-from vader_ray.orchestration.runs.run_dir import RunDir, open_run_dir
+from vader_ray.orchestration.runs.run_dir import RunDir, claim_run_dir
 from vader_ray.orchestration.sweeps.adapter_soup import make_soups
 from vader_ray.orchestration.sweeps.definition import BaseRecipe, SweepDefinition, draw
 from vader_ray.orchestration.sweeps.trial_table import SweepResult, TrialResult, print_results, write_table
@@ -57,8 +57,14 @@ def run_sweep(
     recipe = BaseRecipe.of(definition, base_recipe, [*overrides, workers])
     resolved = resolve_names(recipe.load(), recipe.folder)
     config = resolved.model_copy(update={"name": definition.name, "description": definition.question})
-    folder = open_run_dir(config, runs_dir, None, resume=resume, storage=storage)
-    trials = _open_trials(definition, recipe, config, folder, num_trials)
+    with claim_run_dir(config, runs_dir, None, resume=resume, storage=storage) as folder:
+        trials = _open_trials(definition, recipe, config, folder, num_trials)
+        return _run_to_its_end(trials, num_trials=num_trials, max_concurrent=max_concurrent)
+
+
+def _run_to_its_end(trials: TrialSet, *, num_trials: int | None, max_concurrent: int | None) -> SweepResult:
+    """Run the trials and soups, then write and print the table and the report."""
+    definition, folder = trials.definition, trials.folder
     wanted = num_trials or definition.num_trials or len(trials.trials)
     everything = list(trials.trials)
     status: mlflow_runs.Status = "FAILED"
@@ -78,7 +84,7 @@ def run_sweep(
         _close(trials, result, status)
     _report(definition, folder, trials.parent)
     folder.push()
-    print_results(definition, config, result, trials.parent.uri)
+    print_results(definition, trials.config, result, trials.parent.uri)
     if status == "FAILED":
         raise RunFailed(f"no trial of {folder.path} succeeded; the table has the reasons")
     return result

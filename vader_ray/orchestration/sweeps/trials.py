@@ -133,6 +133,6 @@ class TrialSet:
                 "name a setting instead of auto",
             )
         name = trial_name(values)
-        folder = open_run_dir(config, self.folder.path, name, resume=False)
+        folder = open_run_dir(config, self.folder.path, name)
         storage = join(self.folder.storage, name) if self.folder.storage is not None else None
         return Trial(values, config, folder=folder, storage=storage)
