@@ -20,7 +20,7 @@ from vader_ray.config import ExperimentConfig, RuntimeConfig
 from vader_ray.errors import UserError, first_line
 from vader_ray.orchestration.clusters import private_cluster
 from vader_ray.orchestration.clusters.worker_setup import HOOK
-from vader_ray.orchestration.tracking.mlflow_runs import quiet_environment
+from vader_ray.orchestration.tracking.mlflow_client import quiet_environment
 
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",

@@ -84,7 +84,7 @@ def _run_to_its_end(trials: TrialSet, *, num_trials: int | None, max_concurrent:
         _close(trials, result, status)
     _report(definition, folder, trials.parent)
     folder.push()
-    print_results(definition, trials.config, result, trials.parent.uri)
+    print_results(definition, trials.config, result, trials.parent)
     if status == "FAILED":
         raise RunFailed(f"no trial of {folder.path} succeeded; the table has the reasons")
     return result
