@@ -1,8 +1,8 @@
 """How many reward queries does VADER need, compared with methods without reward gradients?
 
 The paper's Figure 7: a reward on held-out prompts against reward queries and against seconds, at equal
-numbers of queries, over seeds, for VADER, DDPO and Diffusion-DPO. Each method has two settings; the figures in
-``curves/`` show the better one.
+numbers of queries, over seeds, for VADER, DDPO and Diffusion-DPO. Each method has two settings; the figures
+in ``curves/`` show the better one.
 """
 
 from __future__ import annotations

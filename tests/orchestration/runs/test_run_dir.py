@@ -1,4 +1,4 @@
-"""The folder of a run: its name, that nothing of others is deleted, and that one driver at a time works in it."""
+"""The folder of a run: its name, no deletion of others' files, and one driver at a time."""
 
 from __future__ import annotations
 

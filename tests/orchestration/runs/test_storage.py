@@ -1,4 +1,4 @@
-"""Run folders in S3 (moto on loopback) and in a shared folder: copies, resume on another machine, queries exactly once."""
+"""Run folders in S3 (moto on loopback) and in a shared folder: copies, resume elsewhere, queries once."""
 
 from __future__ import annotations
 

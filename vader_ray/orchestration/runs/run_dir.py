@@ -174,14 +174,14 @@ class RunDir:
 def claim_run_dir(
     config: ExperimentConfig, root: Path, run_name: str | None, *, resume: bool, storage: str | None = None
 ) -> Iterator[RunDir]:
-    """Open the folder of a new run, or of a run of the same recipe, and lock it for this driver while the block runs.
+    """Open the folder of a new run, or of a run of the same recipe, and lock it for this driver.
 
     Without a name, a new run is named after its recipe and the time, and ``resume`` finds the recipe's latest
     run.
 
     Raises:
-        UserError: the name is not one of a run, another driver works on the run, there is nothing to resume, or as in
-            `open_run_dir`.
+        UserError: the name cannot be a run's, another driver works on the run, there is nothing to resume, or
+            as in `open_run_dir`.
     """
     if run_name is not None:
         check_run_name(run_name)
@@ -207,8 +207,8 @@ def check_run_name(name: str) -> None:
     """
     if len(name) > MAX_NAME_LENGTH or not re.fullmatch(NAME_PATTERN, name):
         raise UserError(
-            f"--run-name {name!r} cannot name a run; begin with a letter or a digit, go on with letters, digits, "
-            f"'.', '_' and '-', at most {MAX_NAME_LENGTH} characters"
+            f"--run-name {name!r} cannot name a run; begin with a letter or a digit, go on with letters, "
+            f"digits, '.', '_' and '-', at most {MAX_NAME_LENGTH} characters"
         )
 
 
@@ -216,8 +216,8 @@ def open_run_dir(config: ExperimentConfig, root: Path, name: str, *, storage: st
     """Open the folder of a new run, or of a run of the same recipe, here or from its copy in the storage.
 
     Raises:
-        UserError: the name belongs to another recipe or storage, or to a folder that holds no run, or the folder cannot
-            be written.
+        UserError: the name belongs to another recipe or storage, or to a folder without a run, or the folder
+            cannot be written.
     """
     if name in ("", ".", "..") or "/" in name:
         raise UserError(f"{name!r} cannot be the name of a folder; change the values that it is made of")
@@ -301,8 +301,8 @@ def _check_vacant(folder: RunDir) -> None:
     ):
         if others := {name for name in names if not name.endswith(UNFINISHED)} - BEFORE_A_RUN:
             raise UserError(
-                f"{folder_or_uri} has files ({', '.join(sorted(others)[:3])}) but no {RUN_FILE}, so it is no run's folder; "
-                "choose another --run-name"
+                f"{folder_or_uri} has files ({', '.join(sorted(others)[:3])}) but no {RUN_FILE}, "
+                "so it is no run's folder; choose another --run-name"
             )
 
 

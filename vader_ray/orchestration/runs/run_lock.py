@@ -1,9 +1,9 @@
-"""A lock for each run and each sweep: one driver at a time writes to its folder and to the folder's copy in the storage.
+"""A lock for each run and sweep: one driver at a time writes to its folder and to the copy in the storage.
 
-The lock of the local folder is one of the operating system (flock): it ends with its process, however that ends. The lock in
-the storage is a small file that its driver rewrites every `_REFRESH_SECONDS`; after `STALE_SECONDS` without a change, its driver
-is taken to have ended. Two drivers that lock within the same second are told apart by reading the file again; pyarrow
-has no conditional write that would exclude them with certainty.
+The lock of the local folder is one of the operating system (flock), which ends with its process. The lock in
+the storage is a small file that its driver rewrites every `_REFRESH_SECONDS`; after `STALE_SECONDS` without a
+change, the driver counts as ended. If two drivers lock within the same second, reading the file again decides
+between them; pyarrow has no conditional write that would exclude this case with certainty.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ def hold(
 
     Args:
         instead: advice for the user when another driver holds it.
-        stale_seconds: a lock in the storage that does not change for so long is free, unless its driver runs on this machine.
+        stale_seconds: a lock in the storage without a change for this time is free, unless its driver runs on
+            this machine.
 
     Raises:
         UserError: another driver holds it. Nothing has been written then.
@@ -148,7 +149,7 @@ class _StorageLock:
             raise _refusal(self._name, held["driver"], instead)
 
     def refresh_until(self, ended: threading.Event) -> None:
-        """Rewrite the lock file again and again until the event is set, or until another driver has taken it."""
+        """Rewrite the lock file regularly until the event is set, or another driver has taken it."""
         while not ended.wait(_REFRESH_SECONDS):
             try:
                 held = self._read()
@@ -169,8 +170,8 @@ class _StorageLock:
     def _is_refreshed(self, held: dict[str, Any]) -> bool:
         """Whether the lock file changes within the time after which it is stale."""
         print(
-            f"the run {self._name!r} was last in use by {held['driver']}; waiting up to {self._stale_seconds:g} s "
-            "to see whether that has ended",
+            f"the run {self._name!r} was last in use by {held['driver']}; "
+            f"waiting up to {self._stale_seconds:g} s to see whether that has ended",
             flush=True,
         )
         until = time.monotonic() + self._stale_seconds

@@ -20,7 +20,7 @@ from vader_ray.errors import UserError, first_line
 from vader_ray.files import UNFINISHED, atomic_write
 
 RUN_FILE = "run.json"
-"""File that identifies the run of a folder and of its copy. Nothing is deleted where it is missing or another run's."""
+"""File that identifies a folder's run. Without it, or with another one, nothing is deleted there."""
 LOCK_FILE = "run.lock"
 """File in a run's folder, and in its copy, while a driver works on the run. It is not copied."""
 
@@ -167,8 +167,8 @@ class Mirror:
         )
         if ours is None or theirs is None or ours.get("mlflow_run_id") != theirs.get("mlflow_run_id"):
             raise UserError(
-                f"{self._folder} and {self.uri} do not belong to one run ({RUN_FILE} is missing or differs), so neither "
-                "may replace the other; move one of them away, or choose another --run-name"
+                f"{self._folder} and {self.uri} do not belong to one run ({RUN_FILE} is missing or differs), "
+                "so neither may replace the other; move one of them away, or choose another --run-name"
             )
 
     def _there(self) -> dict[str, Stamp]:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from vader_ray.files import write_text
 from vader_ray.orchestration.runs.query_log import read_queries
 from vader_ray.orchestration.tracking.pages import run_page
+from vader_ray.orchestration.tracking.pages import run_page
 
 RunStatus = Literal["completed", "stopped", "interrupted", "failed"]
 
@@ -38,8 +39,8 @@ class RunSummary(BaseModel):
     path: Path
     """Run folder."""
     status: RunStatus
-    """``completed``: all steps were taken; ``stopped``: by the guard or by a sweep's scheduler; ``interrupted``: by the
-    user; ``failed``: by an error."""
+    """``completed``: all steps were taken; ``stopped``: by the guard or a sweep's scheduler; ``interrupted``:
+    by the user; ``failed``: by an error."""
     stop_reason: str | None
     """The guard's message if the guard stopped the run."""
     error: str | None

@@ -49,7 +49,7 @@ def tune_trials(trials: TrialSet, *, num_trials: int, max_concurrent: int | None
         connection.connected(
             config,
             num_runs=min(max_concurrent or 1, num_trials),
-            # Ray Train uses it to find that a stopped trial's controller has gone, and frees the workers' CPUs
+            # Ray Train uses it to notice that a stopped trial's controller has gone, and frees its CPUs
             needs_state_api=config.runtime.num_workers > 1,
         ),
         pool.serving(config) as remote_rewards,
