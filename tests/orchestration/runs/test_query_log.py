@@ -12,6 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from tests.helpers.paths import REPOSITORY
 from vader_ray.orchestration.runs.query_log import QueryLog, read_queries
 from vader_ray.training.events import Query
 
