@@ -26,7 +26,7 @@ from vader_ray.preflight.devices import DEVICES, Device
 from vader_ray.preflight.meta_device import META, on_paper
 from vader_ray.preflight.trackers import OpCounter, PeakMemoryTracker
 from vader_ray.training.checkpoint import State
-from vader_ray.training.distributed import Group
+from vader_ray.training.distributed import WorkerGroup
 from vader_ray.training.experiment import build
 from vader_ray.training.loop import make_optimizer
 from vader_ray.training.step import train_step
@@ -66,7 +66,7 @@ def _measured_bytes(config: ExperimentConfig) -> int:
     ]
     with PeakMemoryTracker() as meter:
         for _ in range(2):
-            train_step(config, experiment, optimizer, Group(), state, 0.0)
+            train_step(config, experiment, optimizer, WorkerGroup(), state, 0.0)
     return weights + sum(column.untyped_storage().nbytes() for column in columns) + meter.peak
 
 

@@ -30,7 +30,7 @@ from vader_ray.orchestration.reporting.report_figures import Group, grouped
 from vader_ray.orchestration.runs.run_dir import open_run_dir
 from vader_ray.orchestration.runs.worker import train_recorded
 from vader_ray.orchestration.tracking import mlflow_runs
-from vader_ray.training.distributed import Group as Workers
+from vader_ray.training.distributed import WorkerGroup as Workers
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
