@@ -5,10 +5,20 @@ applies dotted overrides, resolves every path and returns an `ExperimentConfig` 
 """
 
 from vader_ray.config.experiment import ExperimentConfig
-from vader_ray.config.loading import RECIPES, ConfigError, flatten, load, override, recipe_names, validate
+from vader_ray.config.loading import (
+    RECIPES,
+    ConfigError,
+    explain,
+    flatten,
+    load,
+    override,
+    recipe_names,
+    validate,
+)
 from vader_ray.config.plugins import (
     DEFAULT_METRICS,
     RESERVED_METRIC_NAMES,
+    AlgorithmConfig,
     MetricConfig,
     PlacementConfig,
     PluginConfig,
@@ -17,10 +27,7 @@ from vader_ray.config.plugins import (
 )
 from vader_ray.config.schema import (
     AdapterConfig,
-    AlgorithmConfig,
     CheckpointConfig,
-    DdpoConfig,
-    DpoConfig,
     EvaluationConfig,
     GuardConfig,
     ModelConfig,
@@ -29,7 +36,6 @@ from vader_ray.config.schema import (
     RuntimeConfig,
     SamplingConfig,
     TrackingConfig,
-    VaderConfig,
 )
 from vader_ray.config.settings import ActivationCheckpointing, FrameRule, Precision, Settings
 from vader_ray.paths import Weights, locate, split_image
@@ -43,8 +49,6 @@ __all__ = [
     "AlgorithmConfig",
     "CheckpointConfig",
     "ConfigError",
-    "DdpoConfig",
-    "DpoConfig",
     "EvaluationConfig",
     "ExperimentConfig",
     "FrameRule",
@@ -61,8 +65,8 @@ __all__ = [
     "SamplingConfig",
     "Settings",
     "TrackingConfig",
-    "VaderConfig",
     "Weights",
+    "explain",
     "flatten",
     "is_metric_value",
     "load",

@@ -45,7 +45,7 @@ _LOOPS_OWN = -2
 
 
 class PipelineModel:
-    """A `vader_ray.types.VideoModel` over a diffusers pipeline; a family overrides what differs and no more."""
+    """A `vader_ray.types.TrajectoryModel` over a diffusers pipeline; a family overrides what differs and no more."""
 
     denoiser_name = "transformer"
     adapter_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vader_ray.types import VideoModel
+from vader_ray.types import SamplingModel
 
 
 @dataclass(slots=True)
@@ -61,7 +61,7 @@ class State:
     """Messages of the guard."""
     stopped: str = ""
     """Message with which the guard ended the run; empty while it goes on."""
-    memory: dict[str, list[float]] = field(default_factory=dict)
+    algorithm_state: dict[str, list[float]] = field(default_factory=dict)
     """State of the algorithm between steps (DDPO: the latest rewards of each prompt)."""
     tags: dict[str, str] = field(default_factory=dict)
     """The caller's, e.g. the MLflow run that this run belongs to."""
@@ -70,7 +70,7 @@ class State:
 def save(
     folder: Path,
     state: State,
-    model: VideoModel,
+    model: SamplingModel,
     optimizer: torch.optim.Optimizer,
     best_adapter: Path,
     base: Mapping[str, Tensor],
@@ -97,7 +97,7 @@ def save(
 
 
 def restore(
-    folder: Path, model: VideoModel, optimizer: torch.optim.Optimizer
+    folder: Path, model: SamplingModel, optimizer: torch.optim.Optimizer
 ) -> tuple[State, dict[str, Tensor]]:
     """Load adapter and optimizer; return the state of the run, and the features of the base model's videos.
 

@@ -8,11 +8,12 @@ from pathlib import Path
 import torch
 
 from vader_ray import models
+from vader_ray.alignment.decoding import decode_all
 from vader_ray.config import ExperimentConfig
 from vader_ray.config.auto import without_auto
 from vader_ray.training.checkpoint import State
 from vader_ray.training.distributed import WorkerGroup
-from vader_ray.training.evaluation import decode_all, evaluate, to_uint8
+from vader_ray.training.evaluation import evaluate, to_uint8
 from vader_ray.training.events import RewardQuery
 from vader_ray.training.experiment import Experiment, build, encode
 from vader_ray.training.media import write_mp4
@@ -82,7 +83,8 @@ def generate_video(
         model.load_adapter(adapter)
     latents = model.sample(encode(model, [prompt]), [seed])
     output.parent.mkdir(parents=True, exist_ok=True)
-    write_mp4(to_uint8(decode_all(model.decoder, latents)[0]), output, config.evaluation.frames_per_second)
+    frames = decode_all(latents, model.decoder)
+    write_mp4(to_uint8(frames[0]), output, config.evaluation.frames_per_second)
 
 
 def merge_adapter(config: ExperimentConfig, adapter: Path, output: Path) -> list[Path]:

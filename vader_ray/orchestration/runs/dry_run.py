@@ -39,7 +39,7 @@ def check(config: ExperimentConfig) -> Checked:
     config = resolve_auto(config)
     with (
         connection.connected(config),
-        pool.serving(config) as pools,
+        pool.start_pools(config) as pools,
         TemporaryDirectory(prefix="vader_ray_check_") as storage,
     ):
         trainer = TorchTrainer(

@@ -17,11 +17,13 @@ from ray.util.queue import Empty, Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from vader_ray import metrics, models, rewards
+from vader_ray.alignment import algorithms
 from vader_ray.config import ConfigError, ExperimentConfig
 from vader_ray.config.auto import auto_fields
 from vader_ray.errors import RunFailed
 from vader_ray.orchestration.clusters import connection
 from vader_ray.orchestration.reward_service import pool
+from vader_ray.orchestration.reward_service.remote_reward import PooledReward
 from vader_ray.orchestration.runs.progress import Progress
 from vader_ray.orchestration.runs.run_dir import RunDir, open_run_dir, write_json
 from vader_ray.orchestration.runs.worker import worker_loop
@@ -43,6 +45,7 @@ def resolve_names(config: ExperimentConfig, folder: Path | None = None) -> Exper
     models.resolve(config.model.family)
     check_guard(config)
     checked = {
+        "algorithm": algorithms.check(config, folder=folder),
         "rewards": tuple(rewards.check(spec, folder=folder) for spec in config.rewards),
         "eval_rewards": tuple(rewards.check(spec, folder=folder) for spec in config.eval_rewards),
         "eval_metrics": tuple(metrics.check(spec, folder=folder) for spec in config.eval_metrics),
@@ -60,7 +63,7 @@ def resolve_auto(config: ExperimentConfig) -> ExperimentConfig:
         return config
     with connection.connected(config):
         free = connection.free_bytes(config.runtime)
-    return auto_tune.choose(config, lambda num_bytes: fits(num_bytes, free))
+    return auto_tune.choose_auto(config, lambda num_bytes: fits(num_bytes, free))
 
 
 def run(
@@ -94,7 +97,7 @@ def run(
     try:
         with (
             connection.connected(config),
-            pool.serving(config) as pools,
+            pool.start_pools(config) as pools,
             Progress(config.num_steps, eval_metric=config.selection_metric()) as progress,
         ):
             state = fit(config, folder, mlflow_run, pools, show=progress.update, tell=progress.line)
@@ -120,7 +123,7 @@ def fit(
     config: ExperimentConfig,
     folder: RunDir,
     mlflow_run: mlflow_runs.MlflowRun,
-    pools: Mapping[str, pool.PooledReward],
+    pools: Mapping[str, PooledReward],
     *,
     show: Callable[[StepEvent], None],
     tell: Callable[[str], None],

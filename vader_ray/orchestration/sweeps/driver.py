@@ -166,7 +166,7 @@ def _run(members: TrialSet, *, num_trials: int, max_concurrent: int | None) -> N
 
     with (
         connection.connected(base, num_runs=min(max_concurrent or 1, num_trials)),
-        pool.serving(base) as pools,
+        pool.start_pools(base) as pools,
     ):
         trainable = tune.with_parameters(
             run_trial, served=pools, use_gpu=connection.uses_gpu(base.runtime), kept_elsewhere=skip
@@ -220,7 +220,7 @@ def _add(members: TrialSet, proposals: OptunaProposer | None) -> Trial | None:
 
 def _check_shared(base: ExperimentConfig, trial: Trial) -> None:
     """Actors of placed rewards are started once, for all trials."""
-    if trial.config is not None and pool.pooled(trial.config) != pool.pooled(base):
+    if trial.config is not None and pool.pool_settings(trial.config) != pool.pool_settings(base):
         raise ConfigError(
             f"{trial.name} changes a reward that has a placement; its actors serve all trials, so sweep other fields "
             "or take the placement away"

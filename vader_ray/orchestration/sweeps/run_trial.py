@@ -19,7 +19,7 @@ from vader_ray import config as settings
 from vader_ray.config import ExperimentConfig
 from vader_ray.errors import RunFailed
 from vader_ray.orchestration.clusters.preemption import is_preempted
-from vader_ray.orchestration.reward_service.pool import PooledReward
+from vader_ray.orchestration.reward_service.remote_reward import PooledReward
 from vader_ray.orchestration.runs.launch import build_summary, fit, remembered
 from vader_ray.orchestration.runs.run_dir import RunDir, working_copy, write_json
 from vader_ray.orchestration.runs.worker import train_recorded
