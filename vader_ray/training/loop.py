@@ -141,10 +141,11 @@ def _evaluate(
 def _costs(state: State, device: torch.device, started: float) -> dict[str, float]:
     """Costs of the run so far, over all workers and sessions, and the peak memory of this worker."""
     state.wall_seconds = time.monotonic() - started
+    gpu_hours = {"cost/gpu_hours": state.worker_seconds / 3600} if device.type == "cuda" else {}
     return {
         "cost/reward_queries": float(state.reward_queries),
         "cost/denoiser_calls": float(state.denoiser_calls),
-        "cost/gpu_hours": state.worker_seconds / 3600 if device.type == "cuda" else 0.0,
+        **gpu_hours,
         "cost/train_seconds": state.train_seconds,
         "cost/wall_seconds": state.wall_seconds,
         "memory/peak_gib": peak_gib(device),

@@ -121,7 +121,7 @@ def advanced(state: dict[str, Any], report: StepEvent) -> dict[str, Any]:
         "reward_queries": int(metrics["cost/reward_queries"]),
         "denoiser_calls": int(metrics["cost/denoiser_calls"]),
         "train_seconds": metrics["cost/train_seconds"],
-        "gpu_hours": metrics["cost/gpu_hours"],
+        "gpu_hours": metrics.get("cost/gpu_hours", 0.0),
         "wall_seconds": metrics["cost/wall_seconds"],
     }
     evaluated = {name: value for name, value in metrics.items() if name.startswith("eval/")}
