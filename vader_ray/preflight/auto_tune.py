@@ -1,5 +1,4 @@
-"""Settings with which a recipe fits into memory: suggestions for the user, and the choice of settings that
-are ``auto``."""
+"""Settings with which a recipe fits into memory: suggestions for the user, and values for ``auto``."""
 
 from __future__ import annotations
 

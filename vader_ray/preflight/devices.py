@@ -1,5 +1,4 @@
-"""Memory and speed of devices by their data sheets, and the utilisation that a training step is assumed to
-reach.
+"""Memory and speed of devices by their data sheets, and the assumed utilisation of a training step.
 
 Memory is as PyTorch reports it. TFLOP/s are the dense ones of the vendor's data sheet. `Device.seconds` is an
 estimate, no measurement: an operation takes the time of its arithmetic at the assumed utilisation or the time

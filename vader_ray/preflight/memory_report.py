@@ -1,5 +1,4 @@
-"""Report of ``vader-ray check --devices``: memory and time of a recipe on devices, and settings with which it
-fits."""
+"""Report of ``vader-ray check --devices``: memory and time on devices, and settings that fit."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Dispatch modes that track memory and operations of tensors on devices without an allocator and a
-profiler."""
+"""Dispatch modes that track the memory and the kernel calls of tensors on any device, also on meta."""
 
 from __future__ import annotations
 
@@ -31,10 +30,11 @@ _ATTENTION = {
     }.items()
     for kernel in kernels
 }
-"""Attention kernels for which torch has no formula, with the one it has for the same computation: two matrix products forward
-(4·S²·D·H), five backward, since the scores are computed again (10·S²·D·H). A causal mask is counted as if it were full."""
+"""Attention kernels for which torch has no formula, with its formula for the same computation: two matrix
+products forward (4·S²·D·H), five backward, since the scores are computed again (10·S²·D·H). A causal mask
+counts as a full one."""
 FLOP_FORMULAS = ChainMap(flop_registry, _ATTENTION)
-"""Arithmetic of a kernel from its inputs: torch's formulas, which stay as they are, and those above."""
+"""Floating-point operations of a kernel as a function of its inputs: torch's formulas and those above."""
 
 
 class PeakMemoryTracker(TorchDispatchMode):

@@ -1,5 +1,4 @@
-"""Diffusion-DPO: prefer the better of two videos by their denoising errors relative to the pretrained model's
-(arXiv 2311.12908).
+"""Diffusion-DPO: prefer the better of two videos, by their denoising errors (arXiv 2311.12908).
 
 The pairs are sampled and ranked by the objective in every step, or given in a file. The gradient of the
 reward is not used.

@@ -1,5 +1,4 @@
-"""VADER: ascend the reward by its gradient through the last denoising steps (arXiv 2407.08737, Algorithm
-1)."""
+"""VADER: ascend the reward by its gradient through the last denoising steps (arXiv 2407.08737)."""
 
 from __future__ import annotations
 

@@ -1,2 +1,1 @@
-"""Remote rewards: rewards that Ray actors compute, on another GPU, on another node, or once for all trials of
-a sweep."""
+"""Remote rewards: Ray actors compute them on another GPU or node, or once for all trials of a sweep."""

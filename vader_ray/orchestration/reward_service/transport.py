@@ -1,5 +1,4 @@
-"""Encoding of frames and gradients for the network: NumPy arrays, which Ray shares without a copy on one
-machine."""
+"""Encoding of frames and gradients: NumPy arrays, which Ray shares without a copy on one machine."""
 
 from __future__ import annotations
 
