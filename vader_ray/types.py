@@ -65,6 +65,7 @@ class Reward(Protocol):
         ...
 
 
+@runtime_checkable
 class RewardFuture(Protocol[ResultT]):
     """A pending result of a reward."""
 

@@ -1,4 +1,4 @@
-"""The contract of algorithms, for every file of the folder; an algorithm is one file, inside the package or outside."""
+"""The contract of algorithms, for every file of the folder and for an algorithm outside the package."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ OUTSIDE = "tests.helpers.reward_weighted"
 
 
 def _config(folder: Path, name: str, **changes: Any) -> ExperimentConfig:
-    """Two steps of an algorithm with its default options; ``eta`` makes the sampling stochastic, which DDPO needs."""
+    """Two steps of an algorithm with its default options; DDPO needs ``eta``."""
     settings = {"algorithm": {"name": name}, "sampling": SAMPLING | {"eta": 1.0}, "num_steps": 2}
     return tiny_config(folder, **settings | changes)
 
@@ -78,7 +78,7 @@ def test_the_options_of_an_algorithm_outside_are_checked_like_any_setting(tiny_p
     for change, message in (
         ("algorithm.temperature=0", "algorithm.temperature: Input should be greater than 0, not 0"),
         ("algorithm.heat=1", "algorithm.heat: there is no such setting; here are temperature"),
-        ("sampling.truncation_depth=2", "sampling.truncation_depth=2 has no effect on algorithm.name=tests.helpers"),
+        ("sampling.truncation_depth=2", "truncation_depth=2 has no effect on algorithm.name=tests.helpers"),
         ("algorithm.name=tests.helpers.tiny.load_tiny", "tests.helpers.tiny.load_tiny is no algorithm"),
     ):
         with pytest.raises(ConfigError) as refusal:

@@ -1,4 +1,4 @@
-"""Reward-weighted regression, an algorithm outside the package: denoising errors weighted by exp(objective / temperature)."""
+"""An algorithm outside the package: denoising errors weighted by exp(objective / temperature)."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class RewardWeightedAlgorithm(Algorithm[RewardWeightedSettings]):
         batching: Batching,
         context: StepContext,
     ) -> Iterator[UpdateResult]:
-        """Sample and score the videos, add the gradient of their weighted errors at one denoising step, and yield."""
+        """Sample and score videos, add the gradient of their weighted denoising errors, and yield."""
         model = trajectory_model(model, "reward_weighted")
         trajectories, outputs = sample_and_score(model, terms, rollout, batching)
         trajectory = type(trajectories[0]).join(trajectories)
