@@ -119,6 +119,7 @@ RESERVED_METRIC_NAMES = frozenset(
 
 
 def is_metric_value(logged: str) -> bool:
-    """Whether a logged name ``eval/…`` is the value of a metric, not of a reward or of the evaluation itself."""
+    """Whether a logged name ``eval/…`` is the value of a metric, not of a reward or of the evaluation
+    itself."""
     first = logged.removeprefix("eval/").partition("/")[0]
     return logged.startswith("eval/") and first not in RESERVED_METRIC_NAMES

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+from tests.helpers.local_run import run_locally
 from tests.helpers.recipe import tiny_config
 from tests.orchestration.tracking.test_browser import CHROMIUM, FLAGS, keep
 from vader_ray.cli import app
@@ -26,11 +26,9 @@ from vader_ray.config import ConfigError
 from vader_ray.orchestration.reporting.figures import Series, curves, write
 from vader_ray.orchestration.reporting.html_report import write_report
 from vader_ray.orchestration.reporting.past_runs import find_runs
-from vader_ray.orchestration.reporting.report_figures import Group, grouped
+from vader_ray.orchestration.reporting.report_figures import RunGroup, grouped
 from vader_ray.orchestration.runs.run_dir import open_run_dir
-from vader_ray.orchestration.runs.worker import train_recorded
 from vader_ray.orchestration.tracking import mlflow_runs
-from vader_ray.training.distributed import WorkerGroup as Workers
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -63,10 +61,7 @@ def record(config: Any, folder: Path, name: str, storage: str | None = None) -> 
     """Run a recipe in this process, recorded as in a worker."""
     runs = open_run_dir(config, folder / "runs", name, resume=False, storage=storage)
     run = mlflow_runs.start_run(config, name, runs.recipe.read_text())
-    train_recorded(
-        config, runs, run, group=Workers(), device=torch.device("cpu"), resume_from=None,
-        served={}, announce=lambda _: None, tell=print
-    )  # fmt: skip
+    run_locally(config, runs, run)
     assert (
         mlflow_runs.end_run(run.uri, run.run_id, "FINISHED", folder=runs.path, tags={"status": "completed"})
         is None
@@ -108,8 +103,8 @@ def test_seeds_of_equal_settings_are_one_group(store: str) -> None:
 def test_a_run_that_its_guard_stopped_is_one_of_the_trade_offs(store: str) -> None:
     run = find_runs(store, ["rate-0.05-seed-0"])[0]
     stopped = replace(run, status="stopped")
-    assert Group("", [run, replace(stopped, settings=run.settings | {"guard.action": "stop"})]).is_eligible
-    assert not Group("", [run, stopped]).is_eligible, "its guard only flags: the scheduler stopped it"
+    assert RunGroup("", [run, replace(stopped, settings=run.settings | {"guard.action": "stop"})]).is_eligible
+    assert not RunGroup("", [run, stopped]).is_eligible, "its guard only flags: the scheduler stopped it"
 
 
 def test_the_page_holds_every_run_with_what_mlflow_has_of_it(store: str, report: Path) -> None:
