@@ -53,8 +53,8 @@ class Algorithm(ABC, Generic[SettingsT]):
     settings_class: ClassVar[type[Settings]]
     """Options of the algorithm in a recipe."""
     uses_gradient_steps: ClassVar[bool] = False
-    """Whether the reward gradient flows through denoising steps, so that ``sampling.truncation`` and its kin
-    apply."""
+    """Whether the reward gradient flows through denoising steps; otherwise a recipe that chooses gradient
+    steps is refused."""
     group_size: ClassVar[int] = 1
     """Number of consecutive videos that share a prompt; a worker's videos are a multiple of it."""
 

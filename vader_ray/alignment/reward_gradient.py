@@ -75,11 +75,9 @@ class ObjectiveFuture:
 
         Terms are summed in their order, so the result does not depend on which rewards are remote.
         """
-        local = (
-            {i: self._compute(i) for i in range(len(self.terms)) if i not in self.pending}
-            if self.pending
-            else {}
-        )
+        local = dict[int, tuple[Scores, Frames]]()
+        if self.pending:  # otherwise one gradient at a time is in memory
+            local = {i: self._compute(i) for i in range(len(self.terms)) if i not in self.pending}
         d_frames, objective = torch.zeros_like(self.frames), self.frames.new_zeros(len(self.frames))
         scores, gradient_norms = dict[str, Scores](), dict[str, Scores]()
         for i, term in enumerate(self.terms):
