@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,8 @@ import torch
 
 from tests.helpers.paths import REPOSITORY
 from tests.helpers.recipe import tiny_config, tiny_document, write_tiny
+from tests.helpers.runs import start
+from tests.helpers.waiting import wait_until
 from vader_ray import cli
 from vader_ray.alignment.algorithms.vader import accumulate_gradient
 from vader_ray.alignment.reward_gradient import score_and_gradient, score_only
@@ -273,22 +274,18 @@ def _run(folder: Path, recipe: Path, name: str) -> subprocess.Popen[str]:
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
     }
-    with (folder / f"{name}.log").open("w") as log:
-        return subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, env=environment)
+    return start(command, folder, folder / f"{name}.log", environment)
 
 
-def _answering(driver: int, seconds: float = 300) -> psutil.Process:
-    """An actor below the driver at the moment that it computes a gradient: Ray names its processes after their calls."""
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        for child in psutil.Process(driver).children(recursive=True):
-            try:
-                if "ray::RewardActor.gradient" in " ".join(child.cmdline()):
-                    return child
-            except psutil.NoSuchProcess:
-                continue
-        time.sleep(0.02)
-    raise AssertionError("no actor computed a gradient")
+def _actor_that_computes_a_gradient(driver: int) -> psutil.Process | None:
+    """An actor below the driver that is at work: Ray names its processes after their calls."""
+    for child in psutil.Process(driver).children(recursive=True):
+        try:
+            if "ray::RewardActor.gradient" in " ".join(child.cmdline()):
+                return child
+        except psutil.NoSuchProcess:
+            continue
+    return None
 
 
 def test_a_run_survives_the_loss_of_an_actor_and_ends_with_the_local_adapter(
@@ -306,8 +303,9 @@ def test_a_run_survives_the_loss_of_an_actor_and_ends_with_the_local_adapter(
     plain = _run(tmp_path, local, "plain")
     assert plain.wait(timeout=300) == 0, (tmp_path / "plain.log").read_text()
     process = _run(tmp_path, placed, "placed")
-    victim = _answering(process.pid)
-    victim.kill()
+    actor = wait_until(lambda: _actor_that_computes_a_gradient(process.pid), process=process)
+    assert actor is not None
+    actor.kill()
     assert process.wait(timeout=300) == 0, (tmp_path / "placed.log").read_text()
     files = [
         {path.name: path.read_bytes() for path in (tmp_path / "runs" / name / "adapter").iterdir()}
