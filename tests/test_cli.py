@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from tests.helpers.network import failing_server
 from tests.helpers.recipe import write_tiny
-from tests.helpers.tiny_clips import save_diversity
+from tests.helpers.tiny_clips import save_clip
 from vader_ray.cli import app
 
 
@@ -45,7 +45,7 @@ def _refused(*arguments: str) -> str:
         ("model.family=nothing", "model.family: there is no 'nothing'; choose one of "),
         (
             "rewards.0.reward=nothing",
-            "there is no reward 'nothing'; give one of action, aesthetic, brightness, ",
+            "reward: there is no 'nothing'; give one of action, aesthetic, brightness, ",
         ),
         ("rewards.0.colour=red", "colour"),
         ("rewards.0.weights=/no/where", "/no/where"),
@@ -107,7 +107,8 @@ def test_a_truncated_weight_file_is_named(tiny_pipeline_folder: Path, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("what", "name"), [("models", "modelscope"), ("rewards", "hps"), ("recipes", "shapes_hps")]
+    ("what", "name"),
+    [("models", "modelscope"), ("rewards", "hps"), ("metrics", "motion"), ("recipes", "shapes_hps")],
 )
 def test_list_names_what_a_recipe_can_name(what: str, name: str) -> None:
     result = CliRunner().invoke(app, ["list", what])
@@ -116,17 +117,18 @@ def test_list_names_what_a_recipe_can_name(what: str, name: str) -> None:
 
 
 def test_list_refuses_what_it_does_not_know() -> None:
-    assert "there is nothing called 'dogs' to list; choose one of models, rewards, recipes" in _refused(
-        "list", "dogs"
+    assert (
+        "there is nothing called 'dogs' to list; choose one of models, rewards, metrics, recipes"
+        in _refused("list", "dogs")
     )
 
 
-def test_fetch_loads_every_reward_and_measure_and_names_the_models_folder(tmp_path: Path) -> None:
-    measured = f"eval_rewards=[{{reward: diversity, weights: {save_diversity(tmp_path)}}}]"
+def test_fetch_loads_every_reward_and_metric_and_names_the_models_folder(tmp_path: Path) -> None:
+    measured = f"eval_metrics=[{{metric: clip_diversity, weights: {save_clip(tmp_path)}}}]"
     result = CliRunner().invoke(app, ["fetch", "shapes_hps", measured])
     assert result.exit_code == 0, result.output
     assert "reward  hps: complete, it loads" in result.stdout
-    assert "reward  diversity: complete, it loads" in result.stdout
+    assert "metric  clip_diversity: complete, it loads" in result.stdout
     assert "checkpoints/text_to_video" in result.stdout
 
 

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from vader_ray.config import ConfigError, ExperimentConfig, load, locate, recipe_names
+from vader_ray.config import ConfigError, ExperimentConfig, is_metric_value, load, locate, recipe_names
 from vader_ray.errors import RunFailed
 
 if TYPE_CHECKING:
@@ -114,17 +114,17 @@ def _print_summary(summary: dict[str, Any]) -> None:
         title=f"Held-out prompts, {summary['steps']} steps, {summary['reward_queries']} reward queries",
         title_justify="left",
     )
-    table.add_column("measure")
+    table.add_column("reward or metric")
     for heading in ("before", "after", "gain ± standard error"):
         table.add_column(heading, justify="right")
     for name, before in summary["eval"]["before"].items():
         gain = summary["gain"][name]
         difference = f"{gain['mean']:+.4f} ± {gain['standard_error']:.4f}"
         table.add_row(name, f"{before:.4f}", f"{summary['eval']['after'][name]:.4f}", difference)
-    for name, before in summary["judge"]["before"].items():
-        table.add_row(
-            f"caption followed: {name}", f"{before:.0%}", f"{summary['judge']['after'][name]:.0%}", ""
-        )
+    for metric, before in summary["metrics_before"].items():
+        if is_metric_value(metric):
+            name = metric.removeprefix("eval/")
+            table.add_row(name, f"{before:.4f}", f"{summary['metrics'][metric]:.4f}", "")
     console.print(table)
     for alarm in summary["guard"]:
         print(alarm)
@@ -289,6 +289,7 @@ def check(
             print(
                 f"{kind:7} {spec.name} (weight {spec.weight:g}, frames {spec.frames}): {options or 'no options'}"
             )
+    print(f"metrics {', '.join(metric.name for metric in config.all_metrics())}")
     sampling, checked = config.sampling, check_on_workers(config)
     step = checked.step
     print(
@@ -313,13 +314,16 @@ def check(
 @app.command()
 @_explained
 def fetch(recipe: Recipe, overrides: Overrides = None) -> None:
-    """Download everything that a recipe needs into the hub's cache, and load each reward once: for workers without internet."""
+    """Download everything that a recipe needs into the hub's cache, and load each reward and metric once: for workers without internet."""
     config = _load(recipe, overrides)
-    from vader_ray import models, rewards
+    from vader_ray import metrics, models, rewards
 
     for spec in (*config.rewards, *config.eval_rewards):
-        rewards.load(spec, device="cpu")
+        rewards.build(spec, device="cpu")
         print(f"reward  {spec.name}: complete, it loads")
+    for metric in config.eval_metrics:
+        metrics.build(metric, device="cpu")
+        print(f"metric  {metric.name}: complete, it loads")
     print(f"model   {config.model.family}: complete in {models.fetch(config.model)}")
 
 
@@ -351,13 +355,14 @@ def pools(stop: Annotated[str | None, typer.Option(help="End the pool of this na
 
 @app.command(name="list")
 @_explained
-def list_(what: Annotated[str, typer.Argument(help="models, rewards or recipes")]) -> None:
+def list_(what: Annotated[str, typer.Argument(help="models, rewards, metrics or recipes")]) -> None:
     """What can be named in a recipe."""
-    from vader_ray import models, rewards
+    from vader_ray import metrics, models, rewards
 
     described: dict[str, Callable[[], dict[str, str]]] = {
         "models": lambda: {name: _first_line(models.resolve(name)) for name in models.names()},
         "rewards": lambda: {name: _describe(rewards.resolve(name)) for name in rewards.names()},
+        "metrics": lambda: {name: _describe_metric(metrics.resolve(name)) for name in metrics.names()},
         "recipes": lambda: {name: load(name).description for name in recipe_names()},
     }
     if what not in described:
@@ -376,6 +381,11 @@ def _describe(reward: Any) -> str:
         else "no network"
     )
     return f"looks at a {reward.granularity}; {reward.unit}\nweights: {weights}"
+
+
+def _describe_metric(metric: Any) -> str:
+    direction = "higher" if metric.higher_is_better else "lower"
+    return f"{_first_line(metric)}\n{metric.unit}; {direction} is better"
 
 
 def _first_line(documented: Any) -> str:

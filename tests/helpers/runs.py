@@ -18,7 +18,7 @@ from vader_ray.config import ExperimentConfig
 from vader_ray.orchestration.runs.run_dir import open_run_dir
 from vader_ray.orchestration.runs.worker import train_recorded
 from vader_ray.orchestration.tracking import mlflow_runs
-from vader_ray.training.distributed import Group
+from vader_ray.training.distributed import WorkerGroup
 
 CLI = str(Path(sys.executable).parent / "vader-ray")
 
@@ -89,7 +89,7 @@ def record(config: ExperimentConfig, folder: Path, name: str, storage: str | Non
     runs = open_run_dir(config, folder / "runs", name, resume=False, storage=storage)
     run = mlflow_runs.start_run(config, name, runs.recipe.read_text())
     train_recorded(
-        config, runs, run, group=Group(), device=torch.device("cpu"), resume_from=None,
+        config, runs, run, group=WorkerGroup(), device=torch.device("cpu"), resume_from=None,
         served={}, announce=lambda _: None, tell=print
     )  # fmt: skip
     assert (

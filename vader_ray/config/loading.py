@@ -10,7 +10,8 @@ import yaml
 from pydantic import ValidationError
 
 from vader_ray.config.experiment import ExperimentConfig
-from vader_ray.config.schema import DdpoConfig, DpoConfig, Settings, VaderConfig
+from vader_ray.config.schema import DdpoConfig, DpoConfig, VaderConfig
+from vader_ray.config.settings import Settings
 from vader_ray.paths import PACKAGE
 
 _ALGORITHMS: dict[str, type[Settings]] = {"vader": VaderConfig, "ddpo": DdpoConfig, "dpo": DpoConfig}

@@ -1,4 +1,4 @@
-"""Using a trained adapter in this process: evaluation and generation."""
+"""Use of a trained adapter in this process: evaluation, generation, merging."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ from vader_ray import models
 from vader_ray.config import ExperimentConfig
 from vader_ray.config.auto import without_auto
 from vader_ray.training.checkpoint import State
-from vader_ray.training.distributed import Group
+from vader_ray.training.distributed import WorkerGroup
 from vader_ray.training.evaluation import decode_all, evaluate, to_uint8
-from vader_ray.training.events import Query
+from vader_ray.training.events import RewardQuery
 from vader_ray.training.experiment import Experiment, build, encode
 from vader_ray.training.media import write_mp4
 
 
 def evaluate_adapter(config: ExperimentConfig, adapter: Path | None) -> dict[str, float]:
-    """The metrics of the held-out videos with a saved adapter, or of the pretrained model.
+    """Evaluate the held-out videos with a saved adapter, or of the pretrained model; return the means.
+
+    Metrics that compare with the base model's videos are left out.
 
     Raises:
         ValueError: the adapter is missing, damaged or of another model.
@@ -28,16 +30,16 @@ def evaluate_adapter(config: ExperimentConfig, adapter: Path | None) -> dict[str
     experiment = build(config, _device())
     if adapter is not None:
         experiment.model.load_adapter(adapter)
-    return evaluate(config, experiment, Group()).metrics
+    return evaluate(config, experiment, WorkerGroup()).metrics
 
 
 def adopting(
     adapter: Path, costs: Mapping[str, float]
-) -> Callable[..., tuple[dict[str, float], tuple[Query, ...]]]:
-    """In place of training's steps (`loop.train`), a single one that puts a saved adapter there and adds what it has cost.
+) -> Callable[..., tuple[dict[str, float], tuple[RewardQuery, ...]]]:
+    """Return a `train_step` for `loop.train` that loads a saved adapter and adds its cost to the state.
 
     Args:
-        costs: by their names in `State`: reward queries, denoiser calls, seconds.
+        costs: amounts by their field in `State`: reward queries, denoiser calls, seconds.
     """
 
     def train_step(
@@ -47,7 +49,7 @@ def adopting(
         group: object,
         state: State,
         wall_seconds: float,
-    ) -> tuple[dict[str, float], tuple[Query, ...]]:
+    ) -> tuple[dict[str, float], tuple[RewardQuery, ...]]:
         experiment.model.load_adapter(adapter)
         state.step = config.num_steps
         for name, amount in costs.items():
@@ -61,7 +63,7 @@ def adopting(
 def generate_video(
     config: ExperimentConfig, prompt: str, adapter: Path | None, seed: int, output: Path
 ) -> None:
-    """Write an mp4 of one prompt.
+    """Sample one video and write it as an mp4.
 
     Raises:
         ValueError: the adapter is missing, damaged or of another model.
@@ -84,7 +86,7 @@ def generate_video(
 
 
 def merge_adapter(config: ExperimentConfig, adapter: Path, output: Path) -> list[Path]:
-    """Write the recipe's denoisers with a saved adapter folded in, in ``model.precision``; the folders of the networks.
+    """Write the recipe's denoisers with a saved adapter merged into them, in ``model.precision``; return their folders.
 
     Raises:
         ValueError: the adapter is missing, damaged or of another model, or its denoiser is not the library's.
@@ -98,7 +100,7 @@ def merge_adapter(config: ExperimentConfig, adapter: Path, output: Path) -> list
 
 
 def _shaped_like(config: ExperimentConfig, adapter: Path | None) -> ExperimentConfig:
-    """The recipe with the rank, alpha and target modules that a saved adapter was trained with."""
+    """The recipe with the rank, alpha and target modules of a saved adapter."""
     if adapter is None:
         return config
     return config.model_copy(

@@ -14,11 +14,11 @@ import pytest
 
 from tests.helpers.paths import REPOSITORY
 from vader_ray.orchestration.runs.query_log import QueryLog, read_queries
-from vader_ray.training.events import Query
+from vader_ray.training.events import RewardQuery
 
 
-def query(step: int, video: int) -> Query:
-    return Query(
+def query(step: int, video: int) -> RewardQuery:
+    return RewardQuery(
         step=step,
         video=video,
         prompt=f"prompt {video}",

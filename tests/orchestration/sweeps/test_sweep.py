@@ -171,7 +171,7 @@ def test_a_trial_that_its_guard_stopped_competes_with_the_adapter_that_it_keeps(
         config = tiny_config(tiny_pipeline_folder, num_steps=3, evaluation=evaluation, **watched)
         folder = open_run_dir(config, tmp_path, name, resume=False)
         told = dict[str, Any]()
-        state = train(config, report=lambda report, told=told: told.update(advanced(told, report)))
+        state = train(config, on_step=lambda report, told=told: told.update(advanced(told, report)))
         for source in (
             asdict(state),
             told,

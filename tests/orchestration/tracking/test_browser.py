@@ -19,6 +19,7 @@ from tests.helpers.network import free_port
 from tests.helpers.waiting import wait_until
 from vader_ray import config as settings
 from vader_ray.orchestration.tracking import mlflow_runs
+from vader_ray.orchestration.tracking.experiment import charts_page, run_page
 from vader_ray.training import media
 from vader_ray.training.events import Video
 
@@ -52,7 +53,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> mlflow_runs.MlflowRun:
     for step in range(13):
         reward = 0.25 + 0.05 * (1 - math.exp(-step / 4))
         tracker.log(
-            step, {"cost/reward_queries": 2.0 * step, "train/reward_mean": reward, "train/reward/hps": reward}
+            step,
+            {
+                "cost/reward_queries": 2.0 * step,
+                "train/reward_mean": reward,
+                "train/reward/hps": reward,
+                "eval/reward/hps": reward,
+            },
         )
     sides = {
         step: [moving_square(prompt, step) for prompt in ("a red square", "a green square")]
@@ -95,9 +102,24 @@ def page() -> Iterator[Page]:
         yield page
 
 
+def test_experiment_opens_on_charts_of_model_training_rewards_first_and_cost_last(
+    page: Page, address: str, run: mlflow_runs.MlflowRun, tmp_path: Path
+) -> None:
+    page.goto("about:blank")
+    page.goto(charts_page(address, run.experiment_id))
+    assert_shown(page.get_by_role("heading", name="Runs", exact=True), "the heading")
+    assert_shown(page.locator(".js-plotly-plot path.js-line").first, "a curve", state="attached")
+    screenshot(page, "charts", tmp_path)
+    assert page.get_by_text("Judges", exact=True).count() == 0  # an entry of the GenAI pages' menu
+    headers = page.get_by_test_id("experiment-view-compare-runs-section-header").all_inner_texts()
+    sections = [header.partition("\n")[0] for header in headers]
+    assert sections[:3] == ["eval/reward", "train/reward", "train"]
+    assert sections[-1] == "cost"
+
+
 def open_run(page: Page, address: str, run: mlflow_runs.MlflowRun, tab: str) -> None:
     page.goto("about:blank")  # else only the fragment changes, and the page stays
-    page.goto(f"{address}/#/experiments/{run.experiment_id}/runs/{run.run_id}/{tab}")
+    page.goto(run_page(address, run.experiment_id, run.run_id, tab))
 
 
 def test_overview_shows_recipe_and_description(
@@ -113,7 +135,7 @@ def test_metric_charts_and_image_cards_appear(
     page: Page, address: str, run: mlflow_runs.MlflowRun, tmp_path: Path
 ) -> None:
     open_run(page, address, run, "model-metrics")
-    page.get_by_placeholder("Search metric charts").fill("train|eval")
+    page.get_by_placeholder("Search metric charts").fill("train|videos")
     assert_shown(page.get_by_text("reward_mean").first, "the chart's title")
     assert_shown(page.locator(".js-plotly-plot path.js-line").first, "the chart's curve", state="attached")
     card = page.locator("img[src*='get-artifact']").first

@@ -26,7 +26,7 @@ from vader_ray.orchestration.runs.run_dir import open_run_dir
 from vader_ray.orchestration.runs.worker import train_recorded
 from vader_ray.orchestration.tracking import mlflow_runs, sender
 from vader_ray.orchestration.tracking.mlflow_runs import Tracker, TrackingError
-from vader_ray.training.distributed import Group
+from vader_ray.training.distributed import WorkerGroup
 from vader_ray.training.events import StepEvent
 
 
@@ -476,7 +476,7 @@ def test_a_run_whose_server_is_killed_and_started_again_is_there_once(
                 running.enter_context(server(uri, port))
 
         train_recorded(
-            config, folder, run, group=Group(), device=torch.device("cpu"), resume_from=None,
+            config, folder, run, group=WorkerGroup(), device=torch.device("cpu"), resume_from=None,
             served={}, announce=announce, tell=silent,
         )  # fmt: skip
         assert mlflow_runs.end_run(run.uri, run.run_id, "FINISHED", folder=folder.path) is None

@@ -18,7 +18,7 @@ from vader_ray.config import ConfigError, ExperimentConfig
 from vader_ray.orchestration.clusters import connection
 from vader_ray.orchestration.reward_service import pool
 from vader_ray.orchestration.runs.launch import resolve_auto
-from vader_ray.training.distributed import Group
+from vader_ray.training.distributed import WorkerGroup
 from vader_ray.training.dry_run import StepCheck, check_step
 
 
@@ -62,7 +62,7 @@ def check(config: ExperimentConfig) -> Checked:
 def _check_loop(job: dict[str, Any]) -> Any:
     """On rank 0: what the step took and the digest of the gradient on every worker, or the error's message."""
     context = ray.train.get_context()
-    group = Group(context.get_world_rank(), context.get_world_size())
+    group = WorkerGroup(context.get_world_rank(), context.get_world_size())
     device = get_device()
     assert isinstance(device, torch.device)
     try:

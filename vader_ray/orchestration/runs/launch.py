@@ -16,7 +16,7 @@ from ray.train.v2.api.config import LoggingConfig
 from ray.util.queue import Empty, Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from vader_ray import models, rewards
+from vader_ray import metrics, models, rewards
 from vader_ray.config import ConfigError, ExperimentConfig
 from vader_ray.config.auto import auto_fields
 from vader_ray.errors import RunFailed
@@ -29,37 +29,23 @@ from vader_ray.orchestration.tracking import mlflow_runs
 from vader_ray.preflight import auto_tune
 from vader_ray.preflight.devices import fits
 from vader_ray.training.events import StepEvent
+from vader_ray.training.guard import check_guard
 
 
 def resolve_names(config: ExperimentConfig, folder: Path | None = None) -> ExperimentConfig:
-    """The recipe with every name resolved and every reward option checked; loads no weights.
+    """Resolve every name of the recipe and check every option of rewards and metrics; loads no weights.
 
-    Paths in the options of rewards become absolute; a relative one starts at ``folder`` (the recipe's).
+    Paths in these options become absolute; a relative one starts at ``folder`` (the recipe's).
 
     Raises:
-        ConfigError: unknown family, reward or option, a path that does not exist, or a measure of sets where it cannot be used.
+        ConfigError: unknown family, reward, metric or option, a path that does not exist, or a guard that cannot work.
     """
     models.resolve(config.model.family)
-    for place, spec in enumerate(config.rewards):
-        if rewards.is_measure(spec.reward):
-            raise ConfigError(
-                f"rewards.{place}: {spec.reward} compares videos with one another and can only be evaluated; "
-                "move it to eval_rewards"
-            )
-    for place, spec in enumerate(config.eval_rewards):
-        if spec.placement is not None and rewards.is_measure(spec.reward):
-            raise ConfigError(
-                f"eval_rewards.{place}.placement: {spec.reward} compares what all workers made; leave it to them"
-            )
-    if config.evaluation.num_videos < 2 and any(
-        rewards.is_measure(spec.reward) for spec in config.eval_rewards
-    ):
-        raise ConfigError(
-            "evaluation.num_videos: eval_rewards compare videos with one another; give at least 2"
-        )
+    check_guard(config)
     checked = {
-        name: tuple(rewards.check(spec, folder=folder) for spec in getattr(config, name))
-        for name in ("rewards", "eval_rewards")
+        "rewards": tuple(rewards.check(spec, folder=folder) for spec in config.rewards),
+        "eval_rewards": tuple(rewards.check(spec, folder=folder) for spec in config.eval_rewards),
+        "eval_metrics": tuple(metrics.check(spec, folder=folder) for spec in config.eval_metrics),
     }
     return config.model_copy(update=checked)
 
@@ -263,7 +249,8 @@ def build_summary(
             name: {"mean": value, "standard_error": after[f"eval/gain_standard_error/{name}"]}
             for name, value in _under(after, "eval/gain/").items()
         },
-        "judge": {"before": _under(before, "eval/judge/"), "after": _under(after, "eval/judge/")},
+        "metrics_before": before,
+        "metrics": after,
         "selection": {
             "metric": config.selection_metric(),
             **{

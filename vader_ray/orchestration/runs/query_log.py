@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vader_ray.training.events import Query
+from vader_ray.training.events import RewardQuery
 
 REWARD_PREFIX = "reward/"
 
@@ -24,10 +24,10 @@ class QueryLog:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
-        self._queries: list[Query] = []
+        self._queries: list[RewardQuery] = []
         self._committed = max((last for _, last, _ in _parts(folder)), default=0)
 
-    def add(self, queries: Iterable[Query]) -> None:
+    def add(self, queries: Iterable[RewardQuery]) -> None:
         """Hold queries until the next commit."""
         self._queries.extend(queries)
 
@@ -66,7 +66,7 @@ def _parts(folder: Path) -> Iterator[tuple[int, int, Path]]:
         yield int(first), int(last), path
 
 
-def _table(queries: list[Query]) -> pa.Table:
+def _table(queries: list[RewardQuery]) -> pa.Table:
     names = list(dict.fromkeys(name for query in queries for name in query.scores))
     columns = {
         "step": pa.array([query.step for query in queries], pa.int64()),

@@ -20,7 +20,7 @@ from vader_ray.orchestration.reward_service.pool import PooledReward
 from vader_ray.orchestration.runs.run_dir import RunDir, working_copy
 from vader_ray.orchestration.runs.run_logger import RunLogger
 from vader_ray.orchestration.tracking.mlflow_runs import MlflowRun
-from vader_ray.training.distributed import Group
+from vader_ray.training.distributed import WorkerGroup
 from vader_ray.training.events import StepEvent
 from vader_ray.training.experiment import build
 from vader_ray.training.loop import train
@@ -37,7 +37,7 @@ def worker_loop(job: dict[str, Any]) -> dict[str, Any] | None:
     """
     config = settings.validate(job["config"])
     context, messages = ray.train.get_context(), job["messages"]
-    group = Group(context.get_world_rank(), context.get_world_size())
+    group = WorkerGroup(context.get_world_rank(), context.get_world_size())
     try:
         with ExitStack() as stack:
             folder = RunDir(Path(job["folder"]))
@@ -56,7 +56,7 @@ def _train(
     config: settings.ExperimentConfig,
     folder: RunDir,
     run: MlflowRun,
-    group: Group,
+    group: WorkerGroup,
     messages: Queue,
     served: Mapping[str, PooledReward],
 ) -> dict[str, Any] | None:
@@ -92,7 +92,7 @@ def train_recorded(
     folder: RunDir,
     run: MlflowRun,
     *,
-    group: Group,
+    group: WorkerGroup,
     device: torch.device,
     resume_from: Path | None,
     served: Mapping[str, PooledReward],
@@ -118,7 +118,7 @@ def train_recorded(
 
     tags = {"mlflow_run_id": run.run_id}
     experiment = build(config, device, served, cache)
-    state = train(config, experiment, group=group, report=report, resume_from=resume_from, tags=tags, **more)
+    state = train(config, experiment, group=group, on_step=report, resume_from=resume_from, tags=tags, **more)
     if recorder is None:
         return None
     if line := recorder.close(state.alarms):

@@ -25,7 +25,7 @@ from vader_ray.orchestration.runs.run_dir import RunDir, working_copy, write_jso
 from vader_ray.orchestration.runs.worker import train_recorded
 from vader_ray.orchestration.sweeps.search import SELECTED
 from vader_ray.orchestration.tracking import mlflow_runs
-from vader_ray.training.distributed import Group
+from vader_ray.training.distributed import WorkerGroup
 from vader_ray.training.events import StepEvent
 from vader_ray.training.inference import adopting
 from vader_ray.training.model_cache import ModelCache
@@ -121,7 +121,7 @@ def advanced(state: dict[str, Any], report: StepEvent) -> dict[str, Any]:
         "reward_queries": int(metrics["cost/reward_queries"]),
         "denoiser_calls": int(metrics["cost/denoiser_calls"]),
         "train_seconds": metrics["cost/train_seconds"],
-        "gpu_hours": metrics["cost/gpu_hours"],
+        "gpu_hours": metrics.get("cost/gpu_hours", 0.0),
         "wall_seconds": metrics["cost/wall_seconds"],
     }
     evaluated = {name: value for name, value in metrics.items() if name.startswith("eval/")}
@@ -162,7 +162,7 @@ def _train_here(
         config,
         folder,
         run,
-        group=Group(),
+        group=WorkerGroup(),
         device=torch.device("cuda" if use_gpu else "cpu"),
         resume_from=kept[-1] if kept else None,
         served=served,

@@ -18,8 +18,8 @@ from PIL import Image
 
 from vader_ray import config as settings
 from vader_ray.orchestration.tracking.environment import describe_environment, git_commit, gpu_names
+from vader_ray.orchestration.tracking.experiment import find_or_create_experiment
 from vader_ray.orchestration.tracking.mlflow_client import (
-    Experiment,
     MlflowClient,
     MlflowException,
     Param,
@@ -71,7 +71,7 @@ def start_run(
     try:
         if resume_run_id is not None:
             return _reopened(client, uri, resume_run_id)
-        experiment_id = _experiment_id(client, uri, config.tracking.experiment)
+        experiment_id = find_or_create_experiment(client, uri, config.tracking.experiment)
         all_tags = _tags(config, parent_run_id) | dict(tags or {})
         opened = _opened_before(client, experiment_id, parent_run_id, run_name)
         run_id = opened or client.create_run(experiment_id, run_name=run_name, tags=all_tags).info.run_id
@@ -145,24 +145,6 @@ def _reopened(client: MlflowClient, uri: str, run_id: str) -> MlflowRun:
             "give the tracking.uri that the run was started with, or start a new run"
         ) from None
     return MlflowRun(uri, client.get_run(run_id).info.experiment_id, run_id)
-
-
-def _experiment_id(client: MlflowClient, uri: str, name: str) -> str:
-    """The experiment of this name, made when there is none; beside a SQLite database lie its artifacts."""
-    experiment: Experiment | None = client.get_experiment_by_name(name)
-    if experiment is None:
-        artifacts = (database_path(uri).parent / "mlartifacts").as_uri() if uri.startswith(SQLITE) else None
-        try:
-            return str(client.create_experiment(name, artifact_location=artifacts))
-        except MlflowException:
-            experiment = client.get_experiment_by_name(name)  # another driver was faster
-            if experiment is None:
-                raise
-    if experiment.lifecycle_stage != "active":
-        raise TrackingError(
-            f"tracking.experiment: {name!r} was deleted in MLflow; restore it there or choose another name"
-        )
-    return str(experiment.experiment_id)
 
 
 def _tags(config: settings.ExperimentConfig, parent_run_id: str | None) -> dict[str, str]:
