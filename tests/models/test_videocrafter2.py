@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.alignment.test_reward_gradient import TERMS
+from tests.helpers.nonlinear_rewards import REWARD_TERMS
 from tests.helpers.paths import TESTS
 from tests.helpers.recipe import tiny_config
 from tests.helpers.tiny import adapter_gradient, randomise_adapter
@@ -278,7 +278,7 @@ def _monolithic(model: Any, terms: list[RewardTerm], graded: Sequence[int]) -> T
 
 @pytest.mark.parametrize("graded", [(3,), (2, 3), (0, 1, 2, 3)], ids=["K=1", "K=2", "K=N"])
 def test_staged_gradient_equals_one_monolithic_graph(checkpoint: Path, graded: tuple[int, ...]) -> None:
-    model, terms = load_tiny(checkpoint, precision="float64", chunk_size=2), TERMS["mix"]
+    model, terms = load_tiny(checkpoint, precision="float64", chunk_size=2), REWARD_TERMS["mix"]
     randomise_adapter(model)
     seen = [[range(FRAMES)] * len(PROMPTS) for _ in terms]
     rollout = Rollout(PROMPTS, model.encode(PROMPTS), SEEDS, seen)

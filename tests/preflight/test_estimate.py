@@ -158,9 +158,9 @@ def test_attention_is_two_matrix_products_and_its_gradient_five(device: str) -> 
         query, key, value = (
             torch.zeros(batch, heads, tokens, size, device=device, requires_grad=True) for _ in range(3)
         )
-        with Work(device) as forward:
+        with OpCounter(device) as forward:
             result = functional.scaled_dot_product_attention(query, key, value)
-        with Work(device) as backward:
+        with OpCounter(device) as backward:
             result.sum().backward()
     product = 2 * batch * heads * tokens**2 * size
     assert _matmul_flops(forward) == 2 * product
@@ -174,7 +174,7 @@ def test_queries_of_another_number_than_keys_and_a_mask_are_counted(masked: bool
             torch.zeros(1, 2, tokens, 16, device=META, requires_grad=True) for tokens in (64, 77, 77)
         )
         mask = torch.ones(1, 1, 64, 77, dtype=torch.bool, device=META) if masked else None
-        with Work(META.type) as counter:
+        with OpCounter(META.type) as counter:
             functional.scaled_dot_product_attention(query, key, value, attn_mask=mask).sum().backward()
     assert _matmul_flops(counter) == 7 * 2 * 2 * 64 * 77 * 16
 
@@ -193,7 +193,7 @@ def test_every_attention_kernel_of_torch_has_a_formula() -> None:
     assert {name for name in kernels if getattr(torch.ops.aten, name) not in trackers.FLOP_FORMULAS} == set()
 
 
-def _matmul_flops(counter: Work) -> int:
+def _matmul_flops(counter: OpCounter) -> int:
     return sum(
         operation.flops * times
         for operation, times in counter.operations.items()

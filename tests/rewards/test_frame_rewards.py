@@ -17,8 +17,8 @@ from torch.nn import functional
 from torchvision.transforms import functional as vision
 from transformers.models.yolos.image_processing_pil_yolos import get_size_with_aspect_ratio_yolos
 
+from tests.helpers.reward_inputs import as_pil, pictures, random_images
 from tests.helpers.tiny_rewards import LABELS, make_clip, make_detector
-from tests.rewards.test_rewards import as_pil, pictures, random_images
 from vader_ray import rewards
 from vader_ray.config import RewardConfig
 from vader_ray.rewards import object_detection

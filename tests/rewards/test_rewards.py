@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub.constants
-import numpy as np
 import open_clip
 import pytest
 import torch
@@ -23,6 +22,7 @@ from torch.nn import functional
 from torchvision.transforms import functional as vision
 
 from tests.helpers import tiny_rewards
+from tests.helpers.reward_inputs import PROMPTS, as_pil, build, pictures, random_images, refused
 from tests.helpers.tiny_rewards import liven
 from vader_ray import rewards
 from vader_ray.config import RewardConfig
@@ -32,7 +32,6 @@ from vader_ray.rewards.base import FrameReward, frozen
 from vader_ray.rewards.core import preprocess
 from vader_ray.weights import load_strictly, read_state_dict
 
-PROMPTS = ["a dog is running", "a cat eats an apple"]
 TINY_CLIP = {
     "embed_dim": 24,
     "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "head_width": 8, "patch_size": 8},
@@ -95,34 +94,6 @@ def aesthetic_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         nn.init.normal_(layer.weight, std=1.5 / math.sqrt(layer.in_features))
     torch.save(head.state_dict(), folder / "sac+logos+ava1-tiny-linearMSE.pth")
     return folder
-
-
-def build(name: str, *, dtype: torch.dtype = torch.float32, **options: Any) -> Any:
-    return rewards.build(RewardConfig(reward=name, **options), device="cpu", dtype=dtype)
-
-
-def pictures(height: int, width: int, *, seed: int = 0, batch: int = 2, num_frames: int = 3) -> Tensor:
-    """8-bit frames with soft and sharp structure: blurred noise, a bright box, a dark one."""
-    generator = torch.Generator().manual_seed(seed)
-    noise = torch.rand(batch * num_frames, 3, 5, 7, generator=generator)
-    images = functional.interpolate(noise, (height, width), mode="bilinear")
-    images += 0.1 * torch.rand(images.shape, generator=generator)
-    for image in images:
-        top, left = (int(torch.randint(0, side // 2, (1,), generator=generator)) for side in (height, width))
-        image[:, top : top + height // 3, left : left + width // 4] = torch.rand(3, 1, 1, generator=generator)
-        image[:, -top - height // 5 - 1 : -top - 1, -left - width // 6 - 1 : -left - 1] = 0.0
-    return ((images.clamp(0, 1) * 255).round() / 255).unflatten(0, (batch, num_frames))
-
-
-def as_pil(frames: Tensor) -> list[Image.Image]:
-    arrays = (frames.flatten(0, 1).permute(0, 2, 3, 1) * 255).round().numpy().astype(np.uint8)
-    return [Image.fromarray(array) for array in arrays]
-
-
-def random_images(
-    *shape: int, low: float = 0.0, high: float = 1.0, dtype: torch.dtype = torch.float32
-) -> Tensor:
-    return low + (high - low) * torch.rand(shape, dtype=dtype, generator=torch.Generator().manual_seed(0))
 
 
 # ---- scores: the library's own preprocessing on 8-bit images, then the formula
@@ -598,12 +569,6 @@ def test_check_makes_paths_absolute(hps_folder: Path) -> None:
 
 
 # ---- weights that cannot be used
-
-
-def refused(name: str, message: str, **options: Any) -> None:
-    with pytest.raises(ValueError, match=message) as caught:
-        build(name, **options)
-    assert "\n" not in str(caught.value)
 
 
 def test_unusable_weights_are_explained(hps_folder: Path, aesthetic_folder: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.training.test_loop import Keeper
+from tests.helpers.training import Keeper
 from vader_ray import metrics
 from vader_ray.config import MetricConfig, load
 from vader_ray.orchestration.runs.launch import resolve_names

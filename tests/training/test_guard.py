@@ -12,7 +12,7 @@ import pytest
 from scipy import stats
 
 from tests.helpers.recipe import tiny_config, tiny_document
-from tests.training.test_loop import Keeper
+from tests.helpers.training import Keeper
 from vader_ray.config import ConfigError, validate
 from vader_ray.training.checkpoint import State
 from vader_ray.training.evaluation import Evaluation

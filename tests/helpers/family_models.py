@@ -1,0 +1,94 @@
+"""Models of the tiny families, and the same videos by the pipelines' own call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tests.helpers.families import Case
+from tests.helpers.tiny import randomise_adapter
+from vader_ray import models
+from vader_ray.config import AdapterConfig, ModelConfig, SamplingConfig
+from vader_ray.models.core.conditioning import open_images
+from vader_ray.types import Frames
+
+PROMPTS = ["a red circle moving left", "a blue star moving up"]
+SEEDS = [3, 4]
+STEPS = 3
+STOCHASTIC = "CogVideoXDPMScheduler"
+
+
+def load_family(
+    case: Case, folder: Path, scheduler: str | None = None, precision: str = "float32", **model: Any
+) -> Any:
+    """The family's model with a random adapter."""
+    settings = ModelConfig(
+        family=case.family,
+        weights=str(folder),
+        precision=precision,
+        decoder_precision=precision,
+        **model,  # type: ignore[arg-type]
+    )
+    sampling = SamplingConfig(**case.sampling, scheduler=scheduler)
+    adapter = AdapterConfig(rank=2, alpha=4.0)
+    built = models.build(settings, sampling, adapter, seed=0, chunk_size=2, device=torch.device("cpu"))
+    randomise_adapter(built)
+    return built
+
+
+def encode_prompts(model: Any, images: list[Path]) -> Any:
+    """Conditioning on `PROMPTS`, and on the images where the model takes some."""
+    return model.encode(PROMPTS, images if model.is_image_to_video else None)
+
+
+def decode_all(model: Any, latents: Tensor) -> Frames:
+    """All frames, in the decoder's own portions."""
+    state, portions = None, []
+    for chunk in model.decoder.chunks(latents, range(model.decoder.num_frames(latents))):
+        portion, state = model.decoder.decode(latents, state, chunk)
+        portions.append(portion)
+    return torch.cat(portions, dim=1)
+
+
+def _reseed(generators: Sequence[torch.Generator], seeds: Sequence[int], step: int) -> None:
+    for generator, seed in zip(generators, seeds, strict=True):
+        generator.manual_seed((seed + 7919 * (step + 1)) % 2**63)
+
+
+def pipeline_call(case: Case, model: Any, images: list[Path], videos: slice, loop: Any) -> Frames:
+    """Videos by the pipeline's own call from texts and pictures, with the noise that the project documents."""
+    seeds, arguments = SEEDS[videos], dict(case.sampling) | case.call
+    generators = [torch.Generator() for _ in seeds]
+    stochastic = type(model.pipe.scheduler).__name__ == STOCHASTIC
+    _reseed(generators, seeds, 0 if stochastic else -2)
+    if stochastic:
+
+        def reseed_next(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            _reseed(generators, seeds, step + 1)
+            return {}
+
+        arguments["callback_on_step_end"] = reseed_next
+    if case.images:
+        opened = open_images(model.sampling, images)[videos]
+        arguments["image"] = opened if model.batched else opened[0]
+    if model.embeddings:
+        arguments["prompt"] = PROMPTS[videos]
+    else:
+        arguments["max_guidance_scale"] = arguments.pop("guidance_scale")
+    noise = model.pack_latents(model.noise(seeds))
+    frames: Frames = loop(
+        model.pipe, latents=noise, generator=generators, output_type="pt", **arguments
+    ).frames
+    return frames
+
+
+def freeze(pipe: Any) -> Any:
+    """Switch gradients of all weights off."""
+    for module in pipe.components.values():
+        if isinstance(module, torch.nn.Module):
+            module.requires_grad_(False)
+    return pipe
