@@ -304,6 +304,7 @@ def _config(folder: Path, name: str, **changes: Any) -> Any:
     return tiny_config(folder, **settings | changes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_resumed_run_equals_the_straight_run_bit_for_bit(
     tiny_pipeline_folder: Path, tmp_path: Path, name: str

@@ -402,6 +402,7 @@ def test_trainers_write_what_the_library_reads(
     assert all(torch.equal(again[key], more[key]) for key in more)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_wan_trainers_write_what_the_library_reads(tmp_path: Path) -> None:
     shutil.copytree(checkpoint("text_to_video"), tmp_path / "text_to_video")
@@ -508,6 +509,7 @@ def test_svd_moves_its_image_as_it_shows() -> None:
     assert accuracy["direction"] >= 0.8, accuracy
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_svd_trainers_write_what_the_library_reads(tmp_path: Path) -> None:
     shutil.copytree(checkpoint("text_to_video"), tmp_path / "text_to_video")

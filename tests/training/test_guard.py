@@ -151,6 +151,7 @@ def test_a_guard_that_cannot_work_is_refused(
         check_guard(guarded(tiny_pipeline_folder, **watched))
 
 
+@pytest.mark.slow
 def test_an_adapter_beyond_the_bound_never_becomes_the_best(
     tiny_pipeline_folder: Path, tmp_path: Path
 ) -> None:

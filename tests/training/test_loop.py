@@ -11,6 +11,7 @@ import weakref
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -143,6 +144,7 @@ def test_the_recipes_of_further_families_take_a_step(recipe: str, reward: str, t
     assert before != after
 
 
+@pytest.mark.slow
 def test_a_pull_to_the_base_keeps_the_videos_near_it(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
     distances, calls = [], []
     for pull in (0.0, 1e4):
@@ -345,9 +347,16 @@ def test_saved_adapter_reproduces_the_evaluation_and_loads_in_peft(
 
 
 def test_generate_writes_a_playable_video(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
-    path = tmp_path / "folder" / "video.mp4"
-    generate_video(tiny_config(tiny_pipeline_folder), "a red star moving up", None, 0, path)
-    assert decode(path)[1].shape[0] == 3
+    config = tiny_config(tiny_pipeline_folder)
+    videos = []
+    for name, seed in (("first", 0), ("again", 0), ("other", 1)):
+        path = tmp_path / "folder" / f"{name}.mp4"
+        generate_video(config, "a red star moving up", None, seed, path)
+        videos.append(decode(path)[1])
+    first, again, other = videos
+    assert len(first) == config.sampling.num_frames
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
 
 
 def test_state_survives_json() -> None:

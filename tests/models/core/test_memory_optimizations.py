@@ -124,6 +124,7 @@ def test_replay_of_the_earlier_steps_saves_the_last_ones_forward(wan: Path) -> N
     assert [total - calls[2] for total in calls] == [4, 2, 0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["none", "block"])
 def test_compiled_blocks_agree(wan: Path, kind: Any) -> None:
     """aot_eager traces and differentiates blocks as inductor does, and runs the library's own kernels: float32 rounding."""

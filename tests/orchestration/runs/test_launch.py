@@ -22,7 +22,7 @@ from tests.helpers.runs import CLI, adapter_files, checkpoint_step, kill_driver,
 from tests.helpers.waiting import wait_until
 from vader_ray.orchestration.runs.query_log import read_queries
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = pytest.mark.ray
 
 
 def _train(folder: Path, recipe: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -101,6 +101,7 @@ def test_the_mlflow_run_is_complete(straight: tuple[Path, Path, str]) -> None:
     _assert_recorded_exactly_once(folder, run, 12, 4)
 
 
+@pytest.mark.slow
 def test_two_workers_give_the_adapter_of_one(straight: tuple[Path, Path, str]) -> None:
     folder, recipe, _ = straight
     _train(folder, recipe, "--run-name", "two", "--workers", "2")
@@ -109,6 +110,7 @@ def test_two_workers_give_the_adapter_of_one(straight: tuple[Path, Path, str]) -
     assert one.abs().max() > 0
 
 
+@pytest.mark.slow
 def test_check_finds_bit_equal_gradients_on_both_workers(straight: tuple[Path, Path, str]) -> None:
     folder, recipe, _ = straight
     done = subprocess.run(
@@ -132,6 +134,7 @@ def _start_and_wait_for_a_step_after_a_checkpoint(
     return process
 
 
+@pytest.mark.slow
 def test_a_killed_run_continues_as_if_nothing_had_happened(straight: tuple[Path, Path, str]) -> None:
     folder, recipe, _ = straight
     run = folder / "runs" / "killed"
@@ -150,6 +153,7 @@ def _worker_of(driver: int) -> psutil.Process | None:
     return None
 
 
+@pytest.mark.slow
 def test_a_worker_killed_in_the_middle_of_a_step_is_replaced(straight: tuple[Path, Path, str]) -> None:
     folder, recipe, _ = straight
     run = folder / "runs" / "orphan"
@@ -162,6 +166,7 @@ def test_a_worker_killed_in_the_middle_of_a_step_is_replaced(straight: tuple[Pat
     _assert_recorded_exactly_once(folder, run, 12, 4)
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_not_repeated_and_other_settings_are_refused(
     straight: tuple[Path, Path, str],
 ) -> None:
@@ -182,6 +187,7 @@ def test_a_finished_run_is_not_repeated_and_other_settings_are_refused(
     assert "the run 'straight' was started with other settings (seed)" in other.stderr
 
 
+@pytest.mark.slow
 def test_an_error_of_a_worker_reaches_the_user_as_one_sentence(
     tiny_pipeline_folder: Path, tmp_path: Path
 ) -> None:
@@ -201,6 +207,7 @@ def test_an_error_of_a_worker_reaches_the_user_as_one_sentence(
     assert json.loads((tmp_path / "runs" / "flat" / "summary.json").read_text())["status"] == "failed"
 
 
+@pytest.mark.slow
 def test_the_guard_stops_all_workers_and_says_why_everywhere(
     tiny_pipeline_folder: Path, tmp_path: Path
 ) -> None:
@@ -239,6 +246,7 @@ def test_the_guard_stops_all_workers_and_says_why_everywhere(
     assert (run / "summary.json").stat().st_mtime_ns == written  # it is over, not unfinished
 
 
+@pytest.mark.slow
 def test_a_run_stays_with_its_cluster_when_another_is_started_on_the_machine(
     tiny_pipeline_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
