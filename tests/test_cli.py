@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 import shutil
+import subprocess
+import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,7 @@ from tests.helpers.network import failing_server
 from tests.helpers.recipe import write_tiny
 from tests.helpers.tiny_clips import save_clip
 from vader_ray.cli import app
+from vader_ray.errors import UserError
 from vader_ray.paths import PACKAGE
 
 
@@ -130,10 +134,36 @@ def _listed(table: str) -> set[str]:
 
 
 def test_list_refuses_what_it_does_not_know() -> None:
-    assert (
-        "there is nothing called 'dogs' to list; choose one of models, rewards, metrics, recipes"
-        in _refused("list", "dogs")
+    assert "'dogs' cannot be listed; choose one of models, rewards, metrics, recipes" in _refused(
+        "list", "dogs"
     )
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    done = subprocess.run([sys.executable, "-m", "vader_ray", "--version"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, metadata.version("vader-ray"))
+
+
+def test_debug_shows_the_traceback_of_a_users_mistake() -> None:
+    result = CliRunner().invoke(app, ["--debug", "list", "dogs"])
+    assert isinstance(result.exception, UserError)
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ValueError("a bug of ours or of a library")
+
+    monkeypatch.setattr("vader_ray.models.names", broken)
+    result = CliRunner().invoke(app, ["list", "models"])
+    assert type(result.exception) is ValueError
+    assert result.exit_code == 1
+
+
+def test_an_output_that_cannot_be_written_is_named(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
+    Path("file").write_text("")
+    recipe = str(write_tiny(tmp_path, tiny_pipeline_folder))
+    assert "file/scores.json cannot be written" in _refused("evaluate", recipe, "-o", "file/scores.json")
+    assert "file/star.mp4 cannot be written" in _refused("generate", recipe, "a star", "-o", "file/star.mp4")
 
 
 def test_fetch_loads_every_reward_and_metric_and_names_the_models_folder(tmp_path: Path) -> None:

@@ -12,13 +12,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import psutil
-import torch
 
+from tests.helpers.local_run import run_locally
 from vader_ray.config import ExperimentConfig
 from vader_ray.orchestration.runs.run_dir import open_run_dir
-from vader_ray.orchestration.runs.worker import train_recorded
 from vader_ray.orchestration.tracking import mlflow_runs
-from vader_ray.training.distributed import WorkerGroup
 
 CLI = str(Path(sys.executable).parent / "vader-ray")
 
@@ -88,10 +86,7 @@ def record(config: ExperimentConfig, folder: Path, name: str, storage: str | Non
     """Train in this process, without Ray, and record the run in `folder` and in MLflow as a worker does."""
     runs = open_run_dir(config, folder / "runs", name, resume=False, storage=storage)
     run = mlflow_runs.start_run(config, name, runs.recipe.read_text())
-    train_recorded(
-        config, runs, run, group=WorkerGroup(), device=torch.device("cpu"), resume_from=None,
-        served={}, announce=lambda _: None, tell=print
-    )  # fmt: skip
+    run_locally(config, runs, run)
     assert (
         mlflow_runs.end_run(run.uri, run.run_id, "FINISHED", folder=runs.path, tags={"status": "completed"})
         is None

@@ -22,7 +22,8 @@ from tests.helpers.paths import REPOSITORY
 from tests.helpers.runs import CLI
 from tests.helpers.waiting import wait_until
 from vader_ray.config import ConfigError
-from vader_ray.orchestration.clusters.preemption import aws_notice, gcp_notice, is_preempted, watch
+from vader_ray.orchestration.clusters.preemption import aws_notice, gcp_notice, watch
+from vader_ray.orchestration.ray_private import is_node_draining
 
 TOKEN = "a token"
 
@@ -107,7 +108,7 @@ class Trial:
     """Keeps its node from being idle."""
 
     def leaves(self) -> bool:
-        return is_preempted()
+        return is_node_draining()
 
     def node(self) -> str:
         return str(ray.get_runtime_context().get_node_id())

@@ -27,7 +27,7 @@ from vader_ray.orchestration.reporting.html_report import write_report
 from vader_ray.orchestration.reporting.past_runs import find_runs
 from vader_ray.orchestration.runs.run_dir import KEPT_BY_RAY, RunDir, open_run_dir, working_copy, write_json
 from vader_ray.orchestration.runs.storage import Mirror, delete, join, normalised, resolve, subfolders
-from vader_ray.orchestration.tracking.mlflow_runs import check_server
+from vader_ray.orchestration.tracking.server import check_server
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,6 @@ def test_unfinished_files_and_rays_folders_stay(place: str, tmp_path: Path) -> N
             "a": "1",
             "b.unfinished": "",
             "c.unfinished/d": "",
-            "e.tmp": "",
             "checkpoints/f": "",
             "g/tune/h": "",
         },
@@ -134,11 +133,11 @@ def test_an_unknown_storage_is_refused() -> None:
 def test_a_run_is_found_by_its_copy_alone(place: str, tmp_path: Path) -> None:
     config = tiny_config(tmp_path)
     folder = open_run_dir(config, tmp_path / "one", None, resume=False, storage=place)
-    write_json(folder.run, {"identity": config.fingerprint(), "storage": folder.storage})
+    write_json(folder.metadata, {"identity": config.fingerprint(), "storage": folder.storage})
     folder.push()
     elsewhere = open_run_dir(config, tmp_path / "two", None, resume=True, storage=place)
     assert elsewhere.name == folder.name
-    assert elsewhere.read_run() == folder.read_run()
+    assert elsewhere.read_metadata() == folder.read_metadata()
     with pytest.raises(ConfigError, match=r"keeps its checkpoints in .*with --storage"):
         open_run_dir(config, tmp_path / "two", folder.name, resume=True)
     with pytest.raises(ConfigError, match="there is no run 'other' in"):
@@ -151,8 +150,8 @@ def test_a_worker_without_the_drivers_disk_works_on_the_copy(place: str, tmp_pat
     driver.push()
     with working_copy("/of/another/machine/run", place) as copy:
         assert copy.path != driver.path
-        assert copy.read_run() == {}
-        assert copy.shown(copy.adapter) == "/of/another/machine/run/adapter"
+        assert copy.read_metadata() == {}
+        assert copy.at_home(copy.adapter) == Path("/of/another/machine/run/adapter")
         _fill(copy.path, {"queries/q": "1"})
         copy.push()
     driver.pull()
@@ -247,8 +246,8 @@ def test_a_sweep_in_s3_goes_on_where_nothing_is_left_of_it(
     for name in ("K=1", "K=2"):
         summary = json.loads((folder / name / "summary.json").read_text())
         assert (summary["status"], summary["steps"], summary["reward_queries"]) == ("completed", 4, 16)
-        assert summary["artifacts"]["adapter"] == str(folder / name / "adapter")
-        assert all(Path(path).exists() for path in summary["artifacts"]["videos"])
+        assert summary["adapter"] == str(folder / name / "adapter")
+        assert all(Path(path).exists() for path in summary["videos"])
         system, root = resolve(f"{storage}/{folder.name}/{name}/queries")
         assert sorted(pq.read_table(root, filesystem=system)["video"].to_pylist()) == list(range(16))
     assert [row["status"] for row in pq.read_table(folder / "trials.parquet").to_pylist()] == [

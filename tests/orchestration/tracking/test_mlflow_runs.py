@@ -13,20 +13,21 @@ from itertools import count
 from pathlib import Path
 
 import pytest
-import torch
 from mlflow import MlflowClient
 from PIL import Image
+from typer.testing import CliRunner
 
+from tests.helpers.local_run import run_locally
 from tests.helpers.mlflow_server import environment, server
 from tests.helpers.network import failing_server, free_port
 from tests.helpers.recipe import tiny_config
 from tests.helpers.waiting import wait_until
 from vader_ray import config as settings
+from vader_ray.cli import app
 from vader_ray.orchestration.runs.run_dir import open_run_dir
-from vader_ray.orchestration.runs.worker import train_recorded
 from vader_ray.orchestration.tracking import mlflow_runs, sender
-from vader_ray.orchestration.tracking.mlflow_runs import Tracker, TrackingError
-from vader_ray.training.distributed import WorkerGroup
+from vader_ray.orchestration.tracking.server import TrackingError, check_server, tracking_uri
+from vader_ray.orchestration.tracking.tracker import Tracker
 from vader_ray.training.events import StepEvent
 
 
@@ -34,7 +35,7 @@ from vader_ray.training.events import StepEvent
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A SQLite database with MLflow's tables; making them takes some seconds, so tests copy it."""
     path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    mlflow_runs.check_server(f"sqlite:///{path}")
+    check_server(f"sqlite:///{path}")
     return path
 
 
@@ -100,38 +101,38 @@ def silent(_line: str) -> None:
 def test_uri_is_explicit_then_environment_then_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    assert mlflow_runs.tracking_uri(None) == f"sqlite:///{tmp_path}/mlflow.db"
-    assert mlflow_runs.tracking_uri("sqlite:///sub/a.db") == f"sqlite:///{tmp_path}/sub/a.db"
+    assert tracking_uri(None) == f"sqlite:///{tmp_path}/mlflow.db"
+    assert tracking_uri("sqlite:///sub/a.db") == f"sqlite:///{tmp_path}/sub/a.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server:5000")
-    assert mlflow_runs.tracking_uri(None) == "http://server:5000"
-    assert mlflow_runs.tracking_uri("sqlite:////data/a.db") == "sqlite:////data/a.db"
+    assert tracking_uri(None) == "http://server:5000"
+    assert tracking_uri("sqlite:////data/a.db") == "sqlite:////data/a.db"
 
 
 @pytest.mark.parametrize("wrong", ["./mlruns", "file:///data/mlruns", "localhost:5000"])
 def test_what_is_no_server_is_refused(wrong: str) -> None:
-    with pytest.raises(TrackingError, match="no MLflow server or database"):
-        mlflow_runs.tracking_uri(wrong)
+    with pytest.raises(TrackingError, match="not an MLflow server or database"):
+        tracking_uri(wrong)
 
 
 def test_a_server_that_is_down_is_reported() -> None:
     with pytest.raises(
         TrackingError, match=r"tracking.uri: MLflow at http://127.0.0.1:\d+ does not work \(.*refused\)"
     ):
-        mlflow_runs.check_server(f"http://127.0.0.1:{free_port()}")
+        check_server(f"http://127.0.0.1:{free_port()}")
 
 
 def test_a_server_that_fails_is_tried_twice_and_no_more() -> None:
     """MLflow's own default is to try for four minutes."""
     with failing_server(hang=False) as failing:
         with pytest.raises(TrackingError, match=rf"MLflow at {failing.address} does not work"):
-            mlflow_runs.check_server(failing.address)
+            check_server(failing.address)
         assert failing.num_connections == 2
 
 
 def test_an_unwritable_database_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(TrackingError, match="make it writable"):
-        mlflow_runs.check_server(f"sqlite:///{tmp_path}/file/mlflow.db")
+        check_server(f"sqlite:///{tmp_path}/file/mlflow.db")
 
 
 # ---------------------------------------------------------------------------------------------------------- the driver
@@ -270,13 +271,13 @@ def test_nothing_is_printed(uri: str, folder: Path) -> None:
     program = f"""
 from pathlib import Path
 from vader_ray import config
-from vader_ray.orchestration.tracking import mlflow_runs
+from vader_ray.orchestration.tracking import mlflow_runs, tracker
 run = mlflow_runs.start_run(config.validate({recipe(f"{uri}.new").model_dump(mode="json")!r}), "run", "")
-tracker = mlflow_runs.Tracker(run.uri, run.run_id, Path({str(folder)!r}))
-tracker.log(1, {metrics(1)!r})
-tracker.close()
+logger = tracker.Tracker(run.uri, run.run_id, Path({str(folder)!r}))
+logger.log(1, {metrics(1)!r})
+logger.close()
 mlflow_runs.end_run(run.uri, run.run_id, "FINISHED", folder=Path({str(folder)!r}))
-nobody = mlflow_runs.Tracker("http://127.0.0.1:{free_port()}", run.run_id, Path({str(folder)!r}), tell=lambda line: None)
+nobody = tracker.Tracker("http://127.0.0.1:{free_port()}", run.run_id, Path({str(folder)!r}), on_message=lambda line: None)
 nobody.log(2, {metrics(2)!r})
 nobody.close()
 """
@@ -294,7 +295,7 @@ def log_to_nobody(run_id: str, folder: Path) -> list[str]:
     told: list[str] = []
     nobody = f"http://127.0.0.1:{free_port()}"
     (folder / "a.txt").write_text("a")
-    tracker = Tracker(nobody, run_id, folder, tell=told.append)
+    tracker = Tracker(nobody, run_id, folder, on_message=told.append)
     for step in range(5):
         tracker.log(step, metrics(step))
     tracker.log_image("videos", 3, Image.new("RGB", (64, 64), "red"))
@@ -315,7 +316,7 @@ def test_results_wait_on_disk_and_are_delivered_once(uri: str, folder: Path) -> 
     run_id = open_run(uri)
     failure, closing, ending = log_to_nobody(run_id, folder)
     assert "refused" in failure
-    assert f"python -m vader_ray.orchestration.tracking.mlflow_runs {folder}" in closing
+    assert f"vader-ray sync {folder}" in closing
     assert "did not take 8 results" in ending
 
     waiting = (folder / "undelivered.jsonl").read_bytes()
@@ -330,20 +331,19 @@ def test_results_wait_on_disk_and_are_delivered_once(uri: str, folder: Path) -> 
     assert_delivered(uri, run_id)
 
 
-def test_the_command_delivers_where_the_run_was_logged(
-    uri: str, folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_delivers_where_the_run_was_logged(uri: str, folder: Path) -> None:
     run_id = open_run(uri)
     log_to_nobody(run_id, folder)
-    assert mlflow_runs.main(str(folder)) == 1
-    assert "did not take" in capsys.readouterr().out
+    failed = CliRunner().invoke(app, ["sync", str(folder)])
+    assert failed.exit_code == 1
+    assert "did not take" in failed.stderr
     header, *events = (folder / "undelivered.jsonl").read_text().splitlines()
     header = json.dumps({**json.loads(header), "uri": uri})
     (folder / "undelivered.jsonl").write_text("\n".join([header, *events, ""]))
-    assert mlflow_runs.main(str(folder)) == 0
-    assert capsys.readouterr().out == f"8 results delivered to MLflow run {run_id} at {uri}\n"
+    sent = CliRunner().invoke(app, ["sync", str(folder)])
+    assert (sent.exit_code, sent.stdout) == (0, f"8 results delivered to MLflow run {run_id} at {uri}\n")
     assert_delivered(uri, run_id)
-    assert mlflow_runs.main(str(folder)) == 0
+    assert CliRunner().invoke(app, ["sync", str(folder)]).stdout == f"nothing waits in {folder}\n"
 
 
 def test_a_later_process_delivers_first_and_goes_on(uri: str, folder: Path) -> None:
@@ -356,7 +356,7 @@ def test_a_later_process_delivers_first_and_goes_on(uri: str, folder: Path) -> N
         file.write(b'{"kind": "metrics", "step": 5, "ti')  # torn by kill -9
     client = MlflowClient(tracking_uri=uri)
 
-    resumed = Tracker(uri, run_id, folder, system_metrics=False, tell=silent)
+    resumed = Tracker(uri, run_id, folder, system_metrics=False, on_message=silent)
     assert (
         client.get_run(run_id).info.status == "RUNNING"
     )  # the end of the earlier process is not the end of the run
@@ -387,7 +387,7 @@ def test_a_file_that_vanished_is_named_and_does_not_block(uri: str, folder: Path
     log_to_nobody(run_id, folder)
     (folder / "a.txt").unlink()
     told: list[str] = []
-    tracker = Tracker(uri, run_id, folder, system_metrics=False, tell=told.append)
+    tracker = Tracker(uri, run_id, folder, system_metrics=False, on_message=told.append)
     assert tracker.close() is None
     assert told == [f"{folder}/a.txt was deleted before MLflow could take it; it will be missing there"]
 
@@ -397,7 +397,7 @@ def test_a_server_that_hangs_holds_up_one_step_only(folder: Path, monkeypatch: p
     monkeypatch.setattr(sender, "RETRY_EVERY_SECONDS", math.inf)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     with failing_server(hang=True) as hanging:
-        tracker = Tracker(hanging.address, "0" * 32, folder, tell=silent)
+        tracker = Tracker(hanging.address, "0" * 32, folder, on_message=silent)
         assert hanging.num_connections == 2  # the attempt of the start and its repetition
         for step in range(20):
             tracker.log(step, metrics(step))
@@ -417,7 +417,7 @@ def test_a_server_killed_in_the_middle_gets_everything_once(
     http = f"http://127.0.0.1:{port}"
     with server(uri, port):
         run_id = open_run(http)
-        tracker = Tracker(http, run_id, folder, tell=told.append)
+        tracker = Tracker(http, run_id, folder, on_message=told.append)
         for step in range(10):
             tracker.log(step, metrics(step))
         tracker.log_image("videos", 0, Image.new("RGB", (64, 64), "red"))
@@ -468,17 +468,14 @@ def test_a_run_whose_server_is_killed_and_started_again_is_there_once(
         running.enter_context(server(uri, port))
         run = mlflow_runs.start_run(config, "mine", folder.recipe.read_text())
 
-        def announce(report: StepEvent) -> None:
+        def on_step(event: StepEvent) -> None:
             waited.append((folder.path / "undelivered.jsonl").exists())
-            if report.step == 1:
+            if event.step == 1:
                 running.close()
-            if report.step == 4:
+            if event.step == 4:
                 running.enter_context(server(uri, port))
 
-        train_recorded(
-            config, folder, run, group=WorkerGroup(), device=torch.device("cpu"), resume_from=None,
-            served={}, announce=announce, tell=silent,
-        )  # fmt: skip
+        run_locally(config, folder, run, on_step)
         assert mlflow_runs.end_run(run.uri, run.run_id, "FINISHED", folder=folder.path) is None
     assert waited[:5] == [False, False, True, True, True]
     assert [step for step, _ in history(uri, run.run_id)] == [1, 2, 3, 4, 5, 6]
