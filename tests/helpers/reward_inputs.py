@@ -11,15 +11,9 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from vader_ray import rewards
-from vader_ray.config import RewardConfig
+from tests.helpers.tiny_rewards import build_reward
 
 PROMPTS = ["a dog is running", "a cat eats an apple"]
-
-
-def build(name: str, *, dtype: torch.dtype = torch.float32, **options: Any) -> Any:
-    """Build a reward on the CPU."""
-    return rewards.build(RewardConfig(reward=name, **options), device="cpu", dtype=dtype)
 
 
 def pictures(height: int, width: int, *, seed: int = 0, batch: int = 2, num_frames: int = 3) -> Tensor:
@@ -51,5 +45,5 @@ def random_images(
 def refused(name: str, message: str, **options: Any) -> None:
     """Assert that building the reward fails with a message of one line."""
     with pytest.raises(ValueError, match=message) as caught:
-        build(name, **options)
+        build_reward(name, **options)
     assert "\n" not in str(caught.value)

@@ -17,8 +17,9 @@ from torch.nn import functional
 from torchvision.transforms import functional as vision
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from tests.helpers.reward_inputs import PROMPTS, build, pictures, random_images, refused
+from tests.helpers.reward_inputs import PROMPTS, pictures, random_images, refused
 from tests.helpers.tiny_clips import LABELS, save_action, save_vjepa
+from tests.helpers.tiny_rewards import build_reward as build
 from vader_ray.rewards import action, check_contract, vjepa
 from vader_ray.weights import load_strictly, read_state_dict
 

@@ -18,7 +18,7 @@ from torchvision.transforms import functional as vision
 from transformers.models.yolos.image_processing_pil_yolos import get_size_with_aspect_ratio_yolos
 
 from tests.helpers.reward_inputs import as_pil, pictures, random_images
-from tests.helpers.tiny_rewards import LABELS, make_clip, make_detector
+from tests.helpers.tiny_rewards import LABELS, build_reward, make_clip, make_detector
 from vader_ray import rewards
 from vader_ray.config import RewardConfig
 from vader_ray.rewards import object_detection
@@ -42,7 +42,7 @@ def build(name: str, folders: dict[str, Path], *, dtype: torch.dtype = torch.flo
     weights = str(folders[name]) if name in folders else f"shapes:{name}"
     if name == "object_detection":
         options = {"object": "cat", **options}
-    return rewards.build(RewardConfig(reward=name, weights=weights, **options), device="cpu", dtype=dtype)
+    return build_reward(name, dtype=dtype, weights=weights, **options)
 
 
 CASES = [

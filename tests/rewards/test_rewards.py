@@ -22,7 +22,8 @@ from torch.nn import functional
 from torchvision.transforms import functional as vision
 
 from tests.helpers import tiny_rewards
-from tests.helpers.reward_inputs import PROMPTS, as_pil, build, pictures, random_images, refused
+from tests.helpers.reward_inputs import PROMPTS, as_pil, pictures, random_images, refused
+from tests.helpers.tiny_rewards import build_reward as build
 from tests.helpers.tiny_rewards import liven
 from vader_ray import rewards
 from vader_ray.config import RewardConfig
@@ -477,7 +478,7 @@ def test_full_size_aesthetic_checkpoint_fits(tmp_path: Path) -> None:
 # ---- names and options
 
 OUTSIDE = '''
-class Reward:
+class RedReward:
     """Redness."""
     granularity = "frame"
     unit = "red"
@@ -486,13 +487,20 @@ class Reward:
     def __call__(self, frames, prompts):
         return self.gain * frames[:, :, 0].mean(dim=(1, 2, 3))
 
-class Green(Reward):
+class Green(RedReward):
     """Greenness."""
     def __call__(self, frames, prompts):
         return self.gain * frames[:, :, 1].mean(dim=(1, 2, 3))
 
-class Clash(Reward):
+class Clash(RedReward):
     def __init__(self, target: int = 1): ...
+
+def blue(frames, prompts):
+    """Blueness."""
+    return frames[:, :, 2].mean(dim=(1, 2, 3))
+
+def blind(frames):
+    return frames.mean(dim=(1, 2, 3, 4))
 '''
 
 
@@ -500,6 +508,7 @@ def test_a_dotted_name_reaches_outside(tmp_path: Path, monkeypatch: pytest.Monke
     (tmp_path / "my_rewards").mkdir()
     (tmp_path / "my_rewards" / "__init__.py").write_text("")
     (tmp_path / "my_rewards" / "colour.py").write_text(OUTSIDE)
+    (tmp_path / "my_rewards" / "two.py").write_text("class AReward: ...\nclass BReward: ...\n")
     (tmp_path / "my_rewards" / "broken.py").write_text("import a_library_that_is_not_there")
     monkeypatch.syspath_prepend(tmp_path)
     frames = random_images(2, 2, 3, 8, 8)
@@ -509,12 +518,20 @@ def test_a_dotted_name_reaches_outside(tmp_path: Path, monkeypatch: pytest.Monke
     torch.testing.assert_close(
         build("my_rewards.colour.Green")(frames, PROMPTS), frames[:, :, 1].mean(dim=(1, 2, 3))
     )
+    blue = build("my_rewards.colour.blue")
+    rewards.check_contract(blue)
+    assert (blue.granularity, type(blue).__doc__) == ("clip", "Blueness.")
+    assert torch.equal(blue(frames, PROMPTS), frames[:, :, 2].mean(dim=(1, 2, 3)))
     for reward, options, message in (
+        ("my_rewards.colour.blue", {"gain": 2}, "blue: there is no option 'gain'; it has no options"),
+        ("my_rewards.colour.blind", {}, r"the function blind is no reward .*must be f\(frames, prompts\)"),
+        ("my_rewards.two", {}, r"whose name ends in Reward and defines AReward, BReward; .*two\.ClassName"),
+        ("my_rewards.colour.__name__", {}, "is a str; name a class or a function"),
         ("my_rewards.colour", {"gain": "much"}, r"colour\.gain: .*number.*not 'much'"),
         ("my_rewards.colour", {"gian": 1}, "no option 'gian'; it has gain"),
-        ("my_rewards.colour.Blue", {}, "my_rewards.colour has no class 'Blue'"),
-        ("my_rewards.shape", {}, "my_rewards has no class 'shape'"),
-        ("my_rewards", {}, "there is no reward 'my_rewards'; give one of action, aesthetic, brightness, "),
+        ("my_rewards.colour.Blue", {}, "my_rewards.colour defines no 'Blue'"),
+        ("my_rewards.shape", {}, "my_rewards defines no 'shape'"),
+        ("my_rewards", {}, "reward: there is no 'my_rewards'; give one of action, aesthetic, brightness, "),
         ("my_rewards.colour.Clash", {}, "'target' is a setting of every reward; rename it"),
         ("nowhere.at.all", {}, "there is no module 'nowhere.at.all' or 'nowhere.at'.*PYTHONPATH"),
     ):
@@ -527,9 +544,9 @@ def test_a_dotted_name_reaches_outside(tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("hsp", {}, "there is no reward 'hsp'; give one of .*hps"),
-        ("_network", {}, "there is no reward '_network'"),
-        (".hps", {}, "there is no reward '.hps'"),
+        ("hsp", {}, "reward: there is no 'hsp'; give one of .*hps"),
+        ("_network", {}, "reward: there is no '_network'"),
+        (".hps", {}, "reward: there is no '.hps'"),
         (
             "hps",
             {"wieghts": "a"},
@@ -601,7 +618,7 @@ def test_unusable_weights_are_explained(hps_folder: Path, aesthetic_folder: Path
     refused("aesthetic", foreign, weights=str(aesthetic_folder), head=str(hps_folder / "HPS_tiny.pt"))
     refused(
         "hps",
-        "cannot make the architecture 'ViT-Z'",
+        "cannot build the architecture 'ViT-Z'",
         weights=str(hps_folder / "HPS_tiny.pt"),
         architecture="ViT-Z",
     )

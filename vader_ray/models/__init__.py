@@ -1,25 +1,26 @@
-"""Model families: ``vader_ray/models/modelscope.py`` is the family ``modelscope``; its class is called ``Model``."""
+"""Model families, their adapters and the wrapper for loaded pipelines.
+
+``vader_ray/models/wan.py`` is the family ``wan``; its class is ``WanModel``.
+"""
 
 from __future__ import annotations
 
-import importlib
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from vader_ray.config import ActivationCheckpointing, AdapterConfig, ConfigError, ModelConfig, SamplingConfig
+from vader_ray.config import ActivationCheckpointing, AdapterConfig, ModelConfig, SamplingConfig
 from vader_ray.models.adapters.export import Format as AdapterFormat
 from vader_ray.models.adapters.export import export as export_adapter
 from vader_ray.models.adapters.files import read_shape as adapter_shape
 from vader_ray.models.adapters.lora import load_into as load_adapter
 from vader_ray.models.adapters.merge import mix as mix_adapters
-
-SHARED = ("__init__", "adapters", "base", "core")
-"""Files and folders of this package that are no model family."""
+from vader_ray.models.base import VideoModel
+from vader_ray.plugins import Registry
 
 __all__ = [
     "AdapterFormat",
+    "VideoModel",
     "adapter_shape",
     "build",
     "export_adapter",
@@ -30,34 +31,23 @@ __all__ = [
     "resolve",
 ]
 
+_FAMILIES = Registry(
+    "vader_ray.models", kind="Model", noun="model.family", shared=("adapters", "base", "core")
+)
+
 
 def names() -> list[str]:
-    """The families of this package."""
-    files = [
-        path
-        for path in Path(__file__).parent.iterdir()
-        if path.suffix == ".py" or (path / "__init__.py").is_file()
-    ]
-    return sorted(path.stem for path in files if path.stem not in SHARED)
+    """Return the model families of this package."""
+    return _FAMILIES.names()
 
 
 def resolve(family: str) -> Any:
-    """The class of a family: a file of this folder, or ``Model`` of a dotted module outside the package.
+    """Return the class of a family: a name of `names`, ``my.module`` or ``my.module.ClassName``.
 
     Raises:
-        ConfigError: there is no such file or module.
+        ConfigError: there is no such family; the message gives the rule and the names.
     """
-    module = family if "." in family else f"{__name__}.{family}"
-    if "." not in family and family not in names():
-        raise ConfigError(
-            f"model.family: there is no {family!r}; choose one of {', '.join(names())} or the dotted name of your module"
-        )
-    try:
-        return importlib.import_module(module).Model
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"model.family: cannot import {error.name!r}; is it on PYTHONPATH?") from None
-    except AttributeError:
-        raise ConfigError(f"model.family: the module {module} has no class Model") from None
+    return _FAMILIES.resolve(family)
 
 
 def fetch(model: ModelConfig) -> str:

@@ -1,4 +1,4 @@
-"""Models of the tiny families, and the same videos by the pipelines' own call."""
+"""Models of every family on tiny pipelines, and the pipelines' own output."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 from torch import Tensor
 
@@ -22,7 +23,7 @@ STEPS = 3
 STOCHASTIC = "CogVideoXDPMScheduler"
 
 
-def load_family(
+def load_case(
     case: Case, folder: Path, scheduler: str | None = None, precision: str = "float32", **model: Any
 ) -> Any:
     """The family's model with a random adapter."""
@@ -41,12 +42,10 @@ def load_family(
 
 
 def encode_prompts(model: Any, images: list[Path]) -> Any:
-    """Conditioning on `PROMPTS`, and on the images where the model takes some."""
     return model.encode(PROMPTS, images if model.is_image_to_video else None)
 
 
 def decode_all(model: Any, latents: Tensor) -> Frames:
-    """All frames, in the decoder's own portions."""
     state, portions = None, []
     for chunk in model.decoder.chunks(latents, range(model.decoder.num_frames(latents))):
         portion, state = model.decoder.decode(latents, state, chunk)
@@ -54,24 +53,24 @@ def decode_all(model: Any, latents: Tensor) -> Frames:
     return torch.cat(portions, dim=1)
 
 
-def _reseed(generators: Sequence[torch.Generator], seeds: Sequence[int], step: int) -> None:
+def reseed(generators: Sequence[torch.Generator], seeds: Sequence[int], step: int) -> None:
     for generator, seed in zip(generators, seeds, strict=True):
         generator.manual_seed((seed + 7919 * (step + 1)) % 2**63)
 
 
-def pipeline_call(case: Case, model: Any, images: list[Path], videos: slice, loop: Any) -> Frames:
+def own_call(case: Case, model: Any, images: list[Path], videos: slice, loop: Any) -> Frames:
     """Videos by the pipeline's own call from texts and pictures, with the noise that the project documents."""
     seeds, arguments = SEEDS[videos], dict(case.sampling) | case.call
     generators = [torch.Generator() for _ in seeds]
     stochastic = type(model.pipe.scheduler).__name__ == STOCHASTIC
-    _reseed(generators, seeds, 0 if stochastic else -2)
+    reseed(generators, seeds, 0 if stochastic else -2)
     if stochastic:
 
-        def reseed_next(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-            _reseed(generators, seeds, step + 1)
+        def reseed_step(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            reseed(generators, seeds, step + 1)
             return {}
 
-        arguments["callback_on_step_end"] = reseed_next
+        arguments["callback_on_step_end"] = reseed_step
     if case.images:
         opened = open_images(model.sampling, images)[videos]
         arguments["image"] = opened if model.batched else opened[0]
@@ -86,8 +85,18 @@ def pipeline_call(case: Case, model: Any, images: list[Path], videos: slice, loo
     return frames
 
 
+def parts_of(model: Any) -> list[slice]:
+    return [slice(0, 2)] if model.batched else [slice(0, 1), slice(1, 2)]
+
+
+def plain_pipe(folder: Path, model: Any) -> Any:
+    pipe = diffusers.DiffusionPipeline.from_pretrained(folder)
+    pipe.scheduler = model.pipe.scheduler
+    pipe.set_progress_bar_config(disable=True)
+    return freeze(pipe)
+
+
 def freeze(pipe: Any) -> Any:
-    """Switch gradients of all weights off."""
     for module in pipe.components.values():
         if isinstance(module, torch.nn.Module):
             module.requires_grad_(False)
