@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tests.helpers.linear import linear_model
-from tests.helpers.nonlinear_rewards import REWARD_TERMS, FrameReward
+from tests.helpers.nonlinear_rewards import REWARD_TERMS, FrameReward, objective_of
 from tests.helpers.tiny import SAMPLING, load_tiny, randomise_adapter
 from vader_ray.alignment.algorithms.vader import accumulate_gradient
 from vader_ray.alignment.frames import choose_frames
@@ -65,7 +65,7 @@ def _monolithic(
         latents = scheduler.step(noise, timestep, latents).prev_sample
     images = vae.decode(latents.transpose(1, 2).flatten(0, 1) / vae.config.scaling_factor).sample
     frames = (images / 2 + 0.5).clamp(0, 1).unflatten(0, (len(PROMPTS), FRAMES))
-    objective = sum(term.value(term.reward(frames, PROMPTS)) for term in terms)
+    objective = objective_of(terms, frames, PROMPTS)
     loss = -0.5 * (objective.sum() - reference_weight * distance)
     gradients = torch.autograd.grad(
         loss, model.adapter_parameters(), allow_unused=True, materialize_grads=True
@@ -143,7 +143,7 @@ def test_gradient_equals_finite_differences(tiny_pipeline_folder: Path) -> None:
             )[0]
             for parameter, piece in zip(parameters, pieces, strict=True):
                 parameter -= step * piece.view_as(parameter)
-            return -0.5 * float(sum(term.value(term.reward(frames, PROMPTS)) for term in terms).sum())
+            return -0.5 * float(objective_of(terms, frames, PROMPTS).sum())
 
     numeric = (objective(1e-5) - objective(-1e-5)) / 2e-5
     assert numeric == pytest.approx(float(gradient @ direction), rel=1e-5)
@@ -244,10 +244,12 @@ def test_random_frame_gradient_is_unbiased(tiny_pipeline_folder: Path) -> None:
 def test_only_the_frames_that_are_seen_are_decoded(tiny_pipeline_folder: Path) -> None:
     model, decoded = load_tiny(tiny_pipeline_folder), []
     decode, terms = model.decoder.decode, REWARD_TERMS["frame"]
-    model.decoder.decode = lambda latents, state, chunk: (
-        decoded.append(chunk),
-        decode(latents, state, chunk),
-    )[1]
+
+    def record_and_decode(latents: Tensor, state: Any, chunk: tuple[int, ...]) -> Any:
+        decoded.append(chunk)
+        return decode(latents, state, chunk)
+
+    model.decoder.decode = record_and_decode
     accumulate_gradient(
         model,
         terms,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.engine import AUTHORS, Case, PeakMemoryTracker, Row, build, compare, ratios, tiny
+from benchmarks.engine import AUTHORS, Case, Row, build, compare, ratios, tiny
+from vader_ray.preflight.trackers import PeakMemoryTracker
 
 pytestmark = [
     pytest.mark.slow,

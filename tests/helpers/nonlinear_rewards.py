@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from vader_ray.alignment.reward_gradient import RewardTerm
-from vader_ray.types import Frames, Granularity, Scores
+from vader_ray.types import Frames, Granularity, RemoteReward, Scores
 
 
 class FrameReward:
@@ -39,3 +40,12 @@ REWARD_TERMS = {
         RewardTerm("clip", ClipReward(), weight=-2.0, target=0.3),
     ],
 }
+
+
+def objective_of(terms: Sequence[RewardTerm], frames: Frames, prompts: Sequence[str]) -> Tensor:
+    """Sum of the terms of each video, from the whole video at once."""
+    values = []
+    for term in terms:
+        assert not isinstance(term.reward, RemoteReward)
+        values.append(term.value(term.reward(frames, prompts)))
+    return torch.stack(values).sum(dim=0)

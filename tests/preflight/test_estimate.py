@@ -20,6 +20,7 @@ from vader_ray import rewards
 from vader_ray.alignment.reward_gradient import score_and_gradient
 from vader_ray.cli import app
 from vader_ray.config import ConfigError, ExperimentConfig, ModelConfig, RewardConfig, override
+from vader_ray.models.core.conditioning import Conditioning
 from vader_ray.models.videocrafter2 import checkpoint
 from vader_ray.preflight import estimate, trackers
 from vader_ray.preflight.auto_tune import choose, find_remedies
@@ -62,6 +63,7 @@ def _measured_bytes(config: ExperimentConfig) -> int:
     experiment = build(config, torch.device("cpu"))
     optimizer, state = make_optimizer(config, experiment), State()
     weights = estimate.num_bytes([*experiment.model.modules(), *estimate.reward_networks(experiment)])
+    assert isinstance(experiment.conditioning, Conditioning)
     columns = [
         column for column in experiment.conditioning.tensors.values() if isinstance(column, torch.Tensor)
     ]

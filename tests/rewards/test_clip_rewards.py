@@ -68,7 +68,7 @@ def stock_loss(folder: Path, frames: Tensor, masks: list[list[Any]], *, whole: b
                     context = blind(network, hidden)(video[None]).last_hidden_state
                     predicted = network.predictor(context, [visible[None]], [hidden[None]]).last_hidden_state
             losses.append(functional.l1_loss(predicted, target[:, hidden]))
-        values.append(sum(losses) / len(losses))
+        values.append(torch.stack(losses).sum() / len(losses))
     return -torch.stack(values)
 
 

@@ -92,6 +92,7 @@ def aesthetic_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     head = aesthetic.Head(HEAD_SIZES)
     for layer in head.layers:
+        assert isinstance(layer, nn.Linear)
         nn.init.normal_(layer.weight, std=1.5 / math.sqrt(layer.in_features))
     torch.save(head.state_dict(), folder / "sac+logos+ava1-tiny-linearMSE.pth")
     return folder
@@ -463,7 +464,7 @@ def test_full_size_hps_checkpoint_fits() -> None:
 
 def test_full_size_aesthetic_checkpoint_fits(tmp_path: Path) -> None:
     sizes = (768, 1024, 128, 64, 16, 1)
-    state = {}
+    state = dict[str, Tensor]()
     for index, wide, narrow in zip((0, 2, 4, 6, 7), sizes, sizes[1:], strict=False):
         state |= {
             f"layers.{index}.weight": torch.zeros(narrow, wide),

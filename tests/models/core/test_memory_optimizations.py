@@ -92,7 +92,9 @@ def test_every_attention_of_every_family_lies_in_one_block(tmp_path: Path, name:
 class _Attentions(TorchDispatchMode):
     """How often attention was really computed."""
 
-    count = 0
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.count = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.count += func is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default

@@ -122,7 +122,7 @@ def trial(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "dashboard_port": free_port()})
     monkeypatch.setenv("RAY_ADDRESS", cluster.address)
     ray.init(address=cluster.address, log_to_driver=False)
-    yield Trial.remote()
+    yield Trial.remote()  # type: ignore[attr-defined]
     ray.shutdown()
     cluster.shutdown()
 
