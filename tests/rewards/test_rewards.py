@@ -31,6 +31,7 @@ from vader_ray.paths import PACKAGE
 from vader_ray.rewards import aesthetic, hps
 from vader_ray.rewards.base import FrameReward, frozen
 from vader_ray.rewards.core import preprocess
+from vader_ray.types import Granularity
 from vader_ray.weights import load_strictly, read_state_dict
 
 TINY_CLIP = {
@@ -666,7 +667,7 @@ def test_an_unreachable_hub_is_explained(tmp_path: Path, monkeypatch: pytest.Mon
 class Mean:
     """Mean of all values, the base of the wrong ones below."""
 
-    granularity = "frame"
+    granularity: Granularity = "frame"
     unit = "value"
 
     def __call__(self, frames: Tensor, prompts: Sequence[str]) -> Any:
