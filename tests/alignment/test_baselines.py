@@ -28,15 +28,8 @@ from vader_ray.alignment.algorithms.ddpo import Ddpo, clipped_loss, normalise, r
 from vader_ray.alignment.algorithms.dpo import Dpo, preference_loss
 from vader_ray.alignment.base import StepContext
 from vader_ray.alignment.rollout import Batching, Rollout
-from vader_ray.config import (
-    AdapterConfig,
-    ConfigError,
-    DdpoConfig,
-    DpoConfig,
-    ModelConfig,
-    SamplingConfig,
-    load,
-)
+from vader_ray.config import AdapterConfig, DdpoConfig, DpoConfig, ModelConfig, SamplingConfig, load
+from vader_ray.errors import UserError
 from vader_ray.models.core.conditioning import Conditioning
 from vader_ray.models.core.transitions import noised
 from vader_ray.models.videocrafter2.scheduler import DynamicRescaleDDIMScheduler
@@ -473,7 +466,7 @@ def test_a_faulty_file_of_pairs_is_named(tmp_path: Path, row: dict[str, str], me
     ],
 )  # fmt: skip
 def test_settings_that_do_not_apply_are_refused_with_their_remedy(changes: list[str], message: str) -> None:
-    with pytest.raises(ConfigError) as refusal:
+    with pytest.raises(UserError) as refusal:
         load("shapes_hps", changes)
     assert message in str(refusal.value)
     assert "\n" not in str(refusal.value)

@@ -19,7 +19,8 @@ from tests.helpers.recipe import tiny_config
 from tests.helpers.tiny_clips import save_clip
 from tests.rewards.test_rewards import as_pil, pictures, random_images
 from vader_ray import metrics
-from vader_ray.config import ConfigError, ExperimentConfig, MetricConfig
+from vader_ray.config import ExperimentConfig, MetricConfig
+from vader_ray.errors import UserError
 from vader_ray.orchestration.runs.launch import resolve_names
 from vader_ray.training.distributed import WorkerGroup
 from vader_ray.training.evaluation import decode_all, evaluate
@@ -149,7 +150,7 @@ def test_two_workers_see_the_scores_of_one(
 def test_it_is_no_reward(tiny_pipeline_folder: Path, clip_folder: Path) -> None:
     config = recipe(tiny_pipeline_folder, clip_folder)
     assert resolve_names(config).eval_metrics[0].name == "spread"
-    with pytest.raises(ConfigError, match=r"there is no (reward )?'clip_diversity'"):
+    with pytest.raises(UserError, match=r"there is no (reward )?'clip_diversity'"):
         resolve_names(tiny_config(tiny_pipeline_folder, rewards=[{"reward": "clip_diversity"}]))
 
 

@@ -18,7 +18,8 @@ from tests.helpers.recipe import tiny_config, write_tiny
 from vader_ray import rewards
 from vader_ray.alignment.reward_gradient import score_and_gradient
 from vader_ray.cli import app
-from vader_ray.config import ConfigError, ExperimentConfig, ModelConfig, RewardConfig, override
+from vader_ray.config import ExperimentConfig, ModelConfig, RewardConfig, override
+from vader_ray.errors import UserError
 from vader_ray.models.videocrafter2 import checkpoint
 from vader_ray.preflight import estimate, trackers
 from vader_ray.preflight.auto_tune import choose, find_remedies
@@ -283,7 +284,7 @@ def test_auto_takes_the_fastest_that_fits(tiny_pipeline_folder: Path) -> None:
     assert choose(config, under(1e12)).sampling.recompute is False
     assert choose(config, under(asked[0])).sampling.recompute is True
     assert asked[0] == asked[1] > asked[2]
-    with pytest.raises(ConfigError, match="no setting fits, the smallest needs"):
+    with pytest.raises(UserError, match="no setting fits, the smallest needs"):
         choose(config, under(0))
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from vader_ray.errors import UserError
+
 
 def choose_frames(rule: str, num_frames: int, generator: torch.Generator) -> tuple[int, ...]:
     """Ascending frame indices by a rule of `vader_ray.config.RewardConfig.frames`.
@@ -11,7 +13,7 @@ def choose_frames(rule: str, num_frames: int, generator: torch.Generator) -> tup
     The mean over ``random:n`` frames is an unbiased estimate of the mean over all; the authors use ``random:1``.
 
     Raises:
-        ValueError: a frame is asked for that the video has not.
+        UserError: a frame is asked for that the video has not.
     """
     name, _, number = rule.partition(":")
     if name == "all":
@@ -23,7 +25,7 @@ def choose_frames(rule: str, num_frames: int, generator: torch.Generator) -> tup
         return tuple(range(0, num_frames, count))
     limit = count + 1 if name == "frame" else count
     if limit > num_frames:
-        raise ValueError(f"frames={rule!r} asks for more than the {num_frames} frames of the video")
+        raise UserError(f"frames={rule!r} asks for more than the {num_frames} frames of the video")
     if name == "frame":
         return (count,)
     if name == "first":

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from vader_ray.errors import UserError
 from vader_ray.types import Frames, Latents, RemoteReward, Reward, Scores, VideoDecoder
 
 _Answer: TypeAlias = Callable[[], tuple[Scores, Frames]]
@@ -131,7 +132,7 @@ def score_and_gradient(
     """One reward's scores and ∂(sum of scores)/∂frames, in chunks where it looks at single frames.
 
     Raises:
-        ValueError: the reward has no gradient, or not one score per video.
+        UserError: the reward has no gradient, or not one score per video.
     """
     num_frames = frames.shape[1]
     size = chunk_size if reward.granularity == "frame" else num_frames
@@ -149,11 +150,11 @@ def score_and_gradient(
 def _gradient(scores: Tensor, frames: Frames, reward: Reward) -> Tensor:
     name = type(reward).__module__
     if scores.shape != (len(frames),):
-        raise ValueError(
+        raise UserError(
             f"reward {name} returned shape {tuple(scores.shape)} for {len(frames)} videos; it must return one score per video"
         )
     if not scores.requires_grad:
-        raise ValueError(
+        raise UserError(
             f"reward {name} has no gradient with respect to the frames; compute it with differentiable torch operations"
         )
     (gradient,) = torch.autograd.grad(scores.sum(), frames)

@@ -6,7 +6,7 @@ plain JSON.
 """
 
 from vader_ray.config.experiment import ExperimentConfig
-from vader_ray.config.loading import RECIPES, ConfigError, flatten, load, override, recipe_names, validate
+from vader_ray.config.loading import RECIPES, flatten, load, override, recipe_names, validate
 from vader_ray.config.plugins import (
     DEFAULT_METRICS,
     RESERVED_METRIC_NAMES,
@@ -43,7 +43,6 @@ __all__ = [
     "AdapterConfig",
     "AlgorithmConfig",
     "CheckpointConfig",
-    "ConfigError",
     "DdpoConfig",
     "DpoConfig",
     "EvaluationConfig",

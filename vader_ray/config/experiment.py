@@ -25,11 +25,15 @@ from vader_ray.config.schema import (
 )
 from vader_ray.config.settings import Settings
 
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+"""Names of recipes and of runs, which are names of folders."""
+MAX_NAME_LENGTH = 200
+
 
 class ExperimentConfig(Settings):
     """A recipe: all settings that decide the result of a run, and the metrics that it is known to reach."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(pattern=NAME_PATTERN, max_length=MAX_NAME_LENGTH)
     """Name of the recipe, with which the names of its runs begin."""
     description: str = ""
     """One line about the recipe, for lists and MLflow."""

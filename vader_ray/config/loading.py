@@ -21,10 +21,6 @@ RECIPES = PACKAGE / "recipes"
 """Folder of the packaged recipes."""
 
 
-class ConfigError(UserError):
-    """A setting that the user can correct; the message names its path and the remedy."""
-
-
 def recipe_names() -> list[str]:
     """List the names of the packaged recipes."""
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
@@ -38,15 +34,15 @@ def load(recipe: str, overrides: Iterable[str] = ()) -> ExperimentConfig:
         overrides: settings that replace or add to those of the file; lists are addressed by index.
 
     Raises:
-        ConfigError: one line per problem, each with the field's path.
+        UserError: one line per problem, each with the field's path.
     """
     path = _recipe_path(recipe)
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path} cannot be read as YAML: {error}") from None
+        raise UserError(f"{path} cannot be read as YAML: {error}") from None
     if not isinstance(document, dict):
-        raise ConfigError(f"{path} must hold a mapping of settings, not {type(document).__name__}")
+        raise UserError(f"{path} must hold a mapping of settings, not {type(document).__name__}")
     for text in overrides:
         _override(document, text)
     return validate(document, folder=path.parent)
@@ -56,12 +52,12 @@ def validate(document: Mapping[str, Any], *, folder: Path | None = None) -> Expe
     """Validate the settings of a plain dict, as it comes from a recipe file or another process.
 
     Raises:
-        ConfigError: one line per problem, each with the field's path.
+        UserError: one line per problem, each with the field's path.
     """
     try:
         return ExperimentConfig.model_validate(document, context={"folder": folder})
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(error))) from None
+        raise UserError("\n".join(_explain(error))) from None
 
 
 def override(config: ExperimentConfig, overrides: Iterable[str]) -> ExperimentConfig:
@@ -93,7 +89,7 @@ def _recipe_path(recipe: str) -> Path:
     path = Path(recipe).expanduser()
     if path.is_file():
         return path.resolve()
-    raise ConfigError(
+    raise UserError(
         f"there is no recipe {recipe!r}; give the path of a YAML file or one of {', '.join(recipe_names())}"
     )
 
@@ -102,7 +98,7 @@ def _override(document: dict[str, Any], text: str) -> None:
     """Set ``a.b=value`` in a nested document; numbers are indices of lists; the value is read as YAML."""
     address, equals, value = text.partition("=")
     if not equals or not address:
-        raise ConfigError(f"{text!r} is not an override; write a.b=value")
+        raise UserError(f"{text!r} is not an override; write a.b=value")
     *parents, last = address.split(".")
     node: Any = document
     for key in parents:
@@ -110,7 +106,7 @@ def _override(document: dict[str, Any], text: str) -> None:
     try:
         parsed = yaml.safe_load(value)
     except yaml.YAMLError:
-        raise ConfigError(f"{address}: {value!r} is not a YAML value") from None
+        raise UserError(f"{address}: {value!r} is not a YAML value") from None
     if isinstance(parsed, str):
         parsed = _number(parsed)
     if isinstance(node, list):
@@ -130,13 +126,13 @@ def _number(text: str) -> str | float:
 def _child(node: Any, key: str, address: str) -> Any:
     child = node[_index(node, key, address)] if isinstance(node, list) else node.setdefault(key, {})
     if not isinstance(child, (dict, list)):
-        raise ConfigError(f"{address}: {key!r} is a value, not a section")
+        raise UserError(f"{address}: {key!r} is a value, not a section")
     return child
 
 
 def _index(items: list[Any], key: str, address: str) -> int:
     if not key.isdigit() or int(key) >= len(items):
-        raise ConfigError(f"{address}: {key!r} is no item of a list of {len(items)}")
+        raise UserError(f"{address}: {key!r} is no item of a list of {len(items)}")
     return int(key)
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from vader_ray.config import ConfigError, ExperimentConfig, override
+from vader_ray.config import ExperimentConfig, override
 from vader_ray.config.auto import auto_fields, with_settings
+from vader_ray.errors import UserError
 from vader_ray.preflight.estimate import Count, count
 
 WORTHWHILE = 0.98
@@ -87,7 +88,7 @@ def choose(config: ExperimentConfig, fits: Callable[[int], bool]) -> ExperimentC
     """The recipe with every ``auto`` replaced: what is computed twice by the fastest exact setting that fits, then batches.
 
     Raises:
-        ConfigError: none fits.
+        UserError: none fits.
     """
     left = auto_fields(config)
     sizes = [field for field in _SIZES if field in left]
@@ -107,7 +108,7 @@ def _choose_kept(config: ExperimentConfig, fits: Callable[[int], bool]) -> Exper
     for chosen in _candidates(config):
         if fits((needed := count(chosen)).peak_bytes):
             return chosen
-    raise ConfigError(
+    raise UserError(
         f"sampling.recompute and runtime.activation_checkpointing: no setting fits, the smallest needs "
         f"{needed.peak_bytes / 2**30:.1f} GiB; `vader-ray check RECIPE --devices …` names other settings"
     )

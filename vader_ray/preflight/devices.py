@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import psutil
 import torch
 
-from vader_ray.config import ConfigError
+from vader_ray.errors import UserError
 from vader_ray.preflight.trackers import Kind, OpRecord
 
 GIB = 2**30
@@ -83,14 +83,14 @@ def device(name: str) -> Device:
     """The device of a name; ``cpu`` is this machine, whose speed is that of one matrix multiplication.
 
     Raises:
-        ConfigError: nobody knows it.
+        UserError: nobody knows it.
     """
     if name == "cpu":
         tflops = _cpu_tflops()
         memory = psutil.virtual_memory().total / GIB
         return Device(memory, tflops, tflops, tflops, 0.02, launch_seconds=LAUNCH_SECONDS)
     if name not in DEVICES:
-        raise ConfigError(f"--devices: there is no {name!r}; choose from {', '.join((*DEVICES, 'cpu'))}")
+        raise UserError(f"--devices: there is no {name!r}; choose from {', '.join((*DEVICES, 'cpu'))}")
     return DEVICES[name]
 
 

@@ -23,6 +23,7 @@ from torch import nn
 from vader_ray import rewards
 from vader_ray.alignment.algorithms.vader import accumulate_gradient
 from vader_ray.config import ExperimentConfig, VaderConfig, split_image
+from vader_ray.errors import UserError
 from vader_ray.preflight.meta_device import META, on_paper
 from vader_ray.preflight.trackers import OpCounter, OpRecord, PeakMemoryTracker
 from vader_ray.training.distributed import WorkerGroup
@@ -78,11 +79,11 @@ def count(config: ExperimentConfig) -> Count:
     ``sampling.prefix_cache`` and ``runtime.compile``, which save time, are left out; of a random depth the deepest is taken.
 
     Raises:
-        ValueError: another algorithm than VADER, or a configuration file of the model or of a reward is not at hand; says
+        UserError: another algorithm than VADER, or a configuration file of the model or of a reward is not at hand; says
             what to fetch.
     """
     if config.algorithm.name != "vader":
-        raise ValueError(
+        raise UserError(
             f"algorithm.name={config.algorithm.name}: only the step of vader is counted; name every setting yourself"
         )
     depth = config.sampling.truncation_depth

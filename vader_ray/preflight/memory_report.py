@@ -8,8 +8,9 @@ from operator import attrgetter
 from rich.console import RenderableType
 from rich.table import Table
 
-from vader_ray.config import ConfigError, ExperimentConfig
+from vader_ray.config import ExperimentConfig
 from vader_ray.config.auto import auto_fields
+from vader_ray.errors import UserError
 from vader_ray.preflight.auto_tune import Remedy, choose, find_remedies
 from vader_ray.preflight.devices import GIB, Device, device
 from vader_ray.preflight.estimate import Count, count
@@ -19,12 +20,12 @@ def memory_report(config: ExperimentConfig, names: Sequence[str]) -> Iterator[Re
     """What to print for devices of these names, as it becomes known.
 
     Raises:
-        ConfigError: the recipe does not fit on one of them; names the settings that help.
+        UserError: the recipe does not fit on one of them; names the settings that help.
     """
     devices = {name: device(name) for name in names}
     if left := auto_fields(config):
         if len(devices) > 1:
-            raise ConfigError(
+            raise UserError(
                 "--devices: the recipe leaves settings to the free memory (auto), so name one device"
             )
         config = choose(config, devices[names[0]].fits)
@@ -35,7 +36,7 @@ def memory_report(config: ExperimentConfig, names: Sequence[str]) -> Iterator[Re
     small = {name: each.fits for name, each in devices.items() if not each.fits(found.peak_bytes)}
     if small:
         remedies = find_remedies(config, found, small)
-        raise ConfigError("\n".join(_too_small(name, found, remedies.get(name)) for name in small))
+        raise UserError("\n".join(_too_small(name, found, remedies.get(name)) for name in small))
 
 
 def _counted(found: Count) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from vader_ray.errors import UserError
 from vader_ray.files import atomic_write
 from vader_ray.types import VideoModel
 
@@ -99,7 +100,7 @@ def restore(
     """Load adapter and optimizer; return the state of the run, and the features of the base model's videos.
 
     Raises:
-        ValueError: the folder is no checkpoint, or one of another model.
+        UserError: the folder is no checkpoint, or one of another model.
     """
     try:
         state = State(**json.loads((folder / "state.json").read_text(encoding="utf-8")))
@@ -108,7 +109,7 @@ def restore(
             for name in ("optimizer.pt", "base.pt")
         )
     except (OSError, json.JSONDecodeError, TypeError, RuntimeError, EOFError) as error:
-        raise ValueError(
+        raise UserError(
             f"{folder} is not a complete checkpoint ({type(error).__name__}: {error}); "
             "continue from an earlier one"
         ) from None

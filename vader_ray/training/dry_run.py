@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vader_ray.alignment.base import StepContext
 from vader_ray.config import ExperimentConfig
+from vader_ray.errors import UserError
 from vader_ray.training.distributed import WorkerGroup
 from vader_ray.training.experiment import Experiment, batching, build
 from vader_ray.training.loop import peak_gib
@@ -46,7 +47,7 @@ def check_step(
     """Take one step; return its time and memory, and the adapter's gradient over all workers, on the CPU.
 
     Raises:
-        ValueError: something cannot be loaded, or the gradient is zero or not finite.
+        UserError: something cannot be loaded, or the gradient is zero or not finite.
     """
     experiment = build(config, device, remote)
     algorithm, whole = choose_algorithm(config, 0), StepContext(config.videos_per_step, group.gather, {})
@@ -58,7 +59,7 @@ def check_step(
     norm = sum_and_clip(experiment.model, group, float("inf"))
     seconds = time.monotonic() - started
     if not 0 < norm < float("inf"):
-        raise ValueError(
+        raise UserError(
             f"the adapter's gradient is {norm} for {len(update.grad_steps)} gradient steps "
             f"({update.grad_steps}); "
             "choose other gradient steps (sampling.truncation, truncation_depth), adapt other layers "

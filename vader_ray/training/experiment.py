@@ -21,6 +21,7 @@ from vader_ray.config import (
     SamplingConfig,
     split_image,
 )
+from vader_ray.errors import UserError
 from vader_ray.metrics import Metric
 from vader_ray.training.model_cache import ModelCache, conditioning_key, model_key, plugin_key
 from vader_ray.training.pairs import Pair, read_pairs
@@ -177,12 +178,12 @@ def encode(model: VideoModel, prompts: Sequence[str]) -> Sliceable:
     """Encode prompts, each of which may name an image.
 
     Raises:
-        ValueError: an image does not exist.
+        UserError: an image does not exist.
     """
     parts = [split_image(prompt) for prompt in prompts]
     images, texts = [image for image, _ in parts if image is not None], [text for _, text in parts]
     if missing := [image for image in images if not image.is_file()]:
-        raise ValueError(
+        raise UserError(
             f"the image {missing[0]} does not exist; write `path/to/image.png | text` with an existing image"
         )
     return model.encode(texts, images) if images else model.encode(texts)
@@ -206,7 +207,7 @@ def load_reward(spec: RewardConfig, num_frames: int, height: int, width: int, de
     """Load a reward and check its contract on random frames, as many as it will get.
 
     Raises:
-        ValueError: the reward cannot be loaded or breaks the contract.
+        UserError: the reward cannot be loaded or breaks the contract.
     """
     reward = rewards.build(spec, device=device)
     if device.type == "meta":

@@ -28,10 +28,6 @@ from vader_ray.training.seeding import derive_seed, generator, prompt_of
 from vader_ray.types import VideoModel
 
 
-class TrainingError(RunFailed):
-    """A run cannot continue; the message gives the cause and what to change."""
-
-
 @dataclass(frozen=True, slots=True)
 class QueryResult:
     """One reward query and the gradients of its rewards."""
@@ -52,7 +48,7 @@ def train_step(
     """Take one step of the recipe's algorithm; return its metrics and its reward queries over all workers.
 
     Raises:
-        TrainingError: the gradient was not finite for several steps in a row.
+        RunFailed: the gradient was not finite for several steps in a row.
     """
     algorithm = choose_algorithm(config, state.step)
     first = state.step * config.videos_per_step
@@ -177,7 +173,7 @@ def _update(
     state.nonfinite_steps += 1
     state.nonfinite_in_a_row += 1
     if state.nonfinite_in_a_row >= config.optimizer.max_nonfinite_steps:
-        raise TrainingError(
+        raise RunFailed(
             f"step {state.step}: the gradient was {norm} for {state.nonfinite_in_a_row} steps in a row; "
             f"{_cause(results)}"
         )

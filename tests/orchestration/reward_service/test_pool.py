@@ -21,12 +21,13 @@ from vader_ray import cli
 from vader_ray.alignment.algorithms.vader import accumulate_gradient
 from vader_ray.alignment.reward_gradient import score_and_gradient, score_only
 from vader_ray.alignment.truncation import draw_plan
-from vader_ray.config import ConfigError, ExperimentConfig, validate
+from vader_ray.config import ExperimentConfig, validate
+from vader_ray.errors import RunFailed, UserError
 from vader_ray.orchestration.reward_service import pool
 from vader_ray.orchestration.reward_service.transport import pack, unpack
 from vader_ray.training.experiment import batching, build, load_reward
 from vader_ray.training.seeding import generator
-from vader_ray.training.step import TrainingError, make_rollout
+from vader_ray.training.step import make_rollout
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 CPU = torch.device("cpu")
@@ -166,7 +167,7 @@ def test_an_error_in_a_reward_arrives_with_its_own_message(cluster: None, tmp_pa
     with pool.serving(_broken("error", tmp_path)) as pools:
         answer = pools["Broken"].submit_gradient(_frames(), ["break", "it"], 2)
         with pytest.raises(
-            TrainingError, match="reward 'Broken' in actor 'pool': the lamp of the projector is broken"
+            RunFailed, match="reward 'Broken' in actor 'pool': the lamp of the projector is broken"
         ):
             answer()
 
@@ -175,7 +176,7 @@ def test_a_nan_names_the_reward_and_the_prompt(cluster: None, tmp_path: Path) ->
     with pool.serving(_broken("nan", tmp_path)) as pools:
         answer = pools["Broken"].submit_gradient(_frames(), ["break", "it"], 2)
         with pytest.raises(
-            TrainingError, match="reward 'Broken' in actor 'pool': it answered nan for a video of 'break'"
+            RunFailed, match="reward 'Broken' in actor 'pool': it answered nan for a video of 'break'"
         ):
             answer()
 
@@ -194,7 +195,7 @@ def test_an_actor_that_stays_silent_ends_the_run_with_the_setting_to_change(
     with pool.serving(config) as pools:
         answer = pools["Clip"].submit_scores(_frames(), PROMPTS, 2)
         with pytest.raises(
-            TrainingError, match=r"gave no answer within placement\.timeout_seconds=0\.5, 2 times; raise it"
+            RunFailed, match=r"gave no answer within placement\.timeout_seconds=0\.5, 2 times; raise it"
         ):
             answer()
 
@@ -205,7 +206,7 @@ def test_a_reward_that_cannot_be_loaded_is_told_before_the_workers_start(
     empty = tmp_path / "HPS.pt"
     empty.write_bytes(b"")
     config = _config(_placed("hps", options={"weights": str(empty)}))
-    with pytest.raises(ConfigError, match=r"hps: .*HPS\.pt \(0 bytes\) cannot be read"), pool.serving(config):
+    with pytest.raises(UserError, match=r"hps: .*HPS\.pt \(0 bytes\) cannot be read"), pool.serving(config):
         pass
 
 
@@ -220,17 +221,17 @@ def test_an_actor_checks_its_reward_on_the_frames_that_it_will_see(cluster: None
 def test_a_runtime_environment_that_cannot_be_made_is_named(cluster: None) -> None:
     config = _config(_placed(CLIP, runtime_env={"working_dir": "no/such/folder"}))
     with (
-        pytest.raises(ConfigError, match=r"Clip\.placement\.runtime_env: no/such/folder is not a valid path"),
+        pytest.raises(UserError, match=r"Clip\.placement\.runtime_env: no/such/folder is not a valid path"),
         pool.serving(config),
     ):
         pass
 
 
 def test_placements_that_cannot_work_are_refused_at_load() -> None:
-    with pytest.raises(ConfigError, match=r"two rewards have placement\.actor='pool'"):
+    with pytest.raises(UserError, match=r"two rewards have placement\.actor='pool'"):
         _config(_placed(CLIP), _placed("brightness"))
     document = tiny_document(Path("unused"), rewards=[_placed(CLIP, num_replicas=0)])
-    with pytest.raises(ConfigError, match=r"rewards\.0\.placement\.num_replicas"):
+    with pytest.raises(UserError, match=r"rewards\.0\.placement\.num_replicas"):
         validate(document)
 
 
@@ -254,14 +255,14 @@ def test_a_shared_pool_is_found_again_and_guarded(cluster: None) -> None:
     other = _config(_placed(CENTRE, "shared-clip", shared=True))
     with (
         pytest.raises(
-            ConfigError, match=r"the shared pool 'shared-clip' holds .*Clip.* this recipe asks for .*Centre"
+            UserError, match=r"the shared pool 'shared-clip' holds .*Clip.* this recipe asks for .*Centre"
         ),
         pool.serving(other),
     ):
         pass
     assert pool.describe_pools()["shared-clip"]["reward"] == CLIP
     assert pool.stop_pool("shared-clip") == 2
-    with pytest.raises(ConfigError, match="there is no shared pool 'shared-clip'"):
+    with pytest.raises(UserError, match="there is no shared pool 'shared-clip'"):
         pool.stop_pool("shared-clip")
 
 

@@ -30,11 +30,10 @@ from ray.util import list_named_actors
 
 from vader_ray.alignment.frames import choose_frames
 from vader_ray.alignment.reward_gradient import score_and_gradient, score_only
-from vader_ray.config import ConfigError, ExperimentConfig, PlacementConfig, RewardConfig, SamplingConfig
-from vader_ray.errors import first_line
+from vader_ray.config import ExperimentConfig, PlacementConfig, RewardConfig, SamplingConfig
+from vader_ray.errors import RunFailed, UserError, first_line
 from vader_ray.orchestration.reward_service.transport import EncodedFrames, Region, pack, unpack
 from vader_ray.training.experiment import load_reward
-from vader_ray.training.step import TrainingError
 from vader_ray.types import Frames, Granularity, Reward, Scores
 
 NAMESPACE = "vader_ray"
@@ -85,7 +84,7 @@ class RewardActor:
         scores, gradient = score_and_gradient(self._loaded(seen), seen, prompts, chunk_size)
         self._finite(scores, prompts)
         if not gradient.isfinite().all():
-            raise ValueError(
+            raise UserError(
                 f"its gradient with respect to the frames is not finite; the prompts were {list(prompts)}"
             )
         return scores.cpu().numpy(), pack(gradient, frames.region, frames.dtype, scaled=True)
@@ -99,7 +98,7 @@ class RewardActor:
     def _finite(scores: Scores, prompts: Sequence[str]) -> Scores:
         for score, prompt in zip(scores.tolist(), prompts, strict=True):
             if not isfinite(score):
-                raise ValueError(f"it answered {score} for a video of {prompt!r}")
+                raise UserError(f"it answered {score} for a video of {prompt!r}")
         return scores
 
 
@@ -148,18 +147,18 @@ class PooledReward:
                 if attempt < placement.max_retries:
                     _restart(actor)
         except GetTimeoutError as error:
-            raise TrainingError(
+            raise RunFailed(
                 f"reward {name!r}: actor {placement.actor!r} was silent, was ended, and did not come back within "
                 f"{START_SECONDS} seconds; look at `ray status`: the cluster may lack the resources that its placement asks for"
             ) from error
         except RayTaskError as error:
-            raise TrainingError(f"reward {name!r} in actor {placement.actor!r}: {error.cause}") from error
+            raise RunFailed(f"reward {name!r} in actor {placement.actor!r}: {error.cause}") from error
         except (ActorDiedError, ActorUnavailableError) as error:
-            raise TrainingError(
+            raise RunFailed(
                 f"reward {name!r}: actor {placement.actor!r} died more than {placement.max_retries} times during one "
                 f"request ({first_line(error)}); give it more memory or raise placement.max_retries"
             ) from error
-        raise TrainingError(
+        raise RunFailed(
             f"reward {name!r}: actor {placement.actor!r} gave no answer within placement.timeout_seconds="
             f"{placement.timeout_seconds:g}, {placement.max_retries + 1} times; raise it, or send fewer frames at once "
             "(runtime.micro_batch_size)"
@@ -177,7 +176,7 @@ def serving(config: ExperimentConfig) -> Iterator[dict[str, PooledReward]]:
     """The placed rewards of a recipe by name, loaded and checked; their own actors end with the context, shared ones stay.
 
     Raises:
-        ConfigError: a reward cannot be loaded or breaks its contract, or a shared pool holds something else.
+        UserError: a reward cannot be loaded or breaks its contract, or a shared pool holds something else.
     """
     pools: dict[str, PooledReward] = {}
     own: list[ActorHandle] = []
@@ -213,11 +212,11 @@ def stop_pool(name: str) -> int:
     """End a shared pool; the number of its actors.
 
     Raises:
-        ConfigError: there is none of that name.
+        UserError: there is none of that name.
     """
     pools = _shared_pools()
     if name not in pools:
-        raise ConfigError(
+        raise UserError(
             f"there is no shared pool {name!r} on this cluster; there are: {', '.join(pools) or 'none'}"
         )
     for actor in pools[name]:
@@ -261,7 +260,7 @@ def _start(spec: RewardConfig, placement: PlacementConfig, num_threads: int) -> 
         made = ray.remote(RewardActor).options(**options, **(shared if placement.shared else {}))
         actors.append(made.remote(setting, placement.num_gpus, num_threads))
     if placement.shared and (held := _answer(spec, [actors[0].setting.remote()])[0]) != setting:
-        raise ConfigError(
+        raise UserError(
             f"{spec.name}.placement: the shared pool {placement.actor!r} holds {held}, this recipe asks for {setting}; "
             "give it another name or stop it with `vader-ray pools --stop NAME`"
         )
@@ -272,7 +271,7 @@ def _runtime_env(spec: RewardConfig, placement: PlacementConfig) -> RuntimeEnv:
     try:
         return RuntimeEnv(**placement.runtime_env)
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"{spec.name}.placement.runtime_env: {error}") from error
+        raise UserError(f"{spec.name}.placement.runtime_env: {error}") from error
 
 
 def _answer(spec: RewardConfig, references: Sequence[ray.ObjectRef[Any]]) -> list[Any]:
@@ -280,13 +279,11 @@ def _answer(spec: RewardConfig, references: Sequence[ray.ObjectRef[Any]]) -> lis
     try:
         said: list[Any] = ray.get(list(references))
     except RayTaskError as error:
-        raise ConfigError(str(error.cause)) from error
+        raise UserError(str(error.cause)) from error
     except RuntimeEnvSetupError as error:
-        raise ConfigError(
-            f"{spec.name}.placement.runtime_env cannot be set up: {first_line(error)}"
-        ) from error
+        raise UserError(f"{spec.name}.placement.runtime_env cannot be set up: {first_line(error)}") from error
     except (ActorDiedError, ActorUnavailableError) as error:
-        raise ConfigError(f"{spec.name}.placement: its actor cannot start: {first_line(error)}") from error
+        raise UserError(f"{spec.name}.placement: its actor cannot start: {first_line(error)}") from error
     return said
 
 

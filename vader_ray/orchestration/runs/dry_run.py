@@ -1,4 +1,4 @@
-"""A dry run of a recipe: load everything and compute one step's gradient on every worker, without an update."""
+"""A dry run of a recipe: load everything and compute one step's gradient on every worker."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def dry_run(config: ExperimentConfig) -> DryRun:
 
 
 def _dry_run_worker(job: _Job) -> str | tuple[StepCheck, list[str]]:
-    """Return the measurements and the digest of the gradient on every worker, or the message of a `UserError`."""
+    """Return the measurements and the gradient's digest of every worker, or the message of a `UserError`."""
     context = ray.train.get_context()
     group = WorkerGroup(context.get_world_rank(), context.get_world_size())
     config = settings.validate(job["config"])

@@ -1,4 +1,4 @@
-"""The driver of a run: open its folder and MLflow run, start Ray Train, display the progress, write the summary."""
+"""The driver of a run: open its folder and MLflow run, start Ray Train, and write the summary."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from vader_ray.orchestration.clusters import connection
 from vader_ray.orchestration.reward_service import pool
 from vader_ray.orchestration.runs.finish import finish_run
 from vader_ray.orchestration.runs.progress import Progress
-from vader_ray.orchestration.runs.run_dir import RunDir, open_run_dir
+from vader_ray.orchestration.runs.run_dir import RunDir, claim_run_dir
 from vader_ray.orchestration.runs.summary import RunStatus, RunSummary
 from vader_ray.orchestration.runs.worker import Job, run_worker
 from vader_ray.orchestration.tracking import mlflow_runs
@@ -40,7 +40,8 @@ def resolve_names(config: ExperimentConfig, folder: Path | None = None) -> Exper
     Paths in these options become absolute; a relative one starts at ``folder`` (the recipe's).
 
     Raises:
-        UserError: unknown family, reward, metric or option, a path that does not exist, or a guard that cannot work.
+        UserError: unknown family, reward, metric or option, a path that does not exist, or a guard that
+            cannot work.
     """
     models.resolve(config.model.family)
     check_guard(config)
@@ -53,7 +54,7 @@ def resolve_names(config: ExperimentConfig, folder: Path | None = None) -> Exper
 
 
 def resolve_auto(config: ExperimentConfig) -> ExperimentConfig:
-    """Return the recipe with every ``auto`` replaced by the fastest setting that fits the workers' free memory.
+    """Replace every ``auto`` of the recipe by the fastest setting that fits the workers' free memory.
 
     Raises:
         UserError: no setting fits.
@@ -78,40 +79,48 @@ def train_run(
     Args:
         run_name: name of the run's folder; by default the recipe's name and the time.
         resume: continue the named run, or the recipe's latest unfinished one.
-        storage: keep checkpoints and a copy of the folder there, for machines without a common disk: a URI or a shared folder.
+        storage: keep checkpoints and a copy of the folder there, for machines without a common disk: a URI or
+            a shared folder.
 
     Raises:
         UserError: the settings cannot work; mostly raised before any work is done.
         RunFailed: the run ended early; its results so far are kept and it can be resumed.
     """
     config = resolve_auto(resolve_names(config))
-    folder = open_run_dir(config, runs_dir, run_name, resume=resume, storage=storage)
-    if folder.is_complete(config.num_steps) and (summary := folder.read_summary()) is not None:
-        return summary
+    with claim_run_dir(config, runs_dir, run_name, resume=resume, storage=storage) as folder:
+        summary = folder.read_summary()
+        if summary is not None and folder.is_complete(config.num_steps):
+            return summary
+        mlflow_run = _open_mlflow_run(config, folder)
+        status: RunStatus = "failed"
+        error: str | None = None
+        try:
+            with (
+                connection.connected(config),
+                pool.serving(config) as remote_rewards,
+                Progress(config.num_steps, eval_metric=config.selection_metric()) as progress,
+            ):
+                launch(config, folder, mlflow_run, remote_rewards, on_step=progress.update, log=progress.log)
+            status = "completed"
+        except KeyboardInterrupt:
+            status = "interrupted"
+            raise
+        except BaseException as exception:
+            error = last_line(exception)
+            raise
+        finally:
+            summary = finish_run(config, folder, mlflow_run, status, error=error)
+    return summary
+
+
+def _open_mlflow_run(config: ExperimentConfig, folder: RunDir) -> mlflow_runs.MlflowRun:
+    """Open the MLflow run of the folder, a new one or that of an earlier session, and record it there."""
     known_run_id = folder.read_metadata().get("mlflow_run_id")
     recipe = folder.recipe.read_text(encoding="utf-8")
     mlflow_run = mlflow_runs.start_run(config, folder.name, recipe, resume_run_id=known_run_id)
     folder.write_metadata(config, mlflow_run)
     folder.push()
-    status: RunStatus = "failed"
-    error: str | None = None
-    try:
-        with (
-            connection.connected(config),
-            pool.serving(config) as remote_rewards,
-            Progress(config.num_steps, eval_metric=config.selection_metric()) as progress,
-        ):
-            launch(config, folder, mlflow_run, remote_rewards, on_step=progress.update, log=progress.log)
-        status = "completed"
-    except KeyboardInterrupt:
-        status = "interrupted"
-        raise
-    except BaseException as exception:
-        error = last_line(exception)
-        raise
-    finally:
-        summary = finish_run(config, folder, mlflow_run, status, error=error)
-    return summary
+    return mlflow_run
 
 
 def launch(

@@ -1,4 +1,4 @@
-"""One trial of a sweep in a process of Ray Tune: a run of its recipe whose evaluations are reported to Tune."""
+"""One trial of a sweep in a process of Ray Tune: a run whose evaluations are reported to Tune."""
 
 from __future__ import annotations
 
@@ -41,8 +41,9 @@ def run_trial(
 ) -> None:
     """Run or continue a trial. A `UserError` or `RunFailed` ends it as failed, with the message.
 
-    Other errors are raised: the process may be lost, which Tune replaces, and the trial continues from its checkpoint.
-    With one worker, the worker runs in this process; with more, this process is the driver of Ray Train workers.
+    Other errors are raised: the process may be lost, which Tune replaces, and the trial continues from its
+    checkpoint. With one worker, the worker runs in this process; with more, this process is the driver of Ray
+    Train workers.
 
     Args:
         params: ``folder`` and ``storage`` of the trial.
