@@ -52,7 +52,7 @@ class Parts:
     """Seconds of the parts of a step; the first three are of one video."""
 
     prefix: float
-    graded: float
+    grad_steps: float
     reward: float
     fixed: float
     spread: float

@@ -47,7 +47,7 @@ def tune_trials(trials: TrialSet, *, num_trials: int, max_concurrent: int | None
     listener = _Listener()
     with (
         connection.connected(config, num_runs=min(max_concurrent or 1, num_trials)),
-        pool.serving(config) as remote_rewards,
+        pool.start_pools(config) as remote_rewards,
     ):
         trainable = tune.with_parameters(
             run_trial,
@@ -128,7 +128,7 @@ class _Queue:
 
 def _check_pools(config: ExperimentConfig, trial: Trial) -> None:
     """Refuse a trial that changes a placed reward, whose actors are started once for all trials."""
-    if trial.config is not None and pool.pooled(trial.config) != pool.pooled(config):
+    if trial.config is not None and pool.pool_settings(trial.config) != pool.pool_settings(config):
         raise UserError(
             f"{trial.name} changes a reward that has a placement, whose actors are shared by all trials; "
             "sweep other fields or remove the placement"
