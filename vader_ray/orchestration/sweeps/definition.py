@@ -48,8 +48,8 @@ class SweepDefinition:
     soup_weights: Callable[[Values], Sequence[float]] | None = None
     """Returns a trial's weights of several ingredients, e.g. rewards; their sum is one.
 
-    At the end, every trial with several ingredients is compared with an adapter soup: the adapters of the single
-    ingredients, merged with the same weights.
+    At the end, every trial with several ingredients is compared with an adapter soup: the adapters of the
+    single ingredients, merged with the same weights.
     """
     pareto: bool = False
     """Print the trials on the Pareto front of the recipe's rewards."""
