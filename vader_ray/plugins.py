@@ -1,7 +1,7 @@
 """Find plugins (rewards, model families) by name: a module of one package, or a dotted name outside it.
 
-One rule holds for every kind of plugin: a module offers the only class that it defines and whose name ends in the kind,
-such as ``HPSReward`` in ``rewards/hps.py`` and ``WanModel`` in ``models/wan.py``.
+One rule holds for every kind of plugin: a module offers the only class that it defines and whose name ends in
+the kind, such as ``HPSReward`` in ``rewards/hps.py`` and ``WanModel`` in ``models/wan.py``.
 """
 
 from __future__ import annotations
@@ -50,15 +50,17 @@ class Registry:
         parent, dot, attribute = name.rpartition(".")
         if not dot or not all(part.isidentifier() for part in name.split(".")):
             raise UserError(
-                f"{self.noun}: there is no {name!r}; give one of {', '.join(self.names())}, or a dotted name of your own: "
-                f"my.module (the only class there whose name ends in {self.kind}) or my.module.ClassName"
+                f"{self.noun}: there is no {name!r}; give one of {', '.join(self.names())}, or a dotted "
+                f"name of your own: my.module (the only class there whose name ends in {self.kind}) or "
+                "my.module.ClassName"
             )
         if (module := _import_if_found(name)) is not None:
             return self.only_class(module)
         module = _import_if_found(parent)
         if module is None:
             raise UserError(
-                f"{self.noun}: there is no module {name!r} or {parent!r}; install it or put its folder on PYTHONPATH"
+                f"{self.noun}: there is no module {name!r} or {parent!r}; install it or put its folder on "
+                "PYTHONPATH"
             )
         if not hasattr(module, attribute):
             raise UserError(f"{self.noun}: {parent} defines no {attribute!r}; define it there")
@@ -79,8 +81,8 @@ class Registry:
         if len(found) == 1:
             return next(iter(found.values()))
         raise UserError(
-            f"{self.noun}: {module.__name__} must define one class whose name ends in {self.kind} and defines "
-            f"{', '.join(found) or 'none'}; name the one you mean: {module.__name__}.ClassName"
+            f"{self.noun}: {module.__name__} must define one class whose name ends in {self.kind} and "
+            f"defines {', '.join(found) or 'none'}; name the one you mean: {module.__name__}.ClassName"
         )
 
     def _folder(self) -> Path:

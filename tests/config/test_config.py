@@ -146,7 +146,7 @@ def test_the_configuration_imports_no_framework() -> None:
 def test_the_authors_mix_is_their_formula(recipe: str) -> None:
     """Their loss is (1.5 · 0.1 · |a − 10| + |1 − h|) / 2; the objective is its negative."""
     terms = {
-        spec.name: RewardTerm(spec.name, brightness.Reward(), spec.weight, spec.target)
+        spec.name: RewardTerm(spec.name, brightness.BrightnessReward(), spec.weight, spec.target)
         for spec in load(recipe).rewards
     }
     scores = {"hps": torch.tensor([0.24, 0.33, 1.1]), "aesthetic": torch.tensor([4.6, 7.3, 10.5])}

@@ -231,7 +231,7 @@ def test_paper_knows_the_values_that_came_from_the_host_and_counts_what_goes_the
 def test_videocrafter2_has_its_published_sizes_without_a_checkpoint() -> None:
     """Names and shapes of the published file, but for what is never loaded."""
     model = ModelConfig(family="videocrafter2", weights="VideoCrafter/VideoCrafter2")
-    networks, published = checkpoint.skeleton(model), videocrafter2.layout("published")
+    networks, published = checkpoint.meta_networks(model), videocrafter2.layout("published")
     prefix = checkpoint.DENOISER
     expected = {
         name.removeprefix(prefix): shape for name, shape in published.items() if name.startswith(prefix)

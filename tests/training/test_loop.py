@@ -304,10 +304,10 @@ def test_a_damaged_checkpoint_is_refused_by_name(
 def test_a_checkpoint_of_another_adapter_is_refused(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
     train(tiny_config(tiny_pipeline_folder, num_steps=2), on_step=Keeper(tmp_path))
     other = tiny_config(tiny_pipeline_folder, num_steps=4, adapter={"rank": 3})
-    with pytest.raises(ValueError, match=r"has rank 2 and alpha 8\.0, this recipe asks for rank 3"):
+    with pytest.raises(ValueError, match=r"has rank 2 and alpha 8\.0, the model's has rank 3"):
         train(other, on_step=Keeper(tmp_path / "more"), resume_from=tmp_path / "2")
     narrower = tiny_config(tiny_pipeline_folder, num_steps=4, adapter={"rank": 2, "target_modules": ["to_q"]})
-    with pytest.raises(ValueError, match=r"was made for another model: \d+ tensors differ, the first is"):
+    with pytest.raises(ValueError, match=r"belongs to another model: \d+ tensors differ, the first is"):
         train(narrower, on_step=Keeper(tmp_path / "more"), resume_from=tmp_path / "2")
 
 

@@ -1,11 +1,13 @@
 """Find rewards by name, check their options and load them.
 
-A file of this folder is a reward: ``hps.py`` is the reward ``hps``. It defines one class whose name ends in ``Reward``; the
-keyword arguments of this class are the reward's options in a recipe. A dotted name reaches a reward outside the package:
+A file of this folder is a reward: ``hps.py`` is the reward ``hps``. It defines one class whose name ends in
+``Reward``; the keyword arguments of this class are the reward's options in a recipe. A dotted name reaches a
+reward outside the package:
 
 - ``my.module``: the only class that the module defines and whose name ends in ``Reward``;
 - ``my.module.ClassName``: that class;
-- ``my.module.my_function``: a plain function ``f(frames, prompts) -> scores``, which sees whole clips and has no options.
+- ``my.module.my_function``: a plain function ``f(frames, prompts) -> scores``, which sees whole clips and has
+  no options.
 """
 
 from __future__ import annotations
@@ -49,10 +51,13 @@ def resolve(name: str) -> type:
 
 
 def check(spec: RewardConfig, *, folder: Path | None = None) -> RewardConfig:
-    """Return the setting with absolute local paths; a relative one starts at ``folder``. Loads no weights.
+    """Return the setting with absolute paths after checking its options; loads no weights.
+
+    Relative paths start at ``folder``.
 
     Raises:
-        UserError: unknown reward, unknown option, an option of the wrong type or a path that does not exist; one line each.
+        UserError: unknown reward, unknown option, an option of the wrong type or a path that does not
+            exist; one line each.
     """
     return spec.model_copy(update=check_options(resolve(spec.reward), spec, folder))
 

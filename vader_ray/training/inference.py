@@ -45,13 +45,13 @@ def evaluate_against_base(
     *,
     on_step: Callable[[StepEvent], object],
 ) -> State:
-    """Evaluate the pretrained model and then a saved adapter, and emit the events of the two ends of a training run.
+    """Evaluate the pretrained model and a saved adapter; emit the first and the last event of a training run.
 
-    The second event is that of the recipe's last step. It carries the adapter, and as best adapter the better of the two.
+    The last event carries the adapter, and as best adapter the better of the two.
 
     Args:
         experiment: the loaded recipe with a fresh adapter.
-        costs: what the saved adapter has cost, by the names in `State`.
+        costs: costs of the saved adapter by their field in `State`: reward queries, denoiser calls, seconds.
     """
     state, started, group = State(), time.monotonic(), WorkerGroup()
     with tempfile.TemporaryDirectory(prefix="vader_ray_") as scratch:

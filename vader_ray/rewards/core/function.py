@@ -13,8 +13,8 @@ class FunctionReward:
     """A plain function ``f(frames, prompts) -> scores`` as a reward that sees whole clips.
 
     Args:
-        function: takes frames ``batch frames 3 height width`` in [0, 1] and one prompt per video, and returns one score per
-            video, differentiable in the frames.
+        function: takes frames ``batch frames 3 height width`` in [0, 1] and one prompt per video, and returns
+            one score per video, differentiable in the frames.
 
     Raises:
         UserError: the function cannot be called with two positional arguments.
@@ -54,5 +54,6 @@ def _check_signature(function: Callable[..., object]) -> None:
         inspect.signature(function).bind(None, ())
     except TypeError as error:
         raise UserError(
-            f"the function {function.__qualname__} is no reward ({error}); its signature must be f(frames, prompts)"
+            f"the function {function.__qualname__} is no reward ({error}); its signature must be f(frames, "
+            "prompts)"
         ) from None
