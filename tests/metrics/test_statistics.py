@@ -45,7 +45,9 @@ def test_distance_and_diversity_of_flat_videos_are_the_difference_of_their_greys
 
 def test_motion_is_that_of_the_whole_clip_and_nothing_in_one_frame() -> None:
     frames, motion = noise(2, 5, 3, 16, 16), MotionMetric()
-    assert motion(frames, ["", ""]).tolist() == pytest.approx(MotionReward()(frames, ["", ""]).tolist(), rel=1e-5)
+    assert motion(frames, ["", ""]).tolist() == pytest.approx(
+        MotionReward()(frames, ["", ""]).tolist(), rel=1e-5
+    )
     assert motion(frames[:, :1], ["", ""]).tolist() == [0.0, 0.0]
 
 

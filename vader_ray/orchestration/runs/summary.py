@@ -10,7 +10,6 @@ from pydantic import BaseModel, ConfigDict
 from vader_ray.files import write_text
 from vader_ray.orchestration.runs.query_log import read_queries
 from vader_ray.orchestration.tracking.pages import run_page
-from vader_ray.orchestration.tracking.pages import run_page
 
 RunStatus = Literal["completed", "stopped", "interrupted", "failed"]
 
