@@ -7,16 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from vader_ray.config.experiment import ExperimentConfig
-from vader_ray.config.schema import DdpoConfig, DpoConfig, VaderConfig
-from vader_ray.config.settings import Settings
 from vader_ray.errors import UserError
 from vader_ray.paths import PACKAGE
 
-_ALGORITHMS: dict[str, type[Settings]] = {"vader": VaderConfig, "ddpo": DdpoConfig, "dpo": DpoConfig}
-"""Section of each algorithm, by its name."""
 RECIPES = PACKAGE / "recipes"
 """Folder of the packaged recipes."""
 
@@ -57,7 +53,7 @@ def validate(document: Mapping[str, Any], *, folder: Path | None = None) -> Expe
     try:
         return ExperimentConfig.model_validate(document, context={"folder": folder})
     except ValidationError as error:
-        raise UserError("\n".join(_explain(error))) from None
+        raise UserError("\n".join(explain(error, ExperimentConfig))) from None
 
 
 def override(config: ExperimentConfig, overrides: Iterable[str]) -> ExperimentConfig:
@@ -136,19 +132,24 @@ def _index(items: list[Any], key: str, address: str) -> int:
     return int(key)
 
 
-def _explain(error: ValidationError) -> Iterator[str]:
+def explain(error: ValidationError, model: type[BaseModel], *, section: str = "") -> Iterator[str]:
+    """Yield one line per problem, which begins with the path of the setting.
+
+    Args:
+        error: pydantic's error.
+        model: the validated model.
+        section: path in the recipe of the validated settings; empty for the whole recipe.
+    """
     problems = error.errors()
     locations = [problem["loc"] for problem in problems]
     for problem in problems:
-        if any(
-            len(location) > len(problem["loc"]) and location[: len(problem["loc"])] == problem["loc"]
-            for location in locations
-        ):
+        location = problem["loc"]
+        if any(len(other) > len(location) and other[: len(location)] == location for other in locations):
             continue  # the section is refused only because of a field in it
-        path = ".".join(str(part) for part in _address(problem["loc"])) or "recipe"
+        path = ".".join([section] * bool(section) + [str(part) for part in location]) or "recipe"
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
-            message = f"there is no such setting; here are {', '.join(_siblings(problem['loc'][:-1]))}"
+            message = f"there is no such setting; here are {', '.join(_siblings(location[:-1], model))}"
         elif problem["type"] == "missing":
             message = "is required"
         elif "Value error" not in problem["msg"]:
@@ -156,15 +157,7 @@ def _explain(error: ValidationError) -> Iterator[str]:
         yield f"{path}: {message}"
 
 
-def _address(location: tuple[int | str, ...]) -> tuple[int | str, ...]:
-    """The location without the algorithm's name, which pydantic puts after ``algorithm``."""
-    return location[:1] + location[2:] if location[:1] == ("algorithm",) else location
-
-
-def _siblings(location: tuple[int | str, ...]) -> list[str]:
-    if location[:1] == ("algorithm",):
-        return sorted(_ALGORITHMS[str(location[1])].model_fields)
-    model: Any = ExperimentConfig
+def _siblings(location: tuple[int | str, ...], model: Any) -> list[str]:
     for part in location:
         if isinstance(part, str) and part in model.model_fields:
             model = model.model_fields[part].annotation

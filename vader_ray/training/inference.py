@@ -10,12 +10,13 @@ from pathlib import Path
 import torch
 
 from vader_ray import models
+from vader_ray.alignment.decoding import decode_all
 from vader_ray.config import ExperimentConfig
 from vader_ray.config.auto import without_auto
 from vader_ray.errors import explain_write_errors
 from vader_ray.training.checkpoint import State
 from vader_ray.training.distributed import WorkerGroup
-from vader_ray.training.evaluation import decode_all, evaluate, to_uint8
+from vader_ray.training.evaluation import evaluate, to_uint8
 from vader_ray.training.events import StepEvent
 from vader_ray.training.experiment import Experiment, build, encode
 from vader_ray.training.loop import evaluate_and_select, run_costs
@@ -95,7 +96,7 @@ def generate_video(
     if adapter is not None:
         model.load_adapter(adapter)
     latents = model.sample(encode(model, [prompt]), [seed])
-    frames = to_uint8(decode_all(model.decoder, latents)[0])
+    frames = to_uint8(decode_all(latents, model.decoder)[0])
     with explain_write_errors(output):
         write_mp4(frames, output, config.evaluation.frames_per_second)
 

@@ -16,12 +16,14 @@ from ray.util.queue import Empty, Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from vader_ray import metrics, models, rewards
+from vader_ray.alignment import algorithms
 from vader_ray.config import ExperimentConfig
 from vader_ray.config.auto import auto_fields
 from vader_ray.errors import RunFailed, UserError, last_line
 from vader_ray.orchestration import ray_private
 from vader_ray.orchestration.clusters import connection
 from vader_ray.orchestration.reward_service import pool
+from vader_ray.orchestration.reward_service.remote_reward import PooledReward
 from vader_ray.orchestration.runs.finish import finish_run
 from vader_ray.orchestration.runs.progress import Progress
 from vader_ray.orchestration.runs.run_dir import RunDir, claim_run_dir
@@ -35,17 +37,18 @@ from vader_ray.training.guard import check_guard
 
 
 def resolve_names(config: ExperimentConfig, folder: Path | None = None) -> ExperimentConfig:
-    """Resolve every name of the recipe and check every option of rewards and metrics; load no weights.
+    """Resolve every name of the recipe and check the options of every plugin; load no weights.
 
     Paths in these options become absolute; a relative one starts at ``folder`` (the recipe's).
 
     Raises:
-        UserError: unknown family, reward, metric or option, a path that does not exist, or a guard that
-            cannot work.
+        UserError: unknown algorithm, family, reward, metric or option, a path that does not exist, or a guard or
+            an algorithm that cannot work with the other settings.
     """
     models.resolve(config.model.family)
     check_guard(config)
     checked = {
+        "algorithm": algorithms.check(config, folder=folder),
         "rewards": tuple(rewards.check(spec, folder=folder) for spec in config.rewards),
         "eval_rewards": tuple(rewards.check(spec, folder=folder) for spec in config.eval_rewards),
         "eval_metrics": tuple(metrics.check(spec, folder=folder) for spec in config.eval_metrics),
@@ -63,7 +66,7 @@ def resolve_auto(config: ExperimentConfig) -> ExperimentConfig:
         return config
     with connection.connected(config):
         free = connection.free_bytes(config.runtime)
-    return auto_tune.choose(config, lambda num_bytes: fits(num_bytes, free))
+    return auto_tune.choose_auto(config, lambda num_bytes: fits(num_bytes, free))
 
 
 def train_run(
@@ -97,7 +100,7 @@ def train_run(
         try:
             with (
                 connection.connected(config),
-                pool.serving(config) as remote_rewards,
+                pool.start_pools(config) as remote_rewards,
                 Progress(config.num_steps, eval_metric=config.selection_metric()) as progress,
             ):
                 launch(config, folder, mlflow_run, remote_rewards, on_step=progress.update, log=progress.log)
@@ -127,7 +130,7 @@ def launch(
     config: ExperimentConfig,
     folder: RunDir,
     mlflow_run: mlflow_runs.MlflowRun,
-    remote_rewards: Mapping[str, pool.PooledReward],
+    remote_rewards: Mapping[str, PooledReward],
     *,
     on_step: Callable[[StepEvent], None],
     log: Callable[[str], None],

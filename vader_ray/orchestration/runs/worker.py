@@ -15,7 +15,7 @@ from ray.util.queue import Queue
 
 from vader_ray import config as settings
 from vader_ray.errors import RunFailed, UserError
-from vader_ray.orchestration.reward_service.pool import PooledReward
+from vader_ray.orchestration.reward_service.remote_reward import PooledReward
 from vader_ray.orchestration.runs.run_dir import RunDir, working_copy
 from vader_ray.orchestration.runs.run_logger import RunLogger
 from vader_ray.orchestration.tracking.mlflow_runs import MlflowRun

@@ -16,7 +16,7 @@ from vader_ray.config import ExperimentConfig
 from vader_ray.errors import RunFailed, UserError
 from vader_ray.files import atomic_write
 from vader_ray.orchestration import ray_private
-from vader_ray.orchestration.reward_service.pool import PooledReward
+from vader_ray.orchestration.reward_service.remote_reward import PooledReward
 from vader_ray.orchestration.runs.finish import finish_run
 from vader_ray.orchestration.runs.launch import launch
 from vader_ray.orchestration.runs.run_dir import RunDir, working_copy

@@ -52,7 +52,7 @@ def tune_trials(trials: TrialSet, *, num_trials: int, max_concurrent: int | None
             # Ray Train uses it to notice that a stopped trial's controller has gone, and frees its CPUs
             needs_state_api=config.runtime.num_workers > 1,
         ),
-        pool.serving(config) as remote_rewards,
+        pool.start_pools(config) as remote_rewards,
     ):
         trainable = tune.with_parameters(
             run_trial,
@@ -133,7 +133,7 @@ class _Queue:
 
 def _check_pools(config: ExperimentConfig, trial: Trial) -> None:
     """Refuse a trial that changes a placed reward, whose actors are started once for all trials."""
-    if trial.config is not None and pool.pooled(trial.config) != pool.pooled(config):
+    if trial.config is not None and pool.pool_settings(trial.config) != pool.pool_settings(config):
         raise UserError(
             f"{trial.name} changes a reward that has a placement, whose actors are shared by all trials; "
             "sweep other fields or remove the placement"
