@@ -45,7 +45,7 @@ class DDPOSettings(Settings):
     @model_validator(mode="after")
     def _buffer_fills(self) -> DDPOSettings:
         if self.min_count > self.buffer_size:
-            raise ValueError(
+            raise UserError(
                 f"min_count={self.min_count} is never reached by buffer_size={self.buffer_size}; "
                 "raise buffer_size"
             )
