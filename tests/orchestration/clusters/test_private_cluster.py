@@ -157,8 +157,9 @@ def test_another_user_cannot_post_a_job_to_any_port(cluster: PrivateCluster, tmp
 
 
 LOOPBACK = {
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"
-}  # otherwise Ray looks for the cluster on the network's address
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # otherwise Ray looks for the cluster on the network's address
+    "RAY_NUM_REDIS_GET_RETRIES": "2",  # so many attempts, a second each
+}
 
 CONNECT = """
 import logging, os, ray

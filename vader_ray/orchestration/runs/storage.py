@@ -147,7 +147,7 @@ class Mirror:
     def push(self) -> None:
         """Copy what has changed here since the last `pull` or `push`, and delete there what was deleted here."""
         now = self._local()
-        for name, stamp in sorted(now.items()):
+        for name, stamp in sorted(now.items(), key=lambda item: (item[0] != RUN_FILE, item)):
             if self._here.get(name) != stamp:
                 self._upload(name)
         if deleted := self._here.keys() - now.keys():
