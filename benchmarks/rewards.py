@@ -39,7 +39,6 @@ FLOOR_SECONDS = {"16x320x512": 0.91, "81x480x832": 38.4}
 SHAPES = {
     "object_detection": ("detection", {"object": "box"}),
     "clip_score": ("pickscore", {}),
-    "diversity": ("aesthetic", {}),
 }
 """Rewards whose embedded checkpoint has another name, and the options that they need."""
 TRANSPORTS = ("float32", "bfloat16", "float16")
@@ -85,9 +84,7 @@ class Together:
 
 
 def of_the_shapes_data_set(name: str) -> RewardConfig | None:
-    """The reward with the embedded shapes weights; None where it has none or cannot be trained."""
-    if rewards.resolve(name).granularity == "set":  # type: ignore[attr-defined]
-        return None
+    """The reward with the embedded shapes weights; None where it has none."""
     if not getattr(rewards.resolve(name), "default_weights", ""):
         return RewardConfig(reward=name)
     checkpoint, options = SHAPES.get(name, (name, {}))

@@ -39,7 +39,7 @@ from torch import distributed, multiprocessing
 from vader_ray.alignment.reward_gradient import score_and_gradient
 from vader_ray.config import ExperimentConfig, load
 from vader_ray.training.checkpoint import State
-from vader_ray.training.distributed import Group
+from vader_ray.training.distributed import WorkerGroup
 from vader_ray.training.experiment import Experiment, build
 from vader_ray.training.loop import make_optimizer
 from vader_ray.training.step import train_step
@@ -110,7 +110,7 @@ def _now(device: torch.device) -> float:
 
 
 def _steps(
-    config: ExperimentConfig, experiment: Experiment, group: Group, num_steps: int, device: torch.device
+    config: ExperimentConfig, experiment: Experiment, group: WorkerGroup, num_steps: int, device: torch.device
 ) -> list[float]:
     """Seconds of each step, after one that does not count."""
     optimizer, state, seconds = make_optimizer(config, experiment), State(), list[float]()
@@ -126,10 +126,10 @@ def _steps(
 def _measure(config: ExperimentConfig, num_steps: int, device: torch.device) -> tuple[Parts, list[float]]:
     """The parts of a step, and whole steps, of one worker."""
     experiment = build(config, device)
-    whole = _steps(config, experiment, Group(), num_steps, device)
+    whole = _steps(config, experiment, WorkerGroup(), num_steps, device)
     model: Any = experiment.model
     model.prefix = prefix = Timed(model.prefix, device)
-    timed = _steps(config, experiment, Group(), 1, device)
+    timed = _steps(config, experiment, WorkerGroup(), 1, device)
     sampling, videos = config.sampling, config.videos_per_step
     frames = torch.rand(1, sampling.num_frames, 3, sampling.height, sampling.width, device=device)
     ask = Timed(score_and_gradient, device)
@@ -158,7 +158,7 @@ def _worker(rank: int, config: ExperimentConfig, num_steps: int, folder: str, ad
     """One of two workers on the CPU; rank 0 writes down its steps and the seconds of an all-reduce."""
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     device = torch.device("cpu")
-    seconds = _steps(config, build(config, device), Group(rank, 2), num_steps, device)
+    seconds = _steps(config, build(config, device), WorkerGroup(rank, 2), num_steps, device)
     sums = [Timed(distributed.all_reduce, device) for _ in range(6)]
     for one in sums:
         one(torch.ones(adapter_bytes // 4))

@@ -9,7 +9,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 from jaxtyping import install_import_hook
 
 install_import_hook(
-    ["vader_ray.alignment", "vader_ray.rewards", "vader_ray.models"], "beartype.beartype"
+    ["vader_ray.alignment", "vader_ray.rewards", "vader_ray.metrics", "vader_ray.models"], "beartype.beartype"
 )  # shapes are checked
 
 from pathlib import Path

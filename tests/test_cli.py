@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import shutil
 import socket
+import subprocess
+import sys
 import time
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from tests.helpers.recipe import write_tiny
-from tests.helpers.tiny_clips import save_diversity
+from tests.helpers.tiny_clips import save_clip
 from vader_ray.cli import app
+from vader_ray.errors import UserError
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +50,7 @@ def _refused(*arguments: str) -> str:
         ("model.family=nothing", "model.family: there is no 'nothing'; choose one of "),
         (
             "rewards.0.reward=nothing",
-            "there is no reward 'nothing'; give one of action, aesthetic, brightness, ",
+            "reward: there is no 'nothing'; give one of action, aesthetic, brightness, ",
         ),
         ("rewards.0.colour=red", "colour"),
         ("rewards.0.weights=/no/where", "/no/where"),
@@ -110,7 +114,8 @@ def test_a_truncated_weight_file_is_named(tiny_pipeline_folder: Path, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("what", "name"), [("models", "modelscope"), ("rewards", "hps"), ("recipes", "shapes_hps")]
+    ("what", "name"),
+    [("models", "modelscope"), ("rewards", "hps"), ("metrics", "motion"), ("recipes", "shapes_hps")],
 )
 def test_list_names_what_a_recipe_can_name(what: str, name: str) -> None:
     result = CliRunner().invoke(app, ["list", what])
@@ -119,17 +124,44 @@ def test_list_names_what_a_recipe_can_name(what: str, name: str) -> None:
 
 
 def test_list_refuses_what_it_does_not_know() -> None:
-    assert "there is nothing called 'dogs' to list; choose one of models, rewards, recipes" in _refused(
+    assert "'dogs' cannot be listed; choose one of models, rewards, metrics, recipes" in _refused(
         "list", "dogs"
     )
 
 
-def test_fetch_loads_every_reward_and_measure_and_names_the_models_folder(tmp_path: Path) -> None:
-    measured = f"eval_rewards=[{{reward: diversity, weights: {save_diversity(tmp_path)}}}]"
+def test_the_version_is_that_of_the_package() -> None:
+    done = subprocess.run([sys.executable, "-m", "vader_ray", "--version"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, metadata.version("vader-ray"))
+
+
+def test_debug_shows_the_traceback_of_a_users_mistake() -> None:
+    result = CliRunner().invoke(app, ["--debug", "list", "dogs"])
+    assert isinstance(result.exception, UserError)
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ValueError("a bug of ours or of a library")
+
+    monkeypatch.setattr("vader_ray.models.names", broken)
+    result = CliRunner().invoke(app, ["list", "models"])
+    assert type(result.exception) is ValueError
+    assert result.exit_code == 1
+
+
+def test_an_output_that_cannot_be_written_is_named(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
+    Path("file").write_text("")
+    recipe = str(write_tiny(tmp_path, tiny_pipeline_folder))
+    assert "file/scores.json cannot be written" in _refused("evaluate", recipe, "-o", "file/scores.json")
+    assert "file/star.mp4 cannot be written" in _refused("generate", recipe, "a star", "-o", "file/star.mp4")
+
+
+def test_fetch_loads_every_reward_and_metric_and_names_the_models_folder(tmp_path: Path) -> None:
+    measured = f"eval_metrics=[{{metric: clip_diversity, weights: {save_clip(tmp_path)}}}]"
     result = CliRunner().invoke(app, ["fetch", "shapes_hps", measured])
     assert result.exit_code == 0, result.output
     assert "reward  hps: complete, it loads" in result.stdout
-    assert "reward  diversity: complete, it loads" in result.stdout
+    assert "metric  clip_diversity: complete, it loads" in result.stdout
     assert "checkpoints/text_to_video" in result.stdout
 
 

@@ -23,9 +23,6 @@ Frames: TypeAlias = Float[Tensor, "batch frames 3 height width"]
 Scores: TypeAlias = Float[Tensor, " batch"]
 """One number per video, higher is better."""
 
-Features: TypeAlias = Float[Tensor, "batch features"]
-"""One vector per video, at least float32."""
-
 Granularity: TypeAlias = Literal["frame", "clip"]
 """What a reward looks at. A ``frame`` reward is the mean of its scores of single frames, so it may be given them in any
 portions; a ``clip`` reward needs all its frames at once."""
@@ -80,22 +77,6 @@ class RemoteReward(Protocol):
         self, frames: Frames, prompts: Sequence[str], chunk_size: int, /
     ) -> Callable[[], tuple[Scores, Frames]]:
         """Sends the frames; the call that is returned waits for the scores and ∂(sum of scores)/∂frames."""
-        ...
-
-
-@runtime_checkable
-class SetMeasure(Protocol):
-    """Measures videos against one another, so it is evaluated and never trained. Frozen, in eval mode, without state."""
-
-    granularity: Literal["set"]
-    unit: str
-
-    def features(self, frames: Frames, /) -> Features:
-        """What is compared of each video, by itself."""
-        ...
-
-    def compare(self, features: Features, prompts: Sequence[str], /) -> Scores:
-        """One score per video of a set; video ``i`` was made for ``prompts[i]``."""
         ...
 
 

@@ -310,8 +310,8 @@ def test_resumed_run_equals_the_straight_run_bit_for_bit(
 ) -> None:
     config = _config(tiny_pipeline_folder, name, num_steps=4, videos_per_step=4)
     straight, resumed = Keeper(tmp_path / "straight"), Keeper(tmp_path / "resumed")
-    train(config, report=straight)
-    state = train(config, report=resumed, resume_from=tmp_path / "straight" / "2")
+    train(config, on_step=straight)
+    state = train(config, on_step=resumed, resume_from=tmp_path / "straight" / "2")
     for part in ("adapter", "best_adapter", "optimizer.pt"):
         first, second = tmp_path / "straight" / "4" / part, tmp_path / "resumed" / "4" / part
         assert (
@@ -330,7 +330,7 @@ def test_resumed_run_equals_the_straight_run_bit_for_bit(
 
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_costs_are_counted(tiny_pipeline_folder: Path, tmp_path: Path, name: str) -> None:
-    state = train(_config(tiny_pipeline_folder, name, num_steps=1), report=Keeper(tmp_path))
+    state = train(_config(tiny_pipeline_folder, name, num_steps=1), on_step=Keeper(tmp_path))
     sampling = 4 * NUM_STEPS * 2  # videos, denoising steps, guidance branches
     learning = {
         "ddpo": sampling * 2,
@@ -344,7 +344,7 @@ import shutil, sys
 from pathlib import Path
 import torch
 from vader_ray.config import ExperimentConfig
-from vader_ray.training.distributed import Group
+from vader_ray.training.distributed import WorkerGroup
 from vader_ray.models.core.transitions import noised
 from vader_ray.training.loop import train
 names, rank, folder = sys.argv[1].split(","), int(sys.argv[2]), Path(sys.argv[3])
@@ -353,7 +353,7 @@ def keep(name):
     return lambda report: report.checkpoint and shutil.copytree(report.checkpoint, folder / name / str(report.step))
 for name in names:
     config = ExperimentConfig.model_validate_json((folder / f"{name}.json").read_text())
-    train(config, group=Group(rank, 2), report=keep(name))
+    train(config, group=WorkerGroup(rank, 2), on_step=keep(name))
 """
 
 
@@ -378,7 +378,7 @@ def test_two_workers_equal_one(tiny_pipeline_folder: Path, tmp_path: Path) -> No
         config = _config(
             tiny_pipeline_folder, name, num_steps=2, evaluation={"every": 2, "num_videos": 2, "num_shown": 1}
         )
-        train(config, report=Keeper(tmp_path / f"{name}_alone"))
+        train(config, on_step=Keeper(tmp_path / f"{name}_alone"))
         alone, together = tmp_path / f"{name}_alone" / "2", tmp_path / name / "2"
         for one, two in zip(_moments(alone), _moments(together), strict=True):
             torch.testing.assert_close(one, two, rtol=1e-7, atol=1e-12 + 1e-7 * float(one.abs().max()))
@@ -389,7 +389,7 @@ def test_two_workers_equal_one(tiny_pipeline_folder: Path, tmp_path: Path) -> No
 
 def test_dpo_pairs_share_prompts(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
     keeper = Keeper(tmp_path)
-    train(_config(tiny_pipeline_folder, "dpo", num_steps=3), report=keeper)
+    train(_config(tiny_pipeline_folder, "dpo", num_steps=3), on_step=keeper)
     prompts = [query.prompt for report in keeper.reports for query in report.queries]
     assert prompts[::2] == prompts[1::2]
     assert len(set(prompts[:6:2])) == 3, "every prompt comes once before any comes again"
@@ -426,7 +426,7 @@ def test_given_pairs_are_learnt_from_without_a_reward_query(
     keeper = Keeper(tmp_path)
     evaluation = {"every": 2, "num_videos": 2, "num_shown": 1}
     config = tiny_config(tiny_pipeline_folder, algorithm=algorithm, num_steps=2, evaluation=evaluation)
-    state = train(config, report=keeper)
+    state = train(config, on_step=keeper)
     assert state.reward_queries == 0
     assert state.denoiser_calls == 2 * 4 * 2 * 2  # steps, videos, draws, with and without adapter
     losses = [report.metrics["train/loss"] for report in keeper.reports[1:]]
@@ -499,7 +499,7 @@ def test_ddpo_raises_the_reward_on_held_out_prompts(tiny_pipeline_folder: Path, 
         evaluation={"every": 10, "num_videos": 8, "num_shown": 1},
         runtime={"prefix_batch_size": 8, "micro_batch_size": 8},
     )
-    train(config, report=keeper)
+    train(config, on_step=keeper)
     gain, error = (
         keeper.reports[-1].metrics[f"eval/{kind}/brightness"] for kind in ("gain", "gain_standard_error")
     )

@@ -13,6 +13,7 @@ import yaml
 
 from vader_ray.alignment.reward_gradient import RewardTerm
 from vader_ray.config import ConfigError, ExperimentConfig, flatten, load, recipe_names, split_image, validate
+from vader_ray.metrics import measured_metrics
 from vader_ray.rewards import brightness
 
 MINIMAL = """
@@ -32,15 +33,7 @@ def test_every_recipe_parses_and_crosses_a_process_border_unchanged(recipe: str)
     assert config.name == recipe
     if config.model.weights.startswith("shapes:"):
         assert config.expected_metrics, "a recipe that anyone can run states the number it reaches"
-    measured = {"eval/objective"} | {
-        f"eval/reward/{reward.name}" for reward in (*config.rewards, *config.eval_rewards)
-    }
-    judged = (
-        {f"eval/judge/{trait}" for trait in ("colour", "shape", "direction")}
-        if config.evaluation.judge
-        else set()
-    )
-    assert set(config.expected_metrics) <= measured | judged
+    assert set(config.expected_metrics) <= {*config.reward_metrics(), *measured_metrics(config)}
     assert validate(json.loads(json.dumps(config.model_dump(mode="json")))) == config
 
 

@@ -71,7 +71,7 @@ def save_action(folder: Path) -> Path:
     return folder
 
 
-def save_diversity(folder: Path) -> Path:
+def save_clip(folder: Path) -> Path:
     """A whole CLIP with its processor."""
     torch.manual_seed(4)
     tower = {
@@ -98,7 +98,6 @@ def save_diversity(folder: Path) -> Path:
 OPTIONS = {
     "vjepa": lambda folder: {"weights": str(save_vjepa(folder))},
     "action": lambda folder: {"weights": str(save_action(folder))},
-    "diversity": lambda folder: {"weights": str(save_diversity(folder))},
 }
 """What writes the tiny weights of a reward into a folder, and the options that name them."""
 

@@ -390,7 +390,7 @@ def test_a_run_trains_on_images_and_shows_rewards_the_text(folders: Any, images:
     prompts = {"train": [f"{images[0]} | a dog"], "heldout": [f"{images[1]} | a cat"]}
     changes = {"num_steps": 1, "videos_per_step": 1, "prompts": prompts, "sampling": case.sampling}
     config = tiny_config(folders("svd"), **changes, model={"family": "svd", "weights": str(folders("svd"))})
-    train(config, report=reports.append)
+    train(config, on_step=reports.append)
     assert [query.prompt for query in reports[-1].queries] == ["a dog"]
     assert {video.prompt for video in reports[-1].videos} == {"a cat"}
     assert reports[-1].metrics["train/grad_norm"] > 0

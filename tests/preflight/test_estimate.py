@@ -20,13 +20,13 @@ from vader_ray.alignment.reward_gradient import score_and_gradient
 from vader_ray.cli import app
 from vader_ray.config import ConfigError, ExperimentConfig, ModelConfig, RewardConfig, override
 from vader_ray.models.videocrafter2 import checkpoint
-from vader_ray.preflight import estimate
+from vader_ray.preflight import estimate, trackers
 from vader_ray.preflight.auto_tune import choose, find_remedies
 from vader_ray.preflight.devices import DEVICES, Device
 from vader_ray.preflight.meta_device import META, on_paper
 from vader_ray.preflight.trackers import OpCounter, PeakMemoryTracker
 from vader_ray.training.checkpoint import State
-from vader_ray.training.distributed import Group
+from vader_ray.training.distributed import WorkerGroup
 from vader_ray.training.experiment import build
 from vader_ray.training.loop import make_optimizer
 from vader_ray.training.step import train_step
@@ -66,7 +66,7 @@ def _measured_bytes(config: ExperimentConfig) -> int:
     ]
     with PeakMemoryTracker() as meter:
         for _ in range(2):
-            train_step(config, experiment, optimizer, Group(), state, 0.0)
+            train_step(config, experiment, optimizer, WorkerGroup(), state, 0.0)
     return weights + sum(column.untyped_storage().nbytes() for column in columns) + meter.peak
 
 
@@ -148,6 +148,57 @@ def test_work_of_a_matrix_product_and_its_gradient() -> None:
     assert sum(operation.flops * times for operation, times in found.items()) == 3 * 2 * 3 * 4 * 5
     forward = 4 * (3 * 4 + 4 * 5 + 3 * 5)
     assert {operation.num_bytes for operation in found} == {forward}
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_attention_is_two_matrix_products_and_its_gradient_five(device: str) -> None:
+    """4·S²·D·H for each element of the batch; backward computes the scores again: scores, ∂values, ∂scores, ∂queries, ∂keys."""
+    batch, heads, tokens, size = 3, 2, 64, 16
+    with on_paper():
+        query, key, value = (
+            torch.zeros(batch, heads, tokens, size, device=device, requires_grad=True) for _ in range(3)
+        )
+        with Work(device) as forward:
+            result = functional.scaled_dot_product_attention(query, key, value)
+        with Work(device) as backward:
+            result.sum().backward()
+    product = 2 * batch * heads * tokens**2 * size
+    assert _matmul_flops(forward) == 2 * product
+    assert _matmul_flops(backward) == 5 * product
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_queries_of_another_number_than_keys_and_a_mask_are_counted(masked: bool) -> None:
+    with on_paper():
+        query, key, value = (
+            torch.zeros(1, 2, tokens, 16, device=META, requires_grad=True) for tokens in (64, 77, 77)
+        )
+        mask = torch.ones(1, 1, 64, 77, dtype=torch.bool, device=META) if masked else None
+        with Work(META.type) as counter:
+            functional.scaled_dot_product_attention(query, key, value, attn_mask=mask).sum().backward()
+    assert _matmul_flops(counter) == 7 * 2 * 2 * 64 * 77 * 16
+
+
+def test_every_attention_kernel_of_torch_has_a_formula() -> None:
+    """Of `scaled_dot_product_attention`: one that a new version of torch adds must not be counted as free."""
+    prefix, composite = (
+        "aten::_scaled_dot_product_",
+        "attention_math",
+    )  # its matrix products are seen one by one
+    names = (
+        name.partition(".")[0] for name in torch._C._dispatch_get_all_op_names() if name.startswith(prefix)
+    )
+    kernels = {name.removeprefix("aten::") for name in names if name != prefix + composite}
+    assert len(kernels) > 8
+    assert {name for name in kernels if getattr(torch.ops.aten, name) not in trackers.FLOP_FORMULAS} == set()
+
+
+def _matmul_flops(counter: Work) -> int:
+    return sum(
+        operation.flops * times
+        for operation, times in counter.operations.items()
+        if operation.kind == "matmul"
+    )
 
 
 def test_paper_keeps_what_fused_attention_keeps() -> None:

@@ -31,6 +31,7 @@ from transformers import (
 )
 
 from vader_ray.shapes import CHECKPOINTS, PROMPTS, checkpoint
+from vader_ray.shapes.caption_classifier import caption_labels, load_caption_classifier
 from vader_ray.shapes.data import (
     COLOURS,
     DIRECTIONS,
@@ -43,7 +44,6 @@ from vader_ray.shapes.data import (
     every_scene,
     render,
 )
-from vader_ray.shapes.judge import Judge, said_in
 from vader_ray.shapes.train._tokenizer import build_tokenizer
 from vader_ray.shapes.train._videos import shaken, steadied
 from vader_ray.shapes.train.action import train_action
@@ -77,7 +77,7 @@ def test_a_video_has_as_many_frames_as_it_is_asked_for() -> None:
     scenes = cleaned(draw_scenes(20, Generator().manual_seed(20), num_frames=9))
     frames = render(scenes)
     assert frames.shape == (20, 9, 3, 32, 32)
-    assert Judge.load().accuracy(frames, captions_of(scenes))["direction"] == 1.0
+    assert load_caption_classifier().accuracy(frames, captions_of(scenes))["direction"] == 1.0
 
 
 def moving_mask(frames: Tensor) -> Tensor:
@@ -109,7 +109,7 @@ def test_centre_has_the_colour_of_the_caption() -> None:
     pixel = ((scenes.centre[:, 4] + 1) * 16).long()
     seen = frames[torch.arange(40), 4, :, pixel[:, 1], pixel[:, 0]]
     nearest = (seen[:, None] - references).abs().sum(-1).argmin(1)
-    assert torch.equal(nearest, said_in(captions_of(scenes), "colour"))
+    assert torch.equal(nearest, caption_labels(captions_of(scenes), "colour"))
 
 
 def test_one_caption_in_eight_is_wrong_in_one_attribute() -> None:
@@ -149,7 +149,7 @@ def test_unknown_names_say_what_exists() -> None:
     with pytest.raises(ValueError, match="text_to_video"):
         checkpoint("sora")
     with pytest.raises(ValueError, match="expected one colour"):
-        said_in(["a circle moving left"], "colour")
+        caption_labels(["a circle moving left"], "colour")
 
 
 def test_checkpoints_are_small() -> None:
@@ -216,7 +216,7 @@ def test_aesthetic_loads_in_transformers_and_prefers_well_filmed_frames() -> Non
 
 def test_every_scene_moves_as_its_caption_says() -> None:
     scenes = every_scene()
-    assert Judge.load().accuracy(render(scenes), captions_of(scenes))["direction"] == 1.0
+    assert load_caption_classifier().accuracy(render(scenes), captions_of(scenes))["direction"] == 1.0
 
 
 def test_the_tokenizer_has_a_token_for_each_word_and_is_always_the_same() -> None:
@@ -226,12 +226,12 @@ def test_the_tokenizer_has_a_token_for_each_word_and_is_always_the_same() -> Non
     assert tokenizer.get_vocab() == build_tokenizer().get_vocab()
 
 
-def test_judge_reads_web_videos() -> None:
+def test_the_caption_classifier_reads_web_videos() -> None:
     scenes = draw_scenes(60, Generator().manual_seed(10))
     truth = replace(
         scenes, said_shape=scenes.shape, said_colour=scenes.colour, said_direction=scenes.direction
     )
-    accuracy = Judge.load().accuracy(render(scenes), captions_of(truth))
+    accuracy = load_caption_classifier().accuracy(render(scenes), captions_of(truth))
     assert min(accuracy.values()) >= 0.9, accuracy
 
 
@@ -452,7 +452,7 @@ def trained_more_and_alike(
 @pytest.mark.filterwarnings("ignore")
 def test_wan_obeys_its_captions() -> None:
     prompts = captions("heldout")[:12]
-    accuracy = Judge.load().accuracy(
+    accuracy = load_caption_classifier().accuracy(
         sample_wan(load_wan(CHECKPOINTS), prompts, Generator().manual_seed(0)), prompts
     )
     assert accuracy["colour"] >= 0.8, accuracy
@@ -503,7 +503,7 @@ def test_svd_moves_its_image_as_it_shows() -> None:
     frames = sample_svd(
         load_svd(CHECKPOINTS), [Image.open(path) for path in paths], Generator().manual_seed(0), num_steps=6
     )
-    accuracy = Judge.load().accuracy(frames, [path.stem.replace("_", " ") for path in paths])
+    accuracy = load_caption_classifier().accuracy(frames, [path.stem.replace("_", " ") for path in paths])
     assert accuracy["colour"] >= 0.8, accuracy
     assert accuracy["direction"] >= 0.8, accuracy
 
@@ -551,7 +551,7 @@ def test_image_prompts_show_what_their_names_say(tmp_path: Path) -> None:
         assert torch.equal(
             frames, torch.stack([pil_to_tensor(Image.open(fresh / name)) / 255 for name in names])
         )
-        still = Judge.load().accuracy(frames[:, None].expand(-1, 8, -1, -1, -1), texts)
+        still = load_caption_classifier().accuracy(frames[:, None].expand(-1, 8, -1, -1, -1), texts)
         assert still["colour"] >= 0.9
         assert still["shape"] >= 0.9
 
@@ -564,7 +564,7 @@ def test_samples_follow_their_prompts() -> None:
     prompts = captions("heldout")[:12]
     options = {"num_frames": 8, "height": 32, "width": 32, "num_inference_steps": 20, "output_type": "pt"}
     frames = pipeline(prompts, guidance_scale=4, generator=Generator().manual_seed(0), **options).frames
-    accuracy = Judge.load().accuracy(frames, prompts)
+    accuracy = load_caption_classifier().accuracy(frames, prompts)
     assert accuracy["colour"] >= 0.9, accuracy
     assert accuracy["shape"] >= 0.8, accuracy
     assert accuracy["direction"] >= 0.9, accuracy

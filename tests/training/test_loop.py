@@ -19,7 +19,7 @@ from tests.training.test_media import decode
 from vader_ray.config import RewardConfig, load
 from vader_ray.training import seeding
 from vader_ray.training.checkpoint import State
-from vader_ray.training.distributed import Group
+from vader_ray.training.distributed import WorkerGroup
 from vader_ray.training.events import StepEvent
 from vader_ray.training.experiment import build
 from vader_ray.training.inference import evaluate_adapter, generate_video
@@ -59,8 +59,8 @@ def test_resumed_run_equals_the_straight_run_bit_for_bit(tiny_pipeline_folder: P
         rewards=[{"reward": "brightness", "frames": "random:1"}],
     )
     straight, resumed = Keeper(tmp_path / "straight"), Keeper(tmp_path / "resumed")
-    train(config, report=straight)
-    train(config, report=resumed, resume_from=tmp_path / "straight" / "2")
+    train(config, on_step=straight)
+    train(config, on_step=resumed, resume_from=tmp_path / "straight" / "2")
     for part in ("adapter", "best_adapter", "optimizer.pt"):
         first, second = tmp_path / "straight" / "6" / part, tmp_path / "resumed" / "6" / part
         assert (
@@ -91,7 +91,7 @@ import sys, shutil
 from vader_ray.config import load
 from vader_ray.training.loop import train
 keep = lambda report: report.checkpoint and shutil.copytree(report.checkpoint, sys.argv[2])
-train(load(sys.argv[1]), report=keep)
+train(load(sys.argv[1]), on_step=keep)
 """
 
 
@@ -110,9 +110,9 @@ def test_a_run_on_what_an_earlier_one_loaded_gives_the_files_of_a_fresh_process(
     recipe = write_tiny(tmp_path, tiny_pipeline_folder, **changes)
     cache, keeper = ModelCache(), Keeper(tmp_path / "kept")
     loaded = build(first, cache=cache)
-    train(first, loaded, report=Keeper(tmp_path / "first"))
+    train(first, loaded, on_step=Keeper(tmp_path / "first"))
     again = build(load(str(recipe)), cache=cache)
-    train(load(str(recipe)), again, report=keeper)
+    train(load(str(recipe)), again, on_step=keeper)
     assert again.model is loaded.model
     assert again.terms[0].reward is loaded.terms[0].reward
     assert (again.terms[0].weight, loaded.terms[0].weight) == (2, 1)
@@ -138,7 +138,7 @@ def test_what_a_run_does_not_need_leaves_the_shelf(tiny_pipeline_folder: Path) -
 
 def test_the_trained_reward_rises_on_held_out_prompts(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
     keeper = Keeper(tmp_path)
-    state = train(tiny_config(tiny_pipeline_folder), report=keeper)
+    state = train(tiny_config(tiny_pipeline_folder), on_step=keeper)
     gain, error = (
         keeper.reports[-1].metrics[f"eval/{name}/brightness"] for name in ("gain", "gain_standard_error")
     )
@@ -158,7 +158,7 @@ def test_the_recipes_of_further_families_take_a_step(recipe: str, reward: str, t
         "sampling.num_inference_steps=2",
         "sampling.truncation_depth=2",
     ]
-    state = train(load(recipe, [*short, "evaluation.num_videos=1", "evaluation.num_shown=1"]), report=keeper)
+    state = train(load(recipe, [*short, "evaluation.num_videos=1", "evaluation.num_shown=1"]), on_step=keeper)
     assert state.reward_queries == 1
     before, after = keeper.metrics(f"eval/reward/{reward}")
     assert before != after
@@ -170,7 +170,7 @@ def test_a_pull_to_the_base_keeps_the_videos_near_it(tiny_pipeline_folder: Path,
         keeper = Keeper(tmp_path / str(pull))
         state = train(
             tiny_config(tiny_pipeline_folder, algorithm={"name": "vader", "reference_penalty": pull}),
-            report=keeper,
+            on_step=keeper,
         )
         distances.append(keeper.reports[-1].metrics["eval/distance_to_base"])
         calls.append(state.denoiser_calls)
@@ -193,7 +193,7 @@ def test_micro_batches_and_chunks_change_nothing_but_rounding(
             tiny_config(
                 tiny_pipeline_folder, runtime=machine, num_steps=1, model=_in_float64(tiny_pipeline_folder)
             ),
-            report=keeper,
+            on_step=keeper,
         )
         norms.append(keeper.reports[1].metrics["train/grad_norm"])
     assert norms[1:] == pytest.approx([norms[0]] * 2, rel=1e-9)
@@ -213,7 +213,7 @@ def test_queries_hold_everything_about_a_video(tiny_pipeline_folder: Path, tmp_p
     config = tiny_config(
         tiny_pipeline_folder, num_steps=2, rewards=[{"reward": "brightness", "weight": 2.0, "target": 0.9}]
     )
-    train(config, report=keeper)
+    train(config, on_step=keeper)
     queries = [query for report in keeper.reports for query in report.queries]
     assert [query.video for query in queries] == list(range(8))
     assert [query.noise_seed for query in queries] == [
@@ -244,7 +244,7 @@ def test_draws_are_functions_of_seed_and_index() -> None:
 
 def test_shares_cover_every_video_once_and_in_order() -> None:
     for num_items in (1, 4, 7, 8):
-        shares = [Group(rank, 3).share(num_items) for rank in range(3)]
+        shares = [WorkerGroup(rank, 3).share(num_items) for rank in range(3)]
         assert [item for share in shares for item in share] == list(range(num_items))
 
 
@@ -278,7 +278,7 @@ def test_nonfinite_gradients_are_skipped_counted_and_fail_with_their_cause(
         TrainingError,
         match=r"step 3: the gradient was nan for 3 steps in a row; reward 'mine' answered nan for video 8",
     ):
-        train(config, report=keeper)
+        train(config, on_step=keeper)
     assert [report.metrics["train/nonfinite_steps"] for report in keeper.reports[1:]] == [1.0, 2.0]
 
 
@@ -291,24 +291,24 @@ def test_a_damaged_checkpoint_is_refused_by_name(
     tiny_pipeline_folder: Path, tmp_path: Path, part: str
 ) -> None:
     config = tiny_config(tiny_pipeline_folder, num_steps=2)
-    train(config, report=Keeper(tmp_path))
+    train(config, on_step=Keeper(tmp_path))
     _damage(tmp_path / "2" / part)
-    with pytest.raises(ValueError, match=r"2(/adapter)? is (not a whole checkpoint|damaged)"):
+    with pytest.raises(ValueError, match=r"2(/adapter)? is (not a complete checkpoint|damaged)"):
         train(
             config.model_copy(update={"num_steps": 4}),
-            report=Keeper(tmp_path / "more"),
+            on_step=Keeper(tmp_path / "more"),
             resume_from=tmp_path / "2",
         )
 
 
 def test_a_checkpoint_of_another_adapter_is_refused(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
-    train(tiny_config(tiny_pipeline_folder, num_steps=2), report=Keeper(tmp_path))
+    train(tiny_config(tiny_pipeline_folder, num_steps=2), on_step=Keeper(tmp_path))
     other = tiny_config(tiny_pipeline_folder, num_steps=4, adapter={"rank": 3})
     with pytest.raises(ValueError, match=r"has rank 2 and alpha 8\.0, this recipe asks for rank 3"):
-        train(other, report=Keeper(tmp_path / "more"), resume_from=tmp_path / "2")
+        train(other, on_step=Keeper(tmp_path / "more"), resume_from=tmp_path / "2")
     narrower = tiny_config(tiny_pipeline_folder, num_steps=4, adapter={"rank": 2, "target_modules": ["to_q"]})
     with pytest.raises(ValueError, match=r"was made for another model: \d+ tensors differ, the first is"):
-        train(narrower, report=Keeper(tmp_path / "more"), resume_from=tmp_path / "2")
+        train(narrower, on_step=Keeper(tmp_path / "more"), resume_from=tmp_path / "2")
 
 
 def test_damaged_weights_are_named(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
@@ -344,7 +344,7 @@ def test_saved_adapter_reproduces_the_evaluation_and_loads_in_peft(
     from peft import PeftModel
 
     config, keeper = tiny_config(tiny_pipeline_folder, num_steps=3), Keeper(tmp_path)
-    train(config, report=keeper)
+    train(config, on_step=keeper)
     again = evaluate_adapter(
         config.model_copy(update={"adapter": config.adapter.model_copy(update={"rank": 5})}),
         tmp_path / "3" / "adapter",

@@ -10,14 +10,16 @@ import yaml
 from pydantic import ValidationError
 
 from vader_ray.config.experiment import ExperimentConfig
-from vader_ray.config.schema import DdpoConfig, DpoConfig, Settings, VaderConfig
+from vader_ray.config.schema import DdpoConfig, DpoConfig, VaderConfig
+from vader_ray.config.settings import Settings
+from vader_ray.errors import UserError
 from vader_ray.paths import PACKAGE
 
 _ALGORITHMS: dict[str, type[Settings]] = {"vader": VaderConfig, "ddpo": DdpoConfig, "dpo": DpoConfig}
 RECIPES = PACKAGE / "recipes"
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """A setting that the user can correct; the message names its path and the remedy."""
 
 

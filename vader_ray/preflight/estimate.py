@@ -25,7 +25,7 @@ from vader_ray.alignment.algorithms.vader import accumulate_gradient
 from vader_ray.config import ExperimentConfig, VaderConfig, split_image
 from vader_ray.preflight.meta_device import META, on_paper
 from vader_ray.preflight.trackers import OpCounter, OpRecord, PeakMemoryTracker
-from vader_ray.training.distributed import Group
+from vader_ray.training.distributed import WorkerGroup
 from vader_ray.training.evaluation import evaluate
 from vader_ray.training.experiment import Experiment, assemble, batching, build_model, encode
 from vader_ray.training.step import make_rollout
@@ -135,7 +135,7 @@ def _count(config: ExperimentConfig, depth: int) -> Count:
         one = _one_denoising_step(short, experiment, plan, shown) if more else Counter[OpRecord]()
         _set_gradients(model, filled=True)
         with PeakMemoryTracker(META.type) as evaluation:
-            evaluate(short, experiment, Group())
+            evaluate(short, experiment, WorkerGroup())
     every = work.operations.keys() | one.keys()
     return Count(
         load_bytes=whole_model + encoding.peak,
@@ -211,9 +211,7 @@ def _on_blank_images(
                 "sampling": config.sampling.model_copy(
                     update={"num_inference_steps": plan.num_inference_steps, "prefix_cache": "none"}
                 ),
-                "evaluation": config.evaluation.model_copy(
-                    update={"num_videos": num_shown, "num_shown": 1, "judge": False}
-                ),
+                "evaluation": config.evaluation.model_copy(update={"num_videos": num_shown, "num_shown": 1}),
                 "runtime": config.runtime.model_copy(update={"compile": "none"}),
             }
         )
@@ -256,12 +254,10 @@ def num_bytes(networks: Sequence[nn.Module]) -> int:
 
 
 def reward_networks(experiment: Experiment) -> list[nn.Module]:
-    """The rewards and measures that have weights."""
+    """The rewards and metrics that have weights."""
     held = [term.reward for term in (*experiment.terms, *experiment.eval_terms)]
     return [
-        each
-        for each in (*held, *(measured.measure for measured in experiment.measures))
-        if isinstance(each, nn.Module)
+        each for each in (*held, *(each.metric for each in experiment.metrics)) if isinstance(each, nn.Module)
     ]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections import Counter
+from collections import ChainMap, Counter
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -15,6 +15,25 @@ from torch.utils.flop_counter import flop_registry
 
 Kind: TypeAlias = Literal["matmul", "convolution", "other"]
 _CONVOLUTIONS = (torch.ops.aten.convolution, torch.ops.aten.convolution_backward)
+_ATTENTION = {
+    kernel: flop_registry[known]
+    for known, kernels in {
+        torch.ops.aten._scaled_dot_product_flash_attention: (
+            torch.ops.aten._scaled_dot_product_flash_attention_for_cpu,
+            torch.ops.aten._scaled_dot_product_fused_attention_overrideable,
+            torch.ops.aten._scaled_dot_product_attention_math_for_mps,
+        ),
+        torch.ops.aten._scaled_dot_product_flash_attention_backward: (
+            torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward,
+            torch.ops.aten._scaled_dot_product_fused_attention_overrideable_backward,
+        ),
+    }.items()
+    for kernel in kernels
+}
+"""Attention kernels for which torch has no formula, with the one it has for the same computation: two matrix products forward
+(4·S²·D·H), five backward, since the scores are computed again (10·S²·D·H). A causal mask is counted as if it were full."""
+FLOP_FORMULAS = ChainMap(flop_registry, _ATTENTION)
+"""Arithmetic of a kernel from its inputs: torch's formulas, which stay as they are, and those above."""
 
 
 class PeakMemoryTracker(TorchDispatchMode):
@@ -96,7 +115,7 @@ def _operation(func: Any, args: Any, kwargs: Any, result: Any, tensors: list[Ten
     # The first one decides: attention also hands over its softmax's denominators, which are float32 whatever it computes in.
     packet, dtypes = func._overloadpacket, [tensor.dtype for tensor in tensors if tensor.is_floating_point()]
     num_bits = 8 * (dtypes[0].itemsize if dtypes else 4)
-    if packet not in flop_registry:
+    if packet not in FLOP_FORMULAS:
         return OpRecord("other", num_bits, 0, num_bytes)
     kind: Kind = "convolution" if packet in _CONVOLUTIONS else "matmul"
-    return OpRecord(kind, num_bits, int(flop_registry[packet](*args, **kwargs, out_val=result)), num_bytes)
+    return OpRecord(kind, num_bits, int(FLOP_FORMULAS[packet](*args, **kwargs, out_val=result)), num_bytes)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import html
-import os
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from vader_ray.files import atomic_write
 from vader_ray.training.events import Video
 
 Frames = NDArray[np.uint8]
@@ -28,6 +28,7 @@ BT709 = "setparams=colorspace=bt709:color_primaries=bt709:color_trc=bt709:range=
 PLAYER_SIDE = 256
 """Short side, in pixels, below which a video is enlarged so that a player shows something."""
 TILE_SIDE = 160
+NUM_SHEET_FRAMES = 8
 """Short side of a frame on a sheet, in pixels."""
 MARGIN, GAP, ROW_GAP = 28, 4, 26
 INK, GREY, RISE, FALL, PAPER = "#1a1a1a", "#6b6b6b", "#1a8f42", "#c93a30", "#ffffff"
@@ -51,7 +52,6 @@ def write_mp4(frames: Frames, path: Path, frames_per_second: float) -> None:
     """
     pixels = _even(_enlarge(frames, PLAYER_SIDE))
     height, width = pixels.shape[1:3]
-    temporary = path.with_suffix(".tmp")
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-y"]
     command += [
         "-f",
@@ -73,11 +73,15 @@ def write_mp4(frames: Frames, path: Path, frames_per_second: float) -> None:
         "-crf",
         "16",
     ]
-    command += ["-movflags", "+faststart", "-f", "mp4", str(temporary)]
-    done = subprocess.run(command, input=pixels.tobytes(), capture_output=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"ffmpeg could not write {path}: {done.stderr.decode(errors='replace').strip()}")
-    os.replace(temporary, path)
+    command += ["-movflags", "+faststart", "-f", "mp4"]
+    with atomic_write(path) as unfinished:
+        done = subprocess.run(
+            [*command, str(unfinished)], input=pixels.tobytes(), capture_output=True, check=False
+        )
+        if done.returncode:
+            raise RuntimeError(
+                f"ffmpeg could not write {path}: {done.stderr.decode(errors='replace').strip()}"
+            )
 
 
 def read_mp4(path: Path) -> Frames:
@@ -119,9 +123,7 @@ def contact_sheet(videos: Sequence[Video], *, title: str = "", num_frames: int =
     return _sheet(rows, title, num_frames)
 
 
-def before_after_sheet(
-    before: Sequence[Video], after: Sequence[Video], *, title: str = "", num_frames: int = 8
-) -> Image.Image:
+def before_after_sheet(before: Sequence[Video], after: Sequence[Video], *, title: str = "") -> Image.Image:
     """For each prompt the video before training above the one after it, made from the same noise, with scores and gains."""
     rows = [
         (
@@ -133,7 +135,7 @@ def before_after_sheet(
         )
         for old, new in _pairs(before, after)
     ]
-    return _sheet(rows, title, num_frames)
+    return _sheet(rows, title, NUM_SHEET_FRAMES)
 
 
 def _pairs(before: Sequence[Video], after: Sequence[Video]) -> list[tuple[Video, Video]]:

@@ -165,7 +165,7 @@ def test_a_job_takes_along_the_package_and_sweeps_and_little_else(tmp_path: Path
     create_package(str(root), package, include_gitignore=True)
     names = ZipFile(package).namelist()
     for needed in (
-        "vader_ray/cli.py",
+        "vader_ray/cli/__init__.py",
         "vader_ray/recipes/shapes_hps.yaml",
         "sweeps/hps_k_sweep.py",
         "pyproject.toml",

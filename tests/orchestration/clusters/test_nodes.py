@@ -169,7 +169,7 @@ def slow(
         if report.checkpoint is not None:
             shutil.copytree(report.checkpoint / "adapter", folder / "adapter", dirs_exist_ok=True)
 
-    train(tiny_config(tiny_pipeline_folder, rewards=[{"reward": CLIP}], **changes), report=keep)
+    train(tiny_config(tiny_pipeline_folder, rewards=[{"reward": CLIP}], **changes), on_step=keep)
     return folder, recipe, _weights(folder)
 
 

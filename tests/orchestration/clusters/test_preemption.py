@@ -23,7 +23,8 @@ from ray.cluster_utils import Cluster
 from tests.helpers.paths import REPOSITORY
 from tests.orchestration.tracking.test_mlflow_runs import free_port
 from vader_ray.config import ConfigError
-from vader_ray.orchestration.clusters.preemption import aws_notice, gcp_notice, is_preempted, watch
+from vader_ray.orchestration.clusters.preemption import aws_notice, gcp_notice, watch
+from vader_ray.orchestration.ray_private import is_node_draining
 
 CLI = str(Path(sys.executable).parent / "vader-ray")
 TOKEN = "a token"
@@ -106,7 +107,7 @@ class Trial:
     """Keeps its node from being idle."""
 
     def leaves(self) -> bool:
-        return is_preempted()
+        return is_node_draining()
 
     def node(self) -> str:
         return str(ray.get_runtime_context().get_node_id())

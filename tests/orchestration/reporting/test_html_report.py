@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+from tests.helpers.local_run import run_locally
 from tests.helpers.recipe import tiny_config
 from tests.orchestration.tracking.test_browser import CHROMIUM, FLAGS, keep
 from vader_ray.cli import app
@@ -28,9 +28,7 @@ from vader_ray.orchestration.reporting.html_report import write_report
 from vader_ray.orchestration.reporting.past_runs import find_runs
 from vader_ray.orchestration.reporting.report_figures import Group, grouped
 from vader_ray.orchestration.runs.run_dir import open_run_dir
-from vader_ray.orchestration.runs.worker import train_recorded
 from vader_ray.orchestration.tracking import mlflow_runs
-from vader_ray.training.distributed import Group as Workers
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -63,10 +61,7 @@ def record(config: Any, folder: Path, name: str, storage: str | None = None) -> 
     """Run a recipe in this process, recorded as in a worker."""
     runs = open_run_dir(config, folder / "runs", name, storage=storage)
     run = mlflow_runs.start_run(config, name, runs.recipe.read_text())
-    train_recorded(
-        config, runs, run, group=Workers(), device=torch.device("cpu"), resume_from=None,
-        served={}, announce=lambda _: None, tell=print
-    )  # fmt: skip
+    run_locally(config, runs, run)
     assert (
         mlflow_runs.end_run(run.uri, run.run_id, "FINISHED", folder=runs.path, tags={"status": "completed"})
         is None

@@ -18,7 +18,7 @@ from mlflow import MlflowClient
 
 from tests.helpers.paths import REPOSITORY
 from tests.helpers.recipe import tiny_config, write_tiny
-from vader_ray.config import ConfigError
+from vader_ray.errors import UserError
 from vader_ray.orchestration.runs import run_lock
 from vader_ray.orchestration.runs.run_dir import RunDir, claim_run_dir, write_json
 from vader_ray.orchestration.runs.storage import LOCK_FILE, Mirror
@@ -37,7 +37,7 @@ def _tree(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def _claim(tmp_path: Path, name: str | None, *, root: str = "runs", storage: bool = True) -> RunDir:
+def _claim(tmp_path: Path, name: str, *, root: str = "runs", storage: bool = True) -> RunDir:
     """Claim a run, and let it go again."""
     place = str(tmp_path / "shared") if storage else None
     with claim_run_dir(tiny_config(tmp_path), tmp_path / root, name, resume=False, storage=place) as folder:
@@ -56,7 +56,7 @@ def test_a_name_that_is_no_plain_folders_name_is_refused_and_deletes_nothing(
         {"runs/other/run.json": "1", "shared/other/run.json": "2", "shared/run.json": "{}", "mine": "3"},
     )
     before = _tree(tmp_path)
-    with pytest.raises(ConfigError, match="--run-name .* cannot name a run; begin with a letter or a digit"):
+    with pytest.raises(UserError, match=r"--run-name .* is not a run's name; begin with a letter or a digit"):
         _claim(tmp_path, name, storage=storage)
     assert _tree(tmp_path) == before
 
@@ -75,7 +75,7 @@ def test_a_folder_with_files_of_others_is_refused_and_keeps_them(
 ) -> None:
     _fill(tmp_path / place, files)
     before = _tree(tmp_path)
-    with pytest.raises(ConfigError, match=f"{place} has files .* but no run.json, so it is no run's folder"):
+    with pytest.raises(UserError, match=f"{place} has files .* but no run.json, so it is not a run's folder"):
         _claim(tmp_path, "mine")
     assert _tree(tmp_path) == before
 
@@ -93,7 +93,7 @@ def test_a_copy_replaces_no_folder_of_another_run_or_of_none(
     _fill(tmp_path / "runs" / "mine", {"b": "2"} | ({} if ours is None else {"run.json": json.dumps(ours)}))
     before = _tree(tmp_path)
     mirror = Mirror(tmp_path / "runs" / "mine", str(tmp_path / "shared" / "mine"))
-    with pytest.raises(ConfigError, match=r"do not belong to one run .*move one of them away"):
+    with pytest.raises(UserError, match=r"do not belong to one run .*move one of them away"):
         mirror.pull()
     assert _tree(tmp_path) == before
 
@@ -105,7 +105,7 @@ def test_what_is_deleted_here_is_not_deleted_in_the_copy_of_another_run(tmp_path
     mirror.push()
     _fill(there, {"run.json": '{"mlflow_run_id": "another"}', "a": "2"})
     (here / "a").unlink()
-    with pytest.raises(ConfigError, match="do not belong to one run"):
+    with pytest.raises(UserError, match="do not belong to one run"):
         mirror.push()
     assert (there / "a").read_text() == "2"
 
@@ -116,10 +116,10 @@ def test_the_second_driver_of_a_run_is_refused_and_writes_nothing(root: str, tmp
     with claim_run_dir(
         config, tmp_path / "runs", "mine", resume=False, storage=str(tmp_path / "shared")
     ) as folder:
-        write_json(folder.run, {"identity": config.fingerprint(), "storage": folder.storage})
+        write_json(folder.metadata, {"identity": config.fingerprint(), "storage": folder.storage})
         folder.push()
         before = _tree(tmp_path)
-        with pytest.raises(ConfigError) as refused:
+        with pytest.raises(UserError) as refused:
             _claim(tmp_path, "mine", root=root)
         assert str(refused.value).startswith(
             f"the run 'mine' is in use by process {os.getpid()} on {socket.gethostname()} since "
@@ -135,7 +135,7 @@ def test_the_second_driver_of_a_run_is_refused_and_writes_nothing(root: str, tmp
 def test_without_a_storage_the_second_driver_is_refused_too(tmp_path: Path) -> None:
     with (
         claim_run_dir(tiny_config(tmp_path), tmp_path / "runs", "mine", resume=False),
-        pytest.raises(ConfigError, match=r"the run 'mine' is in use by process \d+ on "),
+        pytest.raises(UserError, match=r"the run 'mine' is in use by process \d+ on "),
     ):
         _claim(tmp_path, "mine", storage=False)
 
@@ -159,7 +159,7 @@ def test_the_lock_of_a_killed_driver_is_free(storage: bool, tmp_path: Path) -> N
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as driver:
         assert driver.stdout is not None
         assert driver.stdout.readline() == "held\n"
-        with pytest.raises(ConfigError, match=f"the run 'mine' is in use by process {driver.pid} on"):
+        with pytest.raises(UserError, match=f"the run 'mine' is in use by process {driver.pid} on"):
             _claim(tmp_path, "mine", storage=storage)
         driver.kill()
     assert _claim(tmp_path, "mine", storage=storage).name == "mine"
@@ -193,10 +193,8 @@ def test_a_lock_of_another_machine_holds_while_it_is_refreshed(tmp_path: Path) -
         stack.callback(thread.join)
         stack.callback(ended.set)
         with (
-            pytest.raises(
-                ConfigError, match="the run 'mine' is in use by process 1 on moon since today; wait"
-            ),
-            run_lock.hold(tmp_path / "runs" / "mine", str(copy), instead="rest", stale_seconds=60),
+            pytest.raises(UserError, match="the run 'mine' is in use by process 1 on moon since today; wait"),
+            run_lock.hold(tmp_path / "runs" / "mine", str(copy), remedy="rest", stale_seconds=60),
         ):
             pass
     assert not (tmp_path / "runs").exists()
@@ -207,7 +205,7 @@ def test_a_lock_of_another_machine_is_free_when_it_is_no_longer_refreshed(tmp_pa
     copy = tmp_path / "shared" / "mine"
     copy.mkdir(parents=True)
     _lock_of_another_machine(copy, 7)
-    with run_lock.hold(tmp_path / "runs" / "mine", str(copy), instead="rest", stale_seconds=3):
+    with run_lock.hold(tmp_path / "runs" / "mine", str(copy), remedy="rest", stale_seconds=3):
         assert json.loads((copy / LOCK_FILE).read_text())["pid"] == os.getpid()
     assert not (copy / LOCK_FILE).exists()
 

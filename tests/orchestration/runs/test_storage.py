@@ -23,7 +23,7 @@ from tests.helpers.mock_aws import mock_aws
 from tests.helpers.paths import REPOSITORY
 from tests.helpers.recipe import tiny_config, write_tiny
 from tests.orchestration.reporting.test_html_report import record
-from vader_ray.config import ConfigError
+from vader_ray.errors import UserError
 from vader_ray.orchestration.reporting.html_report import write_report
 from vader_ray.orchestration.reporting.past_runs import find_runs
 from vader_ray.orchestration.runs.run_dir import KEPT_BY_RAY, RunDir, claim_run_dir, working_copy, write_json
@@ -104,7 +104,6 @@ def test_unfinished_files_and_rays_folders_stay(place: str, tmp_path: Path) -> N
             "a": "1",
             "b.unfinished": "",
             "c.unfinished/d": "",
-            "e.tmp": "",
             "checkpoints/f": "",
             "g/tune/h": "",
         },
@@ -138,25 +137,25 @@ def test_options_of_a_uri_stay_at_its_end(monkeypatch: pytest.MonkeyPatch, s3: s
 
 
 def test_an_unknown_storage_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"--storage ftp://host/runs: .*; give s3://BUCKET/PREFIX"):
+    with pytest.raises(UserError, match=r"--storage ftp://host/runs: .*; give s3://BUCKET/PREFIX"):
         normalised("ftp://host/runs")
 
 
 def test_a_run_is_found_by_its_copy_alone(place: str, tmp_path: Path) -> None:
     config = tiny_config(tmp_path)
-    with claim_run_dir(config, tmp_path / "one", None, resume=False, storage=place) as folder:
-        write_json(folder.run, {"identity": config.fingerprint(), "storage": folder.storage})
+    with claim_run_dir(config, tmp_path / "one", storage=place) as folder:
+        write_json(folder.metadata, {"identity": config.fingerprint(), "storage": folder.storage})
         folder.push()
-    with claim_run_dir(config, tmp_path / "two", None, resume=True, storage=place) as elsewhere:
+    with claim_run_dir(config, tmp_path / "two", resume=True, storage=place) as elsewhere:
         assert elsewhere.name == folder.name
-        assert elsewhere.read_run() == folder.read_run()
+        assert elsewhere.read_metadata() == folder.read_metadata()
     with (
-        pytest.raises(ConfigError, match=r"keeps its checkpoints in .*with --storage"),
+        pytest.raises(UserError, match=r"keeps its checkpoints in .*with --storage"),
         claim_run_dir(config, tmp_path / "two", folder.name, resume=True),
     ):
         pass
     with (
-        pytest.raises(ConfigError, match="there is no run 'other' in"),
+        pytest.raises(UserError, match="there is no run 'other' in"),
         claim_run_dir(config, tmp_path / "two", "other", resume=True, storage=place),
     ):
         pass
@@ -169,14 +168,14 @@ def test_a_worker_without_the_drivers_disk_works_on_the_copy(place: str, tmp_pat
     driver.push()
     with working_copy("/of/another/machine/run", place) as copy:
         assert copy.path != driver.path
-        assert copy.read_run() == {}
-        assert copy.shown(copy.adapter) == "/of/another/machine/run/adapter"
+        assert copy.read_metadata() == {}
+        assert copy.at_home(copy.adapter) == Path("/of/another/machine/run/adapter")
         _fill(copy.path, {"queries/q": "1"})
         copy.push()
     driver.pull()
     assert (driver.queries / "q").read_text() == "1"
     with (
-        pytest.raises(ConfigError, match="is not on this machine; give --storage"),
+        pytest.raises(UserError, match="is not on this machine; give --storage"),
         working_copy("/of/another/machine/run", None),
     ):
         pass
@@ -286,8 +285,8 @@ def test_a_sweep_in_s3_goes_on_where_nothing_is_left_of_it(
     for name in ("K=1", "K=2"):
         summary = json.loads((folder / name / "summary.json").read_text())
         assert (summary["status"], summary["steps"], summary["reward_queries"]) == ("completed", 4, 16)
-        assert summary["artifacts"]["adapter"] == str(folder / name / "adapter")
-        assert all(Path(path).exists() for path in summary["artifacts"]["videos"])
+        assert summary["adapter"] == str(folder / name / "adapter")
+        assert all(Path(path).exists() for path in summary["videos"])
         system, root = resolve(f"{storage}/{folder.name}/{name}/queries")
         assert sorted(pq.read_table(root, filesystem=system)["video"].to_pylist()) == list(range(16))
     assert [row["status"] for row in pq.read_table(folder / "trials.parquet").to_pylist()] == [

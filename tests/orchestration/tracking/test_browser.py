@@ -22,6 +22,7 @@ import pytest
 
 from vader_ray import config as settings
 from vader_ray.orchestration.tracking import mlflow_runs
+from vader_ray.orchestration.tracking.experiment import charts_page, run_page
 from vader_ray.training import media
 from vader_ray.training.events import Video
 
@@ -70,7 +71,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> mlflow_runs.MlflowRun:
     for step in range(13):
         reward = 0.25 + 0.05 * (1 - math.exp(-step / 4))
         tracker.log(
-            step, {"cost/reward_queries": 2.0 * step, "train/reward_mean": reward, "train/reward/hps": reward}
+            step,
+            {
+                "cost/reward_queries": 2.0 * step,
+                "train/reward_mean": reward,
+                "train/reward/hps": reward,
+                "eval/reward/hps": reward,
+            },
         )
     sides = {
         step: [moving_square(prompt, step) for prompt in ("a red square", "a green square")]
@@ -159,9 +166,24 @@ def keep(page: Page, name: str, tmp_path: Path) -> None:
     page.screenshot(path=folder / f"{name}.png")
 
 
+def test_experiment_opens_on_charts_of_model_training_rewards_first_and_cost_last(
+    page: Page, address: str, run: mlflow_runs.MlflowRun, tmp_path: Path
+) -> None:
+    page.goto("about:blank")
+    page.goto(charts_page(address, run.experiment_id))
+    page.get_by_role("heading", name="Runs", exact=True).wait_for()
+    page.locator(".js-plotly-plot path.js-line").first.wait_for(state="attached")
+    keep(page, "charts", tmp_path)
+    assert page.get_by_text("Judges", exact=True).count() == 0  # an entry of the GenAI pages' menu
+    headers = page.get_by_test_id("experiment-view-compare-runs-section-header").all_inner_texts()
+    sections = [header.partition("\n")[0] for header in headers]
+    assert sections[:3] == ["eval/reward", "train/reward", "train"]
+    assert sections[-1] == "cost"
+
+
 def open_run(page: Page, address: str, run: mlflow_runs.MlflowRun, tab: str) -> None:
     page.goto("about:blank")  # else only the fragment changes, and the page stays
-    page.goto(f"{address}/#/experiments/{run.experiment_id}/runs/{run.run_id}/{tab}")
+    page.goto(run_page(address, run.experiment_id, run.run_id, tab))
 
 
 def test_overview_shows_recipe_and_description(
@@ -177,9 +199,9 @@ def test_metric_charts_and_image_cards_appear(
     page: Page, address: str, run: mlflow_runs.MlflowRun, tmp_path: Path
 ) -> None:
     open_run(page, address, run, "model-metrics")
-    page.get_by_placeholder("Search metric charts").fill("train|eval")
+    page.get_by_placeholder("Search metric charts").fill("train|videos")
     page.get_by_text("reward_mean").first.wait_for()
-    page.locator(".js-plotly-plot path.js-line").first.wait_for(state="install")
+    page.locator(".js-plotly-plot path.js-line").first.wait_for(state="attached")
     card = page.locator("img[src*='get-artifact']").first
     card.wait_for()
     keep(page, "metrics", tmp_path)

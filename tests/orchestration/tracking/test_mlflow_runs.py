@@ -17,17 +17,17 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
-import torch
 from mlflow import MlflowClient
 from PIL import Image
+from typer.testing import CliRunner
 
+from tests.helpers.local_run import run_locally
 from tests.helpers.recipe import tiny_config
 from vader_ray import config as settings
+from vader_ray.cli import app
 from vader_ray.orchestration.runs.run_dir import open_run_dir
-from vader_ray.orchestration.runs.worker import train_recorded
 from vader_ray.orchestration.tracking import mlflow_runs, sender
 from vader_ray.orchestration.tracking.mlflow_runs import Tracker, TrackingError
-from vader_ray.training.distributed import Group
 from vader_ray.training.events import StepEvent
 
 
@@ -326,7 +326,7 @@ def test_results_wait_on_disk_and_are_delivered_once(uri: str, folder: Path) -> 
     failure, closing, ending = log_to_nobody(run_id, folder)
     assert time.monotonic() - start < 10
     assert "refused" in failure
-    assert f"python -m vader_ray.orchestration.tracking.mlflow_runs {folder}" in closing
+    assert f"vader-ray sync {folder}" in closing
     assert "did not take 8 results" in ending
 
     waiting = (folder / "undelivered.jsonl").read_bytes()
@@ -341,20 +341,19 @@ def test_results_wait_on_disk_and_are_delivered_once(uri: str, folder: Path) -> 
     assert_delivered(uri, run_id)
 
 
-def test_the_command_delivers_where_the_run_was_logged(
-    uri: str, folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_delivers_where_the_run_was_logged(uri: str, folder: Path) -> None:
     run_id = open_run(uri)
     log_to_nobody(run_id, folder)
-    assert mlflow_runs.main(str(folder)) == 1
-    assert "did not take" in capsys.readouterr().out
+    failed = CliRunner().invoke(app, ["sync", str(folder)])
+    assert failed.exit_code == 1
+    assert "did not take" in failed.stderr
     header, *events = (folder / "undelivered.jsonl").read_text().splitlines()
     header = json.dumps({**json.loads(header), "uri": uri})
     (folder / "undelivered.jsonl").write_text("\n".join([header, *events, ""]))
-    assert mlflow_runs.main(str(folder)) == 0
-    assert capsys.readouterr().out == f"8 results delivered to MLflow run {run_id} at {uri}\n"
+    sent = CliRunner().invoke(app, ["sync", str(folder)])
+    assert (sent.exit_code, sent.stdout) == (0, f"8 results delivered to MLflow run {run_id} at {uri}\n")
     assert_delivered(uri, run_id)
-    assert mlflow_runs.main(str(folder)) == 0
+    assert CliRunner().invoke(app, ["sync", str(folder)]).stdout == f"nothing waits in {folder}\n"
 
 
 def test_a_later_process_delivers_first_and_goes_on(uri: str, folder: Path) -> None:
@@ -516,17 +515,14 @@ def test_a_run_whose_server_is_killed_and_started_again_is_there_once(
         running.enter_context(server(uri, port))
         run = mlflow_runs.start_run(config, "mine", folder.recipe.read_text())
 
-        def announce(report: StepEvent) -> None:
+        def on_step(event: StepEvent) -> None:
             waited.append((folder.path / "undelivered.jsonl").exists())
-            if report.step == 1:
+            if event.step == 1:
                 running.close()
-            if report.step == 4:
+            if event.step == 4:
                 running.enter_context(server(uri, port))
 
-        train_recorded(
-            config, folder, run, group=Group(), device=torch.device("cpu"), resume_from=None,
-            served={}, announce=announce, tell=silent,
-        )  # fmt: skip
+        run_locally(config, folder, run, on_step)
         assert mlflow_runs.end_run(run.uri, run.run_id, "FINISHED", folder=folder.path) is None
     assert waited[:5] == [False, False, True, True, True]
     assert [step for step, _ in history(uri, run.run_id)] == [1, 2, 3, 4, 5, 6]

@@ -14,10 +14,10 @@ import jsonschema
 import ray
 import yaml
 from pydantic import ValidationError
-from ray.autoscaler._private.util import prepare_config, validate_config
 
 from vader_ray.config import ConfigError
 from vader_ray.orchestration.clusters.kuberay import KINDS
+from vader_ray.orchestration.ray_private import prepare_config, validate_config
 
 _PACKAGE_VERSION = metadata.version("vader-ray")
 _PLACEHOLDER = re.compile(r"<[A-Z][A-Z_]*>")

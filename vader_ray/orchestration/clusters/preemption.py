@@ -23,11 +23,6 @@ GOOGLE_SECONDS = 30
 """What Google gives between notice and end."""
 
 
-def is_preempted() -> bool:
-    """Whether the node of this process is being drained."""
-    return ray.get_runtime_context().get_node_id() in ray._private.state.state.get_draining_nodes()
-
-
 def aws_notice() -> float | None:
     """Seconds until Amazon takes this spot machine back, None while it does not want it.
 

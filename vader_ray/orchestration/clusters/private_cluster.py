@@ -11,10 +11,9 @@ from typing import Any
 
 import psutil
 import ray
-from ray._common.utils import get_default_system_temp_dir
-from ray._private import ray_constants
 
-from vader_ray.config import ConfigError
+from vader_ray.errors import UserError
+from vader_ray.orchestration import ray_private
 
 _LOOPBACK = "127.0.0.1"
 
@@ -32,18 +31,18 @@ def start(*, include_dashboard: bool, **settings: Any) -> Iterator[None]:
         settings: more arguments of ``ray.init``.
 
     Raises:
-        ConfigError: the folder belongs to another user.
+        UserError: the folder belongs to another user.
     """
     environment = {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
-        ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0",  # in child processes, see `_node_address_is_loopback`
+        **ray_private.LOOPBACK_ENVIRONMENT,
         "GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME") or _loopback_interface(),
     }
     folder = _own_folder() / "ray"  # Ray makes the folder that it is given writable for everybody
     with _set_environment(environment):
         try:
-            with _node_address_is_loopback():
+            with ray_private.loopback_node_address():
                 ray.init(
                     address="local", include_dashboard=include_dashboard, _temp_dir=str(folder), **settings
                 )
@@ -57,7 +56,7 @@ def _set_environment(variables: dict[str, str]) -> Iterator[None]:
     """Set variables of this process for the length of the block, and have Ray's core read its token again."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
-    _reload_authentication()
+    ray_private.reload_authentication()
     try:
         yield
     finally:
@@ -66,28 +65,7 @@ def _set_environment(variables: dict[str, str]) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-        _reload_authentication()
-
-
-def _reload_authentication() -> None:
-    """Ray's core reads mode and token once in a process."""
-    ray._raylet.Config.initialize("")
-    ray._raylet.AuthenticationTokenLoader.instance().reset_cache()
-
-
-@contextmanager
-def _node_address_is_loopback() -> Iterator[None]:
-    """Let Ray take the loopback address for its node, which it does by itself on macOS and Windows alone.
-
-    ``_node_ip_address`` is of no use: `ray.init` replaces a loopback address in it by that of a network. The child processes
-    get the same setting from the environment, which Ray reads at its import; the driver has imported it long before.
-    """
-    before = ray_constants.ENABLE_RAY_CLUSTER
-    ray_constants.ENABLE_RAY_CLUSTER = False
-    try:
-        yield
-    finally:
-        ray_constants.ENABLE_RAY_CLUSTER = before
+        ray_private.reload_authentication()
 
 
 def _loopback_interface() -> str:
@@ -97,9 +75,9 @@ def _loopback_interface() -> str:
 
 def _own_folder() -> Path:
     """Where Ray keeps logs and sockets of this user's clusters; a short path, for a socket's has at most 107 bytes."""
-    folder = Path(get_default_system_temp_dir()) / f"ray_{os.getuid()}"
+    folder = ray_private.temporary_folder() / f"ray_{os.getuid()}"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if folder.is_symlink() or folder.stat().st_uid != os.getuid():
-        raise ConfigError(f"{folder} belongs to another user; set RAY_TMPDIR to a folder of your own")
+        raise UserError(f"{folder} belongs to another user; set RAY_TMPDIR to a folder of your own")
     folder.chmod(0o700)
     return folder

@@ -21,7 +21,7 @@ from vader_ray.orchestration.reporting.past_runs import PastRun, differing, diff
 from vader_ray.orchestration.reporting.report_figures import (
     describe_bands,
     draw_effects,
-    draw_evidence,
+    draw_metrics,
     draw_rewards,
     draw_trade_offs,
     grouped,
@@ -92,7 +92,7 @@ def _render(targets: Sequence[str], runs: list[PastRun], uri: str, output: Path)
     sections = [
         ("rewards", "Trained rewards", f"On prompts that were never trained on. {bands}", draw_rewards(groups, trained, folder)),
         ("heldout", "Rewards that nobody trained", f"They expose reward hacking. {bands}", draw_rewards(groups, heldout, folder)),
-        ("evidence", "Diversity, motion, distance", "What rewards do not say.", draw_evidence(groups, folder)),
+        ("metrics", "Metrics", "Measured in every evaluation and never trained.", draw_metrics(groups, folder)),
         ("trade-offs", "Trade-offs", "No other run beats those on the front in all rewards.", draw_trade_offs(groups, folder)),
         ("effects", "Effect of each setting", "A dot per run; the line joins the means.", draw_effects(groups, folder)),
     ]  # fmt: skip

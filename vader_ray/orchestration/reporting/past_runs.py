@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from vader_ray.config import ConfigError
-from vader_ray.orchestration.sweeps.definition import INTERPOLATED
+from vader_ray.orchestration.selection import INTERPOLATED
 from vader_ray.orchestration.tracking.mlflow_client import MlflowClient, MlflowException
 from vader_ray.orchestration.tracking.server import SQLITE, check_server, database_path, unusable
 

@@ -31,6 +31,7 @@ from ray.util import list_named_actors
 from vader_ray.alignment.frames import choose_frames
 from vader_ray.alignment.reward_gradient import score_and_gradient, score_only
 from vader_ray.config import ConfigError, ExperimentConfig, PlacementConfig, RewardConfig, SamplingConfig
+from vader_ray.errors import first_line
 from vader_ray.orchestration.reward_service.transport import EncodedFrames, Region, pack, unpack
 from vader_ray.training.experiment import load_reward
 from vader_ray.training.step import TrainingError
@@ -156,7 +157,7 @@ class PooledReward:
         except (ActorDiedError, ActorUnavailableError) as error:
             raise TrainingError(
                 f"reward {name!r}: actor {placement.actor!r} died more than {placement.max_retries} times during one "
-                f"request ({_first_line(error)}); give it more memory or raise placement.max_retries"
+                f"request ({first_line(error)}); give it more memory or raise placement.max_retries"
             ) from error
         raise TrainingError(
             f"reward {name!r}: actor {placement.actor!r} gave no answer within placement.timeout_seconds="
@@ -282,10 +283,10 @@ def _answer(spec: RewardConfig, references: Sequence[ray.ObjectRef[Any]]) -> lis
         raise ConfigError(str(error.cause)) from error
     except RuntimeEnvSetupError as error:
         raise ConfigError(
-            f"{spec.name}.placement.runtime_env cannot be set up: {_first_line(error)}"
+            f"{spec.name}.placement.runtime_env cannot be set up: {first_line(error)}"
         ) from error
     except (ActorDiedError, ActorUnavailableError) as error:
-        raise ConfigError(f"{spec.name}.placement: its actor cannot start: {_first_line(error)}") from error
+        raise ConfigError(f"{spec.name}.placement: its actor cannot start: {first_line(error)}") from error
     return said
 
 
@@ -304,7 +305,3 @@ def _shared_pools() -> Mapping[str, list[str]]:
 
 def _named(actor: str) -> ActorHandle:
     return ray.get_actor(actor, namespace=NAMESPACE)
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0]

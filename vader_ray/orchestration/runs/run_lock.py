@@ -9,6 +9,7 @@ has no conditional write that would exclude them with certainty.
 from __future__ import annotations
 
 import fcntl
+import io
 import json
 import os
 import socket
@@ -23,7 +24,7 @@ from uuid import uuid4
 
 import psutil
 
-from vader_ray.config import ConfigError
+from vader_ray.errors import UserError
 from vader_ray.orchestration.runs.storage import LOCK_FILE, read_json, resolve, write_file
 
 _REFRESH_SECONDS = 10.0
@@ -33,21 +34,21 @@ _POLL_SECONDS = 1.0
 
 @contextmanager
 def hold(
-    folder: Path, uri: str | None, *, instead: str, stale_seconds: float = STALE_SECONDS
+    folder: Path, uri: str | None, *, remedy: str, stale_seconds: float = STALE_SECONDS
 ) -> Iterator[None]:
     """Hold the lock of a run's folder, and of its copy at ``uri``, while the block runs.
 
     Args:
-        instead: advice for the user when another driver holds it.
+        remedy: advice for the user when another driver holds it.
         stale_seconds: a lock in the storage that does not change for so long is free, unless its driver runs on this machine.
 
     Raises:
-        ConfigError: another driver holds it. Nothing has been written then.
+        UserError: another driver holds it. Nothing has been written then.
     """
     with ExitStack() as stack:
         if uri is not None:
-            stack.enter_context(_hold_copy(folder.name, uri, instead, stale_seconds))
-        stack.enter_context(_hold_folder(folder, instead))
+            stack.enter_context(_hold_copy(folder.name, uri, remedy, stale_seconds))
+        stack.enter_context(_hold_folder(folder, remedy))
         yield
 
 
@@ -74,21 +75,21 @@ def _is_at(file: TextIO, path: Path) -> bool:
 
 
 @contextmanager
-def _hold_folder(folder: Path, instead: str) -> Iterator[None]:
+def _hold_folder(folder: Path, remedy: str) -> Iterator[None]:
     path = folder / LOCK_FILE
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = path.open("a+", encoding="utf-8")
     except OSError as error:
-        raise ConfigError(
+        raise UserError(
             f"the run folder {folder} cannot be written ({error.strerror}); give another --runs-dir"
         ) from None
     with file:
         if not _try_lock(file):
             file.seek(0)
-            raise _refusal(folder.name, file.read() or "another process", instead)
+            raise _refusal(folder.name, file.read() or "another process", remedy)
         if not _is_at(file, path):  # its driver ended, and deleted it, in this very moment
-            raise _refusal(folder.name, "a process that is just ending", instead)
+            raise _refusal(folder.name, "a process that is just ending", remedy)
         try:
             file.truncate(0)
             file.write(_describe_this_driver())
@@ -99,9 +100,9 @@ def _hold_folder(folder: Path, instead: str) -> Iterator[None]:
 
 
 @contextmanager
-def _hold_copy(name: str, uri: str, instead: str, stale_seconds: float) -> Iterator[None]:
+def _hold_copy(name: str, uri: str, remedy: str, stale_seconds: float) -> Iterator[None]:
     lock = _StorageLock(name, uri, stale_seconds)
-    lock.acquire(instead)
+    lock.acquire(remedy)
     ended = threading.Event()
     thread = threading.Thread(target=lock.refresh_until, args=(ended,), daemon=True)
     thread.start()
@@ -135,17 +136,16 @@ class _StorageLock:
             "refreshed": 0,
         }
 
-    def acquire(self, instead: str) -> None:
+    def acquire(self, remedy: str) -> None:
         """Take the lock; where it exists already, find out first whether its driver still runs."""
         held = self._read()
-        if held is not None and not _has_ended(held):
-            if held["machine"] == _this_machine() or self._is_refreshed(held):
-                raise _refusal(self._name, held["driver"], instead)
+        if held is not None and not _has_ended(held) and self._is_in_use(held):
+            raise _refusal(self._name, held["driver"], remedy)
         self._write()
         time.sleep(_POLL_SECONDS)
         held = self._read()
         if held is not None and held["id"] != self._content["id"]:
-            raise _refusal(self._name, held["driver"], instead)
+            raise _refusal(self._name, held["driver"], remedy)
 
     def refresh_until(self, ended: threading.Event) -> None:
         """Rewrite the lock file again and again until the event is set, or until another driver has taken it."""
@@ -166,8 +166,10 @@ class _StorageLock:
         if held is not None and held["id"] == self._content["id"]:
             self._system.delete_file(self._path)
 
-    def _is_refreshed(self, held: dict[str, Any]) -> bool:
-        """Whether the lock file changes within the time after which it is stale."""
+    def _is_in_use(self, held: dict[str, Any]) -> bool:
+        """Whether the driver runs on this machine, or the lock file changes within the time after which it is stale."""
+        if held["machine"] == _this_machine():
+            return True
         print(
             f"the run {self._name!r} was last in use by {held['driver']}; waiting up to {self._stale_seconds:g} s "
             "to see whether that has ended",
@@ -185,7 +187,7 @@ class _StorageLock:
         return read_json(self._system, self._path)
 
     def _write(self) -> None:
-        write_file(self._system, self._path, json.dumps(self._content).encode())
+        write_file(self._system, self._path, io.BytesIO(json.dumps(self._content).encode()))
 
 
 def _has_ended(held: dict[str, Any]) -> bool:
@@ -208,5 +210,5 @@ def _describe_this_driver() -> str:
     return f"process {os.getpid()} on {socket.gethostname()} since {datetime.now():%Y-%m-%d %H:%M:%S}"
 
 
-def _refusal(name: str, driver: str, instead: str) -> ConfigError:
-    return ConfigError(f"the run {name!r} is in use by {driver}; wait until it has ended, or {instead}")
+def _refusal(name: str, driver: str, remedy: str) -> UserError:
+    return UserError(f"the run {name!r} is in use by {driver}; wait until it has ended, or {remedy}")

@@ -1,11 +1,10 @@
-"""Copies of folders on any file system that pyarrow knows: S3, Google Cloud Storage, or a disk that several machines share.
+"""Copies of run folders on any file system of pyarrow: S3, Google Cloud Storage, or a disk that machines share.
 
-The programs that write and read a run's folder work on a local one; a `Mirror` moves what differs, whole files only.
+A run's folder is written and read locally; a `Mirror` transfers the files that differ.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import shutil
@@ -16,36 +15,36 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 from pyarrow import fs
 
-from vader_ray.config import ConfigError
+from vader_ray.errors import UserError, first_line
+from vader_ray.files import UNFINISHED, atomic_write
 
-UNFINISHED = (".unfinished", ".tmp")
 RUN_FILE = "run.json"
-"""In the folder of a run and in its copy: which run it is. Nothing is deleted where it is missing or another run's."""
+"""File that identifies the run of a folder and of its copy. Nothing is deleted where it is missing or of another run."""
+
 LOCK_FILE = "run.lock"
-"""In the folder of a run and in its copy, while a driver works on it. It is not copied."""
+"""File in a run's folder, and in its copy, while a driver works on the run. It is not copied."""
 
 Stamp = tuple[int, int]
-"""Size and time of the last change in ns, by which an unchanged file is known."""
+"""Size in bytes and time of the last change in ns; a file with the same stamp is taken as unchanged."""
 
 
 def resolve(uri: str) -> tuple[fs.FileSystem, str]:
-    """The file system of a URI or an absolute path, and the path there.
+    """Return the file system of a URI or an absolute path, and the path in it.
 
     Raises:
-        ConfigError: pyarrow knows no such file system, or it cannot be reached.
+        UserError: pyarrow has no such file system, or it cannot be reached.
     """
     try:
         system, path = fs.FileSystem.from_uri(uri)
     except (pa.ArrowInvalid, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(
-            f"--storage {uri}: {reason}; give s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or a shared folder"
+        raise UserError(
+            f"--storage {uri}: {first_line(error)}; give s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or a shared folder"
         ) from None
     return system, path
 
 
 def normalised(storage: str | None) -> str | None:
-    """A URI, or an absolute path for a folder; what pyarrow does not know is refused."""
+    """Return the storage as a URI, or as an absolute path if it is a folder; refuse file systems that pyarrow lacks."""
     if storage is None:
         return None
     uri = storage if "://" in storage else str(Path(storage).expanduser().resolve())
@@ -54,33 +53,33 @@ def normalised(storage: str | None) -> str | None:
 
 
 def join(uri: str, *names: str) -> str:
-    """The URI of something inside; options behind a question mark stay behind it."""
-    place, mark, options = uri.partition("?")
-    return "/".join([place.rstrip("/"), *names]) + mark + options
+    """Return the URI of a path below a URI; options after a question mark stay at the end."""
+    base, mark, options = uri.partition("?")
+    return "/".join([base.rstrip("/"), *names]) + mark + options
 
 
 def subfolders(uri: str) -> list[str]:
-    """Names of the folders directly inside."""
+    """Return the names of the direct subfolders."""
     system, root = resolve(uri)
     found = system.get_file_info(fs.FileSelector(root, allow_not_found=True))
     return sorted(info.base_name for info in found if info.type == fs.FileType.Directory)
 
 
 def names_in(uri: str) -> set[str]:
-    """Names of all that is directly inside, empty where there is no such folder."""
+    """Return the names of the files and subfolders directly inside; none if the folder does not exist."""
     system, root = resolve(uri)
     return {info.base_name for info in system.get_file_info(fs.FileSelector(root, allow_not_found=True))}
 
 
 def delete_from_run(uri: str, name: str) -> None:
-    """Empty a folder inside the folder of a run, if it exists; where there is no run nothing is deleted."""
+    """Delete the contents of a subfolder of a run's folder, if it exists; in other folders nothing is deleted."""
     system, root = resolve(uri)
     if system.get_file_info(f"{root}/{RUN_FILE}").type == fs.FileType.File:
         system.delete_dir_contents(f"{root}/{name}", missing_dir_ok=True)
 
 
 def read_json(system: fs.FileSystem, path: str) -> dict[str, Any] | None:
-    """A JSON file, or None where there is none."""
+    """Return the content of a JSON file, None if it does not exist."""
     if system.get_file_info(path).type != fs.FileType.File:
         return None
     with system.open_input_stream(path) as stream:
@@ -88,20 +87,20 @@ def read_json(system: fs.FileSystem, path: str) -> dict[str, Any] | None:
     return content
 
 
-def write_file(system: fs.FileSystem, path: str, content: bytes | BinaryIO) -> None:
-    """Write a file that appears whole or not at all: object stores do so by themselves, on a disk it is renamed."""
+def write_file(system: fs.FileSystem, path: str, content: BinaryIO) -> None:
+    """Write a file atomically: object stores do so by themselves, on a disk it is renamed."""
     on_disk = system.type_name == "local"
     if on_disk:
         system.create_dir(os.path.dirname(path), recursive=True)
-    written = path + UNFINISHED[0] if on_disk else path
+    written = path + UNFINISHED if on_disk else path
     with system.open_output_stream(written) as stream:
-        shutil.copyfileobj(io.BytesIO(content) if isinstance(content, bytes) else content, stream)
+        shutil.copyfileobj(content, stream)
     if on_disk:
         system.move(written, path)
 
 
 class Mirror:
-    """A local folder and its copy at a URI, which one process at a time changes.
+    """A local folder and its copy at a URI, which only one process changes at a time.
 
     Args:
         skip: names of folders that are not copied, at any depth.
@@ -112,32 +111,29 @@ class Mirror:
         self._folder, self._skip = folder, frozenset(skip)
         self._system, self._root = resolve(uri)
         self._here: dict[str, Stamp] = {}
-        """The local files that the copy has, as they were when it got them."""
+        """Stamps of the local files when they were last equal to the copy."""
 
     def pull(self, names: Collection[str] | None = None) -> None:
-        """Make the local folder like its copy; where there is no copy nothing changes.
+        """Make the local folder equal to its copy; without a copy nothing changes.
 
         Args:
-            names: fetch only these files, and delete none.
+            names: fetch only these files, and delete no local file.
 
         Raises:
-            ConfigError: the local folder belongs to another run than the copy, or to none.
+            UserError: the local folder does not belong to the run of the copy.
         """
         there = self._there()
         if names is None and RUN_FILE in there:
-            self._check_one_run()
+            self._check_same_run()
         wanted = there if names is None else {name: stamp for name, stamp in there.items() if name in names}
         for name, (_, changed_ns) in wanted.items():
-            path = self._folder / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            unfinished = path.with_name(path.name + UNFINISHED[0])
-            with (
-                self._system.open_input_stream(f"{self._root}/{name}") as source,
-                unfinished.open("wb") as target,
-            ):
-                shutil.copyfileobj(source, target)
-            os.utime(unfinished, ns=(changed_ns, changed_ns))
-            os.replace(unfinished, path)
+            with atomic_write(self._folder / name) as unfinished:
+                with (
+                    self._system.open_input_stream(f"{self._root}/{name}") as source,
+                    unfinished.open("wb") as target,
+                ):
+                    shutil.copyfileobj(source, target)
+                os.utime(unfinished, ns=(changed_ns, changed_ns))
         if names is None and RUN_FILE in there:
             for name in self._local().keys() - there.keys():
                 (self._folder / name).unlink()
@@ -145,13 +141,17 @@ class Mirror:
             self._here = {name: stamp for name, stamp in self._local().items() if name in there}
 
     def push(self) -> None:
-        """Copy what has changed here since the last `pull` or `push`, and delete there what was deleted here."""
+        """Copy local changes since the last `pull` or `push`, deletions included.
+
+        Raises:
+            UserError: the copy, from which a file is to be deleted, does not belong to the run of the local folder.
+        """
         now = self._local()
         for name, stamp in sorted(now.items(), key=lambda item: (item[0] != RUN_FILE, item)):
             if self._here.get(name) != stamp:
                 self._upload(name)
         if deleted := self._here.keys() - now.keys():
-            self._check_one_run()
+            self._check_same_run()
             for name in deleted:
                 self._system.delete_file(f"{self._root}/{name}")
         self._here = now
@@ -160,16 +160,14 @@ class Mirror:
         with (self._folder / name).open("rb") as source:
             write_file(self._system, f"{self._root}/{name}", source)
 
-    def _check_one_run(self) -> None:
-        """Refuse to make a folder and its copy alike when they do not belong to one run."""
-        if self._local().keys() <= {"recipe.yaml"}:  # of a run that did not begin
+    def _check_same_run(self) -> None:
+        """Refuse to make a folder and its copy equal if they belong to different runs, or one of them to none."""
+        if self._local().keys() <= {"recipe.yaml"}:  # a run that has not begun
             return
-        ours, theirs = (
-            read_json(system, f"{root}/{RUN_FILE}")
-            for system, root in ((fs.LocalFileSystem(), self._folder), (self._system, self._root))
-        )
-        if ours is None or theirs is None or ours.get("mlflow_run_id") != theirs.get("mlflow_run_id"):
-            raise ConfigError(
+        local = read_json(fs.LocalFileSystem(), str(self._folder / RUN_FILE))
+        copy = read_json(self._system, f"{self._root}/{RUN_FILE}")
+        if local is None or copy is None or local.get("mlflow_run_id") != copy.get("mlflow_run_id"):
+            raise UserError(
                 f"{self._folder} and {self.uri} do not belong to one run ({RUN_FILE} is missing or differs), so neither "
                 "may replace the other; move one of them away, or choose another --run-name"
             )

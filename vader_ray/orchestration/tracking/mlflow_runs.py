@@ -1,14 +1,13 @@
 """MLflow: the driver opens and ends a run, rank 0's worker fills it; a server that fails never stops training.
 
 What cannot be delivered waits in ``undelivered.jsonl`` of the run's folder and is sent again later, each step exactly
-once. What is left at the end is delivered by ``python -m vader_ray.orchestration.tracking.mlflow_runs FOLDER``.
+once. What is left at the end is delivered by ``vader-ray sync FOLDER``.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,9 +16,10 @@ from typing import Literal, NamedTuple
 from PIL import Image
 
 from vader_ray import config as settings
+from vader_ray.errors import RunFailed
 from vader_ray.orchestration.tracking.environment import describe_environment, git_commit, gpu_names
+from vader_ray.orchestration.tracking.experiment import find_or_create_experiment
 from vader_ray.orchestration.tracking.mlflow_client import (
-    Experiment,
     MlflowClient,
     MlflowException,
     Param,
@@ -71,7 +71,7 @@ def start_run(
     try:
         if resume_run_id is not None:
             return _reopened(client, uri, resume_run_id)
-        experiment_id = _experiment_id(client, uri, config.tracking.experiment)
+        experiment_id = find_or_create_experiment(client, uri, config.tracking.experiment)
         all_tags = _tags(config, parent_run_id) | dict(tags or {})
         opened = _opened_before(client, experiment_id, parent_run_id, run_name)
         run_id = opened or client.create_run(experiment_id, run_name=run_name, tags=all_tags).info.run_id
@@ -145,24 +145,6 @@ def _reopened(client: MlflowClient, uri: str, run_id: str) -> MlflowRun:
             "give the tracking.uri that the run was started with, or start a new run"
         ) from None
     return MlflowRun(uri, client.get_run(run_id).info.experiment_id, run_id)
-
-
-def _experiment_id(client: MlflowClient, uri: str, name: str) -> str:
-    """The experiment of this name, made when there is none; beside a SQLite database lie its artifacts."""
-    experiment: Experiment | None = client.get_experiment_by_name(name)
-    if experiment is None:
-        artifacts = (database_path(uri).parent / "mlartifacts").as_uri() if uri.startswith(SQLITE) else None
-        try:
-            return str(client.create_experiment(name, artifact_location=artifacts))
-        except MlflowException:
-            experiment = client.get_experiment_by_name(name)  # another driver was faster
-            if experiment is None:
-                raise
-    if experiment.lifecycle_stage != "active":
-        raise TrackingError(
-            f"tracking.experiment: {name!r} was deleted in MLflow; restore it there or choose another name"
-        )
-    return str(experiment.experiment_id)
 
 
 def _tags(config: settings.ExperimentConfig, parent_run_id: str | None) -> dict[str, str]:
@@ -317,18 +299,15 @@ def _check_visible(uri: str) -> None:
         )
 
 
-def main(folder: str) -> int:
-    """Deliver what waits in a run's folder, to the server and run named there; the exit status."""
-    header, events = read(Path(folder))
+def deliver_waiting(folder: Path) -> str:
+    """Deliver what waits in a run's folder, to the server and run recorded there, and return a message about it.
+
+    Raises:
+        RunFailed: MLflow did not take everything.
+    """
+    header, events = read(folder)
     if not events:
-        print(f"nothing waits in {folder}")
-        return 0
-    line = deliver(Path(folder), header["uri"], header["run_id"])
-    print(line or f"{len(events)} results delivered to MLflow run {header['run_id']} at {header['uri']}")
-    return int(line is not None)
-
-
-if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("usage: python -m vader_ray.orchestration.tracking.mlflow_runs FOLDER")
-    sys.exit(main(sys.argv[1]))
+        return f"nothing waits in {folder}"
+    if undelivered := deliver(folder, header["uri"], header["run_id"]):
+        raise RunFailed(undelivered)
+    return f"{len(events)} results delivered to MLflow run {header['run_id']} at {header['uri']}"

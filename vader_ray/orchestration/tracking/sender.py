@@ -62,7 +62,7 @@ class Sender:
         return (
             f"MLflow at {self._uri} did not take {len(self._outbox.events)} results ({self.problem or 'out of time'}). "
             f"They wait in {self._outbox.path}; deliver them with: "
-            f"python -m vader_ray.orchestration.tracking.mlflow_runs {self._outbox.path.parent}"
+            f"vader-ray sync {self._outbox.path.parent}"
         )
 
     def _send_all(self, events: list[Event], seconds: float) -> list[Event]:
