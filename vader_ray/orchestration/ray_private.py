@@ -42,7 +42,7 @@ def reload_authentication() -> None:
 def loopback_node_address() -> Iterator[None]:
     """Let `ray.init` start its node on the loopback address, as it does by itself on macOS and Windows alone.
 
-    Its argument ``_node_ip_address`` has no such effect: a loopback address in it is replaced by one of a network.
+    Its argument ``_node_ip_address`` has no such effect: Ray replaces a loopback address by a network's.
     """
     before = ray_constants.ENABLE_RAY_CLUSTER
     ray_constants.ENABLE_RAY_CLUSTER = False

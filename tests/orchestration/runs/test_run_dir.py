@@ -1,4 +1,4 @@
-"""The folder of a run: its name, that nothing of others is deleted, and that one driver at a time works in it."""
+"""The folder of a run: its name, files of others that stay, and the lock for one driver at a time."""
 
 from __future__ import annotations
 

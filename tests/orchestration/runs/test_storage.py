@@ -35,7 +35,7 @@ from vader_ray.orchestration.runs.storage import (
     resolve,
     subfolders,
 )
-from vader_ray.orchestration.tracking.mlflow_runs import check_server
+from vader_ray.orchestration.tracking.server import check_server
 
 CLI = str(Path(sys.executable).parent / "vader-ray")
 

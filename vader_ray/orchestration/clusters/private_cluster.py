@@ -1,4 +1,4 @@
-"""A Ray cluster of one driver on one machine, which no other user of the machine or of the network can use."""
+"""A Ray cluster of one driver on one machine, closed to other users of the machine and of the network."""
 
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ _LOOPBACK = "127.0.0.1"
 def start(*, include_dashboard: bool, **settings: Any) -> Iterator[None]:
     """Start a cluster for the length of the block.
 
-    Its processes demand a random token, which only the environment of the driver and of its child processes holds, listen on
-    the loopback interface (Ray's; torch's store of a process group with several workers listens on all), and keep their files
-    in a folder that only this user can enter. Afterwards the driver's environment is as it was.
+    Its processes demand a random token, which is in the environment of the driver and of its children only, listen
+    on the loopback interface, and keep their files in a folder that only this user can enter. One port is open to
+    the network: that of torch's store while several workers train, to which Ray Train gives no address.
+    Afterwards the driver's environment is as it was.
 
     Args:
-        include_dashboard: start Ray's dashboard too, with its State API; it demands the token like everything else.
+        include_dashboard: also start Ray's dashboard with its State API; it demands the token as well.
         settings: more arguments of ``ray.init``.
 
     Raises:
@@ -74,7 +75,10 @@ def _loopback_interface() -> str:
 
 
 def _own_folder() -> Path:
-    """Where Ray keeps logs and sockets of this user's clusters; a short path, for a socket's has at most 107 bytes."""
+    """Return the folder for logs and sockets of this user's clusters.
+
+    Its path is short, since that of a socket has at most 107 bytes.
+    """
     folder = ray_private.temporary_folder() / f"ray_{os.getuid()}"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if folder.is_symlink() or folder.stat().st_uid != os.getuid():

@@ -210,8 +210,8 @@ def check_run_name(name: str) -> None:
     """
     if len(name) > MAX_NAME_LENGTH or not re.fullmatch(NAME_PATTERN, name):
         raise UserError(
-            f"--run-name {name!r} is not a run's name; begin with a letter or a digit, continue with letters, digits, "
-            f"'.', '_' and '-', at most {MAX_NAME_LENGTH} characters"
+            f"--run-name {name!r} is not a run's name; begin with a letter or a digit, continue with letters, "
+            f"digits, '.', '_' and '-', at most {MAX_NAME_LENGTH} characters"
         )
 
 
@@ -301,8 +301,8 @@ def _check_vacant(folder: RunDir) -> None:
         others = {name for name in names if not name.endswith(UNFINISHED)} - _BEFORE_A_RUN
         if others and RUN_FILE not in names:
             raise UserError(
-                f"{uri} has files ({', '.join(sorted(others)[:3])}) but no {RUN_FILE}, so it is not a run's folder; "
-                "choose another --run-name"
+                f"{uri} has files ({', '.join(sorted(others)[:3])}) but no {RUN_FILE}, so it is not a run's "
+                "folder; choose another --run-name"
             )
 
 

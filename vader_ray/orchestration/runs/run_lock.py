@@ -1,9 +1,9 @@
-"""A lock for each run and each sweep: one driver at a time writes to its folder and to the folder's copy in the storage.
+"""A lock of each run and each sweep, so that one driver at a time writes to its folder and the copy in the storage.
 
-The lock of the local folder is one of the operating system (flock): it ends with its process, however that ends. The lock in
-the storage is a small file that its driver rewrites every `_REFRESH_SECONDS`; after `STALE_SECONDS` without a change, its driver
-is taken to have ended. Two drivers that lock within the same second are told apart by reading the file again; pyarrow
-has no conditional write that would exclude them with certainty.
+The lock of the local folder is one of the operating system (flock), which ends with its process in every case. The
+lock in the storage is a small file that its driver rewrites every `_REFRESH_SECONDS`; after `STALE_SECONDS` without
+a change its driver is considered to have ended. Since pyarrow has no conditional write, a driver reads the file
+again after `_POLL_SECONDS`: of two that wrote it within that time, the last one keeps the lock.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def hold(
 
     Args:
         remedy: advice for the user when another driver holds it.
-        stale_seconds: a lock in the storage that does not change for so long is free, unless its driver runs on this machine.
+        stale_seconds: time after which an unchanged lock of a driver on another machine is free.
 
     Raises:
         UserError: another driver holds it. Nothing has been written then.
@@ -137,7 +137,7 @@ class _StorageLock:
         }
 
     def acquire(self, remedy: str) -> None:
-        """Take the lock; where it exists already, find out first whether its driver still runs."""
+        """Take the lock; if it exists already, first find out whether its driver still runs."""
         held = self._read()
         if held is not None and not _has_ended(held) and self._is_in_use(held):
             raise _refusal(self._name, held["driver"], remedy)
@@ -148,7 +148,7 @@ class _StorageLock:
             raise _refusal(self._name, held["driver"], remedy)
 
     def refresh_until(self, ended: threading.Event) -> None:
-        """Rewrite the lock file again and again until the event is set, or until another driver has taken it."""
+        """Rewrite the lock file regularly until the event is set or another driver has taken the lock."""
         while not ended.wait(_REFRESH_SECONDS):
             try:
                 held = self._read()
@@ -167,12 +167,12 @@ class _StorageLock:
             self._system.delete_file(self._path)
 
     def _is_in_use(self, held: dict[str, Any]) -> bool:
-        """Whether the driver runs on this machine, or the lock file changes within the time after which it is stale."""
+        """Whether the driver runs on this machine, or its lock file changes before it counts as stale."""
         if held["machine"] == _this_machine():
             return True
         print(
-            f"the run {self._name!r} was last in use by {held['driver']}; waiting up to {self._stale_seconds:g} s "
-            "to see whether that has ended",
+            f"the run {self._name!r} was last in use by {held['driver']}; "
+            f"waiting up to {self._stale_seconds:g} s to see whether that has ended",
             flush=True,
         )
         until = time.monotonic() + self._stale_seconds

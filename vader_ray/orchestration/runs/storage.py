@@ -19,7 +19,10 @@ from vader_ray.errors import UserError, first_line
 from vader_ray.files import UNFINISHED, atomic_write
 
 RUN_FILE = "run.json"
-"""File that identifies the run of a folder and of its copy. Nothing is deleted where it is missing or of another run."""
+"""File that identifies the run of a folder and of its copy.
+
+Nothing is deleted where it is missing or belongs to another run.
+"""
 
 LOCK_FILE = "run.lock"
 """File in a run's folder, and in its copy, while a driver works on the run. It is not copied."""
@@ -168,8 +171,8 @@ class Mirror:
         copy = read_json(self._system, f"{self._root}/{RUN_FILE}")
         if local is None or copy is None or local.get("mlflow_run_id") != copy.get("mlflow_run_id"):
             raise UserError(
-                f"{self._folder} and {self.uri} do not belong to one run ({RUN_FILE} is missing or differs), so neither "
-                "may replace the other; move one of them away, or choose another --run-name"
+                f"{self._folder} and {self.uri} do not belong to one run ({RUN_FILE} is missing or differs), so "
+                "neither may replace the other; move one of them away, or choose another --run-name"
             )
 
     def _there(self) -> dict[str, Stamp]:

@@ -82,7 +82,7 @@ def _run_trials(trials: TrialSet, *, num_trials: int, max_concurrent: int | None
         _close(trials, result, status)
     _report(definition, folder, trials.parent)
     folder.push()
-    print_results(definition, config, result, trials.parent.uri)
+    print_results(definition, config, result, trials.parent)
     if status == "FAILED":
         raise RunFailed(f"no trial of {folder.path} succeeded; the table has the reasons")
     return result
