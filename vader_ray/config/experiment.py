@@ -115,6 +115,7 @@ class ExperimentConfig(Settings):
         """What decides each step, as plain JSON: a run may be continued, or prolonged, only with the same identity."""
         where_and_how_long = {"machine", "tracking", "checkpoint", "num_steps", "must_reach", "description"}
         identity = self.model_dump(mode="json", exclude=where_and_how_long)
+        identity["prompts"].pop("column")  # the prompts that were read from it are here
         identity["sampling"].pop("replay")  # exact, and `auto` may choose another on another machine
         for reward in (*identity["rewards"], *identity["eval_rewards"]):
             transport = (reward.pop("placement") or {}).get("transport", "float32")

@@ -18,6 +18,7 @@ from pydantic import (
 )
 
 from vader_ray.paths import PairsFile, Prompts, Weights
+from vader_ray.prompt_files import COLUMN
 
 ActivationCheckpointing = Literal["none", "block", "attention"]
 Precision = Literal["float32", "bfloat16", "float64"]
@@ -226,9 +227,12 @@ class RewardConfig(Settings):
 
 
 class PromptsConfig(Settings):
-    """Prompts, as lists or as files with one prompt per line; for image-to-video ``path/to/image.png | text`` each, or a
-    folder of images, whose file names are then the texts. Rewards see the text."""
+    """Prompts, as lists or as files: ``.txt`` with one prompt per line, ``.csv``, ``.jsonl`` or ``.parquet`` with a column of
+    prompts. For image-to-video ``path/to/image.png | text`` each, or a folder of images, whose file names are then the texts.
+    Rewards see the text."""
 
+    column: str = COLUMN
+    """Column that holds the prompts in ``.csv``, ``.jsonl`` and ``.parquet`` files."""
     train: Prompts
     heldout: Prompts
     """Prompts of every evaluation, never trained on."""
