@@ -41,6 +41,16 @@ def test_every_recipe_parses_and_crosses_a_process_border_unchanged(recipe: str)
     assert validate(json.loads(json.dumps(config.model_dump(mode="json")))) == config
 
 
+@pytest.mark.parametrize("recipe", recipe_names())
+def test_every_recipe_measures_rewards_that_it_does_not_train_and_is_guarded_by_one(recipe: str) -> None:
+    config = load(recipe)
+    assert config.eval_rewards
+    assert not {reward.reward for reward in config.rewards} & {reward.reward for reward in config.eval_rewards}
+    untrained = {f"eval/reward/{reward.name}" for reward in config.eval_rewards}
+    assert untrained & set(config.guarded())
+    assert config.selection() in untrained
+
+
 def test_recipes_never_say_where_they_run() -> None:
     for recipe in recipe_names():
         assert load(recipe).machine == load("shapes_hps").machine

@@ -89,6 +89,7 @@ def run(config: ExperimentConfig, *, runs_dir: Path, run_name: str | None, resum
     mlflow_run = mlflow_runs.start_run(config, folder.name, recipe, resume_run_id=known.get("mlflow_run_id"))
     remember(folder, config, mlflow_run)
     folder.push()
+    warn_without_guard(config)
     status: mlflow_runs.Status = "FAILED"
     ending = "failed"  # the word of the summary, where an interrupted run and one that its guard ended are both "stopped"
     try:
@@ -112,6 +113,16 @@ def run(config: ExperimentConfig, *, runs_dir: Path, run_name: str | None, resum
             print(line)
         folder.push()
     return folder
+
+
+def warn_without_guard(config: ExperimentConfig) -> None:
+    """Print one line if the guard of this recipe watches no metric."""
+    if not config.guarded():
+        print(
+            "no guard: no held-out metric is watched, so reward hacking is not noticed, and the best adapter is chosen by "
+            f"{config.selection()}; give eval_rewards or guard.measures, and guard.action=flag",
+            flush=True,
+        )
 
 
 def fit(
@@ -245,6 +256,7 @@ def summarise(
         },
         "best_step": state.get("best_step"),
         "guard": state.get("alarms", []),
+        "guarded_metrics": list(config.guarded()),
         "must_reach": config.must_reach,
         "reached": {name: after.get(name, float("-inf")) >= floor for name, floor in config.must_reach.items()},
         "artifacts": {

@@ -22,7 +22,7 @@ from vader_ray.orchestration.reporting.data_efficiency import show_curves
 from vader_ray.orchestration.reporting.html_report import figures_folder, write_report
 from vader_ray.orchestration.reporting.past_runs import find_runs
 from vader_ray.orchestration.reward_service import pool
-from vader_ray.orchestration.runs.launch import check_names
+from vader_ray.orchestration.runs.launch import check_names, warn_without_guard
 from vader_ray.orchestration.runs.run_dir import KEPT_BY_RAY, RunFolder, open_folder, write_json
 from vader_ray.orchestration.runs.storage import delete, join
 from vader_ray.orchestration.sweeps.adapter_soup import make_mixes
@@ -68,6 +68,7 @@ def run_sweep(
     where = Path(source).resolve().parent if Path(source).is_file() else None
     base = check_names(loaded, where).model_copy(update={"name": sweep.name, "description": sweep.question})
     folder = open_folder(base, runs_dir, None, resume=resume, storage=storage)
+    warn_without_guard(base)
     known = folder.read_run()
     parent = mlflow_runs.start_run(
         base,
