@@ -12,6 +12,7 @@ import torch
 from torch.nn import functional
 from typer.testing import CliRunner
 
+from benchmarks.preflight import write_pickscore
 from tests.helpers import videocrafter2_tiny as videocrafter2
 from tests.helpers.families import CASES, save, save_images
 from tests.helpers.recipe import tiny_config, write_tiny
@@ -294,10 +295,11 @@ def test_check_answers_for_several_devices(tiny_pipeline_folder: Path, tmp_path:
 
 
 @pytest.mark.slow
-def test_check_refuses_what_cannot_fit_and_names_the_lever() -> None:
-    result = CliRunner().invoke(app, ["check", "videocrafter2_hps", "--devices", "rtx4090"])
+def test_check_refuses_what_cannot_fit_and_names_the_lever(tmp_path: Path) -> None:
+    heldout = f"eval_rewards.0.weights={write_pickscore(tmp_path)}"
+    result = CliRunner().invoke(app, ["check", "videocrafter2_hps", heldout, "--devices", "rtx4090"])
     assert result.exit_code == 2, result.output
-    assert "rtx4090: 32.0 GiB do not fit; machine.activation_checkpointing=block makes it 10.5 GiB, which fit" in result.stderr
+    assert "rtx4090: 35.7 GiB do not fit; machine.activation_checkpointing=block makes it 14.2 GiB, which fit" in result.stderr
 
 
 @pytest.mark.filterwarnings("ignore:The `local_dir_use_symlinks` argument is deprecated")
