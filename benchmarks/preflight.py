@@ -150,7 +150,8 @@ def write_clip_vit_l(folder: Path) -> Path:
 
 def write_clip(folder: Path, text: dict[str, int], vision: dict[str, int], *, projection_dim: int) -> Path:
     """The configuration files of a CLIP in transformers' format."""
-    t.CLIPConfig(text_config=text, vision_config=vision, projection_dim=projection_dim).save_pretrained(folder)
+    parts = {name: {**sizes, "projection_dim": projection_dim} for name, sizes in {"text_config": text, "vision_config": vision}.items()}
+    t.CLIPConfig(**parts, projection_dim=projection_dim).save_pretrained(folder)
     t.CLIPImageProcessor().save_pretrained(folder)
     tokenizer(77).save_pretrained(folder)
     return folder
