@@ -1,10 +1,11 @@
 # make demo   install, run the main job on the embedded shapes data set, show reward before and after
 # make test   install, run the tests
+# make docs   install, build the documentation site into site/
 PYTHON ?= python3
 VENV ?= .venv
 WORKERS ?= 2
 
-.PHONY: demo test gate clean
+.PHONY: demo test gate docs clean
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -27,6 +28,10 @@ gate: $(VENV)/installed-dev
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 	$(VENV)/bin/hadolint Dockerfile
+
+docs: $(VENV)/installed-dev
+	$(VENV)/bin/mkdocs build --strict --quiet
+	@echo site/index.html
 
 clean:
 	rm -rf $(VENV)

@@ -6,7 +6,7 @@
     python benchmarks/engine.py --size modelscope --device meta --depth 1   # memory at the real sizes, without a GPU
 
 Every row has the same random weights, prompts, noise, frames and effective batch. Memory is what a step adds to weights and
-optimizer state: the allocator's peak on a GPU, the peak of live tensors elsewhere (`LiveTensors`). Counting with
+optimizer state: the allocator's peak on a GPU, the peak of live tensors elsewhere (`PeakMemoryTracker`). Counting with
 ``torch.autograd.graph.saved_tensors_hooks`` would flatter the engine: hooks around a checkpoint never see what is saved
 inside it, neither in the forward pass nor when it is recomputed. Meta tensors have no fused attention, so they count its
 softmax too. ``tiny`` has the proportions of ``modelscope``: with 1 for the graph of a denoising step, 0.05 for a decoded
@@ -40,19 +40,24 @@ from torch import Tensor, nn
 
 from vader_ray.alignment.algorithms.vader import accumulate_gradient
 from vader_ray.alignment.frames import choose_frames
-from vader_ray.alignment.reward_gradient import Term
+from vader_ray.alignment.reward_gradient import RewardTerm
 from vader_ray.alignment.rollout import Batching, Rollout
 from vader_ray.config import AdapterConfig, SamplingConfig
 from vader_ray.models.core.conditioning import Conditioning
 from vader_ray.models.core.decoders import Framewise2D
 from vader_ray.models.modelscope import Model
 from vader_ray.paths import SHAPES_PREFIX, locate
-from vader_ray.preflight.trackers import LiveTensors
+from vader_ray.preflight.trackers import PeakMemoryTracker
 from vader_ray.rewards import hps
 from vader_ray.rewards.base import FrameReward, frozen
-from vader_ray.types import Latents, Plan
+from vader_ray.types import Latents, TruncationPlan
 
-PROMPTS = ("a red circle moving left", "a blue star moving up", "a green square", "a yellow box moving past a circle")
+PROMPTS = (
+    "a red circle moving left",
+    "a blue star moving up",
+    "a green square",
+    "a yellow box moving past a circle",
+)
 GUIDANCE_SCALE = 7.5
 MIB = 2**20
 PACKAGES = ("torch", "diffusers", "peft", "transformers", "open_clip_torch")
@@ -156,7 +161,7 @@ class Case:
     """By the engine; else by one graph over denoiser, decoder and reward."""
     frames: Literal["random:1", "all"]
     depth: int
-    replay: bool = False
+    recompute: bool = False
 
     @property
     def reference(self) -> Case:
@@ -164,7 +169,9 @@ class Case:
         return Case(staged=False, frames=self.frames, depth=self.depth)
 
     def __str__(self) -> str:
-        engine = f"ours{', replay' if self.replay else ', no replay'}" if self.staged else "one graph"
+        engine = (
+            f"ours{', recompute' if self.recompute else ', no recompute'}" if self.staged else "one graph"
+        )
         authors = " (authors' loop)" if self == AUTHORS else ""
         return f"{engine}, {'all frames' if self.frames == 'all' else '1 frame'}, K={self.depth}{authors}"
 
@@ -174,10 +181,12 @@ AUTHORS = Case(staged=False, frames="random:1", depth=1)
 
 def cases(size: Size) -> list[Case]:
     """Every row, each after its reference."""
-    rows = [AUTHORS, Case(staged=True, frames="random:1", depth=1, replay=True)]
+    rows = [AUTHORS, Case(staged=True, frames="random:1", depth=1, recompute=True)]
     for depth in size.depths:
         rows.append(Case(staged=False, frames="all", depth=depth))
-        rows.extend(Case(staged=True, frames="all", depth=depth, replay=replay) for replay in (True, False))
+        rows.extend(
+            Case(staged=True, frames="all", depth=depth, recompute=recompute) for recompute in (True, False)
+        )
     return rows
 
 
@@ -198,7 +207,7 @@ class Subject:
 
     size: Size
     model: Model
-    term: Term
+    term: RewardTerm
     conditioning: Conditioning
     optimizer: torch.optim.Optimizer
 
@@ -210,7 +219,10 @@ class Subject:
     def rollout(self, case: Case) -> Rollout:
         """The step's videos, with the frames that this row grades."""
         seeds = range(self.size.num_videos)
-        seen = [choose_frames(case.frames, self.size.num_frames, torch.Generator().manual_seed(seed)) for seed in seeds]
+        seen = [
+            choose_frames(case.frames, self.size.num_frames, torch.Generator().manual_seed(seed))
+            for seed in seeds
+        ]
         return Rollout(self.prompts, self.conditioning, list(seeds), [seen])
 
 
@@ -242,10 +254,14 @@ def build(size: Size, precision: str, device: torch.device, chunk_size: int = 1)
     model.add_adapter(AdapterConfig(), seed=0)
     for parameter in model.adapter_parameters():  # a fresh adapter has half of its gradients zero
         nn.init.normal_(parameter, std=0.02)
-    embeds = torch.randn(2, size.num_videos, size.num_tokens, unet.config.cross_attention_dim).to(device, narrow)
+    embeds = torch.randn(2, size.num_videos, size.num_tokens, unet.config.cross_attention_dim).to(
+        device, narrow
+    )
     conditioning = Conditioning({"negative_prompt_embeds": embeds[0], "prompt_embeds": embeds[1]})
     optimizer = torch.optim.AdamW(model.adapter_parameters(), lr=1e-4)
-    return Subject(size, model, Term("hps", _reward(size.reward, device).to(wide)), conditioning, optimizer)
+    return Subject(
+        size, model, RewardTerm("hps", _reward(size.reward, device).to(wide)), conditioning, optimizer
+    )
 
 
 class _TimestepsOnCpu(DDIMScheduler):
@@ -278,7 +294,7 @@ def add_gradient(subject: Subject, case: Case) -> None:
     if not case.staged:
         return _add_monolithic_gradient(subject, case)
     steps = subject.size.num_inference_steps
-    plan = Plan(steps, tuple(range(steps - case.depth, steps)), replay=case.replay)
+    plan = TruncationPlan(steps, tuple(range(steps - case.depth, steps)), recompute=case.recompute)
     rollout = subject.rollout(case)
     batching = Batching(prefix=len(rollout), micro=1, chunk=1)
     accumulate_gradient(subject.model, [subject.term], rollout, plan, batching, scale=1 / len(rollout))
@@ -298,7 +314,9 @@ def _add_monolithic_gradient(subject: Subject, case: Case) -> None:
 
 def _sample_with_graph(model: Model, rollout: Rollout, depth: int) -> Latents:
     unet, scheduler = model.pipe.unet, model.pipe.scheduler
-    embeds = torch.cat([rollout.conditioning.tensors[name] for name in ("negative_prompt_embeds", "prompt_embeds")])
+    embeds = torch.cat(
+        [rollout.conditioning.tensors[name] for name in ("negative_prompt_embeds", "prompt_embeds")]
+    )
     scheduler.set_timesteps(model.sampling.num_inference_steps, model.pipe.device)
     latents = model.noise(rollout.seeds)
     for index, timestep in enumerate(scheduler.timesteps):
@@ -333,9 +351,9 @@ class CudaAllocator:
         return torch.cuda.max_memory_allocated() - self._before
 
 
-def memory_meter(device: torch.device) -> LiveTensors | CudaAllocator:
+def memory_meter(device: torch.device) -> PeakMemoryTracker | CudaAllocator:
     """What counts this device's memory."""
-    return CudaAllocator() if device.type == "cuda" else LiveTensors()
+    return CudaAllocator() if device.type == "cuda" else PeakMemoryTracker()
 
 
 def proportions(subject: Subject, device: torch.device) -> dict[str, float]:
@@ -345,7 +363,9 @@ def proportions(subject: Subject, device: torch.device) -> dict[str, float]:
     embeds = torch.cat([tensor[:1] for tensor in subject.conditioning.tensors.values()])
     noisy = torch.cat([latents] * 2).to(model.denoiser.dtype)
     image = latents[:, :, 0].to(vae.dtype).requires_grad_()
-    frame = torch.rand(1, 1, 3, subject.size.pixels, subject.size.pixels, device=device, dtype=vae.dtype).requires_grad_()
+    frame = torch.rand(
+        1, 1, 3, subject.size.pixels, subject.size.pixels, device=device, dtype=vae.dtype
+    ).requires_grad_()
     graphs = {
         "denoising_step": lambda: model.denoiser(noisy, 1, embeds).sample,
         "decoder_per_frame": lambda: vae.decode(image).sample,
@@ -376,7 +396,9 @@ class Row:
     peak_rss_mib: float | None = None
 
 
-def compare(subject: Subject, device: torch.device, *, repeats: int, depths: Sequence[int] = (), rss: bool = False) -> list[Row]:
+def compare(
+    subject: Subject, device: torch.device, *, repeats: int, depths: Sequence[int] = (), rss: bool = False
+) -> list[Row]:
     """A row per case: exactness and memory first, then ``repeats`` steps of each in turn, so that all share the weather."""
     chosen = [case for case in cases(subject.size) if not depths or case.depth in depths]
     resident = {case: _peak_rss(subject, case) / MIB for case in chosen} if rss else {}
@@ -399,13 +421,19 @@ def _gradient_and_peak(subject: Subject, case: Case, device: torch.device) -> Re
             add_gradient(subject, case)
     except torch.OutOfMemoryError:
         return None
-    gradients = [parameter.grad.flatten() for parameter in subject.model.adapter_parameters() if parameter.grad is not None]
+    gradients = [
+        parameter.grad.flatten()
+        for parameter in subject.model.adapter_parameters()
+        if parameter.grad is not None
+    ]
     gradient = torch.cat(gradients)
     subject.optimizer.zero_grad()
     return gradient.cpu() if device.type == "cuda" else gradient, meter.peak
 
 
-def _step_seconds(subject: Subject, chosen: Sequence[Case], repeats: int, device: torch.device) -> dict[Case, float]:
+def _step_seconds(
+    subject: Subject, chosen: Sequence[Case], repeats: int, device: torch.device
+) -> dict[Case, float]:
     """The median seconds of an optimizer step; without a GPU those of the processor, which busy neighbours do not change."""
     clock = time.perf_counter if device.type == "cuda" else time.process_time
     seconds: dict[Case, list[float]] = {case: [] for case in chosen}
@@ -442,7 +470,13 @@ def _send_peak_rss(subject: Subject, case: Case, sender: Connection) -> None:
     sender.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before)
 
 
-def _row(subject: Subject, case: Case, results: dict[Case, Result | None], seconds: float | None, resident: float | None) -> Row:
+def _row(
+    subject: Subject,
+    case: Case,
+    results: dict[Case, Result | None],
+    seconds: float | None,
+    resident: float | None,
+) -> Row:
     result, reference = results[case], results[case.reference]
     if result is None:
         return Row(case, None)
@@ -457,21 +491,36 @@ def ratios(rows: Sequence[Row], size: Size) -> dict[str, float]:
     """What a reader wants to know, each as one row over another; left out where either is missing."""
     by_case = {row.case: row for row in rows}
     last = size.depths[-1]
-    one, every = Case(True, "random:1", 1, replay=True), Case(True, "all", 1, replay=True)
+    one, every = Case(True, "random:1", 1, recompute=True), Case(True, "all", 1, recompute=True)
     questions = {
         "memory: ours, all frames / one frame": ("peak_mib", every, one),
         "memory: ours, all frames / authors' loop": ("peak_mib", every, AUTHORS),
         "memory: one graph, all frames / ours": ("peak_mib", every.reference, every),
-        f"memory: ours with replay, K={last} / K=1": ("peak_mib", Case(True, "all", last, replay=True), every),
-        f"memory: ours without replay, K={last} / K=1": ("peak_mib", Case(True, "all", last), Case(True, "all", 1)),
+        f"memory: ours with recompute, K={last} / K=1": (
+            "peak_mib",
+            Case(True, "all", last, recompute=True),
+            every,
+        ),
+        f"memory: ours without recompute, K={last} / K=1": (
+            "peak_mib",
+            Case(True, "all", last),
+            Case(True, "all", 1),
+        ),
         f"memory: one graph, K={last} / K=1": ("peak_mib", Case(False, "all", last), every.reference),
         "seconds: ours, one frame / authors' loop": ("step_seconds", one, AUTHORS),
         "seconds: ours, all frames / authors' loop": ("step_seconds", every, AUTHORS),
         "seconds: ours, all frames / one graph": ("step_seconds", every, every.reference),
-        "seconds: replay / no replay, K=1": ("step_seconds", every, Case(True, "all", 1)),
-        "graded frames per second: ours, all frames / authors' loop": ("graded_frames_per_second", every, AUTHORS),
+        "seconds: recompute / no recompute, K=1": ("step_seconds", every, Case(True, "all", 1)),
+        "graded frames per second: ours, all frames / authors' loop": (
+            "graded_frames_per_second",
+            every,
+            AUTHORS,
+        ),
     }
-    found = {name: [getattr(by_case.get(case), column, None) for case in pair] for name, (column, *pair) in questions.items()}
+    found = {
+        name: [getattr(by_case.get(case), column, None) for case in pair]
+        for name, (column, *pair) in questions.items()
+    }
     return {name: above / below for name, (above, below) in found.items() if above and below}
 
 
@@ -485,7 +534,12 @@ def show(rows: Sequence[Row], summary: dict[str, float], graphs: dict[str, float
         numbers = (row.step_seconds, row.graded_frames_per_second, row.peak_rss_mib)
         seconds, frames, resident = ("–" if number is None else f"{number:.3g}" for number in numbers)
         table.add_row(
-            str(row.case), seconds, frames, peak, resident, "–" if row.relative_error is None else f"{row.relative_error:.1e}"
+            str(row.case),
+            seconds,
+            frames,
+            peak,
+            resident,
+            "–" if row.relative_error is None else f"{row.relative_error:.1e}",
         )
     console = Console(width=120)
     console.print(table)
@@ -499,7 +553,7 @@ def machine(device: torch.device) -> dict[str, Any]:
     """Hardware and versions."""
     return {
         "device": torch.cuda.get_device_name() if device.type == "cuda" else device.type,
-        "processor": platform.processor() or platform.machine(),
+        "processor": platform.processor() or platform.runtime(),
         "num_cores": psutil.cpu_count(),
         "num_threads": torch.get_num_threads(),
         "platform": platform.platform(),
@@ -508,14 +562,22 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 
 def main(
-    size: Annotated[Literal["tiny", "shapes", "modelscope"], typer.Option(help="networks and videos")] = "tiny",
-    precision: Annotated[Literal["float32", "float64", "bfloat16"], typer.Option(help="of the denoiser")] = "float32",
+    size: Annotated[
+        Literal["tiny", "shapes", "modelscope"], typer.Option(help="networks and videos")
+    ] = "tiny",
+    precision: Annotated[
+        Literal["float32", "float64", "bfloat16"], typer.Option(help="of the denoiser")
+    ] = "float32",
     repeats: Annotated[int, typer.Option(min=1, help="timed steps per row")] = 3,
-    depth: Annotated[list[int] | None, typer.Option(help="only these truncation depths; may be given several times")] = None,
+    depth: Annotated[
+        list[int] | None, typer.Option(help="only these truncation depths; may be given several times")
+    ] = None,
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda or meta (memory only); by default a GPU when there is one")
     ] = None,
-    resident: Annotated[bool, typer.Option(help="also resident memory, in forks; set MALLOC_MMAP_THRESHOLD_=65536")] = False,
+    resident: Annotated[
+        bool, typer.Option(help="also resident memory, in forks; set MALLOC_MMAP_THRESHOLD_=65536")
+    ] = False,
     output: Annotated[Path | None, typer.Option(help="JSON file of all numbers")] = None,
 ) -> None:
     """Compare the engine with the authors' loop and with one graph."""
@@ -525,12 +587,24 @@ def main(
     subject = build(SIZES[size](), precision, place)
     rows = compare(subject, place, repeats=repeats, depths=depth or (), rss=resident and place.type == "cpu")
     summary, graphs = ratios(rows, subject.size), proportions(subject, place)
-    show(rows, summary, graphs, f"{size}, {precision}, {place.type}: {subject.size.num_videos} videos per step")
+    show(
+        rows, summary, graphs, f"{size}, {precision}, {place.type}: {subject.size.num_videos} videos per step"
+    )
     if output is not None:
-        settings = {"size": size, "precision": precision, "repeats": repeats, "guidance_scale": GUIDANCE_SCALE}
-        document = settings | asdict(subject.size) | {"machine": machine(place), "graphs_mib": graphs, "ratios": summary}
+        settings = {
+            "size": size,
+            "precision": precision,
+            "repeats": repeats,
+            "guidance_scale": GUIDANCE_SCALE,
+        }
+        document = (
+            settings
+            | asdict(subject.size)
+            | {"runtime": machine(place), "graphs_mib": graphs, "ratios": summary}
+        )
         output.write_text(
-            json.dumps(document | {"rows": [{"name": str(row.case)} | asdict(row) for row in rows]}, indent=2) + "\n",
+            json.dumps(document | {"rows": [{"name": str(row.case)} | asdict(row) for row in rows]}, indent=2)
+            + "\n",
             encoding="utf-8",
         )
 

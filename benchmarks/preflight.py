@@ -43,19 +43,31 @@ BETAS: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedul
 
 def modelscope() -> tuple[type, dict[str, Any]]:
     """``ali-vilab/text-to-video-ms-1.7b``: its UNet is diffusers' default, its text encoder OpenCLIP's ViT-H."""
-    text = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 23, "num_attention_heads": 16}
+    text = {
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 23,
+        "num_attention_heads": 16,
+    }
     return d.TextToVideoSDPipeline, {
         "unet": d.UNet3DConditionModel(),
         "vae": d.AutoencoderKL(**SD_VAE),
         "text_encoder": t.CLIPTextModel(t.CLIPTextConfig(**text)),
         "tokenizer": tokenizer(77),
-        "scheduler": scheduler(d.DDIMScheduler, **BETAS, clip_sample=False, set_alpha_to_one=False, steps_offset=1),
+        "scheduler": scheduler(
+            d.DDIMScheduler, **BETAS, clip_sample=False, set_alpha_to_one=False, steps_offset=1
+        ),
     }
 
 
 def svd() -> tuple[type, dict[str, Any]]:
     """``stabilityai/stable-video-diffusion-img2vid``: its image encoder is OpenCLIP's ViT-H."""
-    sizes = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 16}
+    sizes = {
+        "hidden_size": 1280,
+        "intermediate_size": 5120,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 16,
+    }
     image_encoder = t.CLIPVisionConfig(**sizes, image_size=224, patch_size=14, projection_dim=1024)
     return d.StableVideoDiffusionPipeline, {
         "unet": d.UNetSpatioTemporalConditionModel(num_attention_heads=(5, 10, 20, 20)),
@@ -81,11 +93,23 @@ def svd() -> tuple[type, dict[str, Any]]:
 
 def wan_1_3b() -> tuple[type, dict[str, Any]]:
     """``Wan-AI/Wan2.1-T2V-1.3B-Diffusers``: its autoencoder is diffusers' default, its text encoder umT5-XXL."""
-    text = {"d_model": 4096, "d_ff": 10240, "d_kv": 64, "num_layers": 24, "num_heads": 64, "vocab_size": 256384}
+    text = {
+        "d_model": 4096,
+        "d_ff": 10240,
+        "d_kv": 64,
+        "num_layers": 24,
+        "num_heads": 64,
+        "vocab_size": 256384,
+    }
     flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
     return d.WanPipeline, {
         "transformer": d.WanTransformer3DModel(
-            num_attention_heads=12, attention_head_dim=128, ffn_dim=8960, num_layers=30, text_dim=4096, freq_dim=256
+            num_attention_heads=12,
+            attention_head_dim=128,
+            ffn_dim=8960,
+            num_layers=30,
+            text_dim=4096,
+            freq_dim=256,
         ),
         "vae": d.AutoencoderKLWan(),
         "text_encoder": t.UMT5EncoderModel(t.UMT5Config(**text)),
@@ -157,7 +181,7 @@ def write_clip(folder: Path, text: dict[str, int], vision: dict[str, int], *, pr
     return folder
 
 
-BLOCK = "machine.activation_checkpointing=block"
+BLOCK = "runtime.activation_checkpointing=block"
 ALL = "rewards.0.frames=all"
 CASES: dict[str, tuple[tuple[str, ...], ...]] = {
     "modelscope_hps": ((), (ALL,), (BLOCK,)),
@@ -189,7 +213,7 @@ class Row:
     h100_seconds_per_video: float
 
 
-def foresee(recipe: str, overrides: tuple[str, ...], folder: Path) -> Row:
+def memory_report(recipe: str, overrides: tuple[str, ...], folder: Path) -> Row:
     """The counts of a packaged recipe at its published size."""
     found = []
     if recipe in PUBLISHED:
@@ -215,17 +239,27 @@ def foresee(recipe: str, overrides: tuple[str, ...], folder: Path) -> Row:
 
 def main(
     case: Annotated[list[str] | None, typer.Option(help="only these recipes")] = None,
-    more: Annotated[list[str] | None, typer.Option(help="one more set of settings, separated by blanks")] = None,
+    more: Annotated[
+        list[str] | None, typer.Option(help="one more set of settings, separated by blanks")
+    ] = None,
     output: Annotated[Path | None, typer.Option(help="JSON file of all numbers")] = None,
 ) -> None:
     """Count the packaged recipes at their published sizes."""
     table, rows = Table(title="counted, of one worker; seconds are estimated"), []
-    for column in ("recipe and settings", "peak GiB", "weights", "step", "host", "TFLOP / video", "h100: s / video"):
+    for column in (
+        "recipe and settings",
+        "peak GiB",
+        "weights",
+        "step",
+        "host",
+        "TFLOP / video",
+        "h100: s / video",
+    ):
         table.add_column(column, justify="left" if column.startswith("recipe") else "right")
     with tempfile.TemporaryDirectory(prefix="vader_ray_published_") as folder:
         for recipe in case or CASES:
             for overrides in [tuple(text.split()) for text in more] if more else CASES[recipe]:
-                row = foresee(recipe, overrides, Path(folder))
+                row = memory_report(recipe, overrides, Path(folder))
                 rows.append(asdict(row))
                 numbers = list(rows[-1].values())[2:]
                 table.add_row(f"{recipe} {' '.join(overrides)}", *(f"{number:.3g}" for number in numbers))

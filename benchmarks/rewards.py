@@ -36,7 +36,10 @@ from vader_ray.types import Frames
 
 FLOOR_SECONDS = {"16x320x512": 0.91, "81x480x832": 38.4}
 """Of a step of one video: VideoCrafter2 and Wan 2.1 1.3B."""
-SHAPES = {"object_detection": ("detection", {"object": "box"}), "clip_score": ("pickscore", {}), "diversity": ("aesthetic", {})}
+SHAPES = {
+    "object_detection": ("detection", {"object": "box"}),
+    "clip_score": ("pickscore", {}),
+}
 """Rewards whose embedded checkpoint has another name, and the options that they need."""
 TRANSPORTS = ("float32", "bfloat16", "float16")
 CHUNK_SIZE = 4
@@ -81,13 +84,15 @@ class Together:
 
 
 def of_the_shapes_data_set(name: str) -> RewardConfig | None:
-    """The reward with the embedded shapes weights; None where it has none or cannot be trained."""
-    if rewards.resolve(name).granularity == "set":  # type: ignore[attr-defined]
-        return None
+    """The reward with the embedded shapes weights; None where it has none."""
     if not getattr(rewards.resolve(name), "default_weights", ""):
         return RewardConfig(reward=name)
     checkpoint, options = SHAPES.get(name, (name, {}))
-    return RewardConfig(reward=name, weights=f"shapes:{checkpoint}", **options) if (CHECKPOINTS / checkpoint).is_dir() else None
+    return (
+        RewardConfig(reward=name, weights=f"shapes:{checkpoint}", **options)
+        if (CHECKPOINTS / checkpoint).is_dir()
+        else None
+    )
 
 
 def measure(spec: RewardConfig, size: str, repeats: int, device: torch.device) -> Row:
@@ -97,12 +102,14 @@ def measure(spec: RewardConfig, size: str, repeats: int, device: torch.device) -
     score_and_gradient(local, video, PROMPTS, CHUNK_SIZE)  # fills the caches
     with memory_meter(device) as meter:
         score_and_gradient(local, video, PROMPTS, CHUNK_SIZE)
-    calls: dict[str, Callable[[], Any]] = {"local": lambda: score_and_gradient(local, video, PROMPTS, CHUNK_SIZE)}
+    calls: dict[str, Callable[[], Any]] = {
+        "local": lambda: score_and_gradient(local, video, PROMPTS, CHUNK_SIZE)
+    }
     pools = [pool.serving(_config([_placed(spec, transport)], size)) for transport in TRANSPORTS]
     entered = [next(iter(pool.__enter__().values())) for pool in pools]
     try:
         for transport, reward in zip(TRANSPORTS, entered, strict=True):
-            calls[transport] = lambda reward=reward: reward.ask_gradient(video, PROMPTS, CHUNK_SIZE)()  # type: ignore[misc]
+            calls[transport] = lambda reward=reward: reward.submit_gradient(video, PROMPTS, CHUNK_SIZE)()  # type: ignore[misc]
         milliseconds = _medians(calls, repeats)
     finally:
         for pool in pools:
@@ -119,7 +126,7 @@ def together(specs: Sequence[RewardConfig], size: str, repeats: int, device: tor
     with pool.serving(_config([_placed(spec, "float32") for spec in specs], size)) as pools:
 
         def ask_all() -> None:
-            for answer in [pool.ask_gradient(video, PROMPTS, CHUNK_SIZE) for pool in pools.values()]:
+            for answer in [pool.submit_gradient(video, PROMPTS, CHUNK_SIZE) for pool in pools.values()]:
                 answer()
 
         def compute_all() -> None:
@@ -151,14 +158,21 @@ def _area(reward: Any, video: Frames) -> float:
     if not hasattr(reward, "region"):
         return 1.0
     rows, columns = reward.region(*video.shape[-2:])
-    return len(range(*rows.indices(video.shape[-2]))) * len(range(*columns.indices(video.shape[-1]))) / video[0, 0, 0].numel()
+    return (
+        len(range(*rows.indices(video.shape[-2])))
+        * len(range(*columns.indices(video.shape[-1])))
+        / video[0, 0, 0].numel()
+    )
 
 
 def _placed(spec: RewardConfig, transport: str) -> dict[str, Any]:
     placement = {"actor": f"{spec.name}-{transport}", "num_cpus": 0.5, "transport": transport}
     if torch.cuda.is_available():
         placement["num_gpus"] = 0.1
-    return spec.model_dump(exclude={"placement"}, exclude_none=True) | {"label": placement["actor"], "placement": placement}
+    return spec.model_dump(exclude={"placement"}, exclude_none=True) | {
+        "label": placement["actor"],
+        "placement": placement,
+    }
 
 
 def _config(placed: Sequence[dict[str, Any]], size: str) -> ExperimentConfig:
@@ -179,7 +193,16 @@ def _config(placed: Sequence[dict[str, Any]], size: str) -> ExperimentConfig:
 def show(rows: Sequence[Row], several: Sequence[Together]) -> None:
     """Print both tables."""
     table = Table(title="One video, scores and gradient")
-    for column in ("frames", "reward", "local ms", "peak MiB", *(f"{name} ms" for name in TRANSPORTS), "MiB", "way ms", "share"):
+    for column in (
+        "frames",
+        "reward",
+        "local ms",
+        "peak MiB",
+        *(f"{name} ms" for name in TRANSPORTS),
+        "MiB",
+        "way ms",
+        "share",
+    ):
         table.add_column(column, justify="left" if column in ("frames", "reward") else "right")
     for row in rows:
         share = "–" if row.share is None else f"{row.share:.2%}"
@@ -202,22 +225,34 @@ def main(
     reward: Annotated[list[str] | None, typer.Option(help="only these; several times")] = None,
     frames: Annotated[list[str] | None, typer.Option(help="FRAMESxHEIGHTxWIDTH; several times")] = None,
     repeats: Annotated[int, typer.Option(min=1, help="timed calls of each")] = 5,
-    published: Annotated[bool, typer.Option(help="the published weights instead of the embedded shapes")] = False,
+    published: Annotated[
+        bool, typer.Option(help="the published weights instead of the embedded shapes")
+    ] = False,
     output: Annotated[Path | None, typer.Option(help="JSON file of all numbers")] = None,
 ) -> None:
     """Compare rewards here with rewards in actors."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_num_threads(1)
     chosen = reward or [name for name in rewards.names() if of_the_shapes_data_set(name)]
-    specs = [found for name in chosen if (found := RewardConfig(reward=name) if published else of_the_shapes_data_set(name))]
+    specs = [
+        found
+        for name in chosen
+        if (found := RewardConfig(reward=name) if published else of_the_shapes_data_set(name))
+    ]
     sizes = frames or list(FLOOR_SECONDS)
     with connection.connected(_config([_placed(specs[0], name) for name in TRANSPORTS], sizes[0])):
         rows = [measure(spec, size, repeats, device) for size in sizes for spec in specs]
-        networks = [spec for spec in specs if getattr(rewards.resolve(spec.reward), "default_weights", "")][:2]
+        networks = [spec for spec in specs if getattr(rewards.resolve(spec.reward), "default_weights", "")][
+            :2
+        ]
         several = [together(networks, size, repeats, device) for size in sizes] if len(networks) == 2 else []
     show(rows, several)
     if output is not None:
-        content = {"machine": machine(device), "rows": [asdict(row) for row in rows], "together": [asdict(t) for t in several]}
+        content = {
+            "runtime": machine(device),
+            "rows": [asdict(row) for row in rows],
+            "together": [asdict(t) for t in several],
+        }
         output.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 

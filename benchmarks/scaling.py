@@ -39,10 +39,10 @@ from torch import distributed, multiprocessing
 from vader_ray.alignment.reward_gradient import score_and_gradient
 from vader_ray.config import ExperimentConfig, load
 from vader_ray.training.checkpoint import State
-from vader_ray.training.distributed import Group
+from vader_ray.training.distributed import WorkerGroup
 from vader_ray.training.experiment import Experiment, build
 from vader_ray.training.loop import make_optimizer
-from vader_ray.training.step import take_step
+from vader_ray.training.step import train_step
 
 WORKERS = [2**power for power in range(11)]
 
@@ -78,13 +78,15 @@ def slowest_of(num_workers: int) -> float:
     return statistics.NormalDist().inv_cdf((num_workers - 0.375) / (num_workers + 0.25))
 
 
-def predict(parts: Parts, num_workers: int, num_videos: int, all_reduce: float, num_replicas: int | None = None) -> float:
+def predict(
+    parts: Parts, num_workers: int, num_videos: int, all_reduce: float, num_replicas: int | None = None
+) -> float:
     """Seconds of a step of so many videos over all workers."""
     slowest = 1 + parts.spread * slowest_of(min(num_workers, num_videos))
     each = math.ceil(num_videos / num_workers)
     if num_replicas is None:
-        return slowest * each * (parts.prefix + parts.graded + parts.reward) + parts.fixed + all_reduce
-    own, pool = slowest * each * (parts.prefix + parts.graded), num_videos * parts.reward / num_replicas
+        return slowest * each * (parts.prefix + parts.grad_steps + parts.reward) + parts.fixed + all_reduce
+    own, pool = slowest * each * (parts.prefix + parts.grad_steps), num_videos * parts.reward / num_replicas
     return max(own, pool) + parts.reward + parts.fixed + all_reduce
 
 
@@ -107,14 +109,16 @@ def _now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def _steps(config: ExperimentConfig, experiment: Experiment, group: Group, num_steps: int, device: torch.device) -> list[float]:
+def _steps(
+    config: ExperimentConfig, experiment: Experiment, group: WorkerGroup, num_steps: int, device: torch.device
+) -> list[float]:
     """Seconds of each step, after one that does not count."""
     optimizer, state, seconds = make_optimizer(config, experiment), State(), list[float]()
     for _ in range(num_steps + 1):
         if group.world_size > 1:
             distributed.barrier()
         started = _now(device)
-        take_step(config, experiment, optimizer, group, state, 0.0)
+        train_step(config, experiment, optimizer, group, state, 0.0)
         seconds.append(_now(device) - started)
     return seconds[1:]
 
@@ -122,24 +126,26 @@ def _steps(config: ExperimentConfig, experiment: Experiment, group: Group, num_s
 def _measure(config: ExperimentConfig, num_steps: int, device: torch.device) -> tuple[Parts, list[float]]:
     """The parts of a step, and whole steps, of one worker."""
     experiment = build(config, device)
-    whole = _steps(config, experiment, Group(), num_steps, device)
+    whole = _steps(config, experiment, WorkerGroup(), num_steps, device)
     model: Any = experiment.model
     model.prefix = prefix = Timed(model.prefix, device)
-    timed = _steps(config, experiment, Group(), 1, device)
+    timed = _steps(config, experiment, WorkerGroup(), 1, device)
     sampling, videos = config.sampling, config.videos_per_step
     frames = torch.rand(1, sampling.num_frames, 3, sampling.height, sampling.width, device=device)
     ask = Timed(score_and_gradient, device)
     for term in experiment.terms:
-        ask(term.reward, frames, config.prompts.train[:1], config.machine.decode_chunk_size)  # the first one does not count
+        ask(
+            term.reward, frames, config.prompts.train[:1], config.runtime.decode_chunk_size
+        )  # the first one does not count
     ask.seconds = 0.0
     for term in experiment.terms:
-        ask(term.reward, frames, config.prompts.train[:1], config.machine.decode_chunk_size)
+        ask(term.reward, frames, config.prompts.train[:1], config.runtime.decode_chunk_size)
     update = Timed(make_optimizer(config, experiment).step, device)
     update()
     step, per_video = statistics.median([*whole, *timed]), prefix.seconds / (2 * videos)
     parts = Parts(
         prefix=per_video,
-        graded=(step - update.seconds) / videos - per_video - ask.seconds,
+        grad_steps=(step - update.seconds) / videos - per_video - ask.seconds,
         reward=ask.seconds,
         fixed=update.seconds,
         spread=statistics.stdev(whole) / statistics.fmean(whole),
@@ -152,7 +158,7 @@ def _worker(rank: int, config: ExperimentConfig, num_steps: int, folder: str, ad
     """One of two workers on the CPU; rank 0 writes down its steps and the seconds of an all-reduce."""
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     device = torch.device("cpu")
-    seconds = _steps(config, build(config, device), Group(rank, 2), num_steps, device)
+    seconds = _steps(config, build(config, device), WorkerGroup(rank, 2), num_steps, device)
     sums = [Timed(distributed.all_reduce, device) for _ in range(6)]
     for one in sums:
         one(torch.ones(adapter_bytes // 4))
@@ -170,30 +176,48 @@ def _two_workers(config: ExperimentConfig, num_steps: int, adapter_bytes: int) -
 
 
 def main(
-    recipe: Annotated[str, typer.Argument(help="A packaged recipe or the path of a YAML file.")] = "shapes_hps",
+    recipe: Annotated[
+        str, typer.Argument(help="A packaged recipe or the path of a YAML file.")
+    ] = "shapes_hps",
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
     num_steps: Annotated[int, typer.Option(help="Measured steps of each kind.")] = 4,
     bandwidth: Annotated[float, typer.Option(help="Between nodes, Gbit/s.")] = 10.0,
     latency: Annotated[float, typer.Option(help="Of a message between nodes, microseconds.")] = 50.0,
     replicas: Annotated[int | None, typer.Option(help="Rewards in so many actors.")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Also write everything as JSON.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Also write everything as JSON.")
+    ] = None,
 ) -> None:
     """Measure, predict, compare."""
     config = load(recipe, overrides or [])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     parts, one = _measure(config, num_steps, device)
     print(", ".join(f"{name} {value:.4g}" for name, value in asdict(parts).items()))
-    report: dict[str, Any] = {"recipe": config.name, "device": str(device), "parts": asdict(parts), "one_worker": one}
+    report: dict[str, Any] = {
+        "recipe": config.name,
+        "device": str(device),
+        "parts": asdict(parts),
+        "one_worker": one,
+    }
     videos = config.videos_per_step
     real = {1: (statistics.median(one), predict(parts, 1, videos, 0.0))}
     if device.type == "cpu" and videos % 2 == 0:
         report["two_workers"] = two = _two_workers(config, num_steps, parts.adapter_bytes)
         real[2] = (statistics.median(two["steps"]), predict(parts, 2, videos, two["all_reduce"]))
     for workers, (seconds, predicted) in real.items():
-        print(f"{workers} workers here: {seconds:.3f} s per step, predicted {predicted:.3f} s ({predicted / seconds - 1:+.0%})")
+        print(
+            f"{workers} workers here: {seconds:.3f} s per step, predicted {predicted:.3f} s ({predicted / seconds - 1:+.0%})"
+        )
     network = Network(bandwidth * 1e9 / 8, latency * 1e-6)
     report["predictions"] = rows = [_row(parts, network, workers, videos, replicas) for workers in WORKERS]
-    table = Table("workers", "same videos per step", "speed-up", "same videos per worker", "efficiency", title=f"{config.name}")
+    table = Table(
+        "workers",
+        "same videos per step",
+        "speed-up",
+        "same videos per worker",
+        "efficiency",
+        title=f"{config.name}",
+    )
     for row in rows:
         fixed, grown = f"{row['strong_seconds']:.3g} s", f"{row['weak_seconds']:.3g} s"
         table.add_row(str(row["workers"]), fixed, f"{row['speed_up']:.1f}", grown, f"{row['efficiency']:.0%}")

@@ -1,7 +1,7 @@
-"""How many reward queries does VADER need where DDPO and Diffusion-DPO, which use no reward gradient, need many?
+"""How many reward queries does VADER need, compared with DDPO and Diffusion-DPO, which use no reward gradient?
 
-The paper's Figure 7: a reward on held-out prompts against reward queries and against seconds, at equal budgets of
-queries, over seeds. Each method has two settings, and the better one is drawn (``curves/``).
+The paper's Figure 7: a reward on held-out prompts against reward queries and against seconds, at equal numbers of
+queries, over seeds. Each method has two settings; the figures in ``curves/`` show the better one.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from typing import Any
 
 from ray import tune
 
-from vader_ray.cli import sweep_script
 from vader_ray.config import ExperimentConfig
-from vader_ray.orchestration.sweeps.definition import Sweep, Values
+from vader_ray.orchestration.sweeps.definition import SweepDefinition, Values
+from vader_ray.orchestration.sweeps.script import sweep_script
 
 QUERIES = 128
 OTHER = {"hps": "aesthetic", "aesthetic": "hps"}
@@ -30,32 +30,43 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
 
 
 def settings(values: Values, recipe: ExperimentConfig) -> dict[str, Any]:
-    """VADER in steps of 4 videos through all denoising steps, the others in steps of 16; as many reward queries."""
+    """Return steps of 4 videos for VADER, through all denoising steps, and of 16 for the others; equal reward queries."""
     method, num_videos = values["method"], 4 if values["method"] == "vader" else 16
-    rewards = [{"reward": name, "weights": f"shapes:{name}"} for name in (values["reward"], OTHER[values["reward"]])]
+    rewards = [
+        {"reward": name, "weights": f"shapes:{name}"} for name in (values["reward"], OTHER[values["reward"]])
+    ]
     plan = {"sampling.truncation_depth": recipe.sampling.num_inference_steps} if method == "vader" else {}
-    steps = {"videos_per_step": num_videos, "num_steps": QUERIES // num_videos, "evaluation.every": 2 if method == "vader" else 1}
+    steps = {
+        "videos_per_step": num_videos,
+        "num_steps": QUERIES // num_videos,
+        "evaluation.every": 2 if method == "vader" else 1,
+    }
     own = SETTINGS[method][values["setting"]]
     return (
-        {"seed": values["seed"], "rewards": rewards[:1], "eval_rewards": rewards[1:], "algorithm.name": method}
+        {
+            "seed": values["seed"],
+            "rewards": rewards[:1],
+            "eval_rewards": rewards[1:],
+            "algorithm.name": method,
+        }
         | plan
         | steps
         | own
     )
 
 
-SWEEP = Sweep(
+SWEEP = SweepDefinition(
     name="data_efficiency",
     question=__doc__,
     recipe="shapes_hps",
-    budget=("sampling.num_frames=2", "sampling.num_inference_steps=4", "sampling.eta=1", "evaluation.num_videos=12",
-            "evaluation.num_shown=2", "evaluation.judge=false", "evaluation.select=eval/objective",
-            "machine.prefix_batch_size=16", "machine.micro_batch_size=16", "machine.decode_chunk_size=2",
-            "checkpoint.every=8", "must_reach={}"),
+    default_overrides=("sampling.num_frames=2", "sampling.num_inference_steps=4", "sampling.eta=1", "evaluation.num_videos=12",
+            "evaluation.num_shown=2", "eval_metrics=[]", "evaluation.select=eval/objective",
+            "runtime.prefix_batch_size=16", "runtime.micro_batch_size=16", "runtime.decode_chunk_size=2",
+            "checkpoint.every=8", "expected_metrics={}"),
     space={"seed": tune.grid_search([0, 1, 2]), "reward": tune.grid_search(["hps", "aesthetic"]),
            "method": tune.grid_search(list(SETTINGS)), "setting": tune.grid_search(["slow", "fast"])},
     settings=settings,
-    curves=True,
+    plot_curves=True,
 )  # fmt: skip
 
 if __name__ == "__main__":

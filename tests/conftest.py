@@ -8,7 +8,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 from jaxtyping import install_import_hook
 
-install_import_hook(["vader_ray.alignment", "vader_ray.rewards", "vader_ray.models"], "beartype.beartype")  # shapes are checked
+install_import_hook(
+    ["vader_ray.alignment", "vader_ray.rewards", "vader_ray.metrics", "vader_ray.models"], "beartype.beartype"
+)  # shapes are checked
 
 from pathlib import Path
 
@@ -67,7 +69,9 @@ def tiny_pipeline_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         set_alpha_to_one=False,
         steps_offset=1,
     )
-    pipe = TextToVideoSDPipeline(vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler)
+    pipe = TextToVideoSDPipeline(
+        vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler
+    )
     folder = tmp_path_factory.mktemp("tiny_modelscope")
     pipe.save_pretrained(folder)
     return folder

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import shutil
 import socket
+import subprocess
+import sys
 import time
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from tests.helpers.recipe import write_tiny
-from tests.helpers.tiny_clips import save_diversity
+from tests.helpers.tiny_clips import save_clip
 from vader_ray.cli import app
+from vader_ray.errors import UserError
 
 
 @pytest.fixture(autouse=True)
@@ -35,17 +39,23 @@ def _refused(*arguments: str) -> str:
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("sampling.truncation_depth=99", "truncation_depth=99 is more than num_inference_steps=20; choose 1 to 20"),
+        (
+            "sampling.truncation_depth=99",
+            "truncation_depth=99 is more than num_inference_steps=20; choose 1 to 20",
+        ),
         ("sampling.truncation_depth=0", "sampling.truncation_depth: Input should be greater than 0"),
         ("sampling.no_such=1", "sampling.no_such: there is no such setting; here are"),
         ("num_steps=few", "num_steps: Input should be a valid integer"),
         ("model.weights=/no/where", "model.weights: /no/where does not exist"),
         ("model.family=nothing", "model.family: there is no 'nothing'; choose one of "),
-        ("rewards.0.reward=nothing", "there is no reward 'nothing'; give one of action, aesthetic, brightness, "),
+        (
+            "rewards.0.reward=nothing",
+            "reward: there is no 'nothing'; give one of action, aesthetic, brightness, ",
+        ),
         ("rewards.0.colour=red", "colour"),
         ("rewards.0.weights=/no/where", "/no/where"),
         ("prompts.train=/dev/null", "prompts.train: /dev/null holds no prompt"),
-        ("machine.num_workers=3", "cannot be shared evenly by machine.num_workers=3"),
+        ("runtime.num_workers=3", "cannot be shared evenly by runtime.num_workers=3"),
     ],
 )
 def test_bad_settings_are_one_clear_sentence(setting: str, message: str) -> None:
@@ -64,7 +74,9 @@ def test_an_unwritable_output_folder_is_refused_before_work() -> None:
 
 
 def test_nothing_to_resume() -> None:
-    assert "there is no unfinished run of 'shapes_hps' with these settings" in _refused("train", "shapes_hps", "--resume")
+    assert "there is no unfinished run of 'shapes_hps' with these settings" in _refused(
+        "train", "shapes_hps", "--resume"
+    )
     assert "there is no run 'mine'" in _refused("train", "shapes_hps", "--resume", "--run-name", "mine")
 
 
@@ -77,7 +89,9 @@ def test_a_tracking_server_that_is_down_stops_the_run_before_work() -> None:
     assert time.monotonic() - started < 60  # MLflow's own default retries for four minutes
 
 
-def test_generate_and_evaluate_with_and_without_an_adapter(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
+def test_generate_and_evaluate_with_and_without_an_adapter(
+    tiny_pipeline_folder: Path, tmp_path: Path
+) -> None:
     recipe = str(write_tiny(tmp_path, tiny_pipeline_folder))
     made = CliRunner().invoke(app, ["generate", recipe, "a red star moving up", "-o", "star.mp4"])
     assert made.exit_code == 0, made.output
@@ -99,7 +113,10 @@ def test_a_truncated_weight_file_is_named(tiny_pipeline_folder: Path, tmp_path: 
     assert str(weights) in _refused("generate", str(write_tiny(tmp_path, weights)), "a star")
 
 
-@pytest.mark.parametrize(("what", "name"), [("models", "modelscope"), ("rewards", "hps"), ("recipes", "shapes_hps")])
+@pytest.mark.parametrize(
+    ("what", "name"),
+    [("models", "modelscope"), ("rewards", "hps"), ("metrics", "motion"), ("recipes", "shapes_hps")],
+)
 def test_list_names_what_a_recipe_can_name(what: str, name: str) -> None:
     result = CliRunner().invoke(app, ["list", what])
     assert result.exit_code == 0
@@ -107,15 +124,44 @@ def test_list_names_what_a_recipe_can_name(what: str, name: str) -> None:
 
 
 def test_list_refuses_what_it_does_not_know() -> None:
-    assert "there is nothing called 'dogs' to list; choose one of models, rewards, recipes" in _refused("list", "dogs")
+    assert "'dogs' cannot be listed; choose one of models, rewards, metrics, recipes" in _refused(
+        "list", "dogs"
+    )
 
 
-def test_fetch_loads_every_reward_and_measure_and_names_the_models_folder(tmp_path: Path) -> None:
-    measured = f"eval_rewards=[{{reward: diversity, weights: {save_diversity(tmp_path)}}}]"
+def test_the_version_is_that_of_the_package() -> None:
+    done = subprocess.run([sys.executable, "-m", "vader_ray", "--version"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, metadata.version("vader-ray"))
+
+
+def test_debug_shows_the_traceback_of_a_users_mistake() -> None:
+    result = CliRunner().invoke(app, ["--debug", "list", "dogs"])
+    assert isinstance(result.exception, UserError)
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ValueError("a bug of ours or of a library")
+
+    monkeypatch.setattr("vader_ray.models.names", broken)
+    result = CliRunner().invoke(app, ["list", "models"])
+    assert type(result.exception) is ValueError
+    assert result.exit_code == 1
+
+
+def test_an_output_that_cannot_be_written_is_named(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
+    Path("file").write_text("")
+    recipe = str(write_tiny(tmp_path, tiny_pipeline_folder))
+    assert "file/scores.json cannot be written" in _refused("evaluate", recipe, "-o", "file/scores.json")
+    assert "file/star.mp4 cannot be written" in _refused("generate", recipe, "a star", "-o", "file/star.mp4")
+
+
+def test_fetch_loads_every_reward_and_metric_and_names_the_models_folder(tmp_path: Path) -> None:
+    measured = f"eval_metrics=[{{metric: clip_diversity, weights: {save_clip(tmp_path)}}}]"
     result = CliRunner().invoke(app, ["fetch", "shapes_hps", measured])
     assert result.exit_code == 0, result.output
     assert "reward  hps: complete, it loads" in result.stdout
-    assert "reward  diversity: complete, it loads" in result.stdout
+    assert "metric  clip_diversity: complete, it loads" in result.stdout
     assert "checkpoints/text_to_video" in result.stdout
 
 

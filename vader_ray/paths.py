@@ -26,14 +26,18 @@ def _absolute_if_local(weights: str, info: ValidationInfo) -> str:
     """Workers run in another directory, so a local path is made absolute when the recipe is read."""
     if weights.startswith(SHAPES_PREFIX):
         if not Path(locate(weights)).exists():
-            raise ValueError(f"{weights!r} names no packaged checkpoint; there are {', '.join(_packaged_checkpoints())}")
+            raise ValueError(
+                f"{weights!r} names no packaged checkpoint; there are {', '.join(_packaged_checkpoints())}"
+            )
         return weights
     looks_local = weights.startswith((".", "/", "~")) or Path(weights).exists()
     if not looks_local:
         return weights
     path = _from_recipe(weights, info)
     if not path.exists():
-        raise ValueError(f"{path} does not exist; give an existing path, a hub id (owner/name) or shapes:NAME")
+        raise ValueError(
+            f"{path} does not exist; give an existing path, a hub id (owner/name) or shapes:NAME"
+        )
     return str(path)
 
 
@@ -93,7 +97,9 @@ def _find_images(prompts: tuple[str, ...], info: ValidationInfo) -> tuple[str, .
     for prompt in prompts:
         image, text = split_image(prompt)
         if image is not None and not (path := _from_recipe(str(image), info)).is_file():
-            raise ValueError(f"the image {path} does not exist; write `path/to/image.png | text` with an existing image")
+            raise ValueError(
+                f"the image {path} does not exist; write `path/to/image.png | text` with an existing image"
+            )
         found.append(prompt if image is None else f"{path} | {text}")
     if len({split_image(prompt)[0] is None for prompt in found}) > 1:
         raise ValueError("some prompts have an image and some have none; give every prompt one, or none")
@@ -109,5 +115,7 @@ def _find_pairs(path: str, info: ValidationInfo) -> str:
 
 
 Weights = Annotated[str, Field(min_length=1), AfterValidator(_absolute_if_local)]
-Prompts = Annotated[tuple[str, ...], Field(min_length=1), BeforeValidator(_read_prompts), AfterValidator(_find_images)]
+Prompts = Annotated[
+    tuple[str, ...], Field(min_length=1), BeforeValidator(_read_prompts), AfterValidator(_find_images)
+]
 PairsFile = Annotated[str, AfterValidator(_find_pairs)]

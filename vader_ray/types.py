@@ -23,32 +23,29 @@ Frames: TypeAlias = Float[Tensor, "batch frames 3 height width"]
 Scores: TypeAlias = Float[Tensor, " batch"]
 """One number per video, higher is better."""
 
-Features: TypeAlias = Float[Tensor, "batch features"]
-"""One vector per video, at least float32."""
-
 Granularity: TypeAlias = Literal["frame", "clip"]
 """What a reward looks at. A ``frame`` reward is the mean of its scores of single frames, so it may be given them in any
 portions; a ``clip`` reward needs all its frames at once."""
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class TruncationPlan:
     """Which denoising steps of one sampling carry gradient, and how."""
 
     num_inference_steps: int
-    graded: tuple[int, ...]
+    grad_steps: tuple[int, ...]
     """Ascending indices of the graded denoising steps, the noisiest is 0; never empty."""
-    chain: bool = True
+    backprop_through_input: bool = True
     """Keep the denoiser's input Jacobian, so that gradient reaches earlier graded steps through later ones."""
-    replay: bool | Literal["earlier"] = True
+    recompute: bool | Literal["earlier"] = True
     """Recompute a graded denoiser call in the backward pass instead of keeping its activations; with ``earlier`` all but
     the last, the first that the backward pass needs. Exact."""
-    pull: float = 0.0
+    reference_weight: float = 0.0
     """Weight in the loss of `PipelineModel`'s pull: the distance of the graded predictions to those of the pretrained model."""
 
-    def replays(self, step: int) -> bool:
+    def recomputes(self, step: int) -> bool:
         """Whether a graded denoising step is recomputed."""
-        return self.replay is True or (self.replay == "earlier" and step != self.graded[-1])
+        return self.recompute is True or (self.recompute == "earlier" and step != self.grad_steps[-1])
 
 
 @runtime_checkable
@@ -64,39 +61,27 @@ class Reward(Protocol):
 
 
 @runtime_checkable
-class ServedReward(Protocol):
+class RemoteReward(Protocol):
     """A reward that another process computes: it is asked, and the answer is fetched later."""
 
     granularity: Granularity
     unit: str
 
-    def ask_scores(self, frames: Frames, prompts: Sequence[str], chunk_size: int, /) -> Callable[[], Scores]:
+    def submit_scores(
+        self, frames: Frames, prompts: Sequence[str], chunk_size: int, /
+    ) -> Callable[[], Scores]:
         """Sends the frames; the call that is returned waits for the scores."""
         ...
 
-    def ask_gradient(self, frames: Frames, prompts: Sequence[str], chunk_size: int, /) -> Callable[[], tuple[Scores, Frames]]:
+    def submit_gradient(
+        self, frames: Frames, prompts: Sequence[str], chunk_size: int, /
+    ) -> Callable[[], tuple[Scores, Frames]]:
         """Sends the frames; the call that is returned waits for the scores and ∂(sum of scores)/∂frames."""
         ...
 
 
 @runtime_checkable
-class SetMeasure(Protocol):
-    """Measures videos against one another, so it is evaluated and never trained. Frozen, in eval mode, without state."""
-
-    granularity: Literal["set"]
-    unit: str
-
-    def features(self, frames: Frames, /) -> Features:
-        """What is compared of each video, by itself."""
-        ...
-
-    def compare(self, features: Features, prompts: Sequence[str], /) -> Scores:
-        """One score per video of a set; video ``i`` was made for ``prompts[i]``."""
-        ...
-
-
-@runtime_checkable
-class Codec(Protocol):
+class VideoDecoder(Protocol):
     """The decoder of a video model, portion by portion, so that a gradient through it never needs the whole graph."""
 
     def num_frames(self, latents: Latents, /) -> int:
@@ -116,7 +101,7 @@ class Codec(Protocol):
 
 
 @runtime_checkable
-class Batch(Protocol):
+class Sliceable(Protocol):
     """Something with one entry per video, of which a part can be taken."""
 
     def __len__(self) -> int: ...
@@ -125,7 +110,7 @@ class Batch(Protocol):
 
 
 @runtime_checkable
-class Chain(Batch, Protocol):
+class Trajectory(Sliceable, Protocol):
     """Videos with what their denoising went through."""
 
     @property
@@ -153,7 +138,7 @@ class Chain(Batch, Protocol):
 class VideoModel(Protocol):
     """A pretrained video diffusion model with an adapter: the only trainable thing in a run."""
 
-    codec: Codec
+    decoder: VideoDecoder
     denoiser_calls: int
     """Forward passes of the denoiser so far, per video and guidance branch; recomputations are not counted."""
 
@@ -161,19 +146,21 @@ class VideoModel(Protocol):
         """The initial noise of each video, a function of its seed alone."""
         ...
 
-    def encode(self, prompts: Sequence[str], images: Sequence[Path] | None = None, /) -> Batch:
+    def encode(self, prompts: Sequence[str], images: Sequence[Path] | None = None, /) -> Sliceable:
         """The conditioning of each video, from its prompt and, where the family makes videos from images, its image."""
         ...
 
-    def sample(self, conditioning: Batch, seeds: Sequence[int], /) -> Latents:
-        """Whole sampling without gradient."""
+    def sample(self, conditioning: Sliceable, seeds: Sequence[int], /) -> Latents:
+        """StepContext sampling without gradient."""
         ...
 
-    def prefix(self, conditioning: Batch, plan: Plan, seeds: Sequence[int], /) -> Batch:
+    def sample_prefix(
+        self, conditioning: Sliceable, plan: TruncationPlan, seeds: Sequence[int], /
+    ) -> Sliceable:
         """Sampling without gradient up to the first graded denoising step."""
         ...
 
-    def finish(self, midway: Batch, conditioning: Batch, plan: Plan, /) -> Latents:
+    def sample_with_grad(self, state: Sliceable, conditioning: Sliceable, plan: TruncationPlan, /) -> Latents:
         """The rest of the sampling, differentiable in the adapter."""
         ...
 
@@ -181,19 +168,21 @@ class VideoModel(Protocol):
         """Raises ValueError unless the probability of each denoising step is known."""
         ...
 
-    def sample_chain(self, conditioning: Batch, seeds: Sequence[int], /) -> Chain:
-        """Whole sampling without gradient, with the sample before and after every denoising step."""
+    def sample_trajectory(self, conditioning: Sliceable, seeds: Sequence[int], /) -> Trajectory:
+        """StepContext sampling without gradient, with the sample before and after every denoising step."""
         ...
 
-    def encode_videos(self, frames: Frames, seeds: Sequence[int], /) -> Chain:
+    def encode_videos(self, frames: Frames, seeds: Sequence[int], /) -> Trajectory:
         """Given videos, as if their sampling had just ended; raises ValueError where the family cannot encode."""
         ...
 
-    def log_probabilities(self, chain: Chain, conditioning: Batch, step: int, /) -> Scores:
+    def log_probabilities(self, trajectory: Trajectory, conditioning: Sliceable, step: int, /) -> Scores:
         """log p(next sample | sample) of a denoising step per element of the latents, differentiable in the adapter."""
         ...
 
-    def denoising_errors(self, chain: Chain, conditioning: Batch, noise_seeds: Sequence[int], step: int, /) -> Scores:
+    def denoising_errors(
+        self, trajectory: Trajectory, conditioning: Sliceable, noise_seeds: Sequence[int], step: int, /
+    ) -> Scores:
         """Mean squared error on each finished video, noised to a denoising step, differentiable in the adapter."""
         ...
 
@@ -217,7 +206,7 @@ class VideoModel(Protocol):
         """Read an adapter that `save_adapter` wrote; raises ValueError when it belongs to another model."""
         ...
 
-    def networks(self) -> list[nn.Module]:
+    def modules(self) -> list[nn.Module]:
         """All that occupies memory."""
         ...
 

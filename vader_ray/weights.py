@@ -25,7 +25,13 @@ from vader_ray.config import ConfigError, Weights, locate
 SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 NUM_SHOWN = 3
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64}
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+}
 """What safetensors calls the types of weights."""
 
 
@@ -33,7 +39,9 @@ def _local_or_hub(source: str) -> str:
     """A mistyped path must not be looked for on the hub."""
     exists = Path(locate(source)).expanduser().exists()
     if not exists and (source.endswith(SUFFIXES) or not HUB_ID.fullmatch(source)):
-        raise ValueError(f"{source} does not exist; give an existing file or folder, a hub id (owner/name) or shapes:NAME")
+        raise ValueError(
+            f"{source} does not exist; give an existing file or folder, a hub id (owner/name) or shapes:NAME"
+        )
     return source
 
 
@@ -41,7 +49,7 @@ Source: TypeAlias = Annotated[Weights, AfterValidator(_local_or_hub)]
 """A local file or folder, ``shapes:NAME``, or a hub id."""
 
 
-def obtain(source: str, *files: str) -> Path:
+def resolve_weights(source: str, *files: str) -> Path:
     """The local file or folder that ``source`` names; of a hub id, the folder that holds ``files`` after the download.
 
     Raises:
@@ -68,7 +76,9 @@ def _download(repository: str, files: Sequence[str]) -> Path:
         paths = [Path(hf_hub_download(repository, file)) for file in files]
     except (EntryNotFoundError, OSError) as error:
         unreachable = isinstance(error, (LocalEntryNotFoundError, OfflineModeIsEnabled))
-        reason = "the hub is out of reach and the local cache has no copy" if unreachable else type(error).__name__
+        reason = (
+            "the hub is out of reach and the local cache has no copy" if unreachable else type(error).__name__
+        )
         raise ConfigError(
             f"cannot get {' and '.join(files)} from the hub repository {repository} ({reason}); "
             f"run `hf download {repository} {' '.join(files)}` where there is internet, or give a local path"
@@ -82,7 +92,9 @@ def only_file(folder: Path, pattern: str) -> Path:
     if len(found) == 1:
         return found[0]
     listed = ", ".join(path.name for path in found) or "none"
-    raise ConfigError(f"{folder} must hold exactly one {pattern} file, not {listed}; give the folder of one checkpoint")
+    raise ConfigError(
+        f"{folder} must hold exactly one {pattern} file, not {listed}; give the folder of one checkpoint"
+    )
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
@@ -102,14 +114,24 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             if path.suffix == ".safetensors"
             else torch.load(path, map_location=place, weights_only=True)
         )
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, LookupError) as error:
+    except (
+        SafetensorError,
+        pickle.UnpicklingError,
+        RuntimeError,
+        EOFError,
+        OSError,
+        ValueError,
+        LookupError,
+    ) as error:
         raise ConfigError(
             f"{path} ({path.stat().st_size} bytes) cannot be read as a checkpoint of plain tensors ({type(error).__name__}); "
             "it was cut short or is of another format, so get it again"
         ) from error
     state = content.get("state_dict", content) if isinstance(content, Mapping) else content
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ConfigError(f"{path} holds no table of tensors; give a checkpoint of weights, plain or under 'state_dict'")
+        raise ConfigError(
+            f"{path} holds no table of tensors; give a checkpoint of weights, plain or under 'state_dict'"
+        )
     return dict(state)
 
 
@@ -119,7 +141,10 @@ def _load_safetensors(path: Path, place: str) -> dict[str, Tensor]:
         return loaded
     with safe_open(path, framework="pt") as file:
         parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-        return {name: torch.empty(part.get_shape(), dtype=_DTYPES[part.get_dtype()]) for name, part in parts.items()}
+        return {
+            name: torch.empty(part.get_shape(), dtype=_DTYPES[part.get_dtype()])
+            for name, part in parts.items()
+        }
 
 
 def load_strictly(network: nn.Module, state: Mapping[str, Tensor], source: Path) -> None:
@@ -146,9 +171,13 @@ def load_strictly(network: nn.Module, state: Mapping[str, Tensor], source: Path)
         if found
     ]
     if problems:
-        raise ConfigError(f"{source} belongs to another network, with weights {', '.join(problems)}; give one that fits")
+        raise ConfigError(
+            f"{source} belongs to another network, with weights {', '.join(problems)}; give one that fits"
+        )
     on_meta = any(parameter.is_meta for parameter in network.parameters())
-    network.load_state_dict(state, assign=on_meta)  # a network without memory of its own takes over the checkpoint's
+    network.load_state_dict(
+        state, assign=on_meta
+    )  # a network without memory of its own takes over the checkpoint's
 
 
 def _few(found: Iterable[str]) -> str:

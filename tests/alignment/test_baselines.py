@@ -26,9 +26,17 @@ from tests.training.test_loop import Keeper, _bytes
 from vader_ray import models
 from vader_ray.alignment.algorithms.ddpo import Ddpo, clipped_loss, normalise, remember
 from vader_ray.alignment.algorithms.dpo import Dpo, preference_loss
-from vader_ray.alignment.base import Whole
+from vader_ray.alignment.base import StepContext
 from vader_ray.alignment.rollout import Batching, Rollout
-from vader_ray.config import AdapterConfig, ConfigError, DdpoConfig, DpoConfig, ModelConfig, SamplingConfig, load
+from vader_ray.config import (
+    AdapterConfig,
+    ConfigError,
+    DdpoConfig,
+    DpoConfig,
+    ModelConfig,
+    SamplingConfig,
+    load,
+)
 from vader_ray.models.core.conditioning import Conditioning
 from vader_ray.models.core.transitions import noised
 from vader_ray.models.videocrafter2.scheduler import DynamicRescaleDDIMScheduler
@@ -56,7 +64,7 @@ def _closed_form(model: Any, step: int) -> tuple[float, float, float]:
 @pytest.mark.parametrize("step", [0, 1])
 def test_log_probability_and_score_function_of_a_linear_denoiser_have_their_closed_form(step: int) -> None:
     model, nothing = linear_model(0.2, 3, (1, 1, 2, 3), eta=0.7), Conditioning({})
-    chain = model.sample_chain(nothing, SEEDS)
+    chain = model.sample_trajectory(nothing, SEEDS)
     assert chain.stochastic == (0, 1)  # the last step ends at variance 0
     x, following = chain.samples[step], chain.samples[step + 1]
     a, b, sigma = _closed_form(model, step)
@@ -82,7 +90,10 @@ def _accumulated(model: Any, chain: Any, advantages: Tensor, clip_range: float) 
 def test_gradient_at_ratio_one_is_the_policy_gradient() -> None:
     """∂(mean loss)/∂θ = −mean over videos and steps of A·∂log p/∂θ (arXiv 2305.13301, the score function estimator)."""
     model = linear_model(0.2, 3, (1, 1, 2, 3), eta=0.7)
-    chain, advantages = model.sample_chain(Conditioning({}), SEEDS), torch.tensor([1.5, -0.4], dtype=torch.float64)
+    chain, advantages = (
+        model.sample_trajectory(Conditioning({}), SEEDS),
+        torch.tensor([1.5, -0.4], dtype=torch.float64),
+    )
     expected = 0.0
     for step in (0, 1):
         a, b, sigma = _closed_form(model, step)
@@ -94,10 +105,15 @@ def test_gradient_at_ratio_one_is_the_policy_gradient() -> None:
 
 def test_the_clipped_region_has_no_gradient_and_the_way_back_has() -> None:
     model = linear_model(0.2, 3, (1, 1, 2, 3), eta=0.7)
-    chain, nothing = model.sample_chain(Conditioning({}), SEEDS), Conditioning({})
+    chain, nothing = model.sample_trajectory(Conditioning({}), SEEDS), Conditioning({})
     model.pipe.transformer.theta.data += 0.3
     with torch.no_grad():
-        ratios = torch.stack([(model.log_probabilities(chain, nothing, s) - chain.log_probabilities[:, s]).exp() for s in (0, 1)])
+        ratios = torch.stack(
+            [
+                (model.log_probabilities(chain, nothing, s) - chain.log_probabilities[:, s]).exp()
+                for s in (0, 1)
+            ]
+        )
     assert ((ratios - 1).abs() > 1e-3).all(), "θ has moved far enough for every ratio to leave the clip range"
     further = torch.where(ratios[0] > 1, 1.0, -1.0)
     assert (torch.sign(ratios[0] - 1) == torch.sign(ratios[1] - 1)).all(), "both steps have moved alike"
@@ -138,7 +154,9 @@ def _shift(model: Any, direction: Tensor, step: float) -> None:
 
 
 def _direction(model: Any) -> Tensor:
-    return torch.randn(_parameters(model).shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return torch.randn(
+        _parameters(model).shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
 
 
 def _numeric(model: Any, value: Any, size: float = 1e-5) -> float:
@@ -160,7 +178,7 @@ def test_log_probabilities_of_a_pipeline_equal_those_of_its_chain_and_finite_dif
     model = load_tiny(tiny_pipeline_folder, precision="float64", eta=1.0)
     randomise_adapter(model)
     conditioning = model.encode(PROMPTS)
-    chain = model.sample_chain(conditioning, SEEDS)
+    chain = model.sample_trajectory(conditioning, SEEDS)
     assert torch.equal(chain.latents, model.sample(conditioning, SEEDS))
     assert chain.stochastic == tuple(range(NUM_STEPS))
     now = model.log_probabilities(chain[1:], conditioning[1:], step)
@@ -175,7 +193,11 @@ def _error_by_hand(model: Any, chain: Any, conditioning: Any, seed: int, step: i
     """‖target − prediction‖² per element by the library's own noising and velocity, the conditional branch alone."""
     scheduler, clean = model.pipe.scheduler, chain.samples[-1]
     timestep = scheduler.timesteps[step]
-    noise = torch.randn(FRAMES, *clean.shape[1:], generator=torch.Generator().manual_seed(seed)).repeat(2, 1, 1, 1).double()
+    noise = (
+        torch.randn(FRAMES, *clean.shape[1:], generator=torch.Generator().manual_seed(seed))
+        .repeat(2, 1, 1, 1)
+        .double()
+    )
     times = timestep.expand(len(clean))
     videos = scheduler.add_noise(clean, noise, times).unflatten(0, (2, FRAMES)).transpose(1, 2)
     predicted = model.pipe.unet(videos, timestep, conditioning.tensors["prompt_embeds"]).sample
@@ -186,16 +208,20 @@ def _error_by_hand(model: Any, chain: Any, conditioning: Any, seed: int, step: i
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("step", [0, 3])
-def test_denoising_errors_are_those_of_the_conditional_prediction(tiny_pipeline_folder: Path, kind: str, step: int) -> None:
+def test_denoising_errors_are_those_of_the_conditional_prediction(
+    tiny_pipeline_folder: Path, kind: str, step: int
+) -> None:
     model = load_tiny(tiny_pipeline_folder, precision="float64")
     model.pipe.scheduler.register_to_config(prediction_type=kind)
     randomise_adapter(model)
     conditioning = model.encode(PROMPTS)
-    chain = model.sample_chain(conditioning, SEEDS)
+    chain = model.sample_trajectory(conditioning, SEEDS)
     found = model.denoising_errors(chain, conditioning, [7, 7], step)
     with torch.no_grad():
         expected = _error_by_hand(model, chain, conditioning, 7, step, kind)
-        assert found.tolist() == pytest.approx(expected.tolist(), rel=1e-6)  # the library's tables are float32
+        assert found.tolist() == pytest.approx(
+            expected.tolist(), rel=1e-6
+        )  # the library's tables are float32
         with model.without_adapter():
             plain = model.denoising_errors(chain, conditioning, [7, 7], step)
             unadapted = load_tiny(tiny_pipeline_folder, precision="float64")
@@ -224,7 +250,9 @@ def test_preference_loss_is_equation_14() -> None:
 
 
 @torch.no_grad()
-def _dpo_loss(model: Any, conditioning: Any, chain: Any, sign: float, draws: int, settings: DpoConfig) -> float:
+def _dpo_loss(
+    model: Any, conditioning: Any, chain: Any, sign: float, draws: int, settings: DpoConfig
+) -> float:
     """The mean loss of one pair over its draws, from errors computed by hand."""
     generator, total = torch.Generator().manual_seed(draws), 0.0
     for _ in range(settings.num_draws):
@@ -242,13 +270,17 @@ def test_dpo_gradient_equals_finite_differences_of_the_papers_loss(tiny_pipeline
     model = load_tiny(tiny_pipeline_folder, precision="float64")
     randomise_adapter(model)
     prompts = [PROMPTS[0]] * 2
-    conditioning, terms, settings = model.encode(prompts), TERMS["frame"], DpoConfig(name="dpo", beta=3.0, num_draws=2)
+    conditioning, terms, settings = (
+        model.encode(prompts),
+        TERMS["frame"],
+        DpoConfig(name="dpo", beta=3.0, num_draws=2),
+    )
     rollout = Rollout(prompts, conditioning, SEEDS, [[range(FRAMES)] * 2], draws=[11, 12])
-    whole = Whole(2, list, {})
+    whole = StepContext(2, list, {})
     (update,) = Dpo(settings, NUM_STEPS).updates(model, terms, rollout, Batching(2, 2, 3), whole)
     gradient = torch.cat([parameter.grad.flatten() for parameter in model.adapter_parameters()])
     first, second = update.scored[0].objective.tolist()
-    chain, sign = model.sample_chain(conditioning, SEEDS), 1.0 if first > second else -1.0
+    chain, sign = model.sample_trajectory(conditioning, SEEDS), 1.0 if first > second else -1.0
     expected = _dpo_loss(model, conditioning, chain, sign, 11, settings)
     assert np.mean(update.measures["loss"]) == pytest.approx(expected, rel=1e-6)
     numeric = _numeric(model, lambda: _dpo_loss(model, conditioning, chain, sign, 11, settings))
@@ -262,30 +294,48 @@ ALGORITHMS = {
 
 
 def _config(folder: Path, name: str, **changes: Any) -> Any:
-    model = {"family": "modelscope", "weights": str(folder), "precision": "float64", "decoder_precision": "float64"}
+    model = {
+        "family": "modelscope",
+        "weights": str(folder),
+        "precision": "float64",
+        "decoder_precision": "float64",
+    }
     settings = {"algorithm": ALGORITHMS[name], "sampling": SAMPLING | {"eta": 1.0}, "model": model}
     return tiny_config(folder, **settings | changes)
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
-def test_resumed_run_equals_the_straight_run_bit_for_bit(tiny_pipeline_folder: Path, tmp_path: Path, name: str) -> None:
+def test_resumed_run_equals_the_straight_run_bit_for_bit(
+    tiny_pipeline_folder: Path, tmp_path: Path, name: str
+) -> None:
     config = _config(tiny_pipeline_folder, name, num_steps=4, videos_per_step=4)
     straight, resumed = Keeper(tmp_path / "straight"), Keeper(tmp_path / "resumed")
-    train(config, report=straight)
-    state = train(config, report=resumed, resume_from=tmp_path / "straight" / "2")
+    train(config, on_step=straight)
+    state = train(config, on_step=resumed, resume_from=tmp_path / "straight" / "2")
     for part in ("adapter", "best_adapter", "optimizer.pt"):
         first, second = tmp_path / "straight" / "4" / part, tmp_path / "resumed" / "4" / part
-        assert first.read_bytes() == second.read_bytes() if first.is_file() else _bytes(first) == _bytes(second)
-    names = ("train/reward_mean", "train/grad_norm", "eval/objective", "cost/reward_queries", "cost/denoiser_calls")
+        assert (
+            first.read_bytes() == second.read_bytes() if first.is_file() else _bytes(first) == _bytes(second)
+        )
+    names = (
+        "train/reward_mean",
+        "train/grad_norm",
+        "eval/objective",
+        "cost/reward_queries",
+        "cost/denoiser_calls",
+    )
     assert straight.metrics(*names)[3:] == resumed.metrics(*names)
     assert bool(state.memory) == (name == "ddpo")
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_costs_are_counted(tiny_pipeline_folder: Path, tmp_path: Path, name: str) -> None:
-    state = train(_config(tiny_pipeline_folder, name, num_steps=1), report=Keeper(tmp_path))
+    state = train(_config(tiny_pipeline_folder, name, num_steps=1), on_step=Keeper(tmp_path))
     sampling = 4 * NUM_STEPS * 2  # videos, denoising steps, guidance branches
-    learning = {"ddpo": sampling * 2, "dpo": 4 * 2 * 2 * 2}  # updates; videos, updates, draws, with and without adapter
+    learning = {
+        "ddpo": sampling * 2,
+        "dpo": 4 * 2 * 2 * 2,
+    }  # updates; videos, updates, draws, with and without adapter
     assert (state.reward_queries, state.denoiser_calls) == (4, sampling + learning[name])
 
 
@@ -294,7 +344,7 @@ import shutil, sys
 from pathlib import Path
 import torch
 from vader_ray.config import ExperimentConfig
-from vader_ray.training.distributed import Group
+from vader_ray.training.distributed import WorkerGroup
 from vader_ray.models.core.transitions import noised
 from vader_ray.training.loop import train
 names, rank, folder = sys.argv[1].split(","), int(sys.argv[2]), Path(sys.argv[3])
@@ -303,7 +353,7 @@ def keep(name):
     return lambda report: report.checkpoint and shutil.copytree(report.checkpoint, folder / name / str(report.step))
 for name in names:
     config = ExperimentConfig.model_validate_json((folder / f"{name}.json").read_text())
-    train(config, group=Group(rank, 2), report=keep(name))
+    train(config, group=WorkerGroup(rank, 2), on_step=keep(name))
 """
 
 
@@ -317,14 +367,18 @@ def _moments(folder: Path) -> list[Tensor]:
 def test_two_workers_equal_one(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
     """float64, so that only the order of sums differs; without fresh advantages the second step would show it."""
     for name in ALGORITHMS:
-        config = _config(tiny_pipeline_folder, name, num_steps=2, evaluation={"every": 2, "num_videos": 2, "num_shown": 1})
+        config = _config(
+            tiny_pipeline_folder, name, num_steps=2, evaluation={"every": 2, "num_videos": 2, "num_shown": 1}
+        )
         (tmp_path / f"{name}.json").write_text(config.model_dump_json())
     command = [sys.executable, "-c", WORKER, ",".join(ALGORITHMS)]
     workers = [subprocess.Popen([*command, str(rank), str(tmp_path)]) for rank in range(2)]
     assert [worker.wait(timeout=500) for worker in workers] == [0, 0]
     for name in ALGORITHMS:
-        config = _config(tiny_pipeline_folder, name, num_steps=2, evaluation={"every": 2, "num_videos": 2, "num_shown": 1})
-        train(config, report=Keeper(tmp_path / f"{name}_alone"))
+        config = _config(
+            tiny_pipeline_folder, name, num_steps=2, evaluation={"every": 2, "num_videos": 2, "num_shown": 1}
+        )
+        train(config, on_step=Keeper(tmp_path / f"{name}_alone"))
         alone, together = tmp_path / f"{name}_alone" / "2", tmp_path / name / "2"
         for one, two in zip(_moments(alone), _moments(together), strict=True):
             torch.testing.assert_close(one, two, rtol=1e-7, atol=1e-12 + 1e-7 * float(one.abs().max()))
@@ -335,7 +389,7 @@ def test_two_workers_equal_one(tiny_pipeline_folder: Path, tmp_path: Path) -> No
 
 def test_dpo_pairs_share_prompts(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
     keeper = Keeper(tmp_path)
-    train(_config(tiny_pipeline_folder, "dpo", num_steps=3), report=keeper)
+    train(_config(tiny_pipeline_folder, "dpo", num_steps=3), on_step=keeper)
     prompts = [query.prompt for report in keeper.reports for query in report.queries]
     assert prompts[::2] == prompts[1::2]
     assert len(set(prompts[:6:2])) == 3, "every prompt comes once before any comes again"
@@ -372,7 +426,7 @@ def test_given_pairs_are_learnt_from_without_a_reward_query(
     keeper = Keeper(tmp_path)
     evaluation = {"every": 2, "num_videos": 2, "num_shown": 1}
     config = tiny_config(tiny_pipeline_folder, algorithm=algorithm, num_steps=2, evaluation=evaluation)
-    state = train(config, report=keeper)
+    state = train(config, on_step=keeper)
     assert state.reward_queries == 0
     assert state.denoiser_calls == 2 * 4 * 2 * 2  # steps, videos, draws, with and without adapter
     losses = [report.metrics["train/loss"] for report in keeper.reports[1:]]
@@ -396,7 +450,9 @@ def test_a_faulty_file_of_pairs_is_named(tmp_path: Path, row: dict[str, str], me
     (tmp_path / "pairs.jsonl").write_text(json.dumps(row))
     with pytest.raises(ValueError, match=f"algorithm.pairs: .*{message}"):
         read_pairs(str(tmp_path / "pairs.jsonl"))
-    with pytest.raises(ValueError, match=r"algorithm.pairs: .*x.npy holds uint8 \(2, 8, 8, 3\), the recipe's sampling makes"):
+    with pytest.raises(
+        ValueError, match=r"algorithm.pairs: .*x.npy holds uint8 \(2, 8, 8, 3\), the recipe's sampling makes"
+    ):
         read_frames(tmp_path / "x.npy", SamplingConfig(**SAMPLING))
 
 
@@ -406,10 +462,10 @@ def test_a_faulty_file_of_pairs_is_named(tmp_path: Path, row: dict[str, str], me
         (["algorithm.name=ddpo"], "algorithm.name=ddpo needs stochastic denoising steps; set sampling.eta to 1"),
         (["algorithm.name=ddpo", "sampling.eta=1", "sampling.truncation_depth=2"],
          "sampling.truncation_depth=2 has no effect on algorithm.name=ddpo; set it to 1, or name=vader"),
-        (["algorithm.name=dpo", "videos_per_step=3"], "videos_per_step=3 gives machine.num_workers=1 no equal number of them"),
-        (["algorithm.name=dpo", "machine.num_workers=4"], "choose a multiple of 8"),
+        (["algorithm.name=dpo", "videos_per_step=3"], "videos_per_step=3 gives runtime.num_workers=1 no equal number of them"),
+        (["algorithm.name=dpo", "runtime.num_workers=4"], "choose a multiple of 8"),
         (["algorithm.name=ppo"], "algorithm: there is no such algorithm; set name to one of ddpo, dpo, vader"),
-        (["algorithm.beta=1"], "algorithm.beta: there is no such setting; here are base_pull, name"),
+        (["algorithm.beta=1"], "algorithm.beta: there is no such setting; here are reference_penalty, name"),
         (["algorithm.name=dpo", "algorithm.clip_range=1"],
          "algorithm.clip_range: there is no such setting; here are beta, name, num_draws, num_updates, pairs"),
         (["algorithm.name=ddpo", "algorithm.buffer_size=2", "sampling.eta=1"], "min_count=16 is never reached by buffer_size=2"),
@@ -424,7 +480,9 @@ def test_settings_that_do_not_apply_are_refused_with_their_remedy(changes: list[
 
 
 def test_ddpo_refuses_a_scheduler_whose_density_is_unknown(tiny_pipeline_folder: Path) -> None:
-    with pytest.raises(ValueError, match=r"EulerDiscreteScheduler does not give; set sampling.scheduler=DDIMScheduler"):
+    with pytest.raises(
+        ValueError, match=r"EulerDiscreteScheduler does not give; set sampling.scheduler=DDIMScheduler"
+    ):
         load_tiny(tiny_pipeline_folder, scheduler="EulerDiscreteScheduler").check_densities()
 
 
@@ -439,10 +497,12 @@ def test_ddpo_raises_the_reward_on_held_out_prompts(tiny_pipeline_folder: Path, 
         num_steps=10,
         videos_per_step=8,
         evaluation={"every": 10, "num_videos": 8, "num_shown": 1},
-        machine={"prefix_batch_size": 8, "micro_batch_size": 8},
+        runtime={"prefix_batch_size": 8, "micro_batch_size": 8},
     )
-    train(config, report=keeper)
-    gain, error = (keeper.reports[-1].metrics[f"eval/{kind}/brightness"] for kind in ("gain", "gain_standard_error"))
+    train(config, on_step=keeper)
+    gain, error = (
+        keeper.reports[-1].metrics[f"eval/{kind}/brightness"] for kind in ("gain", "gain_standard_error")
+    )
     assert gain > 2 * error > 0
 
 
@@ -455,7 +515,9 @@ def _schedulers() -> list[Any]:
         diffusers.DPMSolverMultistepScheduler(**betas),
         diffusers.UniPCMultistepScheduler(**flow),
         diffusers.FlowMatchEulerDiscreteScheduler(shift=7.0),
-        diffusers.CogVideoXDDIMScheduler(**betas, prediction_type="v_prediction", rescale_betas_zero_snr=True),
+        diffusers.CogVideoXDDIMScheduler(
+            **betas, prediction_type="v_prediction", rescale_betas_zero_snr=True
+        ),
     ]
 
 
@@ -468,12 +530,16 @@ def test_noised_samples_and_targets_are_the_librarys(scheduler: Any, step: int) 
     times = scheduler.timesteps[step].expand(2)
     sample, target = noised(scheduler, clean, noise, step)
     theirs = scheduler.scale_noise if hasattr(scheduler, "scale_noise") else scheduler.add_noise
-    expected = theirs(clean, times, noise) if hasattr(scheduler, "scale_noise") else theirs(clean, noise, times)
+    expected = (
+        theirs(clean, times, noise) if hasattr(scheduler, "scale_noise") else theirs(clean, noise, times)
+    )
     torch.testing.assert_close(sample, expected, rtol=1e-5, atol=1e-5)
     kind = scheduler.config.get("prediction_type", "flow_prediction")
     if kind == "v_prediction":  # whoever predicts it finds the clean latents
         found = scheduler.step(target, scheduler.timesteps[step], sample).pred_original_sample
-        torch.testing.assert_close(found, clean, rtol=1e-3, atol=1e-3)  # float32 at a signal of a twentieth of the noise
+        torch.testing.assert_close(
+            found, clean, rtol=1e-3, atol=1e-3
+        )  # float32 at a signal of a twentieth of the noise
     else:
         torch.testing.assert_close(target, noise if kind == "epsilon" else noise - clean)
 
@@ -498,15 +564,20 @@ def test_every_family_denoises_the_noised_sample_itself(tmp_path: Path, name: st
     case = CASES[name]
     settings = ModelConfig(family=case.family, weights=str(save(case, tmp_path)))
     model = models.build(
-        settings, SamplingConfig(**case.sampling), AdapterConfig(rank=2), seed=0, chunk_size=2, device=torch.device("cpu")
+        settings,
+        SamplingConfig(**case.sampling),
+        AdapterConfig(rank=2),
+        seed=0,
+        chunk_size=2,
+        device=torch.device("cpu"),
     )
     randomise_adapter(model)
-    conditioning = model.encode(PROMPTS, save_images(tmp_path) if model.takes_images else None)
-    chain = model.sample_chain(conditioning, SEEDS)
+    conditioning = model.encode(PROMPTS, save_images(tmp_path) if model.is_image_to_video else None)
+    chain = model.sample_trajectory(conditioning, SEEDS)
     torch.testing.assert_close(chain.latents, model.sample(conditioning, SEEDS))
     sample = chain.samples[-1]
     for step in (0, 2):
-        given = model._reach(sample, chain.seeds, conditioning, step, model.unguided).given
+        given = model._reach(sample, chain.seeds, conditioning, step, model.no_guidance_kwargs).given
         torch.testing.assert_close(given["sample"], sample, rtol=1e-5, atol=1e-5)
         assert given["model_output"].shape == sample.shape
         errors = model.denoising_errors(chain, conditioning, [5, 5], step)
@@ -517,15 +588,19 @@ def test_every_family_denoises_the_noised_sample_itself(tmp_path: Path, name: st
 def test_mochis_inverted_sigmas_are_refused() -> None:
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=True)
     scheduler.set_timesteps(4)
-    with pytest.raises(ValueError, match=r"algorithm.name=dpo: what the denoiser predicts .* choose algorithm.name=vader"):
+    with pytest.raises(
+        ValueError, match=r"algorithm.name=dpo: what the denoiser predicts .* choose algorithm.name=vader"
+    ):
         noised(scheduler, torch.zeros(1), torch.zeros(1), 0)
 
 
 def test_given_videos_of_the_world_survive_its_autoencoder() -> None:
     config = load("shapes_hps")
-    model = models.build(config.model, config.sampling, None, seed=0, chunk_size=4, device=torch.device("cpu"))
+    model = models.build(
+        config.model, config.sampling, None, seed=0, chunk_size=4, device=torch.device("cpu")
+    )
     videos = render(draw_scenes(2, torch.Generator().manual_seed(0)))
     chain = model.encode_videos(videos, SEEDS)
     latents = chain.samples[-1].unflatten(0, (2, -1)).transpose(1, 2) / model.pipe.vae.config.scaling_factor
-    decoded = model.codec.decode(latents, None, tuple(range(config.sampling.num_frames)))[0]
+    decoded = model.decoder.decode(latents, None, tuple(range(config.sampling.num_frames)))[0]
     assert float((decoded - videos).detach().abs().mean()) < 0.02  # 37 dB is a mean error of about 0.01

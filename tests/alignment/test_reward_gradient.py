@@ -16,12 +16,12 @@ from tests.helpers.linear import linear_model
 from tests.helpers.tiny import SAMPLING, load_tiny, randomise_adapter
 from vader_ray.alignment.algorithms.vader import accumulate_gradient
 from vader_ray.alignment.frames import choose_frames
-from vader_ray.alignment.reward_gradient import Term, score_and_gradient
+from vader_ray.alignment.reward_gradient import RewardTerm, score_and_gradient
 from vader_ray.alignment.rollout import Batching, Rollout
-from vader_ray.alignment.truncation import graded_steps
+from vader_ray.alignment.truncation import grad_steps
 from vader_ray.config import SamplingConfig
 from vader_ray.models.core.conditioning import Conditioning
-from vader_ray.types import Frames, Granularity, Plan, Scores
+from vader_ray.types import Frames, Granularity, Scores, TruncationPlan
 
 PROMPTS = ["a red circle moving left", "a blue star moving up"]
 SEEDS = [3, 4]
@@ -50,24 +50,33 @@ class ClipReward:
 
 
 TERMS = {
-    "frame": [Term("frame", FrameReward())],
-    "clip": [Term("clip", ClipReward())],
-    "mix": [Term("frame", FrameReward(), weight=0.7), Term("clip", ClipReward(), weight=-2.0, target=0.3)],
+    "frame": [RewardTerm("frame", FrameReward())],
+    "clip": [RewardTerm("clip", ClipReward())],
+    "mix": [
+        RewardTerm("frame", FrameReward(), weight=0.7),
+        RewardTerm("clip", ClipReward(), weight=-2.0, target=0.3),
+    ],
 }
 
 
-def _rollout(model: Any, terms: list[Term], seen: Sequence[Sequence[Sequence[int]]] | None = None) -> Rollout:
+def _rollout(
+    model: Any, terms: list[RewardTerm], seen: Sequence[Sequence[Sequence[int]]] | None = None
+) -> Rollout:
     seen = seen or [[range(FRAMES)] * len(PROMPTS) for _ in terms]
     return Rollout(PROMPTS, model.encode(PROMPTS), SEEDS, seen)
 
 
-def _staged(model: Any, terms: list[Term], plan: Plan, batching: Batching) -> tuple[Tensor, Tensor]:
+def _staged(
+    model: Any, terms: list[RewardTerm], plan: TruncationPlan, batching: Batching
+) -> tuple[Tensor, Tensor]:
     outcomes = accumulate_gradient(model, terms, _rollout(model, terms), plan, batching, scale=0.5)
     objective = torch.cat([outcome.objective for outcome in outcomes])
     return objective, torch.cat([parameter.grad.flatten() for parameter in model.adapter_parameters()])
 
 
-def _monolithic(model: Any, terms: list[Term], graded: Sequence[int], pull: float = 0.0) -> tuple[Tensor, Tensor]:
+def _monolithic(
+    model: Any, terms: list[RewardTerm], graded: Sequence[int], reference_weight: float = 0.0
+) -> tuple[Tensor, Tensor]:
     """Plain autograd through a hand-written loop and the whole decoder at once: no hook, no checkpoint, no pipeline."""
     unet, vae, scheduler = model.pipe.unet, model.pipe.vae, model.pipe.scheduler
     conditioning = model.encode(PROMPTS).tensors
@@ -77,7 +86,7 @@ def _monolithic(model: Any, terms: list[Term], graded: Sequence[int], pull: floa
     for index, timestep in enumerate(scheduler.timesteps):
         with torch.set_grad_enabled(index in graded):
             predicted = unet(torch.cat([latents] * 2), timestep, embeds).sample
-        if pull and index in graded:
+        if reference_weight and index in graded:
             with torch.no_grad(), model.without_adapter():
                 base = unet(torch.cat([latents] * 2), timestep, embeds).sample
             distance = distance + (predicted - base).square().flatten(1).mean(dim=1).sum() / len(graded)
@@ -87,20 +96,24 @@ def _monolithic(model: Any, terms: list[Term], graded: Sequence[int], pull: floa
     images = vae.decode(latents.transpose(1, 2).flatten(0, 1) / vae.config.scaling_factor).sample
     frames = (images / 2 + 0.5).clamp(0, 1).unflatten(0, (len(PROMPTS), FRAMES))
     objective = sum(term.value(term.reward(frames, PROMPTS)) for term in terms)
-    loss = -0.5 * (objective.sum() - pull * distance)
-    gradients = torch.autograd.grad(loss, model.adapter_parameters(), allow_unused=True, materialize_grads=True)
+    loss = -0.5 * (objective.sum() - reference_weight * distance)
+    gradients = torch.autograd.grad(
+        loss, model.adapter_parameters(), allow_unused=True, materialize_grads=True
+    )
     return objective.detach(), torch.cat([gradient.flatten() for gradient in gradients])
 
 
 @pytest.mark.parametrize("terms", TERMS.values(), ids=TERMS.keys())
-@pytest.mark.parametrize("graded", [(4,), (3, 4), (0, 1, 2, 3, 4), (1, 3)], ids=["K=1", "K=2", "K=N", "scattered"])
+@pytest.mark.parametrize(
+    "graded", [(4,), (3, 4), (0, 1, 2, 3, 4), (1, 3)], ids=["K=1", "K=2", "K=N", "scattered"]
+)
 @pytest.mark.parametrize("batching", [Batching(2, 1, 1), Batching(1, 1, 2), Batching(2, 2, 3)], ids=str)
 def test_staged_equals_monolithic(
-    tiny_pipeline_folder: Path, terms: list[Term], graded: tuple[int, ...], batching: Batching
+    tiny_pipeline_folder: Path, terms: list[RewardTerm], graded: tuple[int, ...], batching: Batching
 ) -> None:
     model = load_tiny(tiny_pipeline_folder, precision="float64", chunk_size=batching.chunk)
     randomise_adapter(model)
-    objective, gradient = _staged(model, terms, Plan(5, graded), batching)
+    objective, gradient = _staged(model, terms, TruncationPlan(5, graded), batching)
     expected_objective, expected = _monolithic(model, terms, graded)
     torch.testing.assert_close(objective, expected_objective, rtol=1e-10, atol=1e-12)
     relative = (gradient - expected).norm() / expected.norm()
@@ -108,28 +121,36 @@ def test_staged_equals_monolithic(
     assert expected.norm() > 0
 
 
-@pytest.mark.parametrize("graded", [(4,), (3, 4), (0, 1, 2, 3, 4), (1, 3)], ids=["K=1", "K=2", "K=N", "scattered"])
-@pytest.mark.parametrize(("batching", "replay"), [(Batching(2, 1, 1), True), (Batching(2, 2, 3), False)], ids=["one", "both"])
+@pytest.mark.parametrize(
+    "graded", [(4,), (3, 4), (0, 1, 2, 3, 4), (1, 3)], ids=["K=1", "K=2", "K=N", "scattered"]
+)
+@pytest.mark.parametrize(
+    ("batching", "recompute"), [(Batching(2, 1, 1), True), (Batching(2, 2, 3), False)], ids=["one", "both"]
+)
 def test_the_pull_to_the_base_is_that_of_one_graph(
-    tiny_pipeline_folder: Path, graded: tuple[int, ...], batching: Batching, replay: bool
+    tiny_pipeline_folder: Path, graded: tuple[int, ...], batching: Batching, recompute: bool
 ) -> None:
     model = load_tiny(tiny_pipeline_folder, precision="float64", chunk_size=batching.chunk)
     randomise_adapter(model)
     _, without = _monolithic(model, TERMS["frame"], graded)
-    _, expected = _monolithic(model, TERMS["frame"], graded, pull=3.0)
-    _, gradient = _staged(model, TERMS["frame"], Plan(5, graded, replay=replay, pull=3.0), batching)
+    _, expected = _monolithic(model, TERMS["frame"], graded, reference_weight=3.0)
+    _, gradient = _staged(
+        model, TERMS["frame"], TruncationPlan(5, graded, recompute=recompute, reference_weight=3.0), batching
+    )
     assert (expected - without).norm() > 0.01 * without.norm()
     assert (gradient - expected).norm() < 1e-10 * expected.norm()
 
 
-def test_last_k_equals_full_backpropagation_with_the_earlier_steps_detached(tiny_pipeline_folder: Path) -> None:
+def test_last_k_equals_full_backpropagation_with_the_earlier_steps_detached(
+    tiny_pipeline_folder: Path,
+) -> None:
     """K = N is plain autograd; smaller K is not (the early steps do carry gradient), so truncation truncates."""
     gradients = {}
     for depth in (1, 5):
         model = load_tiny(tiny_pipeline_folder, precision="float64")
         randomise_adapter(model)
-        graded = graded_steps(model.sampling.model_copy(update={"truncation_depth": depth}), torch.Generator())
-        gradients[depth] = _staged(model, TERMS["frame"], Plan(5, graded), Batching())[1]
+        graded = grad_steps(model.sampling.model_copy(update={"truncation_depth": depth}), torch.Generator())
+        gradients[depth] = _staged(model, TERMS["frame"], TruncationPlan(5, graded), Batching())[1]
     assert (gradients[1] - gradients[5]).norm() > 0.01 * gradients[5].norm()
 
 
@@ -138,7 +159,7 @@ def test_gradient_equals_finite_differences(tiny_pipeline_folder: Path) -> None:
     model = load_tiny(tiny_pipeline_folder, precision="float64")
     randomise_adapter(model)
     terms, parameters = TERMS["mix"], model.adapter_parameters()
-    _, gradient = _staged(model, terms, Plan(5, (0, 1, 2, 3, 4)), Batching(2, 2, 3))
+    _, gradient = _staged(model, terms, TruncationPlan(5, (0, 1, 2, 3, 4)), Batching(2, 2, 3))
     direction = torch.randn(gradient.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     pieces = direction.split([parameter.numel() for parameter in parameters])
 
@@ -146,7 +167,9 @@ def test_gradient_equals_finite_differences(tiny_pipeline_folder: Path) -> None:
         with torch.no_grad():
             for parameter, piece in zip(parameters, pieces, strict=True):
                 parameter += step * piece.view_as(parameter)
-            frames = model.codec.decode(model.sample(model.encode(PROMPTS), SEEDS), None, tuple(range(FRAMES)))[0]
+            frames = model.decoder.decode(
+                model.sample(model.encode(PROMPTS), SEEDS), None, tuple(range(FRAMES))
+            )[0]
             for parameter, piece in zip(parameters, pieces, strict=True):
                 parameter -= step * piece.view_as(parameter)
             return -0.5 * float(sum(term.value(term.reward(frames, PROMPTS)) for term in terms).sum())
@@ -157,25 +180,32 @@ def test_gradient_equals_finite_differences(tiny_pipeline_folder: Path) -> None:
 
 @pytest.mark.parametrize("graded", [(3,), (2, 3), (0, 1, 2, 3), (1, 3)])
 @pytest.mark.parametrize("chain", [True, False])
-def test_truncated_gradient_of_a_linear_denoiser_has_its_closed_form(graded: tuple[int, ...], chain: bool) -> None:
+def test_truncated_gradient_of_a_linear_denoiser_has_its_closed_form(
+    graded: tuple[int, ...], chain: bool
+) -> None:
     """x₍ᵢ₊₁₎ = aᵢxᵢ + bᵢε, ε = θxᵢ, with DDIM's aᵢ = √(ᾱ′/ᾱ) and bᵢ = √(1−ᾱ′) − aᵢ√(1−ᾱ) (arXiv 2010.02502, Eq. 12).
 
     So ∂x₀/∂θ = Σ over graded i of bᵢxᵢ·Π over j > i of (aⱼ + θbⱼ where j is graded and chained, else aⱼ).
     """
     theta, model = 0.2, linear_model(0.2, 4, (1, 1, 1, 1))
     pipe = model.pipe
-    plan, nothing = Plan(4, graded, chain=chain), Conditioning({})
-    latents = model.finish(model.prefix(nothing, plan, [5]), nothing, plan)
+    plan, nothing = TruncationPlan(4, graded, backprop_through_input=chain), Conditioning({})
+    latents = model.sample_with_grad(model.sample_prefix(nothing, plan, [5]), nothing, plan)
     (found,) = torch.autograd.grad(latents.sum(), pipe.transformer.theta)
 
     pipe.scheduler.set_timesteps(4)
     alphas = [float(pipe.scheduler.alphas_cumprod[timestep]) for timestep in pipe.scheduler.timesteps] + [1.0]
     a = [math.sqrt(after / now) for now, after in pairwise(alphas)]
-    b = [math.sqrt(1 - after) - a_i * math.sqrt(1 - now) for a_i, (now, after) in zip(a, pairwise(alphas), strict=True)]
+    b = [
+        math.sqrt(1 - after) - a_i * math.sqrt(1 - now)
+        for a_i, (now, after) in zip(a, pairwise(alphas), strict=True)
+    ]
     x = [float(model.noise([5]))]
     for a_i, b_i in zip(a, b, strict=True):
         x.append((a_i + b_i * theta) * x[-1])
-    jacobian = [a_j + theta * b_j * (chain and j in graded) for j, (a_j, b_j) in enumerate(zip(a, b, strict=True))]
+    jacobian = [
+        a_j + theta * b_j * (chain and j in graded) for j, (a_j, b_j) in enumerate(zip(a, b, strict=True))
+    ]
     expected = sum(b[i] * x[i] * math.prod(jacobian[i + 1 :]) for i in graded)
     assert float(found) == pytest.approx(expected, rel=1e-5)  # the scheduler's tables are float32
 
@@ -191,12 +221,14 @@ def test_truncated_gradient_of_a_linear_denoiser_has_its_closed_form(graded: tup
 )
 def test_plans(sampling: dict[str, Any], expected: tuple[int, ...]) -> None:
     config = SamplingConfig(num_frames=1, height=8, width=8, num_inference_steps=10, **sampling)
-    assert graded_steps(config, torch.Generator()) == expected
+    assert grad_steps(config, torch.Generator()) == expected
 
 
 def test_random_truncation_draws_every_depth_up_to_k() -> None:
-    config = SamplingConfig(num_frames=1, height=8, width=8, num_inference_steps=10, truncation="random", truncation_depth=4)
-    drawn = {graded_steps(config, torch.Generator().manual_seed(seed)) for seed in range(60)}
+    config = SamplingConfig(
+        num_frames=1, height=8, width=8, num_inference_steps=10, truncation="random", truncation_depth=4
+    )
+    drawn = {grad_steps(config, torch.Generator().manual_seed(seed)) for seed in range(60)}
     assert drawn == {tuple(range(10 - depth, 10)) for depth in (1, 2, 3, 4)}
 
 
@@ -218,7 +250,9 @@ def test_frame_rules(rule: str, expected: tuple[int, ...]) -> None:
 def test_random_frames_are_distinct_and_uniform() -> None:
     drawn = [choose_frames("random:2", 4, torch.Generator().manual_seed(seed)) for seed in range(600)]
     assert all(first < second for first, second in drawn)
-    assert all(240 < sum(frame in pair for pair in drawn) < 360 for frame in range(4))  # mean 300, five deviations
+    assert all(
+        240 < sum(frame in pair for pair in drawn) < 360 for frame in range(4)
+    )  # mean 300, five deviations
 
 
 def test_random_frame_gradient_is_unbiased(tiny_pipeline_folder: Path) -> None:
@@ -227,7 +261,9 @@ def test_random_frame_gradient_is_unbiased(tiny_pipeline_folder: Path) -> None:
     def gradient(seen: list[int]) -> Tensor:
         model = load_tiny(tiny_pipeline_folder, precision="float64")
         terms = TERMS["frame"]
-        accumulate_gradient(model, terms, _rollout(model, terms, [[seen] * 2]), Plan(5, (4,)), Batching(), scale=1.0)
+        accumulate_gradient(
+            model, terms, _rollout(model, terms, [[seen] * 2]), TruncationPlan(5, (4,)), Batching(), scale=1.0
+        )
         return torch.cat([parameter.grad.flatten() for parameter in model.adapter_parameters()])
 
     singles = torch.stack([gradient([frame]) for frame in range(FRAMES)]).mean(dim=0)
@@ -236,9 +272,19 @@ def test_random_frame_gradient_is_unbiased(tiny_pipeline_folder: Path) -> None:
 
 def test_only_the_frames_that_are_seen_are_decoded(tiny_pipeline_folder: Path) -> None:
     model, decoded = load_tiny(tiny_pipeline_folder), []
-    decode, terms = model.codec.decode, TERMS["frame"]
-    model.codec.decode = lambda latents, state, chunk: (decoded.append(chunk), decode(latents, state, chunk))[1]
-    accumulate_gradient(model, terms, _rollout(model, terms, [[[1], [1]]]), Plan(5, (4,)), Batching(2, 2, 3), scale=1.0)
+    decode, terms = model.decoder.decode, TERMS["frame"]
+    model.decoder.decode = lambda latents, state, chunk: (
+        decoded.append(chunk),
+        decode(latents, state, chunk),
+    )[1]
+    accumulate_gradient(
+        model,
+        terms,
+        _rollout(model, terms, [[[1], [1]]]),
+        TruncationPlan(5, (4,)),
+        Batching(2, 2, 3),
+        scale=1.0,
+    )
     assert set(decoded) == {(1,)}
 
 
@@ -253,7 +299,8 @@ class _NoGradient(FrameReward):
 
 
 @pytest.mark.parametrize(
-    ("reward", "message"), [(_WrongShape(), r"returned shape \(\) for 2 videos"), (_NoGradient(), "has no gradient")]
+    ("reward", "message"),
+    [(_WrongShape(), r"returned shape \(\) for 2 videos"), (_NoGradient(), "has no gradient")],
 )
 def test_a_reward_that_breaks_its_contract_is_named(reward: FrameReward, message: str) -> None:
     with pytest.raises(ValueError, match=f"tests.alignment.test_reward_gradient.*{message}"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.engine import AUTHORS, Case, LiveTensors, Row, build, compare, ratios, tiny
+from benchmarks.engine import AUTHORS, Case, PeakMemoryTracker, Row, build, compare, ratios, tiny
 
 pytestmark = [
     pytest.mark.slow,
@@ -35,19 +35,21 @@ def test_every_gradient_equals_that_of_one_graph(rows: dict[Case, Row]) -> None:
 
 
 def test_all_frames_take_about_the_memory_of_one(rows: dict[Case, Row]) -> None:
-    every = Case(staged=True, frames="all", depth=1, replay=True)
-    one = Case(staged=True, frames="random:1", depth=1, replay=True)
+    every = Case(staged=True, frames="all", depth=1, recompute=True)
+    one = Case(staged=True, frames="random:1", depth=1, recompute=True)
     assert peak(rows, every) < 1.3 * peak(rows, one)
     assert peak(rows, every) < 1.3 * peak(rows, AUTHORS)
-    assert peak(rows, every.reference) > 1.7 * peak(rows, every)  # at ModelScope's sizes 62.2 GiB over 31.2 GiB
+    assert peak(rows, every.reference) > 1.7 * peak(
+        rows, every
+    )  # at ModelScope's sizes 62.2 GiB over 31.2 GiB
 
 
-def test_memory_with_replay_does_not_grow_with_the_depth(rows: dict[Case, Row]) -> None:
-    peaks = [peak(rows, Case(staged=True, frames="all", depth=depth, replay=True)) for depth in DEPTHS]
+def test_memory_with_recompute_does_not_grow_with_the_depth(rows: dict[Case, Row]) -> None:
+    peaks = [peak(rows, Case(staged=True, frames="all", depth=depth, recompute=True)) for depth in DEPTHS]
     assert max(peaks) < 1.05 * min(peaks)
 
 
-def test_memory_without_replay_grows_with_the_depth(rows: dict[Case, Row]) -> None:
+def test_memory_without_recompute_grows_with_the_depth(rows: dict[Case, Row]) -> None:
     peaks = [peak(rows, Case(staged=True, frames="all", depth=depth)) for depth in DEPTHS]
     assert all(found > 0.9 * depth * peaks[0] for found, depth in zip(peaks, DEPTHS, strict=True))
 
@@ -61,7 +63,7 @@ def test_ratios_are_of_the_rows(rows: dict[Case, Row]) -> None:
 def test_live_tensors_counts_what_a_chain_of_exponentials_keeps() -> None:
     """exp saves its result: ten of them hold ten tensors, and backward needs two more at a time."""
     start = torch.zeros(1000, requires_grad=True)
-    with LiveTensors() as meter:
+    with PeakMemoryTracker() as meter:
         end = start
         for _ in range(10):
             end = end.view(10, 100).exp().view(1000)

@@ -13,7 +13,9 @@ PARTS = Parts(prefix=4.0, graded=2.0, reward=1.0, fixed=0.5, spread=0.0, adapter
 @pytest.mark.parametrize("num_workers", [1, 2, 16, 128])
 def test_the_slowest_worker_is_as_late_as_chance_makes_it(num_workers: int) -> None:
     drawn = np.random.default_rng(0).standard_normal((20_000, num_workers)).max(axis=1).mean()
-    assert slowest_of(num_workers) == pytest.approx(drawn, rel=0.06, abs=0.02)  # Blom's formula is within 5 % for two
+    assert slowest_of(num_workers) == pytest.approx(
+        drawn, rel=0.06, abs=0.02
+    )  # Blom's formula is within 5 % for two
 
 
 def test_workers_share_the_videos_of_a_step() -> None:

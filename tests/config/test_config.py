@@ -14,8 +14,9 @@ import torch
 import yaml
 from pyarrow import parquet
 
-from vader_ray.alignment.reward_gradient import Term
+from vader_ray.alignment.reward_gradient import RewardTerm
 from vader_ray.config import ConfigError, ExperimentConfig, flatten, load, recipe_names, split_image, validate
+from vader_ray.metrics import measured_metrics
 from vader_ray.rewards import brightness
 
 MINIMAL = """
@@ -34,10 +35,8 @@ def test_every_recipe_parses_and_crosses_a_process_border_unchanged(recipe: str)
     config = load(recipe)
     assert config.name == recipe
     if config.model.weights.startswith("shapes:"):
-        assert config.must_reach, "a recipe that anyone can run states the number it reaches"
-    measured = {"eval/objective"} | {f"eval/reward/{reward.name}" for reward in (*config.rewards, *config.eval_rewards)}
-    judged = {f"eval/judge/{trait}" for trait in ("colour", "shape", "direction")} if config.evaluation.judge else set()
-    assert set(config.must_reach) <= measured | judged
+        assert config.expected_metrics, "a recipe that anyone can run states the number it reaches"
+    assert set(config.expected_metrics) <= {*config.reward_metrics(), *measured_metrics(config)}
     assert validate(json.loads(json.dumps(config.model_dump(mode="json")))) == config
 
 
@@ -47,29 +46,44 @@ def test_every_recipe_measures_rewards_that_it_does_not_train_and_is_guarded_by_
     assert config.eval_rewards
     assert not {reward.reward for reward in config.rewards} & {reward.reward for reward in config.eval_rewards}
     untrained = {f"eval/reward/{reward.name}" for reward in config.eval_rewards}
-    assert untrained & set(config.guarded())
-    assert config.selection() in untrained
+    assert untrained & set(config.guard_metrics())
+    assert config.selection_metric() in untrained
 
 
 def test_recipes_never_say_where_they_run() -> None:
     for recipe in recipe_names():
-        assert load(recipe).machine == load("shapes_hps").machine
+        assert load(recipe).runtime == load("shapes_hps").runtime
         assert load(recipe).tracking == load("shapes_hps").tracking
 
 
 def test_overrides_reach_every_depth() -> None:
-    changes = ["sampling.truncation_depth=2", "optimizer.learning_rate=1e-4", "rewards.0.weight=3", "optimizer.betas=[0.5, 0.6]"]
+    changes = [
+        "sampling.truncation_depth=2",
+        "optimizer.learning_rate=1e-4",
+        "rewards.0.weight=3",
+        "optimizer.betas=[0.5, 0.6]",
+    ]
     config = load("shapes_hps", changes)
-    assert (config.sampling.truncation_depth, config.optimizer.learning_rate, config.rewards[0].weight) == (2, 1e-4, 3.0)
+    assert (config.sampling.truncation_depth, config.optimizer.learning_rate, config.rewards[0].weight) == (
+        2,
+        1e-4,
+        3.0,
+    )
     assert config.optimizer.betas == (0.5, 0.6)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("sampling.truncation_depth=99", "truncation_depth=99 is more than num_inference_steps=20; choose 1 to 20"),
+        (
+            "sampling.truncation_depth=99",
+            "truncation_depth=99 is more than num_inference_steps=20; choose 1 to 20",
+        ),
         ("sampling.truncation_depth=0", "sampling.truncation_depth: Input should be greater than 0"),
-        ("sampling.steps=3", "sampling.steps: there is no such setting; here are chain, eta"),
+        (
+            "sampling.steps=3",
+            "sampling.steps: there is no such setting; here are backprop_through_input, eta",
+        ),
         ("num_steps=many", "num_steps: Input should be a valid integer"),
         ("sampling.window_start=3", "window_start=3 has no effect on truncation=last; set truncation=window"),
         ("prompts.train=/nowhere.txt", "prompts.train: cannot read the prompt file /nowhere.txt"),
@@ -77,10 +91,13 @@ def test_overrides_reach_every_depth() -> None:
         ("prompts.train=shapes:heldout", "held-out prompts are also trained on"),
         ("model.weights=/nowhere", "model.weights: /nowhere does not exist; give an existing path, a hub id"),
         ("model.weights=shapes:nothing", "names no packaged checkpoint; there are a"),
-        ("machine.num_workers=3", "videos_per_step=4 cannot be shared evenly by machine.num_workers=3"),
+        ("runtime.num_workers=3", "videos_per_step=4 cannot be shared evenly by runtime.num_workers=3"),
         ("eval_rewards.0.reward=hps", "two rewards are called 'hps'; give one of them another `label`"),
         ("rewards.0.frames=some", r"rewards.0.frames: String should match pattern"),
-        ("evaluation.select=eval/reward/nothing", "is never measured; choose one of eval/objective, eval/reward/hps"),
+        (
+            "evaluation.select=eval/reward/nothing",
+            "is never measured; choose one of eval/objective, eval/reward/hps",
+        ),
         ("rewards.5.weight=1", "'5' is no item of a list of 1"),
         ("num_steps.more=1", "'num_steps' is a value, not a section"),
         ("num_steps", "'num_steps' is not an override; write a.b=value"),
@@ -106,7 +123,8 @@ def test_a_recipe_file_resolves_paths_beside_itself(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("[1, 2]", "must hold a mapping"), ("a: [", "cannot be read as YAML"), ("a: 1", "name: is required")]
+    ("text", "message"),
+    [("[1, 2]", "must hold a mapping"), ("a: [", "cannot be read as YAML"), ("a: 1", "name: is required")],
 )
 def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "bad.yaml").write_text(text)
@@ -115,8 +133,8 @@ def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str, message:
 
 
 def test_identity_ignores_where_a_run_happens() -> None:
-    assert load("shapes_hps", ["machine.num_workers=2"]).identity() == load("shapes_hps").identity()
-    assert load("shapes_hps", ["seed=1"]).identity() != load("shapes_hps").identity()
+    assert load("shapes_hps", ["runtime.num_workers=2"]).fingerprint() == load("shapes_hps").fingerprint()
+    assert load("shapes_hps", ["seed=1"]).fingerprint() != load("shapes_hps").fingerprint()
 
 
 def test_flatten_gives_the_addresses_of_overrides() -> None:
@@ -125,14 +143,24 @@ def test_flatten_gives_the_addresses_of_overrides() -> None:
 
 
 def test_the_configuration_imports_no_framework() -> None:
-    code = "import sys, vader_ray.config; print(*({'torch', 'ray', 'mlflow', 'diffusers'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == ""
+    code = (
+        "import sys, vader_ray.config; print(*({'torch', 'ray', 'mlflow', 'diffusers'} & set(sys.modules)))"
+    )
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == ""
+    )
 
 
 @pytest.mark.parametrize("recipe", ["shapes_hps_aesthetic"])
 def test_the_authors_mix_is_their_formula(recipe: str) -> None:
     """Their loss is (1.5 · 0.1 · |a − 10| + |1 − h|) / 2; the objective is its negative."""
-    terms = {spec.name: Term(spec.name, brightness.Reward(), spec.weight, spec.target) for spec in load(recipe).rewards}
+    terms = {
+        spec.name: RewardTerm(spec.name, brightness.Reward(), spec.weight, spec.target)
+        for spec in load(recipe).rewards
+    }
     scores = {"hps": torch.tensor([0.24, 0.33, 1.1]), "aesthetic": torch.tensor([4.6, 7.3, 10.5])}
     objective = sum(term.value(scores[name]) for name, term in terms.items())
     loss = (1.5 * 0.1 * (scores["aesthetic"] - 10).abs() + (1 - scores["hps"]).abs()) / 2
@@ -160,7 +188,10 @@ def test_prompts_with_images(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("train", "message"),
     [
-        (["no.png | a dog"], r"prompts.train: the image .*no.png does not exist; write `path/to/image.png \| text`"),
+        (
+            ["no.png | a dog"],
+            r"prompts.train: the image .*no.png does not exist; write `path/to/image.png \| text`",
+        ),
         (["dog.png | a dog", "a cat"], "prompts.train: some prompts have an image and some have none"),
         ("empty", "prompts.train: .*empty holds no image"),
     ],
@@ -212,7 +243,7 @@ def test_the_column_of_prompts_can_be_named(tmp_path: Path, name: str, content: 
     path = _write(tmp_path / name, content)
     assert _read(path, "prompts.column=caption") == ("a cat", "a dog")
     inline = load("shapes_hps", ["prompts.train=[a cat, a dog]"])
-    assert load("shapes_hps", [f"prompts.train={path}", "prompts.column=caption"]).identity() == inline.identity()
+    assert load("shapes_hps", [f"prompts.train={path}", "prompts.column=caption"]).fingerprint() == inline.fingerprint()
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,13 @@ def _clip_text(length: int) -> tuple[Any, Any]:
 
 
 def _clip_vision(kind: Any, size: int) -> Any:
-    sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "projection_dim": 8}
+    sizes = {
+        "hidden_size": 8,
+        "intermediate_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "projection_dim": 8,
+    }
     return kind(t.CLIPVisionConfig(image_size=size, patch_size=size // 2, **sizes))
 
 
@@ -86,9 +92,18 @@ def _svd() -> Any:
         addition_time_embed_dim=8,
         projection_class_embeddings_input_dim=24,
     )
-    vae = d.AutoencoderKLTemporalDecoder(block_out_channels=(32, 32), down_block_types=("DownEncoderBlock2D",) * 2)
-    spacing = {"timestep_spacing": "leading", "timestep_type": "continuous", "sigma_min": 0.002, "sigma_max": 700.0}
-    scheduler = d.EulerDiscreteScheduler(**_EULER, **spacing, prediction_type="v_prediction", use_karras_sigmas=True)
+    vae = d.AutoencoderKLTemporalDecoder(
+        block_out_channels=(32, 32), down_block_types=("DownEncoderBlock2D",) * 2
+    )
+    spacing = {
+        "timestep_spacing": "leading",
+        "timestep_type": "continuous",
+        "sigma_min": 0.002,
+        "sigma_max": 700.0,
+    }
+    scheduler = d.EulerDiscreteScheduler(
+        **_EULER, **spacing, prediction_type="v_prediction", use_karras_sigmas=True
+    )
     encoder = _clip_vision(t.CLIPVisionModelWithProjection, 224)
     return d.StableVideoDiffusionPipeline(vae, encoder, unet, scheduler, t.CLIPImageProcessor())
 
@@ -103,7 +118,10 @@ def _animatediff() -> Any:
         attention_head_dim=2,
     )
     motion = d.MotionAdapter(
-        block_out_channels=(8, 8), motion_layers_per_block=1, motion_norm_num_groups=4, motion_num_attention_heads=2
+        block_out_channels=(8, 8),
+        motion_layers_per_block=1,
+        motion_norm_num_groups=4,
+        motion_num_attention_heads=2,
     )
     blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
     vae = d.AutoencoderKL(block_out_channels=(8, 8), norm_num_groups=4, latent_channels=4, **blocks)
@@ -135,13 +153,27 @@ def _cogvideox(kind: Any = d.CogVideoXPipeline, in_channels: int = 4, **transfor
         norm_num_groups=2,
     )
     zero_snr = {"rescale_betas_zero_snr": True, "snr_shift_scale": 3.0, "timestep_spacing": "trailing"}
-    scheduler = d.CogVideoXDDIMScheduler(**_EULER, **zero_snr, prediction_type="v_prediction", clip_sample=False)
+    scheduler = d.CogVideoXDDIMScheduler(
+        **_EULER, **zero_snr, prediction_type="v_prediction", clip_sample=False
+    )
     return kind(vae=vae, transformer=model, scheduler=scheduler, **_t5())
 
 
 def _wan_transformer(channels: int = 16, **more: Any) -> Any:
-    sizes = {"num_attention_heads": 2, "attention_head_dim": 12, "text_dim": 8, "freq_dim": 16, "ffn_dim": 16, "num_layers": 1}
-    settings = {"in_channels": channels, "out_channels": channels, "cross_attn_norm": True, "rope_max_seq_len": 32}
+    sizes = {
+        "num_attention_heads": 2,
+        "attention_head_dim": 12,
+        "text_dim": 8,
+        "freq_dim": 16,
+        "ffn_dim": 16,
+        "num_layers": 1,
+    }
+    settings = {
+        "in_channels": channels,
+        "out_channels": channels,
+        "cross_attn_norm": True,
+        "rope_max_seq_len": 32,
+    }
     return d.WanTransformer3DModel(**sizes | settings | more)
 
 
@@ -222,13 +254,21 @@ def _hunyuan_video() -> Any:
         pooled_projection_dim=8,
         rope_axes_dim=(2, 4, 4),
     )
-    vae = d.AutoencoderKLHunyuanVideo(latent_channels=4, block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=4)
+    vae = d.AutoencoderKLHunyuanVideo(
+        latent_channels=4, block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=4
+    )
     tokenizer, clip_tokenizer_and_model = build_tokenizer(), _clip_text(77)
     sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
     llama = t.LlamaModel(t.LlamaConfig(vocab_size=len(tokenizer), num_key_value_heads=2, **sizes))
     scheduler = d.FlowMatchEulerDiscreteScheduler(shift=7.0)
     return d.HunyuanVideoPipeline(
-        llama, tokenizer, transformer, vae, scheduler, clip_tokenizer_and_model[1], clip_tokenizer_and_model[0]
+        llama,
+        tokenizer,
+        transformer,
+        vae,
+        scheduler,
+        clip_tokenizer_and_model[1],
+        clip_tokenizer_and_model[0],
     )
 
 
@@ -243,7 +283,9 @@ def _mochi() -> Any:
         max_sequence_length=256,
     )
     vae = d.AutoencoderKLMochi(
-        encoder_block_out_channels=(32, 32, 32, 32), decoder_block_out_channels=(32, 32, 32, 32), layers_per_block=(1,) * 5
+        encoder_block_out_channels=(32, 32, 32, 32),
+        decoder_block_out_channels=(32, 32, 32, 32),
+        layers_per_block=(1,) * 5,
     )
     scheduler = d.FlowMatchEulerDiscreteScheduler(invert_sigmas=True)
     return d.MochiPipeline(scheduler, vae, transformer=transformer, **_t5())
@@ -264,9 +306,15 @@ _FLOAT32: dict[str, Any] = {"precision": "float32", "tolerance": 1e-5}
 CASES = {
     "svd": Case("svd", _svd, _size(3, 16), images=True, tolerance=_VIDEO_IS_FLOAT32),
     "animatediff": Case(
-        "animatediff", _animatediff, _size(3, 16), ("DDIMScheduler", "EulerDiscreteScheduler"), tolerance=_VIDEO_IS_FLOAT32
+        "animatediff",
+        _animatediff,
+        _size(3, 16),
+        ("DDIMScheduler", "EulerDiscreteScheduler"),
+        tolerance=_VIDEO_IS_FLOAT32,
     ),
-    "cogvideox": Case("cogvideox", _cogvideox, _size(17, 16), ("CogVideoXDDIMScheduler", "CogVideoXDPMScheduler")),
+    "cogvideox": Case(
+        "cogvideox", _cogvideox, _size(17, 16), ("CogVideoXDDIMScheduler", "CogVideoXDPMScheduler")
+    ),
     "cogvideox_i2v": Case(
         "cogvideox",
         lambda: _cogvideox(d.CogVideoXImageToVideoPipeline, 8, use_rotary_positional_embeddings=True),
@@ -278,9 +326,13 @@ CASES = {
         lambda: _cogvideox(patch_size_t=2, patch_bias=False, use_rotary_positional_embeddings=True),
         _size(17, 16),  # five latent frames, padded to six
     ),
-    "wan": Case("wan", _wan, _size(9, 16), ("UniPCMultistepScheduler", "FlowMatchEulerDiscreteScheduler"), **_FLOAT32),
+    "wan": Case(
+        "wan", _wan, _size(9, 16), ("UniPCMultistepScheduler", "FlowMatchEulerDiscreteScheduler"), **_FLOAT32
+    ),
     "wan_5b": Case("wan", _wan_5b, _size(5, 32), **_FLOAT32),
-    "wan_a14b": Case("wan", lambda: _wan(transformer_2=_wan_transformer(), boundary_ratio=0.875), _size(5, 16), **_FLOAT32),
+    "wan_a14b": Case(
+        "wan", lambda: _wan(transformer_2=_wan_transformer(), boundary_ratio=0.875), _size(5, 16), **_FLOAT32
+    ),
     "wan_i2v": Case("wan", _wan_i2v, _size(5, 16), images=True, **_FLOAT32),
     "wan_i2v_a14b": Case("wan", _wan_i2v_a14b, _size(5, 16), images=True, **_FLOAT32),
     "ltx": Case("ltx", _ltx, _size(9, 32)),

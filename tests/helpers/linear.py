@@ -27,7 +27,10 @@ class _Pipeline:
     def __init__(self, theta: float, eta: float) -> None:
         self.transformer, self.vae, self.device = _Denoiser(theta), torch.nn.Identity(), torch.device("cpu")
         self.vae.decode = lambda latents: latents
-        self.scheduler, self.components = DDIMScheduler(clip_sample=False, set_alpha_to_one=True), dict[str, Any]()
+        self.scheduler, self.components = (
+            DDIMScheduler(clip_sample=False, set_alpha_to_one=True),
+            dict[str, Any](),
+        )
         self.eta = eta
 
     def set_progress_bar_config(self, **settings: Any) -> None: ...
@@ -36,7 +39,9 @@ class _Pipeline:
         self.scheduler.set_timesteps(num_inference_steps)
         for timestep in self.scheduler.timesteps:
             predicted = self.transformer(latents, timestep).sample
-            latents = self.scheduler.step(predicted, timestep, latents, eta=self.eta, generator=generator).prev_sample
+            latents = self.scheduler.step(
+                predicted, timestep, latents, eta=self.eta, generator=generator
+            ).prev_sample
         return self.vae.decode(latents)
 
 

@@ -76,9 +76,22 @@ class Machines:
     def run(self, command: str, environment: dict[str, str]) -> str:
         """Run a command in the repository as the client; its output."""
         there = f"cd {REPOSITORY}; {command}"
-        inside = ["nsenter", "--target", str(self.process.pid), "--net", "--pid", "--mount", "--uts", "bash", "-c", there]
+        inside = [
+            "nsenter",
+            "--target",
+            str(self.process.pid),
+            "--net",
+            "--pid",
+            "--mount",
+            "--uts",
+            "bash",
+            "-c",
+            there,
+        ]
         env = {"HOME": str(self.folder / "client" / "home"), "PATH": PATH} | environment
-        done = subprocess.run(inside, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+        done = subprocess.run(
+            inside, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+        )
         assert done.returncode == 0, f"{command}\n{done.stdout[-6000:]}"
         return done.stdout
 
@@ -89,7 +102,9 @@ class Machines:
         first = [child for server in servers for child in server.children()]
         there = [part for shell in first for part in shell.children(recursive=True)]
         return [
-            " ".join(part.cmdline()) for part in there if part.name() not in service and part.status() != psutil.STATUS_ZOMBIE
+            " ".join(part.cmdline())
+            for part in there
+            if part.name() not in service and part.status() != psutil.STATUS_ZOMBIE
         ]
 
 
@@ -101,7 +116,10 @@ def lacking(programs: Sequence[str], packages: str) -> str:
     if missing := [name for name in needed if which(name, path=PATH) is None]:
         return f"{', '.join(missing)} not installed (apt-get install iproute2 procps curl {packages})"
     tried = subprocess.run(
-        [*NAMESPACES, "ip", "link", "add", "name", "switch", "type", "bridge"], capture_output=True, text=True, check=False
+        [*NAMESPACES, "ip", "link", "add", "name", "switch", "type", "bridge"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     return f"the kernel forbids namespaces: {tried.stderr.strip()}" if tried.returncode else ""
 
@@ -125,7 +143,9 @@ def machines(folder: Path, service: str, shared: Sequence[Path]) -> Iterator[Mac
     }
     script = SCRIPT.replace("$SERVICE", service)
     with (folder / "machines.log").open("w") as log:
-        process = subprocess.Popen([*NAMESPACES, "bash", "-c", script], env=words, stdin=subprocess.PIPE, stdout=log, stderr=log)
+        process = subprocess.Popen(
+            [*NAMESPACES, "bash", "-c", script], env=words, stdin=subprocess.PIPE, stdout=log, stderr=log
+        )
     try:
         until = time.monotonic() + 20
         while not (folder / "ready").exists():
@@ -134,4 +154,6 @@ def machines(folder: Path, service: str, shared: Sequence[Path]) -> Iterator[Mac
             time.sleep(0.1)
         yield Machines(folder, psutil.Process(process.pid).children()[0])
     finally:
-        process.communicate(timeout=30)  # the kernel ends every process of the namespaces, and takes networks and mounts down
+        process.communicate(
+            timeout=30
+        )  # the kernel ends every process of the namespaces, and takes networks and mounts down

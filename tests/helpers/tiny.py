@@ -11,13 +11,23 @@ from torch import Tensor
 from vader_ray import models
 from vader_ray.config import AdapterConfig, ModelConfig, SamplingConfig
 
-SAMPLING: dict[str, Any] = {"num_frames": 3, "height": 8, "width": 8, "num_inference_steps": 5, "guidance_scale": 3.0}
+SAMPLING: dict[str, Any] = {
+    "num_frames": 3,
+    "height": 8,
+    "width": 8,
+    "num_inference_steps": 5,
+    "guidance_scale": 3.0,
+}
 
 
-def load_tiny(folder: Path, *, precision: str = "float32", chunk_size: int = 1, seed: int = 0, **sampling: Any) -> Any:
+def load_tiny(
+    folder: Path, *, precision: str = "float32", chunk_size: int = 1, seed: int = 0, **sampling: Any
+) -> Any:
     """The tiny pipeline with an adapter of rank 2 on its attention."""
     return models.build(
-        ModelConfig(family="modelscope", weights=str(folder), precision=precision, decoder_precision=precision),  # type: ignore[arg-type]
+        ModelConfig(
+            family="modelscope", weights=str(folder), precision=precision, decoder_precision=precision
+        ),  # type: ignore[arg-type]
         SamplingConfig(**(SAMPLING | sampling)),
         AdapterConfig(rank=2, alpha=4.0),
         seed=seed,
@@ -35,5 +45,7 @@ def randomise_adapter(model: Any, seed: int = 1) -> None:
 
 def adapter_gradient(model: Any, objective: Tensor) -> Tensor:
     """The gradient of a scalar with respect to the adapter, as one vector."""
-    gradients = torch.autograd.grad(objective, model.adapter_parameters(), allow_unused=True, materialize_grads=True)
+    gradients = torch.autograd.grad(
+        objective, model.adapter_parameters(), allow_unused=True, materialize_grads=True
+    )
     return torch.cat([gradient.flatten() for gradient in gradients])

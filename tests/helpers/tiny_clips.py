@@ -8,7 +8,15 @@ import torch
 import transformers
 from torch import nn
 
-LABELS = ("moving left", "moving right", "playing guitar", "playing piano", "riding a bike", "walking the dog", "archery")
+LABELS = (
+    "moving left",
+    "moving right",
+    "playing guitar",
+    "playing piano",
+    "riding a bike",
+    "walking the dog",
+    "archery",
+)
 
 
 def save_vjepa(folder: Path) -> Path:
@@ -63,10 +71,16 @@ def save_action(folder: Path) -> Path:
     return folder
 
 
-def save_diversity(folder: Path) -> Path:
+def save_clip(folder: Path) -> Path:
     """A whole CLIP with its processor."""
     torch.manual_seed(4)
-    tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "projection_dim": 24}
+    tower = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "projection_dim": 24,
+    }
     network = transformers.CLIPModel(
         transformers.CLIPConfig(
             vision_config={**tower, "image_size": 32, "patch_size": 8},
@@ -84,7 +98,6 @@ def save_diversity(folder: Path) -> Path:
 OPTIONS = {
     "vjepa": lambda folder: {"weights": str(save_vjepa(folder))},
     "action": lambda folder: {"weights": str(save_action(folder))},
-    "diversity": lambda folder: {"weights": str(save_diversity(folder))},
 }
 """What writes the tiny weights of a reward into a folder, and the options that name them."""
 

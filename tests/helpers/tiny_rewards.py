@@ -14,7 +14,13 @@ from torch import nn
 
 from tests.helpers import tiny_clips
 
-TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "projection_dim": 24}
+TOWER = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "projection_dim": 24,
+}
 LABELS = ("N/A", "person", "bicycle", "car", "fire hydrant", "N/A", "cat")
 
 
@@ -39,7 +45,12 @@ def make_clip(folder: Path, *, eos_token_id: int = 49407) -> Path:
     torch.manual_seed(2)
     config = transformers.CLIPConfig(
         vision_config={**TOWER, "image_size": 32, "patch_size": 8},
-        text_config={**TOWER, "bos_token_id": 49406, "eos_token_id": eos_token_id, "max_position_embeddings": 12},
+        text_config={
+            **TOWER,
+            "bos_token_id": 49406,
+            "eos_token_id": eos_token_id,
+            "max_position_embeddings": 12,
+        },
         projection_dim=24,
         logit_scale_init_value=math.log(100),
     )
@@ -71,7 +82,9 @@ def make_detector(folder: Path) -> Path:
     with torch.no_grad():
         last = detector.class_labels_classifier.layers[-1]
         last.weight *= 2  # some boxes are sure of their class, others of none
-        last.bias[[index for index, label in enumerate(LABELS) if label == "N/A"]] = -9  # trained ones never say this
+        last.bias[
+            [index for index, label in enumerate(LABELS) if label == "N/A"]
+        ] = -9  # trained ones never say this
     detector.save_pretrained(folder)
     size = {"shortest_edge": 48, "longest_edge": 80}
     transformers.YolosImageProcessorPil(size=size).save_pretrained(folder)

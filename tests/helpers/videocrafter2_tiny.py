@@ -41,7 +41,9 @@ def layout(name: str) -> dict[str, tuple[int, ...]]:
 def random_weights(seed: int = 0) -> dict[str, Tensor]:
     """Weights of the tiny network that leave no layer without effect; the schedule is the published one."""
     generator = torch.Generator().manual_seed(seed)
-    return {name: _draw(name, shape, generator) for name, shape in sorted(layout("tiny").items())} | _schedule()
+    return {
+        name: _draw(name, shape, generator) for name, shape in sorted(layout("tiny").items())
+    } | _schedule()
 
 
 def _draw(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
@@ -63,10 +65,14 @@ def write_checkpoint(folder: Path, weights: dict[str, Tensor]) -> Path:
     return path
 
 
-def load_tiny(weights: Path, *, precision: str = "float32", chunk_size: int = 1, seed: int = 0, **sampling: Any) -> Any:
+def load_tiny(
+    weights: Path, *, precision: str = "float32", chunk_size: int = 1, seed: int = 0, **sampling: Any
+) -> Any:
     """The tiny pipeline with an adapter of rank 2."""
     return models.build(
-        ModelConfig(family="videocrafter2", weights=str(weights), precision=precision, decoder_precision=precision),  # type: ignore[arg-type]
+        ModelConfig(
+            family="videocrafter2", weights=str(weights), precision=precision, decoder_precision=precision
+        ),  # type: ignore[arg-type]
         SamplingConfig(**(SAMPLING | sampling)),
         AdapterConfig(rank=2, alpha=4.0),
         seed=seed,
@@ -78,7 +84,12 @@ def load_tiny(weights: Path, *, precision: str = "float32", chunk_size: int = 1,
 def inputs() -> dict[str, Tensor]:
     """Random inputs of the networks and of one denoising step."""
     generator = torch.Generator().manual_seed(1)
-    shapes = {"latents": (2, 4, 3, 8, 12), "context": (2, 77, 128), "noise": (2, 4, 3, 8, 12), "step_noise": (2, 4, 3, 8, 12)}
+    shapes = {
+        "latents": (2, 4, 3, 8, 12),
+        "context": (2, 77, 128),
+        "noise": (2, 4, 3, 8, 12),
+        "step_noise": (2, 4, 3, 8, 12),
+    }
     return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
 
 

@@ -1,4 +1,4 @@
-"""Diversity: the published embedding, distances by scipy, the same held-out scores whatever the batches and workers."""
+"""CLIP diversity: the published embedding, distances by scipy, equal values whatever the batches and workers."""
 
 from __future__ import annotations
 
@@ -16,30 +16,34 @@ from scipy.spatial import distance  # type: ignore[import-untyped]
 from torch import Tensor
 
 from tests.helpers.recipe import tiny_config
-from tests.helpers.tiny_clips import save_diversity
+from tests.helpers.tiny_clips import save_clip
 from tests.rewards.test_rewards import as_pil, pictures, random_images
-from vader_ray import rewards
-from vader_ray.config import ConfigError, ExperimentConfig, RewardConfig
-from vader_ray.orchestration.runs.launch import check_names
-from vader_ray.training.distributed import Group
+from vader_ray import metrics
+from vader_ray.config import ConfigError, ExperimentConfig, MetricConfig
+from vader_ray.orchestration.runs.launch import resolve_names
+from vader_ray.training.distributed import WorkerGroup
 from vader_ray.training.evaluation import decode_all, evaluate
 from vader_ray.training.experiment import build
 
 
 @pytest.fixture(scope="module")
 def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_diversity(tmp_path_factory.mktemp("clip"))
+    return save_clip(tmp_path_factory.mktemp("clip"))
 
 
-def measure(folder: Path, **options: Any) -> Any:
-    spec = RewardConfig(reward="diversity", **{"weights": str(folder)})
-    return rewards.build_measure(spec, device="cpu", **options)
+def build_metric(folder: Path, **settings: Any) -> Any:
+    spec = {"metric": "clip_diversity", "weights": str(folder), **settings}
+    return metrics.build(MetricConfig.model_validate(spec), device="cpu")
 
 
 def recipe(pipeline: Path, clip: Path, **changes: Any) -> ExperimentConfig:
     """Five held-out videos of two prompts: three of the first, two of the second."""
     changes = {"evaluation": {"every": 3, "num_videos": 5, "num_shown": 5}} | changes
-    return tiny_config(pipeline, eval_rewards=[{"reward": "diversity", "weights": str(clip), "label": "spread"}], **changes)
+    return tiny_config(
+        pipeline,
+        eval_metrics=[{"metric": "clip_diversity", "weights": str(clip), "label": "spread"}],
+        **changes,
+    )
 
 
 def by_scipy(features: Tensor, prompts: list[str]) -> list[float]:
@@ -63,43 +67,47 @@ def test_features_are_clips(clip_folder: Path, height: int, width: int) -> None:
     expected = (embeddings / embeddings.norm(dim=-1, keepdim=True)).unflatten(0, (3, 4)).mean(dim=1)
     # PIL rounds to 8 bits between its passes (see test_rewards): 0.5 % of a unit vector's range
     allowed = 0.01 if height != width else 1e-5
-    torch.testing.assert_close(measure(clip_folder).features(frames), expected, atol=allowed, rtol=0)
-    half = measure(clip_folder, dtype=torch.bfloat16).features(frames)
+    torch.testing.assert_close(build_metric(clip_folder).features(frames), expected, atol=allowed, rtol=0)
+    half = build_metric(clip_folder, precision="bfloat16").features(frames)
     assert half.dtype == torch.float32
     torch.testing.assert_close(half, expected, atol=0.02, rtol=0)  # bfloat16 has 8 bits: 0.4 % per operation
 
 
 def test_scores_are_mean_distances_to_videos_of_the_same_prompt(clip_folder: Path) -> None:
-    diversity = measure(clip_folder)
+    diversity = build_metric(clip_folder)
     features = torch.randn(6, 24, generator=torch.Generator().manual_seed(0))
     prompts = ["a", "b", "a", "c", "a", "b"]
-    torch.testing.assert_close(diversity.compare(features, prompts).tolist(), by_scipy(features, prompts), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        diversity.compare(features, prompts).tolist(), by_scipy(features, prompts), atol=1e-6, rtol=0
+    )
     alike = features[:1].repeat(3, 1) * torch.tensor([[1.0], [2.0], [3.0]])
     assert diversity.compare(alike, ["a"] * 3).abs().max() < 1e-6
     axes = torch.eye(3)
     assert diversity.compare(axes, ["a", "a", "a"]).tolist() == [1.0] * 3
-    with pytest.raises(ValueError, match="compares videos and got 1; set"):
-        diversity.compare(features[:1], ["a"])
+    assert diversity.compare(features[:1], ["a"]).tolist() == [0.0], "a single video differs from nothing"
 
 
-def test_evaluation_reports_it_like_any_reward(tiny_pipeline_folder: Path, clip_folder: Path) -> None:
+def test_evaluation_reports_its_mean(tiny_pipeline_folder: Path, clip_folder: Path) -> None:
     config = recipe(tiny_pipeline_folder, clip_folder)
     experiment = build(config, torch.device("cpu"))
-    seen = evaluate(config, experiment, Group())
+    seen = evaluate(config, experiment, WorkerGroup())
     features = []
     with torch.no_grad():
         for video in seen.videos:
             latents = experiment.model.sample(experiment.condition([video.prompt]), [video.noise_seed])
-            features.append(measure(clip_folder).features(decode_all(experiment.model.codec, latents)))
+            features.append(build_metric(clip_folder).features(decode_all(experiment.model.decoder, latents)))
     expected = by_scipy(torch.cat(features), [video.prompt for video in seen.videos])
     assert len(set(expected)) > 2
     # the evaluation samples several videos at once: float32 rounding
-    assert seen.scores["spread"] == pytest.approx(expected, abs=1e-5)
-    assert seen.metrics["eval/reward/spread"] == pytest.approx(np.mean(expected), abs=1e-5)
-    assert [video.scores["spread"] for video in seen.videos] == seen.scores["spread"]
+    assert seen.metric_values["spread"] == pytest.approx(expected, abs=1e-5)
+    assert seen.metrics["eval/spread"] == pytest.approx(np.mean(expected), abs=1e-5)
     for size in (1, 2, 5):
-        again = evaluate(recipe(tiny_pipeline_folder, clip_folder, machine={"prefix_batch_size": size}), experiment, Group())
-        assert again.scores["spread"] == pytest.approx(seen.scores["spread"], abs=1e-5)
+        again = evaluate(
+            recipe(tiny_pipeline_folder, clip_folder, runtime={"prefix_batch_size": size}),
+            experiment,
+            WorkerGroup(),
+        )
+        assert again.metric_values["spread"] == pytest.approx(seen.metric_values["spread"], abs=1e-5)
 
 
 WORKER = """
@@ -108,75 +116,43 @@ import torch
 from vader_ray.config import ExperimentConfig
 from vader_ray.training.evaluation import evaluate
 from vader_ray.training.experiment import build
-from vader_ray.training.distributed import Group
+from vader_ray.training.distributed import WorkerGroup
 torch.set_num_threads(1)
 config, rank, meeting, out = ExperimentConfig.model_validate_json(open(sys.argv[1]).read()), int(sys.argv[2]), *sys.argv[3:]
 torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
-seen = evaluate(config, build(config, torch.device("cpu")), Group(rank, 2))
-json.dump(seen.scores, open(out, "w"))
+seen = evaluate(config, build(config, torch.device("cpu")), WorkerGroup(rank, 2))
+json.dump([seen.scores, seen.metric_values], open(out, "w"))
 """
 
 
 @pytest.mark.slow
-def test_two_workers_see_the_scores_of_one(tiny_pipeline_folder: Path, clip_folder: Path, tmp_path: Path) -> None:
-    config = recipe(tiny_pipeline_folder, clip_folder, machine={"prefix_batch_size": 2})
+def test_two_workers_see_the_scores_of_one(
+    tiny_pipeline_folder: Path, clip_folder: Path, tmp_path: Path
+) -> None:
+    config = recipe(tiny_pipeline_folder, clip_folder, runtime={"prefix_batch_size": 2})
     (tmp_path / "recipe.json").write_text(config.model_dump_json())
     command = [sys.executable, "-c", WORKER, str(tmp_path / "recipe.json")]
     workers = [
-        subprocess.Popen([*command, str(rank), str(tmp_path / "meeting"), str(tmp_path / f"{rank}.json")]) for rank in range(2)
+        subprocess.Popen([*command, str(rank), str(tmp_path / "meeting"), str(tmp_path / f"{rank}.json")])
+        for rank in range(2)
     ]
     assert [worker.wait(timeout=300) for worker in workers] == [0, 0]
-    alone = evaluate(config, build(config, torch.device("cpu")), Group()).scores
+    alone = evaluate(config, build(config, torch.device("cpu")), WorkerGroup())
     for rank in range(2):
-        assert json.loads((tmp_path / f"{rank}.json").read_text()) == alone  # the same batches, so bit for bit
+        assert json.loads((tmp_path / f"{rank}.json").read_text()) == [
+            alone.scores,
+            alone.metric_values,
+        ]  # the same batches, so bit for bit
 
 
-def test_it_can_only_be_evaluated(tiny_pipeline_folder: Path, clip_folder: Path) -> None:
-    spec = {"reward": "diversity", "weights": str(clip_folder)}
-    with pytest.raises(ConfigError, match=r"rewards.1: diversity .* can only be evaluated; move it to eval_rewards"):
-        check_names(tiny_config(tiny_pipeline_folder, rewards=[{"reward": "brightness"}, spec]))
-    with pytest.raises(ConfigError, match=r"diversity .* can only be evaluated; move it to eval_rewards"):
-        rewards.build(RewardConfig.model_validate(spec), device="cpu")
-    with pytest.raises(ConfigError, match=r"evaluation.num_videos: .* give at least 2"):
-        check_names(recipe(tiny_pipeline_folder, clip_folder, evaluation={"num_videos": 1, "num_shown": 1}))
+def test_it_is_no_reward(tiny_pipeline_folder: Path, clip_folder: Path) -> None:
     config = recipe(tiny_pipeline_folder, clip_folder)
-    assert check_names(config).eval_rewards[0].name == "spread"
-
-
-class Constant:
-    """A measure in order, the base of the wrong ones below."""
-
-    granularity = "set"
-    unit = "value"
-
-    def features(self, frames: Tensor) -> Any:
-        return frames.mean(dim=(3, 4)).flatten(1)
-
-    def compare(self, features: Tensor, prompts: Any) -> Any:
-        return features.mean(dim=1)
-
-
-@pytest.mark.parametrize(
-    ("behaviour", "message"),
-    [
-        ({"granularity": "clip"}, "must declare granularity 'set'"),
-        ({"unit": None}, "must declare granularity 'set' and unit"),
-        ({"features": lambda self, f: f}, "must give finite features of shape"),
-        ({"features": lambda self, f: f.flatten(1) / 0}, "must give finite features of shape"),
-        ({"features": lambda self, f: (f - f.mean()).flatten(1)}, "leaks between videos"),
-        ({"compare": lambda self, f, p: f}, "returned shape"),
-        ({"compare": lambda self, f, p: f.mean(dim=1) * float("nan")}, "returned NaN"),
-    ],
-)
-def test_a_broken_measure_is_named(behaviour: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message) as caught:
-        rewards.check_measure(type("Wrong", (Constant,), behaviour)(), name="bad")
-    assert "'bad'" in str(caught.value)
-    rewards.check_measure(Constant())  # type: ignore[arg-type]
+    assert resolve_names(config).eval_metrics[0].name == "spread"
+    with pytest.raises(ConfigError, match=r"there is no (reward )?'clip_diversity'"):
+        resolve_names(tiny_config(tiny_pipeline_folder, rewards=[{"reward": "clip_diversity"}]))
 
 
 def test_it_takes_the_shapes_encoder() -> None:
-    spec = RewardConfig.model_validate({"reward": "diversity", "weights": "shapes:aesthetic"})
-    diversity = rewards.build_measure(spec, device="cpu")
-    rewards.check_measure(diversity, name="diversity")
-    assert diversity.features(random_images(2, 2, 3, 32, 32)).ndim == 2
+    metric = build_metric(Path("shapes:aesthetic"))
+    metrics.check_contract(metric, name="clip_diversity")
+    assert metric.features(random_images(2, 2, 3, 32, 32)).ndim == 2

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tests.helpers.tiny import SAMPLING, adapter_gradient, load_tiny, randomise_adapter
-from vader_ray.types import Plan
+from vader_ray.types import TruncationPlan
 
 PROMPTS = ["a red circle moving left", "a blue star moving up"]
 SEEDS = [3, 4]
@@ -25,9 +25,13 @@ SCHEDULERS = [
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS[:-1])
-def test_video_equals_the_pipelines_own_output_bit_for_bit(tiny_pipeline_folder: Path, scheduler: str) -> None:
+def test_video_equals_the_pipelines_own_output_bit_for_bit(
+    tiny_pipeline_folder: Path, scheduler: str
+) -> None:
     model = load_tiny(tiny_pipeline_folder, scheduler=scheduler)
-    ours = model.codec.decode(model.sample(model.encode(PROMPTS), SEEDS), None, tuple(range(SAMPLING["num_frames"])))[0]
+    ours = model.decoder.decode(
+        model.sample(model.encode(PROMPTS), SEEDS), None, tuple(range(SAMPLING["num_frames"]))
+    )[0]
     oracle = diffusers.TextToVideoSDPipeline.from_pretrained(tiny_pipeline_folder)
     oracle.scheduler = getattr(diffusers, scheduler).from_config(oracle.scheduler.config)
     oracle.set_progress_bar_config(disable=True)
@@ -42,11 +46,15 @@ def _call(sampling: dict[str, Any]) -> dict[str, Any]:
     return {name: sampling[name] for name in names}
 
 
-def _whole_and_split(model: Any, graded: tuple[int, ...], seeds: list[int], **plan: bool) -> tuple[Tensor, Tensor]:
+def _whole_and_split(
+    model: Any, graded: tuple[int, ...], seeds: list[int], **plan: bool
+) -> tuple[Tensor, Tensor]:
     """Latents of uninterrupted sampling, and of prefix and finish."""
     conditioning = model.encode(PROMPTS)
-    settings = Plan(model.sampling.num_inference_steps, graded, **plan)
-    return model.sample(conditioning, seeds), model.finish(model.prefix(conditioning, settings, seeds), conditioning, settings)
+    settings = TruncationPlan(model.sampling.num_inference_steps, graded, **plan)
+    return model.sample(conditioning, seeds), model.sample_with_grad(
+        model.sample_prefix(conditioning, settings, seeds), conditioning, settings
+    )
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS[:-1])
@@ -67,16 +75,23 @@ def test_step_noise_of_a_stochastic_scheduler_depends_on_the_video_alone(tiny_pi
     assert torch.equal(whole, split)
     alone = model.sample(model.encode(PROMPTS[1:]), SEEDS[1:])
     torch.testing.assert_close(whole[1:], alone, rtol=1e-10, atol=1e-10)  # float64: only batching differs
-    assert not torch.allclose(whole, load_tiny(tiny_pipeline_folder, precision="float64").sample(model.encode(PROMPTS), SEEDS))
+    assert not torch.allclose(
+        whole, load_tiny(tiny_pipeline_folder, precision="float64").sample(model.encode(PROMPTS), SEEDS)
+    )
 
 
 @pytest.mark.parametrize("scheduler", ["DDIMScheduler", "DPMSolverMultistepScheduler"])
-def test_prefix_of_two_with_finish_of_one_equals_one_batch(tiny_pipeline_folder: Path, scheduler: str) -> None:
+def test_prefix_of_two_with_finish_of_one_equals_one_batch(
+    tiny_pipeline_folder: Path, scheduler: str
+) -> None:
     model = load_tiny(tiny_pipeline_folder, precision="float64", scheduler=scheduler)
-    plan, conditioning = Plan(5, (3, 4)), model.encode(PROMPTS)
-    midway = model.prefix(conditioning, plan, SEEDS)
-    together = model.finish(midway, conditioning, plan)
-    apart = [model.finish(midway[video : video + 1], conditioning[video : video + 1], plan) for video in range(2)]
+    plan, conditioning = TruncationPlan(5, (3, 4)), model.encode(PROMPTS)
+    state = model.sample_prefix(conditioning, plan, SEEDS)
+    together = model.sample_with_grad(state, conditioning, plan)
+    apart = [
+        model.sample_with_grad(state[video : video + 1], conditioning[video : video + 1], plan)
+        for video in range(2)
+    ]
     torch.testing.assert_close(together, torch.cat(apart), rtol=1e-10, atol=1e-10)
 
 
@@ -84,10 +99,10 @@ def test_prefix_of_two_with_finish_of_one_equals_one_batch(tiny_pipeline_folder:
 @pytest.mark.parametrize("graded", [(4,), (3, 4), (0, 1, 2, 3, 4), (1, 3)])
 def test_replay_is_exact(tiny_pipeline_folder: Path, graded: tuple[int, ...], chain: bool) -> None:
     gradients = []
-    for replay in (True, False):
+    for recompute in (True, False):
         model = load_tiny(tiny_pipeline_folder, precision="float64")
         randomise_adapter(model)
-        _, latents = _whole_and_split(model, graded, SEEDS, chain=chain, replay=replay)
+        _, latents = _whole_and_split(model, graded, SEEDS, backprop_through_input=chain, recompute=recompute)
         gradients.append(adapter_gradient(model, latents.square().sum()))
     assert torch.equal(*gradients)
     assert gradients[0].abs().max() > 0
@@ -95,7 +110,9 @@ def test_replay_is_exact(tiny_pipeline_folder: Path, graded: tuple[int, ...], ch
 
 def test_a_second_order_scheduler_is_refused(tiny_pipeline_folder: Path) -> None:
     model = load_tiny(tiny_pipeline_folder, scheduler="HeunDiscreteScheduler")
-    with pytest.raises(ValueError, match=r"HeunDiscreteScheduler took 9 denoising steps .* choose a first-order scheduler"):
+    with pytest.raises(
+        ValueError, match=r"HeunDiscreteScheduler took 9 denoising steps .* choose a first-order scheduler"
+    ):
         model.sample(model.encode(PROMPTS), SEEDS)
 
 
@@ -104,7 +121,9 @@ def test_eta_is_refused_where_it_means_nothing(tiny_pipeline_folder: Path) -> No
         load_tiny(tiny_pipeline_folder, scheduler="EulerDiscreteScheduler", eta=0.5)
 
 
-def test_denoiser_calls_count_videos_and_guidance_branches_but_not_replays(tiny_pipeline_folder: Path) -> None:
+def test_denoiser_calls_count_videos_and_guidance_branches_but_not_replays(
+    tiny_pipeline_folder: Path,
+) -> None:
     model = load_tiny(tiny_pipeline_folder)
     _, latents = _whole_and_split(model, (3, 4), SEEDS)
     latents.sum().backward()
@@ -112,7 +131,9 @@ def test_denoiser_calls_count_videos_and_guidance_branches_but_not_replays(tiny_
     assert model.denoiser_calls == num_samplings * 5 * len(PROMPTS) * branches
 
 
-def test_bfloat16_denoiser_keeps_float32_adapter_and_sampling_and_bfloat16_activations(tiny_pipeline_folder: Path) -> None:
+def test_bfloat16_denoiser_keeps_float32_adapter_and_sampling_and_bfloat16_activations(
+    tiny_pipeline_folder: Path,
+) -> None:
     model = load_tiny(tiny_pipeline_folder, precision="bfloat16")
     seen = []
     model.denoiser.conv_out.register_forward_hook(lambda layer, inputs, output: seen.append(output.dtype))

@@ -20,19 +20,21 @@ from tests.helpers.recipe import tiny_config
 from tests.helpers.tiny import randomise_adapter
 from vader_ray import models
 from vader_ray.alignment.algorithms.vader import accumulate_gradient
-from vader_ray.alignment.reward_gradient import Term, decode
+from vader_ray.alignment.reward_gradient import RewardTerm, decode
 from vader_ray.alignment.rollout import Batching, Rollout
 from vader_ray.config import AdapterConfig, ModelConfig, SamplingConfig
 from vader_ray.models.core.conditioning import open_images
-from vader_ray.training.events import Report
+from vader_ray.training.events import StepEvent
 from vader_ray.training.loop import train
-from vader_ray.types import Frames, Plan
+from vader_ray.types import Frames, TruncationPlan
 
 PROMPTS = ["a red circle moving left", "a blue star moving up"]
 SEEDS = [3, 4]
 STEPS = 3
 STOCHASTIC = "CogVideoXDPMScheduler"
-pytestmark = pytest.mark.filterwarnings("ignore:In CPU autocast, but the target dtype is not supported:UserWarning")  # Mochi
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:In CPU autocast, but the target dtype is not supported:UserWarning"
+)  # Mochi
 EVERY = [(name, scheduler) for name, case in CASES.items() for scheduler in case.schedulers]
 
 
@@ -47,7 +49,9 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return save_images(tmp_path_factory.mktemp("images"))
 
 
-def _load(case: Case, folder: Path, scheduler: str | None = None, precision: str = "float32", **model: Any) -> Any:
+def _load(
+    case: Case, folder: Path, scheduler: str | None = None, precision: str = "float32", **model: Any
+) -> Any:
     """The family's model with a random adapter."""
     settings = ModelConfig(
         family=case.family,
@@ -64,13 +68,13 @@ def _load(case: Case, folder: Path, scheduler: str | None = None, precision: str
 
 
 def _encode(model: Any, images: list[Path]) -> Any:
-    return model.encode(PROMPTS, images if model.takes_images else None)
+    return model.encode(PROMPTS, images if model.is_image_to_video else None)
 
 
 def _decode(model: Any, latents: Tensor) -> Frames:
     state, portions = None, []
-    for chunk in model.codec.chunks(latents, range(model.codec.num_frames(latents))):
-        portion, state = model.codec.decode(latents, state, chunk)
+    for chunk in model.decoder.chunks(latents, range(model.decoder.num_frames(latents))):
+        portion, state = model.decoder.decode(latents, state, chunk)
         portions.append(portion)
     return torch.cat(portions, dim=1)
 
@@ -100,8 +104,10 @@ def _own_call(case: Case, model: Any, images: list[Path], videos: slice, loop: A
         arguments["prompt"] = PROMPTS[videos]
     else:
         arguments["max_guidance_scale"] = arguments.pop("guidance_scale")
-    noise = model.arrange(model.noise(seeds))
-    frames: Frames = loop(model.pipe, latents=noise, generator=generators, output_type="pt", **arguments).frames
+    noise = model.pack_latents(model.noise(seeds))
+    frames: Frames = loop(
+        model.pipe, latents=noise, generator=generators, output_type="pt", **arguments
+    ).frames
     return frames
 
 
@@ -117,13 +123,17 @@ def test_video_equals_the_pipelines_own_output_bit_for_bit(
     model = _load(case, folders(name), scheduler)
     conditioning = _encode(model, images)
     latents = model.sample(conditioning, SEEDS)
-    theirs = torch.cat([_own_call(case, model, images, part, type(model.pipe).__call__) for part in _videos(model)])
+    theirs = torch.cat(
+        [_own_call(case, model, images, part, type(model.pipe).__call__) for part in _videos(model)]
+    )
     with torch.no_grad():
         assert torch.equal(torch.cat([_decode(model, latents[part]) for part in _videos(model)]), theirs)
     assert theirs.shape[1] == case.sampling["num_frames"]
     assert theirs.std() > 0.01  # a saturated video would agree with anything
-    plan = Plan(STEPS, (1, 2))
-    assert torch.equal(latents, model.finish(model.prefix(conditioning, plan, SEEDS), conditioning, plan))
+    plan = TruncationPlan(STEPS, (1, 2))
+    assert torch.equal(
+        latents, model.sample_with_grad(model.sample_prefix(conditioning, plan, SEEDS), conditioning, plan)
+    )
 
 
 @pytest.mark.parametrize(("name", "scheduler"), EVERY)
@@ -132,15 +142,18 @@ def test_prefix_of_two_with_finish_of_one_equals_one_batch(
 ) -> None:
     """Only batching differs, which changes the summation order of float32."""
     model = _load(CASES[name], folders(name), scheduler)
-    plan, conditioning = Plan(STEPS, (2,)), _encode(model, images)
-    midway = model.prefix(conditioning, plan, SEEDS)
-    together = model.finish(midway, conditioning, plan)
-    apart = [model.finish(midway[video : video + 1], conditioning[video : video + 1], plan) for video in range(2)]
+    plan, conditioning = TruncationPlan(STEPS, (2,)), _encode(model, images)
+    state = model.sample_prefix(conditioning, plan, SEEDS)
+    together = model.sample_with_grad(state, conditioning, plan)
+    apart = [
+        model.sample_with_grad(state[video : video + 1], conditioning[video : video + 1], plan)
+        for video in range(2)
+    ]
     torch.testing.assert_close(torch.cat(apart), together, rtol=1e-4, atol=1e-4)
 
 
 def _monolithic(case: Case, model: Any, images: list[Path], graded: tuple[int, ...]) -> Tensor:
-    """Plain autograd through the pipeline's own loop and the library's own decoder: no tape, no checkpoint, no chunk.
+    """Plain autograd through the pipeline's own loop and the library's own decoder: no hook, no checkpoint, no chunk.
 
     Predictions of steps that are not graded are cut off behind the denoiser, as Algorithm 1 says.
     """
@@ -152,7 +165,11 @@ def _monolithic(case: Case, model: Any, images: list[Path], graded: tuple[int, .
         return output if step in graded else tuple(item.detach() for item in output)
 
     def cut_named(layer: Any, inputs: Any, output: Any) -> Any:
-        return cut(layer, inputs, output) if isinstance(output, tuple) else type(output)(*cut(layer, inputs, (output.sample,)))
+        return (
+            cut(layer, inputs, output)
+            if isinstance(output, tuple)
+            else type(output)(*cut(layer, inputs, (output.sample,)))
+        )
 
     hooks = [denoiser.register_forward_hook(cut_named) for denoiser in model.denoisers().values()]
     frames = _own_call(case, model, images, slice(0, 1), inspect.unwrap(type(model.pipe).__call__))
@@ -160,7 +177,9 @@ def _monolithic(case: Case, model: Any, images: list[Path], graded: tuple[int, .
         hook.remove()
     assert calls[0] == STEPS * per_step
     objective = -ClipReward()(frames, PROMPTS[:1]).sum()
-    gradients = torch.autograd.grad(objective, model.adapter_parameters(), allow_unused=True, materialize_grads=True)
+    gradients = torch.autograd.grad(
+        objective, model.adapter_parameters(), allow_unused=True, materialize_grads=True
+    )
     return torch.cat([gradient.flatten() for gradient in gradients]).double()
 
 
@@ -175,7 +194,14 @@ def test_staged_gradient_equals_the_monolithic_one(folders: Any, images: list[Pa
             parameter.grad = None
         seen = [[tuple(range(case.sampling["num_frames"]))]]
         rollout = Rollout(PROMPTS[:1], conditioning, SEEDS[:1], seen)
-        accumulate_gradient(model, [Term("clip", ClipReward())], rollout, Plan(STEPS, graded), Batching(), scale=1.0)
+        accumulate_gradient(
+            model,
+            [RewardTerm("clip", ClipReward())],
+            rollout,
+            TruncationPlan(STEPS, graded),
+            Batching(),
+            scale=1.0,
+        )
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.adapter_parameters()]
         found = torch.cat([grad.flatten() for grad in grads]).double()
         expected = _monolithic(case, model, images, graded)
@@ -184,13 +210,15 @@ def test_staged_gradient_equals_the_monolithic_one(folders: Any, images: list[Pa
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_sampling_stays_in_float32_around_a_bfloat16_denoiser(folders: Any, images: list[Path], name: str) -> None:
+def test_sampling_stays_in_float32_around_a_bfloat16_denoiser(
+    folders: Any, images: list[Path], name: str
+) -> None:
     model = _load(CASES[name], folders(name), CASES[name].schedulers[0], "bfloat16")
     assert {parameter.dtype for parameter in model.adapter_parameters()} == {torch.float32}
-    conditioning, plan = _encode(model, images), Plan(STEPS, (2,))
-    midway = model.prefix(conditioning, plan, SEEDS)
-    assert {output.dtype for output in midway.outputs or ()} == {torch.float32}
-    model.finish(midway, conditioning, plan).float().square().mean().backward()
+    conditioning, plan = _encode(model, images), TruncationPlan(STEPS, (2,))
+    state = model.sample_prefix(conditioning, plan, SEEDS)
+    assert {output.dtype for output in state.outputs or ()} == {torch.float32}
+    model.sample_with_grad(state, conditioning, plan).float().square().mean().backward()
     norms = [parameter.grad.norm() for parameter in model.adapter_parameters() if parameter.grad is not None]
     assert all(norm.isfinite() for norm in norms)
     assert sum(norms) > 0
@@ -212,7 +240,7 @@ def test_streamed_decoder_has_the_gradient_of_the_whole_one(folders: Any, name: 
     with torch.no_grad():
         latents = model.sample(model.encode(PROMPTS), SEEDS)
     latents.requires_grad_()
-    found, indices = decode(latents, model.codec, range(case.sampling["num_frames"]))
+    found, indices = decode(latents, model.decoder, range(case.sampling["num_frames"]))
     assert indices == list(range(case.sampling["num_frames"]))
     expected = (model.pipe.vae.decode(latents).sample / 2 + 0.5).clamp(0, 1).transpose(1, 2)
     assert torch.equal(found, expected)
@@ -226,25 +254,31 @@ def test_a_cut_cache_would_be_noticed(folders: Any) -> None:
     with torch.no_grad():
         latents = model.sample(model.encode(PROMPTS), SEEDS)
     latents.requires_grad_()
-    codec, decode_portion = model.codec, model.codec.decode_portion
+    decoder, decode_portion = model.decoder, model.decoder.decode_portion
 
     def cutting(portion: Tensor, cache: Any) -> Any:
-        return decode_portion(portion, [x.detach() if isinstance(x, Tensor) else x for x in cache] if cache else None)
+        return decode_portion(
+            portion, [x.detach() if isinstance(x, Tensor) else x for x in cache] if cache else None
+        )
 
-    expected, _ = decode(latents, codec, range(9))
-    codec.decode_portion = cutting
-    found, _ = decode(latents, codec, range(9))
+    expected, _ = decode(latents, decoder, range(9))
+    decoder.decode_portion = cutting
+    found, _ = decode(latents, decoder, range(9))
     ours, theirs = _gradients(model, latents, found, expected)
     assert (ours - theirs).norm() > 0.1 * theirs.norm()
 
 
-@pytest.mark.parametrize(("name", "wanted", "expected"), [("wan", [0], 1), ("wan", [0, 4], 5), ("cogvideox", [3], 9)])
-def test_a_causal_stream_stops_after_the_last_wanted_frame(folders: Any, name: str, wanted: list[int], expected: int) -> None:
+@pytest.mark.parametrize(
+    ("name", "wanted", "expected"), [("wan", [0], 1), ("wan", [0, 4], 5), ("cogvideox", [3], 9)]
+)
+def test_a_causal_stream_stops_after_the_last_wanted_frame(
+    folders: Any, name: str, wanted: list[int], expected: int
+) -> None:
     case = CASES[name]
     model = _load(case, folders(name), case.schedulers[0])
     with torch.no_grad():
         latents = model.sample(model.encode(PROMPTS), SEEDS)
-        frames, indices = decode(latents, model.codec, wanted)
+        frames, indices = decode(latents, model.decoder, wanted)
         assert indices == list(range(expected))
         assert torch.equal(frames, _decode(model, latents)[:, :expected])
 
@@ -254,20 +288,28 @@ def test_temporal_portions_equal_the_pipelines_decode_chunks(folders: Any, image
     model = _load(case, folders("svd"), temporal_decoder_frames=2)
     with torch.no_grad():
         latents = model.sample(model.encode(PROMPTS[:1], images[:1]), SEEDS[:1])
-        assert model.codec.chunks(latents, [2]) == [(2,)]
+        assert model.decoder.chunks(latents, [2]) == [(2,)]
         pipe = model.pipe
-        theirs = pipe.decode_latents(latents.transpose(1, 2) * pipe.vae.config.scaling_factor, 3, decode_chunk_size=2)
+        theirs = pipe.decode_latents(
+            latents.transpose(1, 2) * pipe.vae.config.scaling_factor, 3, decode_chunk_size=2
+        )
         theirs = (theirs / 2 + 0.5).clamp(0, 1).transpose(1, 2)
         torch.testing.assert_close(_decode(model, latents), theirs, rtol=0, atol=1e-6)  # z·s/s rounds
         whole = _load(case, folders("svd"))
         assert not torch.allclose(_decode(whole, latents), theirs, atol=1e-4)
 
 
-STOCK = [name for name, case in CASES.items() if models.resolve(case.family).stock_loader and name != "ltx_denoising_decoder"]
+STOCK = [
+    name
+    for name, case in CASES.items()
+    if models.resolve(case.family).stock_loader and name != "ltx_denoising_decoder"
+]
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_adapter_makes_the_same_video_in_plain_diffusers(folders: Any, images: list[Path], tmp_path: Path, name: str) -> None:
+def test_adapter_makes_the_same_video_in_plain_diffusers(
+    folders: Any, images: list[Path], tmp_path: Path, name: str
+) -> None:
     """Bit for bit through the stock loader, where there is one, and through ours everywhere."""
     case = CASES[name]
     model = _load(case, folders(name), case.schedulers[0])
@@ -312,21 +354,31 @@ def test_adapter_survives_saving_and_loading(folders: Any, tmp_path: Path, name:
     case = CASES[name]
     model, other = (_load(case, folders(name), case.schedulers[0]) for _ in range(2))
     model.save_adapter(tmp_path)
-    assert models.adapter_shape(tmp_path) == AdapterConfig(rank=2, alpha=4.0, target_modules=tuple(sorted(model.adapter_targets)))
+    assert models.adapter_shape(tmp_path) == AdapterConfig(
+        rank=2, alpha=4.0, target_modules=tuple(sorted(model.adapter_targets))
+    )
     randomise_adapter(other, seed=9)
     other.load_adapter(tmp_path)
-    assert all(torch.equal(a, b) for a, b in zip(model.adapter_parameters(), other.adapter_parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.adapter_parameters(), other.adapter_parameters(), strict=True)
+    )
 
 
 @pytest.mark.parametrize(
     ("name", "num_frames", "message"),
     [
         ("wan", 8, "num_frames=8 is impossible here; choose 5 or 9"),
-        ("cogvideox", 13, "makes 4 latent frames, of which this decoder makes 16 frames; choose a multiple of 8 plus 1"),
+        (
+            "cogvideox",
+            13,
+            "makes 4 latent frames, of which this decoder makes 16 frames; choose a multiple of 8 plus 1",
+        ),
         ("mochi", 6, "choose 1 or 7"),
     ],
 )
-def test_a_number_of_frames_that_would_be_rounded_is_refused(folders: Any, name: str, num_frames: int, message: str) -> None:
+def test_a_number_of_frames_that_would_be_rounded_is_refused(
+    folders: Any, name: str, num_frames: int, message: str
+) -> None:
     case = CASES[name]
     changed = Case(case.family, case.build, case.sampling | {"num_frames": num_frames})
     with pytest.raises(ValueError, match=message):
@@ -334,11 +386,11 @@ def test_a_number_of_frames_that_would_be_rounded_is_refused(folders: Any, name:
 
 
 def test_a_run_trains_on_images_and_shows_rewards_the_text(folders: Any, images: list[Path]) -> None:
-    case, reports = CASES["svd"], list[Report]()
+    case, reports = CASES["svd"], list[StepEvent]()
     prompts = {"train": [f"{images[0]} | a dog"], "heldout": [f"{images[1]} | a cat"]}
     changes = {"num_steps": 1, "videos_per_step": 1, "prompts": prompts, "sampling": case.sampling}
     config = tiny_config(folders("svd"), **changes, model={"family": "svd", "weights": str(folders("svd"))})
-    train(config, report=reports.append)
+    train(config, on_step=reports.append)
     assert [query.prompt for query in reports[-1].queries] == ["a dog"]
     assert {video.prompt for video in reports[-1].videos} == {"a cat"}
     assert reports[-1].metrics["train/grad_norm"] > 0
@@ -347,5 +399,8 @@ def test_a_run_trains_on_images_and_shows_rewards_the_text(folders: Any, images:
 def test_missing_images_and_wrong_pipelines_are_named(folders: Any) -> None:
     with pytest.raises(ValueError, match=r"write each prompt as `path/to/image.png \| text`"):
         _load(CASES["svd"], folders("svd")).encode(PROMPTS)
-    with pytest.raises(ValueError, match=r"is a MochiPipeline; model\.family=wan takes WanPipeline or WanImageToVideoPipeline"):
+    with pytest.raises(
+        ValueError,
+        match=r"is a MochiPipeline; model\.family=wan takes WanPipeline or WanImageToVideoPipeline",
+    ):
         _load(CASES["wan"], folders("mochi"))

@@ -16,10 +16,18 @@ from tests.alignment.test_reward_gradient import TERMS
 from tests.helpers.paths import TESTS
 from tests.helpers.recipe import tiny_config
 from tests.helpers.tiny import adapter_gradient, randomise_adapter
-from tests.helpers.videocrafter2_tiny import SAMPLING, inputs, layout, load_tiny, random_weights, summary, write_checkpoint
+from tests.helpers.videocrafter2_tiny import (
+    SAMPLING,
+    inputs,
+    layout,
+    load_tiny,
+    random_weights,
+    summary,
+    write_checkpoint,
+)
 from vader_ray import models
 from vader_ray.alignment.algorithms.vader import accumulate_gradient
-from vader_ray.alignment.reward_gradient import Term
+from vader_ray.alignment.reward_gradient import RewardTerm
 from vader_ray.alignment.rollout import Batching, Rollout
 from vader_ray.config import AdapterConfig, ConfigError, ModelConfig
 from vader_ray.models.adapters import lora
@@ -28,7 +36,7 @@ from vader_ray.models.videocrafter2.checkpoint import SCHEDULE, Networks
 from vader_ray.models.videocrafter2.scheduler import DynamicRescaleDDIMScheduler
 from vader_ray.models.videocrafter2.unet import Architecture
 from vader_ray.training.inference import evaluate_adapter
-from vader_ray.types import Plan
+from vader_ray.types import TruncationPlan
 
 PROMPTS = ["a red fox leaps over a frozen stream", "two otters juggle pebbles"]
 SEEDS = [3, 4]
@@ -49,7 +57,7 @@ def checkpoint(weights: dict[str, Tensor], tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture(scope="module")
-def networks(checkpoint: Path) -> Networks:
+def modules(checkpoint: Path) -> Networks:
     return checkpoint_format.read(checkpoint)
 
 
@@ -58,13 +66,24 @@ def networks(checkpoint: Path) -> Networks:
 
 def test_the_published_checkpoint_fills_every_weight_by_name_and_shape(weights: dict[str, Tensor]) -> None:
     schedule = {name: value for name, value in weights.items() if name in SCHEDULE}
-    state = {name: torch.empty(shape, device="meta") for name, shape in layout("published").items()} | schedule
-    full = checkpoint_format.assemble(state, Path("model.ckpt"))  # refuses whatever is missing, left over or of another shape
-    expected = Architecture(4, 4, 320, (1, 2, 4, 4), (True, True, True, False), 2, head_size=64, context_size=1024)
+    state = {
+        name: torch.empty(shape, device="meta") for name, shape in layout("published").items()
+    } | schedule
+    full = checkpoint_format.assemble(
+        state, Path("model.ckpt")
+    )  # refuses whatever is missing, left over or of another shape
+    expected = Architecture(
+        4, 4, 320, (1, 2, 4, 4), (True, True, True, False), 2, head_size=64, context_size=1024
+    )
     assert full.unet.architecture == expected
-    names = {"model.diffusion_model." + name: tuple(weight.shape) for name, weight in full.unet.state_dict().items()}
+    names = {
+        "model.diffusion_model." + name: tuple(weight.shape)
+        for name, weight in full.unet.state_dict().items()
+    }
     assert names.items() <= layout("published").items()
-    assert len(full.text_encoder.transformer.resblocks) == 23, "the penultimate of 24 layers is the last that is used"
+    assert len(full.text_encoder.transformer.resblocks) == 23, (
+        "the penultimate of 24 layers is the last that is used"
+    )
     assert tuple(full.vae.config.block_out_channels) == (128, 256, 512, 512)
 
 
@@ -81,7 +100,10 @@ def test_the_published_checkpoint_fills_every_weight_by_name_and_shape(weights: 
         ({"first_stage_model.decoder.norm_out.weight": None}, "1 missing"),
         ({"first_stage_model.loss.logvar": torch.ones(())}, "its autoencoder has 1 unexpected weights"),
         ({"model_ema.decay": torch.ones(())}, "1 unexpected weights, such as model_ema.decay"),
-        ({"model.diffusion_model.init_attn.0.proj_in.bias": None}, "it has no weight 'init_attn.0.proj_in.bias'"),
+        (
+            {"model.diffusion_model.init_attn.0.proj_in.bias": None},
+            "it has no weight 'init_attn.0.proj_in.bias'",
+        ),
         ({"betas": torch.linspace(1e-4, 2e-2, 1000)}, r"another noise schedule \(betas differs\)"),
         ({"scale_arr": torch.ones(1400)}, r"another noise schedule \(scale_arr differs\)"),
     ],
@@ -134,7 +156,9 @@ def test_a_denoising_step_computes_the_authors_numbers(timestep: int, eta: float
     scheduler.set_timesteps(25)
     assert timestep in scheduler.timesteps
     noise = given["step_noise"] if eta else None
-    sample, _ = scheduler.step(given["noise"], timestep, given["latents"], eta=eta, variance_noise=noise, return_dict=False)
+    sample, _ = scheduler.step(
+        given["noise"], timestep, given["latents"], eta=eta, variance_noise=noise, return_dict=False
+    )
     _assert_authors(f"step {timestep} eta {eta:g}", sample)
 
 
@@ -158,7 +182,7 @@ class _Reseeding(DynamicRescaleDDIMScheduler):
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_video_equals_the_pipelines_own_output_bit_for_bit(checkpoint: Path, eta: float) -> None:
     model = load_tiny(checkpoint, eta=eta)
-    ours = model.codec.decode(model.sample(model.encode(PROMPTS), SEEDS), None, tuple(range(FRAMES)))[0]
+    ours = model.decoder.decode(model.sample(model.encode(PROMPTS), SEEDS), None, tuple(range(FRAMES)))[0]
     model.pipe.scheduler = _Reseeding()
     theirs = model.pipe(PROMPTS, latents=model.noise(SEEDS), **(SAMPLING | {"eta": eta})).frames
     assert torch.equal(ours, theirs)
@@ -171,24 +195,32 @@ def test_prefix_and_finish_equal_uninterrupted_sampling_bit_for_bit(checkpoint: 
     conditioning = model.encode(PROMPTS)
     whole = model.sample(conditioning, SEEDS)
     for graded in ((3,), (2, 3), (0, 1, 2, 3), (1, 3)):
-        plan = Plan(STEPS, graded)
-        split = model.finish(model.prefix(conditioning, plan, SEEDS), conditioning, plan)
+        plan = TruncationPlan(STEPS, graded)
+        split = model.sample_with_grad(model.sample_prefix(conditioning, plan, SEEDS), conditioning, plan)
         assert torch.equal(whole, split)
         assert split.requires_grad
 
 
 def test_prefix_of_two_with_finish_of_one_equals_one_batch(checkpoint: Path) -> None:
     model = load_tiny(checkpoint, precision="float64")
-    plan, conditioning = Plan(STEPS, (2, 3)), model.encode(PROMPTS)
-    midway = model.prefix(conditioning, plan, SEEDS)
-    together = model.finish(midway, conditioning, plan)
-    apart = [model.finish(midway[video : video + 1], conditioning[video : video + 1], plan) for video in range(2)]
-    torch.testing.assert_close(together, torch.cat(apart), rtol=1e-10, atol=1e-10)  # float64: only batching differs
+    plan, conditioning = TruncationPlan(STEPS, (2, 3)), model.encode(PROMPTS)
+    state = model.sample_prefix(conditioning, plan, SEEDS)
+    together = model.sample_with_grad(state, conditioning, plan)
+    apart = [
+        model.sample_with_grad(state[video : video + 1], conditioning[video : video + 1], plan)
+        for video in range(2)
+    ]
+    torch.testing.assert_close(
+        together, torch.cat(apart), rtol=1e-10, atol=1e-10
+    )  # float64: only batching differs
 
 
 def test_the_frame_rate_conditions_the_video(checkpoint: Path) -> None:
     model = load_tiny(checkpoint)
-    slow, fast = (model.pipe(PROMPTS, latents=model.noise(SEEDS), fps=fps, **(SAMPLING | {"eta": 0.0})).frames for fps in (8, 24))
+    slow, fast = (
+        model.pipe(PROMPTS, latents=model.noise(SEEDS), fps=fps, **(SAMPLING | {"eta": 0.0})).frames
+        for fps in (8, 24)
+    )
     assert not torch.allclose(slow, fast, atol=1e-3)
 
 
@@ -198,8 +230,8 @@ def test_bfloat16_denoiser_keeps_float32_adapter_and_sampling(checkpoint: Path) 
     for layer in model.denoiser.modules():
         if not list(layer.children()):
             layer.register_forward_hook(lambda layer, inputs, output: seen.add(output.dtype))
-    plan, conditioning = Plan(STEPS, (3,)), model.encode(PROMPTS)
-    latents = model.finish(model.prefix(conditioning, plan, SEEDS), conditioning, plan)
+    plan, conditioning = TruncationPlan(STEPS, (3,)), model.encode(PROMPTS)
+    latents = model.sample_with_grad(model.sample_prefix(conditioning, plan, SEEDS), conditioning, plan)
     assert seen == {torch.bfloat16}
     assert latents.dtype == torch.float32
     gradient = adapter_gradient(model, latents.square().sum())
@@ -215,7 +247,9 @@ def test_bfloat16_denoiser_keeps_float32_adapter_and_sampling(checkpoint: Path) 
         ({"scheduler": "EulerDiscreteScheduler"}, "EulerDiscreteScheduler knows no dynamic rescale"),
     ],
 )
-def test_what_the_model_cannot_sample_is_refused(checkpoint: Path, sampling: dict[str, Any], message: str) -> None:
+def test_what_the_model_cannot_sample_is_refused(
+    checkpoint: Path, sampling: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         load_tiny(checkpoint, **sampling).noise(SEEDS)
 
@@ -223,7 +257,7 @@ def test_what_the_model_cannot_sample_is_refused(checkpoint: Path, sampling: dic
 # ---- the gradient
 
 
-def _monolithic(model: Any, terms: list[Term], graded: Sequence[int]) -> Tensor:
+def _monolithic(model: Any, terms: list[RewardTerm], graded: Sequence[int]) -> Tensor:
     """Plain autograd through a hand-written loop and the whole decoder at once: no hook, no checkpoint, no pipeline."""
     unet, vae, scheduler = model.pipe.unet, model.pipe.vae, model.pipe.scheduler
     conditioning = model.encode(PROMPTS).tensors
@@ -248,16 +282,21 @@ def test_staged_gradient_equals_one_monolithic_graph(checkpoint: Path, graded: t
     randomise_adapter(model)
     seen = [[range(FRAMES)] * len(PROMPTS) for _ in terms]
     rollout = Rollout(PROMPTS, model.encode(PROMPTS), SEEDS, seen)
-    accumulate_gradient(model, terms, rollout, Plan(STEPS, graded), Batching(2, 1, 2), scale=0.5)
+    accumulate_gradient(model, terms, rollout, TruncationPlan(STEPS, graded), Batching(2, 1, 2), scale=0.5)
     staged = torch.cat([parameter.grad.flatten() for parameter in model.adapter_parameters()])
     expected = _monolithic(model, terms, graded)
     assert expected.norm() > 0
-    assert (staged - expected).norm() < 1e-9 * expected.norm()  # float64; the sinusoids and the schedule are float32 in both
+    assert (
+        staged - expected
+    ).norm() < 1e-9 * expected.norm()  # float64; the sinusoids and the schedule are float32 in both
 
 
 def test_gradient_of_the_denoiser_equals_finite_differences(checkpoint: Path) -> None:
     """float64, along a random direction of the adapter: its layers are recomputed in the backward pass, and exactly."""
-    model, given = load_tiny(checkpoint, precision="float64"), {name: value.double() for name, value in inputs().items()}
+    model, given = (
+        load_tiny(checkpoint, precision="float64"),
+        {name: value.double() for name, value in inputs().items()},
+    )
     randomise_adapter(model)
     parameters = model.adapter_parameters()
     for parameter in parameters:
@@ -271,7 +310,9 @@ def test_gradient_of_the_denoiser_equals_finite_differences(checkpoint: Path) ->
     direction = torch.randn(gradient.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     values = []
     for step in (1e-5, -2e-5):
-        for parameter, piece in zip(parameters, direction.split([p.numel() for p in parameters]), strict=True):
+        for parameter, piece in zip(
+            parameters, direction.split([p.numel() for p in parameters]), strict=True
+        ):
             parameter.data += step * piece.view_as(parameter)
         values.append(float(objective().detach()))
     # central differences of step 1e-5 are good to about 1e-7 here
@@ -298,7 +339,8 @@ def test_a_bare_state_dict_of_the_authors_loads_with_its_rank_and_the_recipes_al
     model = load_tiny(checkpoint)
     adapter = _published_adapter(model)
     torch.save(
-        {name.replace(".weight", f"{adapter_name}.weight"): value for name, value in adapter.items()}, tmp_path / "vader.pt"
+        {name.replace(".weight", f"{adapter_name}.weight"): value for name, value in adapter.items()},
+        tmp_path / "vader.pt",
     )
     expected = AdapterConfig(rank=2, alpha=4.0, target_modules=("to_k", "to_q", "to_v"))
     assert models.adapter_shape(tmp_path / "vader.pt", bare_alpha=4.0) == expected
@@ -314,7 +356,9 @@ def test_a_bare_state_dict_of_the_authors_loads_with_its_rank_and_the_recipes_al
     assert len(loaded) == len(adapter) == 2 * 3 * sum(name.endswith("to_q.weight") for name in layout("tiny"))
 
 
-def test_a_bare_state_dict_of_another_rank_than_the_recipes_is_evaluated(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_bare_state_dict_of_another_rank_than_the_recipes_is_evaluated(
+    checkpoint: Path, tmp_path: Path
+) -> None:
     model = {"family": "videocrafter2", "weights": str(checkpoint)}
     config = tiny_config(checkpoint, model=model, adapter={"rank": 16}, sampling=SAMPLING)
     torch.save(_published_adapter(load_tiny(checkpoint)), tmp_path / "vader.pt")
@@ -328,9 +372,14 @@ def test_a_bare_state_dict_that_does_not_fit_is_refused(checkpoint: Path, tmp_pa
     adapter = _published_adapter(model)
     name = next(name for name in adapter if name.endswith("lora_B.weight"))
     torch.save({key: value for key, value in adapter.items() if key != name}, file)
-    with pytest.raises(ValueError, match=f"made for another model: 1 tensors differ, the first is {name.removeprefix(PREFIX)}"):
+    with pytest.raises(
+        ValueError,
+        match=f"made for another model: 1 tensors differ, the first is {name.removeprefix(PREFIX)}",
+    ):
         model.load_adapter(file)
-    torch.save({key: torch.cat([value, value], dim=int("lora_B" in key)) for key, value in adapter.items()}, file)
+    torch.save(
+        {key: torch.cat([value, value], dim=int("lora_B" in key)) for key, value in adapter.items()}, file
+    )
     with pytest.raises(ValueError, match=r"has rank 4 and alpha .* asks for rank 2"):
         model.load_adapter(file)
     torch.save({"weight": torch.ones(1)}, file)

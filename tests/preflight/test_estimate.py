@@ -25,16 +25,18 @@ from vader_ray.preflight import estimate, trackers
 from vader_ray.preflight.auto_tune import choose, find_remedies
 from vader_ray.preflight.devices import DEVICES, Device
 from vader_ray.preflight.meta_device import META, on_paper
-from vader_ray.preflight.trackers import LiveTensors, Work
+from vader_ray.preflight.trackers import OpCounter, PeakMemoryTracker
 from vader_ray.training.checkpoint import State
-from vader_ray.training.distributed import Group
+from vader_ray.training.distributed import WorkerGroup
 from vader_ray.training.experiment import build
 from vader_ray.training.loop import make_optimizer
-from vader_ray.training.step import take_step
+from vader_ray.training.step import train_step
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The TextToVideoSDPipeline has been deprecated"),
-    pytest.mark.filterwarnings("ignore:In CPU autocast, but the target dtype is not supported:UserWarning"),  # Mochi
+    pytest.mark.filterwarnings(
+        "ignore:In CPU autocast, but the target dtype is not supported:UserWarning"
+    ),  # Mochi
 ]
 
 TOLERANCE = 0.06
@@ -42,12 +44,16 @@ TOLERANCE = 0.06
 one frame at a time); a prediction is asked to be within 15 %."""
 STEPS = 5
 LEVERS = {
-    "replay": (),
-    "three steps kept": ("sampling.replay=false", "sampling.truncation_depth=3"),
+    "recompute": (),
+    "three steps kept": ("sampling.recompute=false", "sampling.truncation_depth=3"),
     "three steps replayed": ("sampling.truncation_depth=3",),
-    "blocks recomputed": ("sampling.replay=false", "machine.activation_checkpointing=block"),
+    "blocks recomputed": ("sampling.recompute=false", "runtime.activation_checkpointing=block"),
     "one frame": ("rewards.0.frames=first:1",),
-    "one by one": ("machine.prefix_batch_size=1", "machine.decode_chunk_size=1", "sampling.truncation=uniform"),
+    "one by one": (
+        "runtime.prefix_batch_size=1",
+        "runtime.decode_chunk_size=1",
+        "sampling.truncation=uniform",
+    ),
 }
 
 
@@ -55,11 +61,13 @@ def _measured_bytes(config: ExperimentConfig) -> int:
     """Bytes at the peak of two training steps on the CPU: weights, conditioning, gradients, optimizer and activations."""
     experiment = build(config, torch.device("cpu"))
     optimizer, state = make_optimizer(config, experiment), State()
-    weights = estimate.num_bytes([*experiment.model.networks(), *estimate.reward_networks(experiment)])
-    columns = [column for column in experiment.conditioning.tensors.values() if isinstance(column, torch.Tensor)]
-    with LiveTensors() as meter:
+    weights = estimate.num_bytes([*experiment.model.modules(), *estimate.reward_networks(experiment)])
+    columns = [
+        column for column in experiment.conditioning.tensors.values() if isinstance(column, torch.Tensor)
+    ]
+    with PeakMemoryTracker() as meter:
         for _ in range(2):
-            take_step(config, experiment, optimizer, Group(), state, 0.0)
+            train_step(config, experiment, optimizer, WorkerGroup(), state, 0.0)
     return weights + sum(column.untyped_storage().nbytes() for column in columns) + meter.peak
 
 
@@ -126,7 +134,7 @@ def test_a_count_reads_no_weights(tiny_pipeline_folder: Path, tmp_path: Path) ->
 def test_deep_truncation_is_extrapolated(tiny_pipeline_folder: Path) -> None:
     """Of four graded steps, counted whole and continued from two and three: memory within a per cent, work exactly."""
     config = tiny_config(tiny_pipeline_folder)
-    deep = override(config, ["sampling.truncation_depth=4", "sampling.replay=false"])
+    deep = override(config, ["sampling.truncation_depth=4", "sampling.recompute=false"])
     direct, continued = estimate._count(deep, 4), estimate.count(deep)
     assert continued.peak_bytes == pytest.approx(direct.peak_bytes, rel=0.01)
     assert continued.flops == direct.flops
@@ -135,7 +143,7 @@ def test_deep_truncation_is_extrapolated(tiny_pipeline_folder: Path) -> None:
 
 def test_work_of_a_matrix_product_and_its_gradient() -> None:
     left, right = torch.zeros(3, 4, requires_grad=True), torch.zeros(4, 5, requires_grad=True)
-    with Work("cpu") as work:
+    with OpCounter("cpu") as work:
         (left @ right).sum().backward()
     found = {operation: times for operation, times in work.operations.items() if operation.kind == "matmul"}
     assert sum(operation.flops * times for operation, times in found.items()) == 3 * 2 * 3 * 4 * 5
@@ -148,7 +156,9 @@ def test_attention_is_two_matrix_products_and_its_gradient_five(device: str) -> 
     """4·S²·D·H for each element of the batch; backward computes the scores again: scores, ∂values, ∂scores, ∂queries, ∂keys."""
     batch, heads, tokens, size = 3, 2, 64, 16
     with on_paper():
-        query, key, value = (torch.zeros(batch, heads, tokens, size, device=device, requires_grad=True) for _ in range(3))
+        query, key, value = (
+            torch.zeros(batch, heads, tokens, size, device=device, requires_grad=True) for _ in range(3)
+        )
         with Work(device) as forward:
             result = functional.scaled_dot_product_attention(query, key, value)
         with Work(device) as backward:
@@ -161,7 +171,9 @@ def test_attention_is_two_matrix_products_and_its_gradient_five(device: str) -> 
 @pytest.mark.parametrize("masked", [False, True])
 def test_queries_of_another_number_than_keys_and_a_mask_are_counted(masked: bool) -> None:
     with on_paper():
-        query, key, value = (torch.zeros(1, 2, tokens, 16, device=META, requires_grad=True) for tokens in (64, 77, 77))
+        query, key, value = (
+            torch.zeros(1, 2, tokens, 16, device=META, requires_grad=True) for tokens in (64, 77, 77)
+        )
         mask = torch.ones(1, 1, 64, 77, dtype=torch.bool, device=META) if masked else None
         with Work(META.type) as counter:
             functional.scaled_dot_product_attention(query, key, value, attn_mask=mask).sum().backward()
@@ -170,21 +182,30 @@ def test_queries_of_another_number_than_keys_and_a_mask_are_counted(masked: bool
 
 def test_every_attention_kernel_of_torch_has_a_formula() -> None:
     """Of `scaled_dot_product_attention`: one that a new version of torch adds must not be counted as free."""
-    prefix, composite = "aten::_scaled_dot_product_", "attention_math"  # its matrix products are seen one by one
-    names = (name.partition(".")[0] for name in torch._C._dispatch_get_all_op_names() if name.startswith(prefix))
+    prefix, composite = (
+        "aten::_scaled_dot_product_",
+        "attention_math",
+    )  # its matrix products are seen one by one
+    names = (
+        name.partition(".")[0] for name in torch._C._dispatch_get_all_op_names() if name.startswith(prefix)
+    )
     kernels = {name.removeprefix("aten::") for name in names if name != prefix + composite}
     assert len(kernels) > 8
     assert {name for name in kernels if getattr(torch.ops.aten, name) not in trackers.FLOP_FORMULAS} == set()
 
 
 def _matmul_flops(counter: Work) -> int:
-    return sum(operation.flops * times for operation, times in counter.operations.items() if operation.kind == "matmul")
+    return sum(
+        operation.flops * times
+        for operation, times in counter.operations.items()
+        if operation.kind == "matmul"
+    )
 
 
 def test_paper_keeps_what_fused_attention_keeps() -> None:
     def held(device: torch.device) -> int:
         query, key, value = (torch.zeros(1, 2, 64, 16, device=device, requires_grad=True) for _ in range(3))
-        with LiveTensors(device.type) as meter:
+        with PeakMemoryTracker(device.type) as meter:
             result = functional.scaled_dot_product_attention(query, key, value)
             assert result.requires_grad
             return meter.now
@@ -212,13 +233,21 @@ def test_videocrafter2_has_its_published_sizes_without_a_checkpoint() -> None:
     model = ModelConfig(family="videocrafter2", weights="VideoCrafter/VideoCrafter2")
     networks, published = checkpoint.skeleton(model), videocrafter2.layout("published")
     prefix = checkpoint.DENOISER
-    expected = {name.removeprefix(prefix): shape for name, shape in published.items() if name.startswith(prefix)}
+    expected = {
+        name.removeprefix(prefix): shape for name, shape in published.items() if name.startswith(prefix)
+    }
     assert {name: tuple(weight.shape) for name, weight in networks.unet.state_dict().items()} == expected
     prefix = checkpoint.TEXT_ENCODER
-    expected = {name.removeprefix(prefix): shape for name, shape in published.items() if name.startswith(prefix)}
+    expected = {
+        name.removeprefix(prefix): shape for name, shape in published.items() if name.startswith(prefix)
+    }
     kept = {name: tuple(weight.shape) for name, weight in networks.text_encoder.state_dict().items()}
     assert kept.items() <= expected.items()
-    numel = sum(torch.Size(shape).numel() for name, shape in published.items() if name.startswith(checkpoint.AUTOENCODER))
+    numel = sum(
+        torch.Size(shape).numel()
+        for name, shape in published.items()
+        if name.startswith(checkpoint.AUTOENCODER)
+    )
     assert sum(weight.numel() for weight in networks.vae.state_dict().values()) == numel
 
 
@@ -228,7 +257,9 @@ def _fits(num_bytes: float) -> Callable[[int], bool]:
 
 @pytest.mark.slow
 def test_the_lever_that_is_named_makes_it_fit(tiny_pipeline_folder: Path) -> None:
-    config = tiny_config(tiny_pipeline_folder, sampling={**_SAMPLING, "replay": False, "truncation_depth": 3})
+    config = tiny_config(
+        tiny_pipeline_folder, sampling={**_SAMPLING, "recompute": False, "truncation_depth": 3}
+    )
     found = estimate.count(config)
     half = _fits(0.5 * found.peak_bytes)
     remedies = find_remedies(config, found, {"small": half})
@@ -240,7 +271,7 @@ def test_the_lever_that_is_named_makes_it_fit(tiny_pipeline_folder: Path) -> Non
 
 @pytest.mark.slow
 def test_auto_takes_the_fastest_that_fits(tiny_pipeline_folder: Path) -> None:
-    config = tiny_config(tiny_pipeline_folder, sampling={**_SAMPLING, "replay": "auto"})
+    config = tiny_config(tiny_pipeline_folder, sampling={**_SAMPLING, "recompute": "auto"})
     asked = list[int]()
 
     def under(limit: float) -> Callable[[int], bool]:
@@ -250,8 +281,8 @@ def test_auto_takes_the_fastest_that_fits(tiny_pipeline_folder: Path) -> None:
 
         return fits
 
-    assert choose(config, under(1e12)).sampling.replay is False
-    assert choose(config, under(asked[0])).sampling.replay is True
+    assert choose(config, under(1e12)).sampling.recompute is False
+    assert choose(config, under(asked[0])).sampling.recompute is True
     assert asked[0] == asked[1] > asked[2]
     with pytest.raises(ConfigError, match="no setting fits, the smallest needs"):
         choose(config, under(0))
@@ -260,24 +291,32 @@ def test_auto_takes_the_fastest_that_fits(tiny_pipeline_folder: Path) -> None:
 @pytest.mark.slow
 def test_auto_batches_are_as_large_as_fits_and_no_larger_than_the_videos(tiny_pipeline_folder: Path) -> None:
     automatic = {"prefix_batch_size": "auto", "micro_batch_size": "auto"}
-    config = tiny_config(tiny_pipeline_folder, sampling=_SAMPLING, videos_per_step=4, machine=automatic)
+    config = tiny_config(tiny_pipeline_folder, sampling=_SAMPLING, videos_per_step=4, runtime=automatic)
 
     def sizes(limit: float) -> tuple[object, object]:
-        machine = choose(config, lambda needed: needed < limit).machine
-        return machine.prefix_batch_size, machine.micro_batch_size
+        runtime = choose(config, lambda needed: needed < limit).runtime
+        return runtime.prefix_batch_size, runtime.micro_batch_size
 
     assert sizes(1e12) == (4, 4)
     assert sizes(0) == (1, 1)
-    two = override(config, ["machine.prefix_batch_size=4", "machine.micro_batch_size=2"])
+    two = override(config, ["runtime.prefix_batch_size=4", "runtime.micro_batch_size=2"])
     assert sizes(estimate.count(two).peak_bytes + 1) == (4, 2)
 
 
-_SAMPLING: dict[str, Any] = {"num_frames": 3, "height": 8, "width": 8, "num_inference_steps": 5, "guidance_scale": 3.0}
+_SAMPLING: dict[str, Any] = {
+    "num_frames": 3,
+    "height": 8,
+    "width": 8,
+    "num_inference_steps": 5,
+    "guidance_scale": 3.0,
+}
 
 
 def test_seconds_are_a_roofline() -> None:
-    device = Device(80, half_tflops=100, tf32_tflops=50, single_tflops=10, terabytes_per_second=1, launch_seconds=0)
-    with Work("cpu") as work:
+    device = Device(
+        80, half_tflops=100, tf32_tflops=50, single_tflops=10, terabytes_per_second=1, launch_seconds=0
+    )
+    with OpCounter("cpu") as work:
         torch.zeros(512, 512) @ torch.zeros(512, 512)
     (product,) = [operation for operation in work.operations if operation.kind == "matmul"]
     assert device.seconds({product: 2}) == pytest.approx(2 * 2 * 512**3 / (10e12 * 0.5))
@@ -299,7 +338,10 @@ def test_check_refuses_what_cannot_fit_and_names_the_lever(tmp_path: Path) -> No
     heldout = f"eval_rewards.0.weights={write_pickscore(tmp_path)}"
     result = CliRunner().invoke(app, ["check", "videocrafter2_hps", heldout, "--devices", "rtx4090"])
     assert result.exit_code == 2, result.output
-    assert "rtx4090: 35.7 GiB do not fit; machine.activation_checkpointing=block makes it 14.2 GiB, which fit" in result.stderr
+    assert (
+        "rtx4090: 35.7 GiB do not fit; runtime.activation_checkpointing=block makes it 14.2 GiB, which fit"
+        in result.stderr
+    )
 
 
 @pytest.mark.filterwarnings("ignore:The `local_dir_use_symlinks` argument is deprecated")

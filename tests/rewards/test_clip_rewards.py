@@ -74,7 +74,9 @@ def stock_loss(folder: Path, frames: Tensor, masks: list[list[Any]], *, whole: b
 def blind(network: Any, hidden: Tensor) -> Any:
     """The stock encoder with hidden tokens in place, to which no token attends: visible ones come out as if alone."""
 
-    def attention(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, scaling: float, **options: Any) -> Any:
+    def attention(
+        module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, scaling: float, **options: Any
+    ) -> Any:
         weights = query @ key.transpose(-1, -2) * scaling
         weights[..., hidden] = -math.inf
         return (weights.softmax(dim=-1) @ value).transpose(1, 2), None
@@ -98,14 +100,18 @@ def test_vjepa_is_the_published_loss(vjepa_folder: Path, height: int, width: int
     reward = build("vjepa", weights=str(vjepa_folder), context=context, num_masks=2)
     masks = [reward.masks(prompt, 8) for prompt in prompts]
     expected = stock_loss(vjepa_folder, frames, masks, whole=context == "whole")
-    allowed = tolerance(min(height, width) != 36, 0.25)  # scores of a random network spread by less than 0.1, of all by 0.8
+    allowed = tolerance(
+        min(height, width) != 36, 0.25
+    )  # scores of a random network spread by less than 0.1, of all by 0.8
     torch.testing.assert_close(reward(frames, prompts), expected, atol=allowed, rtol=0)
     if min(height, width) == 36:
         other = stock_loss(vjepa_folder, frames, masks, whole=context != "whole")
         assert (other - expected).abs().max() > 100 * allowed, "the two contexts must be told apart"
     else:
         reward.processor = dataclasses.replace(reward.processor, short=32)
-        assert (reward(frames, prompts) - expected).abs().max() > 5 * allowed, "preprocessings must be told apart"
+        assert (reward(frames, prompts) - expected).abs().max() > 5 * allowed, (
+            "preprocessings must be told apart"
+        )
 
 
 def test_masks_are_those_of_the_recipe() -> None:
@@ -115,7 +121,9 @@ def test_masks_are_those_of_the_recipe() -> None:
         shares = masks.flatten(1).float().mean(dim=1)
         assert shares.min() >= area * 0.85  # one block, its sides rounded to whole places
         assert shares.max() < 1
-        if expected is not None:  # blocks stay inside, so the middle is hit more often and the union is smaller than of free ones
+        if (
+            expected is not None
+        ):  # blocks stay inside, so the middle is hit more often and the union is smaller than of free ones
             assert 0.5 * expected < shares.mean() < expected
         if num_blocks == 2:
             rows = masks.any(dim=2).sum(dim=1)
@@ -139,7 +147,9 @@ def test_masks_are_a_function_of_seed_and_prompt(vjepa_folder: Path) -> None:
     assert len(drawn(PROMPTS[0], num_masks=3)) == 6
     for visible, hidden in masks:
         assert sorted(visible + hidden) == list(range(4 * 64))
-        assert [place for place in hidden if place >= 64] == [place + 64 * t for t in (1, 2, 3) for place in hidden if place < 64]
+        assert [place for place in hidden if place >= 64] == [
+            place + 64 * t for t in (1, 2, 3) for place in hidden if place < 64
+        ]
 
 
 @pytest.mark.parametrize("context", ["visible", "whole"])
@@ -216,7 +226,12 @@ def stock_log_probabilities(folder: Path, frames: Tensor, indices: list[int], pr
     network = transformers.VideoMAEForVideoClassification.from_pretrained(folder).eval()
     videos = [list(video) for video in uint8(frames[:, indices])]
     with torch.no_grad():
-        logits = torch.cat([network(**processor.from_pretrained(folder)(video, return_tensors="pt")).logits for video in videos])
+        logits = torch.cat(
+            [
+                network(**processor.from_pretrained(folder)(video, return_tensors="pt")).logits
+                for video in videos
+            ]
+        )
     return logits - logits.logsumexp(dim=-1, keepdim=True)
 
 
@@ -239,7 +254,9 @@ def test_action_is_the_published_score(action_folder: Path, height: int, width: 
         torch.testing.assert_close(probability(frames, PROMPTS * 3), scores.exp())
     if height != width:
         reward.preprocessing = "vader"
-        assert (reward(frames, PROMPTS * 3) - expected[:, -1]).abs().max() > 5 * allowed, "preprocessings must be told apart"
+        assert (reward(frames, PROMPTS * 3) - expected[:, -1]).abs().max() > 5 * allowed, (
+            "preprocessings must be told apart"
+        )
 
 
 def test_vader_action_preprocessing_is_its_formula(action_folder: Path) -> None:
@@ -291,16 +308,25 @@ def test_labels_come_from_prompts_or_from_the_option(action_folder: Path) -> Non
 
 @pytest.mark.parametrize("preprocessing", ["published", "vader"])
 @pytest.mark.parametrize("score", ["log_probability", "probability"])
-def test_action_gradient_is_its_finite_difference(action_folder: Path, preprocessing: str, score: str) -> None:
+def test_action_gradient_is_its_finite_difference(
+    action_folder: Path, preprocessing: str, score: str
+) -> None:
     reward = build(
-        "action", weights=str(action_folder), preprocessing=preprocessing, score=score, action="archery", dtype=torch.float64
+        "action",
+        weights=str(action_folder),
+        preprocessing=preprocessing,
+        score=score,
+        action="archery",
+        dtype=torch.float64,
     )
     frames = random_images(1, 10, 3, 40, 64, low=0.3, high=0.7, dtype=torch.float64).requires_grad_()
     (gradient,) = torch.autograd.grad(reward(frames, PROMPTS[:1]).sum(), frames)
     direction = torch.randn(frames.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     step = 1e-5
     with torch.no_grad():
-        difference = reward(frames + step * direction, PROMPTS[:1]) - reward(frames - step * direction, PROMPTS[:1])
+        difference = reward(frames + step * direction, PROMPTS[:1]) - reward(
+            frames - step * direction, PROMPTS[:1]
+        )
     # central difference: error of order step² = 1e-10, relative to a slope of order 0.1
     torch.testing.assert_close((gradient * direction).sum(), difference[0] / (2 * step), rtol=1e-6, atol=1e-9)
 
@@ -315,21 +341,34 @@ def videomae_base() -> dict[str, tuple[int, ...]]:
         "classifier.weight": (400, 768),
         "classifier.bias": (400,),
     }
-    linear = {"attention.output.dense": (768, 768), "intermediate.dense": (3072, 768), "output.dense": (768, 3072)}
+    linear = {
+        "attention.output.dense": (768, 768),
+        "intermediate.dense": (3072, 768),
+        "output.dense": (768, 3072),
+    }
     for index in range(12):
         layer = f"videomae.encoder.layer.{index}"
-        shapes |= {f"{layer}.attention.attention.{kind}.weight": (768, 768) for kind in ("query", "key", "value")}
+        shapes |= {
+            f"{layer}.attention.attention.{kind}.weight": (768, 768) for kind in ("query", "key", "value")
+        }
         shapes |= {f"{layer}.attention.attention.{kind}_bias": (768,) for kind in ("q", "v")}
         shapes |= {f"{layer}.{name}.weight": shape for name, shape in linear.items()}
         shapes |= {f"{layer}.{name}.bias": shape[:1] for name, shape in linear.items()}
-        shapes |= {f"{layer}.layernorm_{place}.{kind}": (768,) for place in ("before", "after") for kind in ("weight", "bias")}
+        shapes |= {
+            f"{layer}.layernorm_{place}.{kind}": (768,)
+            for place in ("before", "after")
+            for kind in ("weight", "bias")
+        }
     return shapes
 
 
 @pytest.mark.slow
 def test_full_size_action_checkpoint_loads(tmp_path: Path) -> None:
     """The 86 M weights of the hub's card under their published names, through the reward's own loader."""
-    state = {name: torch.full(shape, 0.01 * (1 + place)) for place, (name, shape) in enumerate(videomae_base().items())}
+    state = {
+        name: torch.full(shape, 0.01 * (1 + place))
+        for place, (name, shape) in enumerate(videomae_base().items())
+    }
     assert sum(value.numel() for value in state.values()) == 86_534_800
     save_file(state, tmp_path / "model.safetensors")
     labels = {str(index): f"label {index}" for index in range(400)}
@@ -389,7 +428,9 @@ def test_unusable_clip_weights_are_explained(vjepa_folder: Path, tmp_path: Path)
     refused("vjepa", message, weights=str(folder("c", vjepa_folder, "model.safetensors")))
     refused("vjepa", "is a file; give the folder", weights=str(vjepa_folder / "model.safetensors"))
     other = folder("d", vjepa_folder)
-    (other / "config.json").write_text((other / "config.json").read_text().replace('"hidden_size": 32', '"hidden_size": 64'))
+    (other / "config.json").write_text(
+        (other / "config.json").read_text().replace('"hidden_size": 32', '"hidden_size": 64')
+    )
     refused("vjepa", "belongs to another network, with weights .* of another shape", weights=str(other))
     other = folder("e", vjepa_folder)
     transformers.VJEPA2VideoProcessor(crop_size=48).save_pretrained(other)

@@ -68,7 +68,9 @@ CASES = [
 def clip_by_hand(folder: Path, frames: Tensor) -> Tensor:
     """Cosines as the model card of PickScore computes them: a padded batch of prompts with its mask."""
     clip = transformers.CLIPModel.from_pretrained(folder).eval()
-    images = transformers.CLIPImageProcessorPil.from_pretrained(folder)(images=as_pil(frames), return_tensors="pt")
+    images = transformers.CLIPImageProcessorPil.from_pretrained(folder)(
+        images=as_pil(frames), return_tensors="pt"
+    )
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     text = tokenizer(PROMPTS, padding=True, truncation=True, max_length=12, return_tensors="pt")
     with torch.no_grad():
@@ -79,23 +81,36 @@ def clip_by_hand(folder: Path, frames: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("name", ["pickscore", "clip_score"])
 @pytest.mark.parametrize(("height", "width"), SHAPES)
-def test_clip_rewards_are_the_published_score(name: str, height: int, width: int, folders: dict[str, Path]) -> None:
+def test_clip_rewards_are_the_published_score(
+    name: str, height: int, width: int, folders: dict[str, Path]
+) -> None:
     frames = pictures(height, width)
     scores = build(name, folders)(frames, PROMPTS)
-    expected = 100 * clip_by_hand(folders[name], frames)  # the checkpoint's logit scale is log 100, as the published one's
+    expected = 100 * clip_by_hand(
+        folders[name], frames
+    )  # the checkpoint's logit scale is log 100, as the published one's
     torch.testing.assert_close(scores, expected, atol=0.005 * 200, rtol=0)
     if (height, width) == (32, 32):
-        torch.testing.assert_close(scores, expected, atol=1e-3, rtol=0)  # nothing is resized: float32 rounding, of 100
-    assert (scores - 100 * clip_by_hand(folders[name], frames.flip(-1))).abs().max() > 1, "other pictures must be told apart"
+        torch.testing.assert_close(
+            scores, expected, atol=1e-3, rtol=0
+        )  # nothing is resized: float32 rounding, of 100
+    assert (scores - 100 * clip_by_hand(folders[name], frames.flip(-1))).abs().max() > 1, (
+        "other pictures must be told apart"
+    )
 
 
 @pytest.mark.parametrize("eos_token_id", [2, 49407])
-def test_old_configs_find_the_end_of_the_prompt(eos_token_id: int, folders: dict[str, Path], tmp_path: Path) -> None:
+def test_old_configs_find_the_end_of_the_prompt(
+    eos_token_id: int, folders: dict[str, Path], tmp_path: Path
+) -> None:
     # the published PickScore and CLIP state 2, which was wrong when they were written and means "the highest token" since
     folder = make_clip(tmp_path / "old", eos_token_id=eos_token_id)
     frames = pictures(32, 32)
     torch.testing.assert_close(
-        build("pickscore", {"pickscore": folder})(frames, PROMPTS), build("pickscore", folders)(frames, PROMPTS), atol=0, rtol=0
+        build("pickscore", {"pickscore": folder})(frames, PROMPTS),
+        build("pickscore", folders)(frames, PROMPTS),
+        atol=0,
+        rtol=0,
     )
 
 
@@ -111,12 +126,16 @@ def detector_logits(folder: Path, frames: Tensor) -> Any:
     processor = transformers.YolosImageProcessorPil.from_pretrained(folder)
     detector = transformers.YolosForObjectDetection.from_pretrained(folder).eval()
     with torch.no_grad():
-        return processor, detector(**{"pixel_values": processor(images=as_pil(frames), return_tensors="pt")["pixel_values"]})
+        return processor, detector(
+            **{"pixel_values": processor(images=as_pil(frames), return_tensors="pt")["pixel_values"]}
+        )
 
 
 @pytest.mark.parametrize("name", ["cat", "bicycle"])
 @pytest.mark.parametrize(("height", "width"), [*SHAPES, (48, 80)])
-def test_soft_detection_is_the_published_probability(height: int, width: int, name: str, folders: dict[str, Path]) -> None:
+def test_soft_detection_is_the_published_probability(
+    height: int, width: int, name: str, folders: dict[str, Path]
+) -> None:
     frames = pictures(height, width, batch=6, num_frames=1)
     _, outputs = detector_logits(folders["object_detection"], frames)
     absent = (1 - outputs.logits.double().softmax(dim=-1)[..., LABELS.index(name)]).prod(dim=-1)
@@ -129,7 +148,9 @@ def test_soft_detection_is_the_published_probability(height: int, width: int, na
 
 @pytest.mark.parametrize("name", ["cat", "bicycle", "person"])
 @pytest.mark.parametrize(("height", "width"), [(40, 64), (37, 63), (48, 80)])
-def test_hard_detection_is_the_mean_of_published_boxes(height: int, width: int, name: str, folders: dict[str, Path]) -> None:
+def test_hard_detection_is_the_mean_of_published_boxes(
+    height: int, width: int, name: str, folders: dict[str, Path]
+) -> None:
     frames = pictures(height, width, batch=6, num_frames=1)
     processor, outputs = detector_logits(folders["object_detection"], frames)
     threshold = clear_of_ties(outputs.logits)
@@ -151,7 +172,8 @@ def clear_of_ties(logits: Tensor) -> float:
 def test_hard_detection_finds_boxes(folders: dict[str, Path]) -> None:
     frames = pictures(40, 64)
     scores = {
-        name: build("object_detection", folders, object=name, mode="add", score="hard")(frames, PROMPTS) for name in LABELS[1:5]
+        name: build("object_detection", folders, object=name, mode="add", score="hard")(frames, PROMPTS)
+        for name in LABELS[1:5]
     }
     assert max(float(score.max()) for score in scores.values()) > 0.2
     assert any(not score.any() for score in scores.values()), "a class without boxes scores 0"
@@ -161,7 +183,9 @@ def test_hard_detection_finds_boxes(folders: dict[str, Path]) -> None:
 
 
 @pytest.mark.parametrize(("height", "width"), SHAPES)
-def test_published_pixels_are_the_processors_within_one_8_bit_level(height: int, width: int, folders: dict[str, Path]) -> None:
+def test_published_pixels_are_the_processors_within_one_8_bit_level(
+    height: int, width: int, folders: dict[str, Path]
+) -> None:
     frames = pictures(height, width)
     for name, processor_class in (
         ("pickscore", transformers.CLIPImageProcessorPil),
@@ -181,9 +205,13 @@ def test_each_crop_is_its_librarys(height: int, width: int) -> None:
     processor = transformers.CLIPImageProcessorPil(
         crop_size={"height": 32, "width": 32}, do_resize=False, do_rescale=False, do_normalize=False
     )
-    expected = torch.from_numpy(processor.center_crop(resized[0].numpy(), transformers.image_utils.SizeDict(height=32, width=32)))
+    expected = torch.from_numpy(
+        processor.center_crop(resized[0].numpy(), transformers.image_utils.SizeDict(height=32, width=32))
+    )
     for rounding, wanted in (("transformers", expected), ("torchvision", vision.center_crop(resized, 32)[0])):
-        torch.testing.assert_close(preprocess.crop(images, 32, "bicubic", rounding)[0], wanted, atol=1e-12, rtol=0)
+        torch.testing.assert_close(
+            preprocess.crop(images, 32, "bicubic", rounding)[0], wanted, atol=1e-12, rtol=0
+        )
 
 
 @pytest.mark.parametrize("edges", [(800, 1333), (48, 80), (512, 864), (32, 64)])
@@ -196,11 +224,15 @@ def test_detector_sizes_are_the_processors(edges: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize(("height", "width"), [(40, 64), (64, 37), (320, 512)])
-def test_vader_detection_preprocessing_is_its_formula(height: int, width: int, folders: dict[str, Path]) -> None:
+def test_vader_detection_preprocessing_is_its_formula(
+    height: int, width: int, folders: dict[str, Path]
+) -> None:
     images = random_images(1, 3, height, width)
     size = (512, int(512 * width / height))
     # in float64: the library rounds where a pixel comes from to float32, which alone is 1e-4 at column 800
-    expected = functional.interpolate(images.double(), size, mode="bilinear", antialias=False, align_corners=False)
+    expected = functional.interpolate(
+        images.double(), size, mode="bilinear", antialias=False, align_corners=False
+    )
     expected = vision.normalize(expected, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     pixels = build("object_detection", folders, preprocessing="vader").prepare(images)
     torch.testing.assert_close(pixels.double(), expected, atol=1e-5, rtol=0)
@@ -225,13 +257,17 @@ def test_both_ways_to_write_a_size_are_read(folders: dict[str, Path], tmp_path: 
 @pytest.mark.parametrize("size", [(16, 32), (5, 3)])
 def test_resize_gradient_is_its_finite_difference(antialias: bool, size: tuple[int, int]) -> None:
     images = random_images(1, 3, 6, 9, dtype=torch.float64).requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: preprocess.resize(x, *size, "bilinear", antialias=antialias), (images,))
+    assert torch.autograd.gradcheck(
+        lambda x: preprocess.resize(x, *size, "bilinear", antialias=antialias), (images,)
+    )
 
 
 @pytest.mark.parametrize("name", ["pickscore", "object_detection"])
 def test_prepare_gradient_is_its_finite_difference(name: str, folders: dict[str, Path]) -> None:
     reward = build(name, folders, dtype=torch.float64)
-    images = random_images(1, 3, 6, 9, low=0.4, high=0.6, dtype=torch.float64).requires_grad_()  # away from the clamp's kinks
+    images = random_images(
+        1, 3, 6, 9, low=0.4, high=0.6, dtype=torch.float64
+    ).requires_grad_()  # away from the clamp's kinks
     assert torch.autograd.gradcheck(lambda x: functional.avg_pool2d(reward.prepare(x), 8), (images,))
 
 
@@ -249,7 +285,9 @@ def test_gradient_is_its_finite_difference(
     direction = torch.randn(frames.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     step = 1e-6
     with torch.no_grad():
-        difference = reward(frames + step * direction, PROMPTS[:1]) - reward(frames - step * direction, PROMPTS[:1])
+        difference = reward(frames + step * direction, PROMPTS[:1]) - reward(
+            frames - step * direction, PROMPTS[:1]
+        )
     # central difference: error of order step² = 1e-12 and rounding of 1e-16 · 100 / step = 1e-8, against slopes of order 1
     torch.testing.assert_close((gradient * direction).sum(), difference[0] / (2 * step), rtol=1e-5, atol=1e-7)
 
@@ -288,12 +326,16 @@ def test_the_backward_is_deterministic(folders: dict[str, Path]) -> None:
 def test_log_of_complement_keeps_its_digits(dtype: torch.dtype) -> None:
     exact = [-1e-30, -1e-12, -1e-5, -0.3, -math.log(2), -0.7, -5.0, -40.0]
     x = torch.tensor(exact, dtype=dtype, requires_grad=True)
-    near_one = [math.log1p(-math.exp(value)) if value < -1 else math.log(-math.expm1(value)) for value in exact]
+    near_one = [
+        math.log1p(-math.exp(value)) if value < -1 else math.log(-math.expm1(value)) for value in exact
+    ]
     expected = torch.tensor(near_one, dtype=dtype)
     # a few units in the last place of float32
     torch.testing.assert_close(object_detection.log_of_complement(x), expected, rtol=1e-5, atol=0)
     (slope,) = torch.autograd.grad(object_detection.log_of_complement(x).sum(), x)
-    torch.testing.assert_close(slope, torch.tensor([-1 / math.expm1(-value) for value in exact], dtype=dtype), rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        slope, torch.tensor([-1 / math.expm1(-value) for value in exact], dtype=dtype), rtol=1e-5, atol=0
+    )
     edge = torch.zeros(1, dtype=dtype, requires_grad=True)
     (slope,) = torch.autograd.grad(object_detection.log_of_complement(edge).sum(), edge)
     assert slope.isfinite().all()
@@ -303,8 +345,12 @@ def test_log_of_complement_keeps_its_digits(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("name", ["pickscore", "clip_score", "aesthetic", "hps", "object_detection"])
-@pytest.mark.parametrize(("height", "width"), [(40, 64), (96, 54), (37, 63), (24, 40), (32, 32), (320, 512), (33, 51)])
-def test_pixels_outside_the_region_have_no_influence(name: str, height: int, width: int, folders: dict[str, Path]) -> None:
+@pytest.mark.parametrize(
+    ("height", "width"), [(40, 64), (96, 54), (37, 63), (24, 40), (32, 32), (320, 512), (33, 51)]
+)
+def test_pixels_outside_the_region_have_no_influence(
+    name: str, height: int, width: int, folders: dict[str, Path]
+) -> None:
     reward = build(name, folders)
     rows, columns = reward.region(height, width)
     frames = pictures(height, width, num_frames=1).requires_grad_()
@@ -315,7 +361,9 @@ def test_pixels_outside_the_region_have_no_influence(name: str, height: int, wid
     (gradient,) = torch.autograd.grad(scores.sum(), frames)
     assert not gradient[..., ~inside].any()
     if name in ("pickscore", "clip_score", "aesthetic"):
-        assert inside.sum() < height * width or abs(height - width) < 2, "what is cropped away need not travel"
+        assert inside.sum() < height * width or abs(height - width) < 2, (
+            "what is cropped away need not travel"
+        )
 
 
 @pytest.mark.parametrize("rounding", ["torchvision", "transformers"])
@@ -336,7 +384,10 @@ def test_region_is_as_small_as_can_be(height: int, width: int, mode: Any, roundi
 
 DEVIATION = {
     # share of the score's range and of the gradient's norm
-    torch.bfloat16: (0.005, 0.1),  # 8 bits: 0.4 % per operation, through two layers; kinks of the detector's head double it
+    torch.bfloat16: (
+        0.005,
+        0.1,
+    ),  # 8 bits: 0.4 % per operation, through two layers; kinks of the detector's head double it
     torch.float16: (0.0005, 0.03),  # 11 bits: 0.05 %
 }
 
@@ -350,7 +401,9 @@ def test_half_precision_deviates_little(name: str, dtype: torch.dtype, folders: 
     gradients = [torch.autograd.grad(score.sum(), frames)[0] for score in scores]
     assert scores[1].dtype == torch.float32
     score_range = {"object_detection": 1.0, "hps": 2.0, "aesthetic": 9.0}.get(name, 200.0)
-    wide, narrow = (score.detach().exp() if name == "object_detection" else score.detach() for score in scores)
+    wide, narrow = (
+        score.detach().exp() if name == "object_detection" else score.detach() for score in scores
+    )
     deviation = float((narrow - wide).abs().max()) / score_range
     error = float((gradients[1] - gradients[0]).norm() / gradients[0].norm())
     print(f"{name} {dtype}: score {100 * deviation:.3f} % of its range, gradient {100 * error:.2f} %")
@@ -358,12 +411,18 @@ def test_half_precision_deviates_little(name: str, dtype: torch.dtype, folders: 
     assert error < DEVIATION[dtype][1]
 
 
-@pytest.mark.parametrize(("name", "weight"), [("hps", 2.0**-12), ("aesthetic", 2.0**-12), ("clip_score", 2.0**-18)])
-def test_float16_keeps_gradients_below_its_smallest_number(name: str, weight: float, folders: dict[str, Path]) -> None:
+@pytest.mark.parametrize(
+    ("name", "weight"), [("hps", 2.0**-12), ("aesthetic", 2.0**-12), ("clip_score", 2.0**-18)]
+)
+def test_float16_keeps_gradients_below_its_smallest_number(
+    name: str, weight: float, folders: dict[str, Path]
+) -> None:
     # 2⁻¹² is a pixel's share in 81 frames of 480×832 over that in 3 frames of 40×64; clip_score's scale is nearly 2⁷
     frames = pictures(40, 64).requires_grad_()
     exact, half = build(name, folders), build(name, folders, dtype=torch.float16)
-    wanted, scaled = (torch.autograd.grad(weight * reward(frames, PROMPTS).sum(), frames)[0] for reward in (exact, half))
+    wanted, scaled = (
+        torch.autograd.grad(weight * reward(frames, PROMPTS).sum(), frames)[0] for reward in (exact, half)
+    )
     (bare,) = torch.autograd.grad(weight * half.score(half.widened(frames), PROMPTS).sum(), frames)
     error, bare_error = (float((found - wanted).norm() / wanted.norm()) for found in (scaled, bare))
     print(f"{name}: gradient off by {100 * error:.2f} % scaled, {100 * bare_error:.1f} % bare")
@@ -378,7 +437,9 @@ def test_scaling_a_gradient_is_exact() -> None:
         return scale_gradient((scale_gradient(y, 1 / GRADIENT_SCALE) ** 3).sin(), GRADIENT_SCALE)
 
     assert torch.equal(scaled(x), (x**3).sin())
-    assert torch.equal(torch.autograd.grad(scaled(x).sum(), x)[0], torch.autograd.grad((x**3).sin().sum(), x)[0])
+    assert torch.equal(
+        torch.autograd.grad(scaled(x).sum(), x)[0], torch.autograd.grad((x**3).sin().sum(), x)[0]
+    )
 
 
 # ---- errors
@@ -400,13 +461,30 @@ def test_every_reward_names_its_weights_and_their_licence() -> None:
 
 def test_an_unknown_object_is_explained(folders: dict[str, Path]) -> None:
     weights = str(folders["object_detection"])
-    refused("object_detection", r"no class 'cats'; the nearest of its 5 are cat", weights=weights, object="cats")
-    refused("object_detection", r"no class 'Fire Hydrent'; .* are fire hydrant", weights=weights, object="Fire Hydrent")
-    refused("object_detection", r"are bicycle, car, cat, fire hydrant, person", weights=weights, object="qqqq")
+    refused(
+        "object_detection", r"no class 'cats'; the nearest of its 5 are cat", weights=weights, object="cats"
+    )
+    refused(
+        "object_detection",
+        r"no class 'Fire Hydrent'; .* are fire hydrant",
+        weights=weights,
+        object="Fire Hydrent",
+    )
+    refused(
+        "object_detection", r"are bicycle, car, cat, fire hydrant, person", weights=weights, object="qqqq"
+    )
     refused("object_detection", r"no class 'N/A'", weights=weights, object="N/A")
     refused("object_detection", r"object_detection.object: is required", weights=weights)
-    refused("object_detection", r"threshold: .*less than 1, not 2", weights=weights, object="cat", threshold=2)
-    refused("object_detection", r"mode: .*'remove' or 'add', not 'hide'", weights=weights, object="cat", mode="hide")
+    refused(
+        "object_detection", r"threshold: .*less than 1, not 2", weights=weights, object="cat", threshold=2
+    )
+    refused(
+        "object_detection",
+        r"mode: .*'remove' or 'add', not 'hide'",
+        weights=weights,
+        object="cat",
+        mode="hide",
+    )
 
 
 def copied(folder: Path, target: Path) -> Path:
@@ -420,7 +498,9 @@ def copied(folder: Path, target: Path) -> Path:
 def test_unusable_weights_are_explained(name: str, folders: dict[str, Path], tmp_path: Path) -> None:
     extra = {"object": "cat"} if name == "object_detection" else {}
     other = folders["object_detection" if name != "object_detection" else "pickscore"]
-    refused(name, r"holds a network of the type '(yolos|clip)', not (clip|yolos)", weights=str(other), **extra)
+    refused(
+        name, r"holds a network of the type '(yolos|clip)', not (clip|yolos)", weights=str(other), **extra
+    )
     cut = copied(folders[name], tmp_path / "cut")
     (cut / "model.safetensors").write_bytes((cut / "model.safetensors").read_bytes()[:5000])
     refused(name, "model.safetensors .5000 bytes. cannot be read as a checkpoint", weights=str(cut), **extra)
@@ -428,13 +508,23 @@ def test_unusable_weights_are_explained(name: str, folders: dict[str, Path], tmp
     refused(name, "model.safetensors does not exist", weights=str(cut), **extra)
     foreign = copied(folders[name], tmp_path / "foreign")
     (foreign / "model.safetensors").write_bytes((other / "model.safetensors").read_bytes())
-    refused(name, r"belongs to another network, with weights \d+ missing .*, \d+ unexpected", weights=str(foreign), **extra)
+    refused(
+        name,
+        r"belongs to another network, with weights \d+ missing .*, \d+ unexpected",
+        weights=str(foreign),
+        **extra,
+    )
     (foreign / "preprocessor_config.json").write_text("{}")
     (foreign / "model.safetensors").write_bytes((folders[name] / "model.safetensors").read_bytes())
     refused(name, "preprocessor_config.json states no image_mean", weights=str(foreign), **extra)
     (foreign / "config.json").unlink()
     refused(name, "config.json cannot be read", weights=str(foreign), **extra)
-    refused(name, "nowhere.pt does not exist; give an existing path", weights=str(tmp_path / "nowhere.pt"), **extra)
+    refused(
+        name,
+        "nowhere.pt does not exist; give an existing path",
+        weights=str(tmp_path / "nowhere.pt"),
+        **extra,
+    )
 
 
 def test_a_missing_or_foreign_tokenizer_is_explained(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -443,19 +533,29 @@ def test_a_missing_or_foreign_tokenizer_is_explained(folders: dict[str, Path], t
     (folder / "tokenizer.json").write_text("{")
     refused("clip_score", "tokenizer.json cannot be read", weights=str(folder))
     (folder / "tokenizer.json").unlink()
-    refused("clip_score", "holds no tokenizer.json; copy tokenizer.json and tokenizer_config.json", weights=str(folder))
+    refused(
+        "clip_score",
+        "holds no tokenizer.json; copy tokenizer.json and tokenizer_config.json",
+        weights=str(folder),
+    )
     (folder / "tokenizer.json").write_text(tokenizer)
     reward = rewards.resolve("pickscore")(weights=str(folders["pickscore"]), tokenizer=str(folder))
     assert reward.tokenize("a dog").tolist() == [[49406, 320, 1929, 49407]]
 
 
-def test_an_unreachable_hub_is_explained(folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_hub_is_explained(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     files = "config.json preprocessor_config.json model.safetensors"
     for name, command, options in (
         ("pickscore", f"`hf download yuvalkirstain/PickScore_v1 {files}`", {}),
-        ("clip_score", f"`hf download openai/clip-vit-large-patch14 {files} tokenizer.json tokenizer_config.json`", {}),
+        (
+            "clip_score",
+            f"`hf download openai/clip-vit-large-patch14 {files} tokenizer.json tokenizer_config.json`",
+            {},
+        ),
         ("object_detection", f"`hf download hustvl/yolos-base {files}`", {"object": "cat"}),
     ):
         refused(name, f"{name}: cannot get .* from the hub repository .*out of reach.*{command}", **options)

@@ -59,7 +59,10 @@ def test_colorfulness_is_hasler_and_suesstrunks() -> None:
         values = []
         for red, green, blue in video:
             opponents = (red - green, 0.5 * (red + green) - blue)
-            spread, mean = np.hypot(*(np.std(o) for o in opponents)), np.hypot(*(np.mean(o) for o in opponents))
+            spread, mean = (
+                np.hypot(*(np.std(o) for o in opponents)),
+                np.hypot(*(np.mean(o) for o in opponents)),
+            )
             values.append(spread + 0.3 * mean)
         expected.append(np.mean(values))
     scores = build("colorfulness")(frames, PROMPTS)
@@ -73,7 +76,9 @@ def test_sharpness_is_the_variance_of_the_laplacian() -> None:
     frames = pictures(30, 40, num_frames=3)
     grey = np.einsum("bfchw,c->bfhw", (frames * 255).double().numpy(), (0.299, 0.587, 0.114))
     expected = [np.mean([ndimage.laplace(image, mode="mirror").var() for image in video]) for video in grey]
-    torch.testing.assert_close(build("sharpness")(frames, PROMPTS), torch.tensor(expected).float(), rtol=1e-4, atol=0)
+    torch.testing.assert_close(
+        build("sharpness")(frames, PROMPTS), torch.tensor(expected).float(), rtol=1e-4, atol=0
+    )
 
 
 # ---- motion
@@ -88,7 +93,9 @@ def moving_waves(wave: float, speed: float, *, num_frames: int = 5, size: int = 
     for time in range(num_frames):
         x, y = across - 0.8 * speed * time, down - 0.6 * speed * time
         parts = [
-            torch.sin(2 * math.pi * ((torch.cos(6.3 * angle) * x + torch.sin(6.3 * angle) * y) / length + phase))
+            torch.sin(
+                2 * math.pi * ((torch.cos(6.3 * angle) * x + torch.sin(6.3 * angle) * y) / length + phase)
+            )
             for angle, phase, length in zip(angles, phases, wave * (0.7 + 0.6 * lengths), strict=True)
         ]
         video.append(0.5 + 0.08 * torch.stack(parts).sum(dim=0))
@@ -128,13 +135,17 @@ def test_motion_needs_two_frames() -> None:
 def spectral_pictures(num_pictures: int, height: int, width: int, *, seed: int) -> Tensor:
     """Colour noise with 1/f spectra of several steepnesses and contrasts, as photographs have."""
     generator = torch.Generator().manual_seed(seed)
-    frequency = torch.hypot(torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)[None]).clamp(min=1 / width)
+    frequency = torch.hypot(torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)[None]).clamp(
+        min=1 / width
+    )
     images = []
     for _ in range(num_pictures):
         steepness, contrast = torch.rand(2, generator=generator).tolist()
         spectrum = torch.complex(*(torch.randn(3, *frequency.shape, generator=generator) for _ in range(2)))
         waves = torch.fft.irfft2(spectrum * frequency ** -(0.6 + 1.6 * steepness), s=(height, width))
-        mixed = torch.einsum("cd,dhw->chw", torch.tensor([[1.0, 0.3, 0.1], [1.0, -0.1, 0.2], [1.0, -0.2, -0.3]]), waves)
+        mixed = torch.einsum(
+            "cd,dhw->chw", torch.tensor([[1.0, 0.3, 0.1], [1.0, -0.1, 0.2], [1.0, -0.2, -0.3]]), waves
+        )
         images.append(0.5 + (0.08 + 0.2 * contrast) * (mixed - mixed.mean()) / mixed.std())
     return (torch.stack(images).clamp(0, 1) * 255).round() / 255
 
@@ -164,7 +175,9 @@ def shapes_frames() -> Tensor:
     ],
     ids=["shapes", "spectral", "padded", "boxes"],
 )
-def test_jpeg_estimate_is_near_real_files(images: Tensor, error: float, correlation: float, quality: int) -> None:
+def test_jpeg_estimate_is_near_real_files(
+    images: Tensor, error: float, correlation: float, quality: int
+) -> None:
     """Mean relative error and correlation, on pictures that the fit of the four constants has not seen."""
     estimate = build("jpeg_compressibility", quality=quality).bytes_per_frame(images[:, None])[:, 0]
     real = jpeg_bytes(images, quality)
@@ -175,7 +188,9 @@ def test_jpeg_estimate_is_near_real_files(images: Tensor, error: float, correlat
 def test_jpeg_score_is_minus_kilobytes_and_its_ascent_shrinks_the_file() -> None:
     frames = spectral_pictures(2, 64, 64, seed=1)[None]
     reward = build("jpeg_compressibility")
-    assert float(reward(frames, PROMPTS[:1])) == pytest.approx(-float(jpeg_bytes(frames[0], 75).mean()) / 1000, rel=0.05)
+    assert float(reward(frames, PROMPTS[:1])) == pytest.approx(
+        -float(jpeg_bytes(frames[0], 75).mean()) / 1000, rel=0.05
+    )
     moved = frames.clone()
     for _ in range(10):
         leaf = moved.clone().requires_grad_()

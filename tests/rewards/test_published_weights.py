@@ -55,7 +55,12 @@ VIT_H_14 = {
 VIT_L_14 = {
     "model_type": "clip",
     "projection_dim": 768,
-    "text_config": {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "eos_token_id": 2},
+    "text_config": {
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_attention_heads": 12,
+        "eos_token_id": 2,
+    },
     "vision_config": {
         "hidden_size": 1024,
         "intermediate_size": 4096,
@@ -71,7 +76,9 @@ YOLOS_BASE = {
     "model_type": "yolos",
     "image_size": [800, 1344],
     "num_detection_tokens": 100,
-    "id2label": {str(index): "N/A" if index in (0, 12, 26, 29, 30) else f"thing {index}" for index in range(91)},
+    "id2label": {
+        str(index): "N/A" if index in (0, 12, 26, 29, 30) else f"thing {index}" for index in range(91)
+    },
 }
 """What matters of config.json of hustvl/yolos-base, whose other values are the defaults."""
 
@@ -123,7 +130,9 @@ def yolos_base() -> Shapes:
     for layer in (f"vit.encoder.layer.{index}" for index in range(12)):
         for projection in ("attention.query", "attention.key", "attention.value", "output.dense"):
             shapes |= pair(f"{layer}.attention.{projection}", width, width)
-        shapes |= pair(f"{layer}.intermediate.dense", 4 * width, width) | pair(f"{layer}.output.dense", width, 4 * width)
+        shapes |= pair(f"{layer}.intermediate.dense", 4 * width, width) | pair(
+            f"{layer}.output.dense", width, 4 * width
+        )
         shapes |= pair(f"{layer}.layernorm_before", width) | pair(f"{layer}.layernorm_after", width)
     for head, size in (("class_labels_classifier", 92), ("bbox_predictor", 4)):
         for index, out in enumerate((width, width, size)):
@@ -148,31 +157,46 @@ def config_of(folder: Path, settings: dict[str, Any], config_class: Any) -> Any:
         pytest.param(VIT_L_14, clip((768, 12), (1024, 24), 768), 427_616_513, id="clip-vit-large-patch14"),
     ],
 )
-def test_full_size_clip_checkpoint_fits(settings: dict[str, Any], shapes: Shapes, num_weights: int, tmp_path: Path) -> None:
+def test_full_size_clip_checkpoint_fits(
+    settings: dict[str, Any], shapes: Shapes, num_weights: int, tmp_path: Path
+) -> None:
     with torch.device("meta"):
         network = transformers.CLIPModel(config_of(tmp_path, settings, transformers.CLIPConfig))
     state = on_meta(shapes)
     assert sum(value.numel() for value in state.values()) == num_weights
     load_strictly(network, state, tmp_path)
-    assert (network.config.vision_config.image_size, network.config.text_config.max_position_embeddings) == (224, 77)
+    assert (network.config.vision_config.image_size, network.config.text_config.max_position_embeddings) == (
+        224,
+        77,
+    )
     with pytest.raises(ValueError, match=r"1 missing \(logit_scale\)"):
-        load_strictly(network, {name: value for name, value in state.items() if name != "logit_scale"}, tmp_path)
+        load_strictly(
+            network, {name: value for name, value in state.items() if name != "logit_scale"}, tmp_path
+        )
 
 
 def test_full_size_aesthetic_encoder_fits(tmp_path: Path) -> None:
     with torch.device("meta"):
         config = config_of(tmp_path, VIT_L_14, transformers.CLIPVisionConfig)
         network = transformers.CLIPVisionModelWithProjection(config)
-    shapes = {name: shape for name, shape in clip((768, 12), (1024, 24), 768).items() if not name.startswith(OTHER_TOWER)}
+    shapes = {
+        name: shape
+        for name, shape in clip((768, 12), (1024, 24), 768).items()
+        if not name.startswith(OTHER_TOWER)
+    }
     load_strictly(network, on_meta(shapes), tmp_path)
     assert (network.config.projection_dim, network.config.image_size) == (768, 224)
 
 
 def test_full_size_detector_checkpoint_fits(tmp_path: Path) -> None:
     with torch.device("meta"):
-        network = transformers.YolosForObjectDetection(config_of(tmp_path, YOLOS_BASE, transformers.YolosConfig))
+        network = transformers.YolosForObjectDetection(
+            config_of(tmp_path, YOLOS_BASE, transformers.YolosConfig)
+        )
     known = network.state_dict()
-    state = on_meta({RENAMED[name] if RENAMED.get(name) in known else name: shape for name, shape in yolos_base().items()})
+    state = on_meta(
+        {RENAMED[name] if RENAMED.get(name) in known else name: shape for name, shape in yolos_base().items()}
+    )
     load_strictly(network, state, tmp_path)
     assert class_index("thing 17", network.config.id2label) == 17
     assert fitted(320, 512, 800, 1333) == (800, 1280)
@@ -183,10 +207,14 @@ def detector_folder(tmp_path: Path) -> Iterator[Path]:
     """hustvl/yolos-base with random weights, as its files are: half a gigabyte, removed at once."""
     config_of(tmp_path, YOLOS_BASE, transformers.YolosConfig)
     statistics = {"image_mean": IMAGENET_MEAN, "image_std": IMAGENET_STD}
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"size": 800, "max_size": 1333, **statistics}))
+    (tmp_path / "preprocessor_config.json").write_text(
+        json.dumps({"size": 800, "max_size": 1333, **statistics})
+    )
     generator = torch.Generator().manual_seed(0)
     shapes = yolos_base()
-    state = {name: torch.randn(shape, generator=generator) * shape[-1] ** -0.5 for name, shape in shapes.items()}
+    state = {
+        name: torch.randn(shape, generator=generator) * shape[-1] ** -0.5 for name, shape in shapes.items()
+    }
     save_file(state, tmp_path / "model.safetensors")
     yield tmp_path
     (tmp_path / "model.safetensors").unlink()
@@ -194,7 +222,9 @@ def detector_folder(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.slow
 def test_full_size_detector_scores(detector_folder: Path) -> None:
-    reward = rewards.build(RewardConfig(reward="object_detection", weights=str(detector_folder), object="thing 17"), device="cpu")
+    reward = rewards.build(
+        RewardConfig(reward="object_detection", weights=str(detector_folder), object="thing 17"), device="cpu"
+    )
     frames = pictures(45, 80, batch=1, num_frames=1).requires_grad_()
     (gradient,) = torch.autograd.grad(reward(frames, [""]).sum(), frames)
     assert gradient.isfinite().all()

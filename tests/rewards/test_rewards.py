@@ -58,7 +58,10 @@ def hps_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     network, _ = hps.create(str(folder))
     liven(network)
-    torch.save({"state_dict": {name: value.half() for name, value in network.state_dict().items()}}, folder / "HPS_tiny.pt")
+    torch.save(
+        {"state_dict": {name: value.half() for name, value in network.state_dict().items()}},
+        folder / "HPS_tiny.pt",
+    )
     return folder
 
 
@@ -67,7 +70,13 @@ def aesthetic_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny aesthetic pair: a whole CLIPModel with its processor, and a head with the published names."""
     folder = tmp_path_factory.mktemp("aesthetic")
     torch.manual_seed(1)
-    tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "projection_dim": 24}
+    tower = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "projection_dim": 24,
+    }
     clip = transformers.CLIPModel(
         transformers.CLIPConfig(
             vision_config={**tower, "image_size": 32, "patch_size": 8},
@@ -78,7 +87,9 @@ def aesthetic_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     liven(clip)
     clip.save_pretrained(folder / "image_encoder")
     side = {"height": 32, "width": 32}
-    transformers.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=side).save_pretrained(folder / "image_encoder")
+    transformers.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=side).save_pretrained(
+        folder / "image_encoder"
+    )
     head = aesthetic.Head(HEAD_SIZES)
     for layer in head.layers:
         nn.init.normal_(layer.weight, std=1.5 / math.sqrt(layer.in_features))
@@ -108,7 +119,9 @@ def as_pil(frames: Tensor) -> list[Image.Image]:
     return [Image.fromarray(array) for array in arrays]
 
 
-def random_images(*shape: int, low: float = 0.0, high: float = 1.0, dtype: torch.dtype = torch.float32) -> Tensor:
+def random_images(
+    *shape: int, low: float = 0.0, high: float = 1.0, dtype: torch.dtype = torch.float32
+) -> Tensor:
     return low + (high - low) * torch.rand(shape, dtype=dtype, generator=torch.Generator().manual_seed(0))
 
 
@@ -176,9 +189,14 @@ def test_hps_is_the_published_score(hps_folder: Path, height: int, width: int) -
 
 @pytest.mark.parametrize("library", [clip_pixels, transformers_pixels])
 @pytest.mark.parametrize(("height", "width"), SHAPES)
-def test_aesthetic_is_the_published_score(aesthetic_folder: Path, height: int, width: int, library: Any) -> None:
+def test_aesthetic_is_the_published_score(
+    aesthetic_folder: Path, height: int, width: int, library: Any
+) -> None:
     if library is transformers_pixels and (height, width) == (40, 64):
-        height, width = 40, 60  # where 19 columns are cut off, transformers drops 9 on the left, torchvision (and CLIP) 10
+        height, width = (
+            40,
+            60,
+        )  # where 19 columns are cut off, transformers drops 9 on the left, torchvision (and CLIP) 10
     frames = pictures(height, width, batch=6, num_frames=1)
     reward = build("aesthetic", weights=str(aesthetic_folder))
     expected, score_range = aesthetic_by_hand(aesthetic_folder, frames, library(aesthetic_folder, frames))
@@ -198,7 +216,10 @@ def test_published_pixels_are_the_librarys_within_one_8_bit_level(
     level = 1 / 255 / min(preprocess.CLIP_STD)
     longest = open_clip.image_transform(32, is_train=False, resize_mode="longest", interpolation="bicubic")
     for reward, expected in (
-        (build("hps", weights=str(hps_folder)), torch.stack([longest(picture) for picture in as_pil(frames)])),
+        (
+            build("hps", weights=str(hps_folder)),
+            torch.stack([longest(picture) for picture in as_pil(frames)]),
+        ),
         (build("aesthetic", weights=str(aesthetic_folder)), clip_pixels(aesthetic_folder, frames)),
     ):
         assert (reward.prepare(frames.flatten(0, 1)) - expected).square().mean().sqrt() < level
@@ -206,11 +227,15 @@ def test_published_pixels_are_the_librarys_within_one_8_bit_level(
 
 @pytest.mark.parametrize("name", ["hps", "aesthetic"])
 def test_vader_preprocessing_is_its_formula(name: str, hps_folder: Path, aesthetic_folder: Path) -> None:
-    reward = build(name, weights=str(hps_folder if name == "hps" else aesthetic_folder), preprocessing="vader")
+    reward = build(
+        name, weights=str(hps_folder if name == "hps" else aesthetic_folder), preprocessing="vader"
+    )
     images = random_images(2, 3, 40, 64)
     squashed = functional.interpolate(images, (32, 32), mode="bilinear", antialias=True)
     mean, std = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
-    torch.testing.assert_close(reward.prepare(images), vision.normalize(squashed, mean, std), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        reward.prepare(images), vision.normalize(squashed, mean, std), atol=1e-5, rtol=0
+    )
 
 
 # ---- preprocessing
@@ -223,13 +248,17 @@ def test_resize_is_antialiased_interpolation(mode: Any, target: tuple[int, int],
     images = random_images(2, 3, 20, 30, dtype=dtype)
     expected = functional.interpolate(images, target, mode=mode, antialias=True)
     tolerance = 1e-6 if dtype == torch.float32 else 1e-13  # a few roundings of numbers near 1
-    torch.testing.assert_close(preprocess.resize(images, *target, mode), expected.clamp(0, 1), atol=tolerance, rtol=0)
+    torch.testing.assert_close(
+        preprocess.resize(images, *target, mode), expected.clamp(0, 1), atol=tolerance, rtol=0
+    )
 
 
 @pytest.mark.parametrize(("height", "width"), [(40, 64), (37, 64), (64, 41), (20, 33), (45, 32)])
 def test_crop_is_torchvisions(height: int, width: int) -> None:
     images = random_images(2, 3, height, width, dtype=torch.float64)
-    expected = vision.center_crop(vision.resize(images, 32, vision.InterpolationMode.BICUBIC, antialias=True), 32).clamp(0, 1)
+    expected = vision.center_crop(
+        vision.resize(images, 32, vision.InterpolationMode.BICUBIC, antialias=True), 32
+    ).clamp(0, 1)
     torch.testing.assert_close(preprocess.crop(images, 32, "bicubic"), expected, atol=1e-12, rtol=0)
 
 
@@ -245,8 +274,12 @@ def test_letterbox_is_open_clips(height: int, width: int) -> None:
 @pytest.mark.parametrize("prepare", [preprocess.squash, preprocess.crop, preprocess.letterbox])
 @pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
 def test_preprocessing_gradient_is_its_finite_difference(prepare: Any, mode: str) -> None:
-    images = random_images(1, 3, 6, 9, low=0.4, high=0.6, dtype=torch.float64).requires_grad_()  # away from the clamp's kinks
-    assert torch.autograd.gradcheck(lambda x: preprocess.normalise(prepare(x, 4, mode), (0.5,) * 3, (0.2,) * 3), (images,))
+    images = random_images(
+        1, 3, 6, 9, low=0.4, high=0.6, dtype=torch.float64
+    ).requires_grad_()  # away from the clamp's kinks
+    assert torch.autograd.gradcheck(
+        lambda x: preprocess.normalise(prepare(x, 4, mode), (0.5,) * 3, (0.2,) * 3), (images,)
+    )
 
 
 def test_brightness_gradient_is_its_finite_difference() -> None:
@@ -271,7 +304,9 @@ def test_network_gradient_is_its_finite_difference(
     direction = torch.randn(frames.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     step = 1e-5
     with torch.no_grad():
-        difference = reward(frames + step * direction, PROMPTS[:1]) - reward(frames - step * direction, PROMPTS[:1])
+        difference = reward(frames + step * direction, PROMPTS[:1]) - reward(
+            frames - step * direction, PROMPTS[:1]
+        )
     # central difference: error of order step² = 1e-10, relative to a slope of order 0.1
     torch.testing.assert_close((gradient * direction).sum(), difference[0] / (2 * step), rtol=1e-6, atol=1e-9)
 
@@ -283,7 +318,9 @@ def contract_cases() -> list[tuple[str, dict[str, Any]]]:
     """Every reward with the shapes weights where it needs some, under each preprocessing it has."""
     cases = []
     for name in rewards.names():
-        options = {"weights": f"shapes:{name}"} if (PACKAGE / "shapes" / "checkpoints" / name).is_dir() else {}
+        options = (
+            {"weights": f"shapes:{name}"} if (PACKAGE / "shapes" / "checkpoints" / name).is_dir() else {}
+        )
         has_preprocessing = "preprocessing" in inspect.signature(rewards.resolve(name)).parameters
         kinds = [{"preprocessing": kind} for kind in ("published", "vader")] if has_preprocessing else [{}]
         cases += [(name, {**options, **kind}) for kind in kinds]
@@ -293,10 +330,6 @@ def contract_cases() -> list[tuple[str, dict[str, Any]]]:
 @pytest.mark.parametrize(("name", "options"), contract_cases())
 def test_every_reward_keeps_the_contract(name: str, options: dict[str, Any], tmp_path: Path) -> None:
     tiny = tiny_rewards.OPTIONS[name](tmp_path / "tiny") if name in tiny_rewards.OPTIONS else {}
-    if rewards.is_measure(name):
-        measure = rewards.build_measure(RewardConfig(reward=name, **{**options, **tiny}), device="cpu")
-        rewards.check_measure(measure, name=name, num_frames=4, height=40, width=48)
-        return
     reward = build(name, **{**options, **tiny})
     rewards.check_contract(reward, name=name, num_frames=4, height=40, width=48)
     frames = random_images(2, 4, 3, 40, 48)
@@ -322,7 +355,9 @@ def test_scores_are_wide_whatever_the_weights(hps_folder: Path) -> None:
     half = build("hps", weights=str(hps_folder), dtype=torch.bfloat16)(frames, PROMPTS)
     assert (exact.dtype, single.dtype, half.dtype) == (torch.float64, torch.float32, torch.float32)
     torch.testing.assert_close(single.double(), exact, atol=1e-5, rtol=0)
-    torch.testing.assert_close(half.double(), exact, atol=0.05, rtol=0)  # bfloat16 has 8 bits: 0.4 % per operation
+    torch.testing.assert_close(
+        half.double(), exact, atol=0.05, rtol=0
+    )  # bfloat16 has 8 bits: 0.4 % per operation
 
 
 def test_scoring_under_inference_mode_does_not_spoil_the_next_gradient(hps_folder: Path) -> None:
@@ -335,7 +370,9 @@ def test_scoring_under_inference_mode_does_not_spoil_the_next_gradient(hps_folde
     scores.sum().backward()
     assert frames.grad is not None
     assert frames.grad.any()
-    torch.testing.assert_close(before.clone(), scores.detach(), atol=1e-6, rtol=0)  # attention takes another kernel without grad
+    torch.testing.assert_close(
+        before.clone(), scores.detach(), atol=1e-6, rtol=0
+    )  # attention takes another kernel without grad
 
 
 def test_cached_text_follows_the_weights(hps_folder: Path) -> None:
@@ -347,7 +384,10 @@ def test_cached_text_follows_the_weights(hps_folder: Path) -> None:
 
 
 def test_loading_is_quiet(
-    hps_folder: Path, aesthetic_folder: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    hps_folder: Path,
+    aesthetic_folder: Path,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     handlers, level = list(logging.getLogger().handlers), logging.getLogger().level
     build("hps", weights=str(hps_folder))
@@ -360,13 +400,17 @@ def test_loading_is_quiet(
 # ---- formats
 
 
-def test_weights_come_in_every_published_form(hps_folder: Path, aesthetic_folder: Path, tmp_path: Path) -> None:
+def test_weights_come_in_every_published_form(
+    hps_folder: Path, aesthetic_folder: Path, tmp_path: Path
+) -> None:
     frames = pictures(32, 32)
     state = read_state_dict(hps_folder / "HPS_tiny.pt")
     save_file(state, tmp_path / "hps.safetensors")
     expected = build("hps", weights=str(hps_folder))(frames, PROMPTS)
     for file in (hps_folder / "HPS_tiny.pt", tmp_path / "hps.safetensors"):
-        assert torch.equal(build("hps", weights=str(file), architecture=str(hps_folder))(frames, PROMPTS), expected)
+        assert torch.equal(
+            build("hps", weights=str(file), architecture=str(hps_folder))(frames, PROMPTS), expected
+        )
     tower = transformers.CLIPVisionModelWithProjection(
         transformers.CLIPVisionConfig.from_pretrained(aesthetic_folder / "image_encoder")
     )
@@ -376,7 +420,9 @@ def test_weights_come_in_every_published_form(hps_folder: Path, aesthetic_folder
     processor = (aesthetic_folder / "image_encoder" / "preprocessor_config.json").read_text()
     (tmp_path / "tower" / "preprocessor_config.json").write_text(processor)
     expected = build("aesthetic", weights=str(aesthetic_folder))(frames, PROMPTS)
-    scores = build("aesthetic", weights=str(aesthetic_folder), encoder=str(tmp_path / "tower"))(frames, PROMPTS)
+    scores = build("aesthetic", weights=str(aesthetic_folder), encoder=str(tmp_path / "tower"))(
+        frames, PROMPTS
+    )
     assert torch.equal(scores, expected)
 
 
@@ -424,13 +470,20 @@ def test_full_size_hps_checkpoint_fits() -> None:
     load_strictly(network, state, Path("HPS_v2.1_compressed.pt"))
     assert sum(value.numel() for value in state.values()) == 986_109_441  # the 986 M of the paper
     assert tuple(network.visual.image_size) == (224, 224)
-    assert (tuple(network.visual.image_mean), tuple(network.visual.image_std)) == (preprocess.CLIP_MEAN, preprocess.CLIP_STD)
+    assert (tuple(network.visual.image_mean), tuple(network.visual.image_std)) == (
+        preprocess.CLIP_MEAN,
+        preprocess.CLIP_STD,
+    )
     with pytest.raises(
-        ValueError, match=r"1 missing \(logit_scale\), 1 of another shape \(visual.proj \(4, 4\) instead of \(1280, 1024\)\)"
+        ValueError,
+        match=r"1 missing \(logit_scale\), 1 of another shape \(visual.proj \(4, 4\) instead of \(1280, 1024\)\)",
     ):
         load_strictly(
             network,
-            {**{name: value for name, value in state.items() if name != "logit_scale"}, "visual.proj": torch.empty(4, 4)},
+            {
+                **{name: value for name, value in state.items() if name != "logit_scale"},
+                "visual.proj": torch.empty(4, 4),
+            },
             Path("x.pt"),
         )
     assert tokenize(PROMPTS[:1])[0, :6].tolist() == [49406, 320, 1929, 533, 2761, 49407]  # CLIP's vocabulary
@@ -440,7 +493,10 @@ def test_full_size_aesthetic_checkpoint_fits(tmp_path: Path) -> None:
     sizes = (768, 1024, 128, 64, 16, 1)
     state = {}
     for index, wide, narrow in zip((0, 2, 4, 6, 7), sizes, sizes[1:], strict=False):
-        state |= {f"layers.{index}.weight": torch.zeros(narrow, wide), f"layers.{index}.bias": torch.full((narrow,), 4.5)}
+        state |= {
+            f"layers.{index}.weight": torch.zeros(narrow, wide),
+            f"layers.{index}.bias": torch.full((narrow,), 4.5),
+        }
     torch.save(state, tmp_path / aesthetic.HEAD_FILE)
     head = aesthetic.load_head(tmp_path / aesthetic.HEAD_FILE)
     assert head.num_features == 768
@@ -479,7 +535,9 @@ def test_a_dotted_name_reaches_outside(tmp_path: Path, monkeypatch: pytest.Monke
     red = build("my_rewards.colour", gain=2)
     rewards.check_contract(red)
     torch.testing.assert_close(red(frames, PROMPTS), 2 * frames[:, :, 0].mean(dim=(1, 2, 3)))
-    torch.testing.assert_close(build("my_rewards.colour.Green")(frames, PROMPTS), frames[:, :, 1].mean(dim=(1, 2, 3)))
+    torch.testing.assert_close(
+        build("my_rewards.colour.Green")(frames, PROMPTS), frames[:, :, 1].mean(dim=(1, 2, 3))
+    )
     for reward, options, message in (
         ("my_rewards.colour", {"gain": "much"}, r"colour\.gain: .*number.*not 'much'"),
         ("my_rewards.colour", {"gian": 1}, "no option 'gian'; it has gain"),
@@ -501,13 +559,25 @@ def test_a_dotted_name_reaches_outside(tmp_path: Path, monkeypatch: pytest.Monke
         ("hsp", {}, "there is no reward 'hsp'; give one of .*hps"),
         ("_network", {}, "there is no reward '_network'"),
         (".hps", {}, "there is no reward '.hps'"),
-        ("hps", {"wieghts": "a"}, "hps: there is no option 'wieghts'; it has architecture, preprocessing, version, weights"),
+        (
+            "hps",
+            {"wieghts": "a"},
+            "hps: there is no option 'wieghts'; it has architecture, preprocessing, version, weights",
+        ),
         ("brightness", {"gain": 1}, "brightness: there is no option 'gain'; it has no options"),
         ("hps", {"preprocessing": "mine"}, "hps.preprocessing: .*'published' or 'vader', not 'mine'"),
         ("hps", {"weights": 3}, "hps.weights: .*string, not 3"),
-        ("hps", {"weights": "hps/missing.pt"}, "hps.weights: hps/missing.pt does not exist; give an existing file"),
+        (
+            "hps",
+            {"weights": "hps/missing.pt"},
+            "hps.weights: hps/missing.pt does not exist; give an existing file",
+        ),
         ("hps", {"weights": "/nowhere/hps"}, "hps.weights: /nowhere/hps does not exist"),
-        ("aesthetic", {"weights": "shapes:nothing"}, "aesthetic.weights: 'shapes:nothing' names no packaged checkpoint"),
+        (
+            "aesthetic",
+            {"weights": "shapes:nothing"},
+            "aesthetic.weights: 'shapes:nothing' names no packaged checkpoint",
+        ),
         ("aesthetic", {"head": "missing.pth"}, "aesthetic.head: missing.pth does not exist"),
         ("hps", {"label": "v2", "weights": "missing.pt"}, "v2.weights: missing.pt does not exist"),
     ],
@@ -548,15 +618,28 @@ def test_unusable_weights_are_explained(hps_folder: Path, aesthetic_folder: Path
     torch.save({"network": nn.Linear(1, 1)}, tmp_path / "objects.pt")
     for file in ("cut.pt", "cut.safetensors", "empty.pt", "page.pt", "objects.pt"):
         refused(
-            "hps", f"hps: .*{file} .* cannot be read as a checkpoint", weights=str(tmp_path / file), architecture=architecture
+            "hps",
+            f"hps: .*{file} .* cannot be read as a checkpoint",
+            weights=str(tmp_path / file),
+            architecture=architecture,
         )
-    refused("hps", "numbers.pt holds no table of tensors", weights=str(tmp_path / "numbers.pt"), architecture=architecture)
+    refused(
+        "hps",
+        "numbers.pt holds no table of tensors",
+        weights=str(tmp_path / "numbers.pt"),
+        architecture=architecture,
+    )
     head = next(aesthetic_folder.glob("*.pth"))
     foreign = r"belongs to another network, with weights \d+ missing \(ln_final.bias, .*, …\), 10 unexpected \(layers.0.bias, "
     refused("hps", foreign, weights=str(head), architecture=architecture)
     foreign = r"10 missing \(layers.0.bias, .*\), \d+ unexpected"
     refused("aesthetic", foreign, weights=str(aesthetic_folder), head=str(hps_folder / "HPS_tiny.pt"))
-    refused("hps", "cannot make the architecture 'ViT-Z'", weights=str(hps_folder / "HPS_tiny.pt"), architecture="ViT-Z")
+    refused(
+        "hps",
+        "cannot make the architecture 'ViT-Z'",
+        weights=str(hps_folder / "HPS_tiny.pt"),
+        architecture="ViT-Z",
+    )
 
 
 def test_incomplete_folders_are_explained(hps_folder: Path, aesthetic_folder: Path, tmp_path: Path) -> None:
@@ -567,7 +650,12 @@ def test_incomplete_folders_are_explained(hps_folder: Path, aesthetic_folder: Pa
         (tmp_path / name).write_bytes(b"")
     refused("hps", r"must hold exactly one \*.pt file, not a.pt, b.pt", weights=str(tmp_path))
     (tmp_path / "encoder").mkdir()
-    refused("aesthetic", "config.json cannot be read", weights=str(aesthetic_folder), encoder=str(tmp_path / "encoder"))
+    refused(
+        "aesthetic",
+        "config.json cannot be read",
+        weights=str(aesthetic_folder),
+        encoder=str(tmp_path / "encoder"),
+    )
     wide = aesthetic.Head((9, 8, 6, 4, 2, 1))
     torch.save(wide.state_dict(), tmp_path / "wide.pth")
     message = "wide.pth takes 9 features but the encoder .* gives 24"
@@ -578,9 +666,15 @@ def test_an_unreachable_hub_is_explained(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     command = "`hf download xswu/HPSv2 HPS_v2.1_compressed.pt`"
-    refused("hps", f"cannot get HPS_v2.1_compressed.pt from the hub repository xswu/HPSv2 .*out of reach.*{command}")
+    refused(
+        "hps",
+        f"cannot get HPS_v2.1_compressed.pt from the hub repository xswu/HPSv2 .*out of reach.*{command}",
+    )
     refused("hps", "HPS_v2_compressed.pt", version="v2.0")
-    refused("aesthetic", "`hf download openai/clip-vit-large-patch14 config.json preprocessor_config.json model.safetensors`")
+    refused(
+        "aesthetic",
+        "`hf download openai/clip-vit-large-patch14 config.json preprocessor_config.json model.safetensors`",
+    )
 
 
 # ---- rewards that break the contract
@@ -606,17 +700,35 @@ def wrong(**behaviour: Any) -> Any:
         (wrong(granularity="pixel"), "must declare granularity"),
         (wrong(unit=None), "must declare granularity .* and unit"),
         (wrong(__call__=lambda self, f, p: [0.5, 0.5]), "returned list"),
-        (wrong(__call__=lambda self, f, p: f.mean()), r"'bad' returned shape \(\) for 2 videos; expected \(batch,\)"),
+        (
+            wrong(__call__=lambda self, f, p: f.mean()),
+            r"'bad' returned shape \(\) for 2 videos; expected \(batch,\)",
+        ),
         (wrong(__call__=lambda self, f, p: f.mean(dim=(2, 3, 4))), r"returned shape \(2, 2\)"),
         (wrong(__call__=lambda self, f, p: f.mean(dim=(1, 2, 3, 4)).half()), "returned torch.float16"),
         (wrong(__call__=lambda self, f, p: f.mean(dim=(1, 2, 3, 4)) * math.nan), "returned NaN"),
         (wrong(__call__=lambda self, f, p: f.mean(dim=(1, 2, 3, 4)) / 0), "returned infinity"),
-        (wrong(__call__=lambda self, f, p: f.detach().mean(dim=(1, 2, 3, 4))), "has no gradient with respect to frames"),
-        (wrong(__call__=lambda self, f, p: f.round().mean(dim=(1, 2, 3, 4))), "has no gradient .* or it is zero everywhere"),
-        (wrong(__call__=lambda self, f, p: (f - f.detach()).mean(dim=(1, 2, 3, 4)).abs().sqrt()), "gradient .* not finite"),
+        (
+            wrong(__call__=lambda self, f, p: f.detach().mean(dim=(1, 2, 3, 4))),
+            "has no gradient with respect to frames",
+        ),
+        (
+            wrong(__call__=lambda self, f, p: f.round().mean(dim=(1, 2, 3, 4))),
+            "has no gradient .* or it is zero everywhere",
+        ),
+        (
+            wrong(__call__=lambda self, f, p: (f - f.detach()).mean(dim=(1, 2, 3, 4)).abs().sqrt()),
+            "gradient .* not finite",
+        ),
         (wrong(__call__=lambda self, f, p: f.mean(dim=(1, 2, 3, 4)) - f.mean()), "leaks between videos"),
-        (wrong(__call__=lambda self, f, p: f.mean(dim=(1, 2, 3, 4)) + len(p[0])), "leaks between videos: video 1 scores"),
-        (wrong(__call__=lambda self, f, p: f.mean(dim=(1, 2, 3, 4)) + f.shape[1]), "its single frames .*; declare 'clip'"),
+        (
+            wrong(__call__=lambda self, f, p: f.mean(dim=(1, 2, 3, 4)) + len(p[0])),
+            "leaks between videos: video 1 scores",
+        ),
+        (
+            wrong(__call__=lambda self, f, p: f.mean(dim=(1, 2, 3, 4)) + f.shape[1]),
+            "its single frames .*; declare 'clip'",
+        ),
     ],
 )
 def test_a_broken_reward_is_named(reward: Any, message: str) -> None:

@@ -31,6 +31,7 @@ from transformers import (
 )
 
 from vader_ray.shapes import CHECKPOINTS, PROMPTS, checkpoint
+from vader_ray.shapes.caption_classifier import caption_labels, load_caption_classifier
 from vader_ray.shapes.data import (
     COLOURS,
     DIRECTIONS,
@@ -43,7 +44,6 @@ from vader_ray.shapes.data import (
     every_scene,
     render,
 )
-from vader_ray.shapes.judge import Judge, said_in
 from vader_ray.shapes.train._tokenizer import build_tokenizer
 from vader_ray.shapes.train._videos import shaken, steadied
 from vader_ray.shapes.train.action import train_action
@@ -77,7 +77,7 @@ def test_a_video_has_as_many_frames_as_it_is_asked_for() -> None:
     scenes = cleaned(draw_scenes(20, Generator().manual_seed(20), num_frames=9))
     frames = render(scenes)
     assert frames.shape == (20, 9, 3, 32, 32)
-    assert Judge.load().accuracy(frames, captions_of(scenes))["direction"] == 1.0
+    assert load_caption_classifier().accuracy(frames, captions_of(scenes))["direction"] == 1.0
 
 
 def moving_mask(frames: Tensor) -> Tensor:
@@ -101,20 +101,23 @@ def test_centroid_moves_as_the_caption_says() -> None:
 
 
 def test_centre_has_the_colour_of_the_caption() -> None:
-    references = torch.tensor([[0.9, 0.1, 0.1], [0.1, 0.7, 0.2], [0.1, 0.3, 0.9], [1, 0.9, 0.1], [0.6, 0.2, 0.8], [1, 1, 1]])
+    references = torch.tensor(
+        [[0.9, 0.1, 0.1], [0.1, 0.7, 0.2], [0.1, 0.3, 0.9], [1, 0.9, 0.1], [0.6, 0.2, 0.8], [1, 1, 1]]
+    )
     scenes = cleaned(draw_scenes(40, Generator().manual_seed(2)))
     frames = render(scenes)
     pixel = ((scenes.centre[:, 4] + 1) * 16).long()
     seen = frames[torch.arange(40), 4, :, pixel[:, 1], pixel[:, 0]]
     nearest = (seen[:, None] - references).abs().sum(-1).argmin(1)
-    assert torch.equal(nearest, said_in(captions_of(scenes), "colour"))
+    assert torch.equal(nearest, caption_labels(captions_of(scenes), "colour"))
 
 
 def test_one_caption_in_eight_is_wrong_in_one_attribute() -> None:
     scenes = draw_scenes(4000, Generator().manual_seed(5))
     said = [scenes.said_shape, scenes.said_colour, scenes.said_direction]
     wrong = sum(
-        (truth != claim).int() for truth, claim in zip([scenes.shape, scenes.colour, scenes.direction], said, strict=True)
+        (truth != claim).int()
+        for truth, claim in zip([scenes.shape, scenes.colour, scenes.direction], said, strict=True)
     )
     assert wrong.max() == 1
     assert wrong.float().mean().item() == pytest.approx(0.12, abs=0.015)  # three standard errors
@@ -133,7 +136,9 @@ def test_scenes_index_every_field() -> None:
 
 
 def test_held_out_prompts_share_no_look_with_train_prompts() -> None:
-    looks = {split: {tuple(prompt.split()[1:3]) for prompt in captions(split)} for split in ("train", "heldout")}
+    looks = {
+        split: {tuple(prompt.split()[1:3]) for prompt in captions(split)} for split in ("train", "heldout")
+    }
     assert not looks["train"] & looks["heldout"]
     assert looks["train"] | looks["heldout"] == {(colour, shape) for colour in COLOURS for shape in SHAPES}
     assert len(set(captions("heldout"))) == len(captions("heldout")) >= 24
@@ -144,7 +149,7 @@ def test_unknown_names_say_what_exists() -> None:
     with pytest.raises(ValueError, match="text_to_video"):
         checkpoint("sora")
     with pytest.raises(ValueError, match="expected one colour"):
-        said_in(["a circle moving left"], "colour")
+        caption_labels(["a circle moving left"], "colour")
 
 
 def test_checkpoints_are_small() -> None:
@@ -162,7 +167,9 @@ def test_pipeline_runs_in_its_library() -> None:
     assert frames.isfinite().all()
     for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
         part.double()
-    latents = pipeline("a red circle moving left", guidance_scale=4, **options | {"output_type": "latent"}).frames
+    latents = pipeline(
+        "a red circle moving left", guidance_scale=4, **options | {"output_type": "latent"}
+    ).frames
     assert latents.dtype == torch.float64
     assert latents.isfinite().all()
 
@@ -177,7 +184,9 @@ def test_hps_loads_in_open_clip_and_prefers_the_right_caption() -> None:
     mean, deviation = (torch.tensor(preprocess[name]).view(3, 1, 1) for name in ("mean", "std"))
     image = model.eval().encode_image((render(scenes)[:, 4] - mean) / deviation, normalize=True)
     text = model.encode_text(tokenizer(captions_of(scenes)), normalize=True)
-    wrong = model.encode_text(tokenizer(captions_of(replace(scenes, said_colour=(scenes.colour + 1) % 6))), normalize=True)
+    wrong = model.encode_text(
+        tokenizer(captions_of(replace(scenes, said_colour=(scenes.colour + 1) % 6))), normalize=True
+    )
     better = ((image * text).sum(-1) > (image * wrong).sum(-1)).float().mean()
     assert better >= 0.9
 
@@ -190,7 +199,9 @@ def test_aesthetic_loads_in_transformers_and_prefers_well_filmed_frames() -> Non
     assert set(head) == {f"layers.{layer}.{name}" for layer in (0, 2, 4, 6, 7) for name in ("weight", "bias")}
 
     def rate(frames: Tensor) -> Tensor:
-        mean, deviation = (torch.tensor(value).view(3, 1, 1) for value in (processor.image_mean, processor.image_std))
+        mean, deviation = (
+            torch.tensor(value).view(3, 1, 1) for value in (processor.image_mean, processor.image_std)
+        )
         embeds = encoder(pixel_values=(frames - mean) / deviation).image_embeds
         embeds = embeds / embeds.norm(dim=-1, keepdim=True)
         for layer in (0, 2, 4, 6, 7):
@@ -205,7 +216,7 @@ def test_aesthetic_loads_in_transformers_and_prefers_well_filmed_frames() -> Non
 
 def test_every_scene_moves_as_its_caption_says() -> None:
     scenes = every_scene()
-    assert Judge.load().accuracy(render(scenes), captions_of(scenes))["direction"] == 1.0
+    assert load_caption_classifier().accuracy(render(scenes), captions_of(scenes))["direction"] == 1.0
 
 
 def test_the_tokenizer_has_a_token_for_each_word_and_is_always_the_same() -> None:
@@ -215,10 +226,12 @@ def test_the_tokenizer_has_a_token_for_each_word_and_is_always_the_same() -> Non
     assert tokenizer.get_vocab() == build_tokenizer().get_vocab()
 
 
-def test_judge_reads_web_videos() -> None:
+def test_the_caption_classifier_reads_web_videos() -> None:
     scenes = draw_scenes(60, Generator().manual_seed(10))
-    truth = replace(scenes, said_shape=scenes.shape, said_colour=scenes.colour, said_direction=scenes.direction)
-    accuracy = Judge.load().accuracy(render(scenes), captions_of(truth))
+    truth = replace(
+        scenes, said_shape=scenes.shape, said_colour=scenes.colour, said_direction=scenes.direction
+    )
+    accuracy = load_caption_classifier().accuracy(render(scenes), captions_of(truth))
     assert min(accuracy.values()) >= 0.9, accuracy
 
 
@@ -244,7 +257,10 @@ def test_vjepa_loads_in_transformers_and_is_surprised_by_shaking() -> None:
 
     assert (surprise(calm) < surprise(shaken_videos)).float().mean() >= 0.9
     # To stand still must not pay: what shaking costs is far more than what freezing saves.
-    saved, lost = surprise(calm) - surprise(calm[:, :1].expand(calm.shape)), surprise(shaken_videos) - surprise(calm)
+    saved, lost = (
+        surprise(calm) - surprise(calm[:, :1].expand(calm.shape)),
+        surprise(shaken_videos) - surprise(calm),
+    )
     assert saved.mean() < 0.2 * lost.mean()
 
 
@@ -254,7 +270,9 @@ def test_surprise_with_the_whole_context_is_what_the_library_computes() -> None:
     pixels = torch.randn(2, 8, 3, 32, 32, generator=Generator().manual_seed(14))
     visible, hidden = draw_masks(Generator().manual_seed(15), *MASK_BLOCKS[0])
     assert sorted([*visible.tolist(), *hidden.tolist()]) == list(range(256))
-    output = model(pixels, context_mask=[visible.expand(2, -1)], target_mask=[hidden.expand(2, -1)]).predictor_output
+    output = model(
+        pixels, context_mask=[visible.expand(2, -1)], target_mask=[hidden.expand(2, -1)]
+    ).predictor_output
     goal = layer_norm(output.target_hidden_state, (64,))
     ours, truth = guess_and_goal(model, pixels, visible, hidden, whole_context=True)
     assert torch.equal(ours, output.last_hidden_state)
@@ -266,7 +284,9 @@ def test_surprise_with_the_whole_context_is_what_the_library_computes() -> None:
     changed[..., 16:, 16:] += 1
     before, after = (guess_and_goal(model, kind, visible, hidden)[0] for kind in (pixels, changed))
     assert torch.equal(before, after)
-    before, after = (guess_and_goal(model, kind, visible, hidden, whole_context=True)[0] for kind in (pixels, changed))
+    before, after = (
+        guess_and_goal(model, kind, visible, hidden, whole_context=True)[0] for kind in (pixels, changed)
+    )
     assert not torch.equal(before, after)
 
 
@@ -289,7 +309,9 @@ def test_pickscore_loads_in_transformers_and_prefers_right_captions_and_well_fil
     model, tokenizer = CLIPModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     processor = CLIPImageProcessor.from_pretrained(folder)
     web = draw_scenes(60, Generator().manual_seed(17))
-    right = replace(web, said_shape=web.shape, said_colour=web.colour, said_direction=web.direction, said_box=web.box)
+    right = replace(
+        web, said_shape=web.shape, said_colour=web.colour, said_direction=web.direction, said_box=web.box
+    )
 
     def score(videos: Tensor, texts: list[str]) -> Tensor:
         tokens = tokenizer(texts, padding=True, truncation=True, max_length=77, return_tensors="pt")
@@ -308,7 +330,12 @@ def test_pickscore_loads_in_transformers_and_prefers_right_captions_and_well_fil
 def test_objects_lie_where_they_are_painted() -> None:
     scenes = cleaned(draw_scenes(40, Generator().manual_seed(18)))
     # Apart from each other and off the border, so that each is seen whole.
-    scenes = replace(scenes, centre=scenes.centre * 0 + 0.3, box_centre=scenes.box_centre * 0 - 0.65, radius=scenes.radius * 0.8)
+    scenes = replace(
+        scenes,
+        centre=scenes.centre * 0 + 0.3,
+        box_centre=scenes.box_centre * 0 - 0.65,
+        radius=scenes.radius * 0.8,
+    )
     objects = objects_in(scenes, torch.zeros(40, dtype=torch.int64))
     nothing = replace(scenes, centre=scenes.centre + 9, box=scenes.box & False)
     for index, name in enumerate(("centre", "box")):
@@ -324,7 +351,10 @@ def test_objects_lie_where_they_are_painted() -> None:
 @torch.no_grad()
 def test_detection_loads_in_transformers_and_finds_crates_and_shapes() -> None:
     folder = checkpoint("detection")
-    model, processor = YolosForObjectDetection.from_pretrained(folder), YolosImageProcessor.from_pretrained(folder)
+    model, processor = (
+        YolosForObjectDetection.from_pretrained(folder),
+        YolosImageProcessor.from_pretrained(folder),
+    )
     scenes = draw_scenes(120, Generator().manual_seed(19))
     objects = objects_in(scenes, torch.full((120,), 4))
     pixels = processor(list(as_bytes(render(scenes)[:, 4])), return_tensors="pt")["pixel_values"]
@@ -377,8 +407,12 @@ def test_wan_trainers_write_what_the_library_reads(tmp_path: Path) -> None:
     shutil.copytree(checkpoint("text_to_video"), tmp_path / "text_to_video")
     pipeline = trained_more_and_alike(
         tmp_path,
-        lambda num_steps: train_wan_vae(tmp_path, num_steps=num_steps, decoder_steps=num_steps, batch_videos=1, num_videos=4),
-        lambda num_steps: train_wan(tmp_path, num_steps=num_steps, text_steps=2, batch_videos=2, num_videos=4),
+        lambda num_steps: train_wan_vae(
+            tmp_path, num_steps=num_steps, decoder_steps=num_steps, batch_videos=1, num_videos=4
+        ),
+        lambda num_steps: train_wan(
+            tmp_path, num_steps=num_steps, text_steps=2, batch_videos=2, num_videos=4
+        ),
         load_wan,
     )
     assert sum(path.stat().st_size for path in (tmp_path / "wan").rglob("*") if path.is_file()) <= 6 * 2**20
@@ -418,7 +452,9 @@ def trained_more_and_alike(
 @pytest.mark.filterwarnings("ignore")
 def test_wan_obeys_its_captions() -> None:
     prompts = captions("heldout")[:12]
-    accuracy = Judge.load().accuracy(sample_wan(load_wan(CHECKPOINTS), prompts, Generator().manual_seed(0)), prompts)
+    accuracy = load_caption_classifier().accuracy(
+        sample_wan(load_wan(CHECKPOINTS), prompts, Generator().manual_seed(0)), prompts
+    )
     assert accuracy["colour"] >= 0.8, accuracy
     assert accuracy["direction"] >= 0.8, accuracy
 
@@ -437,7 +473,9 @@ def padding_once_is_padding_often(pipeline: WanPipeline, prompts: list[str]) -> 
         return result
 
     expected = flow(WanAttnProcessor(), full)
-    torch.testing.assert_close(flow(PaddingOnce(), embed(pipeline, prompts)), expected, atol=1e-4, rtol=1e-4)  # summation order
+    torch.testing.assert_close(
+        flow(PaddingOnce(), embed(pipeline, prompts)), expected, atol=1e-4, rtol=1e-4
+    )  # summation order
 
 
 @torch.no_grad()
@@ -445,18 +483,27 @@ def latents_are_those_of_the_pipeline(vae: AutoencoderKLWan) -> None:
     frames = render(draw_scenes(4, Generator().manual_seed(2), num_frames=9))
     raw = vae.encode(frames.transpose(1, 2) * 2 - 1).latent_dist.mean
     latents = encode(vae, frames)
-    mean, deviation = (torch.tensor(vae.config[name]).view(1, -1, 1, 1, 1) for name in ("latents_mean", "latents_std"))
-    torch.testing.assert_close(latents * deviation + mean, raw, atol=1e-5, rtol=1e-5)  # rounding of single precision
+    mean, deviation = (
+        torch.tensor(vae.config[name]).view(1, -1, 1, 1, 1) for name in ("latents_mean", "latents_std")
+    )
     torch.testing.assert_close(
-        decode(vae, latents), (vae.decode(raw).sample / 2 + 0.5).clamp(0, 1).transpose(1, 2), atol=1e-4, rtol=0
+        latents * deviation + mean, raw, atol=1e-5, rtol=1e-5
+    )  # rounding of single precision
+    torch.testing.assert_close(
+        decode(vae, latents),
+        (vae.decode(raw).sample / 2 + 0.5).clamp(0, 1).transpose(1, 2),
+        atol=1e-4,
+        rtol=0,
     )
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_svd_moves_its_image_as_it_shows() -> None:
     paths = sorted((PROMPTS / "images_heldout").iterdir())[::5]
-    frames = sample_svd(load_svd(CHECKPOINTS), [Image.open(path) for path in paths], Generator().manual_seed(0), num_steps=6)
-    accuracy = Judge.load().accuracy(frames, [path.stem.replace("_", " ") for path in paths])
+    frames = sample_svd(
+        load_svd(CHECKPOINTS), [Image.open(path) for path in paths], Generator().manual_seed(0), num_steps=6
+    )
+    accuracy = load_caption_classifier().accuracy(frames, [path.stem.replace("_", " ") for path in paths])
     assert accuracy["colour"] >= 0.8, accuracy
     assert accuracy["direction"] >= 0.8, accuracy
 
@@ -467,7 +514,9 @@ def test_svd_trainers_write_what_the_library_reads(tmp_path: Path) -> None:
     pipeline = trained_more_and_alike(
         tmp_path,
         lambda num_steps: train_svd_vae(tmp_path, num_steps=num_steps, batch_videos=1, num_videos=4),
-        lambda num_steps: train_svd(tmp_path, num_steps=num_steps, image_steps=2, batch_videos=2, num_videos=4),
+        lambda num_steps: train_svd(
+            tmp_path, num_steps=num_steps, image_steps=2, batch_videos=2, num_videos=4
+        ),
         load_svd,
     )
     images = [to_image(frame) for frame in render(draw_scenes(2, Generator().manual_seed(0)))[:, 0]]
@@ -479,7 +528,9 @@ def test_svd_trainers_write_what_the_library_reads(tmp_path: Path) -> None:
 @torch.no_grad()
 def test_a_fresh_video_decoder_sees_single_frames() -> None:
     vae = build_svd_vae()
-    take_over(vae, AutoencoderKL.from_pretrained(checkpoint("text_to_video") / "vae", torch_dtype=torch.float32))
+    take_over(
+        vae, AutoencoderKL.from_pretrained(checkpoint("text_to_video") / "vae", torch_dtype=torch.float32)
+    )
     latents = torch.randn(3, 4, 8, 8, generator=Generator().manual_seed(3))
     together = vae.decode(latents, num_frames=3).sample
     apart = torch.cat([vae.decode(frame[None], num_frames=1).sample for frame in latents])
@@ -497,8 +548,10 @@ def test_image_prompts_show_what_their_names_say(tmp_path: Path) -> None:
         assert len(texts) == 30
         assert set(texts) <= set(captions(split))
         frames = torch.stack([pil_to_tensor(Image.open(folder / name)) / 255 for name in names])
-        assert torch.equal(frames, torch.stack([pil_to_tensor(Image.open(fresh / name)) / 255 for name in names]))
-        still = Judge.load().accuracy(frames[:, None].expand(-1, 8, -1, -1, -1), texts)
+        assert torch.equal(
+            frames, torch.stack([pil_to_tensor(Image.open(fresh / name)) / 255 for name in names])
+        )
+        still = load_caption_classifier().accuracy(frames[:, None].expand(-1, 8, -1, -1, -1), texts)
         assert still["colour"] >= 0.9
         assert still["shape"] >= 0.9
 
@@ -511,7 +564,7 @@ def test_samples_follow_their_prompts() -> None:
     prompts = captions("heldout")[:12]
     options = {"num_frames": 8, "height": 32, "width": 32, "num_inference_steps": 20, "output_type": "pt"}
     frames = pipeline(prompts, guidance_scale=4, generator=Generator().manual_seed(0), **options).frames
-    accuracy = Judge.load().accuracy(frames, prompts)
+    accuracy = load_caption_classifier().accuracy(frames, prompts)
     assert accuracy["colour"] >= 0.9, accuracy
     assert accuracy["shape"] >= 0.8, accuracy
     assert accuracy["direction"] >= 0.9, accuracy

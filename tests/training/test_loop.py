@@ -19,12 +19,12 @@ from tests.training.test_media import decode
 from vader_ray.config import RewardConfig, load
 from vader_ray.training import seeding
 from vader_ray.training.checkpoint import State
-from vader_ray.training.distributed import Group
-from vader_ray.training.events import Report
+from vader_ray.training.distributed import WorkerGroup
+from vader_ray.training.events import StepEvent
 from vader_ray.training.experiment import build
 from vader_ray.training.inference import evaluate_adapter, generate_video
 from vader_ray.training.loop import is_due, train
-from vader_ray.training.model_cache import Shelf
+from vader_ray.training.model_cache import ModelCache
 from vader_ray.training.step import TrainingError
 from vader_ray.types import Frames, Granularity, Scores
 
@@ -33,9 +33,9 @@ class Keeper:
     """Receives reports and keeps their checkpoints."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.reports = folder, list[Report]()
+        self.folder, self.reports = folder, list[StepEvent]()
 
-    def __call__(self, report: Report) -> None:
+    def __call__(self, report: StepEvent) -> None:
         self.reports.append(report)
         if report.checkpoint is not None:
             shutil.copytree(report.checkpoint, self.folder / str(report.step))
@@ -45,18 +45,34 @@ class Keeper:
 
 
 def _bytes(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def test_resumed_run_equals_the_straight_run_bit_for_bit(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
-    config = tiny_config(tiny_pipeline_folder, sampling=_random_depth(), rewards=[{"reward": "brightness", "frames": "random:1"}])
+    config = tiny_config(
+        tiny_pipeline_folder,
+        sampling=_random_depth(),
+        rewards=[{"reward": "brightness", "frames": "random:1"}],
+    )
     straight, resumed = Keeper(tmp_path / "straight"), Keeper(tmp_path / "resumed")
-    train(config, report=straight)
-    train(config, report=resumed, resume_from=tmp_path / "straight" / "2")
+    train(config, on_step=straight)
+    train(config, on_step=resumed, resume_from=tmp_path / "straight" / "2")
     for part in ("adapter", "best_adapter", "optimizer.pt"):
         first, second = tmp_path / "straight" / "6" / part, tmp_path / "resumed" / "6" / part
-        assert first.read_bytes() == second.read_bytes() if first.is_file() else _bytes(first) == _bytes(second)
-    names = ("train/reward_mean", "train/grad_norm", "eval/objective", "cost/reward_queries", "cost/denoiser_calls")
+        assert (
+            first.read_bytes() == second.read_bytes() if first.is_file() else _bytes(first) == _bytes(second)
+        )
+    names = (
+        "train/reward_mean",
+        "train/grad_norm",
+        "eval/objective",
+        "cost/reward_queries",
+        "cost/denoiser_calls",
+    )
     assert straight.metrics(*names)[3:] == resumed.metrics(*names)
     assert [report.queries[0].prompt for report in straight.reports[3:]] == [
         report.queries[0].prompt for report in resumed.reports
@@ -75,7 +91,7 @@ import sys, shutil
 from vader_ray.config import load
 from vader_ray.training.loop import train
 keep = lambda report: report.checkpoint and shutil.copytree(report.checkpoint, sys.argv[2])
-train(load(sys.argv[1]), report=keep)
+train(load(sys.argv[1]), on_step=keep)
 """
 
 
@@ -83,7 +99,7 @@ train(load(sys.argv[1]), report=keep)
 def test_a_run_on_what_an_earlier_one_loaded_gives_the_files_of_a_fresh_process(
     tiny_pipeline_folder: Path, tmp_path: Path
 ) -> None:
-    last = {"num_steps": 2, "checkpoint": {"every": 2}, "machine": {"activation_checkpointing": "block"}}
+    last = {"num_steps": 2, "checkpoint": {"every": 2}, "runtime": {"activation_checkpointing": "block"}}
     first = tiny_config(tiny_pipeline_folder, **last, optimizer={"learning_rate": 0.1})
     changes = last | {
         "seed": 1,
@@ -92,34 +108,40 @@ def test_a_run_on_what_an_earlier_one_loaded_gives_the_files_of_a_fresh_process(
         "rewards": [{"reward": "brightness", "weight": 2}],
     }
     recipe = write_tiny(tmp_path, tiny_pipeline_folder, **changes)
-    shelf, keeper = Shelf(), Keeper(tmp_path / "kept")
-    loaded = build(first, shelf=shelf)
-    train(first, loaded, report=Keeper(tmp_path / "first"))
-    again = build(load(str(recipe)), shelf=shelf)
-    train(load(str(recipe)), again, report=keeper)
+    cache, keeper = ModelCache(), Keeper(tmp_path / "kept")
+    loaded = build(first, cache=cache)
+    train(first, loaded, on_step=Keeper(tmp_path / "first"))
+    again = build(load(str(recipe)), cache=cache)
+    train(load(str(recipe)), again, on_step=keeper)
     assert again.model is loaded.model
     assert again.terms[0].reward is loaded.terms[0].reward
     assert (again.terms[0].weight, loaded.terms[0].weight) == (2, 1)
-    subprocess.run([sys.executable, "-c", IN_A_FRESH_PROCESS, str(recipe), str(tmp_path / "fresh")], check=True, timeout=300)
+    subprocess.run(
+        [sys.executable, "-c", IN_A_FRESH_PROCESS, str(recipe), str(tmp_path / "fresh")],
+        check=True,
+        timeout=300,
+    )
     for name in ("adapter", "best_adapter"):
         assert _bytes(tmp_path / "kept" / "2" / name) == _bytes(tmp_path / "fresh" / name)
 
 
 def test_what_a_run_does_not_need_leaves_the_shelf(tiny_pipeline_folder: Path) -> None:
-    shelf, config = Shelf(), tiny_config(tiny_pipeline_folder)
-    model = weakref.ref(build(config, shelf=shelf).model)
-    build(tiny_config(tiny_pipeline_folder, rewards=[{"reward": "sharpness"}]), shelf=shelf)
+    cache, config = ModelCache(), tiny_config(tiny_pipeline_folder)
+    model = weakref.ref(build(config, cache=cache).model)
+    build(tiny_config(tiny_pipeline_folder, rewards=[{"reward": "sharpness"}]), cache=cache)
     assert model() is not None
     sampling = config.sampling.model_dump() | {"guidance_scale": 2.0}
-    build(tiny_config(tiny_pipeline_folder, sampling=sampling), shelf=shelf)
+    build(tiny_config(tiny_pipeline_folder, sampling=sampling), cache=cache)
     gc.collect()
     assert model() is None
 
 
 def test_the_trained_reward_rises_on_held_out_prompts(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
     keeper = Keeper(tmp_path)
-    state = train(tiny_config(tiny_pipeline_folder), report=keeper)
-    gain, error = (keeper.reports[-1].metrics[f"eval/{name}/brightness"] for name in ("gain", "gain_standard_error"))
+    state = train(tiny_config(tiny_pipeline_folder), on_step=keeper)
+    gain, error = (
+        keeper.reports[-1].metrics[f"eval/{name}/brightness"] for name in ("gain", "gain_standard_error")
+    )
     assert gain > 2 * error > 0
     assert state.best_step == 6
     assert state.reward_queries == 24
@@ -130,8 +152,13 @@ def test_the_trained_reward_rises_on_held_out_prompts(tiny_pipeline_folder: Path
 @pytest.mark.parametrize(("recipe", "reward"), [("shapes_svd_vjepa", "vjepa"), ("shapes_wan", "pickscore")])
 def test_the_recipes_of_further_families_take_a_step(recipe: str, reward: str, tmp_path: Path) -> None:
     keeper = Keeper(tmp_path)
-    short = ["num_steps=1", "videos_per_step=1", "sampling.num_inference_steps=2", "sampling.truncation_depth=2"]
-    state = train(load(recipe, [*short, "evaluation.num_videos=1", "evaluation.num_shown=1"]), report=keeper)
+    short = [
+        "num_steps=1",
+        "videos_per_step=1",
+        "sampling.num_inference_steps=2",
+        "sampling.truncation_depth=2",
+    ]
+    state = train(load(recipe, [*short, "evaluation.num_videos=1", "evaluation.num_shown=1"]), on_step=keeper)
     assert state.reward_queries == 1
     before, after = keeper.metrics(f"eval/reward/{reward}")
     assert before != after
@@ -141,39 +168,60 @@ def test_a_pull_to_the_base_keeps_the_videos_near_it(tiny_pipeline_folder: Path,
     distances, calls = [], []
     for pull in (0.0, 1e4):
         keeper = Keeper(tmp_path / str(pull))
-        state = train(tiny_config(tiny_pipeline_folder, algorithm={"name": "vader", "base_pull": pull}), report=keeper)
+        state = train(
+            tiny_config(tiny_pipeline_folder, algorithm={"name": "vader", "reference_penalty": pull}),
+            on_step=keeper,
+        )
         distances.append(keeper.reports[-1].metrics["eval/distance_to_base"])
         calls.append(state.denoiser_calls)
     assert 0 < distances[1] < 0.5 * distances[0]
-    assert calls == [24 * 5 * 2, 24 * 5 * 2 + 24 * 2]  # one more for the graded denoising step, in both branches of guidance
+    assert calls == [
+        24 * 5 * 2,
+        24 * 5 * 2 + 24 * 2,
+    ]  # one more for the graded denoising step, in both branches of guidance
 
 
-def test_micro_batches_and_chunks_change_nothing_but_rounding(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
+def test_micro_batches_and_chunks_change_nothing_but_rounding(
+    tiny_pipeline_folder: Path, tmp_path: Path
+) -> None:
     norms = []
-    for place, machine in enumerate(({}, {"micro_batch_size": 2, "decode_chunk_size": 1}, {"prefix_batch_size": 4})):
+    for place, machine in enumerate(
+        ({}, {"micro_batch_size": 2, "decode_chunk_size": 1}, {"prefix_batch_size": 4})
+    ):
         keeper = Keeper(tmp_path / str(place))
         train(
-            tiny_config(tiny_pipeline_folder, machine=machine, num_steps=1, model=_in_float64(tiny_pipeline_folder)),
-            report=keeper,
+            tiny_config(
+                tiny_pipeline_folder, runtime=machine, num_steps=1, model=_in_float64(tiny_pipeline_folder)
+            ),
+            on_step=keeper,
         )
         norms.append(keeper.reports[1].metrics["train/grad_norm"])
     assert norms[1:] == pytest.approx([norms[0]] * 2, rel=1e-9)
 
 
 def _in_float64(weights: Path) -> dict[str, str]:
-    return {"family": "modelscope", "weights": str(weights), "precision": "float64", "decoder_precision": "float64"}
+    return {
+        "family": "modelscope",
+        "weights": str(weights),
+        "precision": "float64",
+        "decoder_precision": "float64",
+    }
 
 
 def test_queries_hold_everything_about_a_video(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
     keeper = Keeper(tmp_path)
-    config = tiny_config(tiny_pipeline_folder, num_steps=2, rewards=[{"reward": "brightness", "weight": 2.0, "target": 0.9}])
-    train(config, report=keeper)
+    config = tiny_config(
+        tiny_pipeline_folder, num_steps=2, rewards=[{"reward": "brightness", "weight": 2.0, "target": 0.9}]
+    )
+    train(config, on_step=keeper)
     queries = [query for report in keeper.reports for query in report.queries]
     assert [query.video for query in queries] == list(range(8))
-    assert [query.noise_seed for query in queries] == [seeding.derive(0, "noise", video) for video in range(8)]
+    assert [query.noise_seed for query in queries] == [
+        seeding.derive_seed(0, "noise", video) for video in range(8)
+    ]
     for query in queries:
         assert query.objective == pytest.approx(-2 * abs(query.scores["brightness"] - 0.9), rel=1e-5)
-        assert query.graded_steps == (4,)
+        assert query.grad_steps == (4,)
 
 
 def test_draws_are_functions_of_seed_and_index() -> None:
@@ -182,14 +230,21 @@ def test_draws_are_functions_of_seed_and_index() -> None:
     assert all(sorted(drawn[start : start + 3]) == prompts for start in (0, 3, 6))
     assert drawn == [seeding.prompt_of(prompts, 7, video) for video in range(9)]
     assert (
-        len({seeding.derive(seed, stream, index) for seed in (0, 1) for stream in ("noise", "prompt") for index in range(50)})
+        len(
+            {
+                seeding.derive_seed(seed, stream, index)
+                for seed in (0, 1)
+                for stream in ("noise", "prompt")
+                for index in range(50)
+            }
+        )
         == 200
     )
 
 
 def test_shares_cover_every_video_once_and_in_order() -> None:
     for num_items in (1, 4, 7, 8):
-        shares = [Group(rank, 3).share(num_items) for rank in range(3)]
+        shares = [WorkerGroup(rank, 3).share(num_items) for rank in range(3)]
         assert [item for share in shares for item in share] == list(range(num_items))
 
 
@@ -212,13 +267,18 @@ class Reward(Explodes):
     """Found by the dotted name ``tests.training.test_loop``."""
 
 
-def test_nonfinite_gradients_are_skipped_counted_and_fail_with_their_cause(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
+def test_nonfinite_gradients_are_skipped_counted_and_fail_with_their_cause(
+    tiny_pipeline_folder: Path, tmp_path: Path
+) -> None:
     keeper = Keeper(tmp_path)
-    config = tiny_config(tiny_pipeline_folder, rewards=[{"reward": "tests.training.test_loop", "label": "mine"}])
+    config = tiny_config(
+        tiny_pipeline_folder, rewards=[{"reward": "tests.training.test_loop", "label": "mine"}]
+    )
     with pytest.raises(
-        TrainingError, match=r"step 3: the gradient was nan for 3 steps in a row; reward 'mine' answered nan for video 8"
+        TrainingError,
+        match=r"step 3: the gradient was nan for 3 steps in a row; reward 'mine' answered nan for video 8",
     ):
-        train(config, report=keeper)
+        train(config, on_step=keeper)
     assert [report.metrics["train/nonfinite_steps"] for report in keeper.reports[1:]] == [1.0, 2.0]
 
 
@@ -227,22 +287,28 @@ def _damage(path: Path) -> None:
 
 
 @pytest.mark.parametrize("part", ["state.json", "optimizer.pt", "adapter/adapter_model.safetensors"])
-def test_a_damaged_checkpoint_is_refused_by_name(tiny_pipeline_folder: Path, tmp_path: Path, part: str) -> None:
+def test_a_damaged_checkpoint_is_refused_by_name(
+    tiny_pipeline_folder: Path, tmp_path: Path, part: str
+) -> None:
     config = tiny_config(tiny_pipeline_folder, num_steps=2)
-    train(config, report=Keeper(tmp_path))
+    train(config, on_step=Keeper(tmp_path))
     _damage(tmp_path / "2" / part)
-    with pytest.raises(ValueError, match=r"2(/adapter)? is (not a whole checkpoint|damaged)"):
-        train(config.model_copy(update={"num_steps": 4}), report=Keeper(tmp_path / "more"), resume_from=tmp_path / "2")
+    with pytest.raises(ValueError, match=r"2(/adapter)? is (not a complete checkpoint|damaged)"):
+        train(
+            config.model_copy(update={"num_steps": 4}),
+            on_step=Keeper(tmp_path / "more"),
+            resume_from=tmp_path / "2",
+        )
 
 
 def test_a_checkpoint_of_another_adapter_is_refused(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
-    train(tiny_config(tiny_pipeline_folder, num_steps=2), report=Keeper(tmp_path))
+    train(tiny_config(tiny_pipeline_folder, num_steps=2), on_step=Keeper(tmp_path))
     other = tiny_config(tiny_pipeline_folder, num_steps=4, adapter={"rank": 3})
     with pytest.raises(ValueError, match=r"has rank 2 and alpha 8\.0, this recipe asks for rank 3"):
-        train(other, report=Keeper(tmp_path / "more"), resume_from=tmp_path / "2")
+        train(other, on_step=Keeper(tmp_path / "more"), resume_from=tmp_path / "2")
     narrower = tiny_config(tiny_pipeline_folder, num_steps=4, adapter={"rank": 2, "target_modules": ["to_q"]})
     with pytest.raises(ValueError, match=r"was made for another model: \d+ tensors differ, the first is"):
-        train(narrower, report=Keeper(tmp_path / "more"), resume_from=tmp_path / "2")
+        train(narrower, on_step=Keeper(tmp_path / "more"), resume_from=tmp_path / "2")
 
 
 def test_damaged_weights_are_named(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
@@ -255,9 +321,12 @@ def test_damaged_weights_are_named(tiny_pipeline_folder: Path, tmp_path: Path) -
 
 def test_an_unreachable_hub_is_one_sentence(tiny_pipeline_folder: Path) -> None:
     config = tiny_config(tiny_pipeline_folder)
-    config = config.model_copy(update={"model": config.model.model_copy(update={"weights": "nobody/nothing"})})
+    config = config.model_copy(
+        update={"model": config.model.model_copy(update={"weights": "nobody/nothing"})}
+    )
     with pytest.raises(
-        ValueError, match=r"'nobody/nothing' is neither a local folder nor in the Hugging Face cache.*hf download nobody/nothing"
+        ValueError,
+        match=r"'nobody/nothing' is neither a local folder nor in the Hugging Face cache.*hf download nobody/nothing",
     ) as error:
         train(config)
     assert "\n" not in str(error.value)
@@ -268,14 +337,17 @@ def test_unknown_layers_for_the_adapter_are_named(tiny_pipeline_folder: Path) ->
         train(tiny_config(tiny_pipeline_folder, adapter={"target_modules": ["nothing"]}))
 
 
-def test_saved_adapter_reproduces_the_evaluation_and_loads_in_peft(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
+def test_saved_adapter_reproduces_the_evaluation_and_loads_in_peft(
+    tiny_pipeline_folder: Path, tmp_path: Path
+) -> None:
     from diffusers import UNet3DConditionModel
     from peft import PeftModel
 
     config, keeper = tiny_config(tiny_pipeline_folder, num_steps=3), Keeper(tmp_path)
-    train(config, report=keeper)
+    train(config, on_step=keeper)
     again = evaluate_adapter(
-        config.model_copy(update={"adapter": config.adapter.model_copy(update={"rank": 5})}), tmp_path / "3" / "adapter"
+        config.model_copy(update={"adapter": config.adapter.model_copy(update={"rank": 5})}),
+        tmp_path / "3" / "adapter",
     )
     assert again["eval/reward/brightness"] == keeper.reports[3].metrics["eval/reward/brightness"]
     assert again["eval/reward/brightness"] != evaluate_adapter(config, None)["eval/reward/brightness"]
@@ -285,7 +357,9 @@ def test_saved_adapter_reproduces_the_evaluation_and_loads_in_peft(tiny_pipeline
     from safetensors.torch import load_file
 
     mine = load_file(tmp_path / "3" / "adapter" / "adapter_model.safetensors")
-    theirs = {name.replace(".default", ""): value for name, value in loaded.named_parameters() if "lora" in name}
+    theirs = {
+        name.replace(".default", ""): value for name, value in loaded.named_parameters() if "lora" in name
+    }
     assert mine.keys() == theirs.keys()
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)
     assert any(value.any() for name, value in mine.items() if "lora_B" in name)

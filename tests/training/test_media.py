@@ -18,7 +18,9 @@ from vader_ray.training.events import Video
 RED, GREEN = (220, 60, 50), (60, 190, 90)
 
 
-def moving_bar(num_frames: int, height: int, width: int, colour: tuple[int, int, int] = RED) -> NDArray[np.uint8]:
+def moving_bar(
+    num_frames: int, height: int, width: int, colour: tuple[int, int, int] = RED
+) -> NDArray[np.uint8]:
     frames = np.full((num_frames, height, width, 3), 40, np.uint8)
     for index in range(num_frames):
         left = index * width // num_frames
@@ -52,9 +54,17 @@ def test_a_written_video_is_read_as_ffmpeg_decodes_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("height", "width", "expected"),
-    [(32, 32, (256, 256)), (24, 40, (264, 440)), (320, 512, (320, 512)), (301, 301, (302, 302)), (100, 101, (300, 304))],
+    [
+        (32, 32, (256, 256)),
+        (24, 40, (264, 440)),
+        (320, 512, (320, 512)),
+        (301, 301, (302, 302)),
+        (100, 101, (300, 304)),
+    ],
 )
-def test_mp4_is_what_browsers_play(tmp_path: Path, height: int, width: int, expected: tuple[int, int]) -> None:
+def test_mp4_is_what_browsers_play(
+    tmp_path: Path, height: int, width: int, expected: tuple[int, int]
+) -> None:
     path = tmp_path / "video.mp4"
     media.write_mp4(moving_bar(9, height, width), path, 8)
     about, frames = decode(path)
@@ -126,7 +136,9 @@ def test_a_long_prompt_is_wrapped_not_cut() -> None:
 
 
 def test_gallery_is_complete_in_itself(tmp_path: Path) -> None:
-    page = media.gallery_html([video("a <b> bar", 0.2)], [video("a <b> bar", 0.3)], title="before & after", frames_per_second=8)
+    page = media.gallery_html(
+        [video("a <b> bar", 0.2)], [video("a <b> bar", 0.3)], title="before & after", frames_per_second=8
+    )
     videos = re.findall(r'<video autoplay muted loop playsinline src="data:video/mp4;base64,([^"]+)">', page)
     assert len(videos) == 2
     (tmp_path / "video.mp4").write_bytes(base64.b64decode(videos[0]))

@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from vader_ray.alignment.reward_gradient import Scored, Term
+from vader_ray.alignment.reward_gradient import RewardOutput, RewardTerm
 from vader_ray.alignment.rollout import Batching, Rollout
 from vader_ray.types import VideoModel
 
 
 @dataclass(frozen=True, slots=True)
-class Whole:
+class StepContext:
     """The step of which this worker does a share."""
 
     num_videos: int
@@ -24,12 +24,12 @@ class Whole:
 
 
 @dataclass(frozen=True, slots=True)
-class Update:
+class UpdateResult:
     """What was learnt on the way to one optimizer update."""
 
-    scored: Sequence[Scored]
+    scored: Sequence[RewardOutput]
     """What the rewards said of this worker's videos; the same in every update of a step."""
-    graded: tuple[int, ...]
+    grad_steps: tuple[int, ...]
     """Denoising steps that carried gradient."""
     measures: dict[str, list[float]] = field(default_factory=dict)
     """Metric ``train/NAME`` → values of this worker's videos or pairs, of which the mean over all workers is reported."""
@@ -39,8 +39,13 @@ class Algorithm(Protocol):
     """One file of this folder is one of these."""
 
     def updates(
-        self, model: VideoModel, terms: Sequence[Term], rollout: Rollout, batching: Batching, whole: Whole
-    ) -> Iterator[Update]:
+        self,
+        model: VideoModel,
+        terms: Sequence[RewardTerm],
+        rollout: Rollout,
+        batching: Batching,
+        whole: StepContext,
+    ) -> Iterator[UpdateResult]:
         """Yields once for each optimizer update of a step, when this worker's share of its gradient has been added.
 
         The caller sums the gradients over the workers, updates the adapter and clears them before it goes on.

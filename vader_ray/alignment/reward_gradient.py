@@ -16,18 +16,18 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from vader_ray.types import Codec, Frames, Latents, Reward, Scores, ServedReward
+from vader_ray.types import Frames, Latents, RemoteReward, Reward, Scores, VideoDecoder
 
 _Answer: TypeAlias = Callable[[], tuple[Scores, Frames]]
 """The scores of one reward and ∂(sum of scores)/∂frames, when they are called for."""
 
 
 @dataclass(frozen=True, slots=True)
-class Term:
+class RewardTerm:
     """One reward of the objective: ``weight · score``, or ``−weight · |score − target|``."""
 
     name: str
-    reward: Reward | ServedReward
+    reward: Reward | RemoteReward
     weight: float = 1.0
     target: float | None = None
     frames: str = "all"
@@ -43,7 +43,7 @@ class Term:
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
+class RewardOutput:
     """What the rewards said of a batch of videos."""
 
     scores: dict[str, Scores]
@@ -52,11 +52,13 @@ class Scored:
     """Norm of each term's share of ∂objective/∂frames, per video: shows a mix that one term dominates."""
 
 
-def decode(latents: Latents, codec: Codec, wanted: Sequence[int]) -> tuple[Frames, list[int]]:
+def decode(latents: Latents, decoder: VideoDecoder, wanted: Sequence[int]) -> tuple[Frames, list[int]]:
     """The wanted frames (or a few more) with a graph that holds no activations of the decoder, and their indices."""
     portions, indices, state = [], list[int](), None
-    for chunk in codec.chunks(latents, wanted):
-        portion, state = checkpoint(codec.decode, latents, state, chunk, use_reentrant=False, preserve_rng_state=False)
+    for chunk in decoder.chunks(latents, wanted):
+        portion, state = checkpoint(
+            decoder.decode, latents, state, chunk, use_reentrant=False, preserve_rng_state=False
+        )
         portions.append(portion)
         indices.extend(chunk)
     return torch.cat(portions, dim=1), indices
@@ -66,10 +68,10 @@ def ask(
     frames: Frames,
     indices: Sequence[int],
     prompts: Sequence[str],
-    terms: Sequence[Term],
+    terms: Sequence[RewardTerm],
     seen: Sequence[Sequence[Sequence[int]]],
     chunk_size: int,
-) -> Callable[[], tuple[Scored, Frames]]:
+) -> Callable[[], tuple[RewardOutput, Frames]]:
     """Send the frames to the rewards of other processes; the call that is returned computes the others' and waits.
 
     It gives the scores, and ∂(sum of the objective over the batch)/∂frames as laid out in ``frames``, of which only the
@@ -83,7 +85,10 @@ def ask(
     """
     frames = frames.detach()
     places = [_places(frames, indices, chosen) for chosen in seen]
-    answers = [_ask(term.reward, frames, where, prompts, chunk_size) for term, where in zip(terms, places, strict=True)]
+    answers = [
+        _ask(term.reward, frames, where, prompts, chunk_size)
+        for term, where in zip(terms, places, strict=True)
+    ]
     return lambda: _collect(frames, terms, places, answers)
 
 
@@ -94,17 +99,19 @@ def _places(frames: Frames, indices: Sequence[int], chosen: Sequence[Sequence[in
     return positions[:, :, None, None, None].expand(-1, -1, *frames.shape[2:])
 
 
-def _ask(reward: Reward | ServedReward, frames: Frames, where: Tensor, prompts: Sequence[str], chunk_size: int) -> _Answer:
-    if isinstance(reward, ServedReward):
-        return reward.ask_gradient(frames.gather(1, where), prompts, chunk_size)
+def _ask(
+    reward: Reward | RemoteReward, frames: Frames, where: Tensor, prompts: Sequence[str], chunk_size: int
+) -> _Answer:
+    if isinstance(reward, RemoteReward):
+        return reward.submit_gradient(frames.gather(1, where), prompts, chunk_size)
     return lambda: score_and_gradient(reward, frames.gather(1, where), prompts, chunk_size)
 
 
 def _collect(
-    frames: Frames, terms: Sequence[Term], places: Sequence[Tensor], answers: Sequence[_Answer]
-) -> tuple[Scored, Frames]:
+    frames: Frames, terms: Sequence[RewardTerm], places: Sequence[Tensor], answers: Sequence[_Answer]
+) -> tuple[RewardOutput, Frames]:
     """Sums in the order of the terms, whoever computes them; while others compute, this process does its own share."""
-    served = [isinstance(term.reward, ServedReward) for term in terms]
+    served = [isinstance(term.reward, RemoteReward) for term in terms]
     done = {i: answer() for i, answer in enumerate(answers) if not served[i]} if any(served) else {}
     d_frames, objective = torch.zeros_like(frames), frames.new_zeros(len(frames))
     scores, gradient_norms = dict[str, Scores](), dict[str, Scores]()
@@ -115,10 +122,12 @@ def _collect(
         objective += term.value(values).to(objective.dtype)
         scores[term.name] = values
         gradient_norms[term.name] = share.flatten(1).norm(dim=1)
-    return Scored(scores, objective, gradient_norms), d_frames
+    return RewardOutput(scores, objective, gradient_norms), d_frames
 
 
-def score_and_gradient(reward: Reward, frames: Frames, prompts: Sequence[str], chunk_size: int) -> tuple[Scores, Frames]:
+def score_and_gradient(
+    reward: Reward, frames: Frames, prompts: Sequence[str], chunk_size: int
+) -> tuple[Scores, Frames]:
     """One reward's scores and ∂(sum of scores)/∂frames, in chunks where it looks at single frames.
 
     Raises:
@@ -151,10 +160,12 @@ def _gradient(scores: Tensor, frames: Frames, reward: Reward) -> Tensor:
     return gradient
 
 
-def ask_scores(reward: Reward | ServedReward, frames: Frames, prompts: Sequence[str], chunk_size: int) -> Callable[[], Scores]:
+def submit_scores(
+    reward: Reward | RemoteReward, frames: Frames, prompts: Sequence[str], chunk_size: int
+) -> Callable[[], Scores]:
     """As `ask`, of one reward and without gradient."""
-    if isinstance(reward, ServedReward):
-        return reward.ask_scores(frames, prompts, chunk_size)
+    if isinstance(reward, RemoteReward):
+        return reward.submit_scores(frames, prompts, chunk_size)
     return lambda: score_only(reward, frames, prompts, chunk_size)
 
 

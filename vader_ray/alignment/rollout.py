@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from vader_ray.types import Batch, Chain
+from vader_ray.types import Sliceable, Trajectory
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,14 +13,14 @@ class Rollout:
     """The videos that one worker makes in one step."""
 
     prompts: Sequence[str]
-    conditioning: Batch
+    conditioning: Sliceable
     seeds: Sequence[int]
     """Noise seed of each video."""
     seen: Sequence[Sequence[Sequence[int]]]
     """For each term and each video, the frames that its reward looks at."""
     draws: Sequence[int] = ()
     """For each video, the seed of what an algorithm draws beside its noise."""
-    given: Chain | None = None
+    given: Trajectory | None = None
     """Finished videos that are not to be made: pairs, the better one first."""
 
     def __len__(self) -> int:

@@ -7,39 +7,43 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from vader_ray.alignment.reward_gradient import Scored, Term, ask_scores, decode
+from vader_ray.alignment.reward_gradient import RewardOutput, RewardTerm, decode, submit_scores
 from vader_ray.alignment.rollout import Batching, Rollout
-from vader_ray.types import Chain, Latents, VideoModel
+from vader_ray.types import Latents, Trajectory, VideoModel
 
 
 @torch.no_grad()
 def sample_and_score(
-    model: VideoModel, terms: Sequence[Term], rollout: Rollout, batching: Batching
-) -> tuple[list[Chain], list[Scored]]:
+    model: VideoModel, terms: Sequence[RewardTerm], rollout: Rollout, batching: Batching
+) -> tuple[list[Trajectory], list[RewardOutput]]:
     """The rollout's videos with all samples of their denoising, and what the rewards say, ``batching.prefix`` at a time."""
-    chains, outcomes = list[Chain](), list[Scored]()
+    trajectories, outcomes = list[Trajectory](), list[RewardOutput]()
     for part in rollout.parts(batching.prefix):
-        chain = model.sample_chain(part.conditioning, part.seeds)
-        assert chain.latents is not None
-        chains.append(chain)
-        outcomes.append(score(model, terms, part, chain.latents, batching.chunk))
-    return chains, outcomes
+        trajectory = model.sample_trajectory(part.conditioning, part.seeds)
+        assert trajectory.latents is not None
+        trajectories.append(trajectory)
+        outcomes.append(score(model, terms, part, trajectory.latents, batching.chunk))
+    return trajectories, outcomes
 
 
-def score(model: VideoModel, terms: Sequence[Term], rollout: Rollout, latents: Latents, chunk_size: int) -> Scored:
+def score(
+    model: VideoModel, terms: Sequence[RewardTerm], rollout: Rollout, latents: Latents, chunk_size: int
+) -> RewardOutput:
     """What the rewards say of decoded latents; rewards of other processes are asked before any answer is awaited."""
     wanted = sorted({frame for chosen in rollout.seen for row in chosen for frame in row})
-    frames, indices = decode(latents, model.codec, wanted)
+    frames, indices = decode(latents, model.decoder, wanted)
     place = {frame: position for position, frame in enumerate(indices)}
     answers = []
     for term, chosen in zip(terms, rollout.seen, strict=True):
-        seen = torch.stack([video[[place[frame] for frame in row]] for video, row in zip(frames, chosen, strict=True)])
-        answers.append(ask_scores(term.reward, seen, rollout.prompts, chunk_size))
+        seen = torch.stack(
+            [video[[place[frame] for frame in row]] for video, row in zip(frames, chosen, strict=True)]
+        )
+        answers.append(submit_scores(term.reward, seen, rollout.prompts, chunk_size))
     scores = {term.name: answer() for term, answer in zip(terms, answers, strict=True)}
     objective = torch.stack([term.value(scores[term.name]).to(frames.dtype) for term in terms]).sum(dim=0)
-    return Scored(scores, objective, {})
+    return RewardOutput(scores, objective, {})
 
 
-def objectives(scored: Sequence[Scored]) -> Tensor:
+def objectives(scored: Sequence[RewardOutput]) -> Tensor:
     """The objective of every video."""
     return torch.cat([part.objective for part in scored])

@@ -5,21 +5,21 @@ from __future__ import annotations
 import torch
 
 from vader_ray.config import SamplingConfig
-from vader_ray.types import Plan
+from vader_ray.types import TruncationPlan
 
 
-def draw_plan(sampling: SamplingConfig, generator: torch.Generator) -> Plan:
+def draw_plan(sampling: SamplingConfig, generator: torch.Generator) -> TruncationPlan:
     """The graded denoising steps of one step of training; only ``truncation="random"`` draws from the generator."""
-    assert sampling.replay != "auto", "chosen before a run"
-    return Plan(
+    assert sampling.recompute != "auto", "chosen before a run"
+    return TruncationPlan(
         num_inference_steps=sampling.num_inference_steps,
-        graded=graded_steps(sampling, generator),
-        chain=sampling.chain,
-        replay=sampling.replay,
+        grad_steps=grad_steps(sampling, generator),
+        backprop_through_input=sampling.backprop_through_input,
+        recompute=sampling.recompute,
     )
 
 
-def graded_steps(sampling: SamplingConfig, generator: torch.Generator) -> tuple[int, ...]:
+def grad_steps(sampling: SamplingConfig, generator: torch.Generator) -> tuple[int, ...]:
     """Ascending indices of the graded denoising steps.
 
     ``last``: VADER and DRaFT-K (arXiv 2309.17400). ``random``: AlignProp (arXiv 2310.03739) draws the depth uniformly.

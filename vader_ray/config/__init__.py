@@ -1,4 +1,4 @@
-"""Every setting of a run: frozen, validated at load, unknown keys refused. Imports no framework.
+"""All settings of a run: frozen, validated at load, unknown keys refused. Imports no framework.
 
 ``load("shapes_hps", ["sampling.truncation_depth=2"])`` reads a recipe (a packaged name or the path of a YAML file),
 applies dotted overrides, resolves every path and returns an `ExperimentConfig` that can travel as plain JSON.
@@ -6,32 +6,38 @@ applies dotted overrides, resolves every path and returns an `ExperimentConfig` 
 
 from vader_ray.config.experiment import ExperimentConfig
 from vader_ray.config.loading import RECIPES, ConfigError, flatten, load, override, recipe_names, validate
+from vader_ray.config.plugins import (
+    DEFAULT_METRICS,
+    RESERVED_METRIC_NAMES,
+    MetricConfig,
+    PlacementConfig,
+    PluginConfig,
+    RewardConfig,
+    is_metric_value,
+)
 from vader_ray.config.schema import (
-    ActivationCheckpointing,
     AdapterConfig,
     AlgorithmConfig,
     CheckpointConfig,
     DdpoConfig,
     DpoConfig,
     EvaluationConfig,
-    FrameRule,
     GuardConfig,
-    MachineConfig,
     ModelConfig,
     OptimizerConfig,
-    PlacementConfig,
-    Precision,
     PromptsConfig,
-    RewardConfig,
+    RuntimeConfig,
     SamplingConfig,
-    Settings,
     TrackingConfig,
     VaderConfig,
 )
+from vader_ray.config.settings import ActivationCheckpointing, FrameRule, Precision, Settings
 from vader_ray.paths import Weights, locate, split_image
 
 __all__ = [
+    "DEFAULT_METRICS",
     "RECIPES",
+    "RESERVED_METRIC_NAMES",
     "ActivationCheckpointing",
     "AdapterConfig",
     "AlgorithmConfig",
@@ -43,19 +49,22 @@ __all__ = [
     "ExperimentConfig",
     "FrameRule",
     "GuardConfig",
-    "MachineConfig",
+    "MetricConfig",
     "ModelConfig",
     "OptimizerConfig",
     "PlacementConfig",
+    "PluginConfig",
     "Precision",
     "PromptsConfig",
     "RewardConfig",
+    "RuntimeConfig",
     "SamplingConfig",
     "Settings",
     "TrackingConfig",
     "VaderConfig",
     "Weights",
     "flatten",
+    "is_metric_value",
     "load",
     "locate",
     "override",

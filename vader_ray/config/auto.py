@@ -9,10 +9,10 @@ from vader_ray.config.experiment import ExperimentConfig
 from vader_ray.config.loading import override
 
 DEFAULTS: dict[str, bool | int | str] = {
-    "sampling.replay": True,
-    "machine.activation_checkpointing": "none",
-    "machine.prefix_batch_size": 2,
-    "machine.micro_batch_size": 1,
+    "sampling.recompute": True,
+    "runtime.activation_checkpointing": "none",
+    "runtime.prefix_batch_size": 2,
+    "runtime.micro_batch_size": 1,
 }
 """Value of each setting that may be ``auto``, for commands that compute no gradient."""
 

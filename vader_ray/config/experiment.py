@@ -1,75 +1,101 @@
-"""A recipe: its sections, what must fit together, and what decides its result."""
+"""A recipe: its sections, the combinations that are refused, and the settings that decide its result."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any, Self
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
+from vader_ray.config.plugins import DEFAULT_METRICS, RESERVED_METRIC_NAMES, MetricConfig, RewardConfig
 from vader_ray.config.schema import (
     AdapterConfig,
     AlgorithmConfig,
     CheckpointConfig,
     EvaluationConfig,
     GuardConfig,
-    MachineConfig,
     ModelConfig,
     OptimizerConfig,
     PromptsConfig,
-    RewardConfig,
+    RuntimeConfig,
     SamplingConfig,
-    Settings,
     TrackingConfig,
     VaderConfig,
 )
+from vader_ray.config.settings import Settings
 
 
 class ExperimentConfig(Settings):
-    """A recipe: all that decides the result of a run, and the number it is known to reach."""
+    """A recipe: all settings that decide the result of a run, and the metrics that it is known to reach."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the recipe, with which the names of its runs begin."""
     description: str = ""
+    """One line about the recipe, for lists and MLflow."""
     seed: NonNegativeInt = 0
+    """Seed of every random choice: adapter, prompts, noise, frames, gradient steps."""
     num_steps: PositiveInt
-    """Optimizer updates; with ``algorithm.num_updates`` each step makes so many on the same videos."""
+    """Training steps. A step samples ``videos_per_step`` videos and makes one optimizer update, or
+    ``algorithm.num_updates``."""
     videos_per_step: PositiveInt
-    """Videos of one step over all workers."""
+    """Videos of one step, over all workers: the batch size, and the number of reward queries of a step."""
     algorithm: AlgorithmConfig = VaderConfig()
     """``{name: vader}``, or a baseline: ``{name: ddpo, …}``, ``{name: dpo, …}``."""
     model: ModelConfig
+    """The pretrained model."""
     adapter: AdapterConfig = AdapterConfig()
+    """The trained low-rank adapter."""
     prompts: PromptsConfig
+    """Prompts of training and of evaluation."""
     sampling: SamplingConfig
+    """The denoising procedure and its gradient steps."""
     rewards: tuple[RewardConfig, ...] = Field(min_length=1)
+    """Rewards that are trained; the objective is their weighted sum."""
     eval_rewards: tuple[RewardConfig, ...] = ()
-    """Scored in every evaluation, never trained: they expose reward hacking."""
+    """Rewards that are computed in every evaluation and never trained: they expose reward hacking."""
+    eval_metrics: tuple[MetricConfig, ...] = ()
+    """Metrics of every evaluation besides motion, diversity and distance to base, logged as ``eval/NAME``."""
     optimizer: OptimizerConfig = OptimizerConfig()
+    """The optimizer."""
     evaluation: EvaluationConfig = EvaluationConfig()
+    """Cadence and size of the evaluations."""
     guard: GuardConfig = GuardConfig()
+    """Guard against reward hacking."""
     checkpoint: CheckpointConfig = CheckpointConfig()
+    """Cadence of the checkpoints."""
     tracking: TrackingConfig = TrackingConfig()
-    machine: MachineConfig = MachineConfig()
-    must_reach: dict[str, float] = Field(default_factory=dict)
-    """Measured floor of this recipe: metric of the last evaluation → value."""
+    """Destination of the records in MLflow."""
+    runtime: RuntimeConfig = RuntimeConfig()
+    """Workers, memory and speed."""
+    expected_metrics: dict[str, float] = Field(default_factory=dict)
+    """Lowest expected value of each metric in the last evaluation, compared in the summary of a run."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        names = [reward.name for reward in (*self.rewards, *self.eval_rewards)]
-        if self.evaluation.select is not None and self.evaluation.select not in (metrics := self._eval_metrics()):
+        select = self.evaluation.select
+        if select is not None and select not in (metrics := self.reward_metrics()):
             raise ValueError(
-                f"evaluation.select={self.evaluation.select!r} is never measured; choose one of {', '.join(metrics)}"
+                f"evaluation.select={select!r} is never measured; choose one of {', '.join(metrics)}"
             )
-        if unknown := [measure for measure in self.guard.measures if measure not in (metrics := self._watchable())]:
-            raise ValueError(f"guard.measures: {unknown[0]!r} is never measured; choose of {', '.join(metrics)}")
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"two rewards are called {twice[0]!r}; give one of them another `label`")
-        pools = [reward.placement.actor for reward in (*self.rewards, *self.eval_rewards) if reward.placement]
-        if twice := sorted({pool for pool in pools if pools.count(pool) > 1}):
-            raise ValueError(f"two rewards have placement.actor={twice[0]!r}; a pool holds one reward, so name another")
-        if self.videos_per_step % self.machine.num_workers:
+        rewards = (*self.rewards, *self.eval_rewards)
+        if twice := _repeated(reward.name for reward in rewards):
+            raise ValueError(f"two rewards are called {twice!r}; give one of them another `label`")
+        if twice := _repeated(metric.name for metric in self.all_metrics()):
+            raise ValueError(f"two metrics are called {twice!r}; give one of eval_metrics another `label`")
+        if reserved := [metric.name for metric in self.eval_metrics if metric.name in RESERVED_METRIC_NAMES]:
             raise ValueError(
-                f"videos_per_step={self.videos_per_step} cannot be shared evenly by machine.num_workers="
-                f"{self.machine.num_workers}; choose a divisor"
+                f"eval_metrics: eval/{reserved[0]} is logged by every evaluation; give the metric another "
+                "`label`"
+            )
+        if twice := _repeated(reward.placement.actor for reward in rewards if reward.placement):
+            raise ValueError(
+                f"two rewards have placement.actor={twice!r}; a pool holds one reward, so name another"
+            )
+        if self.videos_per_step % self.runtime.num_workers:
+            raise ValueError(
+                f"videos_per_step={self.videos_per_step} cannot be shared evenly by runtime.num_workers="
+                f"{self.runtime.num_workers}; choose a divisor"
             )
         return self
 
@@ -78,47 +104,73 @@ class ExperimentConfig(Settings):
         name, sampling = self.algorithm.name, self.sampling
         if name == "vader":
             return self
-        for field in ("truncation", "truncation_depth", "window_start", "chain", "replay", "prefix_cache"):
+        for field in (
+            "truncation",
+            "truncation_depth",
+            "window_start",
+            "backprop_through_input",
+            "recompute",
+            "prefix_cache",
+        ):
             if (value := getattr(sampling, field)) != (default := type(sampling).model_fields[field].default):
                 raise ValueError(
-                    f"sampling.{field}={value} has no effect on algorithm.name={name}; set it to {default}, or name=vader"
+                    f"sampling.{field}={value} has no effect on algorithm.name={name}; "
+                    f"set it to {default}, or name=vader"
                 )
         if name == "ddpo" and sampling.eta == 0:
-            raise ValueError("algorithm.name=ddpo needs stochastic denoising steps; set sampling.eta to 1 (DDIM alone has it)")
-        if name == "dpo" and self.videos_per_step % (2 * self.machine.num_workers):
             raise ValueError(
-                f"algorithm.name=dpo makes pairs, and videos_per_step={self.videos_per_step} gives machine.num_workers="
-                f"{self.machine.num_workers} no equal number of them; choose a multiple of {2 * self.machine.num_workers}"
+                "algorithm.name=ddpo needs stochastic denoising steps; "
+                "set sampling.eta to 1 (DDIM alone has it)"
+            )
+        if name == "dpo" and self.videos_per_step % (2 * self.runtime.num_workers):
+            raise ValueError(
+                f"algorithm.name=dpo makes pairs, and videos_per_step={self.videos_per_step} gives "
+                f"runtime.num_workers={self.runtime.num_workers} no equal number of them; "
+                f"choose a multiple of {2 * self.runtime.num_workers}"
             )
         return self
 
-    def _eval_metrics(self) -> list[str]:
-        return ["eval/objective", *(f"eval/reward/{reward.name}" for reward in (*self.rewards, *self.eval_rewards))]
+    def reward_metrics(self) -> list[str]:
+        """List the logged names of the objective and of every reward on held-out prompts."""
+        rewards = (*self.rewards, *self.eval_rewards)
+        return ["eval/objective", *(f"eval/reward/{reward.name}" for reward in rewards)]
 
-    def _watchable(self) -> list[str]:
-        judged = [f"eval/judge/{trait}" for trait in ("colour", "shape", "direction")] if self.evaluation.judge else []
-        return [*self._eval_metrics(), "eval/diversity", "eval/motion", "eval/distance_to_base", *judged]
+    def all_metrics(self) -> tuple[MetricConfig, ...]:
+        """Return the metrics of every evaluation: the default ones and those of the recipe."""
+        return (*DEFAULT_METRICS, *self.eval_metrics)
 
-    def guarded(self) -> tuple[str, ...]:
-        """The metrics that the guard watches."""
+    def guard_metrics(self) -> tuple[str, ...]:
+        """Return the metrics that the guard compares."""
         if self.guard.action == "none":
             return ()
-        return self.guard.measures or tuple(f"eval/reward/{reward.name}" for reward in self.eval_rewards[:1])
+        return self.guard.metrics or tuple(f"eval/reward/{reward.name}" for reward in self.eval_rewards[:1])
 
-    def selection(self) -> str:
-        """The metric by which the best adapter is kept."""
+    def selection_metric(self) -> str:
+        """Return the metric by which the best adapter is kept."""
         if self.evaluation.select is not None:
             return self.evaluation.select
         return f"eval/reward/{self.eval_rewards[0].name}" if self.eval_rewards else "eval/objective"
 
-    def identity(self) -> dict[str, Any]:
-        """What decides each step, as plain JSON: a run may be continued, or prolonged, only with the same identity."""
-        where_and_how_long = {"machine", "tracking", "checkpoint", "num_steps", "must_reach", "description"}
-        identity = self.model_dump(mode="json", exclude=where_and_how_long)
+    def fingerprint(self) -> dict[str, Any]:
+        """Return the settings that decide each step, as JSON: only a run with equal ones can be continued."""
+        without_effect_on_a_step = {
+            "runtime",
+            "tracking",
+            "checkpoint",
+            "num_steps",
+            "expected_metrics",
+            "description",
+        }
+        identity = self.model_dump(mode="json", exclude=without_effect_on_a_step)
         identity["prompts"].pop("column")  # the prompts that were read from it are here
-        identity["sampling"].pop("replay")  # exact, and `auto` may choose another on another machine
+        identity["sampling"].pop("recompute")  # exact, and `auto` may choose another on another machine
         for reward in (*identity["rewards"], *identity["eval_rewards"]):
             transport = (reward.pop("placement") or {}).get("transport", "float32")
-            if transport != "float32":  # the one thing about its place that a result depends on
+            if transport != "float32":  # the only setting of a placement on which results depend
                 reward["transport"] = transport
         return identity
+
+
+def _repeated(names: Iterable[str]) -> str | None:
+    """The first name, in alphabetical order, that occurs more than once."""
+    return next((one for one, other in pairwise(sorted(names)) if one == other), None)

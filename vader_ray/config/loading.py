@@ -10,14 +10,16 @@ import yaml
 from pydantic import ValidationError
 
 from vader_ray.config.experiment import ExperimentConfig
-from vader_ray.config.schema import DdpoConfig, DpoConfig, Settings, VaderConfig
+from vader_ray.config.schema import DdpoConfig, DpoConfig, VaderConfig
+from vader_ray.config.settings import Settings
+from vader_ray.errors import UserError
 from vader_ray.paths import PACKAGE
 
 _ALGORITHMS: dict[str, type[Settings]] = {"vader": VaderConfig, "ddpo": DdpoConfig, "dpo": DpoConfig}
 RECIPES = PACKAGE / "recipes"
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """A setting that the user can correct; the message names its path and the remedy."""
 
 
@@ -80,7 +82,9 @@ def _recipe_path(recipe: str) -> Path:
     path = Path(recipe).expanduser()
     if path.is_file():
         return path.resolve()
-    raise ConfigError(f"there is no recipe {recipe!r}; give the path of a YAML file or one of {', '.join(recipe_names())}")
+    raise ConfigError(
+        f"there is no recipe {recipe!r}; give the path of a YAML file or one of {', '.join(recipe_names())}"
+    )
 
 
 def _override(document: dict[str, Any], text: str) -> None:
@@ -129,7 +133,10 @@ def _explain(error: ValidationError) -> Iterator[str]:
     problems = error.errors()
     places = [problem["loc"] for problem in problems]
     for problem in problems:
-        if any(len(place) > len(problem["loc"]) and place[: len(problem["loc"])] == problem["loc"] for place in places):
+        if any(
+            len(place) > len(problem["loc"]) and place[: len(problem["loc"])] == problem["loc"]
+            for place in places
+        ):
             continue  # the list is faulty only because of its item
         path = ".".join(str(part) for part in _address(problem["loc"])) or "recipe"
         message = problem["msg"].removeprefix("Value error, ")

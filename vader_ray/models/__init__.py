@@ -33,7 +33,11 @@ __all__ = [
 
 def names() -> list[str]:
     """The families of this package."""
-    files = [path for path in Path(__file__).parent.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()]
+    files = [
+        path
+        for path in Path(__file__).parent.iterdir()
+        if path.suffix == ".py" or (path / "__init__.py").is_file()
+    ]
     return sorted(path.stem for path in files if path.stem not in SHARED)
 
 
@@ -80,5 +84,5 @@ def build(
     built = resolve(model.family).load(model, sampling, chunk_size=chunk_size, device=device)
     if adapter is not None:
         built.add_adapter(adapter, seed)
-    built.apply_levers(activation_checkpointing, compile_blocks=compile_blocks)
+    built.apply_memory_optimizations(activation_checkpointing, compile_blocks=compile_blocks)
     return built

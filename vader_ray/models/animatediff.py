@@ -25,14 +25,16 @@ class Model(PipelineModel):
     stock_loader = True
 
     @classmethod
-    def load(cls, model: ModelConfig, sampling: SamplingConfig, *, chunk_size: int, device: torch.device) -> Model:
+    def load(
+        cls, model: ModelConfig, sampling: SamplingConfig, *, chunk_size: int, device: torch.device
+    ) -> Model:
         """The pretrained pipeline on a device."""
         pipe = load_pipeline(AnimateDiffPipeline, model, sampling, device)
         return cls(pipe, sampling, Framewise2D(pipe.vae, chunk_size))
 
-    def compression(self) -> tuple[int, int]:
+    def vae_scale_factors(self) -> tuple[int, int]:
         return 1, self.pipe.vae_scale_factor
 
-    def call_arguments(self) -> dict[str, Any]:
-        everything = 2**31  # the tape takes all latents at once
-        return super().call_arguments() | {"eta": self.sampling.eta, "decode_chunk_size": everything}
+    def pipeline_kwargs(self) -> dict[str, Any]:
+        everything = 2**31  # the hook takes all latents at once
+        return super().pipeline_kwargs() | {"eta": self.sampling.eta, "decode_chunk_size": everything}

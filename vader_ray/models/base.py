@@ -22,12 +22,26 @@ from vader_ray.models.core import memory_optimizations, transitions
 from vader_ray.models.core.conditioning import Conditioning, encode_texts, open_images
 from vader_ray.models.core.decoders import Framewise2D
 from vader_ray.models.core.loading import fetch_pipeline
-from vader_ray.models.core.loop_hooks import DecoderReached, Midway, PrefixDone, Tape, cast, frozen_dtype
-from vader_ray.models.core.transitions import Chain, LoopReady, ProbingTape, RecordingTape, StepReached, StoppingTape
-from vader_ray.types import Codec, Frames, Latents, Noise, Plan, Scores
+from vader_ray.models.core.loop_hooks import (
+    DecoderReached,
+    LoopHook,
+    PrefixDone,
+    SamplingState,
+    cast,
+    frozen_dtype,
+)
+from vader_ray.models.core.transitions import (
+    LoopReady,
+    PredictionProbe,
+    StepReached,
+    StopBeforeDenoiser,
+    Trajectory,
+    TrajectoryRecorder,
+)
+from vader_ray.types import Frames, Latents, Noise, Scores, TruncationPlan, VideoDecoder
 
 _LOOPS_OWN = -2
-"""The step of `Tape.generators` whose noise the loop draws itself: image augmentation, a decoder's noise."""
+"""The step of `LoopHook.generators` whose noise the loop draws itself: image augmentation, a decoder's noise."""
 
 
 class PipelineModel:
@@ -39,20 +53,20 @@ class PipelineModel:
     """Whether diffusers' ``load_lora_weights`` works for this pipeline: adapters are then saved in its format."""
     embeddings: tuple[str, ...] = ("prompt_embeds", "negative_prompt_embeds")
     """Names under which the pipeline takes what its ``encode_prompt`` returns, in that order."""
-    takes_images = False
-    unguided: Mapping[str, float] = MappingProxyType({"guidance_scale": 1.0})
+    is_image_to_video = False
+    no_guidance_kwargs: Mapping[str, float] = MappingProxyType({"guidance_scale": 1.0})
     """Arguments that switch guidance off: a denoising error is that of the conditional prediction."""
     batched = True
     """Whether the pipeline can make several videos at once."""
 
-    def __init__(self, pipe: Any, sampling: SamplingConfig, codec: Codec) -> None:
+    def __init__(self, pipe: Any, sampling: SamplingConfig, decoder: VideoDecoder) -> None:
         self.pipe = pipe
         self.sampling = sampling
-        self.codec = codec
+        self.decoder = decoder
         self.denoiser_calls = 0
         self._scheduler_is_set_up = False
         pipe.set_progress_bar_config(disable=True)
-        for module in self.networks():
+        for module in self.modules():
             module.requires_grad_(False).eval()
         self._check_scheduler()
         memory_optimizations.check_cache(sampling.prefix_cache, list(self.denoisers().values()))
@@ -66,7 +80,7 @@ class PipelineModel:
         """Every denoiser by its name in the pipeline."""
         return {self.denoiser_name: getattr(self.pipe, self.denoiser_name)}
 
-    def compression(self) -> tuple[int, int]:
+    def vae_scale_factors(self) -> tuple[int, int]:
         """Frames per latent frame and pixels per latent pixel."""
         raise NotImplementedError
 
@@ -86,14 +100,16 @@ class PipelineModel:
         Raises:
             ValueError: the pipeline would round the number of frames.
         """
-        (per_frame, per_pixel), sampling = self.compression(), self.sampling
+        (per_frame, per_pixel), sampling = self.vae_scale_factors(), self.sampling
         frames, rest = divmod(sampling.num_frames - 1, per_frame)
         if rest:
             near = [frames * per_frame + 1, (frames + 1) * per_frame + 1]
-            raise ValueError(f"sampling.num_frames={sampling.num_frames} is impossible here; choose {near[0]} or {near[1]}")
+            raise ValueError(
+                f"sampling.num_frames={sampling.num_frames} is impossible here; choose {near[0]} or {near[1]}"
+            )
         return self.latent_channels(), frames + 1, sampling.height // per_pixel, sampling.width // per_pixel
 
-    def call_arguments(self) -> dict[str, Any]:
+    def pipeline_kwargs(self) -> dict[str, Any]:
         """Settings of the pipeline call that are not tensors."""
         sampling = self.sampling
         return {
@@ -104,7 +120,7 @@ class PipelineModel:
             "guidance_scale": sampling.guidance_scale,
         }
 
-    def arrange(self, noise: Noise) -> Tensor:
+    def pack_latents(self, noise: Noise) -> Tensor:
         """The noise in the layout that the pipeline takes."""
         return noise
 
@@ -115,8 +131,10 @@ class PipelineModel:
         Raises:
             ValueError: the family makes videos from images and there are none.
         """
-        columns = encode_texts(self.pipe, self.sampling, self.embeddings, list(prompts)) if self.embeddings else {}
-        if self.takes_images:
+        columns = (
+            encode_texts(self.pipe, self.sampling, self.embeddings, list(prompts)) if self.embeddings else {}
+        )
+        if self.is_image_to_video:
             columns["image"] = open_images(self.sampling, images)
         return Conditioning(columns)
 
@@ -128,95 +146,131 @@ class PipelineModel:
 
     @torch.no_grad()
     def sample(self, conditioning: Conditioning, seeds: Sequence[int]) -> Latents:
-        """Whole sampling without gradient."""
+        """StepContext sampling without gradient."""
         noise = self.noise(seeds)
         parts = self._parts(len(seeds))
         return torch.cat(
-            [self._drive(self.arrange(noise[part]), conditioning[part], Tape(seeds[part], plan=None)) for part in parts]
+            [
+                self._run_pipeline(
+                    self.pack_latents(noise[part]), conditioning[part], LoopHook(seeds[part], plan=None)
+                )
+                for part in parts
+            ]
         )
 
     def blocks(self) -> list[nn.Module]:
         """The parts of the denoisers that are recomputed or compiled one by one."""
-        return [block for denoiser in self.denoisers().values() for block in memory_optimizations.blocks(denoiser)]
+        return [
+            block for denoiser in self.denoisers().values() for block in memory_optimizations.blocks(denoiser)
+        ]
 
-    def apply_levers(self, activation_checkpointing: ActivationCheckpointing, *, compile_blocks: bool) -> None:
-        """Trade time against memory, see `vader_ray.config.MachineConfig`; to be called once."""
+    def apply_memory_optimizations(
+        self, activation_checkpointing: ActivationCheckpointing, *, compile_blocks: bool
+    ) -> None:
+        """Trade time against memory, see `vader_ray.config.RuntimeConfig`; to be called once."""
         if compile_blocks:
-            memory_optimizations.compiled(self.blocks())
-        memory_optimizations.recompute(self.blocks(), activation_checkpointing)
+            memory_optimizations.compile_blocks(self.blocks())
+        memory_optimizations.apply_activation_checkpointing(self.blocks(), activation_checkpointing)
 
     @torch.no_grad()
-    def prefix(self, conditioning: Conditioning, plan: Plan, seeds: Sequence[int]) -> Midway:
+    def sample_prefix(
+        self, conditioning: Conditioning, plan: TruncationPlan, seeds: Sequence[int]
+    ) -> SamplingState:
         """Sampling without gradient up to the first graded denoising step."""
         parts = self._parts(len(seeds))
-        return Midway.join([self._prefix(conditioning[part], plan, seeds[part]) for part in parts])
+        return SamplingState.join(
+            [self._sample_prefix(conditioning[part], plan, seeds[part]) for part in parts]
+        )
 
-    def _prefix(self, conditioning: Conditioning, plan: Plan, seeds: Sequence[int]) -> Midway:
-        noise, first = self.noise(seeds), plan.graded[0]
+    def _sample_prefix(
+        self, conditioning: Conditioning, plan: TruncationPlan, seeds: Sequence[int]
+    ) -> SamplingState:
+        noise, first = self.noise(seeds), plan.grad_steps[0]
         if first == 0:
-            return Midway(noise, tuple(seeds), None, {})
-        tape = Tape(seeds, plan=None, stop_before=first)
+            return SamplingState(noise, tuple(seeds), None, {})
+        hook = LoopHook(seeds, plan=None, stop_before=first)
         try:
-            with memory_optimizations.cached(self.sampling.prefix_cache, list(self.denoisers().values())):
-                self._drive(self.arrange(noise), conditioning, tape)
+            with memory_optimizations.first_block_cache(
+                self.sampling.prefix_cache, list(self.denoisers().values())
+            ):
+                self._run_pipeline(self.pack_latents(noise), conditioning, hook)
         except PrefixDone:
-            return Midway(noise, tuple(seeds), tape.outputs, tape.scheduler_state)
+            return SamplingState(noise, tuple(seeds), hook.outputs, hook.scheduler_state)
         raise AssertionError("the pipeline ended before its first graded denoising step")
 
-    def finish(self, midway: Midway, conditioning: Conditioning, plan: Plan) -> Latents:
+    def sample_with_grad(
+        self, state: SamplingState, conditioning: Conditioning, plan: TruncationPlan
+    ) -> Latents:
         """The rest of the sampling, differentiable in the adapter."""
-        parts = self._parts(len(midway))
-        return torch.cat([self._finish(midway[part], conditioning[part], plan) for part in parts])
+        parts = self._parts(len(state))
+        return torch.cat([self._sample_with_grad(state[part], conditioning[part], plan) for part in parts])
 
-    def _finish(self, midway: Midway, conditioning: Conditioning, plan: Plan) -> Latents:
-        resume = midway if midway.outputs is not None else None
+    def _sample_with_grad(
+        self, state: SamplingState, conditioning: Conditioning, plan: TruncationPlan
+    ) -> Latents:
+        resume = state if state.outputs is not None else None
         with torch.enable_grad():
-            return self._drive(self.arrange(midway.noise), conditioning, Tape(midway.seeds, plan=plan, resume=resume))
+            return self._run_pipeline(
+                self.pack_latents(state.noise), conditioning, LoopHook(state.seeds, plan=plan, resume=resume)
+            )
 
     def check_densities(self) -> None:
         """Raises ValueError unless the probability of each denoising step is known."""
         transitions.check_density(self.pipe.scheduler)
 
     @torch.no_grad()
-    def sample_chain(self, conditioning: Conditioning, seeds: Sequence[int]) -> Chain:
-        """Whole sampling, with the sample before and after every denoising step."""
-        return Chain.join([self._sample_chain(conditioning[part], seeds[part]) for part in self._parts(len(seeds))])
+    def sample_trajectory(self, conditioning: Conditioning, seeds: Sequence[int]) -> Trajectory:
+        """StepContext sampling, with the sample before and after every denoising step."""
+        return Trajectory.join(
+            [self._sample_trajectory(conditioning[part], seeds[part]) for part in self._parts(len(seeds))]
+        )
 
-    def _sample_chain(self, conditioning: Conditioning, seeds: Sequence[int]) -> Chain:
-        tape = RecordingTape(seeds, densities=self.sampling.eta > 0 and transitions.has_density(self.pipe.scheduler))
-        latents = self._drive(self.arrange(self.noise(seeds)), conditioning, tape)
-        return tape.chain(seeds, latents)
+    def _sample_trajectory(self, conditioning: Conditioning, seeds: Sequence[int]) -> Trajectory:
+        hook = TrajectoryRecorder(
+            seeds, densities=self.sampling.eta > 0 and transitions.has_density(self.pipe.scheduler)
+        )
+        latents = self._run_pipeline(self.pack_latents(self.noise(seeds)), conditioning, hook)
+        return hook.trajectory(seeds, latents)
 
     @torch.no_grad()
-    def encode_videos(self, frames: Frames, seeds: Sequence[int]) -> Chain:
+    def encode_videos(self, frames: Frames, seeds: Sequence[int]) -> Trajectory:
         """Given videos, as if the loop had just finished them.
 
         Raises:
             ValueError: the family's autoencoder is not encoded with here.
         """
-        if not isinstance(self.codec, Framewise2D):
+        if not isinstance(self.decoder, Framewise2D):
             raise ValueError(
                 f"algorithm.pairs: the videos of a file can be encoded by autoencoders of single frames, not by "
                 f"{type(self.pipe.vae).__name__}; leave algorithm.pairs out, and pairs are made as training goes"
             )
-        latents = self.codec.encode(frames.to(self.pipe.device)).to(self._sampling_dtype())
-        return Chain(tuple(seeds), None, (self.as_stepped(latents),), latents.new_zeros(len(seeds), 0))
+        latents = self.decoder.encode(frames.to(self.pipe.device)).to(self._sampling_dtype())
+        return Trajectory(
+            tuple(seeds), None, (self.to_scheduler_layout(latents),), latents.new_zeros(len(seeds), 0)
+        )
 
-    def as_stepped(self, latents: Noise) -> Tensor:
+    def to_scheduler_layout(self, latents: Noise) -> Tensor:
         """Latents in the layout in which ``scheduler.step`` gets them."""
-        return self.arrange(latents)
+        return self.pack_latents(latents)
 
-    def log_probabilities(self, chain: Chain, conditioning: Conditioning, step: int) -> Scores:
+    def log_probabilities(self, trajectory: Trajectory, conditioning: Conditioning, step: int) -> Scores:
         """log p(next sample | sample) of one denoising step per element of the latents, differentiable in the adapter."""
-        return torch.cat([self._log_probabilities(chain[part], conditioning[part], step) for part in self._parts(len(chain))])
+        return torch.cat(
+            [
+                self._log_probabilities(trajectory[part], conditioning[part], step)
+                for part in self._parts(len(trajectory))
+            ]
+        )
 
-    def _log_probabilities(self, chain: Chain, conditioning: Conditioning, step: int) -> Scores:
+    def _log_probabilities(self, trajectory: Trajectory, conditioning: Conditioning, step: int) -> Scores:
         with torch.enable_grad():
-            reached = self._reach(chain.samples[step], chain.seeds, conditioning, step, {})
+            reached = self._reach(trajectory.samples[step], trajectory.seeds, conditioning, step, {})
             mean, deviation = transitions.transition(reached.step, reached.given)
-            return transitions.log_density(chain.samples[step + 1], mean, deviation, len(chain))
+            return transitions.log_density(trajectory.samples[step + 1], mean, deviation, len(trajectory))
 
-    def denoising_errors(self, chain: Chain, conditioning: Conditioning, noise_seeds: Sequence[int], step: int) -> Scores:
+    def denoising_errors(
+        self, trajectory: Trajectory, conditioning: Conditioning, noise_seeds: Sequence[int], step: int
+    ) -> Scores:
         """Mean squared error of the denoiser on each finished video, noised to one denoising step; differentiable.
 
         The error is that of what the denoiser predicts (noise, velocity, flow), without guidance.
@@ -224,35 +278,55 @@ class PipelineModel:
         Args:
             noise_seeds: of the noise of each video; those that share a seed share the noise.
         """
-        parts = self._parts(len(chain))
-        return torch.cat([self._denoising_errors(chain[p], conditioning[p], noise_seeds[p], step) for p in parts])
+        parts = self._parts(len(trajectory))
+        return torch.cat(
+            [self._denoising_errors(trajectory[p], conditioning[p], noise_seeds[p], step) for p in parts]
+        )
 
-    def _denoising_errors(self, chain: Chain, conditioning: Conditioning, noise_seeds: Sequence[int], step: int) -> Scores:
-        clean = chain.samples[-1]
+    def _denoising_errors(
+        self, trajectory: Trajectory, conditioning: Conditioning, noise_seeds: Sequence[int], step: int
+    ) -> Scores:
+        clean = trajectory.samples[-1]
         self._set_up_scheduler(clean, conditioning)
-        shape = (len(clean) // len(chain), *clean.shape[1:])
+        shape = (len(clean) // len(trajectory), *clean.shape[1:])
         draws = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in noise_seeds]
         sample, target = transitions.noised(self.pipe.scheduler, clean, torch.cat(draws).to(clean), step)
-        predicted = self._reach(sample, chain.seeds, conditioning, step, self.unguided).given["model_output"]
+        predicted = self._reach(sample, trajectory.seeds, conditioning, step, self.no_guidance_kwargs).given[
+            "model_output"
+        ]
         squares: Tensor = (predicted - target).square()
-        return squares.reshape(len(chain), -1).mean(dim=1)
+        return squares.reshape(len(trajectory), -1).mean(dim=1)
 
     def _set_up_scheduler(self, sample: Tensor, conditioning: Conditioning) -> None:
         """Have the loop choose its timesteps, once."""
         if not self._scheduler_is_set_up:
             with contextlib.suppress(LoopReady):
-                self._drive(self._entry(sample, len(conditioning)), conditioning, ProbingTape([0] * len(conditioning), plan=None))
+                self._run_pipeline(
+                    self._entry(sample, len(conditioning)),
+                    conditioning,
+                    StopBeforeDenoiser([0] * len(conditioning), plan=None),
+                )
             self._scheduler_is_set_up = True
 
     def _reach(
-        self, sample: Tensor, seeds: Sequence[int], conditioning: Conditioning, step: int, changes: Mapping[str, float]
+        self,
+        sample: Tensor,
+        seeds: Sequence[int],
+        conditioning: Conditioning,
+        step: int,
+        changes: Mapping[str, float],
     ) -> StepReached:
         """The denoiser's call of one denoising step, from a sample in the layout of ``scheduler.step``."""
-        plan = Plan(self.sampling.num_inference_steps, (step,), replay=False)
-        state = {"_step_index": step} if hasattr(self.pipe.scheduler, "_step_index") else {}
-        midway = Midway(sample, tuple(seeds), (sample, sample), state) if step else None
+        plan = TruncationPlan(self.sampling.num_inference_steps, (step,), recompute=False)
+        scheduler_state = {"_step_index": step} if hasattr(self.pipe.scheduler, "_step_index") else {}
+        state = SamplingState(sample, tuple(seeds), (sample, sample), scheduler_state) if step else None
         try:
-            self._drive(self._entry(sample, len(seeds)), conditioning, StoppingTape(seeds, plan=plan, resume=midway), **changes)
+            self._run_pipeline(
+                self._entry(sample, len(seeds)),
+                conditioning,
+                PredictionProbe(seeds, plan=plan, resume=state),
+                **changes,
+            )
         except StepReached as reached:
             return reached
         raise AssertionError("the pipeline ended before the denoising step")
@@ -272,23 +346,30 @@ class PipelineModel:
         size = num_videos if self.batched else 1
         return (slice(start, start + size) for start in range(0, num_videos, size))
 
-    def _drive(self, latents: Tensor, conditioning: Conditioning, tape: Tape, **changes: float) -> Latents:
-        """Run the pipeline's own loop under a tape; what its decoder would have got, ``batch channels frames h w``.
+    def _run_pipeline(
+        self, latents: Tensor, conditioning: Conditioning, hook: LoopHook, **changes: float
+    ) -> Latents:
+        """Run the pipeline's own loop under a hook; what its decoder would have got, ``batch channels frames h w``.
 
-        ``latents`` are the noise as `arrange` lays it out, ``changes`` arguments that differ from `call_arguments`.
+        ``latents`` are the noise as `pack_latents` lays it out, ``changes`` arguments that differ from `pipeline_kwargs`.
         """
         loop = inspect.unwrap(type(self.pipe).__call__)
         dtype = self._sampling_dtype()  # some loops keep the latents in that of the embeddings
         tensors = {name: cast(column, dtype) for name, column in conditioning.tensors.items()}
-        arguments = tensors | self.call_arguments() | changes | {"generator": tape.generators(_LOOPS_OWN, len(latents))}
+        arguments = (
+            tensors
+            | self.pipeline_kwargs()
+            | changes
+            | {"generator": hook.generators(_LOOPS_OWN, len(latents))}
+        )
         try:
-            with tape.attached(list(self.denoisers().values()), self.pipe.scheduler, self.pipe.vae):
+            with hook.install(list(self.denoisers().values()), self.pipe.scheduler, self.pipe.vae):
                 loop(self.pipe, latents=latents, **arguments)
         except DecoderReached as reached:
-            self._check_steps(tape.index)
+            self._check_steps(hook.index)
             return _with_frames(reached.latents, len(latents))
         finally:
-            self.denoiser_calls += tape.denoiser_calls
+            self.denoiser_calls += hook.denoiser_calls
         raise AssertionError("the pipeline ended without decoding")
 
     def _check_steps(self, taken: int) -> None:
@@ -315,11 +396,15 @@ class PipelineModel:
 
     def adapter_parameters(self) -> list[nn.Parameter]:
         """The trainable parameters, in an order that never changes."""
-        return [parameter for denoiser in self.denoisers().values() for parameter in lora.parameters(denoiser)]
+        return [
+            parameter for denoiser in self.denoisers().values() for parameter in lora.parameters(denoiser)
+        ]
 
     def save_adapter(self, folder: Path) -> None:
         """Write the adapter: in diffusers' format where its loader works, else in peft's; a second denoiser's beneath."""
-        for (name, denoiser), place in zip(self.denoisers().items(), lora.folders(folder, self.denoisers()), strict=True):
+        for (name, denoiser), place in zip(
+            self.denoisers().items(), lora.folders(folder, self.denoisers()), strict=True
+        ):
             if self.stock_loader:
                 lora.save_for_diffusers(denoiser, place, type(self.pipe), name.removesuffix("_2"))
             else:
@@ -327,7 +412,9 @@ class PipelineModel:
 
     def load_adapter(self, folder: Path) -> None:
         """Read an adapter that `save_adapter` wrote."""
-        for denoiser, place in zip(self.denoisers().values(), lora.folders(folder, self.denoisers()), strict=True):
+        for denoiser, place in zip(
+            self.denoisers().values(), lora.folders(folder, self.denoisers()), strict=True
+        ):
             lora.load(denoiser, place)
 
     def save_merged(self, folder: Path) -> list[Path]:
@@ -347,7 +434,7 @@ class PipelineModel:
             places.append(folder / name)
         return places
 
-    def networks(self) -> list[nn.Module]:
+    def modules(self) -> list[nn.Module]:
         """All that occupies memory."""
         return [module for module in self.pipe.components.values() if isinstance(module, nn.Module)]
 

@@ -37,15 +37,17 @@ class Model(PipelineModel):
     stock_loader = True
 
     @classmethod
-    def load(cls, model: ModelConfig, sampling: SamplingConfig, *, chunk_size: int, device: torch.device) -> Model:
+    def load(
+        cls, model: ModelConfig, sampling: SamplingConfig, *, chunk_size: int, device: torch.device
+    ) -> Model:
         """The pretrained pipeline on a device; ``chunk_size`` is not used, the library's portions are part of the result."""
         kind = published_class(model, CogVideoXPipeline, CogVideoXImageToVideoPipeline)
         pipe = load_pipeline(kind, model, sampling, device)
         built = cls(pipe, sampling, Stream(pipe.vae, offload_cache=model.offload_decoder_cache))
-        built.takes_images = kind is CogVideoXImageToVideoPipeline
+        built.is_image_to_video = kind is CogVideoXImageToVideoPipeline
         return built
 
-    def compression(self) -> tuple[int, int]:
+    def vae_scale_factors(self) -> tuple[int, int]:
         return self.pipe.vae_scale_factor_temporal, self.pipe.vae_scale_factor_spatial
 
     def latent_shape(self) -> tuple[int, int, int, int]:
@@ -58,16 +60,16 @@ class Model(PipelineModel):
         if frames > 1 and frames % 2 == 0:
             raise ValueError(
                 f"sampling.num_frames={self.sampling.num_frames} makes {frames} latent frames, of which this decoder makes "
-                f"{frames * self.compression()[0]} frames; choose a multiple of {2 * self.compression()[0]} plus 1"
+                f"{frames * self.vae_scale_factors()[0]} frames; choose a multiple of {2 * self.vae_scale_factors()[0]} plus 1"
             )
         patch = self.pipe.transformer.config.patch_size_t or 1
         return channels, -(-frames // patch) * patch, height, width
 
     def latent_channels(self) -> int:
-        return super().latent_channels() // (2 if self.takes_images else 1)
+        return super().latent_channels() // (2 if self.is_image_to_video else 1)
 
-    def arrange(self, noise: Noise) -> Tensor:
+    def pack_latents(self, noise: Noise) -> Tensor:
         return noise.transpose(1, 2)
 
-    def call_arguments(self) -> dict[str, Any]:
-        return super().call_arguments() | {"eta": self.sampling.eta}
+    def pipeline_kwargs(self) -> dict[str, Any]:
+        return super().pipeline_kwargs() | {"eta": self.sampling.eta}

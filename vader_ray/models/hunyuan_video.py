@@ -18,14 +18,18 @@ class Model(PipelineModel):
     """Flow-predicting transformer with guidance as an input (one branch, no negative prompt), Llama and CLIP encoders."""
 
     stock_loader = True
-    unguided: Mapping[str, float] = MappingProxyType({})  # guidance is a condition that the denoiser knows
+    no_guidance_kwargs: Mapping[str, float] = MappingProxyType(
+        {}
+    )  # guidance is a condition that the denoiser knows
     embeddings = ("prompt_embeds", "pooled_prompt_embeds", "prompt_attention_mask")
 
     @classmethod
-    def load(cls, model: ModelConfig, sampling: SamplingConfig, *, chunk_size: int, device: torch.device) -> Model:
+    def load(
+        cls, model: ModelConfig, sampling: SamplingConfig, *, chunk_size: int, device: torch.device
+    ) -> Model:
         """The pretrained pipeline on a device; ``chunk_size`` is not used, the clip is decoded at once."""
         pipe = load_pipeline(HunyuanVideoPipeline, model, sampling, device)
         return cls(pipe, sampling, WholeClip(pipe.vae, pipe.vae_scale_factor_temporal))
 
-    def compression(self) -> tuple[int, int]:
+    def vae_scale_factors(self) -> tuple[int, int]:
         return self.pipe.vae_scale_factor_temporal, self.pipe.vae_scale_factor_spatial

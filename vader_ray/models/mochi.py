@@ -19,13 +19,20 @@ class Model(PipelineModel):
     """
 
     stock_loader = True
-    embeddings = ("prompt_embeds", "prompt_attention_mask", "negative_prompt_embeds", "negative_prompt_attention_mask")
+    embeddings = (
+        "prompt_embeds",
+        "prompt_attention_mask",
+        "negative_prompt_embeds",
+        "negative_prompt_attention_mask",
+    )
 
     @classmethod
-    def load(cls, model: ModelConfig, sampling: SamplingConfig, *, chunk_size: int, device: torch.device) -> Model:
+    def load(
+        cls, model: ModelConfig, sampling: SamplingConfig, *, chunk_size: int, device: torch.device
+    ) -> Model:
         """The pretrained pipeline on a device; ``chunk_size`` is not used, the clip is decoded at once."""
         pipe = load_pipeline(MochiPipeline, model, sampling, device)
         return cls(pipe, sampling, WholeClip(pipe.vae, pipe.vae_temporal_scale_factor))
 
-    def compression(self) -> tuple[int, int]:
+    def vae_scale_factors(self) -> tuple[int, int]:
         return self.pipe.vae_temporal_scale_factor, self.pipe.vae_spatial_scale_factor

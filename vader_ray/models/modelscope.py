@@ -21,19 +21,21 @@ class Model(PipelineModel):
     denoiser_name = "unet"
 
     @classmethod
-    def load(cls, model: ModelConfig, sampling: SamplingConfig, *, chunk_size: int, device: torch.device) -> Model:
+    def load(
+        cls, model: ModelConfig, sampling: SamplingConfig, *, chunk_size: int, device: torch.device
+    ) -> Model:
         """The pretrained pipeline on a device."""
         pipe = load_pipeline(_pipeline_class(), model, sampling, device)
         return cls(pipe, sampling, Framewise2D(pipe.vae, chunk_size))
 
-    def compression(self) -> tuple[int, int]:
+    def vae_scale_factors(self) -> tuple[int, int]:
         return 1, self.pipe.vae_scale_factor
 
-    def as_stepped(self, latents: Noise) -> Tensor:
+    def to_scheduler_layout(self, latents: Noise) -> Tensor:
         return latents.transpose(1, 2).flatten(0, 1)
 
-    def call_arguments(self) -> dict[str, Any]:
-        return super().call_arguments() | {"eta": self.sampling.eta}
+    def pipeline_kwargs(self) -> dict[str, Any]:
+        return super().pipeline_kwargs() | {"eta": self.sampling.eta}
 
 
 def _pipeline_class() -> Any:

@@ -25,25 +25,32 @@ class Model(PipelineModel):
 
     denoiser_name = "unet"
     embeddings = ()
-    unguided = MappingProxyType({"max_guidance_scale": 1.0})
-    takes_images = True
+    no_guidance_kwargs = MappingProxyType({"max_guidance_scale": 1.0})
+    is_image_to_video = True
 
     @classmethod
-    def load(cls, model: ModelConfig, sampling: SamplingConfig, *, chunk_size: int, device: torch.device) -> Model:
+    def load(
+        cls, model: ModelConfig, sampling: SamplingConfig, *, chunk_size: int, device: torch.device
+    ) -> Model:
         """The pretrained pipeline on a device; ``chunk_size`` is not used, as portions change this decoder's pixels."""
         pipe = load_pipeline(StableVideoDiffusionPipeline, model, sampling, device)
-        return cls(pipe, sampling, TemporalChunk(pipe.vae, model.temporal_decoder_frames or sampling.num_frames))
+        return cls(
+            pipe, sampling, TemporalChunk(pipe.vae, model.temporal_decoder_frames or sampling.num_frames)
+        )
 
-    def compression(self) -> tuple[int, int]:
+    def vae_scale_factors(self) -> tuple[int, int]:
         return 1, self.pipe.vae_scale_factor
 
     def latent_channels(self) -> int:
         return super().latent_channels() // 2
 
-    def arrange(self, noise: Noise) -> Tensor:
+    def pack_latents(self, noise: Noise) -> Tensor:
         return noise.transpose(1, 2)
 
-    def call_arguments(self) -> dict[str, Any]:
-        arguments = super().call_arguments()
+    def pipeline_kwargs(self) -> dict[str, Any]:
+        arguments = super().pipeline_kwargs()
         scale = arguments.pop("guidance_scale")
-        return arguments | {"max_guidance_scale": scale, "decode_chunk_size": 2**31}  # the tape takes all latents at once
+        return arguments | {
+            "max_guidance_scale": scale,
+            "decode_chunk_size": 2**31,
+        }  # the hook takes all latents at once

@@ -14,7 +14,7 @@ from vader_ray.models.base import PipelineModel
 from vader_ray.models.core.conditioning import Conditioning
 from vader_ray.models.core.decoders import CausalStream
 from vader_ray.models.core.loading import load_pipeline, published_class
-from vader_ray.models.core.loop_hooks import Tape
+from vader_ray.models.core.loop_hooks import LoopHook
 from vader_ray.types import Latents
 
 
@@ -50,30 +50,38 @@ class Model(PipelineModel):
     stock_loader = True
 
     @classmethod
-    def load(cls, model: ModelConfig, sampling: SamplingConfig, *, chunk_size: int, device: torch.device) -> Model:
+    def load(
+        cls, model: ModelConfig, sampling: SamplingConfig, *, chunk_size: int, device: torch.device
+    ) -> Model:
         """The pretrained pipeline on a device; ``chunk_size`` is not used, the decoder goes by latent frames."""
         kind = published_class(model, WanPipeline, WanImageToVideoPipeline)
         pipe = load_pipeline(kind, model, sampling, device)
         built = cls(pipe, sampling, Stream(pipe.vae, offload_cache=model.offload_decoder_cache))
-        built.takes_images = kind is WanImageToVideoPipeline
-        built.batched = not built.takes_images
+        built.is_image_to_video = kind is WanImageToVideoPipeline
+        built.batched = not built.is_image_to_video
         if pipe.transformer is not None and pipe.transformer.config.image_dim is not None:
-            built.adapter_targets = (*cls.adapter_targets, "add_k_proj", "add_v_proj")  # the stock loader expects them
+            built.adapter_targets = (
+                *cls.adapter_targets,
+                "add_k_proj",
+                "add_v_proj",
+            )  # the stock loader expects them
         return built
 
     def denoisers(self) -> dict[str, nn.Module]:
         found = {name: getattr(self.pipe, name) for name in ("transformer", "transformer_2")}
         return {name: denoiser for name, denoiser in found.items() if denoiser is not None}
 
-    def compression(self) -> tuple[int, int]:
+    def vae_scale_factors(self) -> tuple[int, int]:
         return self.pipe.vae_scale_factor_temporal, self.pipe.vae_scale_factor_spatial
 
     def latent_channels(self) -> int:
         channels: int = self.pipe.vae.config.z_dim
         return channels
 
-    def _drive(self, latents: Tensor, conditioning: Conditioning, tape: Tape, **changes: float) -> Latents:
+    def _run_pipeline(
+        self, latents: Tensor, conditioning: Conditioning, hook: LoopHook, **changes: float
+    ) -> Latents:
         tensors = dict(conditioning.tensors)
-        if self.takes_images:
+        if self.is_image_to_video:
             tensors["image"] = tensors["image"][0]
-        return super()._drive(latents, Conditioning(tensors), tape, **changes)
+        return super()._run_pipeline(latents, Conditioning(tensors), hook, **changes)

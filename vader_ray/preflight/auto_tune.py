@@ -20,7 +20,7 @@ _FASTEST_FIRST = (
     (True, "attention"),
     (True, "block"),
 )
-"""``sampling.replay`` and ``machine.activation_checkpointing`` by how much they compute twice. All exact."""
+"""``sampling.recompute`` and ``runtime.activation_checkpointing`` by how much they compute twice. All exact."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,9 @@ class Remedy:
     count: Count
 
 
-def find_remedies(config: ExperimentConfig, found: Count, fits: Mapping[str, Callable[[int], bool]]) -> dict[str, Remedy]:
+def find_remedies(
+    config: ExperimentConfig, found: Count, fits: Mapping[str, Callable[[int], bool]]
+) -> dict[str, Remedy]:
     """For each device by name, the settings that make the recipe fit; a device that none of them helps is left out.
 
     Args:
@@ -55,19 +57,27 @@ def find_remedies(config: ExperimentConfig, found: Count, fits: Mapping[str, Cal
 
 def _levers(config: ExperimentConfig) -> Iterator[str]:
     """Settings that lower the peak: first the exact ones, then those that move work elsewhere, then those that round."""
-    machine, model = config.machine, config.model
-    if machine.activation_checkpointing != "block":
-        yield "machine.activation_checkpointing=block"
+    runtime, model = config.runtime, config.model
+    if runtime.activation_checkpointing != "block":
+        yield "runtime.activation_checkpointing=block"
     if not model.offload_decoder_cache:
         yield "model.offload_decoder_cache=true"
-    if config.sampling.replay is not True:
-        yield "sampling.replay=true"
-    yield from (f"machine.{name}=1" for name in _BATCHES if getattr(machine, name) != 1)
+    if config.sampling.recompute is not True:
+        yield "sampling.recompute=true"
+    yield from (f"runtime.{name}=1" for name in _BATCHES if getattr(runtime, name) != 1)
     for place, spec in enumerate(config.rewards):
         if spec.placement is None:
             yield f"rewards.{place}.placement.actor={spec.reward.rsplit('.', 1)[-1]}"
-    yield from (f"rewards.{place}.precision=bfloat16" for place, spec in enumerate(config.rewards) if spec.precision == "float32")
-    yield from (f"model.{name}=bfloat16" for name in ("precision", "decoder_precision") if getattr(model, name) != "bfloat16")
+    yield from (
+        f"rewards.{place}.precision=bfloat16"
+        for place, spec in enumerate(config.rewards)
+        if spec.precision == "float32"
+    )
+    yield from (
+        f"model.{name}=bfloat16"
+        for name in ("precision", "decoder_precision")
+        if getattr(model, name) != "bfloat16"
+    )
 
 
 _BATCHES = ("micro_batch_size", "decode_chunk_size", "prefix_batch_size")
@@ -90,7 +100,7 @@ def choose(config: ExperimentConfig, fits: Callable[[int], bool]) -> ExperimentC
     return chosen
 
 
-_SIZES = ("machine.prefix_batch_size", "machine.micro_batch_size")
+_SIZES = ("runtime.prefix_batch_size", "runtime.micro_batch_size")
 
 
 def _choose_kept(config: ExperimentConfig, fits: Callable[[int], bool]) -> ExperimentConfig:
@@ -98,7 +108,7 @@ def _choose_kept(config: ExperimentConfig, fits: Callable[[int], bool]) -> Exper
         if fits((needed := count(chosen)).peak_bytes):
             return chosen
     raise ConfigError(
-        f"sampling.replay and machine.activation_checkpointing: no setting fits, the smallest needs "
+        f"sampling.recompute and runtime.activation_checkpointing: no setting fits, the smallest needs "
         f"{needed.peak_bytes / 2**30:.1f} GiB; `vader-ray check RECIPE --devices …` names other settings"
     )
 
@@ -106,7 +116,7 @@ def _choose_kept(config: ExperimentConfig, fits: Callable[[int], bool]) -> Exper
 def _grown(config: ExperimentConfig, field: str, fits: Callable[[int], bool]) -> ExperimentConfig:
     """With a batch doubled as long as it fits and there are videos for it."""
     size = 2
-    while size <= config.videos_per_step // config.machine.num_workers:
+    while size <= config.videos_per_step // config.runtime.num_workers:
         larger = with_settings(config, {field: size})
         if not fits(count(larger).peak_bytes):
             break
@@ -115,10 +125,15 @@ def _grown(config: ExperimentConfig, field: str, fits: Callable[[int], bool]) ->
 
 
 def _candidates(config: ExperimentConfig) -> Iterable[ExperimentConfig]:
-    sampling, machine = config.sampling, config.machine
-    for replay, kept in _FASTEST_FIRST:
-        if sampling.replay not in ("auto", replay) or machine.activation_checkpointing not in ("auto", kept):
+    sampling, runtime = config.sampling, config.runtime
+    for recompute, kept in _FASTEST_FIRST:
+        if sampling.recompute not in ("auto", recompute) or runtime.activation_checkpointing not in (
+            "auto",
+            kept,
+        ):
             continue
-        if sampling.replay == "auto" and replay == "earlier" and sampling.truncation_depth == 1:
+        if sampling.recompute == "auto" and recompute == "earlier" and sampling.truncation_depth == 1:
             continue  # the last graded step is the only one
-        yield with_settings(config, {"sampling.replay": replay, "machine.activation_checkpointing": kept})
+        yield with_settings(
+            config, {"sampling.recompute": recompute, "runtime.activation_checkpointing": kept}
+        )

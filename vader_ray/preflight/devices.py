@@ -15,7 +15,7 @@ import psutil
 import torch
 
 from vader_ray.config import ConfigError
-from vader_ray.preflight.trackers import Kind, Operation
+from vader_ray.preflight.trackers import Kind, OpRecord
 
 GIB = 2**30
 UTILISATION: dict[Kind, float] = {"matmul": 0.5, "convolution": 0.3, "other": 0.3}
@@ -51,16 +51,16 @@ class Device:
         """Whether tensors of so many bytes fit beside what is not counted."""
         return fits(num_bytes, self.memory_gib * GIB)
 
-    def seconds(self, operations: Mapping[Operation, int]) -> float:
+    def seconds(self, operations: Mapping[OpRecord, int]) -> float:
         """An estimate of the time of these operations, one after the other."""
         computing = sum(self._one(operation) * times for operation, times in operations.items())
         return max(computing, self.launch_seconds * sum(operations.values()))
 
-    def _one(self, operation: Operation) -> float:
+    def _one(self, operation: OpRecord) -> float:
         arithmetic = operation.flops / (1e12 * self._tflops(operation) * UTILISATION[operation.kind])
         return max(arithmetic, operation.num_bytes / (1e12 * self.terabytes_per_second * BANDWIDTH_SHARE))
 
-    def _tflops(self, operation: Operation) -> float:
+    def _tflops(self, operation: OpRecord) -> float:
         if operation.num_bits <= 16:
             return self.half_tflops
         if operation.num_bits == 64:

@@ -1,7 +1,7 @@
 """What a step of a recipe will need, counted without a GPU and without weights.
 
 The recipe's own step runs on paper: the same pipeline loop, staged gradient, decoder and rewards as in training, on tensors
-that have sizes and no values (`vader_ray.preflight.meta_device`), while `LiveTensors` and `Work` count. A count cannot drift from
+that have sizes and no values (`vader_ray.preflight.meta_device`), while `PeakMemoryTracker` and `OpCounter` count. A count cannot drift from
 the code. Denoising steps that cost the same are counted once and multiplied. Not counted: scratch space within kernels, the
 allocator's fragmentation and the GPU libraries' own memory, for which `vader_ray.preflight.devices` keeps a reserve.
 """
@@ -24,12 +24,12 @@ from vader_ray import rewards
 from vader_ray.alignment.algorithms.vader import accumulate_gradient
 from vader_ray.config import ExperimentConfig, VaderConfig, split_image
 from vader_ray.preflight.meta_device import META, on_paper
-from vader_ray.preflight.trackers import LiveTensors, Operation, Work
-from vader_ray.training.distributed import Group
+from vader_ray.preflight.trackers import OpCounter, OpRecord, PeakMemoryTracker
+from vader_ray.training.distributed import WorkerGroup
 from vader_ray.training.evaluation import evaluate
 from vader_ray.training.experiment import Experiment, assemble, batching, build_model, encode
 from vader_ray.training.step import make_rollout
-from vader_ray.types import Frames, Granularity, Plan, Scores, ServedReward, VideoModel
+from vader_ray.types import Frames, Granularity, RemoteReward, Scores, TruncationPlan, VideoModel
 
 DEPTHS = (2, 3)
 """Truncation depths from which deeper ones are extrapolated: every further graded denoising step adds the same."""
@@ -53,7 +53,7 @@ class Count:
     """What an evaluation adds at its peak."""
     host_bytes: int
     """In host memory, the caches of the decoder that wait there."""
-    operations: Mapping[Operation, int]
+    operations: Mapping[OpRecord, int]
     """Kernels of one step, all videos of this worker."""
     denoiser_calls: int
     """Of one step, per video and guidance branch, without recomputations."""
@@ -61,7 +61,10 @@ class Count:
     @property
     def peak_bytes(self) -> int:
         """The most of the device's memory that is ever in use."""
-        return max(self.load_bytes, self.weights_bytes + self.state_bytes + max(self.step_bytes, self.evaluation_bytes))
+        return max(
+            self.load_bytes,
+            self.weights_bytes + self.state_bytes + max(self.step_bytes, self.evaluation_bytes),
+        )
 
     @property
     def flops(self) -> int:
@@ -72,7 +75,7 @@ class Count:
 def count(config: ExperimentConfig) -> Count:
     """What every worker of a recipe needs for one step.
 
-    ``sampling.prefix_cache`` and ``machine.compile``, which save time, are left out; of a random depth the deepest is taken.
+    ``sampling.prefix_cache`` and ``runtime.compile``, which save time, are left out; of a random depth the deepest is taken.
 
     Raises:
         ValueError: another algorithm than VADER, or a configuration file of the model or of a reward is not at hand; says
@@ -93,7 +96,9 @@ def _extrapolated(shallow: Count, deep: Count, times: int) -> Count:
     """What ``deep`` has more than ``shallow``, so many times more."""
     every = shallow.operations.keys() | deep.operations.keys()
     operations = {
-        operation: max(0, _grown(shallow.operations.get(operation, 0), deep.operations.get(operation, 0), times))
+        operation: max(
+            0, _grown(shallow.operations.get(operation, 0), deep.operations.get(operation, 0), times)
+        )
         for operation in every
     }
     return replace(
@@ -110,37 +115,40 @@ def _grown(before: int, after: int, times: int) -> int:
 
 def _count(config: ExperimentConfig, depth: int) -> Count:
     plan = _short_plan(config, depth)
-    num_videos = config.videos_per_step // config.machine.num_workers
-    size = batching(config.machine)
+    num_videos = config.videos_per_step // config.runtime.num_workers
+    size = batching(config.runtime)
     shown = min(num_videos, max(size.prefix, size.micro))
     with _on_blank_images(config, plan, shown) as short, _garbage_kept(), on_paper() as host:
         model = build_model(short, META)
-        whole_model = num_bytes(model.networks())
-        with LiveTensors(META.type) as encoding:
+        whole_model = num_bytes(model.modules())
+        with PeakMemoryTracker(META.type) as encoding:
             rows = encode(model, short.prompts.train)
         conditioning = encoding.now * len({*config.prompts.train, *config.prompts.heldout}) // len(rows)
         experiment = assemble(short, model, META, _elsewhere(config))
         adapter = num_bytes([nn.ParameterList(model.adapter_parameters())])
         earlier = adapter if shown < num_videos else 0  # the gradients of the videos before
         _set_gradients(model, filled=bool(earlier))
-        with LiveTensors(META.type) as live, Work(META.type) as work:
+        with PeakMemoryTracker(META.type) as live, OpCounter(META.type) as work:
             _step(short, experiment, plan, shown)
         calls, waiting = model.denoiser_calls, host.peak
         more = config.sampling.num_inference_steps - plan.num_inference_steps
-        one = _one_denoising_step(short, experiment, plan, shown) if more else Counter[Operation]()
+        one = _one_denoising_step(short, experiment, plan, shown) if more else Counter[OpRecord]()
         _set_gradients(model, filled=True)
-        with LiveTensors(META.type) as evaluation:
-            evaluate(short, experiment, Group())
+        with PeakMemoryTracker(META.type) as evaluation:
+            evaluate(short, experiment, WorkerGroup())
     every = work.operations.keys() | one.keys()
     return Count(
         load_bytes=whole_model + encoding.peak,
-        weights_bytes=num_bytes([*model.networks(), *reward_networks(experiment)]),
+        weights_bytes=num_bytes([*model.modules(), *reward_networks(experiment)]),
         state_bytes=conditioning + earlier + 2 * adapter,
         step_bytes=live.peak,
         evaluation_bytes=adapter - earlier + evaluation.peak,
         host_bytes=waiting,
         operations={key: (work.operations[key] + more * one[key]) * num_videos // shown for key in every},
-        denoiser_calls=calls * num_videos * config.sampling.num_inference_steps // (shown * plan.num_inference_steps),
+        denoiser_calls=calls
+        * num_videos
+        * config.sampling.num_inference_steps
+        // (shown * plan.num_inference_steps),
     )
 
 
@@ -155,25 +163,37 @@ def _garbage_kept() -> Iterator[None]:
         gc.enable()
 
 
-def _short_plan(config: ExperimentConfig, depth: int) -> Plan:
+def _short_plan(config: ExperimentConfig, depth: int) -> TruncationPlan:
     """So many graded denoising steps, with at most two without gradient where the recipe has any number of them."""
     sampling = config.sampling
     num_steps = sampling.num_inference_steps
-    pull = config.algorithm.base_pull if isinstance(config.algorithm, VaderConfig) else 0.0
-    assert sampling.replay != "auto", "chosen before a count"
+    reference_weight = (
+        config.algorithm.reference_penalty if isinstance(config.algorithm, VaderConfig) else 0.0
+    )
+    assert sampling.recompute != "auto", "chosen before a count"
     if sampling.truncation == "uniform":
         short = min(num_steps, 2 * depth + 1)
         graded = tuple((segment + 1) * short // depth - 1 for segment in range(depth))
-        return Plan(short, graded, sampling.chain, sampling.replay, pull)
+        return TruncationPlan(
+            short, graded, sampling.backprop_through_input, sampling.recompute, reference_weight
+        )
     is_window = sampling.truncation == "window"
     before = sampling.window_start if is_window else num_steps - depth
     after = num_steps - before - depth if is_window else 0
     start, rest = min(before, 2), min(max(after, 0), 2)
-    return Plan(start + depth + rest, tuple(range(start, start + depth)), sampling.chain, sampling.replay, pull)
+    return TruncationPlan(
+        start + depth + rest,
+        tuple(range(start, start + depth)),
+        sampling.backprop_through_input,
+        sampling.recompute,
+        reference_weight,
+    )
 
 
 @contextmanager
-def _on_blank_images(config: ExperimentConfig, plan: Plan, num_videos: int) -> Iterator[ExperimentConfig]:
+def _on_blank_images(
+    config: ExperimentConfig, plan: TruncationPlan, num_videos: int
+) -> Iterator[ExperimentConfig]:
     """The recipe with a short sampling, few prompts that each have an image, and a short evaluation."""
     with tempfile.TemporaryDirectory(prefix="vader_ray_blank_") as folder:
         image = Path(folder) / "blank.png"
@@ -184,32 +204,38 @@ def _on_blank_images(config: ExperimentConfig, plan: Plan, num_videos: int) -> I
             "train": tuple(f"{image} | {text}" for text in texts),
             "heldout": tuple(f"{image} | {text}" for text in heldout),
         }
-        num_shown = max(2, batching(config.machine).prefix)
+        num_shown = max(2, batching(config.runtime).prefix)
         yield config.model_copy(
             update={
                 "prompts": config.prompts.model_copy(update=prompts),
                 "sampling": config.sampling.model_copy(
                     update={"num_inference_steps": plan.num_inference_steps, "prefix_cache": "none"}
                 ),
-                "evaluation": config.evaluation.model_copy(update={"num_videos": num_shown, "num_shown": 1, "judge": False}),
-                "machine": config.machine.model_copy(update={"compile": "none"}),
+                "evaluation": config.evaluation.model_copy(update={"num_videos": num_shown, "num_shown": 1}),
+                "runtime": config.runtime.model_copy(update={"compile": "none"}),
             }
         )
 
 
-def _step(config: ExperimentConfig, experiment: Experiment, plan: Plan, num_videos: int) -> None:
+def _step(config: ExperimentConfig, experiment: Experiment, plan: TruncationPlan, num_videos: int) -> None:
     rollout = make_rollout(config, experiment, range(num_videos))
-    accumulate_gradient(experiment.model, experiment.terms, rollout, plan, batching(config.machine), scale=1.0)
+    accumulate_gradient(
+        experiment.model, experiment.terms, rollout, plan, batching(config.runtime), scale=1.0
+    )
 
 
-def _one_denoising_step(config: ExperimentConfig, experiment: Experiment, plan: Plan, num_videos: int) -> Counter[Operation]:
+def _one_denoising_step(
+    config: ExperimentConfig, experiment: Experiment, plan: TruncationPlan, num_videos: int
+) -> Counter[OpRecord]:
     """The operations of one step without gradient: what sampling to the third takes more than to the second."""
-    size, taken = batching(config.machine).prefix, list[Counter[Operation]]()
+    size, taken = batching(config.runtime).prefix, list[Counter[OpRecord]]()
     for stop in (1, 2):
-        with Work(META.type) as work:
+        with OpCounter(META.type) as work:
             for start in range(0, num_videos, size):
                 rollout = make_rollout(config, experiment, range(start, min(start + size, num_videos)))
-                experiment.model.prefix(rollout.conditioning, replace(plan, graded=(stop,)), rollout.seeds)
+                experiment.model.sample_prefix(
+                    rollout.conditioning, replace(plan, grad_steps=(stop,)), rollout.seeds
+                )
         taken.append(work.operations)
     return taken[1] - taken[0]
 
@@ -221,14 +247,18 @@ def _set_gradients(model: VideoModel, *, filled: bool) -> None:
 
 def num_bytes(networks: Sequence[nn.Module]) -> int:
     """Of all parameters and buffers, each once."""
-    tensors = {id(tensor): tensor for network in networks for tensor in (*network.parameters(), *network.buffers())}
+    tensors = {
+        id(tensor): tensor for network in networks for tensor in (*network.parameters(), *network.buffers())
+    }
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
 def reward_networks(experiment: Experiment) -> list[nn.Module]:
-    """The rewards and measures that have weights."""
+    """The rewards and metrics that have weights."""
     held = [term.reward for term in (*experiment.terms, *experiment.eval_terms)]
-    return [each for each in (*held, *(measured.measure for measured in experiment.measures)) if isinstance(each, nn.Module)]
+    return [
+        each for each in (*held, *(each.metric for each in experiment.metrics)) if isinstance(each, nn.Module)
+    ]
 
 
 @dataclass(slots=True)
@@ -238,14 +268,18 @@ class _Elsewhere:
     granularity: Granularity
     unit: str
 
-    def ask_scores(self, frames: Frames, prompts: Sequence[str], chunk_size: int, /) -> Callable[[], Scores]:
+    def submit_scores(
+        self, frames: Frames, prompts: Sequence[str], chunk_size: int, /
+    ) -> Callable[[], Scores]:
         return lambda: frames.new_zeros(len(frames))
 
-    def ask_gradient(self, frames: Frames, prompts: Sequence[str], chunk_size: int, /) -> Callable[[], tuple[Scores, Frames]]:
+    def submit_gradient(
+        self, frames: Frames, prompts: Sequence[str], chunk_size: int, /
+    ) -> Callable[[], tuple[Scores, Frames]]:
         return lambda: (frames.new_zeros(len(frames)), torch.zeros_like(frames))
 
 
-def _elsewhere(config: ExperimentConfig) -> dict[str, ServedReward]:
+def _elsewhere(config: ExperimentConfig) -> dict[str, RemoteReward]:
     placed = [spec for spec in (*config.rewards, *config.eval_rewards) if spec.placement is not None]
     kinds = {spec.name: rewards.resolve(spec.reward) for spec in placed}
     return {name: _Elsewhere(kind.granularity, kind.unit) for name, kind in kinds.items()}  # type: ignore[attr-defined]

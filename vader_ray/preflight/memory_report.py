@@ -15,7 +15,7 @@ from vader_ray.preflight.devices import GIB, Device, device
 from vader_ray.preflight.estimate import Count, count
 
 
-def foresee(config: ExperimentConfig, names: Sequence[str]) -> Iterator[RenderableType]:
+def memory_report(config: ExperimentConfig, names: Sequence[str]) -> Iterator[RenderableType]:
     """What to print for devices of these names, as it becomes known.
 
     Raises:
@@ -24,7 +24,9 @@ def foresee(config: ExperimentConfig, names: Sequence[str]) -> Iterator[Renderab
     devices = {name: device(name) for name in names}
     if left := auto_fields(config):
         if len(devices) > 1:
-            raise ConfigError("--devices: the recipe leaves settings to the free memory (auto), so name one device")
+            raise ConfigError(
+                "--devices: the recipe leaves settings to the free memory (auto), so name one device"
+            )
         config = choose(config, devices[names[0]].fits)
         yield "auto: " + ", ".join(f"{field}={attrgetter(field)(config)}" for field in left)
     found = count(config)
@@ -63,4 +65,6 @@ def _too_small(name: str, found: Count, remedy: Remedy | None) -> str:
     if remedy is None:
         return f"{name}: {found.peak_bytes / GIB:.1f} GiB do not fit, and no setting helps; use fewer frames or pixels"
     overrides, peak = " ".join(remedy.overrides), remedy.count.peak_bytes / GIB
-    return f"{name}: {found.peak_bytes / GIB:.1f} GiB do not fit; {overrides} makes it {peak:.1f} GiB, which fit"
+    return (
+        f"{name}: {found.peak_bytes / GIB:.1f} GiB do not fit; {overrides} makes it {peak:.1f} GiB, which fit"
+    )

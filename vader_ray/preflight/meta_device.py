@@ -28,7 +28,11 @@ def on_paper() -> Iterator[Host]:
 
     Everything that such code asks of a device or of values is answered by the modes below.
     """
-    with _replaced(torch, "autocast", _Autocast), _replaced(functional, _ATTENTION, _attention), _NoValues() as mode:
+    with (
+        _replaced(torch, "autocast", _Autocast),
+        _replaced(functional, _ATTENTION, _attention),
+        _NoValues() as mode,
+    ):
         yield mode.host
 
 
@@ -81,8 +85,12 @@ def _attention(
 ) -> Tensor:
     """Attention that keeps what the fused kernels of every device keep: the meta device has none and would hold the softmax."""
     heads = query.ndim == key.ndim == value.ndim == 4 and query.shape[1] == key.shape[1]
-    if not (query.is_meta and heads and query.shape[-1] == key.shape[-1] == value.shape[-1] and not dropout_p):
-        return _plain_attention(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+    if not (
+        query.is_meta and heads and query.shape[-1] == key.shape[-1] == value.shape[-1] and not dropout_p
+    ):
+        return _plain_attention(
+            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
     if attn_mask is not None and attn_mask.dtype == torch.bool:  # torch keeps what it adds to the scores
         attn_mask = torch.where(attn_mask, query.new_zeros(()), query.new_full((), -torch.inf))
     result: Tensor = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
@@ -113,7 +121,11 @@ class _NoValues(TorchDispatchMode):
         if func is torch.ops.aten.nonzero.default and args[0].is_meta:
             return self._places(args[0], known and func(*known[0]))
         if func is torch.ops.aten._to_copy.default and args[0].is_meta and _to_host(given):
-            return known[0][0].clone() if known else self.host.take(torch.zeros((), dtype=args[0].dtype).expand(args[0].shape))
+            return (
+                known[0][0].clone()
+                if known
+                else self.host.take(torch.zeros((), dtype=args[0].dtype).expand(args[0].shape))
+            )
         result = func(*args, **given)
         if known and _is_small(result) and torch.Tag.nondeterministic_seeded not in func.tags:
             self._learn(result, func(*known[0], **known[1]))

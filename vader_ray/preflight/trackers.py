@@ -36,7 +36,7 @@ FLOP_FORMULAS = ChainMap(flop_registry, _ATTENTION)
 """Arithmetic of a kernel from its inputs: torch's formulas, which stay as they are, and those above."""
 
 
-class LiveTensors(TorchDispatchMode):
+class PeakMemoryTracker(TorchDispatchMode):
     """Bytes of tensors made inside and still alive, now and at the peak: ``max_memory_allocated`` for a device without one.
 
     Sees every operation, also those of the backward pass and of recomputations; not the scratch space within a kernel.
@@ -51,8 +51,14 @@ class LiveTensors(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        made = [item for item in tree_leaves(result) if isinstance(item, Tensor) and self._device in (None, item.device.type)]
-        given = {item.untyped_storage()._cdata for item in tree_leaves((args, kwargs)) if isinstance(item, Tensor)}
+        made = [
+            item
+            for item in tree_leaves(result)
+            if isinstance(item, Tensor) and self._device in (None, item.device.type)
+        ]
+        given = {
+            item.untyped_storage()._cdata for item in tree_leaves((args, kwargs)) if isinstance(item, Tensor)
+        }
         for storage in (tensor.untyped_storage() for tensor in made):
             if storage._cdata not in given | self._alive:  # views and in-place results bring no memory
                 self._add(storage)
@@ -70,7 +76,7 @@ class LiveTensors(TorchDispatchMode):
 
 
 @dataclass(frozen=True, slots=True)
-class Operation:
+class OpRecord:
     """What one kernel does."""
 
     kind: Kind
@@ -83,13 +89,13 @@ class Operation:
     """Read and written, if every input is read once."""
 
 
-class Work(TorchDispatchMode):
+class OpCounter(TorchDispatchMode):
     """How often each operation of a device ran inside, also in the backward pass and in recomputations; views are none."""
 
     def __init__(self, device: str) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._device = device
-        self.operations = Counter[Operation]()
+        self.operations = Counter[OpRecord]()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -104,12 +110,12 @@ def _is_view(func: Any) -> bool:
     return any(alias is not None and not alias.is_write for alias in aliases)
 
 
-def _operation(func: Any, args: Any, kwargs: Any, result: Any, tensors: list[Tensor]) -> Operation:
+def _operation(func: Any, args: Any, kwargs: Any, result: Any, tensors: list[Tensor]) -> OpRecord:
     num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     # The first one decides: attention also hands over its softmax's denominators, which are float32 whatever it computes in.
     packet, dtypes = func._overloadpacket, [tensor.dtype for tensor in tensors if tensor.is_floating_point()]
     num_bits = 8 * (dtypes[0].itemsize if dtypes else 4)
     if packet not in FLOP_FORMULAS:
-        return Operation("other", num_bits, 0, num_bytes)
+        return OpRecord("other", num_bits, 0, num_bytes)
     kind: Kind = "convolution" if packet in _CONVOLUTIONS else "matmul"
-    return Operation(kind, num_bits, int(FLOP_FORMULAS[packet](*args, **kwargs, out_val=result)), num_bytes)
+    return OpRecord(kind, num_bits, int(FLOP_FORMULAS[packet](*args, **kwargs, out_val=result)), num_bytes)

@@ -87,13 +87,19 @@ class Reward(NetworkReward):
 
     def region(self, height: int, width: int) -> tuple[slice, slice]:
         """The centre square; the whole frame where it is squashed."""
-        return self.processor.region(height, width) if self.preprocessing == "published" else super().region(height, width)
+        return (
+            self.processor.region(height, width)
+            if self.preprocessing == "published"
+            else super().region(height, width)
+        )
 
     def score(self, frames: Frames, prompts: Sequence[str], /) -> Scores:
         """Of each video's own label."""
         logits = self.network(pixel_values=self.prepare(frames).to(self.dtype)).logits
         scores = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(dim=-1)
-        wanted = torch.tensor([self.labels.index(self.label_of(prompt)) for prompt in prompts], device=frames.device)
+        wanted = torch.tensor(
+            [self.labels.index(self.label_of(prompt)) for prompt in prompts], device=frames.device
+        )
         own: Tensor = scores.gather(1, wanted[:, None])[:, 0]
         return own.exp() if self.as_probability else own
 
@@ -127,7 +133,9 @@ def find_label(action: str, labels: Sequence[str]) -> str:
     if ranked[0][1] >= CLOSE:
         return ranked[0][0]
     suggestions = ", ".join(repr(label) for label, _ in ranked[:NUM_SUGGESTIONS])
-    raise ConfigError(f"no label of the {len(labels)} is close to action={action!r}; the nearest are {suggestions}")
+    raise ConfigError(
+        f"no label of the {len(labels)} is close to action={action!r}; the nearest are {suggestions}"
+    )
 
 
 @lru_cache(maxsize=4096)
@@ -138,7 +146,12 @@ def nearest_labels(text: str, labels: tuple[str, ...]) -> list[tuple[str, float]
     def rank(label: str) -> tuple[bool, float, int, float]:
         words = _words(label)
         found = sum(any(_same(word, other) for other in said) for word in words)
-        return (words == said, found / max(len(words), 1), found, SequenceMatcher(None, text.lower(), label.lower()).ratio())
+        return (
+            words == said,
+            found / max(len(words), 1),
+            found,
+            SequenceMatcher(None, text.lower(), label.lower()).ratio(),
+        )
 
     ranked = sorted(((label, rank(label)) for label in labels), key=lambda item: item[1], reverse=True)
     return [(label, similarity[1]) for label, similarity in ranked]
@@ -172,4 +185,6 @@ def load_network(folder: Path) -> VideoMAEForVideoClassification:
 
 def _published(names: Iterable[str]) -> dict[str, str]:
     """The published name of each weight that has another one today, and today's."""
-    return {name.replace(now, before): name for before, now in RENAMED.items() for name in names if now in name}
+    return {
+        name.replace(now, before): name for before, now in RENAMED.items() for name in names if now in name
+    }

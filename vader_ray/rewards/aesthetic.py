@@ -14,8 +14,13 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 from vader_ray.config import ConfigError
 from vader_ray.rewards.base import FrameReward, frozen
 from vader_ray.rewards.core.preprocess import Preprocessing, crop, crop_region, normalise, squash
-from vader_ray.rewards.core.transformers_loading import TRANSFORMERS_FILES, check_model_type, image_statistics, load_folder
-from vader_ray.weights import Source, load_strictly, obtain, only_file, read_state_dict
+from vader_ray.rewards.core.transformers_loading import (
+    TRANSFORMERS_FILES,
+    check_model_type,
+    image_statistics,
+    load_folder,
+)
+from vader_ray.weights import Source, load_strictly, only_file, read_state_dict, resolve_weights
 
 ENCODER, HEAD = "openai/clip-vit-large-patch14", "camenduru/improved-aesthetic-predictor"
 HEAD_FILE = "sac+logos+ava1-l14-linearMSE.pth"
@@ -48,9 +53,12 @@ class Reward(FrameReward):
     ) -> None:
         super().__init__()
         if weights is not None:
-            folder = obtain(weights)
+            folder = resolve_weights(weights)
             encoder, head = encoder or str(folder / "image_encoder"), head or str(only_file(folder, "*.pth"))
-        encoder_folder, head_file = obtain(encoder or ENCODER, *TRANSFORMERS_FILES), obtain(head or HEAD, HEAD_FILE)
+        encoder_folder, head_file = (
+            resolve_weights(encoder or ENCODER, *TRANSFORMERS_FILES),
+            resolve_weights(head or HEAD, HEAD_FILE),
+        )
         self.encoder = frozen(load_encoder(encoder_folder))
         self.head = frozen(load_head(head_file if head_file.is_file() else head_file / HEAD_FILE))
         if self.head.num_features != self.encoder.config.projection_dim:
@@ -65,9 +73,15 @@ class Reward(FrameReward):
     def region(self, height: int, width: int) -> tuple[slice, slice]:
         """The centre square; the whole frame where it is squashed."""
         published = self.preprocessing == "published"
-        return crop_region(height, width, self.image_size, "bicubic") if published else super().region(height, width)
+        return (
+            crop_region(height, width, self.image_size, "bicubic")
+            if published
+            else super().region(height, width)
+        )
 
-    def score_images(self, images: Float[Tensor, "n 3 height width"], prompts: Sequence[str], /) -> Float[Tensor, " n"]:
+    def score_images(
+        self, images: Float[Tensor, "n 3 height width"], prompts: Sequence[str], /
+    ) -> Float[Tensor, " n"]:
         """The rating of each image."""
         features = self.encoder(pixel_values=self.prepare(images).to(self.dtype)).image_embeds
         ratings: Tensor = self.head(functional.normalize(features, dim=-1))
@@ -76,7 +90,11 @@ class Reward(FrameReward):
     def prepare(self, images: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n 3 size size"]:
         """What the network sees."""
         size = self.image_size
-        square = crop(images, size, "bicubic") if self.preprocessing == "published" else squash(images, size, "bilinear")
+        square = (
+            crop(images, size, "bicubic")
+            if self.preprocessing == "published"
+            else squash(images, size, "bilinear")
+        )
         return normalise(square, self.image_mean, self.image_std)
 
 
@@ -87,7 +105,9 @@ class Head(nn.Module):
         super().__init__()
         self.num_features = sizes[0]
         pairs = zip(HEAD_LAYERS, sizes, sizes[1:], strict=False)
-        self.layers = nn.Sequential(OrderedDict((str(index), nn.Linear(wide, narrow)) for index, wide, narrow in pairs))
+        self.layers = nn.Sequential(
+            OrderedDict((str(index), nn.Linear(wide, narrow)) for index, wide, narrow in pairs)
+        )
 
     def forward(self, features: Float[Tensor, "n features"]) -> Float[Tensor, "n 1"]:
         """The rating."""

@@ -87,11 +87,15 @@ class FrameReward(NetworkReward):
     def score(self, frames: Frames, prompts: Sequence[str], /) -> Scores:
         """The mean over the frames of each video."""
         num_frames = frames.shape[1]
-        scores = self.score_images(frames.flatten(0, 1), [prompt for prompt in prompts for _ in range(num_frames)])
+        scores = self.score_images(
+            frames.flatten(0, 1), [prompt for prompt in prompts for _ in range(num_frames)]
+        )
         return scores.to(torch.promote_types(scores.dtype, torch.float32)).view(-1, num_frames).mean(dim=1)
 
     @abstractmethod
-    def score_images(self, images: Float[Tensor, "n 3 height width"], prompts: Sequence[str], /) -> Float[Tensor, " n"]:
+    def score_images(
+        self, images: Float[Tensor, "n 3 height width"], prompts: Sequence[str], /
+    ) -> Float[Tensor, " n"]:
         """One score per image, image ``i`` against ``prompts[i]``."""
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vader_ray.rewards.core.clip import TOKENIZER_FILES, TransformersClipReward
 from vader_ray.rewards.core.transformers_loading import TRANSFORMERS_FILES
-from vader_ray.weights import Source, obtain
+from vader_ray.weights import Source, resolve_weights
 
 REPOSITORY = "openai/clip-vit-large-patch14"
 
@@ -25,5 +25,5 @@ class Reward(TransformersClipReward):
     scale = 100.0
 
     def __init__(self, *, weights: Source = REPOSITORY) -> None:
-        folder = obtain(weights, *TRANSFORMERS_FILES, *TOKENIZER_FILES)
+        folder = resolve_weights(weights, *TRANSFORMERS_FILES, *TOKENIZER_FILES)
         super().__init__(folder, str(folder))

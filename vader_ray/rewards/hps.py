@@ -17,7 +17,7 @@ from vader_ray.config import ConfigError, Weights
 from vader_ray.rewards.base import frozen
 from vader_ray.rewards.core.clip import PromptReward
 from vader_ray.rewards.core.preprocess import Preprocessing, letterbox, normalise, squash
-from vader_ray.weights import Source, load_strictly, obtain, only_file, read_state_dict
+from vader_ray.weights import Source, load_strictly, only_file, read_state_dict, resolve_weights
 
 FILES = {"v2.0": "HPS_v2_compressed.pt", "v2.1": "HPS_v2.1_compressed.pt"}
 CONFIG = "open_clip_config.json"
@@ -48,7 +48,7 @@ class Reward(PromptReward):
         preprocessing: Preprocessing = "published",
     ) -> None:
         super().__init__()
-        found = obtain(weights, FILES[version])
+        found = resolve_weights(weights, FILES[version])
         if (found / CONFIG).is_file():
             architecture, checkpoint = str(found), only_file(found, "*.pt")
         else:
@@ -63,7 +63,11 @@ class Reward(PromptReward):
         """What the network sees."""
         visual = self.clip.visual
         size = visual.image_size[0]
-        square = letterbox(images, size, "bicubic") if self.preprocessing == "published" else squash(images, size, "bilinear")
+        square = (
+            letterbox(images, size, "bicubic")
+            if self.preprocessing == "published"
+            else squash(images, size, "bilinear")
+        )
         return normalise(square, visual.image_mean, visual.image_std)
 
     def encode_images(self, pixels: Float[Tensor, "n 3 size size"]) -> Float[Tensor, "n features"]:
@@ -83,7 +87,9 @@ def create(architecture: str, *, device: str | None = None) -> tuple[Any, Any]:
     name = f"local-dir:{architecture}" if Path(architecture).is_dir() else architecture
     try:
         with _quiet():
-            return open_clip.create_model(name, load_weights=False, device=device), open_clip.get_tokenizer(name)
+            return open_clip.create_model(name, load_weights=False, device=device), open_clip.get_tokenizer(
+                name
+            )
     except (RuntimeError, OSError, ValueError, TypeError, KeyError) as error:
         reason = " ".join(str(error).partition(". ")[0].split())
         raise ConfigError(

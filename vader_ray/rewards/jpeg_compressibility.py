@@ -37,7 +37,10 @@ YCBCR = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0
 """JFIF's luminance, blue and red difference."""
 MCU = 16
 """Side of the square of pixels that JPEG codes together when colour has half the resolution."""
-ZIGZAG = sorted(range(64), key=lambda place: (place // 8 + place % 8, place // 8 if (place // 8 + place % 8) % 2 else place % 8))
+ZIGZAG = sorted(
+    range(64),
+    key=lambda place: (place // 8 + place % 8, place // 8 if (place // 8 + place % 8) % 2 else place % 8),
+)
 HEADER_BYTES = 623
 """All that is in a file beside the coded blocks: markers and tables."""
 BLOCK_BITS, COEFFICIENT_BITS, RUN_BITS, SIZE_BITS = 8.6, 0.6, 2.8, 2.5
@@ -88,7 +91,10 @@ class Reward:
 def quantisation(table: Sequence[Sequence[int]], quality: int) -> Float[Tensor, "8 8"]:
     """The table at a quality, as libjpeg scales it."""
     percent = 5000 // quality if quality < 50 else 200 - 2 * quality
-    return torch.tensor([[min(max((step * percent + 50) // 100, 1), 255) for step in row] for row in table], dtype=torch.float64)
+    return torch.tensor(
+        [[min(max((step * percent + 50) // 100, 1), 255) for step in row] for row in table],
+        dtype=torch.float64,
+    )
 
 
 def _planes(images: Float[Tensor, "n 3 height width"]) -> list[Float[Tensor, "n h w"]]:
@@ -102,7 +108,9 @@ def _planes(images: Float[Tensor, "n 3 height width"]) -> list[Float[Tensor, "n 
 def _bits(plane: Float[Tensor, "n h w"], table: Float[Tensor, "8 8"]) -> Float[Tensor, " n"]:
     coefficients = _transformed(plane, table)
     first, others = coefficients[..., 0], coefficients[..., 1:]
-    steps = first - functional.pad(first, (1, 0))[:, :-1]  # the mean of a block is coded as its difference from the last one
+    steps = (
+        first - functional.pad(first, (1, 0))[:, :-1]
+    )  # the mean of a block is coded as its difference from the last one
     present = others**6 / (others**6 + 0.5**6)
     each = COEFFICIENT_BITS + RUN_BITS * torch.log2(1 + _runs(present)) + SIZE_BITS * _magnitude(others)
     bits: Tensor = BLOCK_BITS + _magnitude(steps) + (present * each).sum(dim=-1)

@@ -44,7 +44,9 @@ class Reward:
             ValueError: a single frame has no motion.
         """
         if frames.shape[1] < 2:
-            raise ValueError("motion compares neighbouring frames and got 1; give the reward at least 2 (setting frames)")
+            raise ValueError(
+                "motion compares neighbouring frames and got 1; give the reward at least 2 (setting frames)"
+            )
         speed = (flow(frames).square().sum(dim=2) + STILL**2).sqrt() - STILL
         return speed.mean(dim=(1, 2, 3))
 

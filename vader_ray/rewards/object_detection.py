@@ -25,7 +25,7 @@ from vader_ray.rewards.core.transformers_loading import (
     load_folder,
     read_json,
 )
-from vader_ray.weights import Source, obtain
+from vader_ray.weights import Source, resolve_weights
 
 REPOSITORY = "hustvl/yolos-base"
 RENAMED = {"vit.encoder.mid_position_embeddings": "vit.encoder.interpolation.mid_position_embeddings"}
@@ -73,14 +73,16 @@ class Reward(FrameReward):
         preprocessing: Preprocessing = "published",
     ) -> None:
         super().__init__()
-        folder = obtain(weights, *TRANSFORMERS_FILES)
+        folder = resolve_weights(weights, *TRANSFORMERS_FILES)
         self.detector = frozen(load_detector(folder))
         self.image_mean, self.image_std = image_statistics(folder)
         self.edges = _edges(folder / "preprocessor_config.json")
         self.index = class_index(object, self.detector.config.id2label)
         self.mode, self.rule, self.threshold, self.preprocessing = mode, score, threshold, preprocessing
 
-    def score_images(self, images: Float[Tensor, "n 3 height width"], prompts: Sequence[str], /) -> Float[Tensor, " n"]:
+    def score_images(
+        self, images: Float[Tensor, "n 3 height width"], prompts: Sequence[str], /
+    ) -> Float[Tensor, " n"]:
         """The score of each image, at least float32."""
         logits: Tensor = self.detector(pixel_values=self.prepare(images).to(self.dtype)).logits
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
@@ -92,7 +94,9 @@ class Reward(FrameReward):
         if self.preprocessing == "published":
             resized = resize(images, *fitted(height, width, *self.edges), "bilinear")
         else:
-            resized = resize(images, VADER_HEIGHT, int(VADER_HEIGHT * width / height), "bilinear", antialias=False)
+            resized = resize(
+                images, VADER_HEIGHT, int(VADER_HEIGHT * width / height), "bilinear", antialias=False
+            )
         return normalise(resized, self.image_mean, self.image_std)
 
     def _soft(self, logits: Float[Tensor, "n tokens classes"]) -> Float[Tensor, " n"]:
@@ -137,7 +141,9 @@ def class_index(name: str, labels: Mapping[int, str]) -> int:
     indices = {label: index for index, label in labels.items() if label != NOT_A_CLASS}
     if name not in indices:
         near = get_close_matches(name.lower(), indices, n=3, cutoff=0.5) or sorted(indices)[:10]
-        raise ConfigError(f"the detector has no class {name!r}; the nearest of its {len(indices)} are {', '.join(near)}")
+        raise ConfigError(
+            f"the detector has no class {name!r}; the nearest of its {len(indices)} are {', '.join(near)}"
+        )
     return int(indices[name])
 
 
@@ -156,5 +162,7 @@ def _edges(path: Path) -> tuple[int, int]:
     if isinstance(size, int):
         return size, int(settings.get("max_size", LONGEST_EDGE))
     if not isinstance(size, dict) or "shortest_edge" not in size:
-        raise ConfigError(f"{path} states no shortest_edge under size but {size!r}; copy it from the weights' hub repository")
+        raise ConfigError(
+            f"{path} states no shortest_edge under size but {size!r}; copy it from the weights' hub repository"
+        )
     return int(size["shortest_edge"]), int(size.get("longest_edge", LONGEST_EDGE))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vader_ray.rewards.core.clip import TransformersClipReward
 from vader_ray.rewards.core.transformers_loading import TRANSFORMERS_FILES
-from vader_ray.weights import Source, obtain
+from vader_ray.weights import Source, resolve_weights
 
 REPOSITORY, TOKENIZER = "yuvalkirstain/PickScore_v1", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 
@@ -24,7 +24,9 @@ class Reward(TransformersClipReward):
     licence = "not stated"
 
     def __init__(self, *, weights: Source = REPOSITORY, tokenizer: Source | None = None) -> None:
-        folder = obtain(weights, *TRANSFORMERS_FILES)
+        folder = resolve_weights(weights, *TRANSFORMERS_FILES)
         brings_its_own = tokenizer is None and (folder / "tokenizer.json").is_file()
         super().__init__(folder, str(folder) if brings_its_own else tokenizer or TOKENIZER)
-        self.scale = float(self.clip.logit_scale.exp())  # 100 in the published weights, whatever the precision later
+        self.scale = float(
+            self.clip.logit_scale.exp()
+        )  # 100 in the published weights, whatever the precision later

@@ -80,7 +80,12 @@ class Reward(NetworkReward):
                 f"{folder}: frames of {self.processor.size} pixels do not fit a network for {self.network.config.crop_size} "
                 f"in patches of {self.network.config.patch_size}, at least 2 × 2; give the processor of these weights"
             )
-        self.num_masks, self.seed, self.context, self.target_gradient = num_masks, seed, context, target_gradient
+        self.num_masks, self.seed, self.context, self.target_gradient = (
+            num_masks,
+            seed,
+            context,
+            target_gradient,
+        )
 
     def region(self, height: int, width: int) -> tuple[slice, slice]:
         """The centre square."""
@@ -93,15 +98,21 @@ class Reward(NetworkReward):
                 f"vjepa takes {self.tubelet} frames at a time and cannot divide {frames.shape[1]}; set sampling.num_frames to a "
                 f"multiple of {self.tubelet}, or the reward's frames to a rule that leaves one"
             )
-        return torch.stack([self._score_video(video, prompt) for video, prompt in zip(frames, prompts, strict=True)])
+        return torch.stack(
+            [self._score_video(video, prompt) for video, prompt in zip(frames, prompts, strict=True)]
+        )
 
-    def masks(self, prompt: str, num_frames: int) -> list[tuple[Int[Tensor, " visible"], Int[Tensor, " hidden"]]]:
+    def masks(
+        self, prompt: str, num_frames: int
+    ) -> list[tuple[Int[Tensor, " visible"], Int[Tensor, " hidden"]]]:
         """Token indices of the visible and of the hidden places of each mask, ascending."""
         generator = torch.Generator().manual_seed(zlib.crc32(f"{self.seed} {prompt}".encode()))
         device = next(self.parameters()).device
         pairs = []
         for num_blocks, area in BLOCKS * self.num_masks:
-            hidden = draw_mask(self.grid, num_blocks, area, generator).flatten().repeat(num_frames // self.tubelet)
+            hidden = (
+                draw_mask(self.grid, num_blocks, area, generator).flatten().repeat(num_frames // self.tubelet)
+            )
             pairs.append(((~hidden).nonzero()[:, 0].to(device), hidden.nonzero()[:, 0].to(device)))
         return pairs
 
@@ -113,7 +124,9 @@ class Reward(NetworkReward):
         targets = self._targets(whole if self.target_gradient else whole.detach())
         losses = []
         for visible, hidden in self.masks(prompt, len(video)):
-            context = self._encode(patches[:, visible], visible) if self.context == "visible" else whole[:, visible]
+            context = (
+                self._encode(patches[:, visible], visible) if self.context == "visible" else whole[:, visible]
+            )
             losses.append((self._predict(context, visible, hidden) - targets[:, hidden]).abs().mean())
         return -torch.stack(losses).mean()
 
@@ -137,23 +150,34 @@ class Reward(NetworkReward):
         hidden: Int[Tensor, " hidden"],
     ) -> Float[Tensor, "1 hidden features"]:
         # The predictor picks its context out of all tokens by index; what stands at the hidden places is not read.
-        tokens = context.new_zeros(1, len(visible) + len(hidden), context.shape[-1]).index_copy(1, visible, context)
+        tokens = context.new_zeros(1, len(visible) + len(hidden), context.shape[-1]).index_copy(
+            1, visible, context
+        )
         prediction: Tensor = self.network.predictor(tokens, [visible[None]], [hidden[None]]).last_hidden_state
         return prediction
 
 
-def draw_mask(size: int, num_blocks: int, area: float, generator: torch.Generator) -> Bool[Tensor, "size size"]:
+def draw_mask(
+    size: int, num_blocks: int, area: float, generator: torch.Generator
+) -> Bool[Tensor, "size size"]:
     """True at the hidden places of a ``size`` × ``size`` grid: the union of equal blocks at random places.
 
     As in the reference the blocks of a mask share their height and width, drawn once, and a mask that hides everything is drawn
     again. A block has at least one place, for grids smaller than any that V-JEPA trains on.
     """
     while True:
-        aspect = ASPECT[0] + (ASPECT[1] - ASPECT[0]) * float(torch.rand((), generator=generator, dtype=torch.float64))
-        height, width = (min(max(round(math.sqrt(int(size * size * area) * ratio)), 1), size) for ratio in (aspect, 1 / aspect))
+        aspect = ASPECT[0] + (ASPECT[1] - ASPECT[0]) * float(
+            torch.rand((), generator=generator, dtype=torch.float64)
+        )
+        height, width = (
+            min(max(round(math.sqrt(int(size * size * area) * ratio)), 1), size)
+            for ratio in (aspect, 1 / aspect)
+        )
         hidden = torch.zeros(size, size, dtype=torch.bool)
         for _ in range(num_blocks):
-            top, left = (int(torch.randint(size - side + 1, (), generator=generator)) for side in (height, width))
+            top, left = (
+                int(torch.randint(size - side + 1, (), generator=generator)) for side in (height, width)
+            )
             hidden[top : top + height, left : left + width] = True
         if not hidden.all():
             return hidden

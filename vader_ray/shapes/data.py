@@ -96,7 +96,9 @@ def draw_scenes(num_scenes: int, generator: Generator, *, num_frames: int = NUM_
     unsteady = chance(0.3)
     jitter = torch.where(unsteady, uniform(0.3, 1.0), 0.0)[:, None, None]
     flicker = torch.where(unsteady, uniform(0.05, 0.20), 0.0)[:, None]
-    along = uniform(0.95, 1.20)[:, None] * torch.linspace(-0.5, 0.5, num_frames) + uniform(-0.05, 0.05)[:, None]
+    along = (
+        uniform(0.95, 1.20)[:, None] * torch.linspace(-0.5, 0.5, num_frames) + uniform(-0.05, 0.05)[:, None]
+    )
     across = uniform(-0.25, 0.25)
     heading = _DIRECTION_XY[direction]
     side = heading.flip(-1).abs()
@@ -122,7 +124,9 @@ def draw_scenes(num_scenes: int, generator: Generator, *, num_frames: int = NUM_
     )
 
 
-def _mislabel(shape: Tensor, colour: Tensor, direction: Tensor, wrong: Tensor, choice: Callable[[int], Tensor]) -> list[Tensor]:
+def _mislabel(
+    shape: Tensor, colour: Tensor, direction: Tensor, wrong: Tensor, choice: Callable[[int], Tensor]
+) -> list[Tensor]:
     """What the captions say: where `wrong`, exactly one of the three attributes is another one."""
     which = choice(3)
     said = []
@@ -249,7 +253,9 @@ def _signed_distance(offset: Tensor, shape: Tensor, radius: Tensor) -> Tensor:
     circle = length - 0.92 * radius
     square = torch.maximum(x.abs(), y.abs()) - 0.82 * radius
     lowered = y - 0.1 * radius
-    triangle = torch.maximum(lowered, x.abs() * cos(pi / 6) - lowered * sin(pi / 6) - radius * 0.3) - 0.6 * radius
+    triangle = (
+        torch.maximum(lowered, x.abs() * cos(pi / 6) - lowered * sin(pi / 6) - radius * 0.3) - 0.6 * radius
+    )
     folded = ((torch.atan2(x, -y) + pi / 5) % (2 * pi / 5) - pi / 5).abs()
     inner, outer = 0.54 * radius, 1.30 * radius
     run, rise = inner * cos(pi / 5) - outer, inner * sin(pi / 5)

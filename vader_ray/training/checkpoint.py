@@ -1,95 +1,115 @@
-"""Checkpoints: a folder that holds everything an exact continuation needs.
+"""Checkpoints: folders with all that an exact continuation needs.
 
 ``adapter/`` and ``best_adapter/`` in the model's own adapter format, ``optimizer.pt``, ``state.json``, and ``base.pt``: the
-base model's held-out videos as thumbnails. A checkpoint is written beside its final name and renamed, so a folder with the
-final name is whole.
+features of the base model's held-out videos for the metrics that compare with them. A checkpoint is written under another
+name and renamed, so a folder with the final name is complete.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from vader_ray.files import atomic_write
 from vader_ray.types import VideoModel
 
 
 @dataclass(slots=True)
 class State:
-    """What a run has done so far, beside adapter and optimizer."""
+    """Progress, costs and evaluations of a run: all of its state but adapter and optimizer."""
 
     step: int = 0
+    """Training steps taken."""
     reward_queries: int = 0
+    """Training videos that were scored, over all workers."""
     denoiser_calls: int = 0
+    """Forward passes of the denoiser in training, per video and guidance branch, over all workers; recomputations are not
+    counted."""
     train_seconds: float = 0.0
-    """Of the steps alone."""
+    """Wall-clock seconds of the training steps, without loading and evaluations."""
     worker_seconds: float = 0.0
-    """The same, added up over the workers that were there."""
+    """``train_seconds`` summed over the workers."""
+    gpu_hours: float = 0.0
+    """``worker_seconds`` in hours on GPUs, 0 on CPUs."""
     wall_seconds: float = 0.0
-    """Evaluations and earlier sessions included."""
+    """Wall-clock seconds of the run, evaluations and earlier sessions included."""
     nonfinite_steps: int = 0
+    """Steps that were skipped because their gradient was not finite."""
     nonfinite_in_a_row: int = 0
+    """Number of latest steps in a row that were skipped."""
     best_step: int = 0
+    """Step of the best adapter."""
     best_metrics: dict[str, float] = field(default_factory=dict)
-    """Of the evaluation whose adapter is kept."""
+    """Metrics of the evaluation of the best adapter."""
     before: dict[str, list[float]] = field(default_factory=dict)
-    """Scores of the held-out videos before training."""
+    """Score of every held-out video before training, by reward."""
     before_metrics: dict[str, float] = field(default_factory=dict)
+    """Metrics of the evaluation before training."""
     last_metrics: dict[str, float] = field(default_factory=dict)
-    """Of the last evaluation."""
+    """Metrics of the last evaluation."""
     guard_reference: dict[str, list[float]] = field(default_factory=dict)
-    """Per guarded measure, the values that it is compared with."""
+    """Value of every held-out video with which the guard compares, by metric."""
     guard_reference_step: dict[str, int] = field(default_factory=dict)
+    """Step of the evaluation that gave ``guard_reference``, by metric."""
     guard_over: dict[str, list[int]] = field(default_factory=dict)
-    """Per guarded measure, the steps of the last evaluations in a row that were beyond the bound."""
+    """Steps of the latest evaluations in a row beyond the guard's bound, by metric."""
     alarms: list[str] = field(default_factory=list)
-    """What the guard has said."""
+    """Messages of the guard."""
     stopped: str = ""
-    """Why the guard ended the run."""
+    """Message with which the guard ended the run; empty while it goes on."""
     memory: dict[str, list[float]] = field(default_factory=dict)
-    """The algorithm's, of earlier steps."""
-    tags: dict[str, str] = field(default_factory=dict)
-    """The caller's, e.g. the MLflow run that this run belongs to."""
+    """State of the algorithm between steps (DDPO: the latest rewards of each prompt)."""
 
 
 def save(
-    folder: Path, state: State, model: VideoModel, optimizer: torch.optim.Optimizer, best_adapter: Path, base: Tensor
+    folder: Path,
+    state: State,
+    model: VideoModel,
+    optimizer: torch.optim.Optimizer,
+    best_adapter: Path,
+    base: Mapping[str, Tensor],
 ) -> Path:
-    """Write a checkpoint; the folder appears whole or not at all.
+    """Write a checkpoint; the folder appears complete or not at all.
+
+    Args:
+        base: features of the base model's held-out videos, by metric.
 
     Raises:
-        OSError: the disk is full or the folder cannot be written; what was there before stays.
+        OSError: the disk is full or the folder cannot be written; an earlier checkpoint in it stays.
     """
-    unfinished = folder.with_name(folder.name + ".unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    model.save_adapter(unfinished / "adapter")
-    shutil.copytree(best_adapter, unfinished / "best_adapter")
-    torch.save(optimizer.state_dict(), unfinished / "optimizer.pt")
-    torch.save(base, unfinished / "base.pt")
-    (unfinished / "state.json").write_text(json.dumps(asdict(state), indent=1), encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(unfinished, folder)
+    with atomic_write(folder) as unfinished:
+        unfinished.mkdir()
+        model.save_adapter(unfinished / "adapter")
+        shutil.copytree(best_adapter, unfinished / "best_adapter")
+        torch.save(optimizer.state_dict(), unfinished / "optimizer.pt")
+        torch.save(dict(base), unfinished / "base.pt")
+        (unfinished / "state.json").write_text(json.dumps(asdict(state), indent=1), encoding="utf-8")
     return folder
 
 
-def restore(folder: Path, model: VideoModel, optimizer: torch.optim.Optimizer) -> tuple[State, Tensor]:
-    """Put adapter and optimizer back; the state of the run, and the base model's thumbnails.
+def restore(
+    folder: Path, model: VideoModel, optimizer: torch.optim.Optimizer
+) -> tuple[State, dict[str, Tensor]]:
+    """Load adapter and optimizer; return the state of the run, and the features of the base model's videos.
 
     Raises:
         ValueError: the folder is no checkpoint, or one of another model.
     """
     try:
         state = State(**json.loads((folder / "state.json").read_text(encoding="utf-8")))
-        saved, base = (torch.load(folder / name, weights_only=True, map_location="cpu") for name in ("optimizer.pt", "base.pt"))
+        saved, base = (
+            torch.load(folder / name, weights_only=True, map_location="cpu")
+            for name in ("optimizer.pt", "base.pt")
+        )
     except (OSError, json.JSONDecodeError, TypeError, RuntimeError, EOFError) as error:
         raise ValueError(
-            f"{folder} is not a whole checkpoint ({type(error).__name__}: {error}); continue from an earlier one"
+            f"{folder} is not a complete checkpoint ({type(error).__name__}: {error}); continue from an earlier one"
         ) from None
     model.load_adapter(folder / "adapter")
     optimizer.load_state_dict(saved)

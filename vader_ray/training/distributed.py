@@ -1,4 +1,4 @@
-"""The workers of a run, as the training loop sees them: a sum and a gather, the same for one process and for many."""
+"""Collective operations of a run's workers: a sum and a gather, the same for one process and for many."""
 
 from __future__ import annotations
 
@@ -13,11 +13,16 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
-    """This worker's place among ``world_size`` workers; more than one need an initialised process group."""
+class WorkerGroup:
+    """The workers of a run, from the point of view of one of them.
+
+    With more than one worker, torch's default process group must be initialised.
+    """
 
     rank: int = 0
+    """Index of this worker; worker 0 writes files."""
     world_size: int = 1
+    """Number of workers."""
 
     def sum_(self, tensors: Sequence[Tensor]) -> None:
         """Replace every tensor by its sum over the workers, with one all-reduce."""
@@ -28,15 +33,15 @@ class Group:
         for tensor, total in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
             tensor.copy_(total.view_as(tensor))
 
-    def gather(self, mine: Sequence[T]) -> list[T]:
-        """The items of all workers, by rank, on every worker. Items are pickled: keep them small."""
+    def gather(self, own: Sequence[T]) -> list[T]:
+        """Return the items of all workers in order of rank, on every worker. Items are pickled: keep them small."""
         if self.world_size == 1:
-            return list(mine)
+            return list(own)
         parts: list[Sequence[T]] = [()] * self.world_size
-        distributed.all_gather_object(parts, mine)
+        distributed.all_gather_object(parts, own)
         return [item for part in parts for item in part]
 
     def share(self, num_items: int) -> range:
-        """The contiguous share of ``num_items`` that belongs to this worker."""
+        """Return the indices of this worker's contiguous share of ``num_items``."""
         size = -(-num_items // self.world_size)
         return range(min(self.rank * size, num_items), min((self.rank + 1) * size, num_items))

@@ -1,4 +1,4 @@
-"""One step without its update: proof that a recipe can be run on this machine."""
+"""Dry run: one training step without its optimizer update, to test that a recipe runs on this machine."""
 
 from __future__ import annotations
 
@@ -10,50 +10,58 @@ from statistics import fmean
 import torch
 from torch import Tensor, nn
 
-from vader_ray.alignment.base import Whole
+from vader_ray.alignment.base import StepContext
 from vader_ray.config import ExperimentConfig
-from vader_ray.training.distributed import Group
+from vader_ray.training.distributed import WorkerGroup
 from vader_ray.training.experiment import Experiment, batching, build
 from vader_ray.training.loop import peak_gib
 from vader_ray.training.step import choose_algorithm, make_rollout, sum_and_clip
-from vader_ray.types import ServedReward
+from vader_ray.types import RemoteReward
 
 
 @dataclass(frozen=True, slots=True)
 class StepCheck:
-    """What one step took on one worker."""
+    """Time, memory and results of one step on one worker."""
 
     num_adapter_parameters: int
+    """Number of trained parameters."""
     weights_gib: float
-    """Model and rewards, after the text encoders were freed."""
+    """Memory of model, rewards and metrics in GiB, after the text encoders were freed."""
     peak_gib: float
-    """Of the device, or of the process on the CPU, libraries included."""
+    """Peak memory in GiB: of tensors on a GPU; on the CPU of the whole process, libraries included."""
     step_seconds: float
+    """Wall-clock seconds of sampling, rewards and backward pass."""
     gradient_norm: float
+    """L2 norm of the adapter's gradient over all workers."""
     scores: dict[str, float]
     """Mean score of each trained reward over this worker's videos."""
 
 
 def check_step(
-    config: ExperimentConfig, group: Group, device: torch.device, served: Mapping[str, ServedReward] | None = None
+    config: ExperimentConfig,
+    group: WorkerGroup,
+    device: torch.device,
+    remote: Mapping[str, RemoteReward] | None = None,
 ) -> tuple[StepCheck, Tensor]:
-    """What one step took, and the adapter's gradient over all workers on the CPU.
+    """Take one step; return its time and memory, and the adapter's gradient over all workers, on the CPU.
 
     Raises:
         ValueError: something cannot be loaded, or the gradient is zero or not finite.
     """
-    experiment = build(config, device, served)
-    algorithm, whole = choose_algorithm(config, 0), Whole(config.videos_per_step, group.gather, {})
+    experiment = build(config, device, remote)
+    algorithm, whole = choose_algorithm(config, 0), StepContext(config.videos_per_step, group.gather, {})
     rollout = make_rollout(config, experiment, list(group.share(config.videos_per_step)))
     started = time.monotonic()
-    update = next(algorithm.updates(experiment.model, experiment.terms, rollout, batching(config.machine), whole))
+    update = next(
+        algorithm.updates(experiment.model, experiment.terms, rollout, batching(config.runtime), whole)
+    )
     norm = sum_and_clip(experiment.model, group, float("inf"))
     seconds = time.monotonic() - started
     if not 0 < norm < float("inf"):
         raise ValueError(
-            f"the adapter's gradient is {norm} for {len(update.graded)} graded denoising steps ({update.graded}); "
-            "grade other steps (sampling.truncation, truncation_depth), adapt other layers (adapter.target_modules) "
-            "or mend the reward"
+            f"the adapter's gradient is {norm} for {len(update.grad_steps)} gradient steps ({update.grad_steps}); "
+            "choose other gradient steps (sampling.truncation, truncation_depth), adapt other layers "
+            "(adapter.target_modules) or correct the reward"
         )
     parameters = experiment.model.adapter_parameters()
     gradient = torch.cat([parameter.grad.flatten() for parameter in parameters if parameter.grad is not None])
@@ -64,13 +72,23 @@ def check_step(
         peak_gib=peak_gib(device),
         step_seconds=seconds,
         gradient_norm=norm,
-        scores={name: fmean(value for part in update.scored for value in part.scores[name].tolist()) for name in names},
+        scores={
+            name: fmean(value for part in update.scored for value in part.scores[name].tolist())
+            for name in names
+        },
     )
     return found, gradient.cpu()
 
 
 def _weights_bytes(experiment: Experiment) -> int:
     networks: list[object] = [term.reward for term in (*experiment.terms, *experiment.eval_terms)]
-    networks += [measured.measure for measured in experiment.measures]
-    modules = [*experiment.model.networks(), *(network for network in networks if isinstance(network, nn.Module))]
-    return sum(parameter.numel() * parameter.element_size() for module in modules for parameter in module.parameters())
+    networks += [each.metric for each in experiment.metrics]
+    modules = [
+        *experiment.model.modules(),
+        *(network for network in networks if isinstance(network, nn.Module)),
+    ]
+    return sum(
+        parameter.numel() * parameter.element_size()
+        for module in modules
+        for parameter in module.parameters()
+    )

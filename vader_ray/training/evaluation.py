@@ -1,164 +1,236 @@
-"""Evaluation on held-out prompts with fixed noise: the trained rewards, others that were not trained, and what rewards miss."""
+"""Evaluation on held-out prompts with fixed noise: trained rewards, held-out rewards, and metrics."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from statistics import fmean, stdev
+from statistics import fmean
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from vader_ray.alignment.frames import choose_frames, every_frame_rule
-from vader_ray.alignment.reward_gradient import Term, ask_scores
+from vader_ray.alignment.reward_gradient import RewardTerm, submit_scores
 from vader_ray.config import ExperimentConfig, split_image
-from vader_ray.metrics.statistics import Thumbnails, draw_resamples, interval, speeds, spread, thumbnails
-from vader_ray.shapes.judge import Judge
-from vader_ray.training.distributed import Group
+from vader_ray.metrics import Features, PairedMetric, SetMetric, VideoMetric
+from vader_ray.metrics.core.statistics import bootstrap_interval, draw_resamples, standard_error
+from vader_ray.training.distributed import WorkerGroup
 from vader_ray.training.events import Video
-from vader_ray.training.experiment import Experiment, Measure, batching
-from vader_ray.training.seeding import derive
-from vader_ray.types import Codec, Frames, Latents
+from vader_ray.training.experiment import EvalMetric, Experiment, batching
+from vader_ray.training.seeding import derive_seed
+from vader_ray.types import Frames, Latents, Scores, VideoDecoder
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What one evaluation saw, the same on every worker."""
+    """Result of one evaluation, the same on every worker."""
 
     metrics: dict[str, float]
+    """Means over the held-out videos, by logged name (``eval/…``)."""
     scores: dict[str, list[float]]
-    """Per reward (and ``objective``), the score of every held-out video: for paired differences."""
-    traits: dict[str, list[float]]
-    """``diversity``, ``motion`` and the judge's verdicts (``judge/colour``) of every held-out video; in a run also
-    ``distance_to_base``."""
+    """Score of every held-out video for each reward and for ``objective``; the paired differences are taken of these."""
+    metric_values: dict[str, list[float]]
+    """Value of every held-out video for each metric, by its name without ``eval/``: ``motion``, ``caption_accuracy/shape``."""
     videos: tuple[Video, ...]
-    """The videos to be shown."""
-    thumbnails: Thumbnails
-    """Of every held-out video: what later evaluations measure their distance to."""
+    """The held-out videos that are shown, with their frames."""
+    base_features: dict[str, Features]
+    """Features of every held-out video for each `PairedMetric`: those of the first evaluation are the base model's."""
+    lower_is_better: frozenset[str]
+    """Logged names of the metrics that are better when low."""
 
     def values(self, metric: str) -> list[float]:
-        """A metric ``eval/…``, video by video."""
+        """Return the value of every held-out video for a logged metric ``eval/…``."""
         name = metric.removeprefix("eval/")
-        return self.traits[name] if name in self.traits else self.scores[name.removeprefix("reward/")]
+        if name in self.metric_values:
+            return self.metric_values[name]
+        return self.scores[name.removeprefix("reward/")]
+
+    def sign(self, metric: str) -> float:
+        """Return 1 for a logged metric that is better when high, −1 for one that is better when low."""
+        return -1.0 if metric in self.lower_is_better else 1.0
 
 
 @torch.no_grad()
-def evaluate(config: ExperimentConfig, experiment: Experiment, group: Group) -> Evaluation:
-    """Sample the held-out videos, in the same batches whatever the number of workers, and score them."""
-    numbered, size = list(enumerate(_heldout(config))), batching(config.machine).prefix
+def evaluate(config: ExperimentConfig, experiment: Experiment, group: WorkerGroup) -> Evaluation:
+    """Sample the held-out videos, in the same batches whatever the number of workers, and score them.
+
+    Metrics that compare with the base model's videos are added by `compare_with_base`.
+    """
+    numbered, size = list(enumerate(_heldout(config))), batching(config.runtime).prefix
     batches = [numbered[start : start + size] for start in range(0, len(numbered), size)]
-    mine = [video for index in group.share(len(batches)) for video in _watch(config, experiment, batches[index])]
-    watched = _compared(experiment.measures, group.gather(mine))
-    scores = {name: [item.scores[name] for item in watched] for name in watched[0].scores}
+    own = [
+        video
+        for index in group.share(len(batches))
+        for video in _evaluate_batch(config, experiment, batches[index])
+    ]
+    videos = group.gather(own)
+    scores = {name: [video.scores[name] for video in videos] for name in videos[0].scores}
     metrics = {f"eval/reward/{name}": fmean(values) for name, values in scores.items() if name != "objective"}
     metrics["eval/objective"] = fmean(scores["objective"])
-    seen = torch.stack([item.thumbnail for item in watched])
-    traits = {name: [item.traits[name] for item in watched] for name in watched[0].traits}
-    traits["diversity"] = spread(seen, [item.prompt for item in watched])
-    metrics |= {f"eval/{name}": fmean(values) for name, values in traits.items()}
-    return Evaluation(metrics, scores, traits, tuple(item.video for item in watched if item.video is not None), seen)
+    features = {name: torch.stack([video.features[name] for video in videos]) for name in videos[0].features}
+    prompts = [video.prompt for video in videos]
+    values = {name: [video.metric_values[name] for video in videos] for name in videos[0].metric_values}
+    for each in experiment.metrics:
+        if isinstance(each.metric, SetMetric):
+            values[each.name] = each.metric.compare(features[each.name], prompts).tolist()
+    paired = [each.name for each in experiment.metrics if isinstance(each.metric, PairedMetric)]
+    return Evaluation(
+        metrics=metrics | {f"eval/{name}": fmean(numbers) for name, numbers in values.items()},
+        scores=scores,
+        metric_values=values,
+        videos=tuple(video.shown for video in videos if video.shown is not None),
+        base_features={name: features[name] for name in paired},
+        lower_is_better=frozenset(
+            f"eval/{name}"
+            for each in experiment.metrics
+            if not each.metric.higher_is_better
+            for name in each.names()
+        ),
+    )
 
 
-def compare(before: dict[str, list[float]], now: dict[str, list[float]], generator: torch.Generator) -> dict[str, float]:
-    """Mean, standard error and 95 % confidence interval of the paired differences over the held-out videos, per reward."""
+def compare_with_base(
+    evaluation: Evaluation, metrics: Sequence[EvalMetric], base: Mapping[str, Features]
+) -> Evaluation:
+    """Return the evaluation with the metrics that compare each video with the base model's.
+
+    Args:
+        base: `Evaluation.base_features` of the base model's evaluation.
+    """
+    values = {
+        each.name: each.metric.compare_with_base(
+            evaluation.base_features[each.name], base[each.name]
+        ).tolist()
+        for each in metrics
+        if isinstance(each.metric, PairedMetric)
+    }
+    means = {f"eval/{name}": fmean(numbers) for name, numbers in values.items()}
+    return replace(
+        evaluation,
+        metrics=evaluation.metrics | means,
+        metric_values=evaluation.metric_values | values,
+    )
+
+
+def paired_gains(
+    before: dict[str, list[float]], after: dict[str, list[float]], generator: torch.Generator
+) -> dict[str, float]:
+    """Return mean, standard error and 95 % confidence interval of each reward's paired differences ``after − before``.
+
+    Args:
+        before: score of every held-out video before training, by reward.
+        after: the same now.
+        generator: source of the bootstrap's resamples.
+    """
     metrics = {}
     resamples = draw_resamples(len(before["objective"]), generator)
     for name in before:
-        differences = [after - first for first, after in zip(before[name], now[name], strict=True)]
+        differences = [now - first for first, now in zip(before[name], after[name], strict=True)]
         metrics[f"eval/gain/{name}"] = fmean(differences)
         metrics[f"eval/gain_standard_error/{name}"] = standard_error(differences)
-        metrics[f"eval/gain_low/{name}"], metrics[f"eval/gain_high/{name}"] = interval(differences, resamples)
+        low, high = bootstrap_interval(differences, resamples)
+        metrics[f"eval/gain_low/{name}"], metrics[f"eval/gain_high/{name}"] = low, high
     return metrics
 
 
-def standard_error(values: Sequence[float]) -> float:
-    """Of the mean; 0 for a single value."""
-    return stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
-
-
 @dataclass(frozen=True)
-class _Watched:
+class _EvaluatedVideo:
+    """Scores of one held-out video, small enough to be gathered over the workers."""
+
     prompt: str
     scores: dict[str, float]
+    """Score for each reward, and ``objective``."""
+    metric_values: dict[str, float]
+    """Value for each `VideoMetric`, or for each of its parts."""
     features: dict[str, torch.Tensor]
-    """Per measure, what is compared of this video, on the CPU."""
-    traits: dict[str, float]
-    thumbnail: torch.Tensor
-    video: Video | None
+    """Features for each `SetMetric` and `PairedMetric`, on the CPU."""
+    shown: Video | None
+    """The video itself if it is one of those that are shown."""
 
 
 def _heldout(config: ExperimentConfig) -> list[tuple[str, int]]:
-    """Prompt and noise seed of each held-out video; prompts come round again with other noise."""
+    """Prompt and noise seed of each held-out video; prompts are repeated with other noise."""
     prompts = config.prompts.heldout
-    return [(prompts[i % len(prompts)], derive(config.seed, "evaluation", i)) for i in range(config.evaluation.num_videos)]
+    return [
+        (prompts[i % len(prompts)], derive_seed(config.seed, "evaluation", i))
+        for i in range(config.evaluation.num_videos)
+    ]
 
 
-def _watch(config: ExperimentConfig, experiment: Experiment, batch: Sequence[tuple[int, tuple[str, int]]]) -> list[_Watched]:
+def _evaluate_batch(
+    config: ExperimentConfig, experiment: Experiment, batch: Sequence[tuple[int, tuple[str, int]]]
+) -> list[_EvaluatedVideo]:
+    """Sample and score held-out videos, given by their index, prompt and noise seed."""
     conditioning = experiment.condition([prompt for _, (prompt, _) in batch])
     prompts = [split_image(prompt)[1] for _, (prompt, _) in batch]
     seeds = [seed for _, (_, seed) in batch]
-    model, chunk_size = experiment.model, config.machine.decode_chunk_size
+    model, chunk_size = experiment.model, config.runtime.decode_chunk_size
     latents = model.sample(conditioning, seeds)
-    frames = decode_all(model.codec, latents)
-    answers = {term.name: _ask(term, frames, prompts, chunk_size) for term in (*experiment.terms, *experiment.eval_terms)}
-    scores = {name: answer() for name, answer in answers.items()}
+    frames = decode_all(model.decoder, latents)
+    pending = {
+        term.name: _submit(term, frames, prompts, chunk_size)
+        for term in (*experiment.terms, *experiment.eval_terms)
+    }
+    scores = {name: wait() for name, wait in pending.items()}
+    shown = [{name: float(values[row]) for name, values in scores.items()} for row in range(len(batch))]
     scores["objective"] = torch.stack([term.value(scores[term.name]) for term in experiment.terms]).sum(dim=0)
-    features = {measured.name: _features(measured, frames) for measured in experiment.measures}
-    moves, small = speeds(frames), thumbnails(frames)
-    watched = []
-    for place, (index, (_, seed)) in enumerate(batch):
-        prompt = prompts[place]
-        own = {name: float(values[place]) for name, values in scores.items()}
-        shown = {name: own[name] for name in own if name != "objective"}
-        video = Video(prompt, seed, shown, to_uint8(frames[place])) if index < config.evaluation.num_shown else None
-        seen = {name: rows[place] for name, rows in features.items()}
-        judged = _judge(frames[place], prompt) if config.evaluation.judge else {}
-        watched.append(_Watched(prompt, own, seen, {"motion": moves[place], **judged}, small[place], video))
-    return watched
-
-
-def _compared(measures: Sequence[Measure], watched: Sequence[_Watched]) -> list[_Watched]:
-    """The same videos with their scores under the measures, which need all of them in the order of the held-out list."""
-    prompts = [item.prompt for item in watched]
-    table = [
-        (measured.name, measured.measure.compare(torch.stack([item.features[measured.name] for item in watched]), prompts))
-        for measured in measures
+    values, features = _measure(experiment.metrics, frames, prompts)
+    return [
+        _EvaluatedVideo(
+            prompt=prompts[row],
+            scores={name: float(column[row]) for name, column in scores.items()},
+            metric_values={name: float(column[row]) for name, column in values.items()},
+            features={name: rows[row] for name, rows in features.items()},
+            shown=Video(prompts[row], seeds[row], shown[row], to_uint8(frames[row]))
+            if index < config.evaluation.num_shown
+            else None,
+        )
+        for row, (index, _) in enumerate(batch)
     ]
-    compared = []
-    for place, item in enumerate(watched):
-        own = {name: float(values[place]) for name, values in table}
-        video = item.video and replace(item.video, scores={**item.video.scores, **own})
-        compared.append(replace(item, scores={**item.scores, **own}, video=video))
-    return compared
 
 
-def _features(measured: Measure, frames: Frames) -> torch.Tensor:
-    """One row per video, each computed by itself: in a batch the last bits would depend on its size."""
-    chosen = list(choose_frames(every_frame_rule(measured.frames), frames.shape[1], torch.Generator()))
-    return torch.cat([measured.measure.features(video[None, chosen]) for video in frames]).cpu()
+def _measure(
+    metrics: Sequence[EvalMetric], frames: Frames, prompts: Sequence[str]
+) -> tuple[dict[str, Scores], dict[str, Features]]:
+    """Values of the metrics of single videos, and the features of the other metrics."""
+    values: dict[str, Scores] = {}
+    features: dict[str, Features] = {}
+    for each in metrics:
+        rule = every_frame_rule(each.frames)
+        chosen = frames[:, list(choose_frames(rule, frames.shape[1], torch.Generator()))]
+        if not isinstance(each.metric, VideoMetric):
+            # video by video, since in a batch the last bits of a network's features depend on the batch's size
+            features[each.name] = torch.cat([each.metric.features(video[None]) for video in chosen]).cpu()
+            continue
+        scores = each.metric(chosen, prompts)
+        values |= (
+            {f"{each.name}/{part}": scores[part] for part in scores}
+            if isinstance(scores, Mapping)
+            else {each.name: scores}
+        )
+    return values, features
 
 
-def _judge(frames: torch.Tensor, prompt: str) -> dict[str, float]:
-    accuracy = Judge.load().accuracy(frames[None].float().cpu(), [prompt])
-    return {f"judge/{trait}": share for trait, share in accuracy.items()}
-
-
-def decode_all(codec: Codec, latents: Latents) -> Frames:
-    """Every frame, portion by portion."""
-    state, portions = None, []
-    for chunk in codec.chunks(latents, range(codec.num_frames(latents))):
-        portion, state = codec.decode(latents, state, chunk)
-        portions.append(portion)
-    return torch.cat(portions, dim=1)
+def decode_all(decoder: VideoDecoder, latents: Latents) -> Frames:
+    """Decode every frame, chunk by chunk."""
+    state, chunks = None, []
+    for chunk in decoder.chunks(latents, range(decoder.num_frames(latents))):
+        frames, state = decoder.decode(latents, state, chunk)
+        chunks.append(frames)
+    return torch.cat(chunks, dim=1)
 
 
 def to_uint8(frames: torch.Tensor) -> NDArray[np.uint8]:
-    """Frames, height, width, 3 in 0…255."""
-    pixels: NDArray[np.uint8] = (frames.float().clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    """Convert one video's frames from ``frames 3 height width`` in [0, 1] to ``frames height width 3`` in 0…255."""
+    pixels: NDArray[np.uint8] = (
+        (frames.float().clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    )
     return pixels
 
 
-def _ask(term: Term, frames: Frames, prompts: Sequence[str], chunk_size: int) -> Callable[[], torch.Tensor]:
+def _submit(
+    term: RewardTerm, frames: Frames, prompts: Sequence[str], chunk_size: int
+) -> Callable[[], torch.Tensor]:
     chosen = choose_frames(every_frame_rule(term.frames), frames.shape[1], torch.Generator())
-    return ask_scores(term.reward, frames[:, list(chosen)], prompts, chunk_size)
+    return submit_scores(term.reward, frames[:, list(chosen)], prompts, chunk_size)

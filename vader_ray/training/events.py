@@ -1,4 +1,4 @@
-"""What the training loop tells the outside: one `Report` per step, received by whoever tracks, stores or shows it."""
+"""Events of the training loop: one `StepEvent` per step, for tracking, storage and display."""
 
 from __future__ import annotations
 
@@ -8,24 +8,29 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from vader_ray.training.checkpoint import State
+
 
 @dataclass(frozen=True, slots=True)
-class Query:
-    """One reward query: one generated video and all that was asked about it."""
+class RewardQuery:
+    """One reward query: the scores of one generated training video."""
 
     step: int
+    """Training step, counted from 1."""
     video: int
     """Index of the video over the whole run."""
     prompt: str
+    """Text of the prompt."""
     noise_seed: int
+    """Seed of the video's initial noise."""
     scores: dict[str, float]
-    """Reward name → score of the trained rewards."""
+    """Score of each trained reward, by name."""
     objective: float
-    """What the step ascended: the weighted sum of the scores (or of −|score − target|)."""
-    graded_steps: tuple[int, ...]
-    """Denoising steps that carried gradient, counted from the noisiest, 0."""
+    """Objective of the video: the weighted sum of its scores (or of −|score − target|)."""
+    grad_steps: tuple[int, ...]
+    """Indices of the gradient steps; the noisiest denoising step is 0."""
     wall_seconds: float
-    """Since the start of the run, earlier sessions included."""
+    """Seconds since the start of the run, earlier sessions included."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,26 +38,32 @@ class Video:
     """One held-out video of an evaluation."""
 
     prompt: str
+    """Text of the prompt."""
     noise_seed: int
+    """Seed of the video's initial noise, the same in every evaluation."""
     scores: dict[str, float]
+    """Score of each trained and held-out reward, by name."""
     frames: NDArray[np.uint8]
-    """Frames, height, width, 3."""
+    """Pixels in 0…255, ``frames height width 3``."""
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
-    """The state of a run after `step` optimizer updates; step 0 is the evaluation before training."""
+class StepEvent:
+    """The results of one training step; step 0 is the evaluation before training."""
 
     step: int
+    """Number of training steps taken."""
     metrics: dict[str, float]
-    """Names of conventions.md: ``train/reward_mean``, ``eval/reward/hps``, ``cost/reward_queries`` …"""
-    queries: tuple[Query, ...] = ()
+    """Numbers to log, by name: ``train/reward_mean``, ``eval/reward/hps``, ``cost/reward_queries`` …"""
+    queries: tuple[RewardQuery, ...] = ()
     """The reward queries of this step, over all workers."""
     videos: tuple[Video, ...] = field(default=(), repr=False)
-    """The held-out videos to be shown, when this step was evaluated."""
+    """The held-out videos that are shown, if this step was evaluated."""
     alarms: tuple[str, ...] = ()
-    """What the guard says of this step's evaluation."""
+    """Messages of the guard about this step's evaluation."""
     is_kept: bool = False
-    """The run can go on from here: on rank 0 there is a checkpoint."""
+    """Whether the run can continue from here: worker 0 has a checkpoint."""
     checkpoint: Path | None = None
-    """A folder that continues the run exactly after this step; the receiver copies or keeps it before it returns."""
+    """Folder that continues the run exactly after this step, on worker 0. The receiver copies it before it returns."""
+    state: State = field(default_factory=State, repr=False)
+    """State of the run after this step. Training changes it later, so the receiver uses it before it returns."""

@@ -1,6 +1,6 @@
-"""The guard: it notices when a held-out measure falls while the trained rewards rise.
+"""The guard against reward hacking: it fires when a metric that is not trained becomes worse by more than a bound.
 
-What it knows lies in the run's state, so a resumed run fires where the straight one does.
+Its memory is part of the run's state, so a resumed run fires at the same step as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -8,48 +8,86 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import fmean
 
-from vader_ray.config import ExperimentConfig, GuardConfig
+from vader_ray import metrics
+from vader_ray.config import ConfigError, ExperimentConfig, GuardConfig
+from vader_ray.metrics.core.statistics import standard_error
 from vader_ray.training.checkpoint import State
-from vader_ray.training.evaluation import Evaluation, standard_error
+from vader_ray.training.evaluation import Evaluation
 
-UNITS = {"standard_errors": "standard errors of the paired difference", "absolute": "in its own unit", "relative": "of it"}
+UNITS = {
+    "standard_errors": "standard errors of the paired difference",
+    "absolute": "in its own unit",
+    "relative": "of it",
+}
+"""Units of the bound in messages."""
 
 
-def watch(config: ExperimentConfig, evaluation: Evaluation, state: State) -> tuple[dict[str, float], list[str]]:
-    """Metrics, and a message for each measure that fires here.
+def check_guard(config: ExperimentConfig) -> None:
+    """Refuse a guard that compares a metric that is never measured, or one whose bound has no scale.
 
-    The metrics are each measure's fall ``guard/fall/…`` (positive is worse), whether it has been beyond the bound for
-    ``patience`` evaluations in a row (``guard/beyond/…``), and whether any has (``guard/fired``). The message comes at the
-    last of these evaluations, and again only after a recovery.
-    ``state.guard_over`` then holds the steps of those evaluations, ``state.stopped`` why the run ends.
+    Raises:
+        ConfigError: names the metric and the remedy.
     """
-    metrics: dict[str, float] = {}
+    measured = metrics.measured_metrics(config)
+    known = [*config.reward_metrics(), *measured]
+    if unknown := [metric for metric in config.guard.metrics if metric not in known]:
+        raise ConfigError(f"guard.metrics: {unknown[0]!r} is never measured; choose of {', '.join(known)}")
+    zero_at_start = [
+        metric
+        for metric in config.guard.metrics
+        if metric in measured and hasattr(measured[metric], "compare_with_base")
+    ]
+    if config.guard.unit != "absolute" and zero_at_start:
+        raise ConfigError(
+            f"guard.unit: {zero_at_start[0]} starts at 0, so its bound cannot be {config.guard.unit}; "
+            "set guard.unit=absolute"
+        )
+
+
+def apply_guard(
+    config: ExperimentConfig, evaluation: Evaluation, state: State
+) -> tuple[dict[str, float], list[str]]:
+    """Compare the guard's metrics with their reference; return what to log, and a message for each metric that fires.
+
+    Logged for each metric: its fall ``guard/fall/…`` (positive is worse) and whether it has been beyond the bound for
+    ``patience`` evaluations in a row (``guard/beyond/…``, 0 or 1); and whether any has (``guard/fired``). A message comes at
+    the last of these evaluations, and again only after a recovery.
+
+    Updates ``state.guard_over``, the steps of the latest evaluations beyond the bound; if the guard ends the run, also
+    ``state.stopped``.
+    """
+    logged: dict[str, float] = {}
     messages: list[str] = []
-    for measure in config.guarded():
-        now, (since, reference) = evaluation.values(measure), _reference(config.guard, measure, state, evaluation)
-        sign = -1.0 if measure in config.guard.RISING else 1.0
+    for metric in config.guard_metrics():
+        since, reference = _reference(config.guard, metric, state, evaluation)
+        now, sign = evaluation.values(metric), evaluation.sign(metric)
         differences = [sign * (before - after) for before, after in zip(reference, now, strict=True)]
         amount = fall(config.guard, differences, reference)
-        steps = [*state.guard_over.get(measure, ()), state.step] if amount > config.guard.bound else []
-        state.guard_over[measure] = steps
-        metrics[f"guard/fall/{measure.removeprefix('eval/')}"] = fmean(differences)
-        metrics[f"guard/beyond/{measure.removeprefix('eval/')}"] = float(len(steps) >= config.guard.patience)
+        steps = [*state.guard_over.get(metric, ()), state.step] if amount > config.guard.bound else []
+        state.guard_over[metric] = steps
+        name = metric.removeprefix("eval/")
+        logged[f"guard/fall/{name}"] = fmean(differences)
+        logged[f"guard/beyond/{name}"] = float(len(steps) >= config.guard.patience)
         if len(steps) == config.guard.patience:
-            messages.append(_message(config, measure, fmean(now), fmean(reference), since, amount, steps))
-    if config.guarded():
-        metrics["guard/fired"] = max(value for name, value in metrics.items() if name.startswith("guard/beyond/"))
+            moved = "rose" if sign < 0 else "fell"
+            change = f"{metric} {moved} to {fmean(now):.4f} from {_origin(since)} {fmean(reference):.4f}"
+            messages.append(f"guard: {change} {_bound_and_steps(config.guard, amount, steps)}")
+    if config.guard_metrics():
+        logged["guard/fired"] = max(
+            value for name, value in logged.items() if name.startswith("guard/beyond/")
+        )
     if messages and config.guard.action == "stop" and state.step < config.num_steps:
         state.stopped = "; ".join(messages)
-    return metrics, messages
+    return logged, messages
 
 
 def is_over(state: State) -> bool:
-    """Whether a measure was beyond its bound at the last evaluation: such an adapter never becomes the best."""
+    """Whether a metric was beyond its bound in the last evaluation; such an adapter never becomes the best."""
     return any(state.guard_over.values())
 
 
 def fall(guard: GuardConfig, differences: Sequence[float], reference: Sequence[float]) -> float:
-    """The mean of the paired differences in the unit of the bound; infinite when any fall is beyond every bound."""
+    """Return the mean of the paired differences in the bound's unit; infinite where that unit is 0 and the mean positive."""
     mean = fmean(differences)
     scale = {
         "absolute": 1.0,
@@ -59,19 +97,24 @@ def fall(guard: GuardConfig, differences: Sequence[float], reference: Sequence[f
     return mean / scale if scale else float("inf") if mean > 0 else 0.0
 
 
-def _reference(guard: GuardConfig, measure: str, state: State, evaluation: Evaluation) -> tuple[int, list[float]]:
-    """Step and values that the measure is compared with: the base model's, or the best of the evaluations so far."""
-    now, known = evaluation.values(measure), state.guard_reference.get(measure)
-    if known is None or (guard.reference == "best" and measure not in guard.RISING and fmean(now) > fmean(known)):
-        state.guard_reference[measure], state.guard_reference_step[measure] = now, state.step
-    return state.guard_reference_step[measure], state.guard_reference[measure]
+def _reference(
+    guard: GuardConfig, metric: str, state: State, evaluation: Evaluation
+) -> tuple[int, list[float]]:
+    """Step and values of the evaluation that a metric is compared with: the base model's, or its best so far."""
+    now, known = evaluation.values(metric), state.guard_reference.get(metric)
+    sign = evaluation.sign(metric)
+    is_better = known is not None and sign * fmean(now) > sign * fmean(known)
+    if known is None or (guard.reference == "best" and is_better):
+        state.guard_reference[metric], state.guard_reference_step[metric] = now, state.step
+    return state.guard_reference_step[metric], state.guard_reference[metric]
 
 
-def _message(
-    config: ExperimentConfig, measure: str, value: float, reference: float, since: int, amount: float, steps: Sequence[int]
-) -> str:
-    guard, moved = config.guard, "rose" if measure in config.guard.RISING else "fell"
-    compared = "the base model's" if since == 0 else f"its best at step {since},"
-    bound = f"{amount:.3g} {UNITS[guard.unit]}, the bound is {guard.bound:g}"
-    seen = f"at the evaluation of step {steps[0]}" if len(steps) == 1 else f"at those of steps {', '.join(map(str, steps))}"
-    return f"guard: {measure} {moved} to {value:.4f} from {compared} {reference:.4f} ({bound}) {seen}"
+def _origin(since: int) -> str:
+    return "the base model's" if since == 0 else f"its best at step {since},"
+
+
+def _bound_and_steps(guard: GuardConfig, amount: float, steps: Sequence[int]) -> str:
+    bound = f"({amount:.3g} {UNITS[guard.unit]}, the bound is {guard.bound:g})"
+    if len(steps) == 1:
+        return f"{bound} at the evaluation of step {steps[0]}"
+    return f"{bound} at those of steps {', '.join(map(str, steps))}"

@@ -1,7 +1,9 @@
-"""Using a trained adapter in this process: evaluation and generation."""
+"""Use of a trained adapter in this process: evaluation, generation, merging."""
 
 from __future__ import annotations
 
+import tempfile
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -10,16 +12,20 @@ import torch
 from vader_ray import models
 from vader_ray.config import ExperimentConfig
 from vader_ray.config.auto import without_auto
+from vader_ray.errors import explain_write_errors
 from vader_ray.training.checkpoint import State
-from vader_ray.training.distributed import Group
+from vader_ray.training.distributed import WorkerGroup
 from vader_ray.training.evaluation import decode_all, evaluate, to_uint8
-from vader_ray.training.events import Query
+from vader_ray.training.events import StepEvent
 from vader_ray.training.experiment import Experiment, build, encode
+from vader_ray.training.loop import evaluate_and_select, run_costs
 from vader_ray.training.media import write_mp4
 
 
 def evaluate_adapter(config: ExperimentConfig, adapter: Path | None) -> dict[str, float]:
-    """The metrics of the held-out videos with a saved adapter, or of the pretrained model.
+    """Evaluate the held-out videos with a saved adapter, or of the pretrained model; return the means.
+
+    Metrics that compare with the base model's videos are left out.
 
     Raises:
         ValueError: the adapter is missing, damaged or of another model.
@@ -28,64 +34,93 @@ def evaluate_adapter(config: ExperimentConfig, adapter: Path | None) -> dict[str
     experiment = build(config, _device())
     if adapter is not None:
         experiment.model.load_adapter(adapter)
-    return evaluate(config, experiment, Group()).metrics
+    return evaluate(config, experiment, WorkerGroup()).metrics
 
 
-def adopting(adapter: Path, costs: Mapping[str, float]) -> Callable[..., tuple[dict[str, float], tuple[Query, ...]]]:
-    """In place of training's steps (`loop.train`), a single one that puts a saved adapter there and adds what it has cost.
+def evaluate_against_base(
+    config: ExperimentConfig,
+    experiment: Experiment,
+    adapter: Path,
+    costs: Mapping[str, float],
+    *,
+    on_step: Callable[[StepEvent], object],
+) -> State:
+    """Evaluate the pretrained model and then a saved adapter, and emit the events of the two ends of a training run.
+
+    The second event is that of the recipe's last step. It carries the adapter, and as best adapter the better of the two.
 
     Args:
-        costs: by their names in `State`: reward queries, denoiser calls, seconds.
+        experiment: the loaded recipe with a fresh adapter.
+        costs: what the saved adapter has cost, by the names in `State`.
     """
-
-    def take_step(
-        config: ExperimentConfig, experiment: Experiment, optimizer: object, group: object, state: State, wall_seconds: float
-    ) -> tuple[dict[str, float], tuple[Query, ...]]:
+    state, started, group = State(), time.monotonic(), WorkerGroup()
+    with tempfile.TemporaryDirectory(prefix="vader_ray_") as scratch:
+        saved = Path(scratch) / "saved"
+        base, _ = evaluate_and_select(config, experiment, group, state, saved / "best_adapter", None)
+        metrics = base.metrics | run_costs(state, experiment.device, started)
+        on_step(StepEvent(0, metrics, videos=base.videos, state=state))
         experiment.model.load_adapter(adapter)
         state.step = config.num_steps
         for name, amount in costs.items():
-            setattr(state, name, getattr(state, name) + amount)
-        return {}, ()
-
-    return take_step
+            setattr(state, name, amount)
+        after, alarms = evaluate_and_select(
+            config, experiment, group, state, saved / "best_adapter", base.base_features
+        )
+        experiment.model.save_adapter(saved / "adapter")
+        metrics = after.metrics | run_costs(state, experiment.device, started)
+        event = StepEvent(state.step, metrics, (), after.videos, alarms, checkpoint=saved, state=state)
+        on_step(event)
+    return state
 
 
 @torch.no_grad()
-def generate_video(config: ExperimentConfig, prompt: str, adapter: Path | None, seed: int, output: Path) -> None:
-    """Write an mp4 of one prompt.
+def generate_video(
+    config: ExperimentConfig, prompt: str, adapter: Path | None, seed: int, output: Path
+) -> None:
+    """Sample one video and write it as an mp4.
 
     Raises:
         ValueError: the adapter is missing, damaged or of another model.
     """
-    torch.set_num_threads(config.machine.num_threads)
+    torch.set_num_threads(config.runtime.num_threads)
     config = _shaped_like(config, adapter)
     model = models.build(
-        config.model, config.sampling, config.adapter, seed=0, chunk_size=config.machine.decode_chunk_size, device=_device()
+        config.model,
+        config.sampling,
+        config.adapter,
+        seed=0,
+        chunk_size=config.runtime.decode_chunk_size,
+        device=_device(),
     )
     if adapter is not None:
         model.load_adapter(adapter)
     latents = model.sample(encode(model, [prompt]), [seed])
-    output.parent.mkdir(parents=True, exist_ok=True)
-    write_mp4(to_uint8(decode_all(model.codec, latents)[0]), output, config.evaluation.frames_per_second)
+    frames = to_uint8(decode_all(model.decoder, latents)[0])
+    with explain_write_errors(output):
+        write_mp4(frames, output, config.evaluation.frames_per_second)
 
 
 def merge_adapter(config: ExperimentConfig, adapter: Path, output: Path) -> list[Path]:
-    """Write the recipe's denoisers with a saved adapter folded in, in ``model.precision``; the folders of the networks.
+    """Write the recipe's denoisers with a saved adapter merged into them, in ``model.precision``; return their folders.
 
     Raises:
         ValueError: the adapter is missing, damaged or of another model, or its denoiser is not the library's.
     """
     config = _shaped_like(config, adapter)
-    model = models.build(config.model, config.sampling, config.adapter, seed=0, chunk_size=1, device=torch.device("cpu"))
+    model = models.build(
+        config.model, config.sampling, config.adapter, seed=0, chunk_size=1, device=torch.device("cpu")
+    )
     model.load_adapter(adapter)
     return list(model.save_merged(output))
 
 
 def _shaped_like(config: ExperimentConfig, adapter: Path | None) -> ExperimentConfig:
-    """The recipe with the rank, alpha and target modules that a saved adapter was trained with."""
+    """The recipe with the rank, alpha and target modules of a saved adapter."""
     if adapter is None:
         return config
-    return config.model_copy(update={"adapter": models.adapter_shape(adapter, bare_alpha=config.adapter.alpha)})
+    return config.model_copy(
+        update={"adapter": models.adapter_shape(adapter, bare_alpha=config.adapter.alpha)}
+    )
 
 
 def _device() -> torch.device:

@@ -1,4 +1,4 @@
-"""The loop of one worker: step, evaluate, checkpoint, report. Knows neither Ray nor MLflow."""
+"""The training loop of one worker: step, evaluate, save a checkpoint, emit an event. Uses neither Ray nor MLflow."""
 
 from __future__ import annotations
 
@@ -8,42 +8,41 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from statistics import fmean
 
 import torch
 
 from vader_ray.config import ExperimentConfig
-from vader_ray.metrics.statistics import Thumbnails, distances
+from vader_ray.metrics import Features
 from vader_ray.training import checkpoint, guard
 from vader_ray.training.checkpoint import State
-from vader_ray.training.distributed import Group
-from vader_ray.training.evaluation import Evaluation, compare, evaluate
-from vader_ray.training.events import Query, Report, Video
+from vader_ray.training.distributed import WorkerGroup
+from vader_ray.training.evaluation import Evaluation, compare_with_base, evaluate, paired_gains
+from vader_ray.training.events import StepEvent, Video
 from vader_ray.training.experiment import Experiment, build
 from vader_ray.training.seeding import generator
-from vader_ray.training.step import take_step
+from vader_ray.training.step import train_step
 
 
 def train(
     config: ExperimentConfig,
     experiment: Experiment | None = None,
     *,
-    group: Group = Group(),
-    report: Callable[[Report], object] = print,
+    group: WorkerGroup = WorkerGroup(),
+    on_step: Callable[[StepEvent], object] = print,
     resume_from: Path | None = None,
-    tags: Mapping[str, str] | None = None,
-    take_step: Callable[..., tuple[dict[str, float], tuple[Query, ...]]] = take_step,
-    leaving: Callable[[], bool] = lambda: False,
+    should_checkpoint: Callable[[], bool] = lambda: False,
 ) -> State:
-    """Run a recipe on this worker, from the start or from a checkpoint, and report after every step.
+    """Run a recipe on this worker, from the start or from a checkpoint; return the final state.
 
-    All workers of a group call it alike and report equally often; only rank 0's reports carry checkpoints.
+    All workers of a group call it with the same recipe and emit the same number of events.
 
     Args:
-        experiment: what `build` has loaded of the recipe, with a fresh adapter; otherwise it is built here, on the CPU.
-        take_step: another one than that of the recipe's algorithm, which changes adapter and state in its own way.
-        leaving: asked after every step; answers all workers alike whether one of their machines is about to be taken away:
-            then every step is kept.
+        experiment: the loaded recipe with a fresh adapter (`build`); by default it is loaded here, on the CPU.
+        group: the workers of the run.
+        on_step: receives an event before training and after every step; on worker 0 those that are kept name a checkpoint.
+        resume_from: checkpoint after which the run continues.
+        should_checkpoint: called after every step; True, on all workers alike, keeps the step: a machine is about to be
+            preempted.
 
     Raises:
         TrainingError: the gradient was not finite for several steps in a row.
@@ -54,36 +53,39 @@ def train(
     with tempfile.TemporaryDirectory(prefix="vader_ray_") as scratch:
         best_adapter = Path(scratch) / "best_adapter"
         if resume_from is None:
-            state, started = State(tags=dict(tags or {})), time.monotonic()
-            first, _ = _evaluate(config, experiment, group, state, best_adapter, None)
-            base = first.thumbnails
-            report(Report(0, first.metrics | _costs(state, experiment.device, started), videos=first.videos))
+            state, started = State(), time.monotonic()
+            first, _ = evaluate_and_select(config, experiment, group, state, best_adapter, None)
+            base = first.base_features
+            metrics = first.metrics | run_costs(state, experiment.device, started)
+            on_step(StepEvent(0, metrics, videos=first.videos, state=state))
         else:
             state, base = checkpoint.restore(resume_from, experiment.model, optimizer)
             shutil.copytree(resume_from / "best_adapter", best_adapter)
             started = time.monotonic() - state.wall_seconds
         while state.step < config.num_steps and not state.stopped:
             step_started = time.monotonic()
-            metrics, queries = take_step(config, experiment, optimizer, group, state, step_started - started)
+            metrics, queries = train_step(config, experiment, optimizer, group, state, step_started - started)
             metrics["time/step_seconds"] = time.monotonic() - step_started
             state.train_seconds += metrics["time/step_seconds"]
             state.worker_seconds += metrics["time/step_seconds"] * group.world_size
             videos: tuple[Video, ...] = ()
             alarms: tuple[str, ...] = ()
             if is_due(state.step, config.evaluation.every, is_last=state.step == config.num_steps):
-                evaluation, alarms = _evaluate(config, experiment, group, state, best_adapter, base)
+                evaluation, alarms = evaluate_and_select(config, experiment, group, state, best_adapter, base)
                 metrics, videos = metrics | evaluation.metrics, evaluation.videos
-            metrics |= _costs(state, experiment.device, started)
+            metrics |= run_costs(state, experiment.device, started)
             saved, is_last = None, state.step == config.num_steps or bool(state.stopped)
-            is_kept = is_due(state.step, config.checkpoint.every, is_last=is_last) or leaving()
+            is_kept = is_due(state.step, config.checkpoint.every, is_last=is_last) or should_checkpoint()
             if is_kept and group.rank == 0:
-                saved = checkpoint.save(Path(scratch) / "checkpoint", state, experiment.model, optimizer, best_adapter, base)
-            report(Report(state.step, metrics, queries, videos, alarms, is_kept, saved))
+                saved = checkpoint.save(
+                    Path(scratch) / "checkpoint", state, experiment.model, optimizer, best_adapter, base
+                )
+            on_step(StepEvent(state.step, metrics, queries, videos, alarms, is_kept, saved, state))
     return state
 
 
 def make_optimizer(config: ExperimentConfig, experiment: Experiment) -> torch.optim.Optimizer:
-    """AdamW over the adapter."""
+    """Create the recipe's AdamW over the adapter."""
     settings = config.optimizer
     return torch.optim.AdamW(
         experiment.model.adapter_parameters(),
@@ -95,30 +97,36 @@ def make_optimizer(config: ExperimentConfig, experiment: Experiment) -> torch.op
 
 
 def is_due(step: int, every: int, *, is_last: bool) -> bool:
-    """Whether something with a cadence happens after this step; it always does after the last."""
+    """Whether an action with a cadence of ``every`` steps is due after this step; after the last step it always is."""
     return step % every == 0 or is_last
 
 
-def _evaluate(
-    config: ExperimentConfig, experiment: Experiment, group: Group, state: State, best_adapter: Path, base: Thumbnails | None
+def evaluate_and_select(
+    config: ExperimentConfig,
+    experiment: Experiment,
+    group: WorkerGroup,
+    state: State,
+    best_adapter: Path,
+    base: Mapping[str, Features] | None,
 ) -> tuple[Evaluation, tuple[str, ...]]:
-    """Evaluate, measure the gain over the start, ask the guard, keep the adapter when it is the best so far.
+    """Evaluate, compare with the base model, apply the guard, and keep the adapter if it is the best so far.
 
     Args:
-        base: the base model's held-out videos; None when this evaluation is the base model's.
+        base: features of the base model's held-out videos; None if this evaluation is the base model's.
     """
     evaluation = evaluate(config, experiment, group)
-    metrics, seen = evaluation.metrics, evaluation.thumbnails
-    evaluation.traits["distance_to_base"] = distances(seen, seen if base is None else base)
-    metrics["eval/distance_to_base"] = fmean(evaluation.traits["distance_to_base"])
+    evaluation = compare_with_base(
+        evaluation, experiment.metrics, evaluation.base_features if base is None else base
+    )
+    metrics = evaluation.metrics
     if state.step == 0:
         state.before, state.before_metrics = evaluation.scores, dict(metrics)
-    metrics |= compare(state.before, evaluation.scores, generator(config.seed, "bootstrap"))
-    fallen, alarms = guard.watch(config, evaluation, state)
-    metrics |= fallen
+    metrics |= paired_gains(state.before, evaluation.scores, generator(config.seed, "bootstrap"))
+    guarded, alarms = guard.apply_guard(config, evaluation, state)
+    metrics |= guarded
     state.alarms += alarms
-    measure = config.selection()
-    if state.step == 0 or (metrics[measure] > state.best_metrics[measure] and not guard.is_over(state)):
+    selection = config.selection_metric()
+    if state.step == 0 or (metrics[selection] > state.best_metrics[selection] and not guard.is_over(state)):
         state.best_metrics, state.best_step = dict(metrics), state.step
         experiment.model.save_adapter(best_adapter)
     metrics["eval/best_step"] = float(state.best_step)
@@ -126,13 +134,15 @@ def _evaluate(
     return evaluation, tuple(alarms)
 
 
-def _costs(state: State, device: torch.device, started: float) -> dict[str, float]:
-    """What the run has cost so far, over all workers and sessions; the peak memory of this worker."""
+def run_costs(state: State, device: torch.device, started: float) -> dict[str, float]:
+    """Costs of the run so far, over all workers and sessions, and the peak memory of this worker."""
     state.wall_seconds = time.monotonic() - started
+    state.gpu_hours = state.worker_seconds / 3600 if device.type == "cuda" else 0.0
+    gpu_hours = {"cost/gpu_hours": state.gpu_hours} if device.type == "cuda" else {}
     return {
         "cost/reward_queries": float(state.reward_queries),
         "cost/denoiser_calls": float(state.denoiser_calls),
-        "cost/gpu_hours": state.worker_seconds / 3600 if device.type == "cuda" else 0.0,
+        **gpu_hours,
         "cost/train_seconds": state.train_seconds,
         "cost/wall_seconds": state.wall_seconds,
         "memory/peak_gib": peak_gib(device),
@@ -140,7 +150,7 @@ def _costs(state: State, device: torch.device, started: float) -> dict[str, floa
 
 
 def peak_gib(device: torch.device) -> float:
-    """Most memory ever held: by tensors on a GPU, by this process on the CPU."""
+    """Return the peak memory in GiB since the process began: of tensors on a GPU, of the whole process on the CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

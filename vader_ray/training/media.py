@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import html
-import os
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from vader_ray.files import atomic_write
 from vader_ray.training.events import Video
 
 Frames = NDArray[np.uint8]
@@ -28,6 +28,7 @@ BT709 = "setparams=colorspace=bt709:color_primaries=bt709:color_trc=bt709:range=
 PLAYER_SIDE = 256
 """Short side, in pixels, below which a video is enlarged so that a player shows something."""
 TILE_SIDE = 160
+NUM_SHEET_FRAMES = 8
 """Short side of a frame on a sheet, in pixels."""
 MARGIN, GAP, ROW_GAP = 28, 4, 26
 INK, GREY, RISE, FALL, PAPER = "#1a1a1a", "#6b6b6b", "#1a8f42", "#c93a30", "#ffffff"
@@ -51,21 +52,48 @@ def write_mp4(frames: Frames, path: Path, frames_per_second: float) -> None:
     """
     pixels = _even(_enlarge(frames, PLAYER_SIDE))
     height, width = pixels.shape[1:3]
-    temporary = path.with_suffix(".tmp")
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-y"]
-    command += ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(frames_per_second), "-i", "-"]
-    command += ["-vf", f"scale=out_color_matrix=bt709:out_range=tv,format=yuv420p,{BT709}", "-c:v", "libx264", "-crf", "16"]
-    command += ["-movflags", "+faststart", "-f", "mp4", str(temporary)]
-    done = subprocess.run(command, input=pixels.tobytes(), capture_output=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"ffmpeg could not write {path}: {done.stderr.decode(errors='replace').strip()}")
-    os.replace(temporary, path)
+    command += [
+        "-f",
+        "rawvideo",
+        "-pix_fmt",
+        "rgb24",
+        "-s",
+        f"{width}x{height}",
+        "-r",
+        str(frames_per_second),
+        "-i",
+        "-",
+    ]
+    command += [
+        "-vf",
+        f"scale=out_color_matrix=bt709:out_range=tv,format=yuv420p,{BT709}",
+        "-c:v",
+        "libx264",
+        "-crf",
+        "16",
+    ]
+    command += ["-movflags", "+faststart", "-f", "mp4"]
+    with atomic_write(path) as unfinished:
+        done = subprocess.run(
+            [*command, str(unfinished)], input=pixels.tobytes(), capture_output=True, check=False
+        )
+        if done.returncode:
+            raise RuntimeError(
+                f"ffmpeg could not write {path}: {done.stderr.decode(errors='replace').strip()}"
+            )
 
 
 def read_mp4(path: Path) -> Frames:
     """All frames of a video file."""
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-i", str(path)]
-    command += ["-f", "image2pipe", "-c:v", "ppm", "-"]  # each frame with its size in front: P6, width and height, 255
+    command += [
+        "-f",
+        "image2pipe",
+        "-c:v",
+        "ppm",
+        "-",
+    ]  # each frame with its size in front: P6, width and height, 255
     done = subprocess.run(command, capture_output=True, check=False)
     if done.returncode or not done.stdout:
         raise RuntimeError(f"ffmpeg could not read {path}: {done.stderr.decode(errors='replace').strip()}")
@@ -95,13 +123,19 @@ def contact_sheet(videos: Sequence[Video], *, title: str = "", num_frames: int =
     return _sheet(rows, title, num_frames)
 
 
-def before_after_sheet(before: Sequence[Video], after: Sequence[Video], *, title: str = "", num_frames: int = 8) -> Image.Image:
+def before_after_sheet(before: Sequence[Video], after: Sequence[Video], *, title: str = "") -> Image.Image:
     """For each prompt the video before training above the one after it, made from the same noise, with scores and gains."""
     rows = [
-        (old.prompt, [_Strip("before", _score_lines(old), old.frames), _Strip("after", _gain_lines(old, new), new.frames)])
+        (
+            old.prompt,
+            [
+                _Strip("before", _score_lines(old), old.frames),
+                _Strip("after", _gain_lines(old, new), new.frames),
+            ],
+        )
         for old, new in _pairs(before, after)
     ]
-    return _sheet(rows, title, num_frames)
+    return _sheet(rows, title, NUM_SHEET_FRAMES)
 
 
 def _pairs(before: Sequence[Video], after: Sequence[Video]) -> list[tuple[Video, Video]]:
@@ -137,7 +171,9 @@ def _signed(value: float) -> str:
 
 
 def _sheet(rows: list[tuple[str, list[_Strip]]], title: str, num_frames: int) -> Image.Image:
-    labels = [_stack([_text(strip.heading, 17, bold=True), *strip.scores]) for _, strips in rows for strip in strips]
+    labels = [
+        _stack([_text(strip.heading, 17, bold=True), *strip.scores]) for _, strips in rows for strip in strips
+    ]
     gutter = max((label.width for label in labels), default=0) + 20
     blocks = [_text(title, 24, bold=True)] if title else []
     for prompt, strips in rows:
@@ -190,11 +226,15 @@ def _tile(frame: NDArray[np.uint8]) -> Image.Image:
     image = Image.fromarray(frame)
     scale = TILE_SIDE / min(image.size)
     if scale >= 1:
-        return image.resize((image.width * round(scale), image.height * round(scale)), Image.Resampling.NEAREST)
+        return image.resize(
+            (image.width * round(scale), image.height * round(scale)), Image.Resampling.NEAREST
+        )
     return image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS)
 
 
-def _text(text: str, size: int, *, bold: bool = False, colour: str = INK, width: float = float("inf")) -> Image.Image:
+def _text(
+    text: str, size: int, *, bold: bool = False, colour: str = INK, width: float = float("inf")
+) -> Image.Image:
     """The text as an image as wide as its longest line; lines are broken so as to stay within `width`."""
     font = _font(size, bold=bold)
     lines = [""]
@@ -235,14 +275,18 @@ th {{ font-weight: 600 }}
 """
 
 
-def gallery_html(before: Sequence[Video], after: Sequence[Video], *, title: str, frames_per_second: float) -> str:
+def gallery_html(
+    before: Sequence[Video], after: Sequence[Video], *, title: str, frames_per_second: float
+) -> str:
     """A page with the looping videos of before and after side by side, complete in itself."""
     pairs = _pairs(before, after)
     cards = []
     for old, new in pairs:
         figures = _figure(old, None, frames_per_second) + _figure(new, old, frames_per_second)
         cards.append(f'<h2>{html.escape(old.prompt)}</h2><div class="pair">{figures}</div>')
-    return _PAGE.format(title=html.escape(title), count=len(pairs), means=_mean_rows(pairs), pairs="\n".join(cards))
+    return _PAGE.format(
+        title=html.escape(title), count=len(pairs), means=_mean_rows(pairs), pairs="\n".join(cards)
+    )
 
 
 def _figure(video: Video, earlier: Video | None, frames_per_second: float) -> str:
@@ -262,7 +306,9 @@ def _figure(video: Video, earlier: Video | None, frames_per_second: float) -> st
 def _mean_rows(pairs: list[tuple[Video, Video]]) -> str:
     rows = []
     for name in pairs[0][0].scores if pairs else ():
-        old, new = (float(np.mean([video.scores[name] for video in side])) for side in zip(*pairs, strict=True))
+        old, new = (
+            float(np.mean([video.scores[name] for video in side])) for side in zip(*pairs, strict=True)
+        )
         cells = [html.escape(name), _number(old), _number(new), _gain_html(new - old)]
         rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
     return "".join(rows)

@@ -1,4 +1,4 @@
-"""What a process keeps loaded between its runs, and under which keys: all that a loaded thing depends on."""
+"""Cache of the models, rewards and metrics that a process has loaded, for its later runs."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from typing import Any
 
 import torch
 
-from vader_ray.config import ExperimentConfig, RewardConfig, SamplingConfig
+from vader_ray.config import ExperimentConfig, PluginConfig, SamplingConfig
 
 
-class Shelf:
-    """What this process has loaded, for a later run in it: whatever that run loads with the same settings is there already."""
+class ModelCache:
+    """Loaded objects by a key of all settings on which they depend: equal settings load once in a process."""
 
     def __init__(self) -> None:
         self._kept: dict[str, Any] = {}
 
-    def keep(self, keys: Collection[str]) -> None:
-        """Let go of everything else, before more is loaded."""
+    def evict_except(self, keys: Collection[str]) -> None:
+        """Drop all objects but these, to free their memory before more is loaded."""
         self._kept = {key: kept for key, kept in self._kept.items() if key in keys}
 
-    def take(self, key: str, load: Callable[[], Any]) -> Any:
-        """What was loaded under this key, else what ``load`` gives."""
+    def get_or_load(self, key: str, load: Callable[[], Any]) -> Any:
+        """Return the object of this key; call ``load`` and keep its result if there is none."""
         if key not in self._kept:
             self._kept[key] = load()
         return self._kept[key]
@@ -32,20 +32,30 @@ class Shelf:
 
 
 def model_key(config: ExperimentConfig, device: torch.device) -> str:
-    """All that a model without its adapter depends on, and the prompts, for its text encoders are gone after these."""
-    chosen = config.model_dump(mode="json", include={"model", "sampling", "prompts", "machine"})
+    """Return the key of a model without its adapter.
+
+    The prompts are part of it: the text encoders are freed once these are encoded.
+    """
+    chosen = config.model_dump(mode="json", include={"model", "sampling", "prompts", "runtime"})
     chosen["pairs"] = str(getattr(config.algorithm, "pairs", None))
-    for field in ("truncation", "truncation_depth", "window_start", "chain", "replay"):  # which steps are graded, and how
+    for field in (
+        "truncation",
+        "truncation_depth",
+        "window_start",
+        "backprop_through_input",
+        "recompute",
+    ):  # the choice of gradient steps changes nothing that is loaded
         del chosen["sampling"][field]
     return f"model on {device}: {json.dumps(chosen, sort_keys=True)}"
 
 
 def conditioning_key(config: ExperimentConfig, device: torch.device) -> str:
-    """What the prompts' conditioning depends on: the model and the prompts."""
+    """Return the key of the prompts' conditioning, which depends on the model and the prompts."""
     return f"conditioning of {model_key(config, device)}"
 
 
-def reward_key(spec: RewardConfig, sampling: SamplingConfig, device: torch.device) -> str:
-    """All that a reward depends on, and the size of videos on which it has shown that it keeps its contract."""
+def plugin_key(spec: PluginConfig, sampling: SamplingConfig, device: torch.device) -> str:
+    """Return the key of a reward or metric: its settings, and the size of videos for which its contract was checked."""
     chosen = spec.model_dump(mode="json", exclude={"label", "weight", "target"})
-    return f"reward on {device}: {json.dumps([chosen, sampling.num_frames, sampling.height, sampling.width], sort_keys=True)}"
+    size = [sampling.num_frames, sampling.height, sampling.width]
+    return f"{spec.kind} on {device}: {json.dumps([chosen, *size], sort_keys=True)}"

@@ -1,4 +1,4 @@
-"""Files of pairs of videos, of which one is better: what Diffusion-DPO can learn from without making or scoring any."""
+"""Files of given preference pairs for Diffusion-DPO: two videos of one prompt, one of them preferred."""
 
 from __future__ import annotations
 
@@ -23,12 +23,15 @@ class Pair:
     """Two videos of one prompt."""
 
     prompt: str
+    """Text of the prompt."""
     winner: Path
+    """File of the preferred video."""
     loser: Path
+    """File of the other video."""
 
 
 def read_pairs(file: str) -> tuple[Pair, ...]:
-    """The pairs of a Parquet or JSON lines file; relative paths of videos start at its folder.
+    """Read the pairs of a Parquet or JSON lines file; relative paths of videos start at its folder.
 
     Raises:
         ValueError: a column is missing, or a video does not exist.
@@ -36,15 +39,19 @@ def read_pairs(file: str) -> tuple[Pair, ...]:
     path = Path(file)
     try:
         rows = pq.read_table(path).to_pylist() if path.suffix == ".parquet" else _read_lines(path)
-        pairs = tuple(Pair(row["prompt"], path.parent / row["winner"], path.parent / row["loser"]) for row in rows)
+        pairs = tuple(
+            Pair(row["prompt"], path.parent / row["winner"], path.parent / row["loser"]) for row in rows
+        )
     except (KeyError, TypeError, ValueError, OSError) as error:
         raise ValueError(
             f"algorithm.pairs: {path} needs {', '.join(_COLUMNS)} in every row ({type(error).__name__}: {error})"
         ) from None
     if missing := [video for pair in pairs for video in (pair.winner, pair.loser) if not video.is_file()]:
-        raise ValueError(f"algorithm.pairs: the video {missing[0]} of {path} does not exist; correct its path")
+        raise ValueError(
+            f"algorithm.pairs: the video {missing[0]} of {path} does not exist; correct its path"
+        )
     if not pairs:
-        raise ValueError(f"algorithm.pairs: {path} holds no pair; give one row per pair")
+        raise ValueError(f"algorithm.pairs: {path} contains no pair; give one row per pair")
     return pairs
 
 
@@ -53,26 +60,28 @@ def _read_lines(path: Path) -> list[dict[str, str]]:
 
 
 def read_frames(path: Path, sampling: SamplingConfig) -> Frames:
-    """The frames of one video, without batch dimension, in [0, 1].
+    """Read the frames of one video, without batch dimension, in [0, 1].
 
     Raises:
-        ValueError: it cannot be read, or has not the recipe's shape.
+        ValueError: the file cannot be read, or its shape is not the recipe's.
     """
     pixels = np.load(path) if path.suffix == ".npy" else _decode(path, sampling)
     expected = (sampling.num_frames, sampling.height, sampling.width, 3)
     if pixels.shape != expected or pixels.dtype != np.uint8:
         raise ValueError(
-            f"algorithm.pairs: {path} holds {pixels.dtype} {pixels.shape}, the recipe's sampling makes uint8 {expected} "
+            f"algorithm.pairs: {path} contains {pixels.dtype} {pixels.shape}, the recipe's sampling makes uint8 {expected} "
             "(frames, height, width, 3); convert the video, or change sampling"
         )
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
 
 
 def _decode(path: Path, sampling: SamplingConfig) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    """All frames of an mp4, scaled to the recipe's height and width."""
+    """Decode all frames of an mp4, scaled to the recipe's height and width."""
     scale = f"scale={sampling.width}:{sampling.height}:flags=area"
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-i", str(path), "-vf", scale]
     done = subprocess.run([*command, "-f", "rawvideo", "-pix_fmt", "rgb24", "-"], capture_output=True)
     if done.returncode:
-        raise ValueError(f"algorithm.pairs: {path} cannot be read as a video: {done.stderr.decode(errors='replace').strip()}")
+        raise ValueError(
+            f"algorithm.pairs: {path} cannot be read as a video: {done.stderr.decode(errors='replace').strip()}"
+        )
     return np.frombuffer(done.stdout, np.uint8).reshape(-1, sampling.height, sampling.width, 3).copy()

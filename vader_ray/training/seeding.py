@@ -1,4 +1,4 @@
-"""Every random choice of a run, as a function of (seed, step, video index): never of rank, time or worker count."""
+"""Seeds of all random choices of a run: functions of (seed, step, video index), never of rank, time or worker count."""
 
 from __future__ import annotations
 
@@ -19,20 +19,24 @@ _STREAMS = {
     "algorithm": 7,
     "bootstrap": 8,
 }
+"""Number of each stream, part of its seeds: changing one changes the results of every run."""
 
 
-def derive(seed: int, stream: str, *indices: int) -> int:
-    """A 63-bit seed for one choice, independent between streams and indices (numpy's SeedSequence)."""
-    return int(np.random.SeedSequence([seed, _STREAMS[stream], *indices]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+def derive_seed(seed: int, stream: str, *indices: int) -> int:
+    """Derive a 63-bit seed for one random choice, independent between streams and indices (numpy's SeedSequence)."""
+    return int(
+        np.random.SeedSequence([seed, _STREAMS[stream], *indices]).generate_state(1, np.uint64)[0]
+        >> np.uint64(1)
+    )
 
 
 def generator(seed: int, stream: str, *indices: int) -> torch.Generator:
-    """A CPU generator for one choice."""
-    return torch.Generator().manual_seed(derive(seed, stream, *indices))
+    """Return a CPU generator for one random choice, seeded by `derive_seed`."""
+    return torch.Generator().manual_seed(derive_seed(seed, stream, *indices))
 
 
 def prompt_of(prompts: Sequence[T], seed: int, video: int) -> T:
-    """The prompt (or given pair) of a video: all once, shuffled, before any comes again."""
+    """Return the prompt (or given pair) of a video: all once, shuffled, before any is repeated."""
     epoch, position = divmod(video, len(prompts))
     order = torch.randperm(len(prompts), generator=generator(seed, "prompt", epoch))
     return prompts[int(order[position])]

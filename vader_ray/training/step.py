@@ -1,4 +1,4 @@
-"""One step: videos of this worker, the algorithm's gradient, its sum over workers, the optimizer's update."""
+"""One training step: this worker's videos, the algorithm's gradient, its sum over workers, the optimizer update."""
 
 from __future__ import annotations
 
@@ -12,42 +12,44 @@ from torch import Tensor
 from vader_ray.alignment.algorithms.ddpo import Ddpo
 from vader_ray.alignment.algorithms.dpo import Dpo
 from vader_ray.alignment.algorithms.vader import Vader
-from vader_ray.alignment.base import Algorithm, Update, Whole
+from vader_ray.alignment.base import Algorithm, StepContext, UpdateResult
 from vader_ray.alignment.frames import choose_frames
 from vader_ray.alignment.rollout import Rollout
 from vader_ray.alignment.scoring import objectives
 from vader_ray.alignment.truncation import draw_plan
 from vader_ray.config import DdpoConfig, DpoConfig, ExperimentConfig, split_image
+from vader_ray.errors import RunFailed
 from vader_ray.training.checkpoint import State
-from vader_ray.training.distributed import Group
-from vader_ray.training.events import Query
+from vader_ray.training.distributed import WorkerGroup
+from vader_ray.training.events import RewardQuery
 from vader_ray.training.experiment import Experiment, batching
 from vader_ray.training.pairs import read_frames
-from vader_ray.training.seeding import derive, generator, prompt_of
+from vader_ray.training.seeding import derive_seed, generator, prompt_of
 from vader_ray.types import VideoModel
 
 
-class TrainingError(RuntimeError):
-    """A run cannot go on; the message says what happened and what to change."""
+class TrainingError(RunFailed):
+    """A run cannot continue; the message gives the cause and what to change."""
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """One reward query and how much each reward pulled."""
+class QueryResult:
+    """One reward query and the gradients of its rewards."""
 
-    query: Query
+    query: RewardQuery
     gradient_norms: dict[str, float]
+    """L2 norm of each weighted reward's gradient with respect to the frames, by reward."""
 
 
-def take_step(
+def train_step(
     config: ExperimentConfig,
     experiment: Experiment,
     optimizer: torch.optim.Optimizer,
-    group: Group,
+    group: WorkerGroup,
     state: State,
     wall_seconds: float,
-) -> tuple[dict[str, float], tuple[Query, ...]]:
-    """Take one step of the recipe's algorithm; the step's metrics and its reward queries over all workers.
+) -> tuple[dict[str, float], tuple[RewardQuery, ...]]:
+    """Take one step of the recipe's algorithm; return the step's metrics and its reward queries over all workers.
 
     Raises:
         TrainingError: the gradient was not finite for several steps in a row.
@@ -56,21 +58,23 @@ def take_step(
     first = state.step * config.videos_per_step
     videos = [first + index for index in group.share(config.videos_per_step)]
     rollout = make_rollout(config, experiment, videos)
-    whole = Whole(config.videos_per_step, group.gather, state.memory)
+    whole = StepContext(config.videos_per_step, group.gather, state.memory)
     optimizer.zero_grad(set_to_none=True)
     state.step += 1
     calls, norms, measured = experiment.model.denoiser_calls, list[float](), list[dict[str, list[float]]]()
-    outcomes: list[Outcome] = []
-    for update in algorithm.updates(experiment.model, experiment.terms, rollout, batching(config.machine), whole):
+    results: list[QueryResult] = []
+    for update in algorithm.updates(
+        experiment.model, experiment.terms, rollout, batching(config.runtime), whole
+    ):
         if not norms:
-            outcomes = group.gather(_outcomes(rollout, videos, update, state.step, wall_seconds))
+            results = group.gather(_query_results(rollout, videos, update, state.step, wall_seconds))
         norms.append(sum_and_clip(experiment.model, group, config.optimizer.max_grad_norm))
-        _update(config, optimizer, norms[-1], state, outcomes)
+        _update(config, optimizer, norms[-1], state, results)
         measured.extend(group.gather([update.measures]))
-    queries = tuple(outcome.query for outcome in outcomes)
+    queries = tuple(result.query for result in results)
     state.reward_queries += len(queries)
     state.denoiser_calls += sum(group.gather([experiment.model.denoiser_calls - calls]))
-    return _metrics(outcomes, state) | {"train/grad_norm": fmean(norms)} | _means(measured), queries
+    return _metrics(results, state) | {"train/grad_norm": fmean(norms)} | _means(measured), queries
 
 
 def choose_algorithm(config: ExperimentConfig, step: int) -> Algorithm:
@@ -81,7 +85,7 @@ def choose_algorithm(config: ExperimentConfig, step: int) -> Algorithm:
     if isinstance(settings, DpoConfig):
         return Dpo(settings, config.sampling.num_inference_steps)
     plan = draw_plan(config.sampling, generator(config.seed, "truncation", step))
-    return Vader(replace(plan, pull=settings.base_pull))
+    return Vader(replace(plan, reference_weight=settings.reference_penalty))
 
 
 def make_rollout(config: ExperimentConfig, experiment: Experiment, videos: Sequence[int]) -> Rollout:
@@ -93,15 +97,17 @@ def make_rollout(config: ExperimentConfig, experiment: Experiment, videos: Seque
     return Rollout(
         prompts=[split_image(prompt)[1] for prompt in prompts],
         conditioning=experiment.condition(prompts),
-        seeds=[derive(config.seed, "noise", video) for video in videos],
+        seeds=[derive_seed(config.seed, "noise", video) for video in videos],
         seen=[
             [
-                choose_frames(term.frames, config.sampling.num_frames, generator(config.seed, "frames", video, place))
+                choose_frames(
+                    term.frames, config.sampling.num_frames, generator(config.seed, "frames", video, place)
+                )
                 for video in videos
             ]
             for place, term in enumerate(experiment.terms)
         ],
-        draws=[derive(config.seed, "algorithm", video) for video in videos],
+        draws=[derive_seed(config.seed, "algorithm", video) for video in videos],
     )
 
 
@@ -114,15 +120,15 @@ def _given_rollout(config: ExperimentConfig, experiment: Experiment, videos: Seq
     return Rollout(
         prompts=[split_image(prompt)[1] for prompt in prompts],
         conditioning=experiment.condition(prompts),
-        seeds=(seeds := [derive(config.seed, "noise", video) for video in videos]),
+        seeds=(seeds := [derive_seed(config.seed, "noise", video) for video in videos]),
         seen=[],
-        draws=[derive(config.seed, "algorithm", video) for video in videos],
+        draws=[derive_seed(config.seed, "algorithm", video) for video in videos],
         given=experiment.model.encode_videos(frames, seeds),
     )
 
 
-def sum_and_clip(model: VideoModel, group: Group, max_norm: float) -> float:
-    """Replace the adapter's gradients by their sum over workers, clip them; their norm before clipping."""
+def sum_and_clip(model: VideoModel, group: WorkerGroup, max_norm: float) -> float:
+    """Replace the adapter's gradients by their sum over workers and clip them; return their norm before clipping."""
     parameters = model.adapter_parameters()
     for parameter in parameters:
         if parameter.grad is None:
@@ -131,28 +137,37 @@ def sum_and_clip(model: VideoModel, group: Group, max_norm: float) -> float:
     return float(torch.nn.utils.clip_grad_norm_(parameters, max_norm))
 
 
-def _outcomes(rollout: Rollout, videos: Sequence[int], update: Update, step: int, wall_seconds: float) -> list[Outcome]:
+def _query_results(
+    rollout: Rollout, videos: Sequence[int], update: UpdateResult, step: int, wall_seconds: float
+) -> list[QueryResult]:
     if not update.scored:
         return []
     scores = _rows([part.scores for part in update.scored], len(videos))
     norms = _rows([part.gradient_norms for part in update.scored], len(videos))
     objective = objectives(update.scored).tolist()
     return [
-        Outcome(Query(step, video, prompt, seed, scores[i], objective[i], update.graded, wall_seconds), norms[i])
+        QueryResult(
+            RewardQuery(step, video, prompt, seed, scores[i], objective[i], update.grad_steps, wall_seconds),
+            norms[i],
+        )
         for i, (video, prompt, seed) in enumerate(zip(videos, rollout.prompts, rollout.seeds, strict=True))
     ]
 
 
 def _rows(parts: Sequence[dict[str, Tensor]], num_rows: int) -> list[dict[str, float]]:
-    """Columns of batches become one dict per video."""
+    """Turn the columns of several batches into one dict per video."""
     columns = {name: torch.cat([part[name] for part in parts]).tolist() for name in parts[0]}
     return [{name: column[row] for name, column in columns.items()} for row in range(num_rows)]
 
 
 def _update(
-    config: ExperimentConfig, optimizer: torch.optim.Optimizer, norm: float, state: State, outcomes: Sequence[Outcome]
+    config: ExperimentConfig,
+    optimizer: torch.optim.Optimizer,
+    norm: float,
+    state: State,
+    results: Sequence[QueryResult],
 ) -> None:
-    """Step, or skip the step when the gradient is not finite: the sum over workers makes all of them skip alike."""
+    """Update the adapter, or skip the step if the gradient is not finite: after the sum over workers all of them skip alike."""
     if torch.isfinite(torch.tensor(norm)):
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -163,31 +178,35 @@ def _update(
     state.nonfinite_in_a_row += 1
     if state.nonfinite_in_a_row >= config.optimizer.max_nonfinite_steps:
         raise TrainingError(
-            f"step {state.step}: the gradient was {norm} for {state.nonfinite_in_a_row} steps in a row; {_cause(outcomes)}"
+            f"step {state.step}: the gradient was {norm} for {state.nonfinite_in_a_row} steps in a row; {_cause(results)}"
         )
 
 
-def _cause(outcomes: Sequence[Outcome]) -> str:
-    for query in (outcome.query for outcome in outcomes):
+def _cause(results: Sequence[QueryResult]) -> str:
+    for query in (result.query for result in results):
         for name, value in query.scores.items():
             if not torch.isfinite(torch.tensor(value)):
-                return f"reward {name!r} answered {value} for video {query.video} ({query.prompt!r}): mend or drop that reward"
+                return f"reward {name!r} returned {value} for video {query.video} ({query.prompt!r}): correct or remove that reward"
     return "the rewards are finite, so lower optimizer.learning_rate or raise model.precision"
 
 
-def _metrics(outcomes: Sequence[Outcome], state: State) -> dict[str, float]:
+def _metrics(results: Sequence[QueryResult], state: State) -> dict[str, float]:
     metrics = {"train/nonfinite_steps": float(state.nonfinite_steps)}
-    if not outcomes:
+    if not results:
         return metrics
-    first = outcomes[0]
-    metrics["train/reward_mean"] = fmean(outcome.query.objective for outcome in outcomes)
+    first = results[0]
+    metrics["train/reward_mean"] = fmean(result.query.objective for result in results)
     for name in first.query.scores:
-        metrics[f"train/reward/{name}"] = fmean(outcome.query.scores[name] for outcome in outcomes)
+        metrics[f"train/reward/{name}"] = fmean(result.query.scores[name] for result in results)
     for name in first.gradient_norms:
-        metrics[f"train/gradient_norm/{name}"] = fmean(outcome.gradient_norms[name] for outcome in outcomes)
-    return metrics | ({"train/graded_steps": float(len(first.query.graded_steps))} if first.query.graded_steps else {})
+        metrics[f"train/gradient_norm/{name}"] = fmean(result.gradient_norms[name] for result in results)
+    return metrics | (
+        {"train/graded_steps": float(len(first.query.grad_steps))} if first.query.grad_steps else {}
+    )
 
 
 def _means(measured: Sequence[dict[str, list[float]]]) -> dict[str, float]:
-    """What an algorithm measured, over all workers and updates."""
-    return {f"train/{name}": fmean(value for part in measured for value in part[name]) for name in measured[0]}
+    """Mean of each of an algorithm's diagnostics over all workers and updates."""
+    return {
+        f"train/{name}": fmean(value for part in measured for value in part[name]) for name in measured[0]
+    }

@@ -45,7 +45,9 @@ def _video(model: Any, case: Any, pipe: Any) -> Tensor:
 
 
 @pytest.mark.parametrize("form", ["diffusers", "comfyui"])
-def test_stock_diffusers_makes_the_same_video_of_an_exported_file(folders: Any, tmp_path: Path, form: str) -> None:
+def test_stock_diffusers_makes_the_same_video_of_an_exported_file(
+    folders: Any, tmp_path: Path, form: str
+) -> None:
     """Bit for bit, though diffusers folds ComfyUI's alpha into the weights: alpha / rank is a power of two here."""
     case = CASES["wan"]
     model = _load(case, folders("wan"))
@@ -77,7 +79,9 @@ def test_stock_diffusers_makes_the_same_video_of_an_exported_file(folders: Any, 
         ),
     ],
 )
-def test_comfyui_gets_every_layer_under_its_own_name(folders: Any, tmp_path: Path, name: str, layer: str, key: str) -> None:
+def test_comfyui_gets_every_layer_under_its_own_name(
+    folders: Any, tmp_path: Path, name: str, layer: str, key: str
+) -> None:
     model = _load(CASES[name], folders(name))
     model.save_adapter(tmp_path / "adapter")
     (file,) = _export(tmp_path / "adapter", "--format", "comfyui", "-o", tmp_path)
@@ -89,7 +93,8 @@ def test_comfyui_gets_every_layer_under_its_own_name(folders: Any, tmp_path: Pat
     assert float(tensors[f"{key}.alpha"]) == 4.0
     if name != "wan_i2v":  # as ComfyUI does: its keys are made of the names of the network's weights
         stems = {
-            f"lora_unet_{known.replace('.', '_')}" if a == "lora_down" else f"diffusion_model.{known}": known for known in layers
+            f"lora_unet_{known.replace('.', '_')}" if a == "lora_down" else f"diffusion_model.{known}": known
+            for known in layers
         }
         for stem, known in stems.items():
             assert torch.equal(tensors[f"{stem}.{a}.weight"], layers[known].lora_A["default"].weight)
@@ -116,7 +121,9 @@ def test_two_denoisers_go_into_two_folders(folders: Any, tmp_path: Path) -> None
     assert second.parent == first.parent / "transformer_2"
     key = "diffusion_model.blocks.0.self_attn.q.lora_A.weight"
     assert not torch.equal(load_file(first)[key], load_file(second)[key])
-    result = CliRunner().invoke(app, ["export", str(tmp_path / "adapter"), "-o", str(tmp_path / "one.safetensors")])
+    result = CliRunner().invoke(
+        app, ["export", str(tmp_path / "adapter"), "-o", str(tmp_path / "one.safetensors")]
+    )
     assert result.exit_code == 2
     assert "holds the adapters of two denoisers; give a folder" in result.stderr
 
@@ -135,26 +142,37 @@ def test_exports_of_exports_are_the_adapter_itself(folders: Any, tmp_path: Path,
     (file,) = _export(peft, "--format", "diffusers", "-o", tmp_path / "diffusers")
     shape = models.adapter_shape(file.parent)
     assert (shape.rank, shape.alpha) == (2, PEFT_ALPHA if bare else 4.0)
-    read = PeftModel.from_pretrained(diffusers.UNetSpatioTemporalConditionModel.from_pretrained(folders("svd") / "unet"), peft)
+    read = PeftModel.from_pretrained(
+        diffusers.UNetSpatioTemporalConditionModel.from_pretrained(folders("svd") / "unet"), peft
+    )
     theirs = [value for name, value in read.named_parameters() if "lora_" in name]
     assert all(torch.equal(a, b) for a, b in zip(theirs, model.adapter_parameters(), strict=True))
     if not bare:
         other.load_adapter(file.parent)
-        assert all(torch.equal(a, b) for a, b in zip(other.adapter_parameters(), model.adapter_parameters(), strict=True))
+        assert all(
+            torch.equal(a, b)
+            for a, b in zip(other.adapter_parameters(), model.adapter_parameters(), strict=True)
+        )
 
 
-def test_merged_denoiser_makes_the_same_video_without_an_adapter(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
+def test_merged_denoiser_makes_the_same_video_without_an_adapter(
+    tiny_pipeline_folder: Path, tmp_path: Path
+) -> None:
     """float32 rounds W + ΔW once and W x + ΔW x twice."""
     recipe = write_tiny(tmp_path, tiny_pipeline_folder)
     config = load(str(recipe))
-    model = models.build(config.model, config.sampling, config.adapter, seed=0, chunk_size=1, device=torch.device("cpu"))
+    model = models.build(
+        config.model, config.sampling, config.adapter, seed=0, chunk_size=1, device=torch.device("cpu")
+    )
     for parameter in model.adapter_parameters():
         torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(1))
     model.save_adapter(tmp_path / "adapter")
     (place,) = _export(tmp_path / "adapter", "--merge", "--recipe", recipe, "-o", tmp_path / "merged")
     ours = model.sample(model.encode(["a star"]), SEEDS[:1])
     pipe = model.pipe
-    plain = models.build(config.model, config.sampling, None, seed=0, chunk_size=1, device=torch.device("cpu"))
+    plain = models.build(
+        config.model, config.sampling, None, seed=0, chunk_size=1, device=torch.device("cpu")
+    )
     before = plain.sample(plain.encode(["a star"]), SEEDS[:1])
     plain.pipe.unet = type(pipe.unet).from_pretrained(place).requires_grad_(False)
     after = plain.sample(plain.encode(["a star"]), SEEDS[:1])
@@ -165,13 +183,21 @@ def test_merged_denoiser_makes_the_same_video_without_an_adapter(tiny_pipeline_f
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("mochi", ["--format", "comfyui"], "it exports adapters of Wan, LTX-Video and diffusers' UNets; choose --format"),
+        (
+            "mochi",
+            ["--format", "comfyui"],
+            "it exports adapters of Wan, LTX-Video and diffusers' UNets; choose --format",
+        ),
         ("svd", ["--merge"], "name its recipe by --recipe"),
         ("svd", ["--format", "peft", "-o", "x.safetensors"], "peft's format is two files; give a folder"),
     ],
 )
-def test_what_cannot_be_exported_is_named(folders: Any, tmp_path: Path, name: str, options: list[str], message: str) -> None:
+def test_what_cannot_be_exported_is_named(
+    folders: Any, tmp_path: Path, name: str, options: list[str], message: str
+) -> None:
     _load(CASES[name], folders(name)).save_adapter(tmp_path / "adapter")
-    result = CliRunner().invoke(app, ["export", str(tmp_path / "adapter"), "-o", str(tmp_path / "out"), *options])
+    result = CliRunner().invoke(
+        app, ["export", str(tmp_path / "adapter"), "-o", str(tmp_path / "out"), *options]
+    )
     assert result.exit_code == 2
     assert message in result.stderr

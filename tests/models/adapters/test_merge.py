@@ -36,10 +36,14 @@ def test_a_mix_changes_each_layer_by_the_weighted_sum_of_peft_s_changes(
     for layer in layers:
         one, two, mixed = (layer.get_delta_weight(name) for name in ("one", "two", "mixed"))
         assert one.abs().max() > 0
-        torch.testing.assert_close(mixed, 0.25 * one + 1.5 * two, atol=1e-6, rtol=1e-5)  # float32 products of rank 4
+        torch.testing.assert_close(
+            mixed, 0.25 * one + 1.5 * two, atol=1e-6, rtol=1e-5
+        )  # float32 products of rank 4
 
 
-def test_a_mix_of_one_samples_as_the_adapter_itself(tiny_pipeline_folder: Path, adapters: list[Path], tmp_path: Path) -> None:
+def test_a_mix_of_one_samples_as_the_adapter_itself(
+    tiny_pipeline_folder: Path, adapters: list[Path], tmp_path: Path
+) -> None:
     from vader_ray.config import AdapterConfig, ModelConfig, SamplingConfig
     from vader_ray.models import adapter_shape, build
 
@@ -54,7 +58,9 @@ def test_a_mix_of_one_samples_as_the_adapter_itself(tiny_pipeline_folder: Path, 
         )  # fmt: skip
         model.load_adapter(folder)
         latents.append(model.sample(model.encode(["a red circle moving left"]), [3]))
-    torch.testing.assert_close(*latents, atol=1e-4, rtol=1e-4)  # float32, another order of sums, five denoising steps
+    torch.testing.assert_close(
+        *latents, atol=1e-4, rtol=1e-4
+    )  # float32, another order of sums, five denoising steps
 
 
 def test_adapters_of_other_layers_are_refused(adapters: list[Path], tmp_path: Path) -> None:

@@ -15,10 +15,14 @@ from tests.helpers.families import CASES, Case, _wan, _wan_transformer, save
 from tests.helpers.tiny import load_tiny, randomise_adapter
 from tests.models.test_families import SEEDS, STEPS, _encode, _load
 from vader_ray.models.core import memory_optimizations
-from vader_ray.preflight.trackers import LiveTensors
-from vader_ray.types import Plan
+from vader_ray.preflight.trackers import PeakMemoryTracker
+from vader_ray.types import TruncationPlan
 
-DEEP = Case("wan", lambda: _wan(transformer=_wan_transformer(num_layers=6)), CASES["wan"].sampling | {"height": 32, "width": 32})
+DEEP = Case(
+    "wan",
+    lambda: _wan(transformer=_wan_transformer(num_layers=6)),
+    CASES["wan"].sampling | {"height": 32, "width": 32},
+)
 KINDS = ("none", "block", "attention")
 
 
@@ -27,24 +31,26 @@ def wan(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save(DEEP, tmp_path_factory.mktemp("deep_wan"))
 
 
-def _gradient(model: Any, plan: Plan, images: Any = None) -> tuple[Tensor, int]:
+def _gradient(model: Any, plan: TruncationPlan, images: Any = None) -> tuple[Tensor, int]:
     """The gradient of something nonlinear, and the most bytes that its graph took."""
     conditioning = model.encode(["a star"], images)
-    midway = model.prefix(conditioning, plan, SEEDS[:1])
-    with LiveTensors() as meter:
-        model.finish(midway, conditioning, plan).double().sin().sum().backward()
+    state = model.sample_prefix(conditioning, plan, SEEDS[:1])
+    with PeakMemoryTracker() as meter:
+        model.sample_with_grad(state, conditioning, plan).double().sin().sum().backward()
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.adapter_parameters()]
     return torch.cat([gradient.flatten() for gradient in gradients]), meter.peak
 
 
-@pytest.mark.parametrize("replay", [True, "earlier", False])
-def test_recomputed_blocks_have_the_same_gradient_in_less_memory(wan: Path, replay: Any) -> None:
+@pytest.mark.parametrize("recompute", [True, "earlier", False])
+def test_recomputed_blocks_have_the_same_gradient_in_less_memory(wan: Path, recompute: Any) -> None:
     found = {}
     for kind in KINDS:
         model = _load(DEEP, wan)
-        model.apply_levers(kind, compile_blocks=False)
-        found[kind] = _gradient(model, Plan(STEPS, (1, 2), replay=replay))
-    assert all(torch.equal(found[kind][0], found["none"][0]) for kind in KINDS)  # the same kernels in the same order
+        model.apply_memory_optimizations(kind, compile_blocks=False)
+        found[kind] = _gradient(model, TruncationPlan(STEPS, (1, 2), recompute=recompute))
+    assert all(
+        torch.equal(found[kind][0], found["none"][0]) for kind in KINDS
+    )  # the same kernels in the same order
     assert found["none"][0].abs().max() > 0
     assert found["block"][1] < 0.5 * found["none"][1]
     assert found["block"][1] < found["attention"][1] < 0.7 * found["none"][1]
@@ -59,8 +65,10 @@ def test_recomputed_blocks_of_unets(tiny_pipeline_folder: Path, tmp_path: Path, 
         for applied in ("none", kind):
             model = load()
             randomise_adapter(model)
-            model.apply_levers(applied, compile_blocks=False)
-            found.append(_gradient(model, Plan(model.sampling.num_inference_steps, (3,), replay=False)))
+            model.apply_memory_optimizations(applied, compile_blocks=False)
+            found.append(
+                _gradient(model, TruncationPlan(model.sampling.num_inference_steps, (3,), recompute=False))
+            )
         assert torch.equal(found[0][0], found[1][0])
         assert found[1][1] < 0.7 * found[0][1]
 
@@ -94,9 +102,9 @@ def test_attention_is_not_computed_again(wan: Path) -> None:
     calls = {}
     for kind in KINDS:
         model = _load(DEEP, wan)
-        model.apply_levers(kind, compile_blocks=False)
+        model.apply_memory_optimizations(kind, compile_blocks=False)
         with _Attentions() as counter:
-            _gradient(model, Plan(STEPS, (2,), replay="earlier"))
+            _gradient(model, TruncationPlan(STEPS, (2,), recompute="earlier"))
         calls[kind] = counter.count
     assert calls["attention"] == calls["none"] < calls["block"]
 
@@ -104,12 +112,12 @@ def test_attention_is_not_computed_again(wan: Path) -> None:
 def test_replay_of_the_earlier_steps_saves_the_last_ones_forward(wan: Path) -> None:
     """Bit-identical gradients; one denoising step (two branches of guidance) is not computed again."""
     gradients, calls = [], []
-    for replay in (True, "earlier", False):
+    for recompute in (True, "earlier", False):
         model, count = _load(DEEP, wan), [0]
         model.denoiser.blocks[0].attn1.to_q.base_layer.register_forward_hook(
             lambda *_, count=count: count.__setitem__(0, count[0] + 1)
         )
-        gradients.append(_gradient(model, Plan(STEPS, (1, 2), replay=replay))[0])
+        gradients.append(_gradient(model, TruncationPlan(STEPS, (1, 2), recompute=recompute))[0])
         calls.append(count[0])
     assert torch.equal(gradients[0], gradients[1])
     assert torch.equal(gradients[0], gradients[2])
@@ -120,16 +128,16 @@ def test_replay_of_the_earlier_steps_saves_the_last_ones_forward(wan: Path) -> N
 def test_compiled_blocks_agree(wan: Path, kind: Any) -> None:
     """aot_eager traces and differentiates blocks as inductor does, and runs the library's own kernels: float32 rounding."""
     plain, model = (_load(DEEP, wan) for _ in range(2))
-    memory_optimizations.compiled(model.blocks(), backend="aot_eager")
-    model.apply_levers(kind, compile_blocks=False)
-    plan = Plan(STEPS, (1, 2))
+    memory_optimizations.compile_blocks(model.blocks(), backend="aot_eager")
+    model.apply_memory_optimizations(kind, compile_blocks=False)
+    plan = TruncationPlan(STEPS, (1, 2))
     expected, found = (_gradient(each, plan)[0] for each in (plain, model))
     assert (found - expected).norm() < 1e-5 * expected.norm()
 
 
 def test_the_cache_acts_on_the_prefix_alone(wan: Path) -> None:
     """A threshold of almost nothing changes nothing; a large one the latents, but not what the graded steps make of them."""
-    plan, latents, calls = Plan(STEPS, (2,)), {}, {}
+    plan, latents, calls = TruncationPlan(STEPS, (2,)), {}, {}
     for rule in ("none", "first_block:0.000001", "first_block:0.9"):
         case = Case(DEEP.family, DEEP.build, DEEP.sampling | {"prefix_cache": rule})
         model, count = _load(case, wan), [0]
@@ -137,12 +145,12 @@ def test_the_cache_acts_on_the_prefix_alone(wan: Path) -> None:
             lambda *_, count=count: count.__setitem__(0, count[0] + 1)
         )
         conditioning = _encode(model, [])
-        midway = model.prefix(conditioning, plan, SEEDS)
-        latents[rule], calls[rule] = midway.outputs[0], count[0]
-        finished = model.finish(midway, conditioning, plan)
+        state = model.sample_prefix(conditioning, plan, SEEDS)
+        latents[rule], calls[rule] = state.outputs[0], count[0]
+        finished = model.sample_with_grad(state, conditioning, plan)
         assert count[0] == calls[rule] + 2, "both branches of the graded step ran in full"
         assert not model.denoiser.is_cache_enabled
-        assert torch.equal(finished, _load(DEEP, wan).finish(midway, conditioning, plan))
+        assert torch.equal(finished, _load(DEEP, wan).finish(state, conditioning, plan))
         assert torch.equal(model.sample(conditioning, SEEDS), _load(DEEP, wan).sample(conditioning, SEEDS))
     none, small, large = latents.values()
     assert torch.equal(none, small)
@@ -152,6 +160,7 @@ def test_the_cache_acts_on_the_prefix_alone(wan: Path) -> None:
 
 def test_a_denoiser_without_cache_is_refused(tiny_pipeline_folder: Path) -> None:
     with pytest.raises(
-        ValueError, match=r"caches no features of UNet3DConditionModel, only of transformers; set sampling\.prefix"
+        ValueError,
+        match=r"caches no features of UNet3DConditionModel, only of transformers; set sampling\.prefix",
     ):
         load_tiny(tiny_pipeline_folder, prefix_cache="first_block:0.1")

@@ -97,7 +97,12 @@ def test_the_alternatives_in_comments_are_valid(tmp_path: Path) -> None:
         ("aws.yaml", "max_workers: 10", "max_workers: [", "cannot be read as YAML"),
         ("local.yaml", "head_ip:", "had_ip:", "head_ip"),
         ("kuberay-cluster.yaml", "minReplicas: 0", "minReplica: 0", "spec.workerGroupSpecs.0.minReplica"),
-        ("kuberay-cluster.yaml", "minReplicas: 0", "minReplicas: 2", "not between minReplicas and maxReplicas"),
+        (
+            "kuberay-cluster.yaml",
+            "minReplicas: 0",
+            "minReplicas: 2",
+            "not between minReplicas and maxReplicas",
+        ),
         ("kuberay-cluster.yaml", "name: shm #", "name: shn #", "mounts 'shm'"),
         ("kuberay-cluster.yaml", 'rayVersion: "2.60.0"', 'rayVersion: "2.9.0"', "Ray 2.9.0 is named"),
         ("kuberay-job.yaml", "entrypoint:", "entry:", "spec.entrypoint: Field required"),
@@ -137,7 +142,9 @@ def test_only_ssh_is_open_and_every_gpu_machine_may_go_away() -> None:
 def test_what_a_job_has_set_is_not_set_again(monkeypatch: pytest.MonkeyPatch) -> None:
     job = {"env_vars": {"AWS_REGION": "eu-west-1"}, "worker_process_setup_hook": "mine.hook"}
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps({"runtime_env": job}))
-    assert runtime_env({"AWS_REGION": "eu-west-1", "HF_HUB_OFFLINE": "1"}) == {"env_vars": {"HF_HUB_OFFLINE": "1"}}
+    assert runtime_env({"AWS_REGION": "eu-west-1", "HF_HUB_OFFLINE": "1"}) == {
+        "env_vars": {"HF_HUB_OFFLINE": "1"}
+    }
     monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR")
     assert runtime_env({"AWS_REGION": "eu-west-1"}) == {
         "env_vars": {"AWS_REGION": "eu-west-1"},
@@ -157,10 +164,17 @@ def test_a_job_takes_along_the_package_and_sweeps_and_little_else(tmp_path: Path
     root, package = CLUSTERS.parent, tmp_path / "job.zip"
     create_package(str(root), package, include_gitignore=True)
     names = ZipFile(package).namelist()
-    for needed in ("vader_ray/cli.py", "vader_ray/recipes/shapes_hps.yaml", "sweeps/hps_k_sweep.py", "pyproject.toml"):
+    for needed in (
+        "vader_ray/cli/__init__.py",
+        "vader_ray/recipes/shapes_hps.yaml",
+        "sweeps/hps_k_sweep.py",
+        "pyproject.toml",
+    ):
         assert needed in names
     assert any(name.startswith("vader_ray/shapes/checkpoints/") for name in names)
-    assert {Path(name).parts[0] for name in names}.isdisjoint({"tests", "docs", "runs", ".git", ".venv", "benchmarks"})
+    assert {Path(name).parts[0] for name in names}.isdisjoint(
+        {"tests", "docs", "runs", ".git", ".venv", "benchmarks"}
+    )
     assert package.stat().st_size < 20 * 2**20
 
 
@@ -183,7 +197,9 @@ def test_ray_up_asks_aws_for_the_head(tmp_path: Path) -> None:
         assert {
             "ray-cluster-name": "vader-ray", "ray-node-type": "head", "ray-user-node-type": "head", "project": "vader-ray"
         }.items() <= tags.items()  # fmt: skip
-        (group,) = ec2.describe_security_groups(GroupIds=[group["GroupId"] for group in head["SecurityGroups"]])["SecurityGroups"]
+        (group,) = ec2.describe_security_groups(
+            GroupIds=[group["GroupId"] for group in head["SecurityGroups"]]
+        )["SecurityGroups"]
         assert group["GroupName"] == "vader-ray"
         from_outside = [rule for rule in group["IpPermissions"] if rule["IpRanges"]]
         assert [(rule["FromPort"], rule["ToPort"]) for rule in from_outside] == [(22, 22)]
@@ -193,7 +209,9 @@ def test_ray_up_asks_aws_for_the_head(tmp_path: Path) -> None:
         assert ip_address(head["PrivateIpAddress"]).is_private
         assert subnet["AvailabilityZone"] == head["Placement"]["AvailabilityZone"]
         assert head["MetadataOptions"]["HttpTokens"] == "required"
-        (disk,) = ec2.describe_volumes(Filters=[{"Name": "attachment.instance-id", "Values": [head["InstanceId"]]}])["Volumes"]
+        (disk,) = ec2.describe_volumes(
+            Filters=[{"Name": "attachment.instance-id", "Values": [head["InstanceId"]]}]
+        )["Volumes"]
         assert disk["Size"] == 200
 
 
@@ -201,14 +219,20 @@ def _launched(path: Path, ec2: Any, environment: dict[str, str], folder: Path) -
     """The head's instance once ``ray up`` has launched it. No SSH is found on its PATH: nothing leaves this machine."""
     assert yaml.safe_load(path.read_text())["provider"]["use_internal_ips"] is True
     command = [sys.executable, "-m", "ray.scripts.scripts", "up", "--yes", "--no-config-cache", str(path)]
-    nowhere = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | environment | {"PATH": str(folder)}
+    nowhere = (
+        {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+        | environment
+        | {"PATH": str(folder)}
+    )
     with (folder / "up.log").open("w") as log:
         process = subprocess.Popen(command, cwd=CLUSTERS.parent, env=nowhere, stdout=log, stderr=log)
         try:
             until = time.monotonic() + 120
             while time.monotonic() < until and process.poll() is None:
                 instances = [
-                    instance for reservation in ec2.describe_instances()["Reservations"] for instance in reservation["Instances"]
+                    instance
+                    for reservation in ec2.describe_instances()["Reservations"]
+                    for instance in reservation["Instances"]
                 ]
                 if running := [instance for instance in instances if instance["State"]["Name"] == "running"]:
                     return running[0]

@@ -42,32 +42,44 @@ def cluster(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     for key in ("host_key", "client/home/.ssh/id_ed25519"):
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(tmp_path / key)], check=True)
     (tmp_path / "sshd_config").write_text(SSHD.format(here=tmp_path))
-    with machines(tmp_path, "$(command -v sshd) -D -e -f $HERE/sshd_config", [tmp_path_factory.getbasetemp()]) as made:
+    with machines(
+        tmp_path, "$(command -v sshd) -D -e -f $HERE/sshd_config", [tmp_path_factory.getbasetemp()]
+    ) as made:
         for name in ("machine1", "machine2", "client"):
             (tmp_path / name / "home" / ".bashrc").write_text(SHELL)
         yield made
 
 
-def test_a_sweep_on_two_machines_from_up_to_down(cluster: Machines, tiny_pipeline_folder: Path, tmp_path: Path) -> None:
+def test_a_sweep_on_two_machines_from_up_to_down(
+    cluster: Machines, tiny_pipeline_folder: Path, tmp_path: Path
+) -> None:
     def client(command: str) -> str:
         return cluster.run(command, ENVIRONMENT)
 
     # long enough that the other machine has started a process before the first trial ends
-    recipe = write_tiny(tmp_path, tiny_pipeline_folder, num_steps=NUM_STEPS, evaluation={"every": NUM_STEPS, "num_videos": 2})
+    recipe = write_tiny(
+        tmp_path, tiny_pipeline_folder, num_steps=NUM_STEPS, evaluation={"every": NUM_STEPS, "num_videos": 2}
+    )
     names = {
         "<HEAD_IP>": ADDRESSES[0],
         "<WORKER_IP>": ADDRESSES[1],
         "<SSH_USER>": "root",
         "<SHARED_FOLDER>": f"{tmp_path}/shared",
     }
-    file = filled("local.yaml", tmp_path, **names, **{"ray start": "ray start --num-cpus=1"})  # they share two processors
+    file = filled(
+        "local.yaml", tmp_path, **names, **{"ray start": "ray start --num-cpus=1"}
+    )  # they share two processors
     check_cluster_file(file)
     client("ray get-auth-token --generate")
     client(f"ray up --yes {file}")
-    status = client(f"ray exec {file} 'until ray status | grep --quiet /2.0.CPU; do sleep 1; done; ray status'")
+    status = client(
+        f"ray exec {file} 'until ray status | grep --quiet /2.0.CPU; do sleep 1; done; ray status'"
+    )
     assert "0.0/2.0 CPU" in status
     here = "http://127.0.0.1:8265"
-    client(f"(ray dashboard {file} > /dev/null 2>&1 &); until curl --silent --output /dev/null {here}; do sleep 0.5; done")
+    client(
+        f"(ray dashboard {file} > /dev/null 2>&1 &); until curl --silent --output /dev/null {here}; do sleep 0.5; done"
+    )
     sweep = f"python sweeps/hps_k_sweep.py --recipe {recipe} --num-trials 2 --max-concurrent 2"
     said = client(f"ray job submit --address {here} --working-dir . -- {sweep}")
     assert "succeeded" in said
@@ -85,7 +97,10 @@ def test_a_sweep_on_two_machines_from_up_to_down(cluster: Machines, tiny_pipelin
         assert time.monotonic() < until, left
         time.sleep(1)
     tracked = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/machine1/home/mlflow/mlflow.db")
-    runs = {run.info.run_name: run for run in tracked.search_runs([item.experiment_id for item in tracked.search_experiments()])}
+    runs = {
+        run.info.run_name: run
+        for run in tracked.search_runs([item.experiment_id for item in tracked.search_experiments()])
+    }
     assert runs.keys() == {folder.name, "K=1", "K=2"}
     for name in ("K=1", "K=2"):
         run = runs[name]

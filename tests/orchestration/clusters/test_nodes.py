@@ -28,14 +28,18 @@ from vader_ray.config import ConfigError
 from vader_ray.orchestration.clusters import connection as orchestration
 from vader_ray.orchestration.runs.query_log import read_queries
 from vader_ray.orchestration.runs.storage import subfolders
-from vader_ray.training.events import Report
+from vader_ray.training.events import StepEvent
 from vader_ray.training.loop import train
 
 pytestmark = [
     pytest.mark.ray,
     pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore:Exception ignored in. <socket.socket:pytest.PytestUnraisableExceptionWarning"),  # Ray's
-    pytest.mark.filterwarnings("ignore:Exception ignored in. <function Popen:pytest.PytestUnraisableExceptionWarning"),  # as well
+    pytest.mark.filterwarnings(
+        "ignore:Exception ignored in. <socket.socket:pytest.PytestUnraisableExceptionWarning"
+    ),  # Ray's
+    pytest.mark.filterwarnings(
+        "ignore:Exception ignored in. <function Popen:pytest.PytestUnraisableExceptionWarning"
+    ),  # as well
 ]
 CLI = str(Path(sys.executable).parent / "vader-ray")
 NUM_STEPS = 12
@@ -58,7 +62,9 @@ def cluster() -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="module")
-def straight(cluster: Cluster, tiny_pipeline_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def straight(
+    cluster: Cluster, tiny_pipeline_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path]:
     """An undisturbed run of two workers on two nodes: where it happened, and its recipe."""
     folder = tmp_path_factory.mktemp("nodes")
     recipe = write_tiny(folder, tiny_pipeline_folder, num_steps=NUM_STEPS)
@@ -87,13 +93,19 @@ def _started(
 def _lose_a_node(cluster: Cluster, folder: Path, name: str, process: subprocess.Popen[str]) -> None:
     """Kill a node that has a worker in the middle of a step, once there is a checkpoint."""
     until = time.monotonic() + 400
-    while not [found for found in subfolders(str(folder / "shared" / name / "checkpoints")) if found.startswith("checkpoint_")]:
+    while not [
+        found
+        for found in subfolders(str(folder / "shared" / name / "checkpoints"))
+        if found.startswith("checkpoint_")
+    ]:
         assert process.poll() is None, (folder / f"{name}.log").read_text()
         assert time.monotonic() < until, "no checkpoint was written"
         time.sleep(0.05)
     time.sleep(0.3)
     assert process.poll() is None
-    cluster.remove_node(next(node for node in cluster.worker_nodes if _has_worker(node)), allow_graceful=False)
+    cluster.remove_node(
+        next(node for node in cluster.worker_nodes if _has_worker(node)), allow_graceful=False
+    )
 
 
 def _has(node: Any, actor: str) -> bool:
@@ -108,7 +120,14 @@ def _has_worker(node: Any) -> bool:
 
 def _drain(cluster: Cluster, node: Any) -> None:
     """As a cloud's notice makes it."""
-    reason = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot", "--deadline-remaining-seconds", "30"]
+    reason = [
+        "--reason",
+        "DRAIN_NODE_REASON_PREEMPTION",
+        "--reason-message",
+        "spot",
+        "--deadline-remaining-seconds",
+        "30",
+    ]
     drain = ["drain-node", "--address", cluster.address, "--node-id", node.node_id, *reason]
     subprocess.run([sys.executable, "-m", "ray.scripts.scripts", *drain], check=True)
 
@@ -117,7 +136,9 @@ def _weights(run: Path) -> dict[str, Any]:
     return dict(load_file(run / "adapter" / "adapter_model.safetensors"))
 
 
-def test_a_lost_node_is_replaced_and_the_adapter_is_the_same(cluster: Cluster, straight: tuple[Path, Path]) -> None:
+def test_a_lost_node_is_replaced_and_the_adapter_is_the_same(
+    cluster: Cluster, straight: tuple[Path, Path]
+) -> None:
     folder, recipe = straight
     with _started(cluster, folder, recipe, "lost") as process:
         _lose_a_node(cluster, folder, "lost", process)
@@ -131,7 +152,9 @@ def test_a_lost_node_is_replaced_and_the_adapter_is_the_same(cluster: Cluster, s
 
 
 @pytest.fixture(scope="module")
-def slow(tiny_pipeline_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict[str, Any]]:
+def slow(
+    tiny_pipeline_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path, dict[str, Any]]:
     """A recipe whose reward takes a second per video; where it is, itself, and the adapter of one undisturbed worker."""
     folder = tmp_path_factory.mktemp("slow")
     changes: dict[str, Any] = {
@@ -142,11 +165,11 @@ def slow(tiny_pipeline_folder: Path, tmp_path_factory: pytest.TempPathFactory) -
     changes["checkpoint"] = {"every": 2, "keep": 100}
     recipe = write_tiny(folder, tiny_pipeline_folder, rewards=[{"reward": CLIP, "seconds": 1.0}], **changes)
 
-    def keep(report: Report) -> None:
+    def keep(report: StepEvent) -> None:
         if report.checkpoint is not None:
             shutil.copytree(report.checkpoint / "adapter", folder / "adapter", dirs_exist_ok=True)
 
-    train(tiny_config(tiny_pipeline_folder, rewards=[{"reward": CLIP}], **changes), report=keep)
+    train(tiny_config(tiny_pipeline_folder, rewards=[{"reward": CLIP}], **changes), on_step=keep)
     return folder, recipe, _weights(folder)
 
 
@@ -189,14 +212,16 @@ def test_workers_go_and_come_back_and_the_adapter_is_the_same(
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "30")  # Ray first waits so long for two
     while len(cluster.worker_nodes) > 2:  # no spare one
         cluster.remove_node(next(iter(cluster.worker_nodes)))
-    with _started(cluster, folder, recipe, "elastic", "machine.min_workers=1") as process:
+    with _started(cluster, folder, recipe, "elastic", "runtime.min_workers=1") as process:
         _lose_a_node(cluster, folder, "elastic", process)
         _wait_for(lambda: 1 in _num_workers(folder, "elastic"), process, folder / "elastic.log")
         cluster.add_node(num_cpus=1)
         assert process.wait(timeout=400) == 0, (folder / "elastic.log").read_text()
     _assert_same(folder / "runs" / "elastic", expected)
     counted = _num_workers(folder, "elastic")
-    assert [count for count, _ in groupby(counted)] in ([2, 1, 2], [1, 2]), counted  # the node may go after the first checkpoint
+    assert [count for count, _ in groupby(counted)] in ([2, 1, 2], [1, 2]), (
+        counted
+    )  # the node may go after the first checkpoint
 
 
 def test_a_node_that_will_be_taken_away_is_left_with_a_checkpoint(
@@ -218,16 +243,24 @@ def test_a_node_that_will_be_taken_away_is_left_with_a_checkpoint(
     _assert_same(folder / "runs" / "notice", expected)
 
 
-def test_a_trial_leaves_a_node_that_will_be_taken_away(cluster: Cluster, slow: tuple[Path, Path, dict[str, Any]]) -> None:
+def test_a_trial_leaves_a_node_that_will_be_taken_away(
+    cluster: Cluster, slow: tuple[Path, Path, dict[str, Any]]
+) -> None:
     folder, recipe, _ = slow
     cluster.add_node(num_cpus=1)
     sweep = [sys.executable, str(REPOSITORY / "sweeps" / "hps_k_sweep.py"), "--recipe", str(recipe)]
     more = ["--num-trials", "1", "num_steps=8", "checkpoint.every=100"]
     with _started(cluster, folder, recipe, "sweep", *more, command=sweep) as process:
-        _wait_for(lambda: any(_has(node, "ImplicitFunc") for node in cluster.worker_nodes), process, folder / "sweep.log")
+        _wait_for(
+            lambda: any(_has(node, "ImplicitFunc") for node in cluster.worker_nodes),
+            process,
+            folder / "sweep.log",
+        )
         (run,) = folder.glob("runs/hps_k_sweep-*/K=1")
         stored = folder / "shared" / run.parent.name / run.name
-        _wait_for((stored / "state.json").exists, process, folder / "sweep.log")  # the base model is evaluated
+        _wait_for(
+            (stored / "state.json").exists, process, folder / "sweep.log"
+        )  # the base model is evaluated
         time.sleep(8)  # some steps
         assert not list(stored.glob("checkpoints/step-*"))
         node = next(node for node in cluster.worker_nodes if _has(node, "ImplicitFunc"))
@@ -239,17 +272,22 @@ def test_a_trial_leaves_a_node_that_will_be_taken_away(cluster: Cluster, slow: t
     assert sorted(read_queries(run / "queries")["video"].to_pylist()) == list(range(8 * 4))
 
 
-def test_missing_nodes_are_waited_for(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_nodes_are_waited_for(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("RAY_ADDRESS", cluster.address)
     num_nodes = len(cluster.worker_nodes)
     machine = {"num_workers": num_nodes + 1, "use_gpu": False}
-    config = tiny_config(tmp_path, videos_per_step=num_nodes + 1, machine=machine)
-    with pytest.raises(ConfigError, match=f"has {num_nodes}; lower --workers"), orchestration.connected(config):
+    config = tiny_config(tmp_path, videos_per_step=num_nodes + 1, runtime=machine)
+    with (
+        pytest.raises(ConfigError, match=f"has {num_nodes}; lower --workers"),
+        orchestration.connected(config),
+    ):
         pass
     entered = threading.Event()
 
     def connect() -> None:
-        waiting = tiny_config(tmp_path, videos_per_step=num_nodes + 1, machine=machine | {"wait_minutes": 5})
+        waiting = tiny_config(tmp_path, videos_per_step=num_nodes + 1, runtime=machine | {"wait_minutes": 5})
         with orchestration.connected(waiting):
             entered.set()
 

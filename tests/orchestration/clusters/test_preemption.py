@@ -23,7 +23,8 @@ from ray.cluster_utils import Cluster
 from tests.helpers.paths import REPOSITORY
 from tests.orchestration.tracking.test_mlflow_runs import free_port
 from vader_ray.config import ConfigError
-from vader_ray.orchestration.clusters.preemption import aws_notice, gcp_notice, is_leaving, watch
+from vader_ray.orchestration.clusters.preemption import aws_notice, gcp_notice, watch
+from vader_ray.orchestration.ray_private import is_node_draining
 
 CLI = str(Path(sys.executable).parent / "vader-ray")
 TOKEN = "a token"
@@ -41,7 +42,10 @@ class Service:
 def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
     class Handler(BaseHTTPRequestHandler):
         def do_PUT(self) -> None:
-            asked = self.path == "/latest/api/token" and int(self.headers["X-aws-ec2-metadata-token-ttl-seconds"]) > 0
+            asked = (
+                self.path == "/latest/api/token"
+                and int(self.headers["X-aws-ec2-metadata-token-ttl-seconds"]) > 0
+            )
             self.tell(200 if asked else 400, TOKEN)
 
         def do_GET(self) -> None:
@@ -51,7 +55,9 @@ def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
                     return self.tell(401)
                 if leaves_at is None:
                     return self.tell(404)
-                return self.tell(200, json.dumps({"action": "terminate", "time": leaves_at.strftime("%Y-%m-%dT%H:%M:%SZ")}))
+                return self.tell(
+                    200, json.dumps({"action": "terminate", "time": leaves_at.strftime("%Y-%m-%dT%H:%M:%SZ")})
+                )
             if self.path == "/computeMetadata/v1/instance/preempted":
                 allowed = self.headers["Metadata-Flavor"] == "Google"
                 return self.tell(200 if allowed else 403, "TRUE\n" if leaves_at else "FALSE\n")
@@ -101,7 +107,7 @@ class Trial:
     """Keeps its node from being idle."""
 
     def leaves(self) -> bool:
-        return is_leaving()
+        return is_node_draining()
 
     def node(self) -> str:
         return str(ray.get_runtime_context().get_node_id())
@@ -124,7 +130,9 @@ def trial(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 @pytest.mark.slow
 def test_the_node_of_a_machine_that_is_taken_back_is_drained(service: Service, trial: Any) -> None:
     assert not ray.get(trial.leaves.remote())
-    watcher = subprocess.Popen([CLI, "watch-notices", "aws", "--every", "0.2"], stdout=subprocess.PIPE, text=True)
+    watcher = subprocess.Popen(
+        [CLI, "watch-notices", "aws", "--every", "0.2"], stdout=subprocess.PIPE, text=True
+    )
     with pytest.raises(subprocess.TimeoutExpired):
         watcher.wait(timeout=15)
     assert not ray.get(trial.leaves.remote())

@@ -46,14 +46,23 @@ NodeName=machine2 NodeAddr={nodes[1]} CPUs=32 RealMemory=1000 Gres=gpu:4
 PartitionName=gpu Nodes=machine[1-2] State=UP
 """
 NUM_STEPS = 8
-ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
-ENVIRONMENT |= {"RAY_gcs_rpc_server_reconnect_timeout_s": "30"}  # so long the second node looks for a head that has ended
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "OMP_NUM_THREADS": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": "0",
+}
+ENVIRONMENT |= {
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "30"
+}  # so long the second node looks for a head that has ended
 
 
 @pytest.fixture
 def cluster(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
     """Two nodes, and a client on which the controller runs."""
-    if reason := lacking(("slurmctld", "slurmd", "sbatch", "srun", "scontrol"), "slurmctld slurmd slurm-client"):
+    if reason := lacking(
+        ("slurmctld", "slurmd", "sbatch", "srun", "scontrol"), "slurmctld slurmd slurm-client"
+    ):
         pytest.skip(reason)
     (tmp_path / "slurm.conf").write_text(CONFIGURATION.format(client=CLIENT, nodes=ADDRESSES))
     (tmp_path / "gres.conf").write_text(f"Name=gpu File={tmp_path}/gpu[0-3]\n")
@@ -63,7 +72,8 @@ def cluster(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     with machines(tmp_path, service, [tmp_path_factory.getbasetemp()]) as made:
         made.run("mkdir /run/controller && slurmctld", _environment(tmp_path))
         made.run(
-            "timeout 60 bash -c 'until sinfo --noheader --format %T%D | grep idle2; do sleep 1; done'", _environment(tmp_path)
+            "timeout 60 bash -c 'until sinfo --noheader --format %T%D | grep idle2; do sleep 1; done'",
+            _environment(tmp_path),
         )
         yield made
 
@@ -84,7 +94,7 @@ def test_a_job_that_is_put_back_into_the_queue_goes_on_with_its_run(
         checkpoint={"every": 1},
     )
     # where a node has two processors, three workers are on both
-    train = f"vader-ray train {recipe} --workers 3 --run-name mine --runs-dir {tmp_path}/runs machine.use_gpu=false"
+    train = f"vader-ray train {recipe} --workers 3 --run-name mine --runs-dir {tmp_path}/runs runtime.use_gpu=false"
     job = _submit(cluster, tmp_path, train)
     checkpoints = tmp_path / "shared" / "runs" / "mine" / "checkpoints"
     job.wait(lambda: len(list(checkpoints.glob("checkpoint_*/state.json"))) > 0)
@@ -94,7 +104,9 @@ def test_a_job_that_is_put_back_into_the_queue_goes_on_with_its_run(
     job.wait(lambda: job.state() == "COMPLETED")
     summary = json.loads((tmp_path / "runs" / "mine" / "summary.json").read_text())
     assert (summary["status"], summary["steps"]) == ("completed", NUM_STEPS)
-    assert sorted(read_queries(tmp_path / "runs" / "mine" / "queries")["video"].to_pylist()) == list(range(NUM_STEPS * 3))
+    assert sorted(read_queries(tmp_path / "runs" / "mine" / "queries")["video"].to_pylist()) == list(
+        range(NUM_STEPS * 3)
+    )
     tracked = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/shared/mlflow/mlflow.db")
     (run,) = tracked.search_runs([item.experiment_id for item in tracked.search_experiments()])
     assert run.info.status == "FINISHED"
@@ -151,5 +163,7 @@ def _submit(cluster: Machines, folder: Path, command: str) -> _Job:
     cluster.run(f"ln -s $(dirname $(dirname $(command -v vader-ray))) {shared}/venv", {})
     file = filled("slurm.sbatch", folder, **{"<PARTITION>": "gpu", "<SHARED_FOLDER>": str(shared)})
     check_cluster_file(file)
-    number = cluster.run(f"sbatch --parsable --output {folder}/job.log {file} {command}", _environment(folder)).strip()
+    number = cluster.run(
+        f"sbatch --parsable --output {folder}/job.log {file} {command}", _environment(folder)
+    ).strip()
     return _Job(cluster, folder, number)

@@ -9,13 +9,25 @@ import pytest
 from mlflow import MlflowClient
 from PIL import Image
 
-from vader_ray.orchestration.reporting.data_efficiency import Curve, best_curves, curves, efficiency, show_curves
+from vader_ray.orchestration.reporting.data_efficiency import (
+    Curve,
+    best_curves,
+    curves,
+    efficiency,
+    show_curves,
+)
 from vader_ray.orchestration.reporting.past_runs import PastRun
 from vader_ray.orchestration.reporting.report_figures import CALLS, QUERIES, SECONDS
 
 
 def _run(
-    method: str, setting: str, values: list[float], *, seed: int = 0, per_point: float = 16, status: str = "completed"
+    method: str,
+    setting: str,
+    values: list[float],
+    *,
+    seed: int = 0,
+    per_point: float = 16,
+    status: str = "completed",
 ) -> PastRun:
     """A trial that was evaluated at the steps 0, 2, 4 …; MLflow has its costs at every step."""
     steps = range(2 * len(values))
@@ -29,12 +41,19 @@ def _run(
 
 def _curve(method: str, setting: str, values: list[list[float]], per_point: float = 16) -> Curve:
     return Curve(
-        "hps", method, setting, [_run(method, setting, row, seed=seed, per_point=per_point) for seed, row in enumerate(values)]
+        "hps",
+        method,
+        setting,
+        [_run(method, setting, row, seed=seed, per_point=per_point) for seed, row in enumerate(values)],
     )
 
 
 def test_curves_gather_the_seeds_of_completed_trials() -> None:
-    runs = [_run("dpo", "b", [0.8, 1.0, 1.2]), _run("dpo", "a", [0.0]), _run("dpo", "b", [1.8, 2.0, 2.2], seed=1)]
+    runs = [
+        _run("dpo", "b", [0.8, 1.0, 1.2]),
+        _run("dpo", "a", [0.0]),
+        _run("dpo", "b", [1.8, 2.0, 2.2], seed=1),
+    ]
     both, _ = curves([*runs, _run("dpo", "b", [9.0], seed=2, status="failed")])
     assert both.runs == [runs[0], runs[2]]
     costs, rewards = both.against(QUERIES)
@@ -45,7 +64,9 @@ def test_curves_gather_the_seeds_of_completed_trials() -> None:
 def test_the_best_setting_is_that_with_the_highest_end_among_those_with_all_seeds() -> None:
     low, high = _curve("ddpo", "low", [[0, 1], [0, 2]]), _curve("ddpo", "high", [[0, 2], [7, 10]])
     lucky, other = _curve("ddpo", "lucky", [[0, 9]]), _curve("dpo", "low", [[0, 1], [0, 0]])
-    assert best_curves([low, other, high, lucky]) == [high, other], "a method keeps its place, and so its colour"
+    assert best_curves([low, other, high, lucky]) == [high, other], (
+        "a method keeps its place, and so its colour"
+    )
     assert best_curves([]) == []
 
 
@@ -63,7 +84,9 @@ def test_efficiency_is_read_where_the_curve_first_reaches_the_best_other_end() -
     assert "none of the reward queries" in line, "a rival that ends below the start"
 
 
-def test_every_setting_is_told_and_the_best_ones_are_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_setting_is_told_and_the_best_ones_are_drawn(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     runs = [
         *_curve("vader", "a", [[0, 2], [7, 10]]).runs,
         *_curve("vader", "z", [[0, 0], [7, 7]]).runs,
@@ -75,7 +98,9 @@ def test_every_setting_is_told_and_the_best_ones_are_drawn(tmp_path: Path, capsy
     assert first == "hps vader (a): 3.5 → 6, a gain of +2.5 ± 0.5 over 2 seeds, 100 denoiser calls, 3 s"
     assert second.startswith("hps vader (z): 3.5 → 3.5, a gain of +0 ± 0 over 2 seeds")
     names = {
-        f"reward-hps-{cost}.{kind}" for cost in ("reward_queries", "denoiser_calls", "train_seconds") for kind in ("png", "svg")
+        f"reward-hps-{cost}.{kind}"
+        for cost in ("reward_queries", "denoiser_calls", "train_seconds")
+        for kind in ("png", "svg")
     }
     assert {path.name for path in files} == names
     page = (tmp_path / "curves" / "reward-hps-reward_queries.svg").read_text()

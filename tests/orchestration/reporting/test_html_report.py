@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+from tests.helpers.local_run import run_locally
 from tests.helpers.recipe import tiny_config
 from tests.orchestration.tracking.test_browser import CHROMIUM, FLAGS, keep
 from vader_ray.cli import app
@@ -27,16 +27,14 @@ from vader_ray.orchestration.reporting.figures import Series, curves, write
 from vader_ray.orchestration.reporting.html_report import write_report
 from vader_ray.orchestration.reporting.past_runs import find_runs
 from vader_ray.orchestration.reporting.report_figures import Group, grouped
-from vader_ray.orchestration.runs.run_dir import open_folder
-from vader_ray.orchestration.runs.worker import train_recorded
+from vader_ray.orchestration.runs.run_dir import open_run_dir
 from vader_ray.orchestration.tracking import mlflow_runs
-from vader_ray.training.distributed import Group as Workers
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 BOTH = [{"reward": "brightness"}, {"reward": "sharpness"}]
-GUARD = {"measures": ["eval/distance_to_base"], "unit": "absolute", "bound": 1e-9}
+GUARD = {"metrics": ["eval/distance_to_base"], "unit": "absolute", "bound": 1e-9}
 
 
 @pytest.fixture(scope="module")
@@ -61,13 +59,13 @@ def store(tiny_pipeline_folder: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 def record(config: Any, folder: Path, name: str, storage: str | None = None) -> None:
     """Run a recipe in this process, recorded as in a worker."""
-    runs = open_folder(config, folder / "runs", name, resume=False, storage=storage)
+    runs = open_run_dir(config, folder / "runs", name, resume=False, storage=storage)
     run = mlflow_runs.start_run(config, name, runs.recipe.read_text())
-    train_recorded(
-        config, runs, run, group=Workers(), device=torch.device("cpu"), resume_from=None,
-        served={}, announce=lambda _: None, tell=print
-    )  # fmt: skip
-    assert mlflow_runs.end_run(run.uri, run.run_id, "FINISHED", folder=runs.path, tags={"status": "completed"}) is None
+    run_locally(config, runs, run)
+    assert (
+        mlflow_runs.end_run(run.uri, run.run_id, "FINISHED", folder=runs.path, tags={"status": "completed"})
+        is None
+    )
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +91,10 @@ def test_runs_are_found_by_experiment_name_folder_and_id(store: str) -> None:
 
 def test_seeds_of_equal_settings_are_one_group(store: str) -> None:
     groups = grouped([run for run in find_runs(store, ["rates"]) if run.status == "completed"])
-    assert [(group.label, len(group.runs)) for group in groups] == [("learning_rate=0.01", 2), ("learning_rate=0.05", 2)]
+    assert [(group.label, len(group.runs)) for group in groups] == [
+        ("learning_rate=0.01", 2),
+        ("learning_rate=0.05", 2),
+    ]
     steps = [int(run.last("eval/best_step") or 0) for run in groups[0].runs]
     kept = [run.history["eval/motion"][step] for run, step in zip(groups[0].runs, steps, strict=True)]
     assert groups[0].best("eval/motion") == pytest.approx(sum(kept) / 2)
@@ -102,8 +103,8 @@ def test_seeds_of_equal_settings_are_one_group(store: str) -> None:
 def test_a_run_that_its_guard_stopped_is_one_of_the_trade_offs(store: str) -> None:
     run = find_runs(store, ["rate-0.05-seed-0"])[0]
     stopped = replace(run, status="stopped")
-    assert Group("", [run, replace(stopped, settings=run.settings | {"guard.action": "stop"})]).competes
-    assert not Group("", [run, stopped]).competes, "its guard only flags: the scheduler stopped it"
+    assert Group("", [run, replace(stopped, settings=run.settings | {"guard.action": "stop"})]).is_eligible
+    assert not Group("", [run, stopped]).is_eligible, "its guard only flags: the scheduler stopped it"
 
 
 def test_the_page_holds_every_run_with_what_mlflow_has_of_it(store: str, report: Path) -> None:
@@ -138,11 +139,16 @@ def test_figures_lie_beside_the_page_and_the_page_asks_for_nothing_else(report: 
 
 
 def test_equal_figures_are_equal_files_with_the_numbers_in_them(tmp_path: Path) -> None:
-    series = [Series("one", [0, 1, 2], [0.0, 1.0, 4.0], [0, 0.5, 3], [0, 1.5, 5], [2]), Series("two", [0, 2], [1.0, 2.0])]
+    series = [
+        Series("one", [0, 1, 2], [0.0, 1.0, 4.0], [0, 0.5, 3], [0, 1.5, 5], [2]),
+        Series("two", [0, 2], [1.0, 2.0]),
+    ]
     for name in ("a", "b"):
         write(curves(series, title="t", x_label="x", y_label="y"), tmp_path / name / "figure")
     for kind in ("svg", "png"):
-        assert (tmp_path / "a" / f"figure.{kind}").read_bytes() == (tmp_path / "b" / f"figure.{kind}").read_bytes()
+        assert (tmp_path / "a" / f"figure.{kind}").read_bytes() == (
+            tmp_path / "b" / f"figure.{kind}"
+        ).read_bytes()
     drawn = np.asarray(Image.open(tmp_path / "a" / "figure.png").convert("RGB")).reshape(-1, 3)
     assert {(0, 0x72, 0xB2), (0xD5, 0x5E, 0)} <= {tuple(colour) for colour in drawn[::3].tolist()}
 
@@ -154,7 +160,9 @@ def test_equal_figures_are_equal_files_with_the_numbers_in_them(tmp_path: Path) 
         (["broken"], r"none of the 1 runs of broken has metrics of an evaluation"),
     ],
 )
-def test_what_cannot_be_reported_is_one_sentence(store: str, tmp_path: Path, targets: list[str], message: str) -> None:
+def test_what_cannot_be_reported_is_one_sentence(
+    store: str, tmp_path: Path, targets: list[str], message: str
+) -> None:
     with pytest.raises(ConfigError, match=message) as error:
         write_report(targets, tmp_path / "report.html", store)
     assert "\n" not in str(error.value)
@@ -176,7 +184,9 @@ def test_a_missing_store_and_an_unreachable_server_are_named(tmp_path: Path) -> 
 def browser() -> Iterator[Browser]:
     if not CHROMIUM.exists():
         pytest.skip(f"{CHROMIUM} is missing; apt-get install chromium")
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is missing; pip install playwright")
+    sync_api = pytest.importorskip(
+        "playwright.sync_api", reason="playwright is missing; pip install playwright"
+    )
     with sync_api.sync_playwright() as playwright:
         started = playwright.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
         yield started

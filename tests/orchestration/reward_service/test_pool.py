@@ -32,7 +32,9 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 CPU = torch.device("cpu")
 WHOLE = (slice(0, 8), slice(0, 8))
 PROMPTS = ["a red circle", "a blue star"]
-CLIP, CENTRE, BROKEN, PAIRS = (f"tests.helpers.served_rewards.{name}" for name in ("Clip", "Centre", "Broken", "Pairs"))
+CLIP, CENTRE, BROKEN, PAIRS = (
+    f"tests.helpers.served_rewards.{name}" for name in ("Clip", "Centre", "Broken", "Pairs")
+)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +50,9 @@ def _frames(seed: int = 0) -> torch.Tensor:
     return torch.rand(2, 3, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
 
 
-def _placed(reward: str, actor: str = "pool", *, options: dict[str, Any] | None = None, **placement: Any) -> dict[str, Any]:
+def _placed(
+    reward: str, actor: str = "pool", *, options: dict[str, Any] | None = None, **placement: Any
+) -> dict[str, Any]:
     return {"reward": reward, **(options or {}), "placement": {"actor": actor, "num_cpus": 0.5, **placement}}
 
 
@@ -91,24 +95,34 @@ def test_a_gradient_of_zeros_travels() -> None:
 
 @pytest.mark.parametrize("reward", [CLIP, CENTRE, "brightness"])
 @pytest.mark.parametrize("num_replicas", [1, 2])
-def test_an_actor_answers_as_the_worker_would_to_the_last_bit(cluster: None, reward: str, num_replicas: int) -> None:
+def test_an_actor_answers_as_the_worker_would_to_the_last_bit(
+    cluster: None, reward: str, num_replicas: int
+) -> None:
     config, frames = _config(_placed(reward, num_replicas=num_replicas)), _frames()
     local = load_reward(config.rewards[0].model_copy(update={"placement": None}), 3, 8, 8, CPU)
     with pool.serving(config) as pools:
         (pooled,) = pools.values()
-        answers = [pooled.ask_gradient(frames, PROMPTS, 2) for _ in range(3)]  # all on their way before one is fetched
+        answers = [
+            pooled.submit_gradient(frames, PROMPTS, 2) for _ in range(3)
+        ]  # all on their way before one is fetched
         expected_scores, expected = score_and_gradient(local, frames, PROMPTS, 2)
         for answer in answers:
             scores, gradient = answer()
             assert torch.equal(scores, expected_scores)
             assert torch.equal(gradient, expected)
-        assert torch.equal(pooled.ask_scores(frames, PROMPTS, 2)(), score_only(local, frames, PROMPTS, 2))
+        assert torch.equal(pooled.submit_scores(frames, PROMPTS, 2)(), score_only(local, frames, PROMPTS, 2))
     assert expected.any()
 
 
-def test_the_adapters_gradient_is_the_same_with_served_rewards(cluster: None, tiny_pipeline_folder: Path) -> None:
+def test_the_adapters_gradient_is_the_same_with_served_rewards(
+    cluster: None, tiny_pipeline_folder: Path
+) -> None:
     """Two rewards in actors and one here, several micro-batches, so that one is sampled while another is scored."""
-    plain = [{"reward": CLIP, "weight": 2.0}, {"reward": "brightness", "target": 0.4}, {"reward": CENTRE, "weight": -1.0}]
+    plain = [
+        {"reward": CLIP, "weight": 2.0},
+        {"reward": "brightness", "target": 0.4},
+        {"reward": CENTRE, "weight": -1.0},
+    ]
     placed = [_placed(CLIP, "a") | {"weight": 2.0}, plain[1], _placed(CENTRE, "b") | {"weight": -1.0}]
 
     def gradient(rewards: list[dict[str, Any]]) -> torch.Tensor:
@@ -117,8 +131,12 @@ def test_the_adapters_gradient_is_the_same_with_served_rewards(cluster: None, ti
             experiment = build(config, CPU, pools)
             plan = draw_plan(config.sampling, generator(config.seed, "truncation", 0))
             rollout = make_rollout(config, experiment, [0, 1, 2, 3])
-            accumulate_gradient(experiment.model, experiment.terms, rollout, plan, batching(config.machine), scale=0.25)
-            return torch.cat([parameter.grad.flatten() for parameter in experiment.model.adapter_parameters()])
+            accumulate_gradient(
+                experiment.model, experiment.terms, rollout, plan, batching(config.runtime), scale=0.25
+            )
+            return torch.cat(
+                [parameter.grad.flatten() for parameter in experiment.model.adapter_parameters()]
+            )
 
     local, remote = gradient(plain), gradient(placed)
     assert torch.equal(local, remote)
@@ -130,7 +148,7 @@ def test_half_precision_bends_the_gradient_a_little(cluster: None) -> None:
     frames = _frames()
     for transport, bound in (("bfloat16", 2**-7), ("float16", 2**-10)):
         with pool.serving(_config(_placed(CLIP, transport=transport))) as pools:
-            _, gradient = pools["Clip"].ask_gradient(frames, PROMPTS, 2)()
+            _, gradient = pools["Clip"].submit_gradient(frames, PROMPTS, 2)()
         config = _config({"reward": CLIP})
         expected = score_and_gradient(load_reward(config.rewards[0], 3, 8, 8, CPU), frames, PROMPTS, 2)[1]
         relative = (gradient - expected).norm() / expected.norm()
@@ -146,34 +164,44 @@ def _broken(how: str, tmp_path: Path, **placement: Any) -> ExperimentConfig:
 
 def test_an_error_in_a_reward_arrives_with_its_own_message(cluster: None, tmp_path: Path) -> None:
     with pool.serving(_broken("error", tmp_path)) as pools:
-        answer = pools["Broken"].ask_gradient(_frames(), ["break", "it"], 2)
-        with pytest.raises(TrainingError, match="reward 'Broken' in actor 'pool': the lamp of the projector is broken"):
+        answer = pools["Broken"].submit_gradient(_frames(), ["break", "it"], 2)
+        with pytest.raises(
+            TrainingError, match="reward 'Broken' in actor 'pool': the lamp of the projector is broken"
+        ):
             answer()
 
 
 def test_a_nan_names_the_reward_and_the_prompt(cluster: None, tmp_path: Path) -> None:
     with pool.serving(_broken("nan", tmp_path)) as pools:
-        answer = pools["Broken"].ask_gradient(_frames(), ["break", "it"], 2)
-        with pytest.raises(TrainingError, match="reward 'Broken' in actor 'pool': it answered nan for a video of 'break'"):
+        answer = pools["Broken"].submit_gradient(_frames(), ["break", "it"], 2)
+        with pytest.raises(
+            TrainingError, match="reward 'Broken' in actor 'pool': it answered nan for a video of 'break'"
+        ):
             answer()
 
 
 def test_a_silent_actor_is_restarted_and_asked_again(cluster: None, tmp_path: Path) -> None:
     with pool.serving(_broken("silence", tmp_path, timeout_seconds=4)) as pools:
-        scores = pools["Broken"].ask_scores(_frames(), ["break", "it"], 2)()
+        scores = pools["Broken"].submit_scores(_frames(), ["break", "it"], 2)()
     torch.testing.assert_close(scores, _frames().mean(dim=(1, 2, 3, 4)))
     assert (tmp_path / "mark").exists()
 
 
-def test_an_actor_that_stays_silent_ends_the_run_with_the_setting_to_change(cluster: None, tmp_path: Path) -> None:
+def test_an_actor_that_stays_silent_ends_the_run_with_the_setting_to_change(
+    cluster: None, tmp_path: Path
+) -> None:
     config = _config(_placed(CLIP, options={"seconds": 5.0}, timeout_seconds=0.5, max_retries=1))
     with pool.serving(config) as pools:
-        answer = pools["Clip"].ask_scores(_frames(), PROMPTS, 2)
-        with pytest.raises(TrainingError, match=r"gave no answer within placement\.timeout_seconds=0\.5, 2 times; raise it"):
+        answer = pools["Clip"].submit_scores(_frames(), PROMPTS, 2)
+        with pytest.raises(
+            TrainingError, match=r"gave no answer within placement\.timeout_seconds=0\.5, 2 times; raise it"
+        ):
             answer()
 
 
-def test_a_reward_that_cannot_be_loaded_is_told_before_the_workers_start(cluster: None, tmp_path: Path) -> None:
+def test_a_reward_that_cannot_be_loaded_is_told_before_the_workers_start(
+    cluster: None, tmp_path: Path
+) -> None:
     empty = tmp_path / "HPS.pt"
     empty.write_bytes(b"")
     config = _config(_placed("hps", options={"weights": str(empty)}))
@@ -185,7 +213,7 @@ def test_an_actor_checks_its_reward_on_the_frames_that_it_will_see(cluster: None
     placed = _placed(PAIRS, runtime_env={"env_vars": {"TEST_FACTOR": "3"}}) | {"frames": "first:2"}
     with pool.serving(_config(placed)) as pools:
         seen = _frames()[:, :2]
-        scores = pools["Pairs"].ask_scores(seen, PROMPTS, 2)()
+        scores = pools["Pairs"].submit_scores(seen, PROMPTS, 2)()
     torch.testing.assert_close(scores, 3 * (seen[:, 0] * seen[:, 1]).mean(dim=(1, 2, 3)))
 
 
@@ -207,8 +235,10 @@ def test_placements_that_cannot_work_are_refused_at_load() -> None:
 
 
 def test_where_a_reward_is_computed_is_not_what_a_run_is() -> None:
-    assert _config({"reward": CLIP}).identity() == _config(_placed(CLIP)).identity()
-    assert _config({"reward": CLIP}).identity() != _config(_placed(CLIP, transport="float16")).identity()
+    assert _config({"reward": CLIP}).fingerprint() == _config(_placed(CLIP)).fingerprint()
+    assert (
+        _config({"reward": CLIP}).fingerprint() != _config(_placed(CLIP, transport="float16")).fingerprint()
+    )
 
 
 # ---- pools that are shared
@@ -220,10 +250,12 @@ def test_a_shared_pool_is_found_again_and_guarded(cluster: None) -> None:
         first = {actor._actor_id for actor in pools["Clip"]._actors}
     with pool.serving(config) as pools:
         assert {actor._actor_id for actor in pools["Clip"]._actors} == first
-        assert pools["Clip"].ask_scores(_frames(), PROMPTS, 2)().shape == (2,)
+        assert pools["Clip"].submit_scores(_frames(), PROMPTS, 2)().shape == (2,)
     other = _config(_placed(CENTRE, "shared-clip", shared=True))
     with (
-        pytest.raises(ConfigError, match=r"the shared pool 'shared-clip' holds .*Clip.* this recipe asks for .*Centre"),
+        pytest.raises(
+            ConfigError, match=r"the shared pool 'shared-clip' holds .*Clip.* this recipe asks for .*Centre"
+        ),
         pool.serving(other),
     ):
         pass
@@ -238,7 +270,9 @@ def test_a_shared_pool_is_found_again_and_guarded(cluster: None) -> None:
 
 def _run(folder: Path, recipe: Path, name: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", cli.__name__, "train", str(recipe), "--run-name", name]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])}
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
+    }
     with (folder / f"{name}.log").open("w") as log:
         return subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, env=environment)
 
@@ -257,12 +291,18 @@ def _answering(driver: int, seconds: float = 300) -> psutil.Process:
     raise AssertionError("no actor computed a gradient")
 
 
-def test_a_run_survives_the_loss_of_an_actor_and_ends_with_the_local_adapter(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
+def test_a_run_survives_the_loss_of_an_actor_and_ends_with_the_local_adapter(
+    tiny_pipeline_folder: Path, tmp_path: Path
+) -> None:
     """Two rewards in two actors; one is killed with SIGKILL while it answers in the middle of a step."""
     slow = {"seconds": 0.4}
     (tmp_path / "local").mkdir()
-    local = write_tiny(tmp_path / "local", tiny_pipeline_folder, rewards=[{"reward": CLIP, **slow}, {"reward": "brightness"}])
-    placed = write_tiny(tmp_path, tiny_pipeline_folder, rewards=[_placed(CLIP, "a", options=slow), _placed("brightness", "b")])
+    local = write_tiny(
+        tmp_path / "local", tiny_pipeline_folder, rewards=[{"reward": CLIP, **slow}, {"reward": "brightness"}]
+    )
+    placed = write_tiny(
+        tmp_path, tiny_pipeline_folder, rewards=[_placed(CLIP, "a", options=slow), _placed("brightness", "b")]
+    )
     plain = _run(tmp_path, local, "plain")
     assert plain.wait(timeout=300) == 0, (tmp_path / "plain.log").read_text()
     process = _run(tmp_path, placed, "placed")

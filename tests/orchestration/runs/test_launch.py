@@ -35,24 +35,38 @@ def _train(folder: Path, recipe: Path, *arguments: str) -> subprocess.CompletedP
 
 
 def _adapter(run: Path) -> torch.Tensor:
-    return torch.cat([value.flatten() for _, value in sorted(load_file(run / "adapter" / "adapter_model.safetensors").items())])
+    return torch.cat(
+        [
+            value.flatten()
+            for _, value in sorted(load_file(run / "adapter" / "adapter_model.safetensors").items())
+        ]
+    )
 
 
 def _files(run: Path) -> dict[str, bytes]:
-    return {f"{part}/{path.name}": path.read_bytes() for part in ("adapter", "best_adapter") for path in (run / part).iterdir()}
+    return {
+        f"{part}/{path.name}": path.read_bytes()
+        for part in ("adapter", "best_adapter")
+        for path in (run / part).iterdir()
+    }
 
 
 def _steps(folder: Path, run: Path, metric: str) -> list[int]:
     client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
     return [
-        point.step for point in client.get_metric_history(json.loads((run / "run.json").read_text())["mlflow_run_id"], metric)
+        point.step
+        for point in client.get_metric_history(
+            json.loads((run / "run.json").read_text())["mlflow_run_id"], metric
+        )
     ]
 
 
 def _assert_recorded_exactly_once(folder: Path, run: Path, num_steps: int, videos_per_step: int) -> None:
     assert _steps(folder, run, "cost/reward_queries") == list(range(num_steps + 1))
     assert _steps(folder, run, "train/reward_mean") == list(range(1, num_steps + 1))
-    assert sorted(read_queries(run / "queries")["video"].to_pylist()) == list(range(num_steps * videos_per_step))
+    assert sorted(read_queries(run / "queries")["video"].to_pylist()) == list(
+        range(num_steps * videos_per_step)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -68,26 +82,31 @@ def test_a_run_leaves_its_results_and_prints_their_folder_last(straight: tuple[P
     run = folder / "runs" / "straight"
     assert printed.strip().splitlines()[-1] == str(run)
     summary: dict[str, Any] = json.loads((run / "summary.json").read_text())
-    assert (summary["status"], summary["steps"], summary["reward_queries"], summary["num_workers"]) == ("completed", 12, 48, 1)
+    assert (summary["status"], summary["steps"], summary["reward_queries"], summary["num_workers"]) == (
+        "completed",
+        12,
+        48,
+        1,
+    )
     assert summary["denoiser_calls"] == 48 * 5 * 2
-    assert summary["eval"]["after"]["brightness"] > summary["eval"]["before"]["brightness"]
-    assert all(Path(path).exists() for path in summary["artifacts"]["videos"])
-    assert len(summary["artifacts"]["videos"]) == 2 * 5
-    assert Path(summary["artifacts"]["before_after"]).stat().st_size > 1000
+    assert summary["metrics"]["eval/reward/brightness"] > summary["metrics_before"]["eval/reward/brightness"]
+    assert all(Path(path).exists() for path in summary["videos"])
+    assert len(summary["videos"]) == 2 * 5
+    assert Path(summary["before_after"]).stat().st_size > 1000
 
 
 def test_a_run_without_a_guard_states_it_in_one_line_and_in_its_summary(straight: tuple[Path, Path, str]) -> None:
     folder, recipe, printed = straight
     lines = printed.splitlines()
-    (stated,) = [index for index, line in enumerate(lines) if line.startswith("no guard: no held-out metric is watched")]
-    assert "the best adapter is chosen by eval/objective; give eval_rewards or guard.measures" in lines[stated]
+    (stated,) = [index for index, line in enumerate(lines) if line.startswith("no guard: no held-out metric is compared")]
+    assert "the best adapter is chosen by eval/objective; set eval_rewards or guard.metrics" in lines[stated]
     assert stated < min(index for index, line in enumerate(lines) if line.startswith("step "))
     summary = json.loads((folder / "runs" / "straight" / "summary.json").read_text())
-    assert summary["guarded_metrics"] == []
+    assert summary["guard_metrics"] == []
 
-    guarded = _train(folder, recipe, "--run-name", "guarded", "num_steps=1", "guard.measures=[eval/motion]").stdout
+    guarded = _train(folder, recipe, "--run-name", "guarded", "num_steps=1", "guard.metrics=[eval/motion]").stdout
     assert "no guard" not in guarded
-    assert json.loads((folder / "runs" / "guarded" / "summary.json").read_text())["guarded_metrics"] == ["eval/motion"]
+    assert json.loads((folder / "runs" / "guarded" / "summary.json").read_text())["guard_metrics"] == ["eval/motion"]
 
 
 def test_the_mlflow_run_is_complete(straight: tuple[Path, Path, str]) -> None:
@@ -98,7 +117,7 @@ def test_the_mlflow_run_is_complete(straight: tuple[Path, Path, str]) -> None:
     assert stored.info.status == "FINISHED"
     assert stored.data.params["sampling.truncation_depth"] == "1"
     wanted = {"train/reward/brightness", "train/grad_norm", "eval/reward/brightness", "eval/gain/brightness", "time/step_seconds",
-              "memory/peak_gib", "cost/denoiser_calls", "cost/gpu_hours", "cost/wall_seconds"}  # fmt: skip
+              "memory/peak_gib", "cost/denoiser_calls", "cost/wall_seconds"}  # fmt: skip
     assert wanted <= stored.data.metrics.keys()
     top = {artifact.path for artifact in client.list_artifacts(stored.info.run_id)}
     assert {"recipe.yaml", "environment.txt", "adapter", "best_adapter", "videos", "images", "queries", "before_after.png",
@@ -116,7 +135,9 @@ def test_two_workers_give_the_adapter_of_one(straight: tuple[Path, Path, str]) -
 
 def test_check_finds_bit_equal_gradients_on_both_workers(straight: tuple[Path, Path, str]) -> None:
     folder, recipe, _ = straight
-    done = subprocess.run([CLI, "check", str(recipe), "--workers", "2"], cwd=folder, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [CLI, "check", str(recipe), "--workers", "2"], cwd=folder, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     assert "workers 2, with bit-identical gradients" in done.stdout
     assert "finite and not zero" in done.stdout
@@ -125,7 +146,9 @@ def test_check_finds_bit_equal_gradients_on_both_workers(straight: tuple[Path, P
 def _start(folder: Path, recipe: Path, name: str) -> subprocess.Popen[str]:
     with (folder / f"{name}.log").open("w") as log:
         command = [CLI, "train", str(recipe), "--run-name", name]
-        return subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, text=True, start_new_session=True)
+        return subprocess.Popen(
+            command, cwd=folder, stdout=log, stderr=log, text=True, start_new_session=True
+        )
 
 
 def _wait_for(condition: Any, process: subprocess.Popen[str], seconds: float = 120) -> None:
@@ -172,7 +195,9 @@ def test_a_worker_killed_in_the_middle_of_a_step_is_replaced(straight: tuple[Pat
     _assert_recorded_exactly_once(folder, run, 12, 4)
 
 
-def test_a_finished_run_is_not_repeated_and_other_settings_are_refused(straight: tuple[Path, Path, str]) -> None:
+def test_a_finished_run_is_not_repeated_and_other_settings_are_refused(
+    straight: tuple[Path, Path, str],
+) -> None:
     folder, recipe, _ = straight
     run = folder / "runs" / "straight"
     before = (run / "summary.json").stat().st_mtime_ns
@@ -182,13 +207,18 @@ def test_a_finished_run_is_not_repeated_and_other_settings_are_refused(straight:
     assert (run / "summary.json").stat().st_mtime_ns == before
     assert time.monotonic() - started < 60
     other = subprocess.run(
-        [CLI, "train", str(recipe), "seed=1", "--run-name", "straight"], cwd=folder, capture_output=True, text=True
+        [CLI, "train", str(recipe), "seed=1", "--run-name", "straight"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
     )
     assert other.returncode == 2
     assert "the run 'straight' was started with other settings (seed)" in other.stderr
 
 
-def test_an_error_of_a_worker_reaches_the_user_as_one_sentence(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
+def test_an_error_of_a_worker_reaches_the_user_as_one_sentence(
+    tiny_pipeline_folder: Path, tmp_path: Path
+) -> None:
     (tmp_path / "lab").mkdir()
     (tmp_path / "lab" / "flat.py").write_text(
         "class Reward:\n    granularity, unit = 'frame', 'none'\n"
@@ -205,20 +235,39 @@ def test_an_error_of_a_worker_reaches_the_user_as_one_sentence(tiny_pipeline_fol
     assert json.loads((tmp_path / "runs" / "flat" / "summary.json").read_text())["status"] == "failed"
 
 
-def test_the_guard_stops_all_workers_and_says_why_everywhere(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
-    watched = {"action": "stop", "measures": ["eval/distance_to_base"], "unit": "absolute", "bound": 1e-9, "patience": 3}
-    recipe = write_tiny(tmp_path, tiny_pipeline_folder, guard=watched, evaluation={"every": 1, "num_videos": 2})
+def test_the_guard_stops_all_workers_and_says_why_everywhere(
+    tiny_pipeline_folder: Path, tmp_path: Path
+) -> None:
+    watched = {
+        "action": "stop",
+        "metrics": ["eval/distance_to_base"],
+        "unit": "absolute",
+        "bound": 1e-9,
+        "patience": 3,
+    }
+    recipe = write_tiny(
+        tmp_path, tiny_pipeline_folder, guard=watched, evaluation={"every": 1, "num_videos": 2}
+    )
     printed = _train(tmp_path, recipe, "--run-name", "stopped", "--workers", "2").stdout
     run = tmp_path / "runs" / "stopped"
     summary: dict[str, Any] = json.loads((run / "summary.json").read_text())
-    assert (summary["status"], summary["steps"], summary["reward_queries"]) == ("stopped", 3, 12)  # between two checkpoints
-    assert summary["guard"] == [summary["reason"]]
-    assert summary["reason"] in printed
+    assert (summary["status"], summary["steps"], summary["reward_queries"]) == (
+        "stopped",
+        3,
+        12,
+    )  # between two checkpoints
+    assert summary["alarms"] == [summary["stop_reason"]]
+    assert summary["stop_reason"] in printed
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     stored = client.get_run(summary["mlflow_run_id"])
     assert (stored.info.status, stored.data.tags["status"]) == ("FINISHED", "stopped")
-    assert stored.data.tags["vader_ray.guard"] == summary["reason"]
-    assert [point.value for point in client.get_metric_history(summary["mlflow_run_id"], "guard/fired")] == [0, 0, 0, 1]
+    assert stored.data.tags["vader_ray.guard"] == summary["stop_reason"]
+    assert [point.value for point in client.get_metric_history(summary["mlflow_run_id"], "guard/fired")] == [
+        0,
+        0,
+        0,
+        1,
+    ]
     written = (run / "summary.json").stat().st_mtime_ns
     _train(tmp_path, recipe, "--run-name", "stopped", "--workers", "2")
     assert (run / "summary.json").stat().st_mtime_ns == written  # it is over, not unfinished
@@ -231,7 +280,7 @@ def test_a_run_stays_with_its_cluster_when_another_is_started_on_the_machine(
     reward = {"reward": "tests.helpers.served_rewards.Clip", "seconds": 1.0}
     changes: dict[str, Any] = {"num_steps": 8, "evaluation": {"every": 100, "num_videos": 2}}
     slow = write_tiny(tmp_path, tiny_pipeline_folder, rewards=[reward], **changes)
-    command = [CLI, "train", str(slow), "--run-name", "first", "--workers", "2", "machine.max_failures=0"]
+    command = [CLI, "train", str(slow), "--run-name", "first", "--workers", "2", "runtime.max_failures=0"]
     with (tmp_path / "first.log").open("w") as log:
         first = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log)
     try:

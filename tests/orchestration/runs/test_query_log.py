@@ -12,19 +12,20 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from tests.helpers.paths import REPOSITORY
 from vader_ray.orchestration.runs.query_log import QueryLog, read_queries
-from vader_ray.training.events import Query
+from vader_ray.training.events import RewardQuery
 
 
-def query(step: int, video: int) -> Query:
-    return Query(
+def query(step: int, video: int) -> RewardQuery:
+    return RewardQuery(
         step=step,
         video=video,
         prompt=f"prompt {video}",
         noise_seed=2**62 + video,
         scores={"hps": 0.25 + step, "aesthetic": 5.0},
         objective=1.5,
-        graded_steps=(23, 24),
+        grad_steps=(23, 24),
         wall_seconds=0.5 * step,
     )
 
@@ -53,7 +54,7 @@ def test_columns_and_values_survive(tmp_path: Path) -> None:
             "reward/hps": pa.float64(),
             "reward/aesthetic": pa.float64(),
             "objective": pa.float64(),
-            "graded_steps": pa.list_(pa.int32()),
+            "grad_steps": pa.list_(pa.int32()),
             "wall_seconds": pa.float64(),
         }
     )
@@ -65,7 +66,7 @@ def test_columns_and_values_survive(tmp_path: Path) -> None:
         "reward/hps": 2.25,
         "reward/aesthetic": 5.0,
         "objective": 1.5,
-        "graded_steps": [23, 24],
+        "grad_steps": [23, 24],
         "wall_seconds": 1.0,
     }
 
@@ -89,7 +90,7 @@ def test_a_resumed_run_has_each_query_once(tmp_path: Path) -> None:
     log.commit(20)
     take_steps(log, 21, 40)
     log.commit(40)
-    (tmp_path / "steps-00000041-00000060.tmp").write_bytes(b"torn")
+    (tmp_path / "steps-00000041-00000060.parquet.unfinished").write_bytes(b"torn")
 
     resumed = QueryLog(tmp_path)  # the checkpoint of step 40 was lost
     resumed.rewind(20)
@@ -99,7 +100,7 @@ def test_a_resumed_run_has_each_query_once(tmp_path: Path) -> None:
     resumed.commit(50)
 
     assert steps_in(tmp_path) == [step for step in range(1, 51) for _ in range(2)]
-    assert not list(tmp_path.glob("*.tmp"))
+    assert not list(tmp_path.glob("*.unfinished"))
 
 
 def test_a_new_log_continues_after_the_committed_steps(tmp_path: Path) -> None:

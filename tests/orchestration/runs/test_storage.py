@@ -26,7 +26,7 @@ from tests.orchestration.reporting.test_html_report import record
 from vader_ray.config import ConfigError
 from vader_ray.orchestration.reporting.html_report import write_report
 from vader_ray.orchestration.reporting.past_runs import find_runs
-from vader_ray.orchestration.runs.run_dir import KEPT_BY_RAY, RunFolder, open_folder, working_copy, write_json
+from vader_ray.orchestration.runs.run_dir import KEPT_BY_RAY, RunDir, open_run_dir, working_copy, write_json
 from vader_ray.orchestration.runs.storage import Mirror, delete, join, normalised, resolve, subfolders
 from vader_ray.orchestration.tracking.mlflow_runs import check_server
 
@@ -92,7 +92,14 @@ def test_what_has_not_changed_is_not_copied_again(place: str, tmp_path: Path) ->
 
 def test_unfinished_files_and_rays_folders_stay(place: str, tmp_path: Path) -> None:
     _fill(
-        tmp_path / "here", {"a": "1", "b.unfinished": "", "c.unfinished/d": "", "e.tmp": "", "checkpoints/f": "", "g/tune/h": ""}
+        tmp_path / "here",
+        {
+            "a": "1",
+            "b.unfinished": "",
+            "c.unfinished/d": "",
+            "checkpoints/f": "",
+            "g/tune/h": "",
+        },
     )
     Mirror(tmp_path / "here", place, skip=KEPT_BY_RAY).push()
     Mirror(tmp_path / "there", place).pull()
@@ -128,26 +135,26 @@ def test_an_unknown_storage_is_refused() -> None:
 
 def test_a_run_is_found_by_its_copy_alone(place: str, tmp_path: Path) -> None:
     config = tiny_config(tmp_path)
-    folder = open_folder(config, tmp_path / "one", None, resume=False, storage=place)
-    write_json(folder.run, {"identity": config.identity(), "storage": folder.storage})
+    folder = open_run_dir(config, tmp_path / "one", None, resume=False, storage=place)
+    write_json(folder.metadata, {"identity": config.fingerprint(), "storage": folder.storage})
     folder.push()
-    elsewhere = open_folder(config, tmp_path / "two", None, resume=True, storage=place)
+    elsewhere = open_run_dir(config, tmp_path / "two", None, resume=True, storage=place)
     assert elsewhere.name == folder.name
-    assert elsewhere.read_run() == folder.read_run()
+    assert elsewhere.read_metadata() == folder.read_metadata()
     with pytest.raises(ConfigError, match=r"keeps its checkpoints in .*with --storage"):
-        open_folder(config, tmp_path / "two", folder.name, resume=True)
+        open_run_dir(config, tmp_path / "two", folder.name, resume=True)
     with pytest.raises(ConfigError, match="there is no run 'other' in"):
-        open_folder(config, tmp_path / "two", "other", resume=True, storage=place)
+        open_run_dir(config, tmp_path / "two", "other", resume=True, storage=place)
 
 
 def test_a_worker_without_the_drivers_disk_works_on_the_copy(place: str, tmp_path: Path) -> None:
-    driver = RunFolder(tmp_path / "run", Mirror(tmp_path / "run", place))
+    driver = RunDir(tmp_path / "run", Mirror(tmp_path / "run", place))
     _fill(driver.path, {"run.json": "{}"})
     driver.push()
     with working_copy("/of/another/machine/run", place) as copy:
         assert copy.path != driver.path
-        assert copy.read_run() == {}
-        assert copy.shown(copy.adapter) == "/of/another/machine/run/adapter"
+        assert copy.read_metadata() == {}
+        assert copy.at_home(copy.adapter) == Path("/of/another/machine/run/adapter")
         _fill(copy.path, {"queries/q": "1"})
         copy.push()
     driver.pull()
@@ -159,7 +166,9 @@ def test_a_worker_without_the_drivers_disk_works_on_the_copy(place: str, tmp_pat
         pass
 
 
-def test_a_run_in_s3_is_reported_where_nothing_is_left_of_it(tiny_pipeline_folder: Path, tmp_path: Path, s3: str) -> None:
+def test_a_run_in_s3_is_reported_where_nothing_is_left_of_it(
+    tiny_pipeline_folder: Path, tmp_path: Path, s3: str
+) -> None:
     uri, evaluation = f"sqlite:///{tmp_path}/mlflow.db", {"every": 2, "num_videos": 2, "num_shown": 2}
     check_server(uri)
     MlflowClient(tracking_uri=uri).create_experiment("in s3", artifact_location=f"{s3}/mlflow")
@@ -177,7 +186,9 @@ def test_a_run_in_s3_is_reported_where_nothing_is_left_of_it(tiny_pipeline_folde
 
 def _command(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     with (folder / "log").open("a") as log:
-        return subprocess.Popen([CLI, *arguments], cwd=folder, stdout=log, stderr=log, text=True, start_new_session=True)
+        return subprocess.Popen(
+            [CLI, *arguments], cwd=folder, stdout=log, stderr=log, text=True, start_new_session=True
+        )
 
 
 def _wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], folder: Path) -> None:
@@ -189,12 +200,18 @@ def _wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], fol
 
 
 def _files(run: Path) -> dict[str, bytes]:
-    return {f"{part}/{path.name}": path.read_bytes() for part in ("adapter", "best_adapter") for path in (run / part).iterdir()}
+    return {
+        f"{part}/{path.name}": path.read_bytes()
+        for part in ("adapter", "best_adapter")
+        for path in (run / part).iterdir()
+    }
 
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_run_in_s3_goes_on_where_nothing_is_left_of_it(tiny_pipeline_folder: Path, tmp_path: Path, s3: str) -> None:
+def test_a_run_in_s3_goes_on_where_nothing_is_left_of_it(
+    tiny_pipeline_folder: Path, tmp_path: Path, s3: str
+) -> None:
     recipe, storage = write_tiny(tmp_path, tiny_pipeline_folder, num_steps=12), f"{s3}/runs"
     arguments = ("train", str(recipe), "--run-name", "mine", "--storage", storage)
     process = _command(tmp_path, *arguments)
@@ -220,16 +237,22 @@ def _tree_of_bytes(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_sweep_in_s3_goes_on_where_nothing_is_left_of_it(tiny_pipeline_folder: Path, tmp_path: Path, s3: str) -> None:
+def test_a_sweep_in_s3_goes_on_where_nothing_is_left_of_it(
+    tiny_pipeline_folder: Path, tmp_path: Path, s3: str
+) -> None:
     evaluation = {"every": 2, "num_videos": 2}
-    recipe = write_tiny(tmp_path, tiny_pipeline_folder, num_steps=4, checkpoint={"every": 1}, evaluation=evaluation)
+    recipe = write_tiny(
+        tmp_path, tiny_pipeline_folder, num_steps=4, checkpoint={"every": 1}, evaluation=evaluation
+    )
     script, storage = str(REPOSITORY / "sweeps" / "hps_k_sweep.py"), f"{s3}/sweeps"
     flags = ("--recipe", str(recipe), "--num-trials", "2", "--max-concurrent", "1", "--storage", storage)
 
     def sweep(*more: str) -> subprocess.Popen[str]:
         with (tmp_path / "log").open("a") as log:
             command = [sys.executable, script, *flags, *more]
-            return subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log, text=True, start_new_session=True)
+            return subprocess.Popen(
+                command, cwd=tmp_path, stdout=log, stderr=log, text=True, start_new_session=True
+            )
 
     def summaries() -> list[str]:
         system, root = resolve(storage)
@@ -247,8 +270,10 @@ def test_a_sweep_in_s3_goes_on_where_nothing_is_left_of_it(tiny_pipeline_folder:
     for name in ("K=1", "K=2"):
         summary = json.loads((folder / name / "summary.json").read_text())
         assert (summary["status"], summary["steps"], summary["reward_queries"]) == ("completed", 4, 16)
-        assert summary["artifacts"]["adapter"] == str(folder / name / "adapter")
-        assert all(Path(path).exists() for path in summary["artifacts"]["videos"])
+        assert summary["adapter"] == str(folder / name / "adapter")
+        assert all(Path(path).exists() for path in summary["videos"])
         system, root = resolve(f"{storage}/{folder.name}/{name}/queries")
         assert sorted(pq.read_table(root, filesystem=system)["video"].to_pylist()) == list(range(16))
-    assert [row["status"] for row in pq.read_table(folder / "trials.parquet").to_pylist()] == ["completed"] * 2
+    assert [row["status"] for row in pq.read_table(folder / "trials.parquet").to_pylist()] == [
+        "completed"
+    ] * 2

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict
 from math import log10
 from pathlib import Path
 from statistics import mean
@@ -23,16 +22,27 @@ from ray import tune
 from tests.helpers.paths import REPOSITORY
 from tests.helpers.recipe import tiny_config, write_tiny
 from vader_ray.config import load
+from vader_ray.errors import RunFailed, UserError
 from vader_ray.models import mix_adapters
-from vader_ray.orchestration.runs.launch import summarise
-from vader_ray.orchestration.runs.run_dir import RunFolder, open_folder, write_json
-from vader_ray.orchestration.sweeps.adapter_soup import make_mixes
-from vader_ray.orchestration.sweeps.definition import Sweep, Values, draw, load_base, overrides_of, trial_name
-from vader_ray.orchestration.sweeps.run_trial import advanced
-from vader_ray.orchestration.sweeps.search import Proposals
-from vader_ray.orchestration.sweeps.trial_table import best_of, pareto_front, row_of
-from vader_ray.orchestration.sweeps.trials import Members, Trial
-from vader_ray.orchestration.tracking.mlflow_runs import Run
+from vader_ray.orchestration.runs.finish import summarize
+from vader_ray.orchestration.runs.run_dir import RunDir
+from vader_ray.orchestration.runs.summary import RunSummary
+from vader_ray.orchestration.selection import pareto_front
+from vader_ray.orchestration.sweeps.adapter_soup import make_soups
+from vader_ray.orchestration.sweeps.definition import (
+    BaseRecipe,
+    SweepDefinition,
+    Values,
+    draw,
+    overrides_of,
+    trial_name,
+)
+from vader_ray.orchestration.sweeps.driver import run_sweep
+from vader_ray.orchestration.sweeps.run_trial import keep_checkpoint, kept_checkpoints
+from vader_ray.orchestration.sweeps.search import OptunaProposer
+from vader_ray.orchestration.sweeps.trial_table import SweepResult, TrialResult, best_of, front_of
+from vader_ray.orchestration.sweeps.trials import Trial, TrialSet
+from vader_ray.orchestration.tracking.mlflow_runs import MlflowRun
 from vader_ray.training.inference import evaluate_adapter
 from vader_ray.training.loop import train
 
@@ -40,13 +50,13 @@ SCRIPTS = sorted((REPOSITORY / "sweeps").glob("*.py"))
 SCRIPT_IDS = [path.stem for path in SCRIPTS]
 
 
-def _sweep_of(path: Path) -> Sweep:
+def _sweep_of(path: Path) -> SweepDefinition:
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    sweep: Sweep = module.SWEEP
+    sweep: SweepDefinition = module.SWEEP
     return sweep
 
 
@@ -54,13 +64,16 @@ def _sweep_of(path: Path) -> Sweep:
 def test_every_trial_of_a_script_is_a_valid_recipe_that_differs_from_the_others(path: Path) -> None:
     sweep = _sweep_of(path)
     assert sweep.name == path.stem
-    recipe, overrides, base = load_base(sweep, None, [])
-    trials = draw(sweep, None, base.seed)
+    recipe = BaseRecipe.of(sweep, None)
+    trials = draw(sweep, None, recipe.load().seed)
     assert len(trials) >= 4
-    assert not sweep.learn or (Proposals(sweep.space, num_trials=4, seed=0).next() or {}).keys() == trials[0].keys()
-    configs = [load(recipe, [*overrides, *overrides_of(sweep, values, base)]) for values in trials]
+    if sweep.search == "tpe":
+        proposed = OptunaProposer(sweep.space, num_trials=4, seed=0).next()
+        assert proposed is not None
+        assert proposed.keys() == trials[0].keys()
+    configs = [recipe.load(overrides_of(sweep, values, recipe.load())) for values in trials]
     assert len({config.model_dump_json() for config in configs}) == len(trials)
-    assert len({config.selection() for config in configs}) == 1
+    assert len({config.selection_metric() for config in configs}) == 1
 
 
 @pytest.mark.slow
@@ -68,17 +81,35 @@ def test_every_trial_of_a_script_is_a_valid_recipe_that_differs_from_the_others(
 def test_every_script_explains_itself(path: Path) -> None:
     done = subprocess.run([sys.executable, str(path), "--help"], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    for flag in ("--recipe", "--workers-per-trial", "--max-concurrent", "--num-trials", "--storage", "--resume", "KEY=VALUE"):
+    for flag in (
+        "--recipe",
+        "--workers-per-trial",
+        "--max-concurrent",
+        "--num-trials",
+        "--storage",
+        "--resume",
+        "KEY=VALUE",
+    ):
         assert flag in done.stdout
 
 
 def test_draws_are_those_of_the_seed_distinct_and_named_by_their_values() -> None:
     space = {"K": tune.grid_search([1, "random"]), "lr": tune.loguniform(1e-4, 1e-2)}
-    sweep = Sweep(name="s", question="", recipe="shapes_hps", budget=(), space=space, settings=lambda values, recipe: values)
+    sweep = SweepDefinition(
+        name="s",
+        question="",
+        recipe="shapes_hps",
+        default_overrides=(),
+        space=space,
+        settings=lambda values, recipe: values,
+        search="random",
+    )
     trials = draw(sweep, 5, seed=1)
     assert trials == draw(sweep, 5, seed=1) != draw(sweep, 5, seed=2)
     assert [values["K"] for values in trials] == [1, "random", 1, "random", 1]
-    assert all(1e-4 <= values["lr"] <= 1e-2 and values["lr"] == float(f"{values['lr']:.3g}") for values in trials)
+    assert all(
+        1e-4 <= values["lr"] <= 1e-2 and values["lr"] == float(f"{values['lr']:.3g}") for values in trials
+    )
     assert len({trial_name(values) for values in trials}) == 5
     assert trial_name({"K": 5, "lr": 0.001}) == "K=5,lr=0.001"
 
@@ -87,16 +118,18 @@ def test_proposals_are_distinct_follow_the_seed_and_gather_where_the_score_is_hi
     space = {"K": tune.choice([1, 2, 5]), "lr": tune.loguniform(1e-4, 1e-2)}
 
     def propose(seed: int) -> list[Values]:
-        proposals, proposed = Proposals(space, num_trials=40, seed=seed), []
+        proposals, proposed = OptunaProposer(space, num_trials=40, seed=seed), []
         while (values := proposals.next()) is not None:
             proposed.append(values)
-            proposals.tell(trial_name(values), -abs(log10(values["lr"]) + 3) - (values["K"] != 2))
+            proposals.complete(trial_name(values), -abs(log10(values["lr"]) + 3) - (values["K"] != 2))
         return proposed
 
     trials = propose(1)
     assert trials == propose(1) != propose(2)
     assert len({trial_name(values) for values in trials}) == 40
-    assert all(1e-4 <= values["lr"] <= 1e-2 and values["lr"] == float(f"{values['lr']:.3g}") for values in trials)
+    assert all(
+        1e-4 <= values["lr"] <= 1e-2 and values["lr"] == float(f"{values['lr']:.3g}") for values in trials
+    )
     distance = [abs(log10(values["lr"]) + 3) for values in trials]
     assert mean(distance[-15:]) < 0.35, "blind draws are 0.5 away in the mean"
     assert [values["K"] for values in trials[-15:]].count(2) >= 8, "blind draws have it 5 times"
@@ -104,64 +137,124 @@ def test_proposals_are_distinct_follow_the_seed_and_gather_where_the_score_is_hi
 
 def test_proposals_learn_from_an_earlier_session_and_never_repeat_it() -> None:
     space = {"K": tune.choice([1, 2, 5])}
-    proposals = Proposals(space, num_trials=9, seed=0)
-    proposals.seen({"K": 2}, 1.0)
-    proposals.seen({"K": 5}, None)
+    proposals = OptunaProposer(space, num_trials=9, seed=0)
+    proposals.add_known({"K": 2}, 1.0)
+    proposals.add_known({"K": 5}, None)
     assert proposals.next() == {"K": 1}
     assert proposals.next() is None, "the space has three members"
 
 
-def test_the_pareto_front_holds_what_no_completed_trial_beats() -> None:
-    def row(trial: str, one: float, two: float, status: str = "completed", reason: str | None = None) -> dict[str, Any]:
-        return {"trial": trial, "status": status, "reason": reason, "one": one, "two": two, "selected": one}
+def test_a_space_that_does_not_fit_its_search_is_refused() -> None:
+    def define(search: Any, **space: Any) -> SweepDefinition:
+        return SweepDefinition("s", "", "shapes_hps", (), space, lambda values, recipe: {}, search=search)
 
-    rows = [row("a", 3, 1), row("b", 1, 3), row("c", 2, 2), row("d", 2, 1), row("e", 9, 9, "stopped"), row("f", 1, 3)]
-    assert [found["trial"] for found in pareto_front(rows, ["one", "two"])] == ["a", "b", "c", "f"]
-    best = best_of(rows)
-    assert best is not None
-    assert best["trial"] == "a", "e was stopped by the scheduler"
-    assert best_of([]) is None
+    with pytest.raises(UserError, match=r"'lr' is no tune\.grid_search; set search to 'random' or 'tpe'"):
+        define("grid", lr=tune.loguniform(1e-4, 1e-2))
+    with pytest.raises(UserError, match="'K' is a grid; give search='tpe' domains only"):
+        define("tpe", K=tune.grid_search([1, 2]))
+
+
+def test_the_pareto_front_holds_what_nothing_dominates() -> None:
+    scores = {"a": [3, 1], "b": [1, 3], "c": [2, 2], "d": [2, 1], "f": [1, 3]}
+    assert pareto_front(scores) == ["a", "b", "c", "f"]
+    assert pareto_front({}) == []
+
+
+def _summaries(weights: Path, tmp_path: Path) -> dict[str, RunSummary]:
+    """Outcomes of a run to its end, and of one that its guard stopped."""
+    summaries = {}
+    for name, guard in (("steady", {"action": "none"}), ("hacked", {"action": "stop", "bound": 1e-9})):
+        guarded = {"metrics": ["eval/distance_to_base"], "unit": "absolute", "patience": 1} | guard
+        evaluation = {"every": 1, "num_videos": 2, "select": "eval/reward/sharpness"}
+        watched = {"eval_rewards": [{"reward": "sharpness"}], "guard": guarded}
+        config = tiny_config(weights, num_steps=3, evaluation=evaluation, **watched)
+        state = train(config, on_step=lambda event: None)
+        status: Any = "stopped" if state.stopped else "completed"
+        summaries[name] = summarize(config, RunDir(tmp_path / name), MlflowRun("", "", ""), state, status)
+    return summaries
 
 
 def test_a_trial_that_its_guard_stopped_competes_with_the_adapter_that_it_keeps(
     tiny_pipeline_folder: Path, tmp_path: Path
 ) -> None:
-    rows = []
-    for name, guard in (("steady", {"action": "none"}), ("hacked", {"action": "stop", "bound": 1e-9})):
-        guarded = {"measures": ["eval/distance_to_base"], "unit": "absolute", "patience": 1} | guard
-        evaluation = {"every": 1, "num_videos": 2, "select": "eval/reward/sharpness"}
-        watched = {"eval_rewards": [{"reward": "sharpness"}], "guard": guarded}
-        config = tiny_config(tiny_pipeline_folder, num_steps=3, evaluation=evaluation, **watched)
-        folder = open_folder(config, tmp_path, name, resume=False)
-        told = dict[str, Any]()
-        state = train(config, report=lambda report, told=told: told.update(advanced(told, report)))
-        for source in (asdict(state), told):  # what a run ends with, and what is left of one whose process is lost
-            status = "stopped" if state.stopped else "completed"
-            write_json(folder.summary, summarise(config, folder, Run("", "", ""), source | {"stopped": state.stopped}, status))
-            rows.append(row_of({"name": name}, config, folder, ""))
-    steady, _, hacked, _ = rows
-    assert rows[1] == steady
-    assert rows[3] == hacked
-    assert (hacked["status"], hacked["steps"], hacked["best_step"]) == ("stopped", 1, 0)
-    assert hacked["best/sharpness"] == hacked["before/sharpness"] != hacked["after/sharpness"]
-    assert hacked["selected"] == hacked["best/sharpness"]
-    assert steady["selected"] == steady["best/sharpness"] >= steady["before/sharpness"]
-    better = hacked | {"selected": steady["selected"] + 1, "best/brightness": steady["best/brightness"] + 1}
-    assert best_of([steady, better]) is better
-    assert pareto_front([steady, better], ["best/sharpness", "best/brightness"])[-1] is better
-    assert best_of([steady, better | {"reason": None}]) is steady, "the scheduler's are not compared"
+    summaries = _summaries(tiny_pipeline_folder, tmp_path)
+    steady, hacked = (
+        TrialResult({"name": name}, summaries[name].status, summaries[name]) for name in summaries
+    )
+    row = hacked.row()
+    assert (row["status"], row["steps"], row["best_step"]) == ("stopped", 1, 0)
+    assert row["best/sharpness"] == row["before/sharpness"] != row["after/sharpness"]
+    assert row["selected"] == row["best/sharpness"]
+    assert steady.row()["selected"] == steady.row()["best/sharpness"] >= steady.row()["before/sharpness"]
+
+    higher = {metric: value + 1 for metric, value in summaries["steady"].metrics_best.items()}
+    better = summaries["hacked"].model_copy(update={"metrics_best": higher})
+    winner = TrialResult({"name": "hacked"}, "stopped", better)
+    assert best_of([steady, winner]) is winner
+    assert front_of([steady, winner], ["sharpness", "brightness"]) == ["name=hacked"]
+    by_scheduler = TrialResult({}, "stopped", better.model_copy(update={"stop_reason": None}))
+    assert best_of([steady, by_scheduler]) is steady, "the scheduler's are not compared"
+    assert SweepResult(tmp_path, (steady, winner)).best is better
+    with pytest.raises(RunFailed, match=r"no trial of .* was completed"):
+        _ = SweepResult(tmp_path, (by_scheduler,)).best
+
+
+def test_a_summary_survives_json(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
+    summary = _summaries(tiny_pipeline_folder, tmp_path)["hacked"]
+    folder = RunDir(tmp_path)
+    assert folder.read_summary() is None
+    lowest = summary.model_copy(update={"metrics_best": {"eval/objective": float("-inf")}})
+    lowest.write(folder.summary)
+    assert folder.read_summary() == lowest
+
+
+def test_the_last_checkpoints_of_a_trial_are_kept(tmp_path: Path) -> None:
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / "state.json").write_text("{}")
+    root = tmp_path / "kept"
+    for step in (2, 4, 6):
+        keep_checkpoint(tmp_path / "made", root, step, num_kept=2)
+    (root / "step-00000008").mkdir()  # a copy that lacks its state.json is still on its way
+    assert [path.name for path in kept_checkpoints(root)] == ["step-00000004", "step-00000006"]
 
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_mixes_of_single_reward_adapters_compete_without_training_and_are_evaluated_once(
+def test_a_sweep_over_a_loaded_recipe_returns_its_best_run(
+    tiny_pipeline_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    evaluation = {"every": 2, "num_videos": 2, "num_shown": 1}
+    recipe = tiny_config(tiny_pipeline_folder, num_steps=2, evaluation=evaluation)
+    space = {"optimizer.learning_rate": tune.loguniform(1e-3, 1e-1)}
+    sweep = SweepDefinition("mine", "", "", (), space, lambda values, _: values, search="random")
+    result = run_sweep(sweep, recipe, num_trials=2, max_concurrent=1)
+    assert [trial.status for trial in result.trials] == ["completed", "completed"]
+    scores = [trial.summary.selected for trial in result.trials if trial.summary is not None]
+    assert result.best.selected == max(filter(None, scores))
+    assert (result.best.best_adapter / "adapter_model.safetensors").is_file()
+    assert result.best.path.parent == result.path == tmp_path / "runs" / result.path.name
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_soups_of_single_reward_adapters_compete_without_training_and_are_evaluated_once(
     tiny_pipeline_folder: Path, tmp_path: Path
 ) -> None:
     rewards = [{"reward": "brightness"}, {"reward": "sharpness"}, {"reward": "colorfulness"}]
     evaluation = {"every": 2, "num_videos": 2, "num_shown": 1}
     recipe = write_tiny(tmp_path, tiny_pipeline_folder, num_steps=2, evaluation=evaluation, rewards=rewards)
     script = next(path for path in SCRIPTS if path.stem == "reward_mix_sweep")
-    command = [sys.executable, str(script), "--recipe", str(recipe), "--num-trials", "4", "--max-concurrent", "1"]
+    command = [
+        sys.executable,
+        str(script),
+        "--recipe",
+        str(recipe),
+        "--num-trials",
+        "4",
+        "--max-concurrent",
+        "1",
+    ]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr
     (sweep,) = (tmp_path / "runs").iterdir()
@@ -184,43 +277,72 @@ def test_mixes_of_single_reward_adapters_compete_without_training_and_are_evalua
     assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
     assert (run.data.tags["interpolated"], run.data.metrics["cost/reward_queries"]) == ("True", 16)
     assert "mix=1:1:0,interpolated=True" in done.stdout.partition("Pareto front of")[0]
-    assert "interpolated=True" in (sweep / "report_figures" / "trade-off-brightness-sharpness.svg").read_text()
+    assert (
+        "interpolated=True" in (sweep / "report_figures" / "trade-off-brightness-sharpness.svg").read_text()
+    )
 
     written = {path: path.stat().st_mtime_ns for path in sweep.glob("mix=*/summary.json")}
-    (sweep / "summary.json").unlink()  # as though the driver had been lost at the very end
+    metadata = json.loads((sweep / "run.json").read_text())
+    assert metadata["completed"]  # as though the driver had been lost at the very end:
+    (sweep / "run.json").write_text(json.dumps(metadata | {"completed": False}))
     done = subprocess.run([*command, "--resume"], cwd=tmp_path, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr
     assert written == {path: path.stat().st_mtime_ns for path in sweep.glob("mix=*/summary.json")}
 
 
-def test_a_mix_whose_parts_were_not_all_trained_alone_is_reported(tmp_path: Path) -> None:
-    shares = {"a": [1.0, 0.0], "b": [0.5, 0.5]}
-    sweep = Sweep("s", "", "shapes_hps", (), {}, lambda values, recipe: {}, shares=lambda values: shares[values["mix"]])
-    _, _, base = load_base(sweep, None, [])
-    members = Members(sweep, base, base, "shapes_hps", [], RunFolder(tmp_path), Run("sqlite://", "0", "1"))
-    members.trials = [Trial({"mix": "a"}, error="cannot work"), Trial({"mix": "b"}, error="cannot work")]
-    (mix,) = make_mixes(members).trials
-    assert (mix.name, mix.status) == ("mix=b,interpolated=True", "failed")
-    assert "needs a trial that has it alone" in mix.error
+def test_a_soup_whose_ingredients_were_not_all_trained_alone_is_reported(tmp_path: Path) -> None:
+    weights = {"a": [1.0, 0.0], "b": [0.5, 0.5]}
+    sweep = SweepDefinition(
+        "s",
+        "",
+        "shapes_hps",
+        (),
+        {},
+        lambda values, recipe: {},
+        soup_weights=lambda values: weights[values["mix"]],
+    )
+    recipe = BaseRecipe.of(sweep, None)
+    trials = TrialSet(sweep, recipe, recipe.load(), RunDir(tmp_path), MlflowRun("sqlite://", "0", "1"))
+    trials.trials = [Trial({"mix": "a"}, error="cannot work"), Trial({"mix": "b"}, error="cannot work")]
+    (soup,) = make_soups(trials).trials
+    assert (soup.name, soup.status) == ("mix=b,interpolated=True", "failed")
+    assert "needs a trial with this ingredient alone" in soup.error
 
 
 def _arguments(recipe: Path) -> list[str]:
     script = next(path for path in SCRIPTS if path.stem == "hps_k_sweep")
-    return [sys.executable, str(script), "--recipe", str(recipe), "--num-trials", "4", "--max-concurrent", "2"]
+    return [
+        sys.executable,
+        str(script),
+        "--recipe",
+        str(recipe),
+        "--num-trials",
+        "4",
+        "--max-concurrent",
+        "2",
+    ]
 
 
 @pytest.fixture(scope="module")
-def killed(tiny_pipeline_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict[str, int], str]:
+def killed(
+    tiny_pipeline_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path, dict[str, int], str]:
     """A sweep over K = 1, 2, 5, 10 of 5 denoising steps, killed when a trial was done, then resumed.
 
     Where it happened, its folder, when each trial finished before was finished, and what was printed.
     """
     folder = tmp_path_factory.mktemp("sweep")
     recipe = write_tiny(
-        folder, tiny_pipeline_folder, num_steps=4, checkpoint={"every": 1}, evaluation={"every": 2, "num_videos": 2}
+        folder,
+        tiny_pipeline_folder,
+        num_steps=4,
+        checkpoint={"every": 1},
+        evaluation={"every": 2, "num_videos": 2},
     )
     with (folder / "log").open("w") as log:
-        process = subprocess.Popen(_arguments(recipe), cwd=folder, stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(
+            _arguments(recipe), cwd=folder, stdout=log, stderr=log, start_new_session=True
+        )
     until = time.monotonic() + 240
     while not list(folder.glob("runs/*/K=*/summary.json")):
         assert process.poll() is None, (folder / "log").read_text()
@@ -230,7 +352,9 @@ def killed(tiny_pipeline_folder: Path, tmp_path_factory: pytest.TempPathFactory)
     process.wait()
     time.sleep(2)  # its Ray processes notice and leave
     finished = {path.parent.name: path.stat().st_mtime_ns for path in folder.glob("runs/*/K=*/summary.json")}
-    done = subprocess.run([*_arguments(recipe), "--resume"], cwd=folder, capture_output=True, text=True, timeout=400)
+    done = subprocess.run(
+        [*_arguments(recipe), "--resume"], cwd=folder, capture_output=True, text=True, timeout=400
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     (sweep,) = (folder / "runs").iterdir()
     return folder, sweep, finished, done.stdout
@@ -253,21 +377,28 @@ def test_a_resumed_sweep_repeats_no_finished_trial_and_finishes_the_others(
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_trial_that_cannot_work_is_reported_and_the_table_holds_all(killed: tuple[Path, Path, dict[str, int], str]) -> None:
+def test_a_trial_that_cannot_work_is_reported_and_the_table_holds_all(
+    killed: tuple[Path, Path, dict[str, int], str],
+) -> None:
     _, sweep, _, printed = killed
     assert "K=10 failed: sampling: truncation_depth=10 is more than num_inference_steps=5" in printed
     rows = pq.read_table(sweep / "trials.parquet").to_pylist()
     assert {row["trial"]: row["status"] for row in rows} == {
         "K=1": "completed", "K=2": "completed", "K=5": "completed", "K=10": "failed",
     }  # fmt: skip
-    assert all(row["gain/brightness"] == pytest.approx(row["after/brightness"] - row["before/brightness"]) for row in rows[:3])
+    assert all(
+        row["gain/brightness"] == pytest.approx(row["after/brightness"] - row["before/brightness"])
+        for row in rows[:3]
+    )
     best = max(rows[:3], key=lambda row: row["best/brightness"])
     assert f"best by eval/objective: {best['trial']} " in printed
 
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_mlflow_holds_parent_children_tags_and_every_step_once(killed: tuple[Path, Path, dict[str, int], str]) -> None:
+def test_mlflow_holds_parent_children_tags_and_every_step_once(
+    killed: tuple[Path, Path, dict[str, int], str],
+) -> None:
     folder, sweep, _, _ = killed
     client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
     parent = client.get_run(json.loads((sweep / "run.json").read_text())["mlflow_run_id"])
@@ -279,10 +410,16 @@ def test_mlflow_holds_parent_children_tags_and_every_step_once(killed: tuple[Pat
     page = (sweep / "report.html").read_text()
     assert all(name in page for name in ("K=1", "K=2", "K=5", "K=10", "python sweeps/hps_k_sweep.py"))
     assert "truncation_depth=10 is more than num_inference_steps=5" in page
-    runs = client.search_runs([parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
+    runs = client.search_runs(
+        [parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'"
+    )
     assert {run.info.run_name: run.data.tags["K"] for run in runs} == {"K=1": "1", "K=2": "2", "K=5": "5"}
     for run in runs:
-        assert (run.info.status, run.data.tags["status"], run.data.tags["sweep"]) == ("FINISHED", "completed", sweep.name)
+        assert (run.info.status, run.data.tags["status"], run.data.tags["sweep"]) == (
+            "FINISHED",
+            "completed",
+            sweep.name,
+        )
         assert run.data.params["sampling.truncation_depth"] == run.data.tags["K"]
         by_step = client.get_metric_history(run.info.run_id, "train/reward_mean")
         assert [point.step for point in by_step] == [1, 2, 3, 4]
@@ -290,12 +427,26 @@ def test_mlflow_holds_parent_children_tags_and_every_step_once(killed: tuple[Pat
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_asha_stops_the_trial_that_falls_behind_and_keeps_what_it_reached(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
-    rewards = {"rewards": [{"reward": "brightness"}, {"reward": "sharpness"}], "eval_rewards": [{"reward": "colorfulness"}]}
+def test_asha_stops_the_trial_that_falls_behind_and_keeps_what_it_reached(
+    tiny_pipeline_folder: Path, tmp_path: Path
+) -> None:
+    rewards = {
+        "rewards": [{"reward": "brightness"}, {"reward": "sharpness"}],
+        "eval_rewards": [{"reward": "colorfulness"}],
+    }
     evaluation = {"every": 1, "num_videos": 2, "select": "eval/reward/colorfulness"}
     recipe = write_tiny(tmp_path, tiny_pipeline_folder, num_steps=4, evaluation=evaluation, **rewards)
     script = next(path for path in SCRIPTS if path.stem == "k_lr_reward_sweep")
-    command = [sys.executable, str(script), "--recipe", str(recipe), "--num-trials", "5", "--max-concurrent", "1"]
+    command = [
+        sys.executable,
+        str(script),
+        "--recipe",
+        str(recipe),
+        "--num-trials",
+        "5",
+        "--max-concurrent",
+        "1",
+    ]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr
     (sweep,) = (tmp_path / "runs").iterdir()
@@ -307,7 +458,8 @@ def test_asha_stops_the_trial_that_falls_behind_and_keeps_what_it_reached(tiny_p
         run = client.get_run(row["mlflow_run_id"])
         assert (run.info.status, run.data.tags["status"]) == ("FINISHED", row["status"])
         history = {
-            point.step: point.value for point in client.get_metric_history(row["mlflow_run_id"], "eval/reward/colorfulness")
+            point.step: point.value
+            for point in client.get_metric_history(row["mlflow_run_id"], "eval/reward/colorfulness")
         }
         assert row["selected"] == row["best/colorfulness"] == history[row["best_step"]]
         assert (row["reward_queries"] < 16) == (row["status"] == "stopped")

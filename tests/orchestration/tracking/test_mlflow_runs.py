@@ -17,18 +17,18 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
-import torch
 from mlflow import MlflowClient
 from PIL import Image
+from typer.testing import CliRunner
 
+from tests.helpers.local_run import run_locally
 from tests.helpers.recipe import tiny_config
 from vader_ray import config as settings
-from vader_ray.orchestration.runs.run_dir import open_folder
-from vader_ray.orchestration.runs.worker import train_recorded
+from vader_ray.cli import app
+from vader_ray.orchestration.runs.run_dir import open_run_dir
 from vader_ray.orchestration.tracking import mlflow_runs, sender
 from vader_ray.orchestration.tracking.mlflow_runs import Tracker, TrackingError
-from vader_ray.training.distributed import Group
-from vader_ray.training.events import Report
+from vader_ray.training.events import StepEvent
 
 
 @pytest.fixture(scope="session")
@@ -78,7 +78,10 @@ def metrics(step: int, offset: float = 0.0) -> dict[str, float]:
 
 
 def history(uri: str, run_id: str, name: str = "train/reward_mean") -> list[tuple[int, float]]:
-    return [(metric.step, metric.value) for metric in MlflowClient(tracking_uri=uri).get_metric_history(run_id, name)]
+    return [
+        (metric.step, metric.value)
+        for metric in MlflowClient(tracking_uri=uri).get_metric_history(run_id, name)
+    ]
 
 
 def artifacts(uri: str, run_id: str, path: str | None = None) -> list[str]:
@@ -117,7 +120,9 @@ def test_what_is_no_server_is_refused(wrong: str) -> None:
 
 def test_a_server_that_is_down_is_reported_at_once() -> None:
     start = time.monotonic()
-    with pytest.raises(TrackingError, match=r"tracking.uri: MLflow at http://127.0.0.1:\d+ does not work \(.*refused\)"):
+    with pytest.raises(
+        TrackingError, match=r"tracking.uri: MLflow at http://127.0.0.1:\d+ does not work \(.*refused\)"
+    ):
         mlflow_runs.check_server(f"http://127.0.0.1:{free_port()}")
     assert time.monotonic() - start < 5
 
@@ -132,7 +137,9 @@ def test_an_unwritable_database_is_reported(tmp_path: Path) -> None:
 
 
 def test_a_run_opens_with_all_that_reproduces_it(uri: str) -> None:
-    run = mlflow_runs.start_run(recipe(uri), "my run", "name: test\n", parent_run_id="0" * 32, tags={"sweep": "k"})
+    run = mlflow_runs.start_run(
+        recipe(uri), "my run", "name: test\n", parent_run_id="0" * 32, tags={"sweep": "k"}
+    )
     client = MlflowClient(tracking_uri=uri)
     data = client.get_run(run.run_id).data
     assert data.params["sampling.num_frames"] == "4"
@@ -220,7 +227,9 @@ def test_images_get_one_card_per_step(uri: str, folder: Path) -> None:
         for step in (0, 5):
             tracker.log_image("eval/videos", step, Image.new("RGB", (64, 64), "red"))
         assert tracker.close() is None
-    cards = sorted(path.split("+timestamp")[0] for path in artifacts(uri, run_id, "images") if path.endswith(".png"))
+    cards = sorted(
+        path.split("+timestamp")[0] for path in artifacts(uri, run_id, "images") if path.endswith(".png")
+    )
     assert cards == ["images/eval~videos+step+0", "images/eval~videos+step+5"]
     assert not list(folder.iterdir())
 
@@ -240,13 +249,18 @@ def test_a_database_of_another_machine_is_reported(tmp_path: Path, folder: Path)
     assert not (tmp_path / "elsewhere.db").exists()
 
 
-def test_system_metrics_continue_after_resume_and_stop(uri: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_system_metrics_continue_after_resume_and_stop(
+    uri: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.2")
     run_id = open_run(uri)
     for process in (1, 2):
         tracker = Tracker(uri, run_id, folder)
         deadline = time.monotonic() + 30
-        while len(history(uri, run_id, "system/cpu_utilization_percentage")) < 2 * process and time.monotonic() < deadline:
+        while (
+            len(history(uri, run_id, "system/cpu_utilization_percentage")) < 2 * process
+            and time.monotonic() < deadline
+        ):
             time.sleep(0.1)
         tracker.close()
         assert not [thread for thread in threading.enumerate() if "SystemMetrics" in thread.name]
@@ -270,7 +284,9 @@ nobody = mlflow_runs.Tracker("http://127.0.0.1:{free_port()}", run.run_id, Path(
 nobody.log(2, {metrics(2)!r})
 nobody.close()
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, env=environment())
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, env=environment()
+    )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
@@ -310,7 +326,7 @@ def test_results_wait_on_disk_and_are_delivered_once(uri: str, folder: Path) -> 
     failure, closing, ending = log_to_nobody(run_id, folder)
     assert time.monotonic() - start < 10
     assert "refused" in failure
-    assert f"python -m vader_ray.orchestration.tracking.mlflow_runs {folder}" in closing
+    assert f"vader-ray sync {folder}" in closing
     assert "did not take 8 results" in ending
 
     waiting = (folder / "undelivered.jsonl").read_bytes()
@@ -318,23 +334,26 @@ def test_results_wait_on_disk_and_are_delivered_once(uri: str, folder: Path) -> 
     assert_delivered(uri, run_id)
     assert not (folder / "undelivered.jsonl").exists()
 
-    (folder / "undelivered.jsonl").write_bytes(waiting)  # killed after the delivery, before the file was removed
+    (folder / "undelivered.jsonl").write_bytes(
+        waiting
+    )  # killed after the delivery, before the file was removed
     assert mlflow_runs.deliver(folder, uri, run_id) is None
     assert_delivered(uri, run_id)
 
 
-def test_the_command_delivers_where_the_run_was_logged(uri: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_delivers_where_the_run_was_logged(uri: str, folder: Path) -> None:
     run_id = open_run(uri)
     log_to_nobody(run_id, folder)
-    assert mlflow_runs.main(str(folder)) == 1
-    assert "did not take" in capsys.readouterr().out
+    failed = CliRunner().invoke(app, ["sync", str(folder)])
+    assert failed.exit_code == 1
+    assert "did not take" in failed.stderr
     header, *events = (folder / "undelivered.jsonl").read_text().splitlines()
     header = json.dumps({**json.loads(header), "uri": uri})
     (folder / "undelivered.jsonl").write_text("\n".join([header, *events, ""]))
-    assert mlflow_runs.main(str(folder)) == 0
-    assert capsys.readouterr().out == f"8 results delivered to MLflow run {run_id} at {uri}\n"
+    sent = CliRunner().invoke(app, ["sync", str(folder)])
+    assert (sent.exit_code, sent.stdout) == (0, f"8 results delivered to MLflow run {run_id} at {uri}\n")
     assert_delivered(uri, run_id)
-    assert mlflow_runs.main(str(folder)) == 0
+    assert CliRunner().invoke(app, ["sync", str(folder)]).stdout == f"nothing waits in {folder}\n"
 
 
 def test_a_later_process_delivers_first_and_goes_on(uri: str, folder: Path) -> None:
@@ -348,11 +367,22 @@ def test_a_later_process_delivers_first_and_goes_on(uri: str, folder: Path) -> N
     client = MlflowClient(tracking_uri=uri)
 
     resumed = Tracker(uri, run_id, folder, system_metrics=False, tell=silent)
-    assert client.get_run(run_id).info.status == "RUNNING"  # the end of the earlier process is not the end of the run
+    assert (
+        client.get_run(run_id).info.status == "RUNNING"
+    )  # the end of the earlier process is not the end of the run
     for step in range(3, 8):
         resumed.log(step, metrics(step, offset=0.5))
     assert resumed.close() is None
-    assert history(uri, run_id) == [(0, 0.0), (1, 1.25), (2, 2.0), (3, 3.0), (4, 4.0), (5, 5.5), (6, 6.5), (7, 7.5)]
+    assert history(uri, run_id) == [
+        (0, 0.0),
+        (1, 1.25),
+        (2, 2.0),
+        (3, 3.0),
+        (4, 4.0),
+        (5, 5.5),
+        (6, 6.5),
+        (7, 7.5),
+    ]
 
 
 def test_results_of_another_run_are_not_mixed_in(uri: str, folder: Path) -> None:
@@ -391,10 +421,17 @@ def test_a_server_that_hangs_holds_up_one_step_only(folder: Path) -> None:
 def server(uri: str, port: int) -> Iterator[None]:
     """`mlflow server` on a database, killed at the end without a chance to tidy up."""
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", "127.0.0.1"]
-    command += ["--artifacts-destination", str(Path(uri.removeprefix("sqlite:///")).parent / "server-artifacts")]
+    command += [
+        "--artifacts-destination",
+        str(Path(uri.removeprefix("sqlite:///")).parent / "server-artifacts"),
+    ]
     command += ["--port", str(port), "--workers", "1"]
     process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True, env=environment()
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        env=environment(),
     )
     try:
         wait_for(port)
@@ -416,7 +453,9 @@ def wait_for(port: int) -> None:
 
 
 @pytest.mark.slow
-def test_a_server_killed_in_the_middle_gets_everything_once(uri: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_killed_in_the_middle_gets_everything_once(
+    uri: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sender, "RETRY_EVERY_SECONDS", 0.5)
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.5")
     port, told = free_port(), list[str]()
@@ -447,10 +486,14 @@ def test_a_server_killed_in_the_middle_gets_everything_once(uri: str, folder: Pa
         time.sleep(2)
         assert tracker.close() is None
         assert mlflow_runs.end_run(http, run_id, "FINISHED", folder=folder) is None
-        cards = sorted(path.split("+timestamp")[0] for path in artifacts(http, run_id, "images") if path.endswith(".png"))
+        cards = sorted(
+            path.split("+timestamp")[0] for path in artifacts(http, run_id, "images") if path.endswith(".png")
+        )
     assert history(uri, run_id) == [(step, float(step)) for step in range(201)]
     assert cards == ["images/videos+step+0", "images/videos+step+150"]
-    stored = Path(uri.removeprefix("sqlite:///")).parent / "server-artifacts"  # through the server: nothing went there by itself
+    stored = (
+        Path(uri.removeprefix("sqlite:///")).parent / "server-artifacts"
+    )  # through the server: nothing went there by itself
     assert [path.read_bytes() for path in stored.rglob("weights.bin")] == [b"trained"]
     assert len(history(uri, run_id, "system/cpu_utilization_percentage")) > num_system_metrics > 0
     assert [line.removeprefix(f"MLflow at {http} ").split()[0] for line in told] == ["fails", "answers"]
@@ -463,24 +506,23 @@ def test_a_run_whose_server_is_killed_and_started_again_is_there_once(
 ) -> None:
     monkeypatch.setattr(sender, "RETRY_EVERY_SECONDS", 0.5)
     port = free_port()
-    config = tiny_config(tiny_pipeline_folder, tracking={"uri": f"http://127.0.0.1:{port}", "system_metrics": False})
-    folder = open_folder(config, tmp_path / "runs", "mine", resume=False)
+    config = tiny_config(
+        tiny_pipeline_folder, tracking={"uri": f"http://127.0.0.1:{port}", "system_metrics": False}
+    )
+    folder = open_run_dir(config, tmp_path / "runs", "mine", resume=False)
     waited = list[bool]()
     with ExitStack() as running:
         running.enter_context(server(uri, port))
         run = mlflow_runs.start_run(config, "mine", folder.recipe.read_text())
 
-        def announce(report: Report) -> None:
+        def on_step(event: StepEvent) -> None:
             waited.append((folder.path / "undelivered.jsonl").exists())
-            if report.step == 1:
+            if event.step == 1:
                 running.close()
-            if report.step == 4:
+            if event.step == 4:
                 running.enter_context(server(uri, port))
 
-        train_recorded(
-            config, folder, run, group=Group(), device=torch.device("cpu"), resume_from=None,
-            served={}, announce=announce, tell=silent,
-        )  # fmt: skip
+        run_locally(config, folder, run, on_step)
         assert mlflow_runs.end_run(run.uri, run.run_id, "FINISHED", folder=folder.path) is None
     assert waited[:5] == [False, False, True, True, True]
     assert [step for step, _ in history(uri, run.run_id)] == [1, 2, 3, 4, 5, 6]

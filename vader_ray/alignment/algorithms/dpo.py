@@ -14,12 +14,12 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from vader_ray.alignment.base import Update, Whole
-from vader_ray.alignment.reward_gradient import Term
+from vader_ray.alignment.base import StepContext, UpdateResult
+from vader_ray.alignment.reward_gradient import RewardTerm
 from vader_ray.alignment.rollout import Batching, Rollout
 from vader_ray.alignment.scoring import objectives, sample_and_score
 from vader_ray.config import DpoConfig
-from vader_ray.types import Chain, Scores, VideoModel
+from vader_ray.types import Scores, Trajectory, VideoModel
 
 PerPair: TypeAlias = Float[Tensor, " pairs"]
 PerDraw: TypeAlias = Float[Tensor, " draws"]
@@ -33,16 +33,21 @@ class Dpo:
     num_inference_steps: int
 
     def updates(
-        self, model: VideoModel, terms: Sequence[Term], rollout: Rollout, batching: Batching, whole: Whole
-    ) -> Iterator[Update]:
+        self,
+        model: VideoModel,
+        terms: Sequence[RewardTerm],
+        rollout: Rollout,
+        batching: Batching,
+        whole: StepContext,
+    ) -> Iterator[UpdateResult]:
         """See `vader_ray.alignment.base.Algorithm`."""
         assert len(rollout) % 2 == 0
         if rollout.given is None:
-            chains, scored = sample_and_score(model, terms, rollout, batching)
-            chain = type(chains[0]).join(chains)
+            trajectories, scored = sample_and_score(model, terms, rollout, batching)
+            trajectory = type(trajectories[0]).join(trajectories)
             first_is_better = torch.sign(objectives(scored).unflatten(0, (-1, 2)).diff(dim=1).flatten().neg())
         else:
-            chain, scored, first_is_better = rollout.given, [], torch.ones(len(rollout) // 2)
+            trajectory, scored, first_is_better = rollout.given, [], torch.ones(len(rollout) // 2)
         generators = [torch.Generator().manual_seed(seed) for seed in rollout.draws[::2]]
         scale = 2 / whole.num_videos / self.settings.num_draws
         for _ in range(self.settings.num_updates):
@@ -50,10 +55,14 @@ class Dpo:
             for step, drawn in self._draw(generators):
                 for start in range(0, len(drawn), max(1, batching.micro // 2)):
                     some = drawn[start : start + max(1, batching.micro // 2)]
-                    loss, margin = self._accumulate(model, chain, rollout, first_is_better, step, some, scale)
+                    loss, margin = self._accumulate(
+                        model, trajectory, rollout, first_is_better, step, some, scale
+                    )
                     losses += loss.tolist()
                     margins += margin.tolist()
-            yield Update(scored, (), {"loss": losses, "preference_accuracy": [float(margin > 0) for margin in margins]})
+            yield UpdateResult(
+                scored, (), {"loss": losses, "preference_accuracy": [float(margin > 0) for margin in margins]}
+            )
 
     def _draw(self, generators: Sequence[torch.Generator]) -> list[tuple[int, list[tuple[int, int]]]]:
         """Denoising steps, and the pairs that drew them with the seed of the noise that the two videos share."""
@@ -67,7 +76,7 @@ class Dpo:
     def _accumulate(
         self,
         model: VideoModel,
-        chain: Chain,
+        trajectory: Trajectory,
         rollout: Rollout,
         first_is_better: PerPair,
         step: int,
@@ -77,7 +86,7 @@ class Dpo:
         """Add the gradient of some pairs that drew the same denoising step; their losses and margins."""
         videos = [video for pair, _ in drawn for video in (2 * pair, 2 * pair + 1)]
         noise_seeds = [seed for _, seed in drawn for _ in range(2)]
-        some, conditioning = chain[videos], rollout.conditioning[videos]
+        some, conditioning = trajectory[videos], rollout.conditioning[videos]
         with torch.no_grad(), model.without_adapter():
             reference = model.denoising_errors(some, conditioning, noise_seeds, step)
         errors = model.denoising_errors(some, conditioning, noise_seeds, step)
@@ -87,7 +96,9 @@ class Dpo:
         return loss.detach(), margin.detach()
 
 
-def preference_loss(errors: Scores, reference: Scores, first_is_better: PerPair, beta: float) -> tuple[PerPair, PerPair]:
+def preference_loss(
+    errors: Scores, reference: Scores, first_is_better: PerPair, beta: float
+) -> tuple[PerPair, PerPair]:
     """−log σ(−(β/2)·[(e_w − r_w) − (e_l − r_l)]) of each pair, and the argument of σ (arXiv 2311.12908, eq. 14).
 
     Errors e of the trained and r of the pretrained model are means over the elements, and β/2 stands for the equation's

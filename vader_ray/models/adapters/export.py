@@ -93,17 +93,27 @@ def export(source: Path, form: Format, output: Path, *, bare_alpha: float = file
         sources[_SECOND] = source / _SECOND
     as_file = output.suffix == ".safetensors"
     if as_file and (form == "peft" or len(sources) > 1):
-        reason = "peft's format is two files" if form == "peft" else f"{source} holds the adapters of two denoisers"
+        reason = (
+            "peft's format is two files"
+            if form == "peft"
+            else f"{source} holds the adapters of two denoisers"
+        )
         raise ValueError(f"{output}: {reason}; give a folder")
     saved = {name: _read(place, bare_alpha) for name, place in sources.items()}
-    return [_write(adapter, form, output if as_file else output / name, as_file) for name, adapter in saved.items()]
+    return [
+        _write(adapter, form, output if as_file else output / name, as_file)
+        for name, adapter in saved.items()
+    ]
 
 
 def _read(source: Path, bare_alpha: float) -> Saved:
     shape = files.read_shape(source, bare_alpha=bare_alpha)
     weights = _stripped(files.read_bare(source)) if source.is_file() else files.read(source)[0]
     layers = {
-        key.removesuffix(files.DOWN): (value.contiguous(), weights[key.replace(".lora_A.", ".lora_B.")].contiguous())
+        key.removesuffix(files.DOWN): (
+            value.contiguous(),
+            weights[key.replace(".lora_A.", ".lora_B.")].contiguous(),
+        )
         for key, value in sorted(weights.items())
         if key.endswith(files.DOWN)
     }
@@ -142,8 +152,12 @@ def _peft_keys(saved: Saved) -> dict[str, Tensor]:
 def _for_diffusers(saved: Saved) -> tuple[dict[str, Tensor], dict[str, str]]:
     name = "unet" if saved.of_unet else "transformer"
     settings = {"r": saved.rank, "lora_alpha": saved.alpha, "target_modules": list(saved.targets)}
-    metadata = json.dumps({f"{name}.{key}": value for key, value in settings.items()}, indent=2, sort_keys=True)
-    return {f"{name}.{key}": value for key, value in _peft_keys(saved).items()}, {LORA_ADAPTER_METADATA_KEY: metadata}
+    metadata = json.dumps(
+        {f"{name}.{key}": value for key, value in settings.items()}, indent=2, sort_keys=True
+    )
+    return {f"{name}.{key}": value for key, value in _peft_keys(saved).items()}, {
+        LORA_ADAPTER_METADATA_KEY: metadata
+    }
 
 
 def for_comfyui(saved: Saved) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -154,8 +168,15 @@ def for_comfyui(saved: Saved) -> tuple[dict[str, Tensor], dict[str, str]]:
     """
     tensors = dict[str, Tensor]()
     for layer, (down, up) in saved.layers.items():
-        stem, (a, b) = _comfyui_stem(saved, layer), ("lora_down", "lora_up") if saved.of_unet else ("lora_A", "lora_B")
-        tensors |= {f"{stem}.{a}.weight": down, f"{stem}.{b}.weight": up, f"{stem}.alpha": torch.tensor(float(saved.alpha))}
+        stem, (a, b) = (
+            _comfyui_stem(saved, layer),
+            ("lora_down", "lora_up") if saved.of_unet else ("lora_A", "lora_B"),
+        )
+        tensors |= {
+            f"{stem}.{a}.weight": down,
+            f"{stem}.{b}.weight": up,
+            f"{stem}.alpha": torch.tensor(float(saved.alpha)),
+        }
     return tensors, {}
 
 

@@ -30,7 +30,9 @@ def write_peft(weights: dict[str, Tensor], settings: LoraConfig, folder: Path) -
     save_file(named, folder / WEIGHTS, metadata={"format": "pt"})
     settings.save_pretrained(str(folder))
     written = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-    written["target_modules"] = sorted(written["target_modules"])  # peft writes a set in an order that changes
+    written["target_modules"] = sorted(
+        written["target_modules"]
+    )  # peft writes a set in an order that changes
     (folder / SETTINGS).write_text(json.dumps(written, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
@@ -39,10 +41,14 @@ def read_shape(source: Path, *, bare_alpha: float = PEFT_ALPHA) -> AdapterConfig
     if source.is_file():
         weights = read_bare(source)
         targets = {_target(name) for name in weights if name.endswith(DOWN)}
-        return AdapterConfig(rank=rank_of(weights, source), alpha=bare_alpha, target_modules=tuple(sorted(targets)))
+        return AdapterConfig(
+            rank=rank_of(weights, source), alpha=bare_alpha, target_modules=tuple(sorted(targets))
+        )
     settings = read(source)[1]
     return AdapterConfig(
-        rank=settings["r"], alpha=settings["lora_alpha"], target_modules=tuple(sorted(settings["target_modules"]))
+        rank=settings["r"],
+        alpha=settings["lora_alpha"],
+        target_modules=tuple(sorted(settings["target_modules"])),
     )
 
 
@@ -56,7 +62,9 @@ def read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except FileNotFoundError:
         raise ValueError(f"{folder} holds no adapter; give a folder with {WEIGHTS} and {SETTINGS}") from None
     except (SafetensorError, json.JSONDecodeError) as error:
-        raise ValueError(f"the adapter in {folder} is damaged ({error}); take an earlier checkpoint") from None
+        raise ValueError(
+            f"the adapter in {folder} is damaged ({error}); take an earlier checkpoint"
+        ) from None
     return {key.removeprefix(PEFT_PREFIX): value for key, value in weights.items()}, settings
 
 
@@ -66,7 +74,9 @@ def _read_for_diffusers(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         weights = {key.partition(".")[2]: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     settings = {key.partition(".")[2]: value for key, value in settings.items()}
     if not {"r", "lora_alpha", "target_modules"} <= settings.keys():
-        raise ValueError(f"{path} does not say its rank, alpha and target modules; it was not saved by this program")
+        raise ValueError(
+            f"{path} does not say its rank, alpha and target modules; it was not saved by this program"
+        )
     return weights, settings
 
 
@@ -79,7 +89,9 @@ def rank_of(weights: dict[str, Tensor], source: Path) -> int:
     """The one rank of all layers; ``source`` is for the message."""
     ranks = {len(value) for name, value in weights.items() if name.endswith(DOWN)}
     if len(ranks) != 1:
-        raise ValueError(f"{source} holds no adapter of one rank but {sorted(ranks)}; give a peft state dict of one LoRA")
+        raise ValueError(
+            f"{source} holds no adapter of one rank but {sorted(ranks)}; give a peft state dict of one LoRA"
+        )
     return ranks.pop()
 
 

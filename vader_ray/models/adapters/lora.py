@@ -37,7 +37,11 @@ class _CastConv3d(nn.Conv3d):
         return output
 
 
-_CASTING: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: _CastLinear, nn.Conv2d: _CastConv2d, nn.Conv3d: _CastConv3d}
+_CASTING: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Linear: _CastLinear,
+    nn.Conv2d: _CastConv2d,
+    nn.Conv3d: _CastConv3d,
+}
 
 
 def inject(denoiser: nn.Module, adapter: AdapterConfig, targets: Sequence[str], seed: int) -> None:
@@ -54,7 +58,9 @@ def inject(denoiser: nn.Module, adapter: AdapterConfig, targets: Sequence[str], 
         try:
             inject_adapter_in_model(settings, denoiser)
         except ValueError as error:
-            raise ValueError(f"adapter.target_modules {list(targets)} do not fit this denoiser: {error}") from None
+            raise ValueError(
+                f"adapter.target_modules {list(targets)} do not fit this denoiser: {error}"
+            ) from None
     for name, layer in denoiser.named_modules():
         if isinstance(layer, LoraLayer):
             _keep_activation_dtype(layer, name)
@@ -75,7 +81,9 @@ def _keep_activation_dtype(layer: LoraLayer, name: str) -> None:
         for matrix in matrices.values():
             if type(matrix) not in _CASTING:
                 kind = type(matrix).__name__
-                raise ValueError(f"adapter.target_modules: {name} is a {kind}; only Linear, Conv2d and Conv3d can be adapted")
+                raise ValueError(
+                    f"adapter.target_modules: {name} is a {kind}; only Linear, Conv2d and Conv3d can be adapted"
+                )
             matrix.__class__ = _CASTING[type(matrix)]
             matrix.to(torch.promote_types(matrix.weight.dtype, torch.float32))
 
@@ -103,8 +111,14 @@ def save_for_diffusers(denoiser: nn.Module, folder: Path, pipeline: Any, name: s
     folder.mkdir(parents=True, exist_ok=True)
     weights = {key: value.contiguous() for key, value in get_peft_model_state_dict(denoiser).items()}
     mine: LoraConfig = denoiser.peft_config["default"]  # type: ignore[index,assignment]
-    settings = {"r": mine.r, "lora_alpha": mine.lora_alpha, "target_modules": sorted(mine.target_modules or ())}
-    pipeline.save_lora_weights(folder, **{f"{name}_lora_layers": weights, f"{name}_lora_adapter_metadata": settings})
+    settings = {
+        "r": mine.r,
+        "lora_alpha": mine.lora_alpha,
+        "target_modules": sorted(mine.target_modules or ()),
+    }
+    pipeline.save_lora_weights(
+        folder, **{f"{name}_lora_layers": weights, f"{name}_lora_adapter_metadata": settings}
+    )
 
 
 def folders(folder: Path, names: Iterable[str]) -> list[Path]:
@@ -120,7 +134,9 @@ def load_into(pipe: Any, folder: str | Path) -> None:
     Raises:
         ValueError: the folder holds no adapter, a damaged one, or one of another model.
     """
-    found = [name for name in ("unet", "transformer", "transformer_2") if getattr(pipe, name, None) is not None]
+    found = [
+        name for name in ("unet", "transformer", "transformer_2") if getattr(pipe, name, None) is not None
+    ]
     for name, place in zip(found, folders(Path(folder), found), strict=True):
         denoiser: nn.Module = getattr(pipe, name)
         shape = read_shape(place)
@@ -154,7 +170,9 @@ def load(denoiser: nn.Module, source: Path) -> None:
             f"this recipe asks for rank {mine.r} and alpha {mine.lora_alpha}; set adapter.rank and adapter.alpha to the file's"
         )
     if (found := {key: value.shape for key, value in weights.items()}) != expected:
-        different = sorted(key for key in found.keys() | expected.keys() if found.get(key) != expected.get(key))
+        different = sorted(
+            key for key in found.keys() | expected.keys() if found.get(key) != expected.get(key)
+        )
         raise ValueError(
             f"the adapter in {source} was made for another model: {len(different)} tensors differ, the first is {different[0]}"
         )

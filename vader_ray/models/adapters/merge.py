@@ -22,7 +22,11 @@ def mix(adapters: Sequence[tuple[Path, float]], output: Path) -> None:
         ValueError: a folder holds no adapter, a damaged one, or one of other layers than the first.
     """
     first = adapters[0][0]
-    nested = [path.parent.relative_to(first) for name in (WEIGHTS, LORA_WEIGHT_NAME_SAFE) for path in first.glob(f"*/{name}")]
+    nested = [
+        path.parent.relative_to(first)
+        for name in (WEIGHTS, LORA_WEIGHT_NAME_SAFE)
+        for path in first.glob(f"*/{name}")
+    ]
     for place in (Path(), *sorted(nested)):  # one folder for each denoiser
         _mix_one([(folder / place, weight) for folder, weight in adapters], output / place)
 
@@ -32,13 +36,18 @@ def _mix_one(adapters: Sequence[tuple[Path, float]], output: Path) -> None:
     names = parts[0][0].keys()
     for (folder, _), (weights, _, _) in zip(adapters, parts, strict=True):
         if different := sorted(weights.keys() ^ names):
-            raise ValueError(f"the adapter in {folder} adapts other layers than that in {adapters[0][0]}: {different[0]}")
+            raise ValueError(
+                f"the adapter in {folder} adapts other layers than that in {adapters[0][0]}: {different[0]}"
+            )
     mixed: dict[str, Tensor] = {}
     for name in names:
         if name.endswith(DOWN):
             mixed[name] = torch.cat([weights[name] for weights, _, _ in parts], dim=0)
         else:
-            scaled = [weights[name] * (weight * settings["lora_alpha"] / settings["r"]) for weights, settings, weight in parts]
+            scaled = [
+                weights[name] * (weight * settings["lora_alpha"] / settings["r"])
+                for weights, settings, weight in parts
+            ]
             mixed[name] = torch.cat(scaled, dim=1)
     rank = sum(settings["r"] for _, settings, _ in parts)
     settings = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(parts[0][1]["target_modules"]))

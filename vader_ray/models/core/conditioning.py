@@ -37,7 +37,9 @@ def _take(column: Tensor | list[Any], part: slice | list[int]) -> Tensor | list[
     return column[part] if isinstance(part, slice) else [column[row] for row in part]
 
 
-def encode_texts(pipe: Any, sampling: SamplingConfig, names: Sequence[str], prompts: list[str]) -> dict[str, Tensor | list[Any]]:
+def encode_texts(
+    pipe: Any, sampling: SamplingConfig, names: Sequence[str], prompts: list[str]
+) -> dict[str, Tensor | list[Any]]:
     """What the pipeline's ``encode_prompt`` returns, under the names by which its loop takes it."""
     groups = [prompts[start : start + _ENCODED_AT_ONCE] for start in range(0, len(prompts), _ENCODED_AT_ONCE)]
     rows = [_encode_group(pipe, sampling, group) for group in groups]
@@ -75,6 +77,8 @@ def open_images(sampling: SamplingConfig, images: Sequence[Path] | None) -> list
         ValueError: there are none.
     """
     if not images:
-        raise ValueError("prompts: this model makes videos from images; write each prompt as `path/to/image.png | text`")
+        raise ValueError(
+            "prompts: this model makes videos from images; write each prompt as `path/to/image.png | text`"
+        )
     size = sampling.width, sampling.height
     return [Image.open(path).convert("RGB").resize(size, Image.Resampling.LANCZOS) for path in images]

@@ -60,7 +60,7 @@ class TemporalChunk:
         return latents.shape[2]
 
     def chunks(self, latents: Latents, wanted: Sequence[int]) -> list[tuple[int, ...]]:
-        """Whole portions that contain wanted frames."""
+        """StepContext portions that contain wanted frames."""
         total, size = self.num_frames(latents), self._together
         portions = [tuple(range(start, min(start + size, total))) for start in range(0, total, size)]
         return [portion for portion in portions if not set(portion).isdisjoint(wanted)]
@@ -148,7 +148,9 @@ class WholeClip:
 
     def decode(self, latents: Latents, state: None, chunk: tuple[int, ...]) -> tuple[Frames, None]:
         """All frames in [0, 1]."""
-        further = (tensor.to(latents.device, self._vae.dtype).expand(len(latents)) for tensor in self._further)
+        further = (
+            tensor.to(latents.device, self._vae.dtype).expand(len(latents)) for tensor in self._further
+        )
         decoded = self._vae.decode(latents.to(self._vae.dtype), *further, return_dict=False)[0]
         return _pixels(decoded).transpose(1, 2), None
 

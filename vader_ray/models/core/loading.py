@@ -16,10 +16,12 @@ from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
 from vader_ray.config import ModelConfig, SamplingConfig, locate
-from vader_ray.models.core.meta_pipeline import load_skeleton
+from vader_ray.models.core.meta_pipeline import load_meta_pipeline
 
 
-def load_pipeline(kind: type[DiffusionPipeline], model: ModelConfig, sampling: SamplingConfig, device: torch.device) -> Any:
+def load_pipeline(
+    kind: type[DiffusionPipeline], model: ModelConfig, sampling: SamplingConfig, device: torch.device
+) -> Any:
     """A pipeline with denoiser and text encoder in ``precision`` and the autoencoder in ``decoder_precision``.
 
     On the meta device it has no weights, and only its configuration is read.
@@ -30,7 +32,11 @@ def load_pipeline(kind: type[DiffusionPipeline], model: ModelConfig, sampling: S
     source = locate(model.weights)
     dtype = getattr(torch, model.precision)
     with _explained(source), _quiet():
-        pipe = load_skeleton(kind, source, dtype) if device.type == "meta" else kind.from_pretrained(source, dtype=dtype)
+        pipe = (
+            load_meta_pipeline(kind, source, dtype)
+            if device.type == "meta"
+            else kind.from_pretrained(source, dtype=dtype)
+        )
     if sampling.scheduler:
         pipe.scheduler = _scheduler(sampling.scheduler).from_config(pipe.scheduler.config)
     with _quiet():
@@ -79,7 +85,9 @@ def _explained(source: str) -> Iterator[None]:
     try:
         yield
     except SafetensorError as error:
-        raise ValueError(f"model.weights: a safetensors file in {source} is damaged ({error}); fetch it again") from None
+        raise ValueError(
+            f"model.weights: a safetensors file in {source} is damaged ({error}); fetch it again"
+        ) from None
     except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
         if isinstance(error, OSError) and not Path(source).exists():
             raise ValueError(
@@ -87,7 +95,9 @@ def _explained(source: str) -> Iterator[None]:
                 f"and the hub did not give it; run `hf download {source}` where there is internet (to count a step, "
                 "`--exclude '*.safetensors' '*.bin'` leaves the weights there), or give a local folder"
             ) from error
-        raise ValueError(f"model.weights: {source} cannot be loaded as this family's pipeline: {_one_line(error)}") from error
+        raise ValueError(
+            f"model.weights: {source} cannot be loaded as this family's pipeline: {_one_line(error)}"
+        ) from error
 
 
 def _one_line(error: Exception) -> str:

@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vader_ray.models.adapters.lora import disabled
-from vader_ray.types import Plan
+from vader_ray.types import TruncationPlan
 
 
 @dataclass(frozen=True, slots=True)
-class Midway:
+class SamplingState:
     """Sampling stopped before the first graded denoising step; has one entry per video and can be sliced."""
 
     noise: Tensor
@@ -38,28 +38,35 @@ class Midway:
     def __len__(self) -> int:
         return len(self.seeds)
 
-    def __getitem__(self, part: slice | list[int]) -> Midway:
+    def __getitem__(self, part: slice | list[int]) -> SamplingState:
         chosen = list(range(len(self)))[part] if isinstance(part, slice) else part
         seeds = tuple(self.seeds[video] for video in chosen)
         if self.outputs is None:
-            return Midway(self.noise[chosen], seeds, None, {})
+            return SamplingState(self.noise[chosen], seeds, None, {})
         shape = self.outputs[0].shape
         rows = rows_of(chosen, shape[0] // len(self))
-        state = map_tensors(self.scheduler_state, lambda tensor: tensor[rows] if tensor.shape == shape else tensor)
-        return Midway(self.noise[chosen], seeds, tuple(output[rows] for output in self.outputs), state)
+        state = map_tensors(
+            self.scheduler_state, lambda tensor: tensor[rows] if tensor.shape == shape else tensor
+        )
+        return SamplingState(self.noise[chosen], seeds, tuple(output[rows] for output in self.outputs), state)
 
     @staticmethod
-    def join(parts: Sequence[Midway]) -> Midway:
+    def join(parts: Sequence[SamplingState]) -> SamplingState:
         """The parts one after the other, all stopped before the same denoising step."""
         first = parts[0]
         if len(parts) == 1:
             return first
-        noise, seeds = torch.cat([part.noise for part in parts]), tuple(seed for part in parts for seed in part.seeds)
+        noise, seeds = (
+            torch.cat([part.noise for part in parts]),
+            tuple(seed for part in parts for seed in part.seeds),
+        )
         if first.outputs is None:
-            return Midway(noise, seeds, None, {})
-        outputs = tuple(torch.cat(column) for column in zip(*(part.outputs or () for part in parts), strict=True))
+            return SamplingState(noise, seeds, None, {})
+        outputs = tuple(
+            torch.cat(column) for column in zip(*(part.outputs or () for part in parts), strict=True)
+        )
         state = _join_states([part.scheduler_state for part in parts], first.outputs[0].shape)
-        return Midway(noise, seeds, outputs, state)
+        return SamplingState(noise, seeds, outputs, state)
 
 
 def rows_of(videos: Sequence[int], rows_per_video: int) -> list[int]:
@@ -101,15 +108,22 @@ class PrefixDone(Exception):
     """Raised when the last denoising step before the first graded one has been taken."""
 
 
-class Tape:
+class LoopHook:
     """One traversal of a pipeline's denoising loop."""
 
-    def __init__(self, seeds: Sequence[int], *, plan: Plan | None, stop_before: int | None = None, resume: Midway | None = None):
+    def __init__(
+        self,
+        seeds: Sequence[int],
+        *,
+        plan: TruncationPlan | None,
+        stop_before: int | None = None,
+        resume: SamplingState | None = None,
+    ):
         self._seeds = seeds
         self._plan = plan
         self._stop_before = stop_before
         self._resume = resume
-        self._skip = plan.graded[0] if plan and resume else 0
+        self._skip = plan.grad_steps[0] if plan and resume else 0
         self.index = 0
         """The denoising step the loop is in."""
         self.denoiser_calls = 0
@@ -117,8 +131,8 @@ class Tape:
         self.scheduler_state: dict[str, Any] = {}
 
     @contextmanager
-    def attached(self, denoisers: Sequence[nn.Module], scheduler: Any, vae: Any) -> Iterator[None]:
-        """Route the denoisers' forward, ``scheduler.step`` and ``vae.decode`` through this tape."""
+    def install(self, denoisers: Sequence[nn.Module], scheduler: Any, vae: Any) -> Iterator[None]:
+        """Route the denoisers' forward, ``scheduler.step`` and ``vae.decode`` through this hook."""
         with ExitStack() as undo:
             for denoiser in denoisers:
                 denoiser.forward = self._denoising(denoiser)  # type: ignore[method-assign]
@@ -134,7 +148,7 @@ class Tape:
             yield
 
     def _denoising(self, denoiser: nn.Module) -> Callable[..., Any]:
-        """The denoiser's forward, reporting to this tape."""
+        """The denoiser's forward, reporting to this hook."""
         forward, names = denoiser.forward, tuple(inspect.signature(denoiser.forward).parameters)
         dtype = frozen_dtype(denoiser)
 
@@ -144,7 +158,9 @@ class Tape:
 
         return denoise
 
-    def _denoise(self, denoiser: nn.Module, forward: Callable[..., Any], dtype: torch.dtype, inputs: dict[str, Any]) -> Any:
+    def _denoise(
+        self, denoiser: nn.Module, forward: Callable[..., Any], dtype: torch.dtype, inputs: dict[str, Any]
+    ) -> Any:
         """One denoiser call: it computes in its own dtype, sampling goes on in float32 (float64 if the denoiser's is)."""
         name, latents = next(iter(inputs.items()))
         if self.index < self._skip:
@@ -152,28 +168,31 @@ class Tape:
             return (zeros,) if inputs.get("return_dict") is False else SimpleNamespace(sample=zeros)
         self.denoiser_calls += len(latents)
         plan = self._plan
-        graded = plan is not None and torch.is_grad_enabled() and self.index in plan.graded
-        latents = latents if plan is None or plan.chain else latents.detach()
-        inputs = {key: cast(value, dtype) if key != "timestep" else value for key, value in (inputs | {name: latents}).items()}
-        with torch.set_grad_enabled(graded):
+        needs_grad = plan is not None and torch.is_grad_enabled() and self.index in plan.grad_steps
+        latents = latents if plan is None or plan.backprop_through_input else latents.detach()
+        inputs = {
+            key: cast(value, dtype) if key != "timestep" else value
+            for key, value in (inputs | {name: latents}).items()
+        }
+        with torch.set_grad_enabled(needs_grad):
             inputs[name] = inputs[name].clone()  # some pipelines update the latents in place
-            if graded and plan is not None and plan.replays(self.index):
+            if needs_grad and plan is not None and plan.recomputes(self.index):
                 output = checkpoint(forward, **inputs, use_reentrant=False, preserve_rng_state=False)
             else:
                 output = forward(**inputs)
         result = _map_output(output, torch.promote_types(dtype, torch.float32))
-        if graded and plan is not None and plan.pull:
+        if needs_grad and plan is not None and plan.reference_weight:
             with torch.no_grad(), disabled([denoiser]):
                 base = _map_output(forward(**inputs), torch.promote_types(dtype, torch.float32))
             self.denoiser_calls += len(latents)
-            result = _pulled(result, base, plan.pull / len(plan.graded))
+            result = _with_reference_penalty(result, base, plan.reference_weight / len(plan.grad_steps))
         return result
 
     def _decode(self, latents: Tensor, *args: Any, **kwargs: Any) -> Any:
         raise DecoderReached(latents)
 
     def _stepping(self, base: Any) -> type:
-        """A subclass of the scheduler whose step reports to this tape; its signature stays, pipelines inspect it."""
+        """A subclass of the scheduler whose step reports to this hook; its signature stays, pipelines inspect it."""
         signature = inspect.signature(base.step)
         takes_generator = "generator" in signature.parameters
 
@@ -213,7 +232,9 @@ class Tape:
 
     def generators(self, step: int, num_rows: int) -> list[torch.Generator]:
         """Generators of one denoising step: a function of the video's seed and the step alone. Step −2 is the loop's own."""
-        per_video = [torch.Generator().manual_seed((seed + 7919 * (step + 1)) % 2**63) for seed in self._seeds]
+        per_video = [
+            torch.Generator().manual_seed((seed + 7919 * (step + 1)) % 2**63) for seed in self._seeds
+        ]
         return [generator for generator in per_video for _ in range(num_rows // len(self._seeds))]
 
 
@@ -232,7 +253,9 @@ def _state(scheduler: Any) -> dict[str, Any]:
 def frozen_dtype(module: nn.Module) -> torch.dtype:
     """Dtype of the frozen weights: the smallest, as some layers of some denoisers stay in float32; so do adapters."""
     dtypes = {parameter.dtype for parameter in module.parameters() if not parameter.requires_grad}
-    return min((dtype for dtype in dtypes if dtype.is_floating_point), key=lambda dtype: torch.finfo(dtype).bits)
+    return min(
+        (dtype for dtype in dtypes if dtype.is_floating_point), key=lambda dtype: torch.finfo(dtype).bits
+    )
 
 
 def cast(value: Any, dtype: torch.dtype) -> Any:
@@ -240,7 +263,7 @@ def cast(value: Any, dtype: torch.dtype) -> Any:
     return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
-class _Pull(torch.autograd.Function):
+class _ReferencePenalty(torch.autograd.Function):
     """The prediction itself, whose backward pass adds the gradient of weight · (mean squared distance to the base) per row."""
 
     @staticmethod
@@ -255,11 +278,11 @@ class _Pull(torch.autograd.Function):
         return gradient + ctx.weight * distance, None, None
 
 
-def _pulled(output: Any, base: Any, weight: float) -> Any:
+def _with_reference_penalty(output: Any, base: Any, weight: float) -> Any:
     """A denoiser's output whose first tensor, the prediction, is pulled to that of another output."""
     if isinstance(output, tuple):
-        return (_Pull.apply(output[0], base[0], weight), *output[1:])
-    output.sample = _Pull.apply(output.sample, base.sample, weight)
+        return (_ReferencePenalty.apply(output[0], base[0], weight), *output[1:])
+    output.sample = _ReferencePenalty.apply(output.sample, base.sample, weight)
     return output
 
 

@@ -45,7 +45,7 @@ def blocks(denoiser: nn.Module) -> list[nn.Module]:
     return found
 
 
-def recompute(parts: Iterable[nn.Module], kind: ActivationCheckpointing) -> None:
+def apply_activation_checkpointing(parts: Iterable[nn.Module], kind: ActivationCheckpointing) -> None:
     """Keep only the input of each part for the backward pass; with ``attention`` also what its attention gave. Exact."""
     if kind != "none":
         for part in parts:
@@ -54,7 +54,9 @@ def recompute(parts: Iterable[nn.Module], kind: ActivationCheckpointing) -> None
 
 def _recomputed(forward: Callable[..., Any], kind: ActivationCheckpointing) -> Callable[..., Any]:
     keep: dict[str, Any] = (
-        {"context_fn": functools.partial(create_selective_checkpoint_contexts, _ATTENTION)} if kind == "attention" else {}
+        {"context_fn": functools.partial(create_selective_checkpoint_contexts, _ATTENTION)}
+        if kind == "attention"
+        else {}
     )
 
     @functools.wraps(forward)
@@ -66,7 +68,7 @@ def _recomputed(forward: Callable[..., Any], kind: ActivationCheckpointing) -> C
     return run
 
 
-def compiled(parts: Iterable[nn.Module], backend: str = "inductor") -> None:
+def compile_blocks(parts: Iterable[nn.Module], backend: str = "inductor") -> None:
     """Compile each part by itself: parts of one class share the result, so it takes seconds and not minutes."""
     for part in parts:
         part.forward = torch.compile(part.forward, backend=backend)  # type: ignore[method-assign]
@@ -87,7 +89,7 @@ def check_cache(rule: str, denoisers: Sequence[nn.Module]) -> None:
 
 
 @contextmanager
-def cached(rule: str, denoisers: Sequence[nn.Module]) -> Iterator[None]:
+def first_block_cache(rule: str, denoisers: Sequence[nn.Module]) -> Iterator[None]:
     """Within, a denoising step whose first block says little new takes over what the other blocks said before."""
     if rule == "none":
         yield

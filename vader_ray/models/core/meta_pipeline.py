@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map_only
 from transformers import PreTrainedModel
 
 
-def load_skeleton(kind: type[DiffusionPipeline], source: str, dtype: torch.dtype) -> Any:
+def load_meta_pipeline(kind: type[DiffusionPipeline], source: str, dtype: torch.dtype) -> Any:
     """The pipeline of a folder or hub id, its networks on the meta device and its scheduler on the CPU; reads no weights.
 
     Raises:
@@ -21,7 +21,10 @@ def load_skeleton(kind: type[DiffusionPipeline], source: str, dtype: torch.dtype
     """
     index = DiffusionPipeline.load_config(source)
     places = {name: tuple(place) for name, place in index.items() if _is_place(place)}
-    parts = {name: _network(source, name, library, kind_name, dtype) for name, (library, kind_name) in places.items()}
+    parts = {
+        name: _network(source, name, library, kind_name, dtype)
+        for name, (library, kind_name) in places.items()
+    }
     networks = {name: network for name, network in parts.items() if network is not None}
     for network in networks.values():
         accept_host_tensors(network)

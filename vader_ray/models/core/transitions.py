@@ -12,12 +12,12 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
-from vader_ray.models.core.loop_hooks import Tape, rows_of
+from vader_ray.models.core.loop_hooks import LoopHook, rows_of
 from vader_ray.types import Latents, Scores
 
 
 @dataclass(frozen=True, slots=True)
-class Chain:
+class Trajectory:
     """Videos with every sample that their denoising went through; has one entry per video and can be sliced."""
 
     seeds: tuple[int, ...]
@@ -33,10 +33,10 @@ class Chain:
     def __len__(self) -> int:
         return len(self.seeds)
 
-    def __getitem__(self, part: slice | list[int]) -> Chain:
+    def __getitem__(self, part: slice | list[int]) -> Trajectory:
         chosen = list(range(len(self)))[part] if isinstance(part, slice) else part
         rows = rows_of(chosen, len(self.samples[0]) // len(self))
-        return Chain(
+        return Trajectory(
             seeds=tuple(self.seeds[video] for video in chosen),
             latents=None if self.latents is None else self.latents[chosen],
             samples=tuple(sample[rows] for sample in self.samples),
@@ -45,19 +45,23 @@ class Chain:
         )
 
     @staticmethod
-    def join(parts: Sequence[Chain]) -> Chain:
+    def join(parts: Sequence[Trajectory]) -> Trajectory:
         """The parts one after the other."""
         first = parts[0]
-        return Chain(
+        return Trajectory(
             seeds=tuple(seed for part in parts for seed in part.seeds),
-            latents=None if first.latents is None else torch.cat([part.latents for part in parts if part.latents is not None]),
-            samples=tuple(torch.cat(column) for column in zip(*(part.samples for part in parts), strict=True)),
+            latents=None
+            if first.latents is None
+            else torch.cat([part.latents for part in parts if part.latents is not None]),
+            samples=tuple(
+                torch.cat(column) for column in zip(*(part.samples for part in parts), strict=True)
+            ),
             log_probabilities=torch.cat([part.log_probabilities for part in parts]),
             stochastic=first.stochastic,
         )
 
 
-class RecordingTape(Tape):
+class TrajectoryRecorder(LoopHook):
     """Keeps every sample of the loop, and with ``densities`` how probable each denoising step was."""
 
     def __init__(self, seeds: Sequence[int], *, densities: bool) -> None:
@@ -78,11 +82,11 @@ class RecordingTape(Tape):
             self._log_probabilities.append(log_density(following, mean, deviation, self._num_videos))
         return result
 
-    def chain(self, seeds: Sequence[int], latents: Latents) -> Chain:
+    def trajectory(self, seeds: Sequence[int], latents: Latents) -> Trajectory:
         """All that was recorded."""
         empty = latents.new_zeros(len(seeds), 0)
         densities = torch.stack(self._log_probabilities, dim=1) if self._densities else empty
-        return Chain(tuple(seeds), latents, tuple(self._samples), densities, tuple(self._stochastic))
+        return Trajectory(tuple(seeds), latents, tuple(self._samples), densities, tuple(self._stochastic))
 
 
 class StepReached(Exception):
@@ -92,7 +96,7 @@ class StepReached(Exception):
         self.step, self.given = step, given
 
 
-class StoppingTape(Tape):
+class PredictionProbe(LoopHook):
     """Ends the loop at the first denoising step that it does not skip, after the denoiser's call."""
 
     def advance(self, step: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -103,7 +107,7 @@ class LoopReady(Exception):
     """Raised in place of the first denoiser call: the loop has set up its scheduler."""
 
 
-class ProbingTape(Tape):
+class StopBeforeDenoiser(LoopHook):
     """Ends the loop before its first denoiser call."""
 
     def _denoise(self, *args: Any, **kwargs: Any) -> Any:

@@ -16,10 +16,14 @@ from torch import Tensor, nn
 from vader_ray.config import ConfigError, ModelConfig
 from vader_ray.models.videocrafter2.scheduler import DynamicRescaleDDIMScheduler
 from vader_ray.models.videocrafter2.unet import Architecture, UNet
-from vader_ray.weights import load_strictly, obtain, read_state_dict, without_weights
+from vader_ray.weights import load_strictly, read_state_dict, resolve_weights, without_weights
 
 FILE = "model.ckpt"
-DENOISER, TEXT_ENCODER, AUTOENCODER = "model.diffusion_model.", "cond_stage_model.model.", "first_stage_model."
+DENOISER, TEXT_ENCODER, AUTOENCODER = (
+    "model.diffusion_model.",
+    "cond_stage_model.model.",
+    "first_stage_model.",
+)
 SCALING_FACTOR = 0.18215
 PUBLISHED = Architecture(
     in_channels=4,
@@ -34,7 +38,12 @@ PUBLISHED = Architecture(
 """The denoiser of ``VideoCrafter/VideoCrafter2``."""
 _ALPHAS = ("alphas_cumprod", "alphas_cumprod_prev", "sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod")
 _RECIPROCALS = ("log_one_minus_alphas_cumprod", "sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod")
-_POSTERIOR = ("posterior_variance", "posterior_log_variance_clipped", "posterior_mean_coef1", "posterior_mean_coef2")
+_POSTERIOR = (
+    "posterior_variance",
+    "posterior_log_variance_clipped",
+    "posterior_mean_coef1",
+    "posterior_mean_coef2",
+)
 SCHEDULE = {"betas", *_ALPHAS, *_RECIPROCALS, *_POSTERIOR, "scale_arr"}
 """Tables of the noise schedule. They are computed anew; ``betas`` and ``scale_arr``, which imply the rest, must agree."""
 
@@ -55,7 +64,9 @@ class TextEncoder(nn.Module):
         super().__init__()
         self.token_embedding = nn.Embedding(vocabulary, width)
         self.positional_embedding = nn.Parameter(torch.empty(tokens, width))
-        self.transformer = Transformer(width, layers, heads=width // 64)  # 64 per head, as in every OpenCLIP text encoder
+        self.transformer = Transformer(
+            width, layers, heads=width // 64
+        )  # 64 per head, as in every OpenCLIP text encoder
         self.ln_final = nn.LayerNorm(width)
         self.text_projection = nn.Parameter(torch.empty(width, features))
         self.logit_scale = nn.Parameter(torch.empty(()))
@@ -63,7 +74,10 @@ class TextEncoder(nn.Module):
     @classmethod
     def read(cls, weights: Mapping[str, Tensor]) -> TextEncoder:
         """A network without memory, of the sizes of a checkpoint."""
-        vocabulary, layers = len(weights["token_embedding.weight"]), sum(name.endswith(".ln_1.weight") for name in weights)
+        vocabulary, layers = (
+            len(weights["token_embedding.weight"]),
+            sum(name.endswith(".ln_1.weight") for name in weights),
+        )
         tokens, width = weights["positional_embedding"].shape
         with torch.device("meta"):
             return cls(vocabulary, tokens, width, layers, weights["text_projection"].shape[1])
@@ -96,23 +110,29 @@ def fetch(model: ModelConfig) -> Path:
     Raises:
         ConfigError: it does not exist or cannot be downloaded.
     """
-    found = obtain(model.weights, FILE)
+    found = resolve_weights(model.weights, FILE)
     checkpoint = found if found.is_file() else found / FILE
     if not checkpoint.is_file():
-        raise ConfigError(f"model.weights: {found} holds no {FILE}; give the file, its folder, or VideoCrafter/VideoCrafter2")
+        raise ConfigError(
+            f"model.weights: {found} holds no {FILE}; give the file, its folder, or VideoCrafter/VideoCrafter2"
+        )
     return checkpoint
 
 
 def skeleton(model: ModelConfig) -> Networks:
     """The three networks on the meta device: with the sizes of a local checkpoint, else with the published ones."""
     with torch.device("meta"):
-        found = obtain(model.weights, FILE)
+        found = resolve_weights(model.weights, FILE)
         checkpoint = found if found.is_file() else found / FILE
         if checkpoint.is_file():
             return read(checkpoint)
         text_encoder = TextEncoder(vocabulary=49408, tokens=77, width=1024, layers=24, features=1024)
         text_encoder.drop_unused()
-        return Networks(UNet(PUBLISHED), text_encoder, _autoencoder_of((128, 256, 512, 512), num_blocks=2, latent_channels=4))
+        return Networks(
+            UNet(PUBLISHED),
+            text_encoder,
+            _autoencoder_of((128, 256, 512, 512), num_blocks=2, latent_channels=4),
+        )
 
 
 def read(checkpoint: Path) -> Networks:
@@ -139,7 +159,9 @@ def assemble(state: Mapping[str, Tensor], checkpoint: Path) -> Networks:
             unet = UNet(Architecture.read(parts[DENOISER]))
         text_encoder, vae = TextEncoder.read(parts[TEXT_ENCODER]), _autoencoder(parts[AUTOENCODER])
     except KeyError as error:
-        raise ConfigError(f"{checkpoint} is not a checkpoint of VideoCrafter2: it has no weight {error}") from None
+        raise ConfigError(
+            f"{checkpoint} is not a checkpoint of VideoCrafter2: it has no weight {error}"
+        ) from None
     load_strictly(unet, parts[DENOISER], checkpoint)
     load_strictly(text_encoder, parts[TEXT_ENCODER], checkpoint)
     load_strictly(vae, _converted(parts[AUTOENCODER], vae, checkpoint), checkpoint)
@@ -154,10 +176,14 @@ def _under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def _check_schedule(schedule: Mapping[str, Tensor], checkpoint: Path) -> None:
     """Refuse a model that was trained with another noise schedule, and weights that nobody would load."""
     if foreign := sorted(schedule.keys() - SCHEDULE):
-        raise ConfigError(f"{checkpoint} belongs to another network: {len(foreign)} unexpected weights, such as {foreign[0]}")
+        raise ConfigError(
+            f"{checkpoint} belongs to another network: {len(foreign)} unexpected weights, such as {foreign[0]}"
+        )
     ours = DynamicRescaleDDIMScheduler()
     for name, table in (("betas", ours.betas), ("scale_arr", ours.scales)):
-        theirs = schedule[name][: len(table)] if name in schedule else table  # scale_arr is longer than it is used
+        theirs = (
+            schedule[name][: len(table)] if name in schedule else table
+        )  # scale_arr is longer than it is used
         if theirs.shape != table.shape or not torch.allclose(theirs.float(), table, rtol=1e-4, atol=0):
             raise ConfigError(
                 f"{checkpoint} was trained with another noise schedule ({name} differs), which is not VideoCrafter2's"
@@ -191,5 +217,7 @@ def _converted(weights: Mapping[str, Tensor], vae: AutoencoderKL, checkpoint: Pa
     converted: dict[str, Tensor] = convert_ldm_vae_checkpoint(dict(weights), vae.config)
     if len(converted) != len(weights):  # diffusers passes over names that it does not know
         count = len(weights) - len(converted)
-        raise ConfigError(f"{checkpoint} belongs to another network: its autoencoder has {count} unexpected weights")
+        raise ConfigError(
+            f"{checkpoint} belongs to another network: its autoencoder has {count} unexpected weights"
+        )
     return converted

@@ -50,12 +50,18 @@ class VideoCrafterPipeline(DiffusionPipeline):  # type: ignore[misc]
         scheduler: DynamicRescaleDDIMScheduler,
     ) -> None:
         super().__init__()
-        self.register_modules(vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler)
+        self.register_modules(
+            vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler
+        )
         self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1)
 
     @torch.no_grad()
     def encode_prompt(
-        self, prompt: Sequence[str], *, do_classifier_free_guidance: bool, negative_prompt: Sequence[str] | None = None
+        self,
+        prompt: Sequence[str],
+        *,
+        do_classifier_free_guidance: bool,
+        negative_prompt: Sequence[str] | None = None,
     ) -> tuple[TextFeatures, TextFeatures | None]:
         """Features of the prompts, and with guidance of the negative prompts, which are empty by default."""
         negative = negative_prompt or [""] * len(prompt)
@@ -101,7 +107,9 @@ class VideoCrafterPipeline(DiffusionPipeline):  # type: ignore[misc]
             if guided:
                 unconditional, conditional = noise.chunk(2)
                 noise = unconditional + guidance_scale * (conditional - unconditional)
-            latents = self.scheduler.step(noise, timestep, latents, eta=eta, generator=generator, return_dict=False)[0]
+            latents = self.scheduler.step(
+                noise, timestep, latents, eta=eta, generator=generator, return_dict=False
+            )[0]
         images = (latents / self.vae.config.scaling_factor).transpose(1, 2).flatten(0, 1)
         decoded = self.vae.decode(images).sample
         return VideoCrafterOutput(frames=(decoded / 2 + 0.5).clamp(0, 1).unflatten(0, (batch, -1)))
@@ -114,7 +122,9 @@ class VideoCrafterPipeline(DiffusionPipeline):  # type: ignore[misc]
         """
         multiple = self.vae_scale_factor * 2 ** (len(self.unet.architecture.multipliers) - 1)
         if height % multiple or width % multiple:
-            raise ValueError(f"sampling.height={height} and sampling.width={width} must be multiples of {multiple}")
+            raise ValueError(
+                f"sampling.height={height} and sampling.width={width} must be multiples of {multiple}"
+            )
         return height // self.vae_scale_factor, width // self.vae_scale_factor
 
 
@@ -133,7 +143,9 @@ class Model(PipelineModel):
         return checkpoint.fetch(model)
 
     @classmethod
-    def load(cls, model: ModelConfig, sampling: SamplingConfig, *, chunk_size: int, device: torch.device) -> Model:
+    def load(
+        cls, model: ModelConfig, sampling: SamplingConfig, *, chunk_size: int, device: torch.device
+    ) -> Model:
         """The pretrained pipeline on a device, with denoiser and text encoder in ``precision``."""
         if sampling.scheduler not in (None, DynamicRescaleDDIMScheduler.__name__):
             raise ConfigError(
@@ -142,7 +154,10 @@ class Model(PipelineModel):
             )
         on_meta = device.type == "meta"
         networks = checkpoint.skeleton(model) if on_meta else checkpoint.read(cls.fetch(model))
-        precision, decoder_precision = getattr(torch, model.precision), getattr(torch, model.decoder_precision)
+        precision, decoder_precision = (
+            getattr(torch, model.precision),
+            getattr(torch, model.decoder_precision),
+        )
         with _quiet():
             pipe = VideoCrafterPipeline(
                 vae=networks.vae.to(decoder_precision),
@@ -163,5 +178,5 @@ class Model(PipelineModel):
         height, width = self.pipe._latent_size(sampling.height, sampling.width)
         return self.pipe.unet.architecture.in_channels, sampling.num_frames, height, width
 
-    def call_arguments(self) -> dict[str, Any]:
-        return super().call_arguments() | {"eta": self.sampling.eta, "fps": FPS}
+    def pipeline_kwargs(self) -> dict[str, Any]:
+        return super().pipeline_kwargs() | {"eta": self.sampling.eta, "fps": FPS}

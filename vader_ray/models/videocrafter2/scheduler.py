@@ -54,7 +54,13 @@ class DynamicRescaleDDIMScheduler(DDIMScheduler):  # type: ignore[misc]
     ) -> DDIMSchedulerOutput | tuple[Tensor, Tensor]:
         """The sample of the next denoising step and the clean latents that this step expects."""
         plain = super().step(
-            model_output, timestep, sample, eta=eta, generator=generator, variance_noise=variance_noise, return_dict=True
+            model_output,
+            timestep,
+            sample,
+            eta=eta,
+            generator=generator,
+            variance_noise=variance_noise,
+            return_dict=True,
         )
         following = max(int(timestep) - self.config.num_train_timesteps // self.num_inference_steps, 0)
         scale, next_scale = self.scales[int(timestep)], self.scales[following]

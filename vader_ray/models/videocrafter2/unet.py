@@ -70,7 +70,9 @@ def _read_levels(weights: Mapping[str, Tensor]) -> list[list[tuple[int, bool]]]:
         if f"{block}.0.op.bias" in weights:
             levels.append([])
         elif f"{block}.0.in_layers.2.bias" in weights:
-            levels[-1].append((len(weights[f"{block}.0.in_layers.2.bias"]), f"{block}.1.norm.bias" in weights))
+            levels[-1].append(
+                (len(weights[f"{block}.0.in_layers.2.bias"]), f"{block}.1.norm.bias" in weights)
+            )
         elif all(levels):
             return levels
         else:
@@ -112,7 +114,9 @@ class UNet(nn.Module):
             if level != last:
                 self.input_blocks.append(_Block(_Downsample(width)))
                 skipped.append(width)
-        self.middle_block = _Block(_ResBlock(size, width, width), *_transformers(size, width), _ResBlock(size, width, width))
+        self.middle_block = _Block(
+            _ResBlock(size, width, width), *_transformers(size, width), _ResBlock(size, width, width)
+        )
         self.output_blocks = nn.ModuleList()
         for level, multiplier in reversed(list(enumerate(size.multipliers))):
             for position in range(size.num_res_blocks + 1):
@@ -121,7 +125,9 @@ class UNet(nn.Module):
                 if level and position == size.num_res_blocks:
                     block.append(_Upsample(width))
                 self.output_blocks.append(block)
-        self.out = nn.Sequential(nn.GroupNorm(32, width), nn.SiLU(), nn.Conv2d(width, size.out_channels, 3, padding=1))
+        self.out = nn.Sequential(
+            nn.GroupNorm(32, width), nn.SiLU(), nn.Conv2d(width, size.out_channels, 3, padding=1)
+        )
 
     @property
     def dtype(self) -> torch.dtype:
@@ -150,7 +156,9 @@ class UNet(nn.Module):
             return_dict: a dataclass as diffusers' denoisers return it, or a tuple.
         """
         batch = len(sample)
-        conditions = _Conditions(batch, self._embed(timestep, fps, batch), encoder_hidden_states.to(self.dtype))
+        conditions = _Conditions(
+            batch, self._embed(timestep, fps, batch), encoder_hidden_states.to(self.dtype)
+        )
         x, skipped = sample.to(self.dtype).transpose(1, 2).flatten(0, 1), list[Tensor]()
         for index, block in enumerate(self.input_blocks):
             x = block(x, conditions)
@@ -166,7 +174,9 @@ class UNet(nn.Module):
     def _embed(self, timestep: Tensor, fps: int, batch: int) -> Tensor:
         """Noise level and frame rate; the sinusoids are float32 whatever the denoiser's precision."""
         known = torch.stack([timestep, torch.full_like(timestep, fps)]).to(self.device)
-        sinusoids = get_timestep_embedding(known, self.architecture.channels, flip_sin_to_cos=True, downscale_freq_shift=0)
+        sinusoids = get_timestep_embedding(
+            known, self.architecture.channels, flip_sin_to_cos=True, downscale_freq_shift=0
+        )
         time, rate = sinusoids.to(self.dtype)
         embedding: Tensor = self.time_embed(time) + self.fps_embedding(rate)
         return embedding.expand(batch, -1)
@@ -229,9 +239,13 @@ class _ResBlock(nn.Module):
 
     def __init__(self, size: Architecture, width: int, out: int) -> None:
         super().__init__()
-        self.in_layers = nn.Sequential(nn.GroupNorm(32, width), nn.SiLU(), nn.Conv2d(width, out, 3, padding=1))
+        self.in_layers = nn.Sequential(
+            nn.GroupNorm(32, width), nn.SiLU(), nn.Conv2d(width, out, 3, padding=1)
+        )
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(size.embedding_size, out))
-        self.out_layers = nn.Sequential(nn.GroupNorm(32, out), nn.SiLU(), nn.Identity(), nn.Conv2d(out, out, 3, padding=1))
+        self.out_layers = nn.Sequential(
+            nn.GroupNorm(32, out), nn.SiLU(), nn.Identity(), nn.Conv2d(out, out, 3, padding=1)
+        )
         self.skip_connection = nn.Identity() if width == out else nn.Conv2d(width, out, 1)
         self.temopral_conv = _TemporalConvolutions(out)  # the published spelling
 
@@ -294,7 +308,9 @@ class _TemporalTransformer(nn.Module):
         self.proj_out = nn.Linear(inner, width) if linear else _PointwiseConv(inner, width)
 
     def forward(self, x: Tensor, conditions: _Conditions) -> Tensor:
-        video = self.norm(_unfold(x, conditions.batch)).permute(0, 3, 4, 2, 1)  # batch height width frames channels
+        video = self.norm(_unfold(x, conditions.batch)).permute(
+            0, 3, 4, 2, 1
+        )  # batch height width frames channels
         pixels = self.proj_in(video.flatten(0, 2))
         for block in self.transformer_blocks:
             pixels = block(pixels, None)
@@ -341,7 +357,9 @@ class _Attention(nn.Module):
     def forward(self, x: Float[Tensor, "rows tokens width"], context: Tensor | None) -> Tensor:
         """Each row of the context serves several rows of ``x``: the frames of one video."""
         seen = x if context is None else context
-        query, key, value = (self._split(layer(of)) for layer, of in ((self.to_q, x), (self.to_k, seen), (self.to_v, seen)))
+        query, key, value = (
+            self._split(layer(of)) for layer, of in ((self.to_q, x), (self.to_k, seen), (self.to_v, seen))
+        )
         if context is not None:
             key, value = (tensor.repeat_interleave(len(x) // len(context), dim=0) for tensor in (key, value))
         attended: Tensor = functional.scaled_dot_product_attention(query, key, value)

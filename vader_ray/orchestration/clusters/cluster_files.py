@@ -14,10 +14,10 @@ import jsonschema
 import ray
 import yaml
 from pydantic import ValidationError
-from ray.autoscaler._private.util import prepare_config, validate_config
 
 from vader_ray.config import ConfigError
 from vader_ray.orchestration.clusters.kuberay import KINDS
+from vader_ray.orchestration.ray_private import prepare_config, validate_config
 
 _PACKAGE_VERSION = metadata.version("vader-ray")
 _PLACEHOLDER = re.compile(r"<[A-Z][A-Z_]*>")
@@ -31,7 +31,9 @@ def is_cluster_file(path: Path) -> bool:
     """Whether a file is a batch script, or YAML of Ray's launcher or of KubeRay; a recipe is none of them."""
     if not path.is_file():
         return False
-    return path.suffix == ".sbatch" or any(_is_launcher(document) or _is_kuberay(document) for document in _documents(path))
+    return path.suffix == ".sbatch" or any(
+        _is_launcher(document) or _is_kuberay(document) for document in _documents(path)
+    )
 
 
 def check_cluster_file(path: Path) -> str:
@@ -50,7 +52,9 @@ def check_cluster_file(path: Path) -> str:
         more = [problem for document in documents for problem in _schema_errors(document)]
     if problems := [*problems, *more]:
         raise ConfigError("\n".join(f"{path}: {problem}" for problem in problems))
-    return f"{path}: valid for {kind}, complete, made for Ray {ray.__version__} and vader_ray {_PACKAGE_VERSION}"
+    return (
+        f"{path}: valid for {kind}, complete, made for Ray {ray.__version__} and vader_ray {_PACKAGE_VERSION}"
+    )
 
 
 def _documents(path: Path) -> list[Any]:
@@ -108,4 +112,6 @@ def _launcher_errors(document: dict[str, Any]) -> Iterator[str]:
 
 
 def _shell_errors(path: Path) -> list[str]:
-    return subprocess.run(["bash", "-n", str(path)], capture_output=True, text=True, check=False).stderr.splitlines()
+    return subprocess.run(
+        ["bash", "-n", str(path)], capture_output=True, text=True, check=False
+    ).stderr.splitlines()

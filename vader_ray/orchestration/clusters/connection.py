@@ -16,7 +16,7 @@ import ray
 import torch
 from ray.autoscaler.sdk import request_resources
 
-from vader_ray.config import ConfigError, ExperimentConfig, MachineConfig
+from vader_ray.config import ConfigError, ExperimentConfig, RuntimeConfig
 from vader_ray.orchestration.clusters.worker_setup import HOOK
 from vader_ray.orchestration.tracking.mlflow_runs import quiet_environment
 
@@ -50,11 +50,13 @@ def connected(config: ExperimentConfig, *, num_runs: int = 1) -> Iterator[None]:
     if "RAY_ADDRESS" in os.environ:
         ray.init(runtime_env=runtime_env(environment | _forwarded()), **quiet)
     else:
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a private cluster on loopback: no token file is left behind
+        os.environ.setdefault(
+            "RAY_AUTH_MODE", "disabled"
+        )  # a private cluster on loopback: no token file is left behind
         num_cpus = max(os.cpu_count() or 1, _needed(config, num_runs=num_runs)["CPU"])
         ray.init(address="local", num_cpus=num_cpus, runtime_env=runtime_env({}), **quiet)
     try:
-        if config.machine.wait_minutes:
+        if config.runtime.wait_minutes:
             _wait_for_nodes(config, num_runs)
         _check_resources(config)
         yield
@@ -70,7 +72,9 @@ def runtime_env(environment: dict[str, str]) -> dict[str, Any]:
     """Ray's settings of all processes, without what the surrounding Ray job has set: Ray refuses to be told twice."""
     job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("runtime_env", {})
     already = job.get("env_vars", {})
-    settings: dict[str, Any] = {"env_vars": {name: value for name, value in environment.items() if name not in already}}
+    settings: dict[str, Any] = {
+        "env_vars": {name: value for name, value in environment.items() if name not in already}
+    }
     if "worker_process_setup_hook" not in job:
         settings["worker_process_setup_hook"] = HOOK
     return settings
@@ -78,9 +82,9 @@ def runtime_env(environment: dict[str, str]) -> dict[str, Any]:
 
 def _wait_for_nodes(config: ExperimentConfig, num_runs: int) -> None:
     """Ask the autoscaler for what so many runs need, and return when it is there, or the time is over."""
-    kind = "GPU" if uses_gpu(config.machine) else "CPU"
+    kind = "GPU" if uses_gpu(config.runtime) else "CPU"
     needed = _needed(config, kind, num_runs=num_runs)
-    until = time.monotonic() + 60 * config.machine.wait_minutes
+    until = time.monotonic() + 60 * config.runtime.wait_minutes
     request_resources(bundles=[{kind: 1} for _ in range(needed[kind])])
     try:
         while ray.cluster_resources().get(kind, 0) < needed[kind] and time.monotonic() < until:
@@ -99,22 +103,24 @@ def existing() -> Iterator[None]:
     try:
         ray.init(address="auto", logging_level=logging.ERROR, log_to_driver=False)
     except ConnectionError as error:
-        raise ConfigError(f"no Ray cluster answers ({error}); set RAY_ADDRESS to the one that is meant") from error
+        raise ConfigError(
+            f"no Ray cluster answers ({error}); set RAY_ADDRESS to the one that is meant"
+        ) from error
     try:
         yield
     finally:
         ray.shutdown()
 
 
-def uses_gpu(machine: MachineConfig) -> bool:
+def uses_gpu(runtime: RuntimeConfig) -> bool:
     """One GPU per worker when the recipe says so, or when it says nothing and the cluster has any."""
-    return bool(ray.cluster_resources().get("GPU")) if machine.use_gpu is None else machine.use_gpu
+    return bool(ray.cluster_resources().get("GPU")) if runtime.use_gpu is None else runtime.use_gpu
 
 
-def free_bytes(machine: MachineConfig) -> int:
+def free_bytes(runtime: RuntimeConfig) -> int:
     """Memory that is free on a worker's device: of one GPU, or this worker's share of this node."""
-    if not uses_gpu(machine):
-        return int(psutil.virtual_memory().available // machine.num_workers)
+    if not uses_gpu(runtime):
+        return int(psutil.virtual_memory().available // runtime.num_workers)
     free: int = ray.get(ray.remote(num_gpus=1, num_cpus=0)(_free_gpu_bytes).remote())
     return free
 
@@ -125,15 +131,15 @@ def _free_gpu_bytes() -> int:
 
 def room_for(config: ExperimentConfig) -> int:
     """How many runs the cluster can hold at once, when they share the actors of the placed rewards."""
-    kind = "GPU" if uses_gpu(config.machine) else "CPU"
+    kind = "GPU" if uses_gpu(config.runtime) else "CPU"
     free = ray.cluster_resources().get(kind, 0) - _needed(config, kind, num_runs=0)[kind]
-    return int(free // config.machine.num_workers)
+    return int(free // config.runtime.num_workers)
 
 
 def _needed(config: ExperimentConfig, kind: str | None = None, *, num_runs: int = 1) -> dict[str, int]:
     """CPUs and GPUs of the runs' workers (each has one of ``kind``; by default a CPU) and of the rewards' own actors."""
     needed = {"CPU": 0.0, "GPU": 0.0}
-    needed[kind or "CPU"] += num_runs * config.machine.num_workers
+    needed[kind or "CPU"] += num_runs * config.runtime.num_workers
     for spec in (*config.rewards, *config.eval_rewards):
         if spec.placement is not None:
             needed["CPU"] += spec.placement.num_replicas * spec.placement.num_cpus
@@ -142,11 +148,11 @@ def _needed(config: ExperimentConfig, kind: str | None = None, *, num_runs: int 
 
 
 def _check_resources(config: ExperimentConfig) -> None:
-    available, least = ray.cluster_resources(), config.machine.min_workers or config.machine.num_workers
-    smallest = config.model_copy(update={"machine": config.machine.model_copy(update={"num_workers": least})})
-    for name, amount in _needed(smallest, "GPU" if uses_gpu(config.machine) else "CPU").items():
+    available, least = ray.cluster_resources(), config.runtime.min_workers or config.runtime.num_workers
+    smallest = config.model_copy(update={"runtime": config.runtime.model_copy(update={"num_workers": least})})
+    for name, amount in _needed(smallest, "GPU" if uses_gpu(config.runtime) else "CPU").items():
         if available.get(name, 0) < amount:
             raise ConfigError(
-                f"machine.num_workers={least} and the placed rewards need {amount} {name}s, the Ray "
+                f"runtime.num_workers={least} and the placed rewards need {amount} {name}s, the Ray "
                 f"cluster has {available.get(name, 0):g}; lower --workers or placement.num_{name.lower()}s, or add nodes"
             )

@@ -56,7 +56,9 @@ class PodSpec(BaseModel):
         for container in self.containers:
             for mount in container.volume_mounts:
                 if mount["name"] not in volumes:
-                    raise ValueError(f"{container.name} mounts {mount['name']!r}, which is none of the pod's volumes")
+                    raise ValueError(
+                        f"{container.name} mounts {mount['name']!r}, which is none of the pod's volumes"
+                    )
         return self
 
 
@@ -168,7 +170,9 @@ class RayJobSpec(_Resource):
     @model_validator(mode="after")
     def _has_a_cluster(self) -> Self:
         if (self.ray_cluster_spec is None) == (self.cluster_selector is None):
-            raise ValueError("give either rayClusterSpec, a cluster of its own, or clusterSelector, one that runs already")
+            raise ValueError(
+                "give either rayClusterSpec, a cluster of its own, or clusterSelector, one that runs already"
+            )
         return self
 
 

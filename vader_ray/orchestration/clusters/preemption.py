@@ -23,11 +23,6 @@ GOOGLE_SECONDS = 30
 """What Google gives between notice and end."""
 
 
-def is_leaving() -> bool:
-    """Whether the node of this process is being drained."""
-    return ray.get_runtime_context().get_node_id() in ray._private.state.state.get_draining_nodes()
-
-
 def aws_notice() -> float | None:
     """Seconds until Amazon takes this spot machine back, None while it does not want it.
 
@@ -36,7 +31,9 @@ def aws_notice() -> float | None:
     endpoint = os.environ.get("AWS_EC2_METADATA_SERVICE_ENDPOINT", "http://169.254.169.254").rstrip("/")
     token = _ask(f"{endpoint}/latest/api/token", {"X-aws-ec2-metadata-token-ttl-seconds": "60"}, method="PUT")
     try:
-        action = _ask(f"{endpoint}/latest/meta-data/spot/instance-action", {"X-aws-ec2-metadata-token": token})
+        action = _ask(
+            f"{endpoint}/latest/meta-data/spot/instance-action", {"X-aws-ec2-metadata-token": token}
+        )
     except HTTPError as error:
         if error.code == 404:
             return None
@@ -82,10 +79,17 @@ def _drain(seconds: float) -> None:
     try:
         ray.init(address="auto", log_to_driver=False, logging_level="warning")
     except ConnectionError:
-        raise ConfigError(f"this machine is taken back in {seconds:.0f} seconds, and no Ray runs on it") from None
+        raise ConfigError(
+            f"this machine is taken back in {seconds:.0f} seconds, and no Ray runs on it"
+        ) from None
     context = ray.get_runtime_context()
     node, address = context.get_node_id(), context.gcs_address
-    reason = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "the cloud takes this machine back"]
+    reason = [
+        "--reason",
+        "DRAIN_NODE_REASON_PREEMPTION",
+        "--reason-message",
+        "the cloud takes this machine back",
+    ]
     where = ["--address", address, "--node-id", node, "--deadline-remaining-seconds", str(int(seconds))]
     subprocess.run([sys.executable, "-m", "ray.scripts.scripts", "drain-node", *where, *reason], check=True)
     print(f"this machine is taken back in {seconds:.0f} seconds; Ray drains node {node}", flush=True)

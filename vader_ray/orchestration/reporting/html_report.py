@@ -21,7 +21,7 @@ from vader_ray.orchestration.reporting.past_runs import PastRun, differing, diff
 from vader_ray.orchestration.reporting.report_figures import (
     describe_bands,
     draw_effects,
-    draw_evidence,
+    draw_metrics,
     draw_rewards,
     draw_trade_offs,
     grouped,
@@ -72,7 +72,9 @@ def write_report(targets: Sequence[str], output: Path, uri: str | None = None) -
     except MlflowException as error:
         raise unusable(address, error) from None
     except OSError as error:
-        raise ConfigError(f"the report cannot be written to {output} ({error.strerror}); give another --output") from None
+        raise ConfigError(
+            f"the report cannot be written to {output} ({error.strerror}); give another --output"
+        ) from None
     return output.resolve()
 
 
@@ -90,7 +92,7 @@ def _render(targets: Sequence[str], runs: list[PastRun], uri: str, output: Path)
     sections = [
         ("rewards", "Trained rewards", f"On prompts that were never trained on. {bands}", draw_rewards(groups, trained, folder)),
         ("heldout", "Rewards that nobody trained", f"They expose reward hacking. {bands}", draw_rewards(groups, heldout, folder)),
-        ("evidence", "Diversity, motion, distance", "What rewards do not say.", draw_evidence(groups, folder)),
+        ("metrics", "Metrics", "Measured in every evaluation and never trained.", draw_metrics(groups, folder)),
         ("trade-offs", "Trade-offs", "No other run beats those on the front in all rewards.", draw_trade_offs(groups, folder)),
         ("effects", "Effect of each setting", "A dot per run; the line joins the means.", draw_effects(groups, folder)),
     ]  # fmt: skip
@@ -104,10 +106,18 @@ def _render(targets: Sequence[str], runs: list[PastRun], uri: str, output: Path)
         facts=_facts(runs),
         recipes=_recipes(runs),
         table=_table(runs, trained, heldout),
-        errors=[(run.name, run.tags["error"]) for run in runs if run.status == "failed" and "error" in run.tags],
-        alarms=[(run.name, line) for run in runs for line in run.tags.get("vader_ray.guard", "").splitlines()],
+        errors=[
+            (run.name, run.tags["error"]) for run in runs if run.status == "failed" and "error" in run.tags
+        ],
+        alarms=[
+            (run.name, line) for run in runs for line in run.tags.get("vader_ray.guard", "").splitlines()
+        ],
         guarded=any(name.startswith("guard/") for run in runs for name in run.history),
-        sections=[(anchor, heading, lead, drawn) for anchor, heading, lead, found in sections if (drawn := list(found))],
+        sections=[
+            (anchor, heading, lead, drawn)
+            for anchor, heading, lead, found in sections
+            if (drawn := list(found))
+        ],
         clips=clips,
         left_out=left_out,
         commands=_commands(targets, runs, uri, output),
@@ -124,19 +134,29 @@ def _facts(runs: Sequence[PastRun]) -> list[tuple[str, str]]:
     """What was run and what it cost, over all runs."""
 
     def total(metric: str) -> float:
-        return sum(run.last(metric) or 0.0 for run in runs if not run.is_mix)  # a mix repeats what its parts have cost
+        return sum(
+            run.last(metric) or 0.0 for run in runs if not run.is_mix
+        )  # a mix repeats what its parts have cost
 
     states = [run.status for run in runs]
-    commits = sorted({run.tags["mlflow.source.git.commit"][:12] for run in runs if "mlflow.source.git.commit" in run.tags})
+    commits = sorted(
+        {run.tags["mlflow.source.git.commit"][:12] for run in runs if "mlflow.source.git.commit" in run.tags}
+    )
     gpus = sorted({run.tags["gpus"] for run in runs if "gpus" in run.tags})
     facts = [
         ("runs", ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))),
-        ("started", datetime.fromtimestamp(min(run.started_ms for run in runs) / 1000).strftime("%Y-%m-%d %H:%M")),
+        (
+            "started",
+            datetime.fromtimestamp(min(run.started_ms for run in runs) / 1000).strftime("%Y-%m-%d %H:%M"),
+        ),
         ("reward queries", f"{total('cost/reward_queries'):,.0f}"),
         ("denoiser calls", f"{total('cost/denoiser_calls'):,.0f}"),
         ("training time", _duration(total("cost/train_seconds"))),
         ("with evaluations", _duration(total("cost/wall_seconds"))),
-        ("GPU hours", f"{total('cost/gpu_hours'):.2f}" if total("cost/gpu_hours") else "none, trained on CPUs"),
+        (
+            "GPU hours",
+            f"{total('cost/gpu_hours'):.2f}" if total("cost/gpu_hours") else "none, trained on CPUs",
+        ),
         ("GPUs", "; ".join(gpus)),
         ("code", ", ".join(commits)),
     ]
@@ -150,7 +170,9 @@ def _recipes(runs: Sequence[PastRun]) -> list[dict[str, Any]]:
         members = [run for run in runs if run.recipe_name == name]
         first, varied = members[0], set(differing_settings(members))
         common = [
-            (field, value) for field, value in first.settings.items() if field not in varied and value not in ("None", "{}")
+            (field, value)
+            for field, value in first.settings.items()
+            if field not in varied and value not in ("None", "{}")
         ]
         recipes.append({"name": name or "without a recipe", "description": first.tags.get("mlflow.note.content", ""),
                         "setup": _setup(first, varied), "count": len(members), "settings": common})  # fmt: skip
@@ -195,12 +217,15 @@ def _best(run: PastRun) -> str:
     """The step whose adapter is kept, and the measure that chose it."""
     step = run.last("eval/best_step")
     chosen = run.settings.get("evaluation.select", "None")
-    metric = chosen if chosen != "None" else f"eval/reward/{run.heldout[0]}" if run.heldout else "eval/objective"
+    metric = (
+        chosen if chosen != "None" else f"eval/reward/{run.heldout[0]}" if run.heldout else "eval/objective"
+    )
     value = run.best(metric)
     return (
         "–"
         if step is None
-        else f"step {step:.0f}" + (f": {metric.removeprefix('eval/')} {value:.4g}" if value is not None else "")
+        else f"step {step:.0f}"
+        + (f": {metric.removeprefix('eval/')} {value:.4g}" if value is not None else "")
     )
 
 
@@ -229,7 +254,13 @@ def _count(value: float | None) -> str:
 def _duration(seconds: float | None) -> str:
     if seconds is None:
         return "–"
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 120
+        else f"{seconds / 60:.0f} min"
+        if seconds < 7200
+        else f"{seconds / 3600:.1f} h"
+    )
 
 
 def _clips(runs: Sequence[PastRun]) -> tuple[list[tuple[str, list[Clip]]], int]:
@@ -254,13 +285,21 @@ def _clips(runs: Sequence[PastRun]) -> tuple[list[tuple[str, list[Clip]]], int]:
         for step, label, mp4s in files:
             for prompt, mp4 in zip(_prompts(run, len(mp4s)), mp4s, strict=True):
                 name = label if step else f"{label}, seed {run.settings.get('seed', '0')}"
-                rows.setdefault(prompt, []).append(_clip(f"{name}, step {step}" if step else name, prompt, mp4))
+                rows.setdefault(prompt, []).append(
+                    _clip(f"{name}, step {step}" if step else name, prompt, mp4)
+                )
     return list(rows.items()), left_out
 
 
 def _base(run: PastRun) -> tuple[str, ...]:
     """What the base model's videos depend on."""
-    free = ("sampling.truncation", "sampling.window", "sampling.chain", "sampling.replay", "sampling.prefix")
+    free = (
+        "sampling.truncation",
+        "sampling.window",
+        "sampling.backprop_through_input",
+        "sampling.recompute",
+        "sampling.prefix",
+    )
     kept = ("seed", "model.", "sampling.", "prompts.heldout")
     return tuple(f"{field}={value}" for field, value in sorted(run.settings.items())
                  if field.startswith(kept) and not field.startswith(free))  # fmt: skip
@@ -278,7 +317,9 @@ def _clip(label: str, prompt: str, mp4: bytes) -> Clip:
         path.write_bytes(mp4)
         frames = read_mp4(path)
     chosen = frames[np.linspace(0, len(frames) - 1, min(STILLS, len(frames))).round().astype(int)]
-    return Clip(label, prompt, base64.b64encode(mp4).decode(), _jpeg(frames[0]), _jpeg(np.concatenate(chosen, axis=1)))
+    return Clip(
+        label, prompt, base64.b64encode(mp4).decode(), _jpeg(frames[0]), _jpeg(np.concatenate(chosen, axis=1))
+    )
 
 
 def _jpeg(pixels: Any) -> str:
@@ -289,7 +330,9 @@ def _jpeg(pixels: Any) -> str:
     return base64.b64encode(stream.getvalue()).decode()
 
 
-def _commands(targets: Sequence[str], runs: Sequence[PastRun], uri: str, output: Path) -> list[tuple[str, str]]:
+def _commands(
+    targets: Sequence[str], runs: Sequence[PastRun], uri: str, output: Path
+) -> list[tuple[str, str]]:
     """What to type to make the runs, and this page, again."""
     commands = []
     for script in dict.fromkeys(run.tags["sweep"].rsplit("-", 2)[0] for run in runs if "sweep" in run.tags):
@@ -298,10 +341,15 @@ def _commands(targets: Sequence[str], runs: Sequence[PastRun], uri: str, output:
         commands.append(("MLflow's pages", f"mlflow ui --backend-store-uri {shlex.quote(uri)}"))
     commands.append(("One run, by its id of the table", "\n".join(_again(runs[0], uri))))
     quoted = " ".join(shlex.quote(target) for target in targets)
-    commands.append(("This page", f"vader-ray report {quoted} --tracking-uri {shlex.quote(uri)} -o {shlex.quote(output.name)}"))
+    commands.append(
+        (
+            "This page",
+            f"vader-ray report {quoted} --tracking-uri {shlex.quote(uri)} -o {shlex.quote(output.name)}",
+        )
+    )
     return commands
 
 
 def _again(run: PastRun, uri: str) -> Iterator[str]:
     yield f"MLFLOW_TRACKING_URI={shlex.quote(uri)} mlflow artifacts download -r {run.run_id} -a recipe.yaml -d ."
-    yield f"vader-ray train recipe.yaml --workers {run.settings.get('machine.num_workers', '1')}"
+    yield f"vader-ray train recipe.yaml --workers {run.settings.get('runtime.num_workers', '1')}"

@@ -13,13 +13,21 @@ from typing import Any
 import yaml
 
 from vader_ray.config import ConfigError
-from vader_ray.orchestration.sweeps.definition import INTERPOLATED
+from vader_ray.orchestration.selection import INTERPOLATED
 from vader_ray.orchestration.tracking.mlflow_client import MlflowClient, MlflowException
 from vader_ray.orchestration.tracking.server import SQLITE, check_server, database_path, unusable
 
 CURVES = ("eval/", "guard/", "cost/")
 """Prefixes of the metrics whose history is read."""
-WHERE_AND_HOW = ("name", "machine.", "tracking.", "checkpoint.", "must_reach", "evaluation.num_shown", "evaluation.frames_per")
+WHERE_AND_HOW = (
+    "name",
+    "runtime.",
+    "tracking.",
+    "checkpoint.",
+    "expected_metrics",
+    "evaluation.num_shown",
+    "evaluation.frames_per",
+)
 """Settings that do not make one run differ from another."""
 _ENDED = {
     "FINISHED": "completed",
@@ -99,18 +107,27 @@ class PastRun:
 
     def video_steps(self) -> list[int]:
         """The steps whose held-out videos were kept."""
-        names = [item.path.rsplit("-", 1)[-1] for item in self.client.list_artifacts(self.run_id, "videos") if item.is_dir]
+        names = [
+            item.path.rsplit("-", 1)[-1]
+            for item in self.client.list_artifacts(self.run_id, "videos")
+            if item.is_dir
+        ]
         return sorted(int(name) for name in names if name.isdigit())
 
     def videos(self, step: int, most: int) -> list[bytes]:
         """The first so many mp4 files of a step, in the order of the held-out prompts."""
-        paths = sorted(item.path for item in self.client.list_artifacts(self.run_id, f"videos/step-{step:06d}"))
+        paths = sorted(
+            item.path for item in self.client.list_artifacts(self.run_id, f"videos/step-{step:06d}")
+        )
         with tempfile.TemporaryDirectory() as folder:
             files = [self._download(path, folder) for path in paths[:most]]
             return [path.read_bytes() for path in files if path]
 
     def _download(self, path: str, folder: str) -> Path | None:
-        if not any(item.path == path for item in self.client.list_artifacts(self.run_id, path.rpartition("/")[0] or None)):
+        if not any(
+            item.path == path
+            for item in self.client.list_artifacts(self.run_id, path.rpartition("/")[0] or None)
+        ):
             return None
         return Path(self.client.download_artifacts(self.run_id, path, folder))
 
@@ -126,14 +143,18 @@ def find_runs(uri: str, targets: Sequence[str]) -> list[PastRun]:
         ConfigError: it does not know one of the targets, or none of the runs was ever evaluated.
     """
     if uri.startswith(SQLITE) and not database_path(uri).is_file():
-        raise ConfigError(f"there is no MLflow database {database_path(uri)}; give --tracking-uri or set MLFLOW_TRACKING_URI")
+        raise ConfigError(
+            f"there is no MLflow database {database_path(uri)}; give --tracking-uri or set MLFLOW_TRACKING_URI"
+        )
     check_server(uri)
     client = MlflowClient(tracking_uri=uri)
     try:
         found = {run.info.run_id: run for target in targets for run in _matching(client, uri, target)}
         parents = [run for run in found.values() if _is_parent(run)]
         runs = [_read(client, run) for run in found.values() if not _is_parent(run)]
-        runs = sorted(runs, key=lambda run: run.started_ms) + [trial for run in parents for trial in _refused(client, run)]
+        runs = sorted(runs, key=lambda run: run.started_ms) + [
+            trial for run in parents for trial in _refused(client, run)
+        ]
     except (MlflowException, OSError) as error:
         raise unusable(uri, error) from None
     if not any(run.last("eval/objective") is not None for run in runs):
@@ -151,7 +172,11 @@ def _matching(client: MlflowClient, uri: str, target: str) -> list[Any]:
         return _search(client, [experiment.experiment_id], "")
     everywhere = [item.experiment_id for item in client.search_experiments()]
     name = target.rstrip("/").rsplit("/", 1)[-1].replace("'", "")
-    for condition in (f"attributes.run_id = '{name}'", f"attributes.run_name = '{name}'", f"tags.sweep = '{name}'"):
+    for condition in (
+        f"attributes.run_id = '{name}'",
+        f"attributes.run_name = '{name}'",
+        f"tags.sweep = '{name}'",
+    ):
         if runs := _search(client, everywhere, condition):
             children = [child for run in runs for child in _search(client, everywhere, _child_of(run))]
             return [*runs, *children]
@@ -190,18 +215,28 @@ def _refused(client: MlflowClient, parent: Any) -> Iterator[PastRun]:
         row = dict(zip(table["columns"], cells, strict=True))
         if row["status"] == "failed" and not row.get("mlflow_run_id"):
             swept = dict(part.partition("=")[::2] for part in row["trial"].split(","))
-            tags = {"trial": row["trial"], "error": row["error"] or "", "recipe": parent.data.tags.get("recipe", ""), **swept}
+            tags = {
+                "trial": row["trial"],
+                "error": row["error"] or "",
+                "recipe": parent.data.tags.get("recipe", ""),
+                **swept,
+            }
             yield PastRun(client, "", row["trial"], "failed", parent.info.start_time, {}, tags, {})
 
 
 def _read(client: MlflowClient, run: Any) -> PastRun:
     names = [name for name in run.data.metrics if name.startswith(CURVES)]
-    history = {name: {point.step: point.value for point in client.get_metric_history(run.info.run_id, name)} for name in names}
+    history = {
+        name: {point.step: point.value for point in client.get_metric_history(run.info.run_id, name)}
+        for name in names
+    }
     return PastRun(
         client=client,
         run_id=run.info.run_id,
         name=run.info.run_name,
-        status=run.data.tags.get("status", _ENDED[run.info.status]) if run.info.status != "RUNNING" else "unfinished",
+        status=run.data.tags.get("status", _ENDED[run.info.status])
+        if run.info.status != "RUNNING"
+        else "unfinished",
         started_ms=run.info.start_time,
         settings=dict(run.data.params),
         tags=dict(run.data.tags),
@@ -221,7 +256,9 @@ def _reward_names(settings: dict[str, str], section: str) -> list[str]:
 def differing(runs: Iterable[PastRun]) -> list[str]:
     """What runs differ in: a sweep's own names, else settings that decide a result; ``seed`` comes last."""
     runs = list(runs)
-    return _varied([run.swept for run in runs]) if all(run.swept for run in runs) else differing_settings(runs)
+    return (
+        _varied([run.swept for run in runs]) if all(run.swept for run in runs) else differing_settings(runs)
+    )
 
 
 def differing_settings(runs: Iterable[PastRun]) -> list[str]:
@@ -230,6 +267,8 @@ def differing_settings(runs: Iterable[PastRun]) -> list[str]:
 
 
 def _varied(tables: Sequence[dict[str, str]]) -> list[str]:
-    names = list(dict.fromkeys(name for table in tables for name in table if not name.startswith(WHERE_AND_HOW)))
+    names = list(
+        dict.fromkeys(name for table in tables for name in table if not name.startswith(WHERE_AND_HOW))
+    )
     varied = [name for name in names if len({table.get(name) for table in tables}) > 1]
     return sorted(varied, key=lambda name: name == "seed")

@@ -10,11 +10,13 @@ from statistics import fmean
 
 from matplotlib.figure import Figure
 
+from vader_ray import metrics
+from vader_ray.config import is_metric_value
+from vader_ray.metrics.core.statistics import standard_error
 from vader_ray.orchestration.reporting import figures
 from vader_ray.orchestration.reporting.figures import Point, Series
 from vader_ray.orchestration.reporting.past_runs import PastRun, differing
-from vader_ray.orchestration.sweeps.trial_table import Row, competes, pareto_front
-from vader_ray.training.evaluation import standard_error
+from vader_ray.orchestration.selection import is_eligible, pareto_front
 
 QUERIES, CALLS, SECONDS = "cost/reward_queries", "cost/denoiser_calls", "cost/train_seconds"
 AXES = {
@@ -22,11 +24,6 @@ AXES = {
     CALLS: "denoiser calls",
     "cost/gpu_hours": "GPU hours of training steps",
     SECONDS: "seconds of training steps",
-}
-EVIDENCE = {
-    "eval/diversity": "diversity: distance between videos (0 alike, 1)",
-    "eval/distance_to_base": "distance to the base model's videos (0 alike, 1)",
-    "eval/motion": "motion, pixels per frame",
 }
 MOST_FIELDS, MOST_FIELDS_IN_A_LABEL = 6, 3
 
@@ -44,8 +41,8 @@ class Group:
         return fmean(values) if values else None
 
     @property
-    def competes(self) -> bool:
-        return all(competes(run.status, run.stopped_by_guard) for run in self.runs)
+    def is_eligible(self) -> bool:
+        return all(is_eligible(run.status, run.stopped_by_guard) for run in self.runs)
 
 
 @dataclass(frozen=True)
@@ -97,13 +94,15 @@ def draw_rewards(groups: Sequence[Group], names: Sequence[str], folder: Path) ->
             yield from _curves(groups, f"eval/reward/{name}", axis, label, name, caption, folder)
 
 
-def draw_evidence(groups: Sequence[Group], folder: Path) -> Iterator[Drawn]:
-    """What rewards miss, against reward queries."""
-    judged = {metric for group in groups for run in group.runs for metric in run.history if metric.startswith("eval/judge/")}
-    named = {metric: f"captions followed: {metric.rsplit('/', 1)[-1]}" for metric in sorted(judged)}
-    for metric, label in (EVIDENCE | named).items():
-        caption = f"{label[:1].upper()}{label[1:]}; mean over the held-out videos."
-        title = metric.removeprefix("eval/").replace("/", ": ").replace("_", " ")
+def draw_metrics(groups: Sequence[Group], folder: Path) -> Iterator[Drawn]:
+    """Draw every metric against reward queries, with its unit where the metric is one of this package."""
+    logged = {metric for group in groups for run in group.runs for metric in run.history}
+    units = {name: metrics.resolve(name).unit for name in metrics.names()}
+    for metric in sorted(filter(is_metric_value, logged)):
+        name = metric.removeprefix("eval/")
+        title = name.replace("/", ": ").replace("_", " ")
+        unit = f" ({units[name]})" if name in units else ""
+        caption = f"{title[:1].upper()}{title[1:]}{unit}; mean over the held-out videos."
         yield from _curves(groups, metric, QUERIES, AXES[QUERIES], title, caption, folder)
 
 
@@ -113,15 +112,18 @@ def draw_trade_offs(groups: Sequence[Group], folder: Path) -> Iterator[Drawn]:
     names = trained if len(trained) > 1 else [*trained, *heldout[:1]]
     if len(names) < 2 or len(groups) < 2:
         return
-    front = {row["group"] for row in pareto_front(_rows(groups, names), names)}
+    front = set(pareto_front(_scores(groups, names)))
     for one, other in combinations(names[:4], 2):
-        places = [(group.label, group.best(f"eval/reward/{one}"), group.best(f"eval/reward/{other}")) for group in groups]
-        points = [Point(label, x, y, label in front) for label, x, y in places if x is not None and y is not None]
+        places = [
+            (group.label, group.best(f"eval/reward/{one}"), group.best(f"eval/reward/{other}"))
+            for group in groups
+        ]
+        points = [
+            Point(label, x, y, label in front) for label, x, y in places if x is not None and y is not None
+        ]
         if len(points) > 1:
             figure = figures.trade_off(points, title=f"{one} and {other}", x_label=one, y_label=other)
-            caption = (
-                f"Held-out {one} and {other} with the adapters that are kept. Filled: on the Pareto front of {', '.join(names)}."
-            )
+            caption = f"Held-out {one} and {other} with the adapters that are kept. Filled: on the Pareto front of {', '.join(names)}."
             yield _drawn(figure, f"trade-off-{one}-{other}", caption, folder)
 
 
@@ -135,7 +137,12 @@ def draw_effects(groups: Sequence[Group], folder: Path) -> Iterator[Drawn]:
             points = [(value, last) for value, last in found if value is not None and last is not None]
             if len({value for value, _ in points}) > 1:
                 figure = figures.effect(points, title=f"{short(field)} → {name}", x_label=field, y_label=name)
-                yield _drawn(figure, f"effect-{field}-{name}", f"Held-out {name} at the end, by {field}: runs and means.", folder)
+                yield _drawn(
+                    figure,
+                    f"effect-{field}-{name}",
+                    f"Held-out {name} at the end, by {field}: runs and means.",
+                    folder,
+                )
 
 
 def _curves(
@@ -146,7 +153,12 @@ def _curves(
         if any(line.marked for line in lines):
             caption += " A cross: the guard has fired."
         figure = figures.curves(lines, title=title, x_label=axis_label, y_label="mean of held-out videos")
-        yield _drawn(figure, f"{metric.removeprefix('eval/')}-{axis.removeprefix('cost/')}".replace("/", "-"), caption, folder)
+        yield _drawn(
+            figure,
+            f"{metric.removeprefix('eval/')}-{axis.removeprefix('cost/')}".replace("/", "-"),
+            caption,
+            folder,
+        )
 
 
 def series(group: Group, metric: str, axis: str) -> Series:
@@ -158,7 +170,11 @@ def series(group: Group, metric: str, axis: str) -> Series:
     high: list[float] = []
     marked: list[int] = []
     for step in steps:
-        seen = [run for run in group.runs if step in run.history.get(metric, ()) and step in run.history.get(axis, ())]
+        seen = [
+            run
+            for run in group.runs
+            if step in run.history.get(metric, ()) and step in run.history.get(axis, ())
+        ]
         if not seen:
             continue
         values = [run.history[metric][step] for run in seen]
@@ -183,7 +199,9 @@ def _band(runs: Sequence[PastRun], metric: str, step: int) -> tuple[float, float
 
 def gain_error(runs: Sequence[PastRun], metric: str, step: int) -> float:
     """Standard error of the mean gain over the start: of the gain, for each seed has held-out noise of its own."""
-    return standard_error([run.history[metric][step] - first for run in runs if (first := run.first(metric)) is not None])
+    return standard_error(
+        [run.history[metric][step] - first for run in runs if (first := run.first(metric)) is not None]
+    )
 
 
 def _interval(run: PastRun, metric: str, step: int) -> tuple[float, float] | None:
@@ -214,13 +232,15 @@ def _axes(groups: Sequence[Group]) -> list[tuple[str, str]]:
     return [(axis, label) for axis, label in AXES.items() if axis != unused]
 
 
-def _rows(groups: Sequence[Group], names: Sequence[str]) -> list[Row]:
-    rows: list[Row] = [
-        {"group": group.label, "status": "completed", **{name: group.best(f"eval/reward/{name}") for name in names}}
-        for group in groups
-        if group.competes
-    ]
-    return [row for row in rows if all(row[name] is not None for name in names)]
+def _scores(groups: Sequence[Group], names: Sequence[str]) -> dict[str, list[float]]:
+    """Return the held-out rewards of the groups that may be the best ones, by label."""
+    scores = {}
+    for group in groups:
+        best = [group.best(f"eval/reward/{name}") for name in names]
+        values = [value for value in best if value is not None]
+        if group.is_eligible and len(values) == len(names):
+            scores[group.label] = values
+    return scores
 
 
 def _drawn(figure: Figure, name: str, caption: str, folder: Path) -> Drawn:

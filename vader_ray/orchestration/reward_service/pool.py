@@ -18,14 +18,21 @@ import ray
 import torch
 from numpy.typing import NDArray
 from ray.actor import ActorHandle
-from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayTaskError, RuntimeEnvSetupError
+from ray.exceptions import (
+    ActorDiedError,
+    ActorUnavailableError,
+    GetTimeoutError,
+    RayTaskError,
+    RuntimeEnvSetupError,
+)
 from ray.runtime_env import RuntimeEnv
 from ray.util import list_named_actors
 
 from vader_ray.alignment.frames import choose_frames
 from vader_ray.alignment.reward_gradient import score_and_gradient, score_only
 from vader_ray.config import ConfigError, ExperimentConfig, PlacementConfig, RewardConfig, SamplingConfig
-from vader_ray.orchestration.reward_service.transport import Packed, Region, pack, unpack
+from vader_ray.errors import first_line
+from vader_ray.orchestration.reward_service.transport import EncodedFrames, Region, pack, unpack
 from vader_ray.training.experiment import load_reward
 from vader_ray.training.step import TrainingError
 from vader_ray.types import Frames, Granularity, Reward, Scores
@@ -37,7 +44,7 @@ _PREFIX = "reward:"
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class RewardSpec:
     """What a worker must know of a reward that it does not hold."""
 
     granularity: Granularity
@@ -58,25 +65,29 @@ class RewardActor:
         """What it was made of."""
         return _setting(self._spec)
 
-    def prepare(self, num_frames: int, height: int, width: int) -> Facts:
+    def prepare(self, num_frames: int, height: int, width: int) -> RewardSpec:
         """Load the reward and check its contract on videos of this size."""
         self._reward = load_reward(self._spec, num_frames, height, width, self._device)
         region = getattr(self._reward, "region", None)
         seen = region(height, width) if region else (slice(0, height), slice(0, width))
-        return Facts(self._reward.granularity, self._reward.unit, seen)
+        return RewardSpec(self._reward.granularity, self._reward.unit, seen)
 
-    def scores(self, frames: Packed, prompts: Sequence[str], chunk_size: int) -> NDArray[Any]:
+    def scores(self, frames: EncodedFrames, prompts: Sequence[str], chunk_size: int) -> NDArray[Any]:
         """One score per video."""
         seen = unpack(frames, self._device)
         return self._finite(score_only(self._loaded(seen), seen, prompts, chunk_size), prompts).cpu().numpy()
 
-    def gradient(self, frames: Packed, prompts: Sequence[str], chunk_size: int) -> tuple[NDArray[Any], Packed]:
+    def gradient(
+        self, frames: EncodedFrames, prompts: Sequence[str], chunk_size: int
+    ) -> tuple[NDArray[Any], EncodedFrames]:
         """One score per video, and ∂(sum of scores)/∂frames."""
         seen = unpack(frames, self._device)
         scores, gradient = score_and_gradient(self._loaded(seen), seen, prompts, chunk_size)
         self._finite(scores, prompts)
         if not gradient.isfinite().all():
-            raise ValueError(f"its gradient with respect to the frames is not finite; the prompts were {list(prompts)}")
+            raise ValueError(
+                f"its gradient with respect to the frames is not finite; the prompts were {list(prompts)}"
+            )
         return scores.cpu().numpy(), pack(gradient, frames.region, frames.dtype, scaled=True)
 
     def _loaded(self, frames: Frames) -> Reward:
@@ -95,23 +106,29 @@ class RewardActor:
 class PooledReward:
     """A reward of a pool of actors, as the engine sees it."""
 
-    def __init__(self, name: str, placement: PlacementConfig, actors: Sequence[ActorHandle], facts: Facts) -> None:
+    def __init__(
+        self, name: str, placement: PlacementConfig, actors: Sequence[ActorHandle], facts: RewardSpec
+    ) -> None:
         self.granularity, self.unit = facts.granularity, facts.unit
         self._name, self._placement, self._actors, self._facts = name, placement, list(actors), facts
         self._requests = count()
 
-    def ask_scores(self, frames: Frames, prompts: Sequence[str], chunk_size: int) -> Callable[[], Scores]:
+    def submit_scores(self, frames: Frames, prompts: Sequence[str], chunk_size: int) -> Callable[[], Scores]:
         """Sends the frames; the call that is returned waits for the scores."""
         answer = self._ask("scores", frames, prompts, chunk_size)
         return lambda: torch.from_numpy(answer().copy()).to(frames)
 
-    def ask_gradient(self, frames: Frames, prompts: Sequence[str], chunk_size: int) -> Callable[[], tuple[Scores, Frames]]:
+    def submit_gradient(
+        self, frames: Frames, prompts: Sequence[str], chunk_size: int
+    ) -> Callable[[], tuple[Scores, Frames]]:
         """Sends the frames; the call that is returned waits for the scores and ∂(sum of scores)/∂frames."""
         answer = self._ask("gradient", frames, prompts, chunk_size)
 
         def wait() -> tuple[Scores, Frames]:
             scores, gradient = answer()
-            return torch.from_numpy(scores.copy()).to(frames), unpack(gradient, frames.device).to(frames.dtype)
+            return torch.from_numpy(scores.copy()).to(frames), unpack(gradient, frames.device).to(
+                frames.dtype
+            )
 
         return wait
 
@@ -140,12 +157,12 @@ class PooledReward:
         except (ActorDiedError, ActorUnavailableError) as error:
             raise TrainingError(
                 f"reward {name!r}: actor {placement.actor!r} died more than {placement.max_retries} times during one "
-                f"request ({_first_line(error)}); give it more memory or raise placement.max_retries"
+                f"request ({first_line(error)}); give it more memory or raise placement.max_retries"
             ) from error
         raise TrainingError(
             f"reward {name!r}: actor {placement.actor!r} gave no answer within placement.timeout_seconds="
             f"{placement.timeout_seconds:g}, {placement.max_retries + 1} times; raise it, or send fewer frames at once "
-            "(machine.micro_batch_size)"
+            "(runtime.micro_batch_size)"
         )
 
 
@@ -167,7 +184,7 @@ def serving(config: ExperimentConfig) -> Iterator[dict[str, PooledReward]]:
     started = []
     try:
         for spec, placement in _placed(config):
-            actors = _start(spec, placement, config.machine.num_threads)
+            actors = _start(spec, placement, config.runtime.num_threads)
             own += [] if placement.shared else actors
             size = _size(spec, config.sampling)
             started.append((spec, placement, actors, [actor.prepare.remote(*size) for actor in actors]))
@@ -181,7 +198,10 @@ def serving(config: ExperimentConfig) -> Iterator[dict[str, PooledReward]]:
 
 def pooled(config: ExperimentConfig) -> dict[str, object]:
     """What a recipe's pools hold and how they are asked; recipes in which this is the same can share them."""
-    return {spec.name: (_setting(spec), placement, _size(spec, config.sampling)) for spec, placement in _placed(config)}
+    return {
+        spec.name: (_setting(spec), placement, _size(spec, config.sampling))
+        for spec, placement in _placed(config)
+    }
 
 
 def describe_pools() -> dict[str, dict[str, Any]]:
@@ -197,14 +217,20 @@ def stop_pool(name: str) -> int:
     """
     pools = _shared_pools()
     if name not in pools:
-        raise ConfigError(f"there is no shared pool {name!r} on this cluster; there are: {', '.join(pools) or 'none'}")
+        raise ConfigError(
+            f"there is no shared pool {name!r} on this cluster; there are: {', '.join(pools) or 'none'}"
+        )
     for actor in pools[name]:
         ray.kill(_named(actor))
     return len(pools[name])
 
 
 def _placed(config: ExperimentConfig) -> list[tuple[RewardConfig, PlacementConfig]]:
-    return [(spec, spec.placement) for spec in (*config.rewards, *config.eval_rewards) if spec.placement is not None]
+    return [
+        (spec, spec.placement)
+        for spec in (*config.rewards, *config.eval_rewards)
+        if spec.placement is not None
+    ]
 
 
 def _size(spec: RewardConfig, sampling: SamplingConfig) -> tuple[int, int, int]:
@@ -256,9 +282,11 @@ def _answer(spec: RewardConfig, references: Sequence[ray.ObjectRef[Any]]) -> lis
     except RayTaskError as error:
         raise ConfigError(str(error.cause)) from error
     except RuntimeEnvSetupError as error:
-        raise ConfigError(f"{spec.name}.placement.runtime_env cannot be set up: {_first_line(error)}") from error
+        raise ConfigError(
+            f"{spec.name}.placement.runtime_env cannot be set up: {first_line(error)}"
+        ) from error
     except (ActorDiedError, ActorUnavailableError) as error:
-        raise ConfigError(f"{spec.name}.placement: its actor cannot start: {_first_line(error)}") from error
+        raise ConfigError(f"{spec.name}.placement: its actor cannot start: {first_line(error)}") from error
     return said
 
 
@@ -277,7 +305,3 @@ def _shared_pools() -> Mapping[str, list[str]]:
 
 def _named(actor: str) -> ActorHandle:
     return ray.get_actor(actor, namespace=NAMESPACE)
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0]

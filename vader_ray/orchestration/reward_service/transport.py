@@ -14,7 +14,7 @@ Region: TypeAlias = tuple[slice, slice]
 
 
 @dataclass(frozen=True, slots=True)
-class Packed:
+class EncodedFrames:
     """A video batch on its way: the part that counts, in the precision that was asked for."""
 
     pixels: NDArray[Any]
@@ -27,7 +27,7 @@ class Packed:
     width: int
 
 
-def pack(frames: Tensor, region: Region, transport: str, *, scaled: bool = False) -> Packed:
+def pack(frames: Tensor, region: Region, transport: str, *, scaled: bool = False) -> EncodedFrames:
     """The region of a batch of frames (or of gradients, ``scaled`` to the range of half precision) as bytes."""
     height, width = frames.shape[-2:]
     part = frames.detach()[..., region[0], region[1]]
@@ -37,10 +37,10 @@ def pack(frames: Tensor, region: Region, transport: str, *, scaled: bool = False
         part = part * torch.tensor(scale).to(part)[:, None, None, None, None]
     part = part.to(device="cpu", dtype=getattr(torch, transport)).contiguous()
     bits = part.view(torch.int16) if transport == "bfloat16" else part
-    return Packed(bits.numpy(), transport, scale, region, height, width)
+    return EncodedFrames(bits.numpy(), transport, scale, region, height, width)
 
 
-def unpack(packed: Packed, device: torch.device) -> Tensor:
+def unpack(packed: EncodedFrames, device: torch.device) -> Tensor:
     """The batch in float32 at its full size; outside the region it is zero."""
     # What Ray shares is read-only, which torch cannot hold: one copy.
     bits = torch.from_numpy(packed.pixels.copy()).to(device)

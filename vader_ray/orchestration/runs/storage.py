@@ -1,6 +1,6 @@
-"""Copies of folders on any file system that pyarrow knows: S3, Google Cloud Storage, or a disk that several machines share.
+"""Copies of run folders on any file system of pyarrow: S3, Google Cloud Storage, or a disk that machines share.
 
-The programs that write and read a run's folder work on a local one; a `Mirror` moves what differs, whole files only.
+A run's folder is written and read locally; a `Mirror` transfers the files that differ.
 """
 
 from __future__ import annotations
@@ -13,30 +13,30 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow import fs
 
-from vader_ray.config import ConfigError
-
-UNFINISHED = (".unfinished", ".tmp")
+from vader_ray.errors import UserError, first_line
+from vader_ray.files import UNFINISHED, atomic_write
 
 Stamp = tuple[int, int]
-"""Size and time of the last change in ns, by which an unchanged file is known."""
+"""Size in bytes and time of the last change in ns; a file with the same stamp is taken as unchanged."""
 
 
 def resolve(uri: str) -> tuple[fs.FileSystem, str]:
-    """The file system of a URI or an absolute path, and the path there.
+    """Return the file system of a URI or an absolute path, and the path in it.
 
     Raises:
-        ConfigError: pyarrow knows no such file system, or it cannot be reached.
+        UserError: pyarrow has no such file system, or it cannot be reached.
     """
     try:
         system, path = fs.FileSystem.from_uri(uri)
     except (pa.ArrowInvalid, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"--storage {uri}: {reason}; give s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or a shared folder") from None
+        raise UserError(
+            f"--storage {uri}: {first_line(error)}; give s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or a shared folder"
+        ) from None
     return system, path
 
 
 def normalised(storage: str | None) -> str | None:
-    """A URI, or an absolute path for a folder; what pyarrow does not know is refused."""
+    """Return the storage as a URI, or as an absolute path if it is a folder; refuse file systems that pyarrow lacks."""
     if storage is None:
         return None
     uri = storage if "://" in storage else str(Path(storage).expanduser().resolve())
@@ -45,26 +45,26 @@ def normalised(storage: str | None) -> str | None:
 
 
 def join(uri: str, *names: str) -> str:
-    """The URI of something inside; options behind a question mark stay behind it."""
-    place, mark, options = uri.partition("?")
-    return "/".join([place.rstrip("/"), *names]) + mark + options
+    """Return the URI of a path below a URI; options after a question mark stay at the end."""
+    base, mark, options = uri.partition("?")
+    return "/".join([base.rstrip("/"), *names]) + mark + options
 
 
 def subfolders(uri: str) -> list[str]:
-    """Names of the folders directly inside."""
+    """Return the names of the direct subfolders."""
     system, root = resolve(uri)
     found = system.get_file_info(fs.FileSelector(root, allow_not_found=True))
     return sorted(info.base_name for info in found if info.type == fs.FileType.Directory)
 
 
 def delete(uri: str) -> None:
-    """Delete a folder with all that is in it, if it exists."""
+    """Delete a folder and its contents, if it exists."""
     system, root = resolve(uri)
     system.delete_dir_contents(root, missing_dir_ok=True)
 
 
 class Mirror:
-    """A local folder and its copy at a URI, which one process at a time changes.
+    """A local folder and its copy at a URI, which only one process changes at a time.
 
     Args:
         skip: names of folders that are not copied, at any depth.
@@ -75,31 +75,31 @@ class Mirror:
         self._folder, self._skip = folder, frozenset(skip)
         self._system, self._root = resolve(uri)
         self._here: dict[str, Stamp] = {}
-        """The local files that the copy has, as they were when it got them."""
+        """Stamps of the local files when they were last equal to the copy."""
 
     def pull(self, names: Collection[str] | None = None) -> None:
-        """Make the local folder like its copy; where there is no copy nothing changes.
+        """Make the local folder equal to its copy; without a copy nothing changes.
 
         Args:
-            names: fetch only these files, and delete none.
+            names: fetch only these files, and delete no local file.
         """
         there = self._there()
         wanted = there if names is None else {name: stamp for name, stamp in there.items() if name in names}
         for name, (_, changed_ns) in wanted.items():
-            path = self._folder / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            unfinished = path.with_name(path.name + UNFINISHED[0])
-            with self._system.open_input_stream(f"{self._root}/{name}") as source, unfinished.open("wb") as target:
-                shutil.copyfileobj(source, target)
-            os.utime(unfinished, ns=(changed_ns, changed_ns))
-            os.replace(unfinished, path)
+            with atomic_write(self._folder / name) as unfinished:
+                with (
+                    self._system.open_input_stream(f"{self._root}/{name}") as source,
+                    unfinished.open("wb") as target,
+                ):
+                    shutil.copyfileobj(source, target)
+                os.utime(unfinished, ns=(changed_ns, changed_ns))
         if names is None and there:
             for name in self._local().keys() - there.keys():
                 (self._folder / name).unlink()
             self._here = self._local()
 
     def push(self) -> None:
-        """Copy what has changed here since the last `pull` or `push`, and delete there what was deleted here."""
+        """Copy local changes since the last `pull` or `push`, deletions included."""
         now = self._local()
         for name, stamp in sorted(now.items()):
             if self._here.get(name) != stamp:
@@ -109,12 +109,12 @@ class Mirror:
         self._here = now
 
     def _upload(self, name: str) -> None:
-        """A file appears whole or not at all: object stores do so by themselves, on a disk it is renamed."""
+        """Upload a file atomically: object stores do so by themselves, on a disk it is renamed."""
         target = f"{self._root}/{name}"
         on_disk = self._system.type_name == "local"
         if on_disk:
             self._system.create_dir(os.path.dirname(target), recursive=True)
-        written = target + UNFINISHED[0] if on_disk else target
+        written = target + UNFINISHED if on_disk else target
         with (self._folder / name).open("rb") as source, self._system.open_output_stream(written) as stream:
             shutil.copyfileobj(source, stream)
         if on_disk:
@@ -127,7 +127,11 @@ class Mirror:
         return {name: stamp for name, stamp in found.items() if self._is_copied(name)}
 
     def _local(self) -> dict[str, Stamp]:
-        return {name: (status.st_size, status.st_mtime_ns) for name, status in self._local_files() if self._is_copied(name)}
+        return {
+            name: (status.st_size, status.st_mtime_ns)
+            for name, status in self._local_files()
+            if self._is_copied(name)
+        }
 
     def _local_files(self) -> Iterator[tuple[str, os.stat_result]]:
         for path in self._folder.rglob("*"):

@@ -18,7 +18,9 @@ def describe_environment() -> str:
         "commit": git_commit() or "not under git",
         "gpus": ", ".join(gpu_names()) or "none",
     }
-    packages = sorted({f"{package.name}=={package.version}" for package in metadata.distributions()}, key=str.lower)
+    packages = sorted(
+        {f"{package.name}=={package.version}" for package in metadata.distributions()}, key=str.lower
+    )
     return "\n".join([*(f"# {key}: {value}" for key, value in about.items()), *packages, ""])
 
 

@@ -29,7 +29,11 @@ from mlflow.entities import Experiment, Metric, Param  # noqa: E402
 from mlflow.exceptions import MlflowException  # noqa: E402
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor  # noqa: E402
 
-logging.getLogger("urllib3.connectionpool").addFilter(lambda record: "/mlflow" not in record.getMessage())  # its retries
+from vader_ray.errors import first_line  # noqa: E402
+
+logging.getLogger("urllib3.connectionpool").addFilter(
+    lambda record: "/mlflow" not in record.getMessage()
+)  # its retries
 
 __all__ = [
     "Experiment",
@@ -55,4 +59,4 @@ def root_cause(error: BaseException) -> str:
     """The first cause of an error in one line; MLflow wraps it several times."""
     while inner := error.__cause__ or error.__context__:
         error = inner
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    return first_line(error)[:200]

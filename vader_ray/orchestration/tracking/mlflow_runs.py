@@ -1,14 +1,13 @@
 """MLflow: the driver opens and ends a run, rank 0's worker fills it; a server that fails never stops training.
 
 What cannot be delivered waits in ``undelivered.jsonl`` of the run's folder and is sent again later, each step exactly
-once. What is left at the end is delivered by ``python -m vader_ray.orchestration.tracking.mlflow_runs FOLDER``.
+once. What is left at the end is delivered by ``vader-ray sync FOLDER``.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,9 +16,10 @@ from typing import Literal, NamedTuple
 from PIL import Image
 
 from vader_ray import config as settings
+from vader_ray.errors import RunFailed
 from vader_ray.orchestration.tracking.environment import describe_environment, git_commit, gpu_names
+from vader_ray.orchestration.tracking.experiment import find_or_create_experiment
 from vader_ray.orchestration.tracking.mlflow_client import (
-    Experiment,
     MlflowClient,
     MlflowException,
     Param,
@@ -28,7 +28,7 @@ from vader_ray.orchestration.tracking.mlflow_client import (
 )
 from vader_ray.orchestration.tracking.mlflow_client import quiet_environment as quiet_environment
 from vader_ray.orchestration.tracking.outbox import Event, read
-from vader_ray.orchestration.tracking.sender import STEP_METRIC, Delivery
+from vader_ray.orchestration.tracking.sender import STEP_METRIC, Sender
 from vader_ray.orchestration.tracking.server import SQLITE, TrackingError, database_path, unusable
 from vader_ray.orchestration.tracking.server import check_server as check_server
 from vader_ray.orchestration.tracking.server import tracking_uri as tracking_uri
@@ -40,7 +40,7 @@ CLOSING_SECONDS = 60.0
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 
-class Run(NamedTuple):
+class MlflowRun(NamedTuple):
     """An open MLflow run."""
 
     uri: str
@@ -59,7 +59,7 @@ def start_run(
     parent_run_id: str | None = None,
     tags: Mapping[str, str] | None = None,
     resume_run_id: str | None = None,
-) -> Run:
+) -> MlflowRun:
     """The run to log to: a new one with parameters, tags, recipe and environment, or the earlier one, open again.
 
     Raises:
@@ -71,7 +71,7 @@ def start_run(
     try:
         if resume_run_id is not None:
             return _reopened(client, uri, resume_run_id)
-        experiment_id = _experiment_id(client, uri, config.tracking.experiment)
+        experiment_id = find_or_create_experiment(client, uri, config.tracking.experiment)
         all_tags = _tags(config, parent_run_id) | dict(tags or {})
         opened = _opened_before(client, experiment_id, parent_run_id, run_name)
         run_id = opened or client.create_run(experiment_id, run_name=run_name, tags=all_tags).info.run_id
@@ -80,10 +80,12 @@ def start_run(
         client.log_text(run_id, describe_environment(), "environment.txt")
     except (MlflowException, OSError) as error:
         raise unusable(uri, error) from None
-    return Run(uri, experiment_id, run_id)
+    return MlflowRun(uri, experiment_id, run_id)
 
 
-def _opened_before(client: MlflowClient, experiment_id: str, parent_run_id: str | None, run_name: str) -> str | None:
+def _opened_before(
+    client: MlflowClient, experiment_id: str, parent_run_id: str | None, run_name: str
+) -> str | None:
     """The child run that a driver opened who was lost before it could note that down."""
     if parent_run_id is None:
         return None
@@ -93,13 +95,19 @@ def _opened_before(client: MlflowClient, experiment_id: str, parent_run_id: str 
 
 
 def end_run(
-    uri: str, run_id: str, status: Status, *, folder: Path, tags: Mapping[str, str] | None = None, files: Sequence[Path] = ()
+    uri: str,
+    run_id: str,
+    status: Status,
+    *,
+    folder: Path,
+    tags: Mapping[str, str] | None = None,
+    files: Sequence[Path] = (),
 ) -> str | None:
     """Deliver what waits in the run's folder, then tags, files and the status; a line about what MLflow did not take.
 
     Files of a subfolder of the run's folder become artifacts in a folder of that name.
     """
-    delivery = Delivery(uri, run_id, folder, tell=_silent)
+    delivery = Sender(uri, run_id, folder, tell=_silent)
     delivery.flush(CLOSING_SECONDS)
     for name, value in (tags or {}).items():
         delivery.post({"kind": "tag", "name": name, "value": value})
@@ -110,12 +118,12 @@ def end_run(
 
 def add_files(uri: str, run_id: str, folder: Path, files: Sequence[Path]) -> str | None:
     """Add artifacts to a run that has ended, as `end_run` does; a line about what MLflow did not take."""
-    delivery = Delivery(uri, run_id, folder, tell=_silent)
+    delivery = Sender(uri, run_id, folder, tell=_silent)
     _post_files(delivery, folder, files)
     return delivery.left()
 
 
-def _post_files(delivery: Delivery, folder: Path, files: Sequence[Path]) -> None:
+def _post_files(delivery: Sender, folder: Path, files: Sequence[Path]) -> None:
     for path in (file.resolve() for file in files):
         inside = path.parent.name if path.parent != folder.resolve() else None
         delivery.post({"kind": "file", "path": _inside(folder, path), "artifact_folder": inside})
@@ -123,12 +131,12 @@ def _post_files(delivery: Delivery, folder: Path, files: Sequence[Path]) -> None
 
 def deliver(folder: Path, uri: str, run_id: str) -> str | None:
     """Deliver what waits in the folder of a run that is over; returns a line about what MLflow did not take."""
-    delivery = Delivery(uri, run_id, folder, tell=_silent)
+    delivery = Sender(uri, run_id, folder, tell=_silent)
     delivery.flush(float("inf"))
     return delivery.left()
 
 
-def _reopened(client: MlflowClient, uri: str, run_id: str) -> Run:
+def _reopened(client: MlflowClient, uri: str, run_id: str) -> MlflowRun:
     try:
         client.update_run(run_id, status="RUNNING")
     except MlflowException as error:
@@ -136,23 +144,7 @@ def _reopened(client: MlflowClient, uri: str, run_id: str) -> Run:
             f"MLflow at {uri} cannot continue run {run_id} ({root_cause(error)}); "
             "give the tracking.uri that the run was started with, or start a new run"
         ) from None
-    return Run(uri, client.get_run(run_id).info.experiment_id, run_id)
-
-
-def _experiment_id(client: MlflowClient, uri: str, name: str) -> str:
-    """The experiment of this name, made when there is none; beside a SQLite database lie its artifacts."""
-    experiment: Experiment | None = client.get_experiment_by_name(name)
-    if experiment is None:
-        artifacts = (database_path(uri).parent / "mlartifacts").as_uri() if uri.startswith(SQLITE) else None
-        try:
-            return str(client.create_experiment(name, artifact_location=artifacts))
-        except MlflowException:
-            experiment = client.get_experiment_by_name(name)  # another driver was faster
-            if experiment is None:
-                raise
-    if experiment.lifecycle_stage != "active":
-        raise TrackingError(f"tracking.experiment: {name!r} was deleted in MLflow; restore it there or choose another name")
-    return str(experiment.experiment_id)
+    return MlflowRun(uri, client.get_run(run_id).info.experiment_id, run_id)
 
 
 def _tags(config: settings.ExperimentConfig, parent_run_id: str | None) -> dict[str, str]:
@@ -169,14 +161,21 @@ def _tags(config: settings.ExperimentConfig, parent_run_id: str | None) -> dict[
 
 def _params(config: settings.ExperimentConfig) -> list[Param]:
     flat = settings.flatten(config.model_dump(mode="json", exclude={"description"}))
-    return [Param(re.sub(r"[^/\w.\- :]", "_", name)[:250], _param_value(name, value)) for name, value in flat.items()]
+    return [
+        Param(re.sub(r"[^/\w.\- :]", "_", name)[:250], _param_value(name, value))
+        for name, value in flat.items()
+    ]
 
 
 def _param_value(name: str, value: object) -> str:
     if name.startswith("prompts.") and isinstance(value, list):
         return f"{len(value)} prompts, sha256 {_digest(chr(10).join(value))}"
     text = str(value)
-    return text if len(text) <= LONGEST_PARAMETER else f"{text[: LONGEST_PARAMETER - 30]}… sha256 {_digest(text)}"
+    return (
+        text
+        if len(text) <= LONGEST_PARAMETER
+        else f"{text[: LONGEST_PARAMETER - 30]}… sha256 {_digest(text)}"
+    )
 
 
 def _digest(text: str) -> str:
@@ -204,13 +203,19 @@ class Tracker:
     """
 
     def __init__(
-        self, uri: str, run_id: str, folder: Path, *, system_metrics: bool = True, tell: Callable[[str], None] = print
+        self,
+        uri: str,
+        run_id: str,
+        folder: Path,
+        *,
+        system_metrics: bool = True,
+        tell: Callable[[str], None] = print,
     ) -> None:
         _check_visible(uri)
         self._uri, self._run_id, self._folder, self._system_metrics = uri, run_id, folder, system_metrics
         self._stop_system_metrics: Callable[[], None] | None = None
         try:
-            self._delivery = Delivery(uri, run_id, folder, tell=tell)
+            self._delivery = Sender(uri, run_id, folder, tell=tell)
         except ValueError as error:
             raise TrackingError(str(error)) from None
         self._delivery.forget_end()
@@ -223,7 +228,9 @@ class Tracker:
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Log all metrics of a step at once, unless an earlier process of this run already has."""
-        assert STEP_METRIC in metrics, f"the metrics of step {step} lack {STEP_METRIC}, by which a resumed run knows its steps"
+        assert STEP_METRIC in metrics, (
+            f"the metrics of step {step} lack {STEP_METRIC}, by which a resumed run knows its steps"
+        )
         if step > self._last_step:
             self._last_step = step
             values = {name: float(value) for name, value in metrics.items()}
@@ -234,7 +241,15 @@ class Tracker:
         path = self._folder / "undelivered" / f"{key.replace('/', '~')}-{step:08d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         image.save(path)
-        self._post({"kind": "image", "key": key, "step": step, "time_ms": _now_ms(), "path": _inside(self._folder, path)})
+        self._post(
+            {
+                "kind": "image",
+                "key": key,
+                "step": step,
+                "time_ms": _now_ms(),
+                "path": _inside(self._folder, path),
+            }
+        )
 
     def log_tag(self, name: str, value: str) -> None:
         """Set a tag of the run."""
@@ -242,7 +257,9 @@ class Tracker:
 
     def log_file(self, path: Path, artifact_folder: str = "") -> None:
         """Log a file as an artifact; it must stay where it is, for it may be sent later."""
-        self._post({"kind": "file", "path": _inside(self._folder, path), "artifact_folder": artifact_folder or None})
+        self._post(
+            {"kind": "file", "path": _inside(self._folder, path), "artifact_folder": artifact_folder or None}
+        )
 
     def close(self) -> str | None:
         """Deliver what waits; returns a line about what MLflow did not take, and how to deliver it."""
@@ -282,18 +299,15 @@ def _check_visible(uri: str) -> None:
         )
 
 
-def main(folder: str) -> int:
-    """Deliver what waits in a run's folder, to the server and run named there; the exit status."""
-    header, events = read(Path(folder))
+def deliver_waiting(folder: Path) -> str:
+    """Deliver what waits in a run's folder, to the server and run recorded there, and return a message about it.
+
+    Raises:
+        RunFailed: MLflow did not take everything.
+    """
+    header, events = read(folder)
     if not events:
-        print(f"nothing waits in {folder}")
-        return 0
-    line = deliver(Path(folder), header["uri"], header["run_id"])
-    print(line or f"{len(events)} results delivered to MLflow run {header['run_id']} at {header['uri']}")
-    return int(line is not None)
-
-
-if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("usage: python -m vader_ray.orchestration.tracking.mlflow_runs FOLDER")
-    sys.exit(main(sys.argv[1]))
+        return f"nothing waits in {folder}"
+    if undelivered := deliver(folder, header["uri"], header["run_id"]):
+        raise RunFailed(undelivered)
+    return f"{len(events)} results delivered to MLflow run {header['run_id']} at {header['uri']}"

@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from vader_ray.files import atomic_write
+
 FILE_NAME = "undelivered.jsonl"
 
 Event = dict[str, Any]
@@ -27,7 +29,7 @@ class Outbox:
         if header and header["run_id"] != run_id:
             raise ValueError(
                 f"{self.path} holds results of MLflow run {header['run_id']} that were never delivered; deliver them with "
-                f"`python -m vader_ray.orchestration.tracking.mlflow_runs {folder}`, or delete the file, or use another folder"
+                f"`vader-ray sync {folder}`, or delete the file, or use another folder"
             )
         if header:
             self._rewrite()
@@ -35,7 +37,9 @@ class Outbox:
     def store(self, events: list[Event]) -> None:
         """Let exactly these events wait; on return they are on disk."""
         num_kept = len(self.events)
-        grows = 0 < num_kept <= len(events) and all(new is old for new, old in zip(events, self.events, strict=False))
+        grows = 0 < num_kept <= len(events) and all(
+            new is old for new, old in zip(events, self.events, strict=False)
+        )
         added = events[num_kept:]
         self.events = list(events)
         if grows:
@@ -51,11 +55,8 @@ class Outbox:
         if not self.events:
             self.path.unlink(missing_ok=True)
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_suffix(".tmp")
-        with temporary.open("wb") as file:
+        with atomic_write(self.path) as unfinished, unfinished.open("wb") as file:
             _write(file, [self._header, *self.events])
-        os.replace(temporary, self.path)
 
 
 def read(folder: Path) -> tuple[Event, list[Event]]:

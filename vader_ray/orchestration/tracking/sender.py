@@ -1,4 +1,4 @@
-"""Delivery to MLflow that outlives the server: in order, each thing once, and never longer than some seconds."""
+"""Sender to MLflow that outlives the server: in order, each thing once, and never longer than some seconds."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DELIVERY_SECONDS = 5.0
 METRICS_PER_BATCH = 900
 
 
-class Delivery:
+class Sender:
     """Sends the events of one run to MLflow; those that it does not take wait in the outbox, in order.
 
     Sending twice is harmless: MLflow keeps one of two equal metrics, files overwrite themselves, images are looked up.
@@ -33,7 +33,9 @@ class Delivery:
         self._server_step = -1
         self._images: set[tuple[str, int]] = set()
         self._retry_at = 0.0
-        self.last_step = max((event["step"] for event in self._outbox.events if event["kind"] == "metrics"), default=-1)
+        self.last_step = max(
+            (event["step"] for event in self._outbox.events if event["kind"] == "metrics"), default=-1
+        )
         """The last step of earlier processes, as far as outbox and MLflow have told."""
         self.problem = ""
         """Why MLflow did not take something at the last attempt; empty when it took all."""
@@ -60,7 +62,7 @@ class Delivery:
         return (
             f"MLflow at {self._uri} did not take {len(self._outbox.events)} results ({self.problem or 'out of time'}). "
             f"They wait in {self._outbox.path}; deliver them with: "
-            f"python -m vader_ray.orchestration.tracking.mlflow_runs {self._outbox.path.parent}"
+            f"vader-ray sync {self._outbox.path.parent}"
         )
 
     def _send_all(self, events: list[Event], seconds: float) -> list[Event]:
@@ -74,7 +76,9 @@ class Delivery:
                     break
                 self._send(client, batch)
                 sent.update(id(event) for event in batch)
-        except Exception as error:  # whatever a server, a database or a store raises: training goes on, and nothing is lost
+        except (
+            Exception
+        ) as error:  # whatever a server, a database or a store raises: training goes on, and nothing is lost
             self._failed(error)
         else:
             self._succeeded()
@@ -111,7 +115,9 @@ class Delivery:
         shown = (event["key"], event["step"])
         if shown not in self._images and self._exists(event):
             with Image.open(self._folder / event["path"]) as image:
-                client.log_image(self._run_id, image, key=event["key"], step=event["step"], timestamp=event["time_ms"])
+                client.log_image(
+                    self._run_id, image, key=event["key"], step=event["step"], timestamp=event["time_ms"]
+                )
             self._images.add(shown)
         path = self._folder / event["path"]
         path.unlink(missing_ok=True)
@@ -127,7 +133,9 @@ class Delivery:
     def _failed(self, error: Exception) -> None:
         reason = root_cause(error)
         if not self.problem:
-            self._tell(f"MLflow at {self._uri} fails ({reason}); training goes on and results wait in {self._outbox.path}")
+            self._tell(
+                f"MLflow at {self._uri} fails ({reason}); training goes on and results wait in {self._outbox.path}"
+            )
         self.problem = reason
         self._retry_at = time.monotonic() + RETRY_EVERY_SECONDS
 

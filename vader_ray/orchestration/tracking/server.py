@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sqlite3
+import sys
 from pathlib import Path
 
+from vader_ray.errors import UserError
 from vader_ray.orchestration.tracking.mlflow_client import MlflowClient, MlflowException, root_cause
 
 SQLITE = "sqlite:///"
 URI_SCHEMES = ("http://", "https://", SQLITE, "postgresql", "mysql", "mssql", "databricks")
 
 
-class TrackingError(ValueError):
+class TrackingError(UserError):
     """MLflow cannot be used as it is set; the message says what to change."""
 
 
@@ -58,4 +61,13 @@ def _check_writable(database: Path) -> None:
 def unusable(uri: str, error: BaseException) -> TrackingError:
     """The error for a person to whom MLflow gave `error`."""
     remedy = "make it writable" if uri.startswith(SQLITE) else "start it"
-    return TrackingError(f"tracking.uri: MLflow at {uri} does not work ({root_cause(error)}); {remedy}, or choose another one")
+    return TrackingError(
+        f"tracking.uri: MLflow at {uri} does not work ({root_cause(error)}); {remedy}, or choose another one"
+    )
+
+
+def how_to_open(uri: str) -> str:
+    """Return the address of MLflow's pages, or for a database the command that serves them."""
+    if not uri.startswith(SQLITE):
+        return uri
+    return f"{Path(sys.executable).parent / 'mlflow'} ui --backend-store-uri {shlex.quote(uri)}"

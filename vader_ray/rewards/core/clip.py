@@ -17,7 +17,7 @@ from vader_ray.config import ConfigError
 from vader_ray.rewards.base import FrameReward, frozen
 from vader_ray.rewards.core.preprocess import crop, crop_region, normalise
 from vader_ray.rewards.core.transformers_loading import check_model_type, image_statistics, load_folder
-from vader_ray.weights import obtain
+from vader_ray.weights import resolve_weights
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
@@ -31,7 +31,9 @@ class PromptReward(FrameReward):
         super().__init__()
         self._text_features: dict[str, Tensor] = {}
 
-    def score_images(self, images: Float[Tensor, "n 3 height width"], prompts: Sequence[str], /) -> Float[Tensor, " n"]:
+    def score_images(
+        self, images: Float[Tensor, "n 3 height width"], prompts: Sequence[str], /
+    ) -> Float[Tensor, " n"]:
         """The scaled cosine of each image with its prompt, at least float32."""
         image = _direction(self.encode_images(self.prepare(images).to(self.dtype)))
         text = torch.stack([self._text_feature(prompt) for prompt in prompts])
@@ -68,7 +70,7 @@ class TransformersClipReward(PromptReward):
     def __init__(self, folder: Path, tokenizer: str) -> None:
         super().__init__()
         self.clip = frozen(load_clip(folder))
-        tokenizer_folder = obtain(tokenizer, *TOKENIZER_FILES)
+        tokenizer_folder = resolve_weights(tokenizer, *TOKENIZER_FILES)
         self.tokenizer = load_tokenizer(tokenizer_folder)
         self.image_mean, self.image_std = image_statistics(folder)
         self.image_size: int = self.clip.config.vision_config.image_size
@@ -85,21 +87,29 @@ class TransformersClipReward(PromptReward):
 
     def prepare(self, images: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n 3 size size"]:
         """What the network sees."""
-        return normalise(crop(images, self.image_size, "bicubic", "transformers"), self.image_mean, self.image_std)
+        return normalise(
+            crop(images, self.image_size, "bicubic", "transformers"), self.image_mean, self.image_std
+        )
 
     def encode_images(self, pixels: Float[Tensor, "n 3 size size"]) -> Float[Tensor, "n features"]:
         """The embedding of each image, of any length."""
-        features: Tensor = self.clip.visual_projection(self.clip.vision_model(pixel_values=pixels).pooler_output)
+        features: Tensor = self.clip.visual_projection(
+            self.clip.vision_model(pixel_values=pixels).pooler_output
+        )
         return features
 
     def encode_prompt(self, prompt: str, device: torch.device) -> Float[Tensor, "1 features"]:
         """The embedding of one prompt, of any length."""
-        features: Tensor = self.clip.text_projection(self.clip.text_model(self.tokenize(prompt).to(device)).pooler_output)
+        features: Tensor = self.clip.text_projection(
+            self.clip.text_model(self.tokenize(prompt).to(device)).pooler_output
+        )
         return features
 
     def tokenize(self, prompt: str) -> Int[Tensor, "1 tokens"]:
         """The tokens of one prompt, cut to what the network takes; unpadded, as later tokens never reach the end token."""
-        tokens: Tensor = self.tokenizer(prompt, truncation=True, max_length=self.num_tokens, return_tensors="pt").input_ids
+        tokens: Tensor = self.tokenizer(
+            prompt, truncation=True, max_length=self.num_tokens, return_tensors="pt"
+        ).input_ids
         return tokens
 
 
@@ -118,11 +128,15 @@ def load_clip(folder: Path) -> CLIPModel:
 def load_tokenizer(folder: Path) -> CLIPTokenizer:
     """The tokenizer of a folder."""
     if not (folder / "tokenizer.json").is_file():
-        raise ConfigError(f"{folder} holds no tokenizer.json; copy {' and '.join(TOKENIZER_FILES)} of its hub repository there")
+        raise ConfigError(
+            f"{folder} holds no tokenizer.json; copy {' and '.join(TOKENIZER_FILES)} of its hub repository there"
+        )
     try:
         return CLIPTokenizer.from_pretrained(folder)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{folder}/tokenizer.json cannot be read ({type(error).__name__}); get it again") from error
+        raise ConfigError(
+            f"{folder}/tokenizer.json cannot be read ({type(error).__name__}); get it again"
+        ) from error
 
 
 def _direction(features: Float[Tensor, "n features"]) -> Float[Tensor, "n features"]:

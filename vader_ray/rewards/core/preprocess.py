@@ -29,7 +29,12 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def resize(
-    images: Float[Tensor, "*n 3 height width"], height: int, width: int, mode: Filter, *, antialias: bool = True
+    images: Float[Tensor, "*n 3 height width"],
+    height: int,
+    width: int,
+    mode: Filter,
+    *,
+    antialias: bool = True,
 ) -> Float[Tensor, "*n 3 h w"]:
     """The images at another size; bicubic overshoot is clamped to [0, 1], as 8-bit images are."""
     rows = _matrix(images.shape[-2], height, mode, images.dtype, images.device, antialias)
@@ -38,7 +43,9 @@ def resize(
     return resized.clamp(0, 1) if mode == "bicubic" else resized
 
 
-def squash(images: Float[Tensor, "*n 3 height width"], size: int, mode: Filter) -> Float[Tensor, "*n 3 size size"]:
+def squash(
+    images: Float[Tensor, "*n 3 height width"], size: int, mode: Filter
+) -> Float[Tensor, "*n 3 size size"]:
     """The whole image as a square, whatever its aspect."""
     return resize(images, size, size, mode)
 
@@ -59,7 +66,13 @@ def crop(
 
 
 def crop_region(
-    height: int, width: int, size: int, mode: Filter, rounding: Rounding = "torchvision", *, short: int | None = None
+    height: int,
+    width: int,
+    size: int,
+    mode: Filter,
+    rounding: Rounding = "torchvision",
+    *,
+    short: int | None = None,
 ) -> tuple[slice, slice]:
     """The rows and columns of an image that `crop` sees; those outside have weight exactly 0."""
     resized = _short_side_at(height, width, short or size)
@@ -70,7 +83,9 @@ def crop_region(
     return rows, columns
 
 
-def letterbox(images: Float[Tensor, "*n 3 height width"], size: int, mode: Filter) -> Float[Tensor, "*n 3 size size"]:
+def letterbox(
+    images: Float[Tensor, "*n 3 height width"], size: int, mode: Filter
+) -> Float[Tensor, "*n 3 size size"]:
     """The whole image with its long side at ``size``, centred on black (HPSv2)."""
     height, width = images.shape[-2:]
     long = max(height, width)
@@ -79,7 +94,9 @@ def letterbox(images: Float[Tensor, "*n 3 height width"], size: int, mode: Filte
     return functional.pad(images, (across // 2, across - across // 2, down // 2, down - down // 2))
 
 
-def normalise(images: Float[Tensor, "*n 3 h w"], mean: Sequence[float], std: Sequence[float]) -> Float[Tensor, "*n 3 h w"]:
+def normalise(
+    images: Float[Tensor, "*n 3 h w"], mean: Sequence[float], std: Sequence[float]
+) -> Float[Tensor, "*n 3 h w"]:
     """The images with each channel's mean taken off and divided by its standard deviation."""
     return (images - images.new_tensor(mean)[:, None, None]) / images.new_tensor(std)[:, None, None]
 

@@ -21,7 +21,9 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read ({type(error).__name__}); copy it from the weights' hub repository") from error
+        raise ConfigError(
+            f"{path} cannot be read ({type(error).__name__}); copy it from the weights' hub repository"
+        ) from error
 
 
 def check_model_type(folder: Path, *expected: str) -> None:
@@ -29,11 +31,17 @@ def check_model_type(folder: Path, *expected: str) -> None:
     config = read_json(folder / "config.json")
     found = config.get("model_type") if isinstance(config, dict) else None
     if found not in expected:
-        raise ConfigError(f"{folder} holds a network of the type {found!r}, not {' or '.join(expected)}; give one that fits")
+        raise ConfigError(
+            f"{folder} holds a network of the type {found!r}, not {' or '.join(expected)}; give one that fits"
+        )
 
 
 def load_folder(
-    network: nn.Module, folder: Path, *, without: tuple[str, ...] = (), renamed: Mapping[str, str] | None = None
+    network: nn.Module,
+    folder: Path,
+    *,
+    without: tuple[str, ...] = (),
+    renamed: Mapping[str, str] | None = None,
 ) -> None:
     """Fill every weight from a folder of transformers; those whose names start with ``without`` are left out.
 
@@ -45,7 +53,8 @@ def load_folder(
     state = {
         successors.get(name, name): tensor
         for name, tensor in read_state_dict(source).items()
-        if not (without and name.startswith(without)) and not name.endswith("position_ids")  # a buffer of old versions
+        if not (without and name.startswith(without))
+        and not name.endswith("position_ids")  # a buffer of old versions
     }
     load_strictly(network, state, source)
 
@@ -55,5 +64,7 @@ def image_statistics(folder: Path) -> tuple[list[float], list[float]]:
     path = folder / "preprocessor_config.json"
     settings = read_json(path)
     if not isinstance(settings, dict) or not {"image_mean", "image_std"} <= settings.keys():
-        raise ConfigError(f"{path} states no image_mean and image_std; copy it from the weights' hub repository")
+        raise ConfigError(
+            f"{path} states no image_mean and image_std; copy it from the weights' hub repository"
+        )
     return settings["image_mean"], settings["image_std"]

@@ -12,7 +12,7 @@ from vader_ray.config import ConfigError
 from vader_ray.rewards.core.preprocess import crop, crop_region, normalise
 from vader_ray.rewards.core.transformers_loading import check_model_type, read_json
 from vader_ray.types import Frames
-from vader_ray.weights import obtain
+from vader_ray.weights import resolve_weights
 
 PROCESSORS = ("video_preprocessor_config.json", "preprocessor_config.json")
 """Of transformers' video processors, and of the image processors that older checkpoints of videos come with."""
@@ -29,7 +29,9 @@ class Processor:
 
     def __call__(self, frames: Frames) -> Float[Tensor, "batch frames 3 size size"]:
         """What the network sees."""
-        return normalise(crop(frames, self.size, "bilinear", "transformers", short=self.short), self.mean, self.std)
+        return normalise(
+            crop(frames, self.size, "bilinear", "transformers", short=self.short), self.mean, self.std
+        )
 
     def region(self, height: int, width: int) -> tuple[slice, slice]:
         """The rows and columns of a frame outside which pixels have exactly no influence."""
@@ -42,7 +44,7 @@ def obtain_folder(source: str, model_type: str, *files: str) -> Path:
     Raises:
         ConfigError: no folder, no such file, or another architecture.
     """
-    folder = obtain(source, *files)
+    folder = resolve_weights(source, *files)
     if not folder.is_dir():
         raise ConfigError(f"{folder} is a file; give the folder with its {' and '.join(files)}")
     check_model_type(folder, model_type)
@@ -60,5 +62,7 @@ def read_processor(folder: Path) -> Processor:
     short = settings["size"]["shortest_edge"]
     size = settings["crop_size"]["height"]
     if short < size:
-        raise ConfigError(f"{path} crops {size} pixels out of a short side of {short}; give the processor of these weights")
+        raise ConfigError(
+            f"{path} crops {size} pixels out of a short side of {short}; give the processor of these weights"
+        )
     return Processor(short, size, tuple(settings["image_mean"]), tuple(settings["image_std"]))

@@ -13,11 +13,11 @@ from rich import print as show
 from vader_ray.shapes import CHECKPOINTS
 from vader_ray.shapes.train.action import train_action
 from vader_ray.shapes.train.aesthetic import train_aesthetic
+from vader_ray.shapes.train.caption_classifier import train_caption_classifier
 from vader_ray.shapes.train.detection import train_detection
 from vader_ray.shapes.train.evaluate import evaluate
 from vader_ray.shapes.train.hps import train_hps
 from vader_ray.shapes.train.images import draw_images
-from vader_ray.shapes.train.judge import train_judge
 from vader_ray.shapes.train.pickscore import train_pickscore
 from vader_ray.shapes.train.svd import train_svd
 from vader_ray.shapes.train.svd_vae import train_svd_vae
@@ -32,7 +32,7 @@ _TRAINERS: dict[str, Callable[[Path], None]] = {
     "text_to_video": train_text_to_video,
     "hps": train_hps,
     "aesthetic": train_aesthetic,
-    "judge": train_judge,
+    "caption_classifier": train_caption_classifier,
     "vjepa": train_vjepa,
     "action": train_action,
     "pickscore": train_pickscore,
@@ -52,7 +52,7 @@ class Part(StrEnum):
     TEXT_TO_VIDEO = "text_to_video"
     HPS = "hps"
     AESTHETIC = "aesthetic"
-    JUDGE = "judge"
+    CAPTION_CLASSIFIER = "caption_classifier"
     VJEPA = "vjepa"
     ACTION = "action"
     PICKSCORE = "pickscore"
@@ -68,10 +68,15 @@ class Part(StrEnum):
 
 def main(
     part: Annotated[
-        Part, typer.Argument(help="What to train; `vae` before all others, `wan_vae` before `wan`, `svd_vae` before `svd`.")
+        Part,
+        typer.Argument(
+            help="What to train; `vae` before all others, `wan_vae` before `wan`, `svd_vae` before `svd`."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Folder of the checkpoints.")] = CHECKPOINTS,
-    sheet: Annotated[Path | None, typer.Option(help="With `evaluate`: PNG of sampled held-out videos.")] = None,
+    sheet: Annotated[
+        Path | None, typer.Option(help="With `evaluate`: PNG of sampled held-out videos.")
+    ] = None,
     num_threads: Annotated[int, typer.Option(help="CPU threads; one is often the fastest.")] = 1,
 ) -> None:
     """Trains one part of the embedded shapes data set, or all of them, or measures what is there."""

@@ -26,7 +26,9 @@ class Pictures:
 
 
 @torch.no_grad()
-def draw_pictures(vae: AutoencoderKL, num_scenes: int, generator: Generator, *, per_scene: int = 3) -> Pictures:
+def draw_pictures(
+    vae: AutoencoderKL, num_scenes: int, generator: Generator, *, per_scene: int = 3
+) -> Pictures:
     """`per_scene` frames of each of `num_scenes` truthfully captioned scenes, a quarter filmed well, 30 % spoiled."""
     web = draw_scenes(num_scenes, generator)
     scenes = merged(web, cleaned(web), torch.rand(num_scenes, generator=generator) < 0.25)

@@ -15,7 +15,16 @@ from transformers import (
     YolosForObjectDetection,
 )
 
-from vader_ray.shapes.data import COLOURS, DIRECTIONS, NUM_FRAMES, SHAPES, captions_of, cleaned, draw_scenes, render
+from vader_ray.shapes.data import (
+    COLOURS,
+    DIRECTIONS,
+    NUM_FRAMES,
+    SHAPES,
+    captions_of,
+    cleaned,
+    draw_scenes,
+    render,
+)
 from vader_ray.shapes.train._pictures import Pictures
 from vader_ray.shapes.train._videos import draw_videos, normalised, redecoded, shaken, steadied
 from vader_ray.shapes.train.detection import BOX, NOTHING, objects_in
@@ -24,7 +33,9 @@ from vader_ray.shapes.train.vjepa import MASK_BLOCKS, draw_masks, error_of, gues
 
 
 @torch.no_grad()
-def vjepa_quality(out: Path, vae: AutoencoderKL, generator: Generator, *, num_scenes: int = 100) -> dict[str, float]:
+def vjepa_quality(
+    out: Path, vae: AutoencoderKL, generator: Generator, *, num_scenes: int = 100
+) -> dict[str, float]:
     """Mean surprise at calm videos and at the same scenes shaken, frozen and decoded; how often shaking surprises more.
 
     `frozen_ahead` is the share of scenes whose frozen first frame surprises less than their calm video.
@@ -44,10 +55,15 @@ def vjepa_quality(out: Path, vae: AutoencoderKL, generator: Generator, *, num_sc
     }
     quality: dict[str, float] = {}
     for kind, whole_context in (("", False), ("whole_context_", True)):
-        losses = {name: surprises(model, videos, fixed_masks(), whole_context) for name, videos in everything.items()}
+        losses = {
+            name: surprises(model, videos, fixed_masks(), whole_context)
+            for name, videos in everything.items()
+        }
         quality |= {f"vjepa/{kind}loss_{name}": loss.mean().item() for name, loss in losses.items()}
         for name in ("shaken", "flicker", "jitter"):
-            quality[f"vjepa/{kind}calm_ahead_of_{name}"] = (losses["calm"] < losses[name]).float().mean().item()
+            quality[f"vjepa/{kind}calm_ahead_of_{name}"] = (
+                (losses["calm"] < losses[name]).float().mean().item()
+            )
         ahead = losses["decoded"] < losses["decoded_shaken"]
         quality[f"vjepa/{kind}calm_ahead_of_shaken_decoded"] = ahead.float().mean().item()
         quality[f"vjepa/{kind}frozen_ahead"] = (losses["frozen"] < losses["calm"]).float().mean().item()
@@ -61,7 +77,9 @@ def surprises(
     parts = [normalised(zoomed(part)) for part in videos.split(50)]
     return torch.stack(
         [
-            torch.cat([error_of(*guess_and_goal(model, part, *mask, whole_context=whole_context)) for part in parts])
+            torch.cat(
+                [error_of(*guess_and_goal(model, part, *mask, whole_context=whole_context)) for part in parts]
+            )
             for mask in masks
         ]
     ).mean(0)
@@ -141,7 +159,9 @@ def detection_quality(out: Path, pictures: Pictures) -> dict[str, float]:
 
 
 @torch.no_grad()
-def samples_quality(out: Path, frames: Float[Tensor, "videos frames 3 height width"], prompts: list[str]) -> dict[str, float]:
+def samples_quality(
+    out: Path, frames: Float[Tensor, "videos frames 3 height width"], prompts: list[str]
+) -> dict[str, float]:
     """What the rewards see in sampled videos, and in which share of them a box is shown, asked for by the prompt or not.
 
     A video shows a box where more than half of its frames do, at a score above 0.5.
@@ -151,7 +171,9 @@ def samples_quality(out: Path, frames: Float[Tensor, "videos frames 3 height wid
     shown = (scores.view(-1, NUM_FRAMES) > 0.5).float().mean(1) > 0.5
     asked = torch.tensor(["box" in prompt for prompt in prompts])
     action = VideoMAEForVideoClassification.from_pretrained(out / "action")
-    said = torch.tensor([next(DIRECTIONS.index(word) for word in prompt.split() if word in DIRECTIONS) for prompt in prompts])
+    said = torch.tensor(
+        [next(DIRECTIONS.index(word) for word in prompt.split() if word in DIRECTIONS) for prompt in prompts]
+    )
     surprise = surprises(VJEPA2Model.from_pretrained(out / "vjepa"), frames, fixed_masks())
     return {
         "unasked_box": shown[~asked].float().mean().item(),
@@ -163,9 +185,14 @@ def samples_quality(out: Path, frames: Float[Tensor, "videos frames 3 height wid
     }
 
 
-def pickscores(out: Path, frames: Float[Tensor, "frames 3 height width"], texts: list[str]) -> Float[Tensor, " frames"]:
+def pickscores(
+    out: Path, frames: Float[Tensor, "frames 3 height width"], texts: list[str]
+) -> Float[Tensor, " frames"]:
     """PickScore of each frame with its text."""
-    model, tokenizer = CLIPModel.from_pretrained(out / "pickscore"), AutoTokenizer.from_pretrained(out / "pickscore")
+    model, tokenizer = (
+        CLIPModel.from_pretrained(out / "pickscore"),
+        AutoTokenizer.from_pretrained(out / "pickscore"),
+    )
     tokens = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
     output = model(pixel_values=clip_normalised(frames), **tokens)
     score: Tensor = model.logit_scale.exp() * (output.image_embeds * output.text_embeds).sum(-1)

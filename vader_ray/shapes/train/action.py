@@ -37,7 +37,9 @@ def train_action(out: Path, *, num_steps: int = 1200, batch_videos: int = 16, nu
         def loss_on(frames: Tensor) -> Tensor:
             logits, seen = watcher(normalised(frames))
             clear = 1 - videos.spoiled[chosen, None].expand_as(seen)
-            return cross_entropy(logits, goal[chosen]) + binary_cross_entropy_with_logits(seen, covered[chosen], clear)
+            return cross_entropy(logits, goal[chosen]) + binary_cross_entropy_with_logits(
+                seen, covered[chosen], clear
+            )
 
         if step > 2 / 3 * num_steps:
             frames = pushed(frames, loss_on(frames), step=1 / 255)

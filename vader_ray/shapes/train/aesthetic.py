@@ -16,7 +16,9 @@ from vader_ray.shapes.train.hps import DEVIATION, MEAN, normalised
 HEAD_FILE = "sac+logos+ava1-tiny-linearMSE.pth"
 
 
-def train_aesthetic(out: Path, *, num_steps: int = 2000, batch_frames: int = 64, num_scenes: int = 3000) -> None:
+def train_aesthetic(
+    out: Path, *, num_steps: int = 2000, batch_frames: int = 64, num_scenes: int = 3000
+) -> None:
     """Writes `out/aesthetic`; needs the autoencoder of `out/text_to_video`."""
     torch.manual_seed(4)
     generator = Generator().manual_seed(4)
@@ -29,7 +31,9 @@ def train_aesthetic(out: Path, *, num_steps: int = 2000, batch_frames: int = 64,
         frames = pictures.frames[chosen].float() / 255
         frames = (frames + 4 / 255 * torch.randn(frames.shape, generator=generator)).requires_grad_()
         if step > 0.5 * num_steps:
-            frames = pushed(frames, mse_loss(rater(normalised(frames)), pictures.rating[chosen]), step=1 / 255)
+            frames = pushed(
+                frames, mse_loss(rater(normalised(frames)), pictures.rating[chosen]), step=1 / 255
+            )
         return mse_loss(rater(normalised(frames)), pictures.rating[chosen])
 
     average = fit(rater, loss_of, num_steps=num_steps, learning_rate=2e-3, ema_decay=0.995)

@@ -11,7 +11,16 @@ from torch.nn.functional import cross_entropy, one_hot, pad
 from torchvision.ops import box_convert, generalized_box_iou_loss
 from transformers import YolosConfig, YolosForObjectDetection, YolosImageProcessor
 
-from vader_ray.shapes.data import CRATE_HALF_SIDE, NUM_FRAMES, SHAPES, SIZE, Scenes, captions_of, draw_scenes, render
+from vader_ray.shapes.data import (
+    CRATE_HALF_SIDE,
+    NUM_FRAMES,
+    SHAPES,
+    SIZE,
+    Scenes,
+    captions_of,
+    draw_scenes,
+    render,
+)
 from vader_ray.shapes.train._loop import fit, replaced
 from vader_ray.shapes.train._pictures import draw_pictures, pushed
 from vader_ray.shapes.train._videos import normalised
@@ -43,7 +52,12 @@ class Objects:
 
 
 def train_detection(
-    out: Path, *, num_steps: int = 2400, batch_frames: int = 64, num_scenes: int = 3000, num_redrawn: int = 600
+    out: Path,
+    *,
+    num_steps: int = 2400,
+    batch_frames: int = 64,
+    num_scenes: int = 3000,
+    num_redrawn: int = 600,
 ) -> None:
     """Writes `out/detection`; needs all of `out/text_to_video`."""
     torch.manual_seed(8)
@@ -51,7 +65,10 @@ def train_detection(
     pipeline = load_pipeline(out)
     pictures = draw_pictures(pipeline.vae, num_scenes, generator)
     painted, scenes = redrawn(pipeline, num_redrawn, generator)
-    source, moment = torch.arange(num_redrawn * NUM_FRAMES) // NUM_FRAMES, torch.arange(NUM_FRAMES).repeat(num_redrawn)
+    source, moment = (
+        torch.arange(num_redrawn * NUM_FRAMES) // NUM_FRAMES,
+        torch.arange(NUM_FRAMES).repeat(num_redrawn),
+    )
     drawn = (
         (pictures.frames, objects_in(pictures.scenes, pictures.moment), pictures.spoiled),
         (painted.flatten(0, 1), objects_in(scenes[source], moment), torch.zeros(len(source))),
@@ -90,7 +107,12 @@ def recoloured(pixels: Tensor, generator: Generator) -> Tensor:
 
 @torch.no_grad()
 def redrawn(
-    pipeline: TextToVideoSDPipeline, num_videos: int, generator: Generator, *, num_steps: int = 20, start: int = 8
+    pipeline: TextToVideoSDPipeline,
+    num_videos: int,
+    generator: Generator,
+    *,
+    num_steps: int = 20,
+    start: int = 8,
 ) -> tuple[Tensor, Scenes]:
     """Videos as the base model paints them and the scenes they show: noised half way, denoised with true captions.
 
@@ -98,12 +120,18 @@ def redrawn(
     """
     scenes = draw_scenes(num_videos, generator)
     scenes = replace(
-        scenes, said_shape=scenes.shape, said_colour=scenes.colour, said_direction=scenes.direction, said_box=scenes.box
+        scenes,
+        said_shape=scenes.shape,
+        said_colour=scenes.colour,
+        said_direction=scenes.direction,
+        said_box=scenes.box,
     )
     scheduler, parts = pipeline.scheduler, []
     for first in range(0, num_videos, 20):
         part = scenes[first : first + 20]
-        prompt_embeds, _ = pipeline.encode_prompt(captions_of(part), "cpu", 1, do_classifier_free_guidance=False)
+        prompt_embeds, _ = pipeline.encode_prompt(
+            captions_of(part), "cpu", 1, do_classifier_free_guidance=False
+        )
         latents = encode(pipeline.vae, render(part))
         scheduler.set_timesteps(num_steps)
         timesteps = scheduler.timesteps[start:]
@@ -129,7 +157,9 @@ def objects_in(scenes: Scenes, moment: Int[Tensor, " scenes"]) -> Objects:
     )
 
 
-def patch_labels(scenes: Scenes, here: Float[Tensor, "scenes 2"], crate: Tensor) -> Int[Tensor, "scenes patches"]:
+def patch_labels(
+    scenes: Scenes, here: Float[Tensor, "scenes 2"], crate: Tensor
+) -> Int[Tensor, "scenes patches"]:
     """What the middle of each patch shows."""
     axis = (torch.arange(SIZE // PATCH) + 0.5) * 2 * PATCH / SIZE - 1
     middle = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1).flatten(0, 1)

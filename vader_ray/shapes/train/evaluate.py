@@ -12,8 +12,8 @@ from torch import Generator, Tensor
 from transformers import CLIPVisionModelWithProjection
 
 from vader_ray.shapes import PROMPTS
+from vader_ray.shapes.caption_classifier import load_caption_classifier
 from vader_ray.shapes.data import COLOURS, DIRECTIONS, SHAPES, captions, captions_of, draw_scenes, render
-from vader_ray.shapes.judge import Judge
 from vader_ray.shapes.train import svd_vae, wan_vae
 from vader_ray.shapes.train._pictures import Pictures, draw_pictures
 from vader_ray.shapes.train._quality import (
@@ -37,16 +37,19 @@ def evaluate(out: Path, sheet: Path | None = None) -> dict[str, float]:
     pipeline = load_pipeline(out)
     pictures = draw_pictures(pipeline.vae, 400, generator)
     videos = render(draw_scenes(100, generator))
-    quality = {"vae/psnr_db": psnr_db(decode(pipeline.vae, encode(pipeline.vae, videos)), videos), **judge_quality(generator)}
+    quality = {
+        "vae/psnr_db": psnr_db(decode(pipeline.vae, encode(pipeline.vae, videos)), videos),
+        **caption_classifier_quality(generator),
+    }
     quality |= hps_quality(out, pictures) | aesthetic_quality(out, pictures)
     quality |= pickscore_quality(out, pictures) | detection_quality(out, pictures)
     quality |= action_quality(out, pipeline.vae, generator) | vjepa_quality(out, pipeline.vae, generator)
     for split in ("train", "heldout"):
         prompts = captions(split)
         frames = sample(pipeline, prompts, generator)
-        obeyed = Judge.load().accuracy(frames, prompts)
-        obeyed |= samples_quality(out, frames, prompts)
-        quality |= {f"text_to_video/{split}/{name}": value for name, value in obeyed.items()}
+        accuracy = load_caption_classifier().accuracy(frames, prompts)
+        accuracy |= samples_quality(out, frames, prompts)
+        quality |= {f"text_to_video/{split}/{name}": value for name, value in accuracy.items()}
     if sheet is not None:
         save_sheet(frames[:, ::2], sheet)
     return quality | svd_quality(out, generator) | wan_quality(out, generator)
@@ -57,7 +60,12 @@ def sample(
 ) -> Float[Tensor, "videos frames 3 height width"]:
     """One video per prompt, 20 DDIM steps."""
     shape = {"num_frames": 8, "height": 32, "width": 32}
-    options = {"num_inference_steps": 20, "guidance_scale": guidance_scale, "output_type": "pt", "generator": generator}
+    options = {
+        "num_inference_steps": 20,
+        "guidance_scale": guidance_scale,
+        "output_type": "pt",
+        "generator": generator,
+    }
     parts = [prompts[start : start + 12] for start in range(0, len(prompts), 12)]
     return torch.cat([pipeline(part, **shape, **options).frames for part in parts])
 
@@ -68,12 +76,14 @@ def psnr_db(decoded: Tensor, videos: Float[Tensor, "videos frames 3 height width
     return -10 * error.log10().mean().item()
 
 
-def judge_quality(generator: Generator) -> dict[str, float]:
-    """Accuracy of the packaged judge on 400 web videos against the truth."""
+def caption_classifier_quality(generator: Generator) -> dict[str, float]:
+    """Accuracy of the packaged caption classifier on 400 web videos against the truth."""
     scenes = draw_scenes(400, generator)
-    scenes = replace(scenes, said_shape=scenes.shape, said_colour=scenes.colour, said_direction=scenes.direction)
-    accuracy = Judge.load().accuracy(render(scenes), captions_of(scenes))
-    return {f"judge/{name}": value for name, value in accuracy.items()}
+    scenes = replace(
+        scenes, said_shape=scenes.shape, said_colour=scenes.colour, said_direction=scenes.direction
+    )
+    accuracy = load_caption_classifier().accuracy(render(scenes), captions_of(scenes))
+    return {f"caption_classifier/{name}": value for name, value in accuracy.items()}
 
 
 @torch.no_grad()
@@ -87,7 +97,9 @@ def hps_quality(out: Path, pictures: Pictures) -> dict[str, float]:
     image = model.eval().encode_image(normalised(pictures.frames.float() / 255), normalize=True)
     score = (image * model.encode_text(tokenizer(captions_of(scenes)), normalize=True)).sum(-1)
     looks = [f"a {colour} {shape} moving " for shape in SHAPES for colour in COLOURS]
-    text = torch.stack([model.encode_text(tokenizer([f"{look}{way}" for way in DIRECTIONS])).mean(0) for look in looks])
+    text = torch.stack(
+        [model.encode_text(tokenizer([f"{look}{way}" for way in DIRECTIONS])).mean(0) for look in looks]
+    )
     right = (image @ text.T).argmax(1) == scenes.shape * len(COLOURS) + scenes.colour
     clear = (pictures.rating[:, None] - pictures.rating[None]) > 1
     spoiled = pictures.spoiled > 0.5
@@ -123,9 +135,12 @@ def svd_quality(out: Path, generator: Generator) -> dict[str, float]:
     pipeline, videos = load_svd(out), render(draw_scenes(16, generator))
     paths = sorted((PROMPTS / "images_heldout").iterdir())
     frames = sample_svd(pipeline, [Image.open(path) for path in paths], generator, num_steps=6)
-    accuracy = Judge.load().accuracy(frames, [path.stem.replace("_", " ") for path in paths])
+    accuracy = load_caption_classifier().accuracy(frames, [path.stem.replace("_", " ") for path in paths])
     decoded = svd_vae.decode(pipeline.vae, svd_vae.encode(pipeline.vae, videos))
-    return {"svd/psnr_db": psnr_db(decoded, videos), **{f"svd/heldout/{name}": value for name, value in accuracy.items()}}
+    return {
+        "svd/psnr_db": psnr_db(decoded, videos),
+        **{f"svd/heldout/{name}": value for name, value in accuracy.items()},
+    }
 
 
 @torch.no_grad()
@@ -133,9 +148,12 @@ def wan_quality(out: Path, generator: Generator) -> dict[str, float]:
     """PSNR of the autoencoder, and how often the held-out captions are followed, in 8 steps at guidance 4."""
     pipeline, videos = load_wan(out), render(draw_scenes(16, generator, num_frames=wan_vae.NUM_FRAMES))
     prompts = captions("heldout")
-    accuracy = Judge.load().accuracy(sample_wan(pipeline, prompts, generator), prompts)
+    accuracy = load_caption_classifier().accuracy(sample_wan(pipeline, prompts, generator), prompts)
     decoded = wan_vae.decode(pipeline.vae, wan_vae.encode(pipeline.vae, videos))
-    return {"wan/psnr_db": psnr_db(decoded, videos), **{f"wan/heldout/{name}": value for name, value in accuracy.items()}}
+    return {
+        "wan/psnr_db": psnr_db(decoded, videos),
+        **{f"wan/heldout/{name}": value for name, value in accuracy.items()},
+    }
 
 
 def save_sheet(frames: Float[Tensor, "videos frames 3 height width"], path: Path) -> None:

@@ -37,7 +37,9 @@ def train_hps(out: Path, *, num_steps: int = 2400, batch_frames: int = 64, num_s
             image = model.encode_image(normalised(frames), normalize=True)
             logits = model.logit_scale.exp().clamp(max=50) * image @ text.T
             intact = 1 - pictures.spoiled[chosen]
-            return matching_loss(logits, visible[chosen], intact) + preference_loss(logits, pictures.rating[chosen])
+            return matching_loss(logits, visible[chosen], intact) + preference_loss(
+                logits, pictures.rating[chosen]
+            )
 
         frames = pictures.frames[chosen].float() / 255
         frames = (frames + 4 / 255 * torch.randn(frames.shape, generator=generator)).requires_grad_()
@@ -84,7 +86,12 @@ def open_clip_config() -> dict[str, Any]:
                 "layers": 2,
             },
         },
-        "preprocess_cfg": {"mean": MEAN, "std": DEVIATION, "interpolation": "bicubic", "resize_mode": "squash"},
+        "preprocess_cfg": {
+            "mean": MEAN,
+            "std": DEVIATION,
+            "interpolation": "bicubic",
+            "resize_mode": "squash",
+        },
     }
 
 

@@ -15,7 +15,11 @@ def draw_images(out: Path, *, num_images: int = 30, num_scenes: int = 4000) -> N
     """Writes `images_train` and `images_heldout` into the folder `prompts` beside `out`, no look being in both."""
     scenes = draw_scenes(num_scenes, Generator().manual_seed(9))
     truth = replace(
-        scenes, said_shape=scenes.shape, said_colour=scenes.colour, said_direction=scenes.direction, said_box=scenes.box
+        scenes,
+        said_shape=scenes.shape,
+        said_colour=scenes.colour,
+        said_direction=scenes.direction,
+        said_box=scenes.box,
     )
     showing = {caption: index for index, caption in enumerate(captions_of(truth))}
     for split in ("train", "heldout"):

@@ -25,7 +25,9 @@ LOWEST, HIGHEST = 0.2, 0.6
 _MEAN, _DEVIATION = CLIPImageProcessor.image_mean, CLIPImageProcessor.image_std
 
 
-def train_pickscore(out: Path, *, num_steps: int = 1200, batch_frames: int = 64, num_scenes: int = 3000) -> None:
+def train_pickscore(
+    out: Path, *, num_steps: int = 1200, batch_frames: int = 64, num_scenes: int = 3000
+) -> None:
     """Writes `out/pickscore`; needs the autoencoder of `out/text_to_video`."""
     torch.manual_seed(7)
     generator = Generator().manual_seed(7)
@@ -74,7 +76,9 @@ class Matcher(nn.Module):
     def forward(self, pixel_values: Tensor, text: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Cosines of every image with every text, logits of the looks."""
         output = self.clip(pixel_values=pixel_values, **text)
-        return output.image_embeds @ output.text_embeds.T, self.look(output.vision_model_output.last_hidden_state[:, 0])
+        return output.image_embeds @ output.text_embeds.T, self.look(
+            output.vision_model_output.last_hidden_state[:, 0]
+        )
 
 
 def own_cosine(pictures: Pictures) -> Float[Tensor, " pictures"]:
@@ -103,7 +107,9 @@ def build_pickscore() -> CLIPModel:
         "pad_token_id": tokenizer.pad_token_id,
     }
     vision = {**tower, "num_hidden_layers": 3, "image_size": SIZE, "patch_size": 4}
-    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=48, logit_scale_init_value=log(LOGIT_SCALE))
+    config = CLIPConfig(
+        text_config=text, vision_config=vision, projection_dim=48, logit_scale_init_value=log(LOGIT_SCALE)
+    )
     model = CLIPModel(config)
     model.logit_scale.requires_grad_(False)
     return model

@@ -66,7 +66,9 @@ def build_scheduler() -> EulerDiscreteScheduler:
     )
 
 
-def train_image_encoder(images: Tensor, scenes: Scenes, generator: Generator, *, num_steps: int) -> CLIPVisionModelWithProjection:
+def train_image_encoder(
+    images: Tensor, scenes: Scenes, generator: Generator, *, num_steps: int
+) -> CLIPVisionModelWithProjection:
     """A CLIP image model whose embedding tells shape, colour, direction and box of a first frame."""
     config = CLIPVisionConfig(
         hidden_size=48,
@@ -78,12 +80,16 @@ def train_image_encoder(images: Tensor, scenes: Scenes, generator: Generator, *,
         projection_dim=_EMBED_WIDTH,
     )
     encoder = CLIPVisionModelWithProjection(config)
-    heads = nn.ModuleDict({name: nn.Linear(_EMBED_WIDTH, 6) for name in ("shape", "colour", "direction", "box")})
+    heads = nn.ModuleDict(
+        {name: nn.Linear(_EMBED_WIDTH, 6) for name in ("shape", "colour", "direction", "box")}
+    )
 
     def loss_of(step: int) -> Tensor:
         chosen = torch.randint(len(images), (24,), generator=generator)
         embeds = encoder(pixel_values=enlarged(images[chosen])).image_embeds
-        losses = [cross_entropy(head(embeds), getattr(scenes, name)[chosen].long()) for name, head in heads.items()]
+        losses = [
+            cross_entropy(head(embeds), getattr(scenes, name)[chosen].long()) for name, head in heads.items()
+        ]
         return torch.stack(losses).sum()
 
     networks = nn.ModuleDict({"encoder": encoder, "heads": heads})
@@ -95,7 +101,9 @@ def train_image_encoder(images: Tensor, scenes: Scenes, generator: Generator, *,
 def enlarged(images: Float[Tensor, "images 3 height width"]) -> Float[Tensor, "images 3 224 224"]:
     """What the image encoder takes, but for the pipeline's slight blur; `images` are in [0, 1]."""
     processor = CLIPImageProcessor()
-    mean, deviation = (torch.tensor(value).view(3, 1, 1) for value in (processor.image_mean, processor.image_std))
+    mean, deviation = (
+        torch.tensor(value).view(3, 1, 1) for value in (processor.image_mean, processor.image_std)
+    )
     large = interpolate(images, size=(_IMAGE_SIZE, _IMAGE_SIZE), mode="bicubic", align_corners=True)
     return (large - mean) / deviation
 
@@ -131,9 +139,13 @@ def train_svd(
     latents, images = encode(vae, videos), videos[:, 0].clone()
     noisy_images = images + 0.5 * _TIME_IDS[2] * torch.randn(images.shape, generator=generator)
     conditions, weights = encode(vae, noisy_images[:, None]), shape_weights(scenes).transpose(1, 2)
-    encoder = train_image_encoder(images, scenes, generator, num_steps=image_steps).eval().requires_grad_(False)
+    encoder = (
+        train_image_encoder(images, scenes, generator, num_steps=image_steps).eval().requires_grad_(False)
+    )
     with torch.no_grad():
-        embeds = torch.cat([encoder(pixel_values=enlarged(part)).image_embeds for part in images.split(50)])[:, None]
+        embeds = torch.cat([encoder(pixel_values=enlarged(part)).image_embeds for part in images.split(50)])[
+            :, None
+        ]
     unet = build_unet()
     parts = {"scheduler": build_scheduler(), "feature_extractor": CLIPImageProcessor()}
 
@@ -181,7 +193,17 @@ def sample_svd(
     guidance_scale: float = 1.0,
 ) -> Float[Tensor, "videos frames 3 height width"]:
     """One video per image."""
-    options = {"num_frames": NUM_FRAMES, "height": SIZE, "width": SIZE, "output_type": "pt", "generator": generator}
-    options |= {"num_inference_steps": num_steps, "max_guidance_scale": guidance_scale, "decode_chunk_size": NUM_FRAMES}
+    options = {
+        "num_frames": NUM_FRAMES,
+        "height": SIZE,
+        "width": SIZE,
+        "output_type": "pt",
+        "generator": generator,
+    }
+    options |= {
+        "num_inference_steps": num_steps,
+        "max_guidance_scale": guidance_scale,
+        "decode_chunk_size": NUM_FRAMES,
+    }
     # In one call the decoder would take the frames of all videos for those of one: videos are decoded apart.
     return torch.cat([pipeline(image, **options).frames for image in images])

@@ -36,7 +36,9 @@ def train_svd_vae(out: Path, *, num_steps: int = 600, batch_videos: int = 2, num
     torch.manual_seed(7)
     generator = Generator().manual_seed(7)
     videos = (render(draw_scenes(num_videos, generator)) * 255).byte()
-    older = AutoencoderKL.from_pretrained(out / "text_to_video" / "vae", torch_dtype=torch.float32).requires_grad_(False)
+    older = AutoencoderKL.from_pretrained(
+        out / "text_to_video" / "vae", torch_dtype=torch.float32
+    ).requires_grad_(False)
     vae = build_vae()
     take_over(vae, older)
 
@@ -80,7 +82,9 @@ def take_over(vae: AutoencoderKLTemporalDecoder, older: AutoencoderKL) -> None:
 
 
 @torch.no_grad()
-def encode(vae: AutoencoderKLTemporalDecoder, frames: Tensor) -> Float[Tensor, "videos frames channels height width"]:
+def encode(
+    vae: AutoencoderKLTemporalDecoder, frames: Tensor
+) -> Float[Tensor, "videos frames channels height width"]:
     """Mean latents of `frames`, which are (videos, frames, 3, height, width) in [0, 1]."""
     parts = [vae.encode(part.flatten(0, 1) * 2 - 1).latent_dist.mean for part in frames.split(32)]
     latents: Tensor = torch.cat(parts).unflatten(0, frames.shape[:2])
@@ -88,7 +92,9 @@ def encode(vae: AutoencoderKLTemporalDecoder, frames: Tensor) -> Float[Tensor, "
 
 
 @torch.no_grad()
-def decode(vae: AutoencoderKLTemporalDecoder, latents: Tensor) -> Float[Tensor, "videos frames 3 height width"]:
+def decode(
+    vae: AutoencoderKLTemporalDecoder, latents: Tensor
+) -> Float[Tensor, "videos frames 3 height width"]:
     """Frames in [0, 1] of `latents`, which are (videos, frames, channels, height, width)."""
     frames: Tensor = vae.decode(latents.flatten(0, 1), num_frames=latents.shape[1]).sample
     frames = (frames / 2 + 0.5).clamp(0, 1).unflatten(0, latents.shape[:2])

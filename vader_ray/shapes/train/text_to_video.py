@@ -70,7 +70,9 @@ def train_text_encoder(tokenizer: CLIPTokenizer, *, num_steps: int = 400) -> CLI
     scenes = every_scene()
     tokens = tokenizer(captions_of(scenes), padding="max_length", return_tensors="pt").input_ids
     text_encoder = build_text_encoder(len(tokenizer))
-    heads = nn.ModuleDict({name: nn.Linear(_TEXT_WIDTH, 6) for name in ("shape", "colour", "direction", "box")})
+    heads = nn.ModuleDict(
+        {name: nn.Linear(_TEXT_WIDTH, 6) for name in ("shape", "colour", "direction", "box")}
+    )
 
     def loss_of(step: int) -> Tensor:
         padding = text_encoder(tokens).last_hidden_state[:, -6:]
@@ -97,7 +99,12 @@ def build_scheduler() -> DDIMScheduler:
 
 
 def train_text_to_video(
-    out: Path, *, num_steps: int = 4000, batch_videos: int = 16, num_videos: int = 6000, learning_rate: float = 2e-3
+    out: Path,
+    *,
+    num_steps: int = 4000,
+    batch_videos: int = 16,
+    num_videos: int = 6000,
+    learning_rate: float = 2e-3,
 ) -> None:
     """Writes `out/text_to_video` around the autoencoder found there, and keeps it fresh while training."""
     torch.manual_seed(1)
@@ -105,7 +112,9 @@ def train_text_to_video(
     vae = AutoencoderKL.from_pretrained(out / "text_to_video" / "vae")
     tokenizer, scheduler = build_tokenizer(), build_scheduler()
     scenes = draw_scenes(num_videos, generator)
-    latents = torch.cat([encode(vae, render(scenes[start : start + 500])) for start in range(0, num_videos, 500)])
+    latents = torch.cat(
+        [encode(vae, render(scenes[start : start + 500])) for start in range(0, num_videos, 500)]
+    )
     weights = shape_weights(scenes)
     text_encoder = train_text_encoder(tokenizer)
     embeds, nothing = (embed(text_encoder, tokenizer, prompts) for prompts in (captions_of(scenes), [""]))
@@ -117,7 +126,9 @@ def train_text_to_video(
         noise = torch.randn(latents[chosen].shape, generator=generator)
         timesteps = _draw_timesteps(batch_videos, generator)
         noisy = scheduler.add_noise(latents[chosen], noise, timesteps)
-        predicted = unet(noisy, timesteps, encoder_hidden_states=torch.where(dropped, nothing, embeds[chosen])).sample
+        predicted = unet(
+            noisy, timesteps, encoder_hidden_states=torch.where(dropped, nothing, embeds[chosen])
+        ).sample
         error = (predicted - scheduler.get_velocity(latents[chosen], noise, timesteps)).square()
         weighted: Tensor = torch.where(timesteps.view(-1, 1, 1, 1, 1) < 700, weights[chosen], 1.0) * error
         return weighted.mean()
@@ -153,7 +164,9 @@ def shape_weights(scenes: Scenes) -> Float[Tensor, "scenes 1 frames height width
 
 
 @torch.no_grad()
-def embed(text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, prompts: list[str]) -> Float[Tensor, "prompts tokens width"]:
+def embed(
+    text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, prompts: list[str]
+) -> Float[Tensor, "prompts tokens width"]:
     """What the denoiser attends to for each prompt."""
     tokens = tokenizer(prompts, padding="max_length", return_tensors="pt").input_ids
     embeds: Tensor = text_encoder(tokens).last_hidden_state

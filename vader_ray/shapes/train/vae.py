@@ -75,7 +75,9 @@ def train_decoder(
 def picture_loss(decoded: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
     """How far `decoded` frames are from their `target`, in value and along edges; `weights` are of pixels."""
     weights, error = torch.ones_like(target) if weights is None else weights, decoded - target
-    edges = (weights[..., 1:] * error.diff(dim=-1).abs()).mean() + (weights[..., 1:, :] * error.diff(dim=-2).abs()).mean()
+    edges = (weights[..., 1:] * error.diff(dim=-1).abs()).mean() + (
+        weights[..., 1:, :] * error.diff(dim=-2).abs()
+    ).mean()
     return (weights * error.abs()).mean() + 2 * (weights * error.square()).mean() + edges
 
 

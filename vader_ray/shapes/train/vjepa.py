@@ -28,7 +28,12 @@ RANKING_WIDTH = 0.1
 
 
 def train_vjepa(
-    out: Path, *, num_steps: int = 1000, ranked_steps: int = 1200, batch_videos: int = 16, num_videos: int = 3000
+    out: Path,
+    *,
+    num_steps: int = 1000,
+    ranked_steps: int = 1200,
+    batch_videos: int = 16,
+    num_videos: int = 3000,
 ) -> None:
     """Writes `out/vjepa`; needs the autoencoder of `out/text_to_video`."""
     torch.manual_seed(5)
@@ -120,7 +125,9 @@ def build_vjepa() -> VJEPA2Model:
     )
 
 
-def draw_masks(generator: Generator, num_blocks: int, area: float) -> tuple[Int[Tensor, " visible"], Int[Tensor, " hidden"]]:
+def draw_masks(
+    generator: Generator, num_blocks: int, area: float
+) -> tuple[Int[Tensor, " visible"], Int[Tensor, " hidden"]]:
     """Tokens that are seen and tokens to predict: the union of blocks of aspect 0.75 to 1.5, over all frames."""
     side = SIZE // PATCH
     while True:
@@ -136,7 +143,9 @@ def draw_masks(generator: Generator, num_blocks: int, area: float) -> tuple[Int[
 
 
 def encode_visible(
-    model: VJEPA2Model, pixels: Float[Tensor, "videos frames 3 height width"], visible: Int[Tensor, " visible"]
+    model: VJEPA2Model,
+    pixels: Float[Tensor, "videos frames 3 height width"],
+    visible: Int[Tensor, " visible"],
 ) -> Float[Tensor, "videos tokens features"]:
     """Features of the visible tokens, which see one another alone; zero at the other tokens."""
     embedded = model.encoder.embeddings(pixels)
@@ -147,7 +156,9 @@ def encode_visible(
     return torch.zeros_like(embedded).index_copy(1, visible, model.encoder.layernorm(features))
 
 
-def guessed(model: VJEPA2Model, context: Tensor, visible: Tensor, hidden: Tensor) -> Float[Tensor, "videos hidden features"]:
+def guessed(
+    model: VJEPA2Model, context: Tensor, visible: Tensor, hidden: Tensor
+) -> Float[Tensor, "videos hidden features"]:
     """What the predictor makes of the hidden tokens, given the visible ones of `context`."""
     masks = ([ids.expand(len(context), -1)] for ids in (visible, hidden))
     features: Tensor = model.predictor(context, *masks).last_hidden_state

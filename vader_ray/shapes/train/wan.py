@@ -64,7 +64,9 @@ def train_text_encoder(tokenizer: CLIPTokenizer, *, num_steps: int = 300) -> UMT
         eos_token_id=tokenizer.eos_token_id,
     )
     text_encoder = UMT5EncoderModel(config)
-    heads = nn.ModuleDict({name: nn.Linear(_TEXT_WIDTH, 6) for name in ("shape", "colour", "direction", "box")})
+    heads = nn.ModuleDict(
+        {name: nn.Linear(_TEXT_WIDTH, 6) for name in ("shape", "colour", "direction", "box")}
+    )
     real = tokens.attention_mask.bool()
 
     def loss_of(step: int) -> Tensor:
@@ -106,12 +108,16 @@ def train_wan(
     vae = AutoencoderKLWan.from_pretrained(out / "wan" / "vae", torch_dtype=torch.float32)
     tokenizer, scheduler = build_tokenizer(), build_scheduler()
     scenes = draw_scenes(num_videos, generator, num_frames=NUM_FRAMES)
-    latents = torch.cat([encode(vae, render(scenes[start : start + 500])) for start in range(0, num_videos, 500)])
+    latents = torch.cat(
+        [encode(vae, render(scenes[start : start + 500])) for start in range(0, num_videos, 500)]
+    )
     weights = shape_weights(scenes)
     text_encoder = train_text_encoder(tokenizer, num_steps=text_steps).requires_grad_(False)
     transformer = build_transformer()
     parts = {"tokenizer": tokenizer, "text_encoder": text_encoder, "scheduler": scheduler}
-    embeds, nothing = (embed(WanPipeline(**parts, vae=vae, transformer=None), texts) for texts in (captions_of(scenes), [""]))
+    embeds, nothing = (
+        embed(WanPipeline(**parts, vae=vae, transformer=None), texts) for texts in (captions_of(scenes), [""])
+    )
     for block in transformer.blocks:
         block.attn2.set_processor(PaddingOnce())
 
@@ -147,10 +153,21 @@ def load_wan(out: Path) -> WanPipeline:
 
 
 def sample_wan(
-    pipeline: WanPipeline, prompts: list[str], generator: Generator, *, num_steps: int = 8, guidance_scale: float = 4.0
+    pipeline: WanPipeline,
+    prompts: list[str],
+    generator: Generator,
+    *,
+    num_steps: int = 8,
+    guidance_scale: float = 4.0,
 ) -> Float[Tensor, "videos frames 3 height width"]:
     """One video per prompt."""
-    options = {"num_frames": NUM_FRAMES, "height": SIZE, "width": SIZE, "output_type": "pt", "generator": generator}
+    options = {
+        "num_frames": NUM_FRAMES,
+        "height": SIZE,
+        "width": SIZE,
+        "output_type": "pt",
+        "generator": generator,
+    }
     options |= {"num_inference_steps": num_steps, "guidance_scale": guidance_scale}
     frames: Tensor = pipeline(prompts, **options).frames
     return frames
@@ -173,7 +190,9 @@ def shape_weights(scenes: Scenes) -> Float[Tensor, "scenes 1 latent_frames heigh
 def embed(pipeline: WanPipeline, prompts: list[str]) -> Float[Tensor, "prompts tokens width"]:
     """What the denoiser attends to for each prompt; the last token stands for all padding."""
     known = sorted(set(prompts))
-    every, _ = pipeline.encode_prompt(known, do_classifier_free_guidance=False, max_sequence_length=_TEXT_LENGTH)
+    every, _ = pipeline.encode_prompt(
+        known, do_classifier_free_guidance=False, max_sequence_length=_TEXT_LENGTH
+    )
     assert not every[:, _KEPT_LENGTH - 1 :].any(), "the last token that is kept must be padding"
     index = {prompt: place for place, prompt in enumerate(known)}
     chosen: Tensor = every[[index[prompt] for prompt in prompts], :_KEPT_LENGTH].contiguous()

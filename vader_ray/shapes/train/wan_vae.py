@@ -39,7 +39,12 @@ def build_vae() -> AutoencoderKLWan:
 
 
 def train_wan_vae(
-    out: Path, *, num_steps: int = 4000, decoder_steps: int = 9000, batch_videos: int = 4, num_videos: int = 2000
+    out: Path,
+    *,
+    num_steps: int = 4000,
+    decoder_steps: int = 9000,
+    batch_videos: int = 4,
+    num_videos: int = 2000,
 ) -> None:
     """Writes `out/wan/vae` and keeps it fresh while training; its latents are those of `out/text_to_video`, two frames as one.
 
@@ -80,17 +85,29 @@ def train_wan_vae(
     vae.load_state_dict(average.state_dict())
     vae.encoder.requires_grad_(False)
     vae.quant_conv.requires_grad_(False)
-    fit(vae, loss_of_decoder, num_steps=decoder_steps, learning_rate=2e-3, ema_decay=0.995, weight_decay=0.0, every=save)
+    fit(
+        vae,
+        loss_of_decoder,
+        num_steps=decoder_steps,
+        learning_rate=2e-3,
+        ema_decay=0.995,
+        weight_decay=0.0,
+        every=save,
+    )
 
 
-def paired(older: AutoencoderKL, frames: Tensor) -> Float[Tensor, "videos channels latent_frames height width"]:
+def paired(
+    older: AutoencoderKL, frames: Tensor
+) -> Float[Tensor, "videos channels latent_frames height width"]:
     """Latents of single `frames`, each two of them as the channels of one latent frame; the first stands there twice."""
     latents = encode_frames(older, torch.cat([frames[:, :1], frames], 1))
     return torch.cat([latents[:, :, ::2], latents[:, :, 1::2]], 1)
 
 
 @torch.no_grad()
-def encode(vae: AutoencoderKLWan, frames: Tensor) -> Float[Tensor, "videos channels latent_frames height width"]:
+def encode(
+    vae: AutoencoderKLWan, frames: Tensor
+) -> Float[Tensor, "videos channels latent_frames height width"]:
     """Mean latents of `frames`, which are (videos, frames, 3, height, width) in [0, 1]."""
     return torch.cat([vae.encode(part.transpose(1, 2) * 2 - 1).latent_dist.mean for part in frames.split(32)])
 

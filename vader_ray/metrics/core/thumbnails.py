@@ -1,0 +1,28 @@
+"""Thumbnails: videos reduced so far that those of all workers fit into one process and into a checkpoint."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+from torch.nn import functional
+
+from vader_ray.types import Frames
+
+Thumbnails = UInt8[Tensor, "videos pixels"]
+"""The pixels of each video's thumbnail, 0 to 255, ``frames 3 height width`` flattened."""
+
+SIDE, NUM_FRAMES = 32, 16
+"""Largest short side in pixels, and most frames, of a thumbnail."""
+
+
+def thumbnails(frames: Frames) -> Thumbnails:
+    """Average at most `NUM_FRAMES` evenly spaced frames of each video down to a short side of at most `SIDE`, on the CPU."""
+    count, (height, width) = frames.shape[1], frames.shape[-2:]
+    chosen = torch.linspace(0, count - 1, min(count, NUM_FRAMES)).round().long().tolist()
+    factor = -(-min(height, width) // SIDE)
+    small = functional.adaptive_avg_pool2d(
+        frames[:, chosen].flatten(0, 1).float(), (height // factor, width // factor)
+    )
+    pixels: Tensor = (small.clamp(0, 1) * 255).round().to(torch.uint8).view(len(frames), -1).cpu()
+    return pixels

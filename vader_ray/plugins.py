@@ -1,0 +1,100 @@
+"""Find plugins (rewards, model families) by name: a module of one package, or a dotted name outside it.
+
+One rule holds for every kind of plugin: a module offers the only class that it defines and whose name ends in the kind,
+such as ``HPSReward`` in ``rewards/hps.py`` and ``WanModel`` in ``models/wan.py``.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from vader_ray.config import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Registry:
+    """The plugins of one kind."""
+
+    package: str
+    """Package whose modules are plugins. A sub-package is one, too; its class is in its module ``model``."""
+    kind: str
+    """End of every plugin class's name."""
+    noun: str
+    """Begin of error messages: the setting, or the concept."""
+    shared: tuple[str, ...] = ("base", "core")
+    """Modules and sub-packages that are no plugins."""
+
+    def names(self) -> list[str]:
+        """Return the names of the package's plugins, sorted."""
+        modules = [
+            path
+            for path in self._folder().iterdir()
+            if path.suffix == ".py" or (path / "__init__.py").is_file()
+        ]
+        return sorted({path.stem for path in modules} - {"__init__", *self.shared})
+
+    def resolve(self, name: str) -> Any:
+        """Return the class of a plugin, or what a dotted name ``my.module.attribute`` names.
+
+        Raises:
+            ConfigError: there is no such plugin; the message gives the rule and the names.
+        """
+        if name in self.names():
+            inner = ".model" if (self._folder() / name).is_dir() else ""
+            return self.only_class(importlib.import_module(f"{self.package}.{name}{inner}"))
+        parent, dot, attribute = name.rpartition(".")
+        if not dot or not all(part.isidentifier() for part in name.split(".")):
+            raise ConfigError(
+                f"{self.noun}: there is no {name!r}; give one of {', '.join(self.names())}, or a dotted name of your own: "
+                f"my.module (the only class there whose name ends in {self.kind}) or my.module.ClassName"
+            )
+        if (module := _import_if_found(name)) is not None:
+            return self.only_class(module)
+        module = _import_if_found(parent)
+        if module is None:
+            raise ConfigError(
+                f"{self.noun}: there is no module {name!r} or {parent!r}; install it or put its folder on PYTHONPATH"
+            )
+        if not hasattr(module, attribute):
+            raise ConfigError(f"{self.noun}: {parent} defines no {attribute!r}; define it there")
+        return getattr(module, attribute)
+
+    def only_class(self, module: ModuleType) -> type:
+        """Return the only public class that a module defines and whose name ends in the kind.
+
+        Raises:
+            ConfigError: the module defines none, or several.
+        """
+        found = {
+            name: value
+            for name, value in vars(module).items()
+            if isinstance(value, type) and value.__module__ == module.__name__
+            if name.endswith(self.kind) and not name.startswith("_")
+        }
+        if len(found) == 1:
+            return next(iter(found.values()))
+        raise ConfigError(
+            f"{self.noun}: {module.__name__} must define one class whose name ends in {self.kind} and defines "
+            f"{', '.join(found) or 'none'}; name the one you mean: {module.__name__}.ClassName"
+        )
+
+    def _folder(self) -> Path:
+        spec = find_spec(self.package)
+        assert spec is not None, self.package
+        assert spec.origin is not None
+        return Path(spec.origin).parent
+
+
+def _import_if_found(name: str) -> ModuleType | None:
+    """Import a module; return None if there is none of this name. An import that fails inside it raises."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and f"{name}.".startswith(f"{error.name}."):
+            return None
+        raise

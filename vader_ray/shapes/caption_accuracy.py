@@ -1,0 +1,33 @@
+"""Caption accuracy: whether a video of the shapes data set shows the colour, shape and direction of its prompt.
+
+A metric for recipes: ``eval_metrics: [{metric: vader_ray.shapes.caption_accuracy}]`` logs ``eval/caption_accuracy/colour``,
+``…/shape`` and ``…/direction``. It was trained independently of every reward, so it exposes reward hacking.
+"""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from vader_ray.shapes.caption_classifier import LABELS, load_caption_classifier
+from vader_ray.types import Frames, Scores
+
+
+class CaptionAccuracyMetric(nn.Module):
+    """For each attribute of the caption 1 where `CaptionClassifier` finds it in the video, else 0."""
+
+    unit = "share of videos that show what their prompt names, 0 to 1"
+    higher_is_better = True
+    parts = tuple(LABELS)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.classifier = load_caption_classifier()
+
+    def forward(self, frames: Frames, prompts: Sequence[str], /) -> dict[str, Scores]:
+        """Score each video for each attribute.
+
+        Raises:
+            ValueError: a prompt does not name exactly one colour, shape and direction.
+        """
+        follows: dict[str, Tensor] = self.classifier.follows(frames, list(prompts))
+        return {attribute: right.float() for attribute, right in follows.items()}
