@@ -160,21 +160,41 @@ def write_vjepa(folder: Path) -> Path:
 
 def write_pickscore(folder: Path) -> Path:
     """``yuvalkirstain/PickScore_v1``, a CLIP ViT-H-14, with a small tokenizer."""
-    text = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
-    vision = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 16, "patch_size": 14}
+    text = {
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+    }
+    vision = {
+        "hidden_size": 1280,
+        "intermediate_size": 5120,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 16,
+        "patch_size": 14,
+    }
     return write_clip(folder, text, vision, projection_dim=1024)
 
 
 def write_clip_vit_l(folder: Path) -> Path:
     """``openai/clip-vit-large-patch14``, which the aesthetic reward sees through."""
     text = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
-    vision = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16, "patch_size": 14}
+    vision = {
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "patch_size": 14,
+    }
     return write_clip(folder, text, vision, projection_dim=768)
 
 
 def write_clip(folder: Path, text: dict[str, int], vision: dict[str, int], *, projection_dim: int) -> Path:
     """The configuration files of a CLIP in transformers' format."""
-    parts = {name: {**sizes, "projection_dim": projection_dim} for name, sizes in {"text_config": text, "vision_config": vision}.items()}
+    parts = {
+        name: {**sizes, "projection_dim": projection_dim}
+        for name, sizes in {"text_config": text, "vision_config": vision}.items()
+    }
     t.CLIPConfig(**parts, projection_dim=projection_dim).save_pretrained(folder)
     t.CLIPImageProcessor().save_pretrained(folder)
     tokenizer(77).save_pretrained(folder)

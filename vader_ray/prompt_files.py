@@ -26,9 +26,13 @@ def read_prompt_file(path: Path, column: str = COLUMN) -> tuple[str, ...]:
     readers = {".txt": _read_lines, ".csv": _read_csv, ".jsonl": _read_json_lines, ".parquet": _read_parquet}
     expected = f"give a .txt file with one prompt per line or a {', '.join(list(readers)[1:])} file with a column {column!r}"
     if not path.is_file():
-        raise ValueError(f"cannot read the prompt file {path}, which is no file; {expected}, or a folder of images")
+        raise ValueError(
+            f"cannot read the prompt file {path}, which is no file; {expected}, or a folder of images"
+        )
     if path.suffix.lower() not in readers:
-        raise ValueError(f"{path} is not known to be a file of prompts by its suffix {path.suffix!r}; {expected}")
+        raise ValueError(
+            f"{path} is not known to be a file of prompts by its suffix {path.suffix!r}; {expected}"
+        )
     try:
         cells = list(readers[path.suffix.lower()](path, column))
     except OSError as error:
@@ -56,7 +60,9 @@ def _read_csv(path: Path, column: str) -> Iterator[tuple[str, Any]]:
                 )
             yield f"line {reader.line_num}", row[column]
     except csv.Error as error:
-        raise ValueError(f"{path} is not CSV after its line {reader.line_num} ({error}); correct its double quotes") from None
+        raise ValueError(
+            f"{path} is not CSV after its line {reader.line_num} ({error}); correct its double quotes"
+        ) from None
 
 
 def _read_json_lines(path: Path, column: str) -> Iterator[tuple[str, Any]]:
@@ -68,7 +74,9 @@ def _read_json_lines(path: Path, column: str) -> Iterator[tuple[str, Any]]:
         except ValueError:
             row = None
         if not isinstance(row, dict):
-            raise ValueError(f'{path}, line {number} is not a JSON object; write one {{"{column}": "…"}} per line')
+            raise ValueError(
+                f'{path}, line {number} is not a JSON object; write one {{"{column}": "…"}} per line'
+            )
         _check_column(path, column, list(row), f", line {number}")
         yield f"line {number}", row[column]
 
@@ -82,7 +90,9 @@ def _read_parquet(path: Path, column: str) -> Iterator[tuple[str, Any]]:
             _check_column(path, column, file.schema_arrow.names)
             values = file.read(columns=[column]).column(0).to_pylist()
     except (pa.ArrowException, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not a sound Parquet file ({type(error).__name__}); write it again") from None
+        raise ValueError(
+            f"{path} is not a sound Parquet file ({type(error).__name__}); write it again"
+        ) from None
     for number, value in enumerate(values, start=1):
         yield f"row {number}", value
 
@@ -109,7 +119,9 @@ def _check_text(value: Any, where: str, column: str) -> str:
     if value is None or (isinstance(value, str) and not value.strip()):
         raise ValueError(f"{where}: the column {column!r} is empty; write a prompt there or delete the row")
     if not isinstance(value, str):
-        raise ValueError(f"{where}: the column {column!r} holds a value of type {type(value).__name__}; give text")
+        raise ValueError(
+            f"{where}: the column {column!r} holds a value of type {type(value).__name__}; give text"
+        )
     if _NOT_TEXT.search(value):
         raise ValueError(f"{where}: a prompt has a NUL character or half of a UTF-16 pair; remove it")
     return value.strip()

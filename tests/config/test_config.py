@@ -44,7 +44,9 @@ def test_every_recipe_parses_and_crosses_a_process_border_unchanged(recipe: str)
 def test_every_recipe_measures_rewards_that_it_does_not_train_and_is_guarded_by_one(recipe: str) -> None:
     config = load(recipe)
     assert config.eval_rewards
-    assert not {reward.reward for reward in config.rewards} & {reward.reward for reward in config.eval_rewards}
+    assert not {reward.reward for reward in config.rewards} & {
+        reward.reward for reward in config.eval_rewards
+    }
     untrained = {f"eval/reward/{reward.name}" for reward in config.eval_rewards}
     assert untrained & set(config.guard_metrics())
     assert config.selection_metric() in untrained
@@ -243,7 +245,10 @@ def test_the_column_of_prompts_can_be_named(tmp_path: Path, name: str, content: 
     path = _write(tmp_path / name, content)
     assert _read(path, "prompts.column=caption") == ("a cat", "a dog")
     inline = load("shapes_hps", ["prompts.train=[a cat, a dog]"])
-    assert load("shapes_hps", [f"prompts.train={path}", "prompts.column=caption"]).fingerprint() == inline.fingerprint()
+    assert (
+        load("shapes_hps", [f"prompts.train={path}", "prompts.column=caption"]).fingerprint()
+        == inline.fingerprint()
+    )
 
 
 @pytest.mark.parametrize(
@@ -251,31 +256,85 @@ def test_the_column_of_prompts_can_be_named(tmp_path: Path, name: str, content: 
     [
         ("cat.txt", b"a cat\n\xff\xfe", "is not text in UTF-8; save it with this encoding"),
         ("cat.txt", b"a cat\0\n", "holds NUL characters, which no text has"),
-        ("cat.txt", b" \n\n", "holds no prompt; give a .txt file with one prompt per line or a .csv, .jsonl, .parquet file"),
-        ("cat.png", b"\x89PNG", "is not known to be a file of prompts by its suffix '.png'; give a .txt file"),
+        (
+            "cat.txt",
+            b" \n\n",
+            "holds no prompt; give a .txt file with one prompt per line or a .csv, .jsonl, .parquet file",
+        ),
+        (
+            "cat.png",
+            b"\x89PNG",
+            "is not known to be a file of prompts by its suffix '.png'; give a .txt file",
+        ),
         ("cat", b"a cat", "is not known to be a file of prompts by its suffix ''; give a .txt file"),
-        ("cat.csv", b"a cat\na dog\n", "must have exactly one column 'prompt' and has 'a cat'; set prompts.column"),
+        (
+            "cat.csv",
+            b"a cat\na dog\n",
+            "must have exactly one column 'prompt' and has 'a cat'; set prompts.column",
+        ),
         ("cat.csv", b"", "must have exactly one column 'prompt' and has none"),
-        ("cat.csv", b"prompt,prompt\na,b\n", "must have exactly one column 'prompt' and has 'prompt', 'prompt'"),
+        (
+            "cat.csv",
+            b"prompt,prompt\na,b\n",
+            "must have exactly one column 'prompt' and has 'prompt', 'prompt'",
+        ),
         ("cat.csv", b"prompt\n", "holds no prompt"),
-        ("cat.csv", b"prompt\na cat, running\n", ", line 2 has more cells than the first line has columns; put double quotes"),
-        ("cat.csv", b"prompt,id\na cat,1\n ,2\n", ", line 3: the column 'prompt' is empty; write a prompt there"),
+        (
+            "cat.csv",
+            b"prompt\na cat, running\n",
+            ", line 2 has more cells than the first line has columns; put double quotes",
+        ),
+        (
+            "cat.csv",
+            b"prompt,id\na cat,1\n ,2\n",
+            ", line 3: the column 'prompt' is empty; write a prompt there",
+        ),
         ("cat.csv", b'prompt\n"a cat" runs"\n', " is not CSV after its line 1 ("),
         ("cat.jsonl", b"a cat\n", ", line 1 is not a JSON object; write one {"),
         ("cat.jsonl", b'["a cat"]\n', ", line 1 is not a JSON object; write one {"),
-        ("cat.jsonl", b'{"prompt": "a"}\n{"text": "a"}\n', ", line 2 must have exactly one column 'prompt' and has 'text'"),
-        ("cat.jsonl", b'{"prompt": ["a cat"]}\n', ", line 1: the column 'prompt' holds a value of type list; give text"),
+        (
+            "cat.jsonl",
+            b'{"prompt": "a"}\n{"text": "a"}\n',
+            ", line 2 must have exactly one column 'prompt' and has 'text'",
+        ),
+        (
+            "cat.jsonl",
+            b'{"prompt": ["a cat"]}\n',
+            ", line 1: the column 'prompt' holds a value of type list; give text",
+        ),
         ("cat.jsonl", b'{"prompt": null}\n', ", line 1: the column 'prompt' is empty"),
-        ("cat.jsonl", b'{"prompt": "a\\u0000cat"}\n', ", line 1: a prompt has a NUL character or half of a UTF-16 pair"),
-        ("cat.jsonl", b'{"prompt": "a\\ud800cat"}\n', ", line 1: a prompt has a NUL character or half of a UTF-16 pair"),
+        (
+            "cat.jsonl",
+            b'{"prompt": "a\\u0000cat"}\n',
+            ", line 1: a prompt has a NUL character or half of a UTF-16 pair",
+        ),
+        (
+            "cat.jsonl",
+            b'{"prompt": "a\\ud800cat"}\n',
+            ", line 1: a prompt has a NUL character or half of a UTF-16 pair",
+        ),
         ("cat.parquet", b"a cat\n", "is not a sound Parquet file (ArrowInvalid); write it again"),
-        ("cat.parquet", {"text": ["a cat"]}, "must have exactly one column 'prompt' and has 'text'; set prompts.column"),
+        (
+            "cat.parquet",
+            {"text": ["a cat"]},
+            "must have exactly one column 'prompt' and has 'text'; set prompts.column",
+        ),
         ("cat.parquet", {"prompt": ["a cat", None]}, ", row 2: the column 'prompt' is empty"),
-        ("cat.parquet", {"prompt": [1.5]}, ", row 1: the column 'prompt' holds a value of type float; give text"),
-        ("cat.parquet", {"prompt": [b"a cat"]}, ", row 1: the column 'prompt' holds a value of type bytes; give text"),
+        (
+            "cat.parquet",
+            {"prompt": [1.5]},
+            ", row 1: the column 'prompt' holds a value of type float; give text",
+        ),
+        (
+            "cat.parquet",
+            {"prompt": [b"a cat"]},
+            ", row 1: the column 'prompt' holds a value of type bytes; give text",
+        ),
     ],
 )
-def test_what_is_not_prompts_is_refused_in_one_sentence(tmp_path: Path, name: str, content: Any, message: str) -> None:
+def test_what_is_not_prompts_is_refused_in_one_sentence(
+    tmp_path: Path, name: str, content: Any, message: str
+) -> None:
     path = _write(tmp_path / name, content)
     with pytest.raises(ConfigError) as refusal:
         _read(path)
@@ -287,4 +346,6 @@ def test_what_is_not_prompts_is_refused_in_one_sentence(tmp_path: Path, name: st
 def test_a_table_of_prompts_names_images_beside_itself(tmp_path: Path) -> None:
     (tmp_path / "dog.png").touch()
     (tmp_path / "prompts.csv").write_text('prompt\n"dog.png | a dog, running"\n')
-    assert _with_prompts("prompts.csv", tmp_path).prompts.train == (f"{tmp_path / 'dog.png'} | a dog, running",)
+    assert _with_prompts("prompts.csv", tmp_path).prompts.train == (
+        f"{tmp_path / 'dog.png'} | a dog, running",
+    )
