@@ -16,7 +16,7 @@ _NOT_TEXT = re.compile("[\0\ud800-\udfff]")
 
 
 def read_prompt_file(path: Path, column: str = COLUMN) -> tuple[str, ...]:
-    """Return the prompts of a file: the lines of a ``.txt``, or one column of a ``.csv``, ``.jsonl`` or ``.parquet``.
+    """Return the prompts of a file: lines of a ``.txt``, or one column of a ``.csv``, ``.jsonl`` or ``.parquet``.
 
     Prompts are stripped of white space at both ends; blank lines are skipped.
 
@@ -24,7 +24,8 @@ def read_prompt_file(path: Path, column: str = COLUMN) -> tuple[str, ...]:
         ValueError: the file is none of these, has no such column, or a cell of it is empty or not text.
     """
     readers = {".txt": _read_lines, ".csv": _read_csv, ".jsonl": _read_json_lines, ".parquet": _read_parquet}
-    expected = f"give a .txt file with one prompt per line or a {', '.join(list(readers)[1:])} file with a column {column!r}"
+    tables = ", ".join(list(readers)[1:])
+    expected = f"give a .txt file with one prompt per line or a {tables} file with a column {column!r}"
     if not path.is_file():
         raise ValueError(
             f"cannot read the prompt file {path}, which is no file; {expected}, or a folder of images"
@@ -109,8 +110,9 @@ def _read_text(path: Path) -> str:
 
 def _check_column(path: Path, column: str, columns: list[str], position: str = "") -> None:
     if columns.count(column) != 1:
+        found = ", ".join(map(repr, columns)) or "none"
         raise ValueError(
-            f"{path}{position} must have exactly one column {column!r} and has {', '.join(map(repr, columns)) or 'none'}; "
+            f"{path}{position} must have exactly one column {column!r} and has {found}; "
             "set prompts.column to the one that holds the prompts"
         )
 

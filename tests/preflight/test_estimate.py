@@ -153,7 +153,7 @@ def test_work_of_a_matrix_product_and_its_gradient() -> None:
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_attention_is_two_matrix_products_and_its_gradient_five(device: str) -> None:
-    """4·S²·D·H for each element of the batch; backward computes the scores again: scores, ∂values, ∂scores, ∂queries, ∂keys."""
+    """4·S²·D·H per element of the batch; backward: scores again, ∂values, ∂scores, ∂queries, ∂keys."""
     batch, heads, tokens, size = 3, 2, 64, 16
     with on_paper():
         query, key, value = (

@@ -30,8 +30,10 @@ _ATTENTION = {
     }.items()
     for kernel in kernels
 }
-"""Attention kernels for which torch has no formula, with the one it has for the same computation: two matrix products forward
-(4·S²·D·H), five backward, since the scores are computed again (10·S²·D·H). A causal mask is counted as if it were full."""
+"""Attention kernels for which torch has no formula, with its formula for the same computation.
+
+Forward counts two matrix products (4·S²·D·H), backward five, because it computes the scores again (10·S²·D·H). A causal
+mask is counted as if it were full."""
 FLOP_FORMULAS = ChainMap(flop_registry, _ATTENTION)
 """Arithmetic of a kernel from its inputs: torch's formulas, which stay as they are, and those above."""
 

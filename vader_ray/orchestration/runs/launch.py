@@ -119,8 +119,8 @@ def warn_without_guard(config: ExperimentConfig) -> None:
     """Print one line if the guard of this recipe compares no metric."""
     if not config.guard_metrics():
         print(
-            "no guard: no held-out metric is compared, so reward hacking is not noticed, and the best adapter is chosen by "
-            f"{config.selection_metric()}; set eval_rewards or guard.metrics, and guard.action=flag",
+            "no guard: no held-out metric is compared, so reward hacking is not noticed, and the best adapter is "
+            f"chosen by {config.selection_metric()}; set eval_rewards or guard.metrics, and guard.action=flag",
             flush=True,
         )
 
