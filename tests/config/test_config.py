@@ -336,7 +336,7 @@ def test_what_is_not_prompts_is_refused_in_one_sentence(
     tmp_path: Path, name: str, content: Any, message: str
 ) -> None:
     path = _write(tmp_path / name, content)
-    with pytest.raises(ConfigError) as refusal:
+    with pytest.raises(UserError) as refusal:
         _read(path)
     assert str(refusal.value).startswith(f"prompts.train: {path}")
     assert message in str(refusal.value)
