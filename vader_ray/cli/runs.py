@@ -44,7 +44,7 @@ def train(
 
 def _print_summary(summary: RunSummary) -> None:
     from vader_ray.orchestration.runs.summary import rewards_of
-    from vader_ray.orchestration.tracking.server import how_to_open
+    from vader_ray.orchestration.tracking.pages import how_to_open
 
     title = f"Held-out prompts, {summary.steps} steps, {summary.reward_queries} reward queries"
     table = Table(title=title, title_justify="left")
@@ -66,7 +66,7 @@ def _print_summary(summary: RunSummary) -> None:
         print(f"{metric} of at least {lowest}: {reached}")
     print(f"before and after: {summary.before_after}")
     print(f"videos:           {summary.gallery} (mp4 files in {summary.path / 'videos'})")
-    print(f"MLflow:           {how_to_open(summary.tracking_uri)}")
+    print(f"MLflow:           {how_to_open(summary.tracking_uri, summary.mlflow_experiment_id)}")
 
 
 def evaluate(

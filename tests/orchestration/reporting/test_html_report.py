@@ -26,7 +26,7 @@ from vader_ray.config import ConfigError
 from vader_ray.orchestration.reporting.figures import Series, curves, write
 from vader_ray.orchestration.reporting.html_report import write_report
 from vader_ray.orchestration.reporting.past_runs import find_runs
-from vader_ray.orchestration.reporting.report_figures import Group, grouped
+from vader_ray.orchestration.reporting.report_figures import RunGroup, grouped
 from vader_ray.orchestration.runs.run_dir import open_run_dir
 from vader_ray.orchestration.tracking import mlflow_runs
 
@@ -103,8 +103,8 @@ def test_seeds_of_equal_settings_are_one_group(store: str) -> None:
 def test_a_run_that_its_guard_stopped_is_one_of_the_trade_offs(store: str) -> None:
     run = find_runs(store, ["rate-0.05-seed-0"])[0]
     stopped = replace(run, status="stopped")
-    assert Group("", [run, replace(stopped, settings=run.settings | {"guard.action": "stop"})]).is_eligible
-    assert not Group("", [run, stopped]).is_eligible, "its guard only flags: the scheduler stopped it"
+    assert RunGroup("", [run, replace(stopped, settings=run.settings | {"guard.action": "stop"})]).is_eligible
+    assert not RunGroup("", [run, stopped]).is_eligible, "its guard only flags: the scheduler stopped it"
 
 
 def test_the_page_holds_every_run_with_what_mlflow_has_of_it(store: str, report: Path) -> None:

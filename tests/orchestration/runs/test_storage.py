@@ -28,7 +28,7 @@ from vader_ray.orchestration.reporting.html_report import write_report
 from vader_ray.orchestration.reporting.past_runs import find_runs
 from vader_ray.orchestration.runs.run_dir import KEPT_BY_RAY, RunDir, open_run_dir, working_copy, write_json
 from vader_ray.orchestration.runs.storage import Mirror, delete, join, normalised, resolve, subfolders
-from vader_ray.orchestration.tracking.mlflow_runs import check_server
+from vader_ray.orchestration.tracking.server import check_server
 
 CLI = str(Path(sys.executable).parent / "vader-ray")
 

@@ -22,7 +22,8 @@ import pytest
 
 from vader_ray import config as settings
 from vader_ray.orchestration.tracking import mlflow_runs
-from vader_ray.orchestration.tracking.experiment import charts_page, run_page
+from vader_ray.orchestration.tracking.pages import charts_page, run_page
+from vader_ray.orchestration.tracking.tracker import Tracker
 from vader_ray.training import media
 from vader_ray.training.events import Video
 
@@ -67,7 +68,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> mlflow_runs.MlflowRun:
         "tracking": {"uri": f"sqlite:///{folder}/mlflow.db"},
     }
     run = mlflow_runs.start_run(settings.validate(document), "browser", "name: browser\n")
-    tracker = mlflow_runs.Tracker(run.uri, run.run_id, folder, system_metrics=False)
+    tracker = Tracker(run.uri, run.run_id, folder, system_metrics=False)
     for step in range(13):
         reward = 0.25 + 0.05 * (1 - math.exp(-step / 4))
         tracker.log(

@@ -27,7 +27,8 @@ from vader_ray import config as settings
 from vader_ray.cli import app
 from vader_ray.orchestration.runs.run_dir import open_run_dir
 from vader_ray.orchestration.tracking import mlflow_runs, sender
-from vader_ray.orchestration.tracking.mlflow_runs import Tracker, TrackingError
+from vader_ray.orchestration.tracking.server import TrackingError, check_server, tracking_uri
+from vader_ray.orchestration.tracking.tracker import Tracker
 from vader_ray.training.events import StepEvent
 
 
@@ -35,7 +36,7 @@ from vader_ray.training.events import StepEvent
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A SQLite database with MLflow's tables; making them takes some seconds, so tests copy it."""
     path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    mlflow_runs.check_server(f"sqlite:///{path}")
+    check_server(f"sqlite:///{path}")
     return path
 
 
@@ -105,17 +106,17 @@ def silent(_line: str) -> None:
 def test_uri_is_explicit_then_environment_then_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    assert mlflow_runs.tracking_uri(None) == f"sqlite:///{tmp_path}/mlflow.db"
-    assert mlflow_runs.tracking_uri("sqlite:///sub/a.db") == f"sqlite:///{tmp_path}/sub/a.db"
+    assert tracking_uri(None) == f"sqlite:///{tmp_path}/mlflow.db"
+    assert tracking_uri("sqlite:///sub/a.db") == f"sqlite:///{tmp_path}/sub/a.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server:5000")
-    assert mlflow_runs.tracking_uri(None) == "http://server:5000"
-    assert mlflow_runs.tracking_uri("sqlite:////data/a.db") == "sqlite:////data/a.db"
+    assert tracking_uri(None) == "http://server:5000"
+    assert tracking_uri("sqlite:////data/a.db") == "sqlite:////data/a.db"
 
 
 @pytest.mark.parametrize("wrong", ["./mlruns", "file:///data/mlruns", "localhost:5000"])
 def test_what_is_no_server_is_refused(wrong: str) -> None:
-    with pytest.raises(TrackingError, match="no MLflow server or database"):
-        mlflow_runs.tracking_uri(wrong)
+    with pytest.raises(TrackingError, match="not an MLflow server or database"):
+        tracking_uri(wrong)
 
 
 def test_a_server_that_is_down_is_reported_at_once() -> None:
@@ -123,14 +124,14 @@ def test_a_server_that_is_down_is_reported_at_once() -> None:
     with pytest.raises(
         TrackingError, match=r"tracking.uri: MLflow at http://127.0.0.1:\d+ does not work \(.*refused\)"
     ):
-        mlflow_runs.check_server(f"http://127.0.0.1:{free_port()}")
+        check_server(f"http://127.0.0.1:{free_port()}")
     assert time.monotonic() - start < 5
 
 
 def test_an_unwritable_database_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(TrackingError, match="make it writable"):
-        mlflow_runs.check_server(f"sqlite:///{tmp_path}/file/mlflow.db")
+        check_server(f"sqlite:///{tmp_path}/file/mlflow.db")
 
 
 # ---------------------------------------------------------------------------------------------------------- the driver
@@ -274,13 +275,13 @@ def test_nothing_is_printed(uri: str, folder: Path) -> None:
     program = f"""
 from pathlib import Path
 from vader_ray import config
-from vader_ray.orchestration.tracking import mlflow_runs
+from vader_ray.orchestration.tracking import mlflow_runs, tracker
 run = mlflow_runs.start_run(config.validate({recipe(f"{uri}.new").model_dump(mode="json")!r}), "run", "")
-tracker = mlflow_runs.Tracker(run.uri, run.run_id, Path({str(folder)!r}))
-tracker.log(1, {metrics(1)!r})
-tracker.close()
+logger = tracker.Tracker(run.uri, run.run_id, Path({str(folder)!r}))
+logger.log(1, {metrics(1)!r})
+logger.close()
 mlflow_runs.end_run(run.uri, run.run_id, "FINISHED", folder=Path({str(folder)!r}))
-nobody = mlflow_runs.Tracker("http://127.0.0.1:{free_port()}", run.run_id, Path({str(folder)!r}), tell=lambda line: None)
+nobody = tracker.Tracker("http://127.0.0.1:{free_port()}", run.run_id, Path({str(folder)!r}), on_message=lambda line: None)
 nobody.log(2, {metrics(2)!r})
 nobody.close()
 """
@@ -303,7 +304,7 @@ def log_to_nobody(run_id: str, folder: Path) -> list[str]:
     told: list[str] = []
     nobody = f"http://127.0.0.1:{free_port()}"
     (folder / "a.txt").write_text("a")
-    tracker = Tracker(nobody, run_id, folder, tell=told.append)
+    tracker = Tracker(nobody, run_id, folder, on_message=told.append)
     for step in range(5):
         tracker.log(step, metrics(step))
     tracker.log_image("videos", 3, Image.new("RGB", (64, 64), "red"))
@@ -366,7 +367,7 @@ def test_a_later_process_delivers_first_and_goes_on(uri: str, folder: Path) -> N
         file.write(b'{"kind": "metrics", "step": 5, "ti')  # torn by kill -9
     client = MlflowClient(tracking_uri=uri)
 
-    resumed = Tracker(uri, run_id, folder, system_metrics=False, tell=silent)
+    resumed = Tracker(uri, run_id, folder, system_metrics=False, on_message=silent)
     assert (
         client.get_run(run_id).info.status == "RUNNING"
     )  # the end of the earlier process is not the end of the run
@@ -397,9 +398,9 @@ def test_a_file_that_vanished_is_named_and_does_not_block(uri: str, folder: Path
     log_to_nobody(run_id, folder)
     (folder / "a.txt").unlink()
     told: list[str] = []
-    tracker = Tracker(uri, run_id, folder, system_metrics=False, tell=told.append)
+    tracker = Tracker(uri, run_id, folder, system_metrics=False, on_message=told.append)
     assert tracker.close() is None
-    assert told == [f"{folder}/a.txt was deleted before MLflow could take it; it will be missing there"]
+    assert told == [f"{folder}/a.txt was deleted before it was delivered; MLflow will not have it"]
 
 
 @pytest.mark.slow
@@ -407,7 +408,9 @@ def test_a_server_that_hangs_holds_up_one_step_only(folder: Path) -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
-        tracker = Tracker(f"http://127.0.0.1:{listener.getsockname()[1]}", "0" * 32, folder, tell=silent)
+        tracker = Tracker(
+            f"http://127.0.0.1:{listener.getsockname()[1]}", "0" * 32, folder, on_message=silent
+        )
         start = time.monotonic()
         for step in range(20):
             tracker.log(step, metrics(step))
@@ -445,7 +448,7 @@ def wait_for(port: int) -> None:
     deadline = time.monotonic() + 90
     while time.monotonic() < deadline:
         try:
-            mlflow_runs.check_server(f"http://127.0.0.1:{port}")
+            check_server(f"http://127.0.0.1:{port}")
             return
         except TrackingError:
             time.sleep(0.3)
@@ -462,7 +465,7 @@ def test_a_server_killed_in_the_middle_gets_everything_once(
     http = f"http://127.0.0.1:{port}"
     with server(uri, port):
         run_id = open_run(http)
-        tracker = Tracker(http, run_id, folder, tell=told.append)
+        tracker = Tracker(http, run_id, folder, on_message=told.append)
         for step in range(10):
             tracker.log(step, metrics(step))
         tracker.log_image("videos", 0, Image.new("RGB", (64, 64), "red"))

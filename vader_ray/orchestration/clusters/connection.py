@@ -18,7 +18,7 @@ from ray.autoscaler.sdk import request_resources
 
 from vader_ray.config import ConfigError, ExperimentConfig, RuntimeConfig
 from vader_ray.orchestration.clusters.worker_setup import HOOK
-from vader_ray.orchestration.tracking.mlflow_runs import quiet_environment
+from vader_ray.orchestration.tracking.mlflow_client import quiet_environment
 
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",

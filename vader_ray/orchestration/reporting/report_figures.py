@@ -29,7 +29,7 @@ MOST_FIELDS, MOST_FIELDS_IN_A_LABEL = 6, 3
 
 
 @dataclass(frozen=True)
-class Group:
+class RunGroup:
     """Runs that differ by their seed alone."""
 
     label: str
@@ -55,16 +55,16 @@ class Drawn:
     caption: str
 
 
-def grouped(runs: Sequence[PastRun]) -> list[Group]:
+def grouped(runs: Sequence[PastRun]) -> list[RunGroup]:
     """Runs with equal settings but for the seed, in the order of their first one."""
     fields = [field for field in differing(runs) if field != "seed"]
     members: dict[tuple[str | None, ...], list[PastRun]] = {}
     for run in runs:
         members.setdefault(tuple(value_of(run, field) for field in fields), []).append(run)
     if len(members) == 1:
-        return [Group(runs[0].recipe_name or runs[0].name, list(runs))]
+        return [RunGroup(runs[0].recipe_name or runs[0].name, list(runs))]
     few = len(fields) <= MOST_FIELDS_IN_A_LABEL
-    return [Group(", ".join(f"{short(field)}={value}" for field, value in zip(fields, values, strict=True) if value) if few
+    return [RunGroup(", ".join(f"{short(field)}={value}" for field, value in zip(fields, values, strict=True) if value) if few
                   else members_[0].name, members_) for values, members_ in members.items()]  # fmt: skip
 
 
@@ -86,7 +86,7 @@ def reward_names(runs: Sequence[PastRun]) -> tuple[list[str], list[str]]:
     return trained, [name for name in heldout if name not in trained]
 
 
-def draw_rewards(groups: Sequence[Group], names: Sequence[str], folder: Path) -> Iterator[Drawn]:
+def draw_rewards(groups: Sequence[RunGroup], names: Sequence[str], folder: Path) -> Iterator[Drawn]:
     """Each reward against each cost."""
     for name in names:
         for axis, label in _axes(groups):
@@ -94,7 +94,7 @@ def draw_rewards(groups: Sequence[Group], names: Sequence[str], folder: Path) ->
             yield from _curves(groups, f"eval/reward/{name}", axis, label, name, caption, folder)
 
 
-def draw_metrics(groups: Sequence[Group], folder: Path) -> Iterator[Drawn]:
+def draw_metrics(groups: Sequence[RunGroup], folder: Path) -> Iterator[Drawn]:
     """Draw every metric against reward queries, with its unit where the metric is one of this package."""
     logged = {metric for group in groups for run in group.runs for metric in run.history}
     units = {name: metrics.resolve(name).unit for name in metrics.names()}
@@ -106,7 +106,7 @@ def draw_metrics(groups: Sequence[Group], folder: Path) -> Iterator[Drawn]:
         yield from _curves(groups, metric, QUERIES, AXES[QUERIES], title, caption, folder)
 
 
-def draw_trade_offs(groups: Sequence[Group], folder: Path) -> Iterator[Drawn]:
+def draw_trade_offs(groups: Sequence[RunGroup], folder: Path) -> Iterator[Drawn]:
     """Pairs of rewards: all trained ones, or the trained and the first held-out one."""
     trained, heldout = reward_names([run for group in groups for run in group.runs])
     names = trained if len(trained) > 1 else [*trained, *heldout[:1]]
@@ -127,7 +127,7 @@ def draw_trade_offs(groups: Sequence[Group], folder: Path) -> Iterator[Drawn]:
             yield _drawn(figure, f"trade-off-{one}-{other}", caption, folder)
 
 
-def draw_effects(groups: Sequence[Group], folder: Path) -> Iterator[Drawn]:
+def draw_effects(groups: Sequence[RunGroup], folder: Path) -> Iterator[Drawn]:
     """What each field that differs does to the first trained reward and to the first held-out one, by trained runs."""
     runs = [run for group in groups for run in group.runs if not run.is_mix]
     trained, heldout = reward_names(runs)
@@ -146,7 +146,13 @@ def draw_effects(groups: Sequence[Group], folder: Path) -> Iterator[Drawn]:
 
 
 def _curves(
-    groups: Sequence[Group], metric: str, axis: str, axis_label: str, title: str, caption: str, folder: Path
+    groups: Sequence[RunGroup],
+    metric: str,
+    axis: str,
+    axis_label: str,
+    title: str,
+    caption: str,
+    folder: Path,
 ) -> Iterator[Drawn]:
     lines = [line for group in groups if (line := series(group, metric, axis)).x]
     if lines:
@@ -161,7 +167,7 @@ def _curves(
         )
 
 
-def series(group: Group, metric: str, axis: str) -> Series:
+def series(group: RunGroup, metric: str, axis: str) -> Series:
     """Means over seeds with their band (`_band`), at every step that has both metrics."""
     steps = sorted({step for run in group.runs for step in run.history.get(metric, ())})
     x: list[float] = []
@@ -218,21 +224,21 @@ def _fired(run: PastRun, metric: str, step: int) -> bool:
     return run.history.get(f"guard/beyond/{metric.removeprefix('eval/')}", {}).get(step, 0.0) > 0
 
 
-def describe_bands(groups: Sequence[Group]) -> str:
+def describe_bands(groups: Sequence[RunGroup]) -> str:
     """What lines and bands mean."""
     if any(len(group.runs) > 1 for group in groups):
         return "Lines are means over seeds, bands the standard error of their gain; with a single seed, its 95 % interval."
     return "Bands are 95 % bootstrap intervals of the paired gain."
 
 
-def _axes(groups: Sequence[Group]) -> list[tuple[str, str]]:
+def _axes(groups: Sequence[RunGroup]) -> list[tuple[str, str]]:
     """GPU hours where any were spent, else seconds."""
     with_gpu = any((run.last("cost/gpu_hours") or 0) > 0 for group in groups for run in group.runs)
     unused = SECONDS if with_gpu else "cost/gpu_hours"
     return [(axis, label) for axis, label in AXES.items() if axis != unused]
 
 
-def _scores(groups: Sequence[Group], names: Sequence[str]) -> dict[str, list[float]]:
+def _scores(groups: Sequence[RunGroup], names: Sequence[str]) -> dict[str, list[float]]:
     """Return the held-out rewards of the groups that may be the best ones, by label."""
     scores = {}
     for group in groups:

@@ -15,7 +15,8 @@ from vader_ray.config import ExperimentConfig
 from vader_ray.files import atomic_write, write_text
 from vader_ray.orchestration.runs.query_log import QueryLog
 from vader_ray.orchestration.runs.run_dir import RunDir
-from vader_ray.orchestration.tracking.mlflow_runs import MlflowRun, Tracker
+from vader_ray.orchestration.tracking.mlflow_runs import MlflowRun
+from vader_ray.orchestration.tracking.tracker import Tracker
 from vader_ray.training.events import StepEvent, Video
 from vader_ray.training.media import before_after_sheet, contact_sheet, gallery_html, write_mp4
 
@@ -41,7 +42,7 @@ class RunLogger:
             mlflow_run.run_id,
             folder.path,
             system_metrics=config.tracking.system_metrics,
-            tell=log,
+            on_message=log,
         )
         self._queries = QueryLog(folder.queries)
         self._queries.rewind(resumed_step)

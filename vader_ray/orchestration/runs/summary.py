@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from vader_ray.files import write_text
 from vader_ray.orchestration.runs.query_log import read_queries
+from vader_ray.orchestration.tracking.pages import run_page
 
 RunStatus = Literal["completed", "stopped", "interrupted", "failed"]
 
@@ -113,7 +114,7 @@ class RunSummary(BaseModel):
         """Address of the run's page in MLflow; for a database, its URI, which ``mlflow ui --backend-store-uri`` opens."""
         if not self.tracking_uri.startswith("http"):
             return self.tracking_uri
-        return f"{self.tracking_uri}/#/experiments/{self.mlflow_experiment_id}/runs/{self.mlflow_run_id}"
+        return run_page(self.tracking_uri, self.mlflow_experiment_id, self.mlflow_run_id)
 
     def queries(self) -> Any:
         """Return every reward query of the training as a pyarrow table; see `read_queries`."""

@@ -76,7 +76,7 @@ def run_sweep(
         _close(trials, result, status)
     _report(definition, folder, trials.parent)
     folder.push()
-    print_results(definition, config, result, trials.parent.uri)
+    print_results(definition, config, result, trials.parent)
     if status == "FAILED":
         raise RunFailed(f"no trial of {folder.path} succeeded; the table has the reasons")
     return result

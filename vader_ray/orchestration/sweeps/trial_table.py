@@ -24,7 +24,8 @@ from vader_ray.orchestration import selection
 from vader_ray.orchestration.runs.summary import RunSummary, rewards_of
 from vader_ray.orchestration.sweeps.definition import SweepDefinition, Values, trial_name
 from vader_ray.orchestration.sweeps.trials import Trial, TrialStatus
-from vader_ray.orchestration.tracking.server import how_to_open
+from vader_ray.orchestration.tracking.mlflow_runs import MlflowRun
+from vader_ray.orchestration.tracking.pages import how_to_open
 
 _COSTS = ("steps", "reward_queries", "denoiser_calls", "wall_seconds")
 
@@ -157,7 +158,7 @@ def front_of(results: Sequence[TrialResult], rewards: Sequence[str]) -> list[str
 
 
 def print_results(
-    definition: SweepDefinition, config: ExperimentConfig, result: SweepResult, tracking_uri: str
+    definition: SweepDefinition, config: ExperimentConfig, result: SweepResult, parent: MlflowRun
 ) -> None:
     """Print the table, the best trial, the Pareto front if the sweep wants it, and how to open MLflow."""
     trained = [spec.name for spec in config.rewards]
@@ -185,7 +186,7 @@ def print_results(
     if definition.pareto:
         front = front_of(result.trials, trained)
         print(f"Pareto front of {', '.join(trained)}: {'; '.join(front) or 'empty'}")
-    print(f"MLflow: {how_to_open(tracking_uri)}")
+    print(f"MLflow: {how_to_open(parent.uri, parent.experiment_id)}")
     print(result.path)
 
 

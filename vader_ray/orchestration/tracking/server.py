@@ -1,11 +1,9 @@
-"""Which MLflow a run logs to, and whether it can be used."""
+"""Address of the MLflow server or database, and a check that it can be used."""
 
 from __future__ import annotations
 
 import os
-import shlex
 import sqlite3
-import sys
 from pathlib import Path
 
 from vader_ray.errors import UserError
@@ -16,25 +14,28 @@ URI_SCHEMES = ("http://", "https://", SQLITE, "postgresql", "mysql", "mssql", "d
 
 
 class TrackingError(UserError):
-    """MLflow cannot be used as it is set; the message says what to change."""
+    """MLflow cannot be used with these settings; the message has the remedy."""
 
 
 def tracking_uri(uri: str | None) -> str:
-    """The tracking URI for any process on this machine: `uri`, else ``MLFLOW_TRACKING_URI``, else ``mlflow.db`` here."""
+    """Return the tracking URI: `uri`, else ``MLFLOW_TRACKING_URI``, else ``mlflow.db`` in the working directory.
+
+    The path of a SQLite database becomes absolute, so that it is valid in every process of this machine.
+    """
     chosen = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}mlflow.db"
     if not chosen.startswith(URI_SCHEMES):
         raise TrackingError(
-            f"tracking.uri: {chosen!r} is no MLflow server or database; "
+            f"tracking.uri: {chosen!r} is not an MLflow server or database; "
             f"give http(s)://HOST:PORT or {SQLITE}/absolute/path/mlflow.db"
         )
     return f"{SQLITE}{database_path(chosen).resolve()}" if chosen.startswith(SQLITE) else chosen
 
 
 def check_server(uri: str) -> None:
-    """Return when MLflow answers; on first use this makes the tables of a SQLite database (about 6 s).
+    """Check that MLflow works; the first use creates the tables of a SQLite database (about 6 s).
 
     Raises:
-        TrackingError: within some seconds, when the server does not answer or the database cannot be written.
+        TrackingError: the server does not respond within seconds, or the database cannot be written.
     """
     try:
         if uri.startswith(SQLITE):
@@ -45,7 +46,7 @@ def check_server(uri: str) -> None:
 
 
 def database_path(uri: str) -> Path:
-    """The file of a SQLite URI."""
+    """Return the file of a SQLite URI."""
     return Path(uri.removeprefix(SQLITE).partition("?")[0])
 
 
@@ -59,15 +60,8 @@ def _check_writable(database: Path) -> None:
 
 
 def unusable(uri: str, error: BaseException) -> TrackingError:
-    """The error for a person to whom MLflow gave `error`."""
+    """Return the error for the user in place of an error of MLflow."""
     remedy = "make it writable" if uri.startswith(SQLITE) else "start it"
     return TrackingError(
         f"tracking.uri: MLflow at {uri} does not work ({root_cause(error)}); {remedy}, or choose another one"
     )
-
-
-def how_to_open(uri: str) -> str:
-    """Return the address of MLflow's pages, or for a database the command that serves them."""
-    if not uri.startswith(SQLITE):
-        return uri
-    return f"{Path(sys.executable).parent / 'mlflow'} ui --backend-store-uri {shlex.quote(uri)}"
