@@ -1,4 +1,4 @@
-"""Options of plugins (rewards, metrics): checked against the annotations of the class's ``__init__``, then given to it."""
+"""Options of plugins (rewards, metrics), validated against the annotations of the class's ``__init__``."""
 
 from __future__ import annotations
 
@@ -60,7 +60,8 @@ def _option_model(plugin: type, spec: PluginConfig) -> type[BaseModel]:
             continue
         if parameter.name in type(spec).model_fields:
             raise ConfigError(
-                f"{spec.name}: its option {parameter.name!r} is a setting of every {spec.kind}; rename it in the class"
+                f"{spec.name}: its option {parameter.name!r} is a setting of every {spec.kind}; "
+                "rename it in the class"
             )
         annotation = Any if parameter.annotation is parameter.empty else parameter.annotation
         default = ... if parameter.default is parameter.empty else parameter.default

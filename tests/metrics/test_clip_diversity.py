@@ -1,4 +1,4 @@
-"""CLIP diversity: the published embedding, distances by scipy, equal values whatever the batches and workers."""
+"""CLIP diversity: the published embedding, distances by scipy, independence of batches and workers."""
 
 from __future__ import annotations
 
@@ -118,7 +118,8 @@ from vader_ray.training.evaluation import evaluate
 from vader_ray.training.experiment import build
 from vader_ray.training.distributed import WorkerGroup
 torch.set_num_threads(1)
-config, rank, meeting, out = ExperimentConfig.model_validate_json(open(sys.argv[1]).read()), int(sys.argv[2]), *sys.argv[3:]
+config, rank = ExperimentConfig.model_validate_json(open(sys.argv[1]).read()), int(sys.argv[2])
+meeting, out = sys.argv[3:]
 torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
 seen = evaluate(config, build(config, torch.device("cpu")), WorkerGroup(rank, 2))
 json.dump([seen.scores, seen.metric_values], open(out, "w"))

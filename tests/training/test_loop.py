@@ -276,7 +276,7 @@ def test_nonfinite_gradients_are_skipped_counted_and_fail_with_their_cause(
     )
     with pytest.raises(
         TrainingError,
-        match=r"step 3: the gradient was nan for 3 steps in a row; reward 'mine' answered nan for video 8",
+        match=r"step 3: the gradient was nan for 3 steps in a row; reward 'mine' returned nan for video 8",
     ):
         train(config, on_step=keeper)
     assert [report.metrics["train/nonfinite_steps"] for report in keeper.reports[1:]] == [1.0, 2.0]
@@ -326,7 +326,8 @@ def test_an_unreachable_hub_is_one_sentence(tiny_pipeline_folder: Path) -> None:
     )
     with pytest.raises(
         ValueError,
-        match=r"'nobody/nothing' is neither a local folder nor in the Hugging Face cache.*hf download nobody/nothing",
+        match=r"'nobody/nothing' is neither a local folder nor in the Hugging Face cache.*"
+        r"hf download nobody/nothing",
     ) as error:
         train(config)
     assert "\n" not in str(error.value)

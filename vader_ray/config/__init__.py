@@ -1,7 +1,8 @@
 """All settings of a run: frozen, validated at load, unknown keys refused. Imports no framework.
 
-``load("shapes_hps", ["sampling.truncation_depth=2"])`` reads a recipe (a packaged name or the path of a YAML file),
-applies dotted overrides, resolves every path and returns an `ExperimentConfig` that can travel as plain JSON.
+``load("shapes_hps", ["sampling.truncation_depth=2"])`` reads a recipe (a packaged name or the path of a YAML
+file), applies dotted overrides, resolves every path and returns an `ExperimentConfig` that can travel as
+plain JSON.
 """
 
 from vader_ray.config.experiment import ExperimentConfig

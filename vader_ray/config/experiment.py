@@ -55,7 +55,7 @@ class ExperimentConfig(Settings):
     eval_rewards: tuple[RewardConfig, ...] = ()
     """Rewards that are computed in every evaluation and never trained: they expose reward hacking."""
     eval_metrics: tuple[MetricConfig, ...] = ()
-    """Metrics of every evaluation besides motion, diversity and distance to the base model, logged as ``eval/NAME``."""
+    """Metrics of every evaluation besides motion, diversity and distance to base, logged as ``eval/NAME``."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """The optimizer."""
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -69,7 +69,7 @@ class ExperimentConfig(Settings):
     runtime: RuntimeConfig = RuntimeConfig()
     """Workers, memory and speed."""
     expected_metrics: dict[str, float] = Field(default_factory=dict)
-    """Lowest expected value of each metric in the last evaluation, as measured; the summary of a run compares with it."""
+    """Lowest expected value of each metric in the last evaluation, compared in the summary of a run."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -85,7 +85,8 @@ class ExperimentConfig(Settings):
             raise ValueError(f"two metrics are called {twice!r}; give one of eval_metrics another `label`")
         if reserved := [metric.name for metric in self.eval_metrics if metric.name in RESERVED_METRIC_NAMES]:
             raise ValueError(
-                f"eval_metrics: eval/{reserved[0]} is logged by every evaluation; give the metric another `label`"
+                f"eval_metrics: eval/{reserved[0]} is logged by every evaluation; give the metric another "
+                "`label`"
             )
         if twice := _repeated(reward.placement.actor for reward in rewards if reward.placement):
             raise ValueError(
@@ -113,16 +114,19 @@ class ExperimentConfig(Settings):
         ):
             if (value := getattr(sampling, field)) != (default := type(sampling).model_fields[field].default):
                 raise ValueError(
-                    f"sampling.{field}={value} has no effect on algorithm.name={name}; set it to {default}, or name=vader"
+                    f"sampling.{field}={value} has no effect on algorithm.name={name}; "
+                    f"set it to {default}, or name=vader"
                 )
         if name == "ddpo" and sampling.eta == 0:
             raise ValueError(
-                "algorithm.name=ddpo needs stochastic denoising steps; set sampling.eta to 1 (DDIM alone has it)"
+                "algorithm.name=ddpo needs stochastic denoising steps; "
+                "set sampling.eta to 1 (DDIM alone has it)"
             )
         if name == "dpo" and self.videos_per_step % (2 * self.runtime.num_workers):
             raise ValueError(
-                f"algorithm.name=dpo makes pairs, and videos_per_step={self.videos_per_step} gives runtime.num_workers="
-                f"{self.runtime.num_workers} no equal number of them; choose a multiple of {2 * self.runtime.num_workers}"
+                f"algorithm.name=dpo makes pairs, and videos_per_step={self.videos_per_step} gives "
+                f"runtime.num_workers={self.runtime.num_workers} no equal number of them; "
+                f"choose a multiple of {2 * self.runtime.num_workers}"
             )
         return self
 
@@ -148,7 +152,7 @@ class ExperimentConfig(Settings):
         return f"eval/reward/{self.eval_rewards[0].name}" if self.eval_rewards else "eval/objective"
 
     def fingerprint(self) -> dict[str, Any]:
-        """Return the settings that decide each step, as plain JSON: a run is continued or prolonged only with equal ones."""
+        """Return the settings that decide each step, as JSON: only a run with equal ones can be continued."""
         without_effect_on_a_step = {
             "runtime",
             "tracking",

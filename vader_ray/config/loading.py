@@ -1,4 +1,4 @@
-"""Recipes from YAML files, with dotted overrides, and messages that name the field at fault."""
+"""Read recipes from YAML files, apply dotted overrides, and report errors with the path of the field."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from vader_ray.errors import UserError
 from vader_ray.paths import PACKAGE
 
 _ALGORITHMS: dict[str, type[Settings]] = {"vader": VaderConfig, "ddpo": DdpoConfig, "dpo": DpoConfig}
+"""Section of each algorithm, by its name."""
 RECIPES = PACKAGE / "recipes"
+"""Folder of the packaged recipes."""
 
 
 class ConfigError(UserError):
@@ -24,12 +26,16 @@ class ConfigError(UserError):
 
 
 def recipe_names() -> list[str]:
-    """The packaged recipes."""
+    """List the names of the packaged recipes."""
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
 def load(recipe: str, overrides: Iterable[str] = ()) -> ExperimentConfig:
-    """The validated recipe, a packaged name or the path of a YAML file, with ``a.b=value`` overrides applied.
+    """Read a recipe, apply ``a.b=value`` overrides and validate it.
+
+    Args:
+        recipe: name of a packaged recipe, or path of a YAML file.
+        overrides: settings that replace or add to those of the file; lists are addressed by index.
 
     Raises:
         ConfigError: one line per problem, each with the field's path.
@@ -47,7 +53,11 @@ def load(recipe: str, overrides: Iterable[str] = ()) -> ExperimentConfig:
 
 
 def validate(document: Mapping[str, Any], *, folder: Path | None = None) -> ExperimentConfig:
-    """The settings of a plain dict, as a recipe file or another process gives them."""
+    """Validate the settings of a plain dict, as it comes from a recipe file or another process.
+
+    Raises:
+        ConfigError: one line per problem, each with the field's path.
+    """
     try:
         return ExperimentConfig.model_validate(document, context={"folder": folder})
     except ValidationError as error:
@@ -55,7 +65,7 @@ def validate(document: Mapping[str, Any], *, folder: Path | None = None) -> Expe
 
 
 def override(config: ExperimentConfig, overrides: Iterable[str]) -> ExperimentConfig:
-    """The recipe with ``a.b=value`` overrides applied."""
+    """Return the recipe with ``a.b=value`` overrides applied, validated again."""
     document = config.model_dump(mode="json", exclude_none=True)
     for text in overrides:
         _override(document, text)
@@ -63,7 +73,8 @@ def override(config: ExperimentConfig, overrides: Iterable[str]) -> ExperimentCo
 
 
 def flatten(value: object, prefix: str = "") -> dict[str, object]:
-    """Dotted paths and their values: ``{"sampling.truncation_depth": 1, "rewards.0.reward": "hps", …}``."""
+    """Flatten nested settings to dotted paths: ``{"sampling.truncation_depth": 1, "rewards.0.reward": "hps",
+    …}``."""
     if isinstance(value, Mapping):
         items: Iterable[tuple[object, object]] = value.items()
     elif isinstance(value, (list, tuple)) and any(isinstance(item, Mapping) for item in value):
@@ -88,7 +99,7 @@ def _recipe_path(recipe: str) -> Path:
 
 
 def _override(document: dict[str, Any], text: str) -> None:
-    """Set ``a.b=value`` in a nested document; numbers address list items; the value is read as YAML."""
+    """Set ``a.b=value`` in a nested document; numbers are indices of lists; the value is read as YAML."""
     address, equals, value = text.partition("=")
     if not equals or not address:
         raise ConfigError(f"{text!r} is not an override; write a.b=value")
@@ -109,7 +120,7 @@ def _override(document: dict[str, Any], text: str) -> None:
 
 
 def _number(text: str) -> str | float:
-    """YAML 1.1 reads 1e-4 as text; a person means the number."""
+    """Convert a number that YAML 1.1 reads as text, such as 1e-4."""
     try:
         return float(text)
     except ValueError:
@@ -131,13 +142,13 @@ def _index(items: list[Any], key: str, address: str) -> int:
 
 def _explain(error: ValidationError) -> Iterator[str]:
     problems = error.errors()
-    places = [problem["loc"] for problem in problems]
+    locations = [problem["loc"] for problem in problems]
     for problem in problems:
         if any(
-            len(place) > len(problem["loc"]) and place[: len(problem["loc"])] == problem["loc"]
-            for place in places
+            len(location) > len(problem["loc"]) and location[: len(problem["loc"])] == problem["loc"]
+            for location in locations
         ):
-            continue  # the list is faulty only because of its item
+            continue  # the section is refused only because of a field in it
         path = ".".join(str(part) for part in _address(problem["loc"])) or "recipe"
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":

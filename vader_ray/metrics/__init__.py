@@ -1,8 +1,9 @@
-"""Find metrics by name, check their options and load them. A metric is measured in every evaluation and never trained.
+"""Find metrics by name, check their options and load them: numbers that are measured and never trained.
 
-A file of this folder is a metric: ``motion.py`` is the metric ``motion``. It defines one class whose name ends in
-``Metric``; the keyword arguments of this class are the metric's options in a recipe. A dotted name reaches a metric outside
-the package: ``my.module`` (the only such class of the module) or ``my.module.ClassName``.
+A file of this folder is a metric: ``motion.py`` is the metric ``motion``. It defines one class whose name
+ends in ``Metric``; the keyword arguments of this class are the metric's options in a recipe. A dotted name
+reaches a metric outside the package: ``my.module`` (the only such class of the module) or
+``my.module.ClassName``.
 """
 
 from __future__ import annotations
@@ -53,10 +54,11 @@ def resolve(name: str) -> type[Any]:
 
 
 def check(spec: MetricConfig, *, folder: Path | None = None) -> MetricConfig:
-    """Return the setting with every local path made absolute (a relative one starts at ``folder``); loads no weights.
+    """Return the setting with absolute local paths; a relative one starts at ``folder``. Loads no weights.
 
     Raises:
-        ConfigError: unknown metric, unknown option, an option of the wrong type or a path that does not exist; one line each.
+        ConfigError: unknown metric, unknown option, an option of the wrong type or a path that does not
+            exist; one line each.
     """
     return spec.model_copy(update=check_options(resolve(spec.metric), spec, folder))
 
@@ -71,7 +73,7 @@ def build(spec: MetricConfig, *, device: torch.device | str) -> Metric:
 
 
 def measured_metrics(config: ExperimentConfig) -> dict[str, type[Any]]:
-    """Map each logged name of the recipe's metrics (``eval/motion``, ``eval/caption_accuracy/shape``) to its class."""
+    """Map the logged names of the recipe's metrics, such as ``eval/motion``, to the metrics' classes."""
     found: dict[str, type[Any]] = {}
     for spec in config.all_metrics():
         metric = resolve(spec.metric)

@@ -11,7 +11,7 @@ from vader_ray.types import Frames, Scores
 
 
 class MotionMetric:
-    """Mean length of the optical flow over pixels and pairs of neighbouring frames; 0 for a video of one frame."""
+    """Mean length of the optical flow over pixels and pairs of neighbouring frames; 0 for a single frame."""
 
     unit = "pixels per frame, 0 still"
     higher_is_better = True

@@ -48,7 +48,7 @@ def resolve(name: str) -> type:
 
 
 def check(spec: RewardConfig, *, folder: Path | None = None) -> RewardConfig:
-    """Return the setting with every local path made absolute (a relative one starts at ``folder``); loads no weights.
+    """Return the setting with absolute local paths; a relative one starts at ``folder``. Loads no weights.
 
     Raises:
         ConfigError: unknown reward, unknown option, an option of the wrong type or a path that does not exist; one line each.

@@ -1,8 +1,8 @@
 """Checkpoints: folders with all that an exact continuation needs.
 
-``adapter/`` and ``best_adapter/`` in the model's own adapter format, ``optimizer.pt``, ``state.json``, and ``base.pt``: the
-features of the base model's held-out videos for the metrics that compare with them. A checkpoint is written under another
-name and renamed, so a folder with the final name is complete.
+``adapter/`` and ``best_adapter/`` in the model's own adapter format, ``optimizer.pt``, ``state.json``, and
+``base.pt``: the features of the base model's held-out videos for the metrics that compare with them. A
+checkpoint is written under another name and renamed, so a folder with the final name is complete.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class State:
     reward_queries: int = 0
     """Training videos that were scored, over all workers."""
     denoiser_calls: int = 0
-    """Forward passes of the denoiser in training, per video and guidance branch, over all workers; recomputations are not
-    counted."""
+    """Forward passes of the denoiser in training, per video and guidance branch, over all workers;
+    recomputations are not counted."""
     train_seconds: float = 0.0
     """Wall-clock seconds of the training steps, without loading and evaluations."""
     worker_seconds: float = 0.0
@@ -109,7 +109,8 @@ def restore(
         )
     except (OSError, json.JSONDecodeError, TypeError, RuntimeError, EOFError) as error:
         raise ValueError(
-            f"{folder} is not a complete checkpoint ({type(error).__name__}: {error}); continue from an earlier one"
+            f"{folder} is not a complete checkpoint ({type(error).__name__}: {error}); "
+            "continue from an earlier one"
         ) from None
     model.load_adapter(folder / "adapter")
     optimizer.load_state_dict(saved)

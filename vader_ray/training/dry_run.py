@@ -59,7 +59,8 @@ def check_step(
     seconds = time.monotonic() - started
     if not 0 < norm < float("inf"):
         raise ValueError(
-            f"the adapter's gradient is {norm} for {len(update.grad_steps)} gradient steps ({update.grad_steps}); "
+            f"the adapter's gradient is {norm} for {len(update.grad_steps)} gradient steps "
+            f"({update.grad_steps}); "
             "choose other gradient steps (sampling.truncation, truncation_depth), adapt other layers "
             "(adapter.target_modules) or correct the reward"
         )

@@ -29,13 +29,14 @@ class Evaluation:
     metrics: dict[str, float]
     """Means over the held-out videos, by logged name (``eval/…``)."""
     scores: dict[str, list[float]]
-    """Score of every held-out video for each reward and for ``objective``; the paired differences are taken of these."""
+    """Score of every held-out video for each reward and for ``objective``."""
     metric_values: dict[str, list[float]]
-    """Value of every held-out video for each metric, by its name without ``eval/``: ``motion``, ``caption_accuracy/shape``."""
+    """Value of every held-out video for each metric, by its logged name without ``eval/``."""
     videos: tuple[Video, ...]
     """The held-out videos that are shown, with their frames."""
     base_features: dict[str, Features]
-    """Features of every held-out video for each `PairedMetric`: those of the first evaluation are the base model's."""
+    """Features of every held-out video for each `PairedMetric`: those of the first evaluation are the base
+    model's."""
     lower_is_better: frozenset[str]
     """Logged names of the metrics that are better when low."""
 
@@ -116,7 +117,7 @@ def compare_with_base(
 def paired_gains(
     before: dict[str, list[float]], after: dict[str, list[float]], generator: torch.Generator
 ) -> dict[str, float]:
-    """Return mean, standard error and 95 % confidence interval of each reward's paired differences ``after − before``.
+    """Return mean, standard error and 95 % confidence interval of each reward's paired differences.
 
     Args:
         before: score of every held-out video before training, by reward.
@@ -200,7 +201,7 @@ def _measure(
         rule = every_frame_rule(each.frames)
         chosen = frames[:, list(choose_frames(rule, frames.shape[1], torch.Generator()))]
         if not isinstance(each.metric, VideoMetric):
-            # video by video, since in a batch the last bits of a network's features depend on the batch's size
+            # one by one: in a batch the last bits of a network's output depend on the size of the batch
             features[each.name] = torch.cat([each.metric.features(video[None]) for video in chosen]).cpu()
             continue
         scores = each.metric(chosen, prompts)
@@ -222,7 +223,7 @@ def decode_all(decoder: VideoDecoder, latents: Latents) -> Frames:
 
 
 def to_uint8(frames: torch.Tensor) -> NDArray[np.uint8]:
-    """Convert one video's frames from ``frames 3 height width`` in [0, 1] to ``frames height width 3`` in 0…255."""
+    """Convert a video from ``frames 3 height width`` in [0, 1] to ``frames height width 3`` in 0…255."""
     pixels: NDArray[np.uint8] = (
         (frames.float().clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
     )

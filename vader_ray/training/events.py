@@ -64,6 +64,6 @@ class StepEvent:
     is_kept: bool = False
     """Whether the run can continue from here: worker 0 has a checkpoint."""
     checkpoint: Path | None = None
-    """Folder that continues the run exactly after this step, on worker 0. The receiver copies it before it returns."""
+    """Checkpoint of this step, on worker 0. The receiver copies it before it returns."""
     state: State = field(default_factory=State, repr=False)
     """State of the run after this step. Training changes it later, so the receiver uses it before it returns."""

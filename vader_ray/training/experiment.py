@@ -79,8 +79,8 @@ def build(
 ) -> Experiment:
     """Load model, rewards and metrics, encode every prompt once and free the text encoders' memory.
 
-    Sets the recipe's number of CPU threads for this process. On the meta device nothing has weights, and the contracts of
-    rewards and metrics are not checked.
+    Sets the recipe's number of CPU threads for this process. On the meta device nothing has weights, and the
+    contracts of rewards and metrics are not checked.
 
     Args:
         remote: by name, the rewards that other processes compute; they are not loaded here.

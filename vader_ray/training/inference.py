@@ -101,7 +101,7 @@ def generate_video(
 
 
 def merge_adapter(config: ExperimentConfig, adapter: Path, output: Path) -> list[Path]:
-    """Write the recipe's denoisers with a saved adapter merged into them, in ``model.precision``; return their folders.
+    """Merge a saved adapter into the recipe's denoisers, in ``model.precision``; return the folders written.
 
     Raises:
         ValueError: the adapter is missing, damaged or of another model, or its denoiser is not the library's.

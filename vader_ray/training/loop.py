@@ -1,4 +1,4 @@
-"""The training loop of one worker: step, evaluate, save a checkpoint, emit an event. Uses neither Ray nor MLflow."""
+"""The training loop of one worker: step, evaluate, save, emit an event. Uses neither Ray nor MLflow."""
 
 from __future__ import annotations
 
@@ -37,12 +37,14 @@ def train(
     All workers of a group call it with the same recipe and emit the same number of events.
 
     Args:
-        experiment: the loaded recipe with a fresh adapter (`build`); by default it is loaded here, on the CPU.
+        experiment: the loaded recipe with a fresh adapter (`build`); by default it is loaded here, on the
+            CPU.
         group: the workers of the run.
-        on_step: receives an event before training and after every step; on worker 0 those that are kept name a checkpoint.
+        on_step: receives an event before training and after every step; on worker 0 those that are kept name
+            a checkpoint.
         resume_from: checkpoint after which the run continues.
-        should_checkpoint: called after every step; True, on all workers alike, keeps the step: a machine is about to be
-            preempted.
+        should_checkpoint: called after every step; True, on all workers alike, keeps the step: a machine is
+            about to be preempted.
 
     Raises:
         TrainingError: the gradient was not finite for several steps in a row.
@@ -97,7 +99,7 @@ def make_optimizer(config: ExperimentConfig, experiment: Experiment) -> torch.op
 
 
 def is_due(step: int, every: int, *, is_last: bool) -> bool:
-    """Whether an action with a cadence of ``every`` steps is due after this step; after the last step it always is."""
+    """Whether an action is due after this step: every ``every`` steps, and after the last step."""
     return step % every == 0 or is_last
 
 
@@ -150,7 +152,7 @@ def run_costs(state: State, device: torch.device, started: float) -> dict[str, f
 
 
 def peak_gib(device: torch.device) -> float:
-    """Return the peak memory in GiB since the process began: of tensors on a GPU, of the whole process on the CPU."""
+    """Return the peak memory in GiB since the process began: of tensors on a GPU, else of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

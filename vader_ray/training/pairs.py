@@ -44,14 +44,15 @@ def read_pairs(file: str) -> tuple[Pair, ...]:
         )
     except (KeyError, TypeError, ValueError, OSError) as error:
         raise ValueError(
-            f"algorithm.pairs: {path} needs {', '.join(_COLUMNS)} in every row ({type(error).__name__}: {error})"
+            f"algorithm.pairs: {path} needs {', '.join(_COLUMNS)} in every row "
+            f"({type(error).__name__}: {error})"
         ) from None
     if missing := [video for pair in pairs for video in (pair.winner, pair.loser) if not video.is_file()]:
         raise ValueError(
             f"algorithm.pairs: the video {missing[0]} of {path} does not exist; correct its path"
         )
     if not pairs:
-        raise ValueError(f"algorithm.pairs: {path} contains no pair; give one row per pair")
+        raise ValueError(f"algorithm.pairs: {path} holds no pair; give one row per pair")
     return pairs
 
 
@@ -69,8 +70,8 @@ def read_frames(path: Path, sampling: SamplingConfig) -> Frames:
     expected = (sampling.num_frames, sampling.height, sampling.width, 3)
     if pixels.shape != expected or pixels.dtype != np.uint8:
         raise ValueError(
-            f"algorithm.pairs: {path} contains {pixels.dtype} {pixels.shape}, the recipe's sampling makes uint8 {expected} "
-            "(frames, height, width, 3); convert the video, or change sampling"
+            f"algorithm.pairs: {path} holds {pixels.dtype} {pixels.shape}, the recipe's sampling makes uint8 "
+            f"{expected} (frames, height, width, 3); convert the video, or change sampling"
         )
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
 
@@ -82,6 +83,7 @@ def _decode(path: Path, sampling: SamplingConfig) -> np.ndarray[tuple[int, ...],
     done = subprocess.run([*command, "-f", "rawvideo", "-pix_fmt", "rgb24", "-"], capture_output=True)
     if done.returncode:
         raise ValueError(
-            f"algorithm.pairs: {path} cannot be read as a video: {done.stderr.decode(errors='replace').strip()}"
+            f"algorithm.pairs: {path} cannot be read as a video: "
+            f"{done.stderr.decode(errors='replace').strip()}"
         )
     return np.frombuffer(done.stdout, np.uint8).reshape(-1, sampling.height, sampling.width, 3).copy()

@@ -1,4 +1,4 @@
-"""One training step: this worker's videos, the algorithm's gradient, its sum over workers, the optimizer update."""
+"""One training step: sample, compute the algorithm's gradient, sum it over workers, update the adapter."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def train_step(
     state: State,
     wall_seconds: float,
 ) -> tuple[dict[str, float], tuple[RewardQuery, ...]]:
-    """Take one step of the recipe's algorithm; return the step's metrics and its reward queries over all workers.
+    """Take one step of the recipe's algorithm; return its metrics and its reward queries over all workers.
 
     Raises:
         TrainingError: the gradient was not finite for several steps in a row.
@@ -78,7 +78,7 @@ def train_step(
 
 
 def choose_algorithm(config: ExperimentConfig, step: int) -> Algorithm:
-    """The recipe's algorithm as it is in one step: VADER draws its graded denoising steps."""
+    """Return the recipe's algorithm for one step: VADER draws its gradient steps."""
     settings = config.algorithm
     if isinstance(settings, DdpoConfig):
         return Ddpo(settings)
@@ -89,7 +89,7 @@ def choose_algorithm(config: ExperimentConfig, step: int) -> Algorithm:
 
 
 def make_rollout(config: ExperimentConfig, experiment: Experiment, videos: Sequence[int]) -> Rollout:
-    """Prompts, conditioning, noise and seen frames of some videos: functions of the seed and the video's index."""
+    """Prepare prompts, conditioning, noise and scored frames of videos, from the seed and their indices."""
     if experiment.pairs:
         return _given_rollout(config, experiment, videos)
     group_size = 2 if isinstance(config.algorithm, DpoConfig) else 1
@@ -101,18 +101,18 @@ def make_rollout(config: ExperimentConfig, experiment: Experiment, videos: Seque
         seen=[
             [
                 choose_frames(
-                    term.frames, config.sampling.num_frames, generator(config.seed, "frames", video, place)
+                    term.frames, config.sampling.num_frames, generator(config.seed, "frames", video, index)
                 )
                 for video in videos
             ]
-            for place, term in enumerate(experiment.terms)
+            for index, term in enumerate(experiment.terms)
         ],
         draws=[derive_seed(config.seed, "algorithm", video) for video in videos],
     )
 
 
 def _given_rollout(config: ExperimentConfig, experiment: Experiment, videos: Sequence[int]) -> Rollout:
-    """Pairs from a file, the better one first: no video is made and no reward asked."""
+    """Pairs from a file, the better one first: no video is sampled and no reward computed."""
     pairs = [prompt_of(experiment.pairs, config.seed, video // 2) for video in videos]
     prompts = [pair.prompt for pair in pairs]
     paths = [pair.loser if video % 2 else pair.winner for pair, video in zip(pairs, videos, strict=True)]
@@ -128,7 +128,7 @@ def _given_rollout(config: ExperimentConfig, experiment: Experiment, videos: Seq
 
 
 def sum_and_clip(model: VideoModel, group: WorkerGroup, max_norm: float) -> float:
-    """Replace the adapter's gradients by their sum over workers and clip them; return their norm before clipping."""
+    """Sum the adapter's gradients over workers and clip them; return their norm before clipping."""
     parameters = model.adapter_parameters()
     for parameter in parameters:
         if parameter.grad is None:
@@ -167,7 +167,7 @@ def _update(
     state: State,
     results: Sequence[QueryResult],
 ) -> None:
-    """Update the adapter, or skip the step if the gradient is not finite: after the sum over workers all of them skip alike."""
+    """Update the adapter, or skip the step if the summed gradient is not finite: then all workers skip it."""
     if torch.isfinite(torch.tensor(norm)):
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -178,7 +178,8 @@ def _update(
     state.nonfinite_in_a_row += 1
     if state.nonfinite_in_a_row >= config.optimizer.max_nonfinite_steps:
         raise TrainingError(
-            f"step {state.step}: the gradient was {norm} for {state.nonfinite_in_a_row} steps in a row; {_cause(results)}"
+            f"step {state.step}: the gradient was {norm} for {state.nonfinite_in_a_row} steps in a row; "
+            f"{_cause(results)}"
         )
 
 
@@ -186,7 +187,10 @@ def _cause(results: Sequence[QueryResult]) -> str:
     for query in (result.query for result in results):
         for name, value in query.scores.items():
             if not torch.isfinite(torch.tensor(value)):
-                return f"reward {name!r} returned {value} for video {query.video} ({query.prompt!r}): correct or remove that reward"
+                return (
+                    f"reward {name!r} returned {value} for video {query.video} ({query.prompt!r}): "
+                    "correct or remove that reward"
+                )
     return "the rewards are finite, so lower optimizer.learning_rate or raise model.precision"
 
 

@@ -23,7 +23,7 @@ def check_contract(
     height: int = 32,
     width: int = 32,
 ) -> None:
-    """Measure two random videos: declarations, shapes, finite numbers, and no influence of one video on the other's.
+    """Check a metric on two random videos: shapes, finite numbers, and independent videos.
 
     Raises:
         ValueError: names the metric and what is wrong.
