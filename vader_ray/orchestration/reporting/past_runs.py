@@ -231,7 +231,15 @@ def _refused(client: MlflowClient, parent: Any) -> Iterator[PastRun]:
                 **swept,
             }
             yield PastRun(
-                client, "", parent.info.experiment_id, row["trial"], "failed", parent.info.start_time, {}, tags, {}
+                client,
+                "",
+                parent.info.experiment_id,
+                row["trial"],
+                "failed",
+                parent.info.start_time,
+                {},
+                tags,
+                {},
             )
 
 
