@@ -47,7 +47,7 @@ def _refused(*arguments: str) -> str:
         ("sampling.no_such=1", "sampling.no_such: there is no such setting; here are"),
         ("num_steps=few", "num_steps: Input should be a valid integer"),
         ("model.weights=/no/where", "model.weights: /no/where does not exist"),
-        ("model.family=nothing", "model.family: there is no 'nothing'; choose one of "),
+        ("model.family=nothing", "model.family: there is no 'nothing'; give one of "),
         (
             "rewards.0.reward=nothing",
             "reward: there is no 'nothing'; give one of action, aesthetic, brightness, ",
@@ -100,7 +100,7 @@ def test_generate_and_evaluate_with_and_without_an_adapter(
     assert scored.exit_code == 0, scored.output
     assert "eval/reward/brightness" in scored.stdout
     assert Path("scores.json").exists()
-    assert "nothing holds no adapter; give a folder with adapter_model.safetensors" in _refused(
+    assert "nothing has no adapter; give a folder with adapter_model.safetensors" in _refused(
         "evaluate", recipe, "--adapter", "nothing"
     )
 

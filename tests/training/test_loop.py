@@ -17,6 +17,7 @@ import torch
 from tests.helpers.recipe import tiny_config, write_tiny
 from tests.training.test_media import decode
 from vader_ray.config import RewardConfig, load
+from vader_ray.errors import RunFailed
 from vader_ray.training import seeding
 from vader_ray.training.checkpoint import State
 from vader_ray.training.distributed import WorkerGroup
@@ -25,7 +26,6 @@ from vader_ray.training.experiment import build
 from vader_ray.training.inference import evaluate_adapter, generate_video
 from vader_ray.training.loop import is_due, train
 from vader_ray.training.model_cache import ModelCache
-from vader_ray.training.step import TrainingError
 from vader_ray.types import Frames, Granularity, Scores
 
 
@@ -275,7 +275,7 @@ def test_nonfinite_gradients_are_skipped_counted_and_fail_with_their_cause(
         tiny_pipeline_folder, rewards=[{"reward": "tests.training.test_loop", "label": "mine"}]
     )
     with pytest.raises(
-        TrainingError,
+        RunFailed,
         match=r"step 3: the gradient was nan for 3 steps in a row; reward 'mine' returned nan for video 8",
     ):
         train(config, on_step=keeper)
@@ -304,10 +304,10 @@ def test_a_damaged_checkpoint_is_refused_by_name(
 def test_a_checkpoint_of_another_adapter_is_refused(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
     train(tiny_config(tiny_pipeline_folder, num_steps=2), on_step=Keeper(tmp_path))
     other = tiny_config(tiny_pipeline_folder, num_steps=4, adapter={"rank": 3})
-    with pytest.raises(ValueError, match=r"has rank 2 and alpha 8\.0, this recipe asks for rank 3"):
+    with pytest.raises(ValueError, match=r"has rank 2 and alpha 8\.0, the model's has rank 3"):
         train(other, on_step=Keeper(tmp_path / "more"), resume_from=tmp_path / "2")
     narrower = tiny_config(tiny_pipeline_folder, num_steps=4, adapter={"rank": 2, "target_modules": ["to_q"]})
-    with pytest.raises(ValueError, match=r"was made for another model: \d+ tensors differ, the first is"):
+    with pytest.raises(ValueError, match=r"belongs to another model: \d+ tensors differ, the first is"):
         train(narrower, on_step=Keeper(tmp_path / "more"), resume_from=tmp_path / "2")
 
 

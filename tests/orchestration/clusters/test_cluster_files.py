@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 from tests.helpers.mock_aws import REGION, mock_aws
 from tests.helpers.paths import REPOSITORY
 from vader_ray.cli import app
-from vader_ray.config import ConfigError
+from vader_ray.errors import UserError
 from vader_ray.orchestration.clusters.cluster_files import check_cluster_file, is_cluster_file
 from vader_ray.orchestration.clusters.connection import runtime_env
 from vader_ray.orchestration.clusters.worker_setup import HOOK
@@ -67,7 +67,7 @@ def test_each_placeholder_left_is_named(name: str, tmp_path: Path) -> None:
     assert 1 <= len(placeholders) <= 5
     for placeholder in placeholders:
         left = filled(name, tmp_path, **{placeholder: placeholder})
-        with pytest.raises(ConfigError, match=rf"{placeholder} is not filled in \(line \d"):
+        with pytest.raises(UserError, match=rf"{placeholder} is not filled in \(line \d"):
             check_cluster_file(left)
 
 
@@ -111,7 +111,12 @@ def test_the_alternatives_in_comments_are_valid(tmp_path: Path) -> None:
         ("kuberay-cluster.yaml", "name: shm #", "name: shn #", "mounts 'shm'"),
         ("kuberay-cluster.yaml", 'rayVersion: "2.60.0"', 'rayVersion: "2.9.0"', "Ray 2.9.0 is named"),
         ("kuberay-job.yaml", "entrypoint:", "entry:", "spec: 'entrypoint' is a required property"),
-        ("kuberay-job.yaml", "entrypoint:", "clusterSelector: {a: b}\n  entrypoint:", "either rayClusterSpec"),
+        (
+            "kuberay-job.yaml",
+            "entrypoint:",
+            "clusterSelector: {a: b}\n  entrypoint:",
+            "either rayClusterSpec",
+        ),
         ("kuberay-job.yaml", "vader-ray:0.1.0", "vader-ray:0.0.9", "vader_ray 0.0.9 is named"),
         ("slurm.sbatch", "sleep 1\ndone", "sleep 1", "syntax error"),
     ],
@@ -120,7 +125,7 @@ def test_a_mistake_is_named(name: str, before: str, after: str, message: str, tm
     path = filled(name, tmp_path)
     assert before in path.read_text()
     path.write_text(path.read_text().replace(before, after))
-    with pytest.raises(ConfigError, match=re.escape(message)):
+    with pytest.raises(UserError, match=re.escape(message)):
         check_cluster_file(path)
 
 

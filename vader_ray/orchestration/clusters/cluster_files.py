@@ -14,7 +14,7 @@ import jsonschema
 import ray
 import yaml
 
-from vader_ray.config import ConfigError
+from vader_ray.errors import UserError
 from vader_ray.orchestration.clusters.kuberay import kuberay_errors
 from vader_ray.orchestration.ray_private import prepare_config, validate_config
 
@@ -39,7 +39,7 @@ def check_cluster_file(path: Path) -> str:
     """Check a file and return a line about it.
 
     Raises:
-        ConfigError: one line per error: a placeholder that is not filled in, a wrong field, another version.
+        UserError: one line per error: a placeholder that is not filled in, a wrong field, another version.
     """
     text = path.read_text(encoding="utf-8")
     problems = [*_placeholders(text), *_versions(text)]
@@ -50,7 +50,7 @@ def check_cluster_file(path: Path) -> str:
         kind = "Ray's launcher" if any(map(_is_launcher, documents)) else "KubeRay"
         more = [problem for document in documents for problem in _schema_errors(document)]
     if problems := [*problems, *more]:
-        raise ConfigError("\n".join(f"{path}: {problem}" for problem in problems))
+        raise UserError("\n".join(f"{path}: {problem}" for problem in problems))
     return (
         f"{path}: valid for {kind}, complete, made for Ray {ray.__version__} and vader_ray {_PACKAGE_VERSION}"
     )
@@ -60,7 +60,7 @@ def _documents(path: Path) -> list[Any]:
     try:
         return list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
     except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path} cannot be read as YAML: {error}") from None
+        raise UserError(f"{path} cannot be read as YAML: {error}") from None
 
 
 def _is_launcher(document: Any) -> bool:
