@@ -115,9 +115,7 @@ def existing() -> Iterator[None]:
     try:
         ray.init(address="auto", logging_level=logging.ERROR, log_to_driver=False)
     except ConnectionError as error:
-        raise UserError(
-            f"no Ray cluster can be reached ({error}); set RAY_ADDRESS to its address"
-        ) from error
+        raise UserError(f"no Ray cluster can be reached ({error}); set RAY_ADDRESS to its address") from error
     try:
         yield
     finally:
