@@ -1,0 +1,1 @@
+"""Examples: scripts to read and to start from."""

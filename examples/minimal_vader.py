@@ -10,8 +10,9 @@ bounded memory, any scheduler and pipeline, several workers, checkpoints and eva
 """
 
 import torch
-from diffusers import TextToVideoSDPipeline
+from diffusers import DiffusionPipeline, TextToVideoSDPipeline
 from peft import LoraConfig, inject_adapter_in_model
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 import vader_ray as vr
@@ -23,7 +24,7 @@ NUM_STEPS, BATCH_SIZE, LEARNING_RATE = 16, 2, 1e-3
 PROMPTS = ["a red star moving up", "a blue circle moving left", "a green square moving down"]
 
 
-def add_lora(pipe, rank=8, alpha=8):
+def add_lora(pipe: DiffusionPipeline, rank: int = 8, alpha: int = 8) -> list[Tensor]:
     """Freeze the pipeline, add a LoRA to the denoiser and return its trainable parameters."""
     for module in (pipe.unet, pipe.vae, pipe.text_encoder):
         module.requires_grad_(False)
@@ -32,7 +33,9 @@ def add_lora(pipe, rank=8, alpha=8):
     return [parameter for parameter in pipe.unet.parameters() if parameter.requires_grad]
 
 
-def sample_frames(pipe, prompts, noise, truncation_depth):
+def sample_frames(
+    pipe: DiffusionPipeline, prompts: list[str], noise: Tensor, truncation_depth: int
+) -> Tensor:
     """Denoise from noise (batch, channels, frames, height, width); return frames in [0, 1] with gradient.
 
     The first denoising steps run without gradient; the last ``truncation_depth`` keep their graph.
@@ -54,7 +57,7 @@ def sample_frames(pipe, prompts, noise, truncation_depth):
     return (decoded / 2 + 0.5).clamp(0, 1).unflatten(0, (len(prompts), -1))
 
 
-def main():
+def main() -> None:
     """Train a LoRA that raises the mean reward of the training prompts."""
     generator = torch.Generator().manual_seed(0)
     pipe = TextToVideoSDPipeline.from_pretrained(vr.packaged_weights("text_to_video"))

@@ -1,7 +1,8 @@
-"""How many reward queries does VADER need where DDPO and Diffusion-DPO, which use no reward gradient, need many?
+"""How many reward queries does VADER need, compared with methods without reward gradients?
 
-The paper's Figure 7: a reward on held-out prompts against reward queries and against seconds, at equal budgets of
-queries, over seeds. Each method has two settings, and the better one is drawn (``curves/``).
+The paper's Figure 7: a reward on held-out prompts against reward queries and against seconds, at equal
+numbers of queries, over seeds, for VADER, DDPO and Diffusion-DPO. Each method has two settings; the figures
+in ``curves/`` show the better one.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ from typing import Any
 
 from ray import tune
 
-from vader_ray.cli import sweep_script
 from vader_ray.config import ExperimentConfig
 from vader_ray.orchestration.sweeps.definition import SweepDefinition, Values
+from vader_ray.orchestration.sweeps.script import sweep_script
 
 QUERIES = 128
 OTHER = {"hps": "aesthetic", "aesthetic": "hps"}
@@ -30,7 +31,7 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
 
 
 def settings(values: Values, recipe: ExperimentConfig) -> dict[str, Any]:
-    """VADER in steps of 4 videos through all denoising steps, the others in steps of 16; as many reward queries."""
+    """Return steps of 4 videos for VADER, through all denoising steps, and of 16 videos for the others."""
     method, num_videos = values["method"], 4 if values["method"] == "vader" else 16
     rewards = [
         {"reward": name, "weights": f"shapes:{name}"} for name in (values["reward"], OTHER[values["reward"]])
@@ -59,14 +60,15 @@ SWEEP = SweepDefinition(
     name="data_efficiency",
     question=__doc__,
     recipe="shapes_hps",
-    budget=("sampling.num_frames=2", "sampling.num_inference_steps=4", "sampling.eta=1", "evaluation.num_videos=12",
+    default_overrides=("sampling.num_frames=2", "sampling.num_inference_steps=4", "sampling.eta=1",
+    "evaluation.num_videos=12",
             "evaluation.num_shown=2", "eval_metrics=[]", "evaluation.select=eval/objective",
             "runtime.prefix_batch_size=16", "runtime.micro_batch_size=16", "runtime.decode_chunk_size=2",
             "checkpoint.every=8", "expected_metrics={}"),
     space={"seed": tune.grid_search([0, 1, 2]), "reward": tune.grid_search(["hps", "aesthetic"]),
            "method": tune.grid_search(list(SETTINGS)), "setting": tune.grid_search(["slow", "fast"])},
     settings=settings,
-    curves=True,
+    plot_curves=True,
 )  # fmt: skip
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Which learning rate? Seven values from 1e-4 to 1e-2, at equal reward queries."""
+"""Which learning rate is best? Seven values from 1e-4 to 1e-2, at equal reward queries."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from typing import Any
 
 from ray import tune
 
-from vader_ray.cli import sweep_script
 from vader_ray.config import ExperimentConfig
 from vader_ray.orchestration.sweeps.definition import SweepDefinition, Values
+from vader_ray.orchestration.sweeps.script import sweep_script
 
 
 def settings(values: Values, recipe: ExperimentConfig) -> dict[str, Any]:
-    """The learning rate of AdamW; all else is the recipe's."""
+    """Return the learning rate of AdamW; everything else is the recipe's."""
     return {"optimizer.learning_rate": values["lr"]}
 
 
@@ -20,7 +20,12 @@ SWEEP = SweepDefinition(
     name="learning_rate_sweep",
     question=__doc__,
     recipe="shapes_hps",
-    budget=("num_steps=12", "evaluation.every=6", "evaluation.num_videos=10", "checkpoint.every=3"),
+    default_overrides=(
+        "num_steps=12",
+        "evaluation.every=6",
+        "evaluation.num_videos=10",
+        "checkpoint.every=3",
+    ),
     space={"lr": tune.grid_search([1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2])},
     settings=settings,
 )

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import re
 import shutil
-import socket
-import time
+import subprocess
+import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+from tests.helpers.network import failing_server
 from tests.helpers.recipe import write_tiny
 from tests.helpers.tiny_clips import save_clip
 from vader_ray.cli import app
+from vader_ray.errors import UserError
+from vader_ray.paths import PACKAGE
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +48,7 @@ def _refused(*arguments: str) -> str:
         ("sampling.no_such=1", "sampling.no_such: there is no such setting; here are"),
         ("num_steps=few", "num_steps: Input should be a valid integer"),
         ("model.weights=/no/where", "model.weights: /no/where does not exist"),
-        ("model.family=nothing", "model.family: there is no 'nothing'; choose one of "),
+        ("model.family=nothing", "model.family: there is no 'nothing'; give one of "),
         (
             "rewards.0.reward=nothing",
             "reward: there is no 'nothing'; give one of action, aesthetic, brightness, ",
@@ -77,12 +82,10 @@ def test_nothing_to_resume() -> None:
 
 
 def test_a_tracking_server_that_is_down_stops_the_run_before_work() -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    started = time.monotonic()
-    assert f"127.0.0.1:{port}" in _refused("train", "shapes_hps", f"tracking.uri=http://127.0.0.1:{port}")
-    assert time.monotonic() - started < 60  # MLflow's own default retries for four minutes
+    with failing_server(hang=False) as server:
+        assert server.address in _refused("train", "shapes_hps", f"tracking.uri={server.address}")
+        assert server.num_connections == 2  # MLflow's own default retries for four minutes
+    assert [path.name for path in Path("runs").glob("*/*")] == ["recipe.yaml"]
 
 
 def test_generate_and_evaluate_with_and_without_an_adapter(
@@ -96,7 +99,7 @@ def test_generate_and_evaluate_with_and_without_an_adapter(
     assert scored.exit_code == 0, scored.output
     assert "eval/reward/brightness" in scored.stdout
     assert Path("scores.json").exists()
-    assert "nothing holds no adapter; give a folder with adapter_model.safetensors" in _refused(
+    assert "nothing has no adapter; give a folder with adapter_model.safetensors" in _refused(
         "evaluate", recipe, "--adapter", "nothing"
     )
 
@@ -109,21 +112,58 @@ def test_a_truncated_weight_file_is_named(tiny_pipeline_folder: Path, tmp_path: 
     assert str(weights) in _refused("generate", str(write_tiny(tmp_path, weights)), "a star")
 
 
-@pytest.mark.parametrize(
-    ("what", "name"),
-    [("models", "modelscope"), ("rewards", "hps"), ("metrics", "motion"), ("recipes", "shapes_hps")],
-)
-def test_list_names_what_a_recipe_can_name(what: str, name: str) -> None:
-    result = CliRunner().invoke(app, ["list", what])
+@pytest.mark.parametrize("kind", ["models", "rewards", "metrics"])
+def test_list_describes_every_file_of_the_folder(kind: str) -> None:
+    """Plugins are alone in their folder, besides the shared code in ``base.py``, ``core/`` and ``adapters/``."""
+    result = CliRunner().invoke(app, ["list", kind])
     assert result.exit_code == 0
-    assert name in result.stdout
+    plugins = {path.stem for path in (PACKAGE / kind).iterdir() if not path.name.startswith("_")}
+    assert _listed(result.stdout) == plugins - {"base", "core", "adapters"}
+
+
+def test_list_describes_every_recipe() -> None:
+    result = CliRunner().invoke(app, ["list", "recipes"])
+    assert result.exit_code == 0
+    recipes = {path.stem for path in (PACKAGE / "recipes").glob("*.yaml")}
+    assert _listed(result.stdout) == recipes
+
+
+def _listed(table: str) -> set[str]:
+    """Names of the first column that have a description in the second."""
+    return set(re.findall(r"^ (\w+) +\S", table, re.MULTILINE))
 
 
 def test_list_refuses_what_it_does_not_know() -> None:
-    assert (
-        "there is nothing called 'dogs' to list; choose one of models, rewards, metrics, recipes"
-        in _refused("list", "dogs")
+    assert "'dogs' cannot be listed; choose one of models, rewards, metrics, recipes" in _refused(
+        "list", "dogs"
     )
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    done = subprocess.run([sys.executable, "-m", "vader_ray", "--version"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, metadata.version("vader-ray"))
+
+
+def test_debug_shows_the_traceback_of_a_users_mistake() -> None:
+    result = CliRunner().invoke(app, ["--debug", "list", "dogs"])
+    assert isinstance(result.exception, UserError)
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ValueError("a bug of ours or of a library")
+
+    monkeypatch.setattr("vader_ray.models.names", broken)
+    result = CliRunner().invoke(app, ["list", "models"])
+    assert type(result.exception) is ValueError
+    assert result.exit_code == 1
+
+
+def test_an_output_that_cannot_be_written_is_named(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
+    Path("file").write_text("")
+    recipe = str(write_tiny(tmp_path, tiny_pipeline_folder))
+    assert "file/scores.json cannot be written" in _refused("evaluate", recipe, "-o", "file/scores.json")
+    assert "file/star.mp4 cannot be written" in _refused("generate", recipe, "a star", "-o", "file/star.mp4")
 
 
 def test_fetch_loads_every_reward_and_metric_and_names_the_models_folder(tmp_path: Path) -> None:

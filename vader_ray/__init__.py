@@ -15,17 +15,18 @@ if TYPE_CHECKING:
     from ray.tune import loguniform as loguniform
     from ray.tune import uniform as uniform
 
-    from vader_ray.api import VideoModel as VideoModel
     from vader_ray.api import evaluate as evaluate
     from vader_ray.api import generate as generate
-    from vader_ray.api import load_adapter as load_adapter
     from vader_ray.api import load_recipe as load_recipe
     from vader_ray.api import load_reward as load_reward
     from vader_ray.api import packaged_weights as packaged_weights
     from vader_ray.api import sweep as sweep
     from vader_ray.api import train as train
+    from vader_ray.config import ExperimentConfig as ExperimentConfig
     from vader_ray.errors import RunFailed as RunFailed
     from vader_ray.errors import UserError as UserError
+    from vader_ray.models import VideoModel as VideoModel
+    from vader_ray.models import load_adapter as load_adapter
     from vader_ray.orchestration.runs.summary import RunSummary as RunSummary
     from vader_ray.training.callbacks import Callback as Callback
     from vader_ray.training.trainer import Trainer as Trainer
@@ -35,17 +36,18 @@ __version__ = "0.1.0"
 
 _MODULES = {
     "Callback": "vader_ray.training.callbacks",
+    "ExperimentConfig": "vader_ray.config",
     "RunFailed": "vader_ray.errors",
     "RunSummary": "vader_ray.orchestration.runs.summary",
     "Trainer": "vader_ray.training.trainer",
     "TrainerStep": "vader_ray.training.trainer",
     "UserError": "vader_ray.errors",
-    "VideoModel": "vader_ray.api",
+    "VideoModel": "vader_ray.models",
     "choice": "ray.tune",
     "evaluate": "vader_ray.api",
     "generate": "vader_ray.api",
     "grid_search": "ray.tune",
-    "load_adapter": "vader_ray.api",
+    "load_adapter": "vader_ray.models",
     "load_recipe": "vader_ray.api",
     "load_reward": "vader_ray.api",
     "loguniform": "ray.tune",

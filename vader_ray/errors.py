@@ -1,5 +1,42 @@
-"""How a run can end early."""
+"""The two errors that end a command with a message; any other exception is a bug and has a traceback."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+class UserError(ValueError):
+    """A mistake that the user can correct; the message names the given value, the expected one and a remedy.
+
+    The command ends with exit status 2.
+    """
 
 
 class RunFailed(RuntimeError):
-    """A run ended without its result; the message says why and how to go on."""
+    """A run that ended without its result: the message gives the cause and how to continue.
+
+    The command ends with exit status 1.
+    """
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or the name of its class if the message is empty."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def last_line(error: BaseException) -> str:
+    """Return the last line of an error's message: of a remote traceback, the exception itself."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
+
+
+@contextmanager
+def explain_write_errors(path: Path) -> Iterator[None]:
+    """Turn the failure to write to a path that the user chose into a `UserError` that names the path."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written ({error.strerror or error}); choose another path"
+        ) from None

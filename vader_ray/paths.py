@@ -1,4 +1,4 @@
-"""Where weights and prompts lie: packaged, local or on a hub. Part of the configuration; imports no framework."""
+"""Paths of weights, prompts and pairs in a recipe: packaged, local or on a hub. Imports no framework."""
 
 from __future__ import annotations
 
@@ -7,21 +7,26 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 
+from vader_ray.prompt_files import COLUMN, read_prompt_file
+
 PACKAGE = Path(__file__).parent
 SHAPES_PREFIX = "shapes:"
+"""Prefix of the names of packaged weights and prompts: those of the embedded shapes data set."""
 PAIR_SUFFIXES = (".parquet", ".jsonl")
+"""Endings of a file of preference pairs."""
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+"""Endings of a prompt's image."""
 
 
 def locate(weights: str) -> str:
-    """Where weights lie: the packaged folder for ``shapes:NAME``, else the local path or hub id as it was given."""
+    """Return the packaged folder for ``shapes:NAME``, else the local path or hub id as it was given."""
     if weights.startswith(SHAPES_PREFIX):
         return str(PACKAGE / "shapes" / "checkpoints" / weights.removeprefix(SHAPES_PREFIX))
     return weights
 
 
 def _absolute_if_local(weights: str, info: ValidationInfo) -> str:
-    """Workers run in another directory, so a local path is made absolute when the recipe is read."""
+    """Make a local path absolute when the recipe is read, as workers run in another directory."""
     if weights.startswith(SHAPES_PREFIX):
         if not Path(locate(weights)).exists():
             raise ValueError(
@@ -44,16 +49,16 @@ def _packaged_checkpoints() -> list[str]:
 
 
 def _from_recipe(path: str, info: ValidationInfo) -> Path:
-    """An absolute path; a relative one starts at the recipe's folder, then at the working directory."""
+    """Return an absolute path; a relative one starts at the recipe's folder or the working directory."""
     folder = (info.context or {}).get("folder")
     expanded = Path(path).expanduser()
-    if folder is not None and (beside := Path(folder) / expanded).exists():
-        return beside.resolve()
+    if folder is not None and (in_folder := Path(folder) / expanded).exists():
+        return in_folder.resolve()
     return expanded.resolve()
 
 
 def _read_prompts(value: object, info: ValidationInfo) -> object:
-    """A file with one prompt per line is read at load, so that a run carries its prompts with it."""
+    """Read a file of prompts when the recipe is read, so that a run records its prompts."""
     if not isinstance(value, str):
         return value
     if value.startswith(SHAPES_PREFIX):
@@ -63,21 +68,12 @@ def _read_prompts(value: object, info: ValidationInfo) -> object:
         path = _from_recipe(value, info)
     if path.is_dir():
         return _read_images(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"cannot read the prompt file {path} ({type(error).__name__}); give a text file, one prompt per line, "
-            "or a folder of images"
-        ) from None
-    prompts = tuple(line.strip() for line in text.splitlines() if line.strip())
-    if not prompts:
-        raise ValueError(f"{path} holds no prompt; write one prompt per line")
-    return tuple(_beside(prompt, path.parent) for prompt in prompts)
+    prompts = read_prompt_file(path, info.data.get("column", COLUMN))
+    return tuple(_image_in(prompt, path.parent) for prompt in prompts)
 
 
 def _read_images(folder: Path) -> tuple[str, ...]:
-    """Each image of a folder, with the words of its file name as text."""
+    """Make a prompt of each image of a folder, with the words of its file name as text."""
     images = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
     if not images:
         raise ValueError(f"{folder} holds no image; put {', '.join(IMAGE_SUFFIXES)} files there")
@@ -85,21 +81,21 @@ def _read_images(folder: Path) -> tuple[str, ...]:
 
 
 def split_image(prompt: str) -> tuple[Path | None, str]:
-    """Image and text of a prompt: ``path/to/image.png | text`` has both, every other prompt is text alone."""
+    """Split a prompt into image and text: ``path/to/image.png | text`` has both, any other prompt is text."""
     path, bar, text = prompt.partition("|")
     if bar and path.strip().lower().endswith(IMAGE_SUFFIXES):
         return Path(path.strip()), text.strip()
     return None, prompt
 
 
-def _beside(prompt: str, folder: Path) -> str:
-    """The prompt with its image found beside the file that names it."""
+def _image_in(prompt: str, folder: Path) -> str:
+    """Prepend the folder of the prompt file to the prompt's image, if the image is there."""
     image, text = split_image(prompt)
     return f"{folder / image} | {text}" if image is not None and (folder / image).exists() else prompt
 
 
 def _find_images(prompts: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
-    """Workers run in another directory, so images get absolute paths when the recipe is read."""
+    """Make the images' paths absolute when the recipe is read, as workers run in another directory."""
     found = []
     for prompt in prompts:
         image, text = split_image(prompt)
@@ -114,7 +110,7 @@ def _find_images(prompts: tuple[str, ...], info: ValidationInfo) -> tuple[str, .
 
 
 def _find_pairs(path: str, info: ValidationInfo) -> str:
-    """Workers run in another directory, so the file gets an absolute path when the recipe is read."""
+    """Make the path of a file of pairs absolute, as workers run in another directory."""
     found = _from_recipe(path, info)
     if not found.is_file() or found.suffix not in PAIR_SUFFIXES:
         raise ValueError(f"{found} is no file of pairs; give an existing {' or '.join(PAIR_SUFFIXES)} file")
@@ -122,7 +118,10 @@ def _find_pairs(path: str, info: ValidationInfo) -> str:
 
 
 Weights = Annotated[str, Field(min_length=1), AfterValidator(_absolute_if_local)]
+"""A local path, a hub id (``owner/name``) or ``shapes:NAME``."""
 Prompts = Annotated[
     tuple[str, ...], Field(min_length=1), BeforeValidator(_read_prompts), AfterValidator(_find_images)
 ]
+"""Prompts, given as a list, a file with one prompt per line, a folder of images, or ``shapes:NAME``."""
 PairsFile = Annotated[str, AfterValidator(_find_pairs)]
+"""Path of a file of preference pairs."""

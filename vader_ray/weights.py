@@ -1,7 +1,7 @@
-"""Checkpoints of rewards and models: where they lie, how they are read, and what to do when they cannot be.
+"""Find, download and read the pretrained weights of rewards, metrics and models.
 
-Where networks are made without memory (``with torch.device("meta")``), weights are neither downloaded nor read: of a local
-checkpoint only the shapes are, and a network whose checkpoint is not at hand stays as it was made.
+On the meta device (``with torch.device("meta")``) weights are neither downloaded nor read: of a local
+checkpoint the shapes alone are read, and a network without a local checkpoint keeps its initial shapes.
 """
 
 from __future__ import annotations
@@ -20,11 +20,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from vader_ray.config import ConfigError, Weights, locate
+from vader_ray.config import Weights, locate
+from vader_ray.errors import UserError
 
 SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
+"""Endings of a file of weights."""
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+"""Form of a repository's name on the Hugging Face hub: ``owner/name``."""
 NUM_SHOWN = 3
+"""Names of weights in an error message."""
 _DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -32,11 +36,11 @@ _DTYPES = {
     "BF16": torch.bfloat16,
     "I64": torch.int64,
 }
-"""What safetensors calls the types of weights."""
+"""Torch types by their name in safetensors files."""
 
 
 def _local_or_hub(source: str) -> str:
-    """A mistyped path must not be looked for on the hub."""
+    """Refuse what is neither an existing path nor a hub id: a mistyped path is not searched on the hub."""
     exists = Path(locate(source)).expanduser().exists()
     if not exists and (source.endswith(SUFFIXES) or not HUB_ID.fullmatch(source)):
         raise ValueError(
@@ -50,28 +54,29 @@ Source: TypeAlias = Annotated[Weights, AfterValidator(_local_or_hub)]
 
 
 def resolve_weights(source: str, *files: str) -> Path:
-    """The local file or folder that ``source`` names; of a hub id, the folder that holds ``files`` after the download.
+    """Return the local file or folder of ``source``; the ``files`` of a hub id are downloaded first.
 
     Raises:
-        ConfigError: a path that does not exist, or a hub that does not answer; says the command that gets the files.
+        UserError: a path that does not exist, or a hub that cannot be reached; names the command that gets
+            the files.
     """
     if without_weights():
         files = tuple(file for file in files if not file.endswith(SUFFIXES))
     try:
         local = Path(locate(_local_or_hub(source))).expanduser()
     except ValueError as error:
-        raise ConfigError(str(error)) from None
+        raise UserError(str(error)) from None
     return local if local.exists() else _download(source, files)
 
 
 def without_weights() -> bool:
-    """Whether networks are made on the meta device."""
+    """Whether networks are now created on the meta device."""
     return torch.get_default_device().type == "meta"
 
 
 def _download(repository: str, files: Sequence[str]) -> Path:
     if not files:
-        return Path(repository)  # nothing but weights was asked for
+        return Path(repository)  # on the meta device, when all files are weights
     try:
         paths = [Path(hf_hub_download(repository, file)) for file in files]
     except (EntryNotFoundError, OSError) as error:
@@ -79,7 +84,7 @@ def _download(repository: str, files: Sequence[str]) -> Path:
         reason = (
             "the hub is out of reach and the local cache has no copy" if unreachable else type(error).__name__
         )
-        raise ConfigError(
+        raise UserError(
             f"cannot get {' and '.join(files)} from the hub repository {repository} ({reason}); "
             f"run `hf download {repository} {' '.join(files)}` where there is internet, or give a local path"
         ) from error
@@ -87,32 +92,36 @@ def _download(repository: str, files: Sequence[str]) -> Path:
 
 
 def only_file(folder: Path, pattern: str) -> Path:
-    """The one file of ``folder`` that matches."""
+    """Return the only file of ``folder`` that matches the pattern.
+
+    Raises:
+        UserError: there is none, or several.
+    """
     found = sorted(folder.glob(pattern))
     if len(found) == 1:
         return found[0]
     listed = ", ".join(path.name for path in found) or "none"
-    raise ConfigError(
+    raise UserError(
         f"{folder} must hold exactly one {pattern} file, not {listed}; give the folder of one checkpoint"
     )
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors or torch file by name, on the CPU; those under ``state_dict`` where there is one.
+    """Read the tensors of a .safetensors or torch file, plain or under ``state_dict``, by name.
 
     Raises:
-        ConfigError: the file is missing, cut short, or holds something else than tensors.
+        UserError: the file is missing, truncated, or contains anything but tensors.
     """
     if not path.is_file():
         if without_weights():
             return {}
-        raise ConfigError(f"{path} does not exist; give the path of a checkpoint")
-    place = str(torch.get_default_device())
+        raise UserError(f"{path} does not exist; give the path of a checkpoint")
+    device = str(torch.get_default_device())
     try:
         content: Any = (
-            _load_safetensors(path, place)
+            _load_safetensors(path, device)
             if path.suffix == ".safetensors"
-            else torch.load(path, map_location=place, weights_only=True)
+            else torch.load(path, map_location=device, weights_only=True)
         )
     except (
         SafetensorError,
@@ -123,21 +132,21 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         ValueError,
         LookupError,
     ) as error:
-        raise ConfigError(
-            f"{path} ({path.stat().st_size} bytes) cannot be read as a checkpoint of plain tensors ({type(error).__name__}); "
-            "it was cut short or is of another format, so get it again"
+        raise UserError(
+            f"{path} ({path.stat().st_size} bytes) cannot be read as a checkpoint of plain tensors "
+            f"({type(error).__name__}); it was cut short or is of another format, so get it again"
         ) from error
     state = content.get("state_dict", content) if isinstance(content, Mapping) else content
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ConfigError(
+        raise UserError(
             f"{path} holds no table of tensors; give a checkpoint of weights, plain or under 'state_dict'"
         )
     return dict(state)
 
 
-def _load_safetensors(path: Path, place: str) -> dict[str, Tensor]:
-    if place != "meta":
-        loaded: dict[str, Tensor] = load_file(path, device=place)
+def _load_safetensors(path: Path, device: str) -> dict[str, Tensor]:
+    if device != "meta":
+        loaded: dict[str, Tensor] = load_file(path, device=device)
         return loaded
     with safe_open(path, framework="pt") as file:
         parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
@@ -148,10 +157,10 @@ def _load_safetensors(path: Path, place: str) -> dict[str, Tensor]:
 
 
 def load_strictly(network: nn.Module, state: Mapping[str, Tensor], source: Path) -> None:
-    """Fill every weight of ``network``.
+    """Set every weight of ``network``.
 
     Raises:
-        ConfigError: names that are missing or unexpected, or shapes that differ; a few of each.
+        UserError: weights are missing or unexpected, or their shapes differ; names a few of each.
     """
     if without_weights() and not state:
         return
@@ -171,13 +180,13 @@ def load_strictly(network: nn.Module, state: Mapping[str, Tensor], source: Path)
         if found
     ]
     if problems:
-        raise ConfigError(
+        raise UserError(
             f"{source} belongs to another network, with weights {', '.join(problems)}; give one that fits"
         )
     on_meta = any(parameter.is_meta for parameter in network.parameters())
     network.load_state_dict(
         state, assign=on_meta
-    )  # a network without memory of its own takes over the checkpoint's
+    )  # parameters of the meta device have no memory to copy into
 
 
 def _few(found: Iterable[str]) -> str:

@@ -13,7 +13,7 @@ from tests.helpers.tiny import SAMPLING, load_tiny
 from vader_ray.alignment.algorithms.vader import accumulate_gradient
 from vader_ray.alignment.reward_gradient import RewardTerm
 from vader_ray.alignment.rollout import Batching, Rollout
-from vader_ray.rewards.brightness import Reward
+from vader_ray.rewards.brightness import BrightnessReward
 from vader_ray.types import TruncationPlan
 
 PROMPTS, SEEDS = ["a red circle moving left", "a blue star moving up"], [3, 4]
@@ -30,7 +30,7 @@ def test_its_gradient_equals_the_engines(
 ) -> None:
     monkeypatch.setattr(minimal_vader, "NUM_INFERENCE_STEPS", NUM_STEPS)
     monkeypatch.setattr(minimal_vader, "GUIDANCE_SCALE", SAMPLING["guidance_scale"])
-    reward = Reward()
+    reward = BrightnessReward()
     model = load_tiny(tiny_pipeline_folder, precision="float64")
     pipe = TextToVideoSDPipeline.from_pretrained(tiny_pipeline_folder, torch_dtype=torch.float64)
     lora = minimal_vader.add_lora(pipe, rank=2, alpha=4)

@@ -1,14 +1,15 @@
 """All settings of a run: frozen, validated at load, unknown keys refused. Imports no framework.
 
-``load("shapes_hps", ["sampling.truncation_depth=2"])`` reads a recipe (a packaged name or the path of a YAML file),
-applies dotted overrides, resolves every path and returns an `ExperimentConfig` that can travel as plain JSON.
+``load("shapes_hps", ["sampling.truncation_depth=2"])`` reads a recipe (a packaged name or the path of a YAML
+file), applies dotted overrides, resolves every path and returns an `ExperimentConfig` that can travel as
+plain JSON.
 """
 
 from vader_ray.config.experiment import ExperimentConfig
 from vader_ray.config.loading import (
     RECIPES,
-    ConfigError,
     Overrides,
+    explain,
     flatten,
     load,
     override,
@@ -18,6 +19,7 @@ from vader_ray.config.loading import (
 from vader_ray.config.plugins import (
     DEFAULT_METRICS,
     RESERVED_METRIC_NAMES,
+    AlgorithmConfig,
     MetricConfig,
     PlacementConfig,
     PluginConfig,
@@ -26,10 +28,7 @@ from vader_ray.config.plugins import (
 )
 from vader_ray.config.schema import (
     AdapterConfig,
-    AlgorithmConfig,
     CheckpointConfig,
-    DdpoConfig,
-    DpoConfig,
     EvaluationConfig,
     GuardConfig,
     ModelConfig,
@@ -38,7 +37,6 @@ from vader_ray.config.schema import (
     RuntimeConfig,
     SamplingConfig,
     TrackingConfig,
-    VaderConfig,
 )
 from vader_ray.config.settings import ActivationCheckpointing, FrameRule, Precision, Settings
 from vader_ray.paths import Weights, locate, split_image
@@ -51,9 +49,6 @@ __all__ = [
     "AdapterConfig",
     "AlgorithmConfig",
     "CheckpointConfig",
-    "ConfigError",
-    "DdpoConfig",
-    "DpoConfig",
     "EvaluationConfig",
     "ExperimentConfig",
     "FrameRule",
@@ -71,8 +66,8 @@ __all__ = [
     "SamplingConfig",
     "Settings",
     "TrackingConfig",
-    "VaderConfig",
     "Weights",
+    "explain",
     "flatten",
     "is_metric_value",
     "load",

@@ -23,7 +23,7 @@ def auto_fields(config: ExperimentConfig) -> list[str]:
 
 
 def without_auto(config: ExperimentConfig) -> ExperimentConfig:
-    """Return the recipe with the default in place of every ``auto``."""
+    """Return the recipe with every ``auto`` replaced by its default."""
     return with_settings(config, {field: DEFAULTS[field] for field in auto_fields(config)})
 
 

@@ -8,10 +8,15 @@ from typing import Any, Self
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from vader_ray.config.plugins import DEFAULT_METRICS, RESERVED_METRIC_NAMES, MetricConfig, RewardConfig
+from vader_ray.config.plugins import (
+    DEFAULT_METRICS,
+    RESERVED_METRIC_NAMES,
+    AlgorithmConfig,
+    MetricConfig,
+    RewardConfig,
+)
 from vader_ray.config.schema import (
     AdapterConfig,
-    AlgorithmConfig,
     CheckpointConfig,
     EvaluationConfig,
     GuardConfig,
@@ -21,15 +26,18 @@ from vader_ray.config.schema import (
     RuntimeConfig,
     SamplingConfig,
     TrackingConfig,
-    VaderConfig,
 )
 from vader_ray.config.settings import Settings
+
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+"""Names of recipes and of runs, which are names of folders."""
+MAX_NAME_LENGTH = 200
 
 
 class ExperimentConfig(Settings):
     """A recipe: all settings that decide the result of a run, and the metrics that it is known to reach."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(pattern=NAME_PATTERN, max_length=MAX_NAME_LENGTH)
     """Name of the recipe, with which the names of its runs begin."""
     description: str = ""
     """One line about the recipe, for lists and MLflow."""
@@ -40,7 +48,7 @@ class ExperimentConfig(Settings):
     ``algorithm.num_updates``."""
     videos_per_step: PositiveInt
     """Videos of one step, over all workers: the batch size, and the number of reward queries of a step."""
-    algorithm: AlgorithmConfig = VaderConfig()
+    algorithm: AlgorithmConfig = AlgorithmConfig()
     """``{name: vader}``, or a baseline: ``{name: ddpo, …}``, ``{name: dpo, …}``."""
     model: ModelConfig
     """The pretrained model."""
@@ -55,7 +63,7 @@ class ExperimentConfig(Settings):
     eval_rewards: tuple[RewardConfig, ...] = ()
     """Rewards that are computed in every evaluation and never trained: they expose reward hacking."""
     eval_metrics: tuple[MetricConfig, ...] = ()
-    """Metrics of every evaluation besides motion, diversity and distance to the base model, logged as ``eval/NAME``."""
+    """Metrics of every evaluation besides motion, diversity and distance to base, logged as ``eval/NAME``."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """The optimizer."""
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -69,7 +77,7 @@ class ExperimentConfig(Settings):
     runtime: RuntimeConfig = RuntimeConfig()
     """Workers, memory and speed."""
     expected_metrics: dict[str, float] = Field(default_factory=dict)
-    """Lowest expected value of each metric in the last evaluation, as measured; the summary of a run compares with it."""
+    """Lowest expected value of each metric in the last evaluation, compared in the summary of a run."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -85,7 +93,8 @@ class ExperimentConfig(Settings):
             raise ValueError(f"two metrics are called {twice!r}; give one of eval_metrics another `label`")
         if reserved := [metric.name for metric in self.eval_metrics if metric.name in RESERVED_METRIC_NAMES]:
             raise ValueError(
-                f"eval_metrics: eval/{reserved[0]} is logged by every evaluation; give the metric another `label`"
+                f"eval_metrics: eval/{reserved[0]} is logged by every evaluation; give the metric another "
+                "`label`"
             )
         if twice := _repeated(reward.placement.actor for reward in rewards if reward.placement):
             raise ValueError(
@@ -98,38 +107,14 @@ class ExperimentConfig(Settings):
             )
         return self
 
-    @model_validator(mode="after")
-    def _fits_the_algorithm(self) -> Self:
-        name, sampling = self.algorithm.name, self.sampling
-        if name == "vader":
-            return self
-        for field in (
-            "truncation",
-            "truncation_depth",
-            "window_start",
-            "backprop_through_input",
-            "recompute",
-            "prefix_cache",
-        ):
-            if (value := getattr(sampling, field)) != (default := type(sampling).model_fields[field].default):
-                raise ValueError(
-                    f"sampling.{field}={value} has no effect on algorithm.name={name}; set it to {default}, or name=vader"
-                )
-        if name == "ddpo" and sampling.eta == 0:
-            raise ValueError(
-                "algorithm.name=ddpo needs stochastic denoising steps; set sampling.eta to 1 (DDIM alone has it)"
-            )
-        if name == "dpo" and self.videos_per_step % (2 * self.runtime.num_workers):
-            raise ValueError(
-                f"algorithm.name=dpo makes pairs, and videos_per_step={self.videos_per_step} gives runtime.num_workers="
-                f"{self.runtime.num_workers} no equal number of them; choose a multiple of {2 * self.runtime.num_workers}"
-            )
-        return self
-
     def reward_metrics(self) -> list[str]:
         """List the logged names of the objective and of every reward on held-out prompts."""
         rewards = (*self.rewards, *self.eval_rewards)
         return ["eval/objective", *(f"eval/reward/{reward.name}" for reward in rewards)]
+
+    def reward_names(self) -> tuple[str, ...]:
+        """Return the names of the trained and held-out rewards, as the recipe writes them in ``reward``."""
+        return tuple(reward.reward for reward in (*self.rewards, *self.eval_rewards))
 
     def all_metrics(self) -> tuple[MetricConfig, ...]:
         """Return the metrics of every evaluation: the default ones and those of the recipe."""
@@ -148,7 +133,7 @@ class ExperimentConfig(Settings):
         return f"eval/reward/{self.eval_rewards[0].name}" if self.eval_rewards else "eval/objective"
 
     def fingerprint(self) -> dict[str, Any]:
-        """Return the settings that decide each step, as plain JSON: a run is continued or prolonged only with equal ones."""
+        """Return the settings that decide each step, as JSON: only a run with equal ones can be continued."""
         without_effect_on_a_step = {
             "runtime",
             "tracking",
@@ -158,6 +143,7 @@ class ExperimentConfig(Settings):
             "description",
         }
         identity = self.model_dump(mode="json", exclude=without_effect_on_a_step)
+        identity["prompts"].pop("column")  # the prompts that were read from it are here
         identity["sampling"].pop("recompute")  # exact, and `auto` may choose another on another machine
         for reward in (*identity["rewards"], *identity["eval_rewards"]):
             transport = (reward.pop("placement") or {}).get("transport", "float32")

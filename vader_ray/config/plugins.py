@@ -1,4 +1,5 @@
-"""The sections of a recipe that name a plugin: rewards and metrics, with their further keys as options."""
+"""The sections of a recipe that name a plugin: algorithm, rewards and metrics. Their further keys are its
+options."""
 
 from __future__ import annotations
 
@@ -9,27 +10,43 @@ from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, Positi
 from vader_ray.config.settings import FrameRule, Settings
 
 
+class AlgorithmConfig(Settings):
+    """The algorithm that turns rewards into gradients of the adapter; further keys are its own options."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str = "vader"
+    """A file of ``vader_ray/alignment/algorithms`` (``vader``, ``ddpo``, ``dpo``) or the dotted name of a
+    module or class of yours."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The algorithm's own settings, checked by `vader_ray.alignment.algorithms.check`."""
+        return dict(self.model_extra or {})
+
+
 class PlacementConfig(Settings):
     """Ray actors that compute a reward's scores and gradients instead of the workers."""
 
     actor: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Name of the pool of actors, unique in the recipe."""
     shared: bool = False
-    """Use the cluster's pool of this name if it runs, and leave it running: the trials of a sweep then load a large reward
-    once. ``vader-ray pools --stop NAME`` ends it."""
+    """Use the cluster's pool of this name if it runs, and leave it running: the trials of a sweep then load a
+    large reward once. ``vader-ray pools --stop NAME`` ends it."""
     num_replicas: PositiveInt = 1
     """Number of actors in the pool; requests are distributed in turn."""
     num_cpus: NonNegativeFloat = 1.0
     """CPU cores that Ray reserves for each actor."""
     num_gpus: NonNegativeFloat = 0.0
-    """GPUs that Ray reserves for each actor; a fraction shares one with other processes, 0 computes on the CPU."""
+    """GPUs that Ray reserves for each actor; a fraction shares one with other processes, 0 computes on the
+    CPU."""
     resources: dict[str, PositiveFloat] = Field(default_factory=dict)
     """Custom Ray resources that each actor needs, to choose its nodes."""
     runtime_env: dict[str, Any] = Field(default_factory=dict)
     """Ray runtime environment of the actors, for a reward that needs other packages than the workers."""
     transport: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Precision of frames and gradients on the network; half precision halves the traffic, and gradients are scaled to its
-    range."""
+    """Precision of frames and gradients on the network; half precision halves the traffic, and gradients are
+    scaled to its range."""
     timeout_seconds: PositiveFloat = 600.0
     """Longest wait in seconds for one result; then the actor is restarted and the request repeated."""
     max_retries: NonNegativeInt = 3
@@ -45,13 +62,13 @@ class PluginConfig(Settings):
     """Field that names the plugin; also the noun for it in messages."""
 
     label: str | None = Field(default=None, pattern=r"^[\w.\- ]+$")
-    """Name in the logged metrics (``train/reward/LABEL``, ``eval/reward/LABEL``, of a metric ``eval/LABEL``), to distinguish
-    two settings of one plugin; by default the last part of the plugin's name."""
+    """Name in the logged metrics (``train/reward/LABEL``, ``eval/reward/LABEL``, of a metric ``eval/LABEL``),
+    to distinguish two settings of one plugin; by default the last part of the plugin's name."""
     frames: FrameRule = "all"
-    """Frames that are scored: ``all``, ``random:n`` (the VADER authors train with random:1; evaluations score all), ``stride:n``
-    (they use 2), ``first:n``, ``first_middle_last`` or ``frame:i``. A causal decoder stops after the last frame that a reward
-    needs, and the first latent frame of Wan, CogVideoX, HunyuanVideo, LTX and Mochi is one frame: with ``first:1`` nothing
-    else is decoded."""
+    """Frames that are scored: ``all``, ``random:n`` (the VADER authors train with random:1; evaluations score
+    all), ``stride:n`` (they use 2), ``first:n``, ``first_middle_last`` or ``frame:i``. A causal decoder stops
+    after the last frame that a reward needs, and the first latent frame of Wan, CogVideoX, HunyuanVideo, LTX
+    and Mochi is one frame: with ``first:1`` nothing else is decoded."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """Precision of the plugin's networks; preprocessing, scores and ∂R/∂frames stay in float32."""
 
@@ -76,7 +93,8 @@ class RewardConfig(PluginConfig):
     weight: float = 1.0
     """Factor of the reward in the objective, which is a weighted sum; no effect in ``eval_rewards``."""
     target: float | None = None
-    """Score to reach: the reward contributes −|score − target| instead of its score, which rises without bound."""
+    """Score to reach: the reward contributes −|score − target| instead of its score, which rises without
+    bound."""
     placement: PlacementConfig | None = None
     """Ray actors that compute the reward; by default every worker computes it."""
 
@@ -87,7 +105,8 @@ class MetricConfig(PluginConfig):
     kind: ClassVar[str] = "metric"
 
     metric: str
-    """A file of ``vader_ray/metrics`` (``clip_diversity``) or the dotted name of a module or class of yours."""
+    """A file of ``vader_ray/metrics`` (``clip_diversity``) or the dotted name of a module or class of
+    yours."""
 
 
 DEFAULT_METRICS = tuple(MetricConfig(metric=name) for name in ("motion", "diversity", "distance_to_base"))
@@ -100,6 +119,7 @@ RESERVED_METRIC_NAMES = frozenset(
 
 
 def is_metric_value(logged: str) -> bool:
-    """Whether a logged name ``eval/…`` is the value of a metric, not of a reward or of the evaluation itself."""
+    """Whether a logged name ``eval/…`` is the value of a metric, not of a reward or of the evaluation
+    itself."""
     first = logged.removeprefix("eval/").partition("/")[0]
     return logged.startswith("eval/") and first not in RESERVED_METRIC_NAMES

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Literal, Self
 
 from pydantic import (
-    Discriminator,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
-    Tag,
     model_validator,
 )
 
 from vader_ray.config.settings import ActivationCheckpointing, Precision, Settings
-from vader_ray.paths import PairsFile, Prompts, Weights
+from vader_ray.paths import Prompts, Weights
+from vader_ray.prompt_files import COLUMN
 
 
 class ModelConfig(Settings):
@@ -27,15 +26,16 @@ class ModelConfig(Settings):
     weights: Weights
     """A diffusers folder, a hub id (``owner/name``), or ``shapes:text_to_video``."""
     precision: Precision = "float32"
-    """Precision of the denoiser and the text encoder. The scheduler's arithmetic and the adapter stay in float32."""
+    """Precision of the denoiser and the text encoder. The scheduler's arithmetic and the adapter stay in
+    float32."""
     decoder_precision: Precision = "float32"
     """Precision of the autoencoder. Half precision changes the reward gradient by several per cent."""
     offload_decoder_cache: bool = False
-    """Keep the cache of a causal decoder (Wan, CogVideoX) in host memory between chunks of frames. Exact; slower, with less
-    GPU memory."""
+    """Keep the cache of a causal decoder (Wan, CogVideoX) in host memory between chunks of frames. Exact;
+    slower, with less GPU memory."""
     temporal_decoder_frames: PositiveInt | None = None
-    """Number of frames that Stable Video Diffusion's decoder takes together, by default all. Fewer need less memory and show
-    seams: the pixels change as they do with the pipeline's ``decode_chunk_size``."""
+    """Number of frames that Stable Video Diffusion's decoder takes together, by default all. Fewer need less
+    memory and show seams: the pixels change as they do with the pipeline's ``decode_chunk_size``."""
 
 
 class AdapterConfig(Settings):
@@ -46,7 +46,8 @@ class AdapterConfig(Settings):
     alpha: PositiveFloat = 8.0
     """Scale of the update, which is multiplied by ``alpha / rank``."""
     target_modules: tuple[str, ...] | None = None
-    """Endings of the names of the denoiser's layers that get an adapter; by default those that the model family declares."""
+    """Endings of the names of the denoiser's layers that get an adapter; by default those that the model
+    family declares."""
 
 
 class SamplingConfig(Settings):
@@ -67,29 +68,30 @@ class SamplingConfig(Settings):
     eta: float = Field(default=0.0, ge=0.0, le=1.0)
     """Stochasticity of DDIM: 0 is deterministic, 1 is DDPM. Schedulers without it refuse a value above 0."""
     scheduler: str | None = None
-    """Class name of a diffusers scheduler that replaces the checkpoint's own, e.g. ``DPMSolverMultistepScheduler``."""
+    """Class name of a diffusers scheduler that replaces the checkpoint's own, e.g.
+    ``DPMSolverMultistepScheduler``."""
     truncation: Literal["last", "random", "uniform", "window"] = "last"
-    """Choice of the gradient steps (VADER only): the ``last`` K denoising steps; the last k with k ``random`` in 1…K, drawn
-    for each training step (AlignProp; the VADER authors' random mode is K = N); K steps ``uniform``-ly spaced over the
-    sampling; or a ``window`` of K consecutive steps."""
+    """Choice of the gradient steps (VADER only): the ``last`` K denoising steps; the last k with k ``random``
+    in 1…K, drawn for each training step (AlignProp; the VADER authors' random mode is K = N); K steps
+    ``uniform``-ly spaced over the sampling; or a ``window`` of K consecutive steps."""
     truncation_depth: PositiveInt = 1
-    """Truncation depth K, the number of gradient steps (VADER's Algorithm 1 with ``last``). Each adds a backward pass of the
-    denoiser, and memory if ``recompute`` is off."""
+    """Truncation depth K, the number of gradient steps (VADER's Algorithm 1 with ``last``). Each adds a
+    backward pass of the denoiser, and memory if ``recompute`` is off."""
     window_start: NonNegativeInt = 0
     """Index of the first gradient step of a ``window``; the noisiest denoising step is 0."""
     backprop_through_input: bool = True
-    """Let the gradient flow through the denoiser's input from one gradient step to the earlier ones. False is DRTune's stopped
-    input: cheaper, biased. No effect at K = 1."""
+    """Let the gradient flow through the denoiser's input from one gradient step to the earlier ones. False is
+    DRTune's stopped input: cheaper, biased. No effect at K = 1."""
     recompute: bool | Literal["earlier", "auto"] = True
-    """Recompute each gradient step's forward pass in the backward pass instead of keeping its activations. Exact; one more
-    forward pass for each, memory independent of K. ``earlier`` keeps the activations of the last gradient step, one forward
-    pass less (at K = 1 nothing is recomputed); they are in memory together with those of one chunk of decoder and rewards.
-    False keeps all. ``auto`` is the fastest that fits the free memory, chosen once before the run from the estimate of
-    `vader-ray check --devices`."""
+    """Recompute each gradient step's forward pass in the backward pass instead of keeping its activations.
+    Exact; one more forward pass for each, memory independent of K. ``earlier`` keeps the activations of the
+    last gradient step, one forward pass less (at K = 1 nothing is recomputed); they are in memory together
+    with those of one chunk of decoder and rewards. False keeps all. ``auto`` is the fastest that fits the
+    free memory, chosen once before the run from the estimate of `vader-ray check --devices`."""
     prefix_cache: str = Field(default="none", pattern=r"^(none|first_block:0?\.\d+)$")
-    """``first_block:THRESHOLD`` (0.05 to 0.2) skips the other blocks of a transformer in denoising steps without gradient
-    while the relative change of its first block's residual is below the threshold. Faster and not exact: the gradient steps
-    start from slightly different latents. Evaluations sample without it."""
+    """``first_block:THRESHOLD`` (0.05 to 0.2) skips the other blocks of a transformer in denoising steps
+    without gradient while the relative change of its first block's residual is below the threshold. Faster
+    and not exact: the gradient steps start from slightly different latents. Evaluations sample without it."""
 
     @model_validator(mode="after")
     def _depth_fits(self) -> Self:
@@ -100,91 +102,27 @@ class SamplingConfig(Settings):
             )
         if self.truncation == "window" and self.window_start + depth > steps:
             raise ValueError(
-                f"window_start={self.window_start} + truncation_depth={depth} runs past num_inference_steps={steps}; "
-                f"choose window_start of at most {steps - depth}"
+                f"window_start={self.window_start} + truncation_depth={depth} runs past "
+                f"num_inference_steps={steps}; choose window_start of at most {steps - depth}"
             )
         if self.truncation != "window" and self.window_start:
             raise ValueError(
-                f"window_start={self.window_start} has no effect on truncation={self.truncation}; set truncation=window"
+                f"window_start={self.window_start} has no effect on truncation={self.truncation}; "
+                "set truncation=window"
             )
         return self
-
-
-class VaderConfig(Settings):
-    """VADER: the gradient of the reward through the gradient steps that ``sampling`` chooses."""
-
-    name: Literal["vader"] = "vader"
-    """Name of the algorithm."""
-    reference_penalty: NonNegativeFloat = 0.0
-    """Coefficient β of −β · mean‖ε_adapter − ε_base‖² in the objective: the squared distance between the denoiser's predictions
-    with the adapter and without it for the same latents, a mean over elements and gradient steps, a sum over the guidance
-    branches. Keeps the model near the pretrained one; costs one more denoiser call for each gradient step."""
-
-
-class DdpoConfig(Settings):
-    """DDPO with importance sampling: a policy gradient over the denoising steps; needs ``sampling.eta`` above 0."""
-
-    name: Literal["ddpo"]
-    """Name of the algorithm."""
-    num_updates: PositiveInt = 1
-    """Optimizer updates on the videos of one step, each over all of them."""
-    clip_range: PositiveFloat = 1e-4
-    """PPO's clip range of the importance ratio per latent element: beyond 1 ± this, a denoising step has no gradient."""
-    max_advantage: PositiveFloat = 5.0
-    """Bound on the absolute advantage, in standard deviations of the reward."""
-    buffer_size: PositiveInt = 32
-    """Latest rewards of each prompt from which its mean and standard deviation are computed."""
-    min_count: PositiveInt = 16
-    """Rewards of a prompt from which on its own mean and standard deviation are used; before, those of the step's videos."""
-
-    @model_validator(mode="after")
-    def _buffer_fills(self) -> Self:
-        if self.min_count > self.buffer_size:
-            raise ValueError(
-                f"min_count={self.min_count} is never reached by buffer_size={self.buffer_size}; raise buffer_size"
-            )
-        return self
-
-
-class DpoConfig(Settings):
-    """Diffusion-DPO: prefer the better of two videos of one prompt, by denoising errors at the timesteps of sampling."""
-
-    name: Literal["dpo"]
-    """Name of the algorithm."""
-    num_updates: PositiveInt = 1
-    """Optimizer updates on the pairs of one step, each over all of them with fresh timesteps and noise."""
-    num_draws: PositiveInt = 1
-    """Timesteps and noises drawn for each pair in each update; time is proportional to it."""
-    beta: PositiveFloat = 2000.0
-    """Strength of the KL penalty that keeps the model near the pretrained one; the authors use 2000 and 5000."""
-    pairs: PairsFile | None = None
-    """File of pairs, Parquet or JSON lines with the columns ``prompt``, ``winner`` and ``loser``: ``.mp4`` videos, or ``.npy``
-    frames as uint8 ``frames height width 3``. By default each step samples its pairs and ranks them by the rewards."""
-
-
-def _algorithm_name(value: Any) -> Any:
-    return value.get("name", "vader") if isinstance(value, dict) else getattr(value, "name", None)
-
-
-AlgorithmConfig = Annotated[
-    Annotated[VaderConfig, Tag("vader")]
-    | Annotated[DdpoConfig, Tag("ddpo")]
-    | Annotated[DpoConfig, Tag("dpo")],
-    Discriminator(
-        _algorithm_name,
-        custom_error_type="algorithm",
-        custom_error_message="there is no such algorithm; set name to one of ddpo, dpo, vader",
-    ),
-]
 
 
 class PromptsConfig(Settings):
-    """Prompts, as lists or as files with one prompt per line.
+    """Prompts, as lists or as files.
 
-    For image-to-video models each prompt is ``path/to/image.png | text``, or a folder of images whose file names are the
-    texts. Rewards and metrics get the text.
+    A ``.txt`` file has one prompt per line; of a ``.csv``, ``.jsonl`` or ``.parquet`` file one column is read.
+    For image-to-video models each prompt is ``path/to/image.png | text``, or a folder of images whose file
+    names are the texts. Rewards and metrics get the text.
     """
 
+    column: str = COLUMN
+    """Column of ``.csv``, ``.jsonl`` and ``.parquet`` files that holds the prompts."""
     train: Prompts
     """Prompts of the training videos: all once, in an order drawn from the seed, before any is repeated."""
     heldout: Prompts
@@ -194,7 +132,8 @@ class PromptsConfig(Settings):
     def _disjoint(self) -> Self:
         if shared := sorted(set(self.train) & set(self.heldout)):
             raise ValueError(
-                f"{len(shared)} held-out prompts are also trained on ({shared[0]!r}, …); take them out of one of the two"
+                f"{len(shared)} held-out prompts are also trained on ({shared[0]!r}, …); "
+                "take them out of one of the two"
             )
         return self
 
@@ -213,23 +152,26 @@ class OptimizerConfig(Settings):
     max_grad_norm: PositiveFloat = 1.0
     """Largest L2 norm of the gradient over all workers; a larger gradient is scaled down to it."""
     max_nonfinite_steps: PositiveInt = 3
-    """A step whose gradient is not finite changes nothing and is counted; this many in a row end the run with an error."""
+    """A step whose gradient is not finite changes nothing and is counted; this many in a row end the run with
+    an error."""
 
 
 class EvaluationConfig(Settings):
-    """Evaluation on held-out prompts with fixed noise: before training, every ``every`` steps, and after the last step."""
+    """Evaluation on held-out prompts with fixed noise: before training, every ``every`` steps, and after the
+    last step."""
 
     every: PositiveInt = 50
     """Steps between evaluations."""
     num_videos: PositiveInt = 16
-    """Held-out videos; if there are fewer prompts, they are repeated with other noise. Standard errors fall with its root."""
+    """Held-out videos; if there are fewer prompts, they are repeated with other noise. Standard errors fall
+    with its root."""
     num_shown: PositiveInt = 4
     """Number of held-out videos that are written as mp4 files and as rows of the contact sheet."""
     frames_per_second: PositiveInt = 8
     """Frame rate of the mp4 files; no effect on the numbers."""
     select: str | None = None
-    """Metric by which the best adapter is kept, e.g. ``eval/reward/aesthetic``; by default the first of ``eval_rewards``,
-    and without them the objective itself, ``eval/objective``."""
+    """Metric by which the best adapter is kept, e.g. ``eval/reward/aesthetic``; by default the first of
+    ``eval_rewards``, and without them the objective itself, ``eval/objective``."""
 
 
 class GuardConfig(Settings):
@@ -239,16 +181,18 @@ class GuardConfig(Settings):
     """
 
     action: Literal["none", "flag", "stop"] = "flag"
-    """``flag`` writes a message to the terminal and to MLflow; ``stop`` also ends the run; ``none`` compares nothing.
-    ``best_adapter/`` is the best by ``evaluation.select`` among the evaluations in which no metric was beyond its bound."""
+    """``flag`` writes a message to the terminal and to MLflow; ``stop`` also ends the run; ``none`` compares
+    nothing. ``best_adapter/`` is the best by ``evaluation.select`` among the evaluations in which no metric
+    was beyond its bound."""
     metrics: tuple[str, ...] = ()
-    """Metrics of the evaluation that are compared (``eval/reward/aesthetic``, ``eval/diversity``, ``eval/motion``,
-    ``eval/distance_to_base``, those of ``eval_metrics``); by default the first of ``eval_rewards``."""
+    """Metrics of the evaluation that are compared (``eval/reward/aesthetic``, ``eval/diversity``,
+    ``eval/motion``, ``eval/distance_to_base``, those of ``eval_metrics``); by default the first of
+    ``eval_rewards``."""
     bound: PositiveFloat = 2.0
     """Largest tolerated fall, or rise of a metric that is better when low, in ``unit``."""
     unit: Literal["standard_errors", "absolute", "relative"] = "standard_errors"
-    """Unit of the bound: standard errors of the paired difference over the held-out videos, the metric's own unit, or a
-    fraction of the reference."""
+    """Unit of the bound: standard errors of the paired difference over the held-out videos, the metric's own
+    unit, or a fraction of the reference."""
     reference: Literal["best", "base"] = "best"
     """Evaluation that the metric is compared with: its best one so far, or the base model's."""
     patience: PositiveInt = 1
@@ -268,8 +212,8 @@ class TrackingConfig(Settings):
     """Destination of the run's records in MLflow."""
 
     uri: str | None = None
-    """URI of the tracking server or database; by default ``MLFLOW_TRACKING_URI``, else ``mlflow.db`` in the working
-    directory."""
+    """URI of the tracking server or database; by default ``MLFLOW_TRACKING_URI``, else ``mlflow.db`` in the
+    working directory."""
     experiment: str = "vader_ray"
     """Name of the MLflow experiment; it is created if it does not exist."""
     system_metrics: bool = True
@@ -277,37 +221,39 @@ class TrackingConfig(Settings):
 
 
 class RuntimeConfig(Settings):
-    """Number of workers, memory and speed. The result depends on it by the order of floating-point sums alone."""
+    """Number of workers, memory and speed. The result depends on it by the order of floating-point sums
+    alone."""
 
     num_workers: PositiveInt = 1
     """Ray Train workers, which share the videos of each step evenly."""
     min_workers: PositiveInt | None = None
-    """Continue with as few as this many workers while nodes are missing, and add workers when nodes return; by default the run
-    waits for all."""
+    """Continue with as few as this many workers while nodes are missing, and add workers when nodes return;
+    by default the run waits for all."""
     use_gpu: bool | None = None
     """Reserve one GPU for each worker; by default if the cluster has any."""
     micro_batch_size: PositiveInt | Literal["auto"] = 1
-    """Videos whose gradient steps are in memory together; faster, with more memory. ``auto`` doubles it, after
-    ``prefix_batch_size``, while the step fits the free memory."""
+    """Videos whose gradient steps are in memory together; faster, with more memory. ``auto`` doubles it,
+    after ``prefix_batch_size``, while the step fits the free memory."""
     prefix_batch_size: PositiveInt | Literal["auto"] = 2
-    """Videos that are sampled together in denoising steps without gradient. ``auto`` doubles it while it fits the free
-    memory."""
+    """Videos that are sampled together in denoising steps without gradient. ``auto`` doubles it while it fits
+    the free memory."""
     decode_chunk_size: PositiveInt = 4
     """Frames that are decoded and scored with gradient together; fewer need less memory."""
     activation_checkpointing: ActivationCheckpointing | Literal["auto"] = "none"
-    """Recompute each ``block`` of the denoiser in the backward pass: exact, a fraction of the memory, one more forward pass.
-    ``attention`` recomputes all but attention, for a little more memory: faster for long videos. ``auto``: as for
-    ``sampling.recompute``."""
+    """Recompute each ``block`` of the denoiser in the backward pass: exact, a fraction of the memory, one
+    more forward pass. ``attention`` recomputes all but attention, for a little more memory: faster for long
+    videos. ``auto``: as for ``sampling.recompute``."""
     compile: Literal["none", "blocks"] = "none"
-    """Compile the denoiser's ``blocks`` one by one with torch.compile: faster after a minute or so; exact up to the rounding
-    of fused operations."""
+    """Compile the denoiser's ``blocks`` one by one with torch.compile: faster after a minute or so; exact up
+    to the rounding of fused operations."""
     num_threads: PositiveInt = 1
     """CPU threads of torch in each worker."""
     max_failures: NonNegativeInt = 3
     """Number of times that lost workers are replaced and the run continues from its last checkpoint."""
     wait_minutes: NonNegativeFloat = 0.0
-    """Longest wait in minutes for nodes that an autoscaler starts; with 0, a run that needs more than the cluster has is
-    refused at once. Set ``use_gpu: true`` with it: before its first node has started, a cluster has no GPU."""
+    """Longest wait in minutes for nodes that an autoscaler starts; with 0, a run that needs more than the
+    cluster has is refused at once. Set ``use_gpu: true`` with it: before its first node has started, a
+    cluster has no GPU."""
 
     @model_validator(mode="after")
     def _range_fits(self) -> Self:

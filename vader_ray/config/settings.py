@@ -19,7 +19,7 @@ FrameRule = Annotated[
 
 
 class Settings(BaseModel):
-    """Base of every section: immutable, strict about unknown keys, described by the sentence under each field."""
+    """Base of every section: immutable, without unknown keys, described by the sentence under each field."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=()

@@ -1,8 +1,9 @@
-"""Find metrics by name, check their options and load them. A metric is measured in every evaluation and never trained.
+"""Find metrics by name, check their options and load them: numbers that are measured and never trained.
 
-A file of this folder is a metric: ``motion.py`` is the metric ``motion``. It defines one class whose name ends in
-``Metric``; the keyword arguments of this class are the metric's options in a recipe. A dotted name reaches a metric outside
-the package: ``my.module`` (the only such class of the module) or ``my.module.ClassName``.
+A file of this folder is a metric: ``motion.py`` is the metric ``motion``. It defines one class whose name
+ends in ``Metric``; the keyword arguments of this class are the metric's options in a recipe. A dotted name
+reaches a metric outside the package: ``my.module`` (the only such class of the module) or
+``my.module.ClassName``.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from typing import Any, cast
 
 import torch
 
-from vader_ray.config import ConfigError, ExperimentConfig, MetricConfig
+from vader_ray.config import ExperimentConfig, MetricConfig
+from vader_ray.errors import UserError
 from vader_ray.metrics.base import Features, Metric, PairedMetric, SetMetric, VideoMetric
 from vader_ray.metrics.core.contract import check_contract
 from vader_ray.plugin_options import check_options, load_plugin
@@ -44,19 +46,20 @@ def resolve(name: str) -> type[Any]:
     """Return the class of a metric.
 
     Raises:
-        ConfigError: there is no such metric; the message gives the rule and the names.
+        UserError: there is no such metric; the message gives the rule and the names.
     """
     found = _METRICS.resolve(name)
     if not isinstance(found, type):
-        raise ConfigError(f"metric: {name} is a {type(found).__name__}; name a class")
+        raise UserError(f"metric: {name} is a {type(found).__name__}; name a class")
     return found
 
 
 def check(spec: MetricConfig, *, folder: Path | None = None) -> MetricConfig:
-    """Return the setting with every local path made absolute (a relative one starts at ``folder``); loads no weights.
+    """Return the setting with absolute local paths; a relative one starts at ``folder``. Loads no weights.
 
     Raises:
-        ConfigError: unknown metric, unknown option, an option of the wrong type or a path that does not exist; one line each.
+        UserError: unknown metric, unknown option, an option of the wrong type or a path that does not
+            exist; one line each.
     """
     return spec.model_copy(update=check_options(resolve(spec.metric), spec, folder))
 
@@ -65,13 +68,13 @@ def build(spec: MetricConfig, *, device: torch.device | str) -> Metric:
     """Load a metric; its networks are frozen, in eval mode and on ``device``, in the precision of ``spec``.
 
     Raises:
-        ConfigError: as `check`, and weights that are missing, unreadable or of another network.
+        UserError: as `check`, and weights that are missing, unreadable or of another network.
     """
     return cast(Metric, load_plugin(resolve(spec.metric), spec, device=device))
 
 
 def measured_metrics(config: ExperimentConfig) -> dict[str, type[Any]]:
-    """Map each logged name of the recipe's metrics (``eval/motion``, ``eval/caption_accuracy/shape``) to its class."""
+    """Map the logged names of the recipe's metrics, such as ``eval/motion``, to the metrics' classes."""
     found: dict[str, type[Any]] = {}
     for spec in config.all_metrics():
         metric = resolve(spec.metric)

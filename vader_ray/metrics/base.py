@@ -1,6 +1,7 @@
 """Protocols of a metric: a number per held-out video that is measured in every evaluation and never trained.
 
-A metric is frozen, in eval mode, and keeps no state from one call to the next. Its class is one of three kinds:
+A metric is frozen, in eval mode, and keeps no state from one call to the next. Its class is one of three
+kinds:
 
 * `VideoMetric` scores each video by itself;
 * `SetMetric` compares the held-out videos with one another;
@@ -18,7 +19,7 @@ from torch import Tensor
 from vader_ray.types import Frames, Scores
 
 Features: TypeAlias = Shaped[Tensor, "videos features"]
-"""One vector per video: all that a metric compares of it. Gathered over the workers as is, so small ones are better."""
+"""One vector per video, which a metric compares with others; gathered over the workers, so keep it small."""
 
 
 @runtime_checkable
@@ -30,7 +31,7 @@ class VideoMetric(Protocol):
     higher_is_better: bool
     """Direction that the guard defends: with True it fires on a fall, with False on a rise."""
     parts: tuple[str, ...]
-    """Names of the scores where a metric gives several, logged as ``eval/METRIC/PART``; empty for a single score."""
+    """Names of several scores, logged as ``eval/METRIC/PART``; empty for a single score."""
 
     def __call__(self, frames: Frames, prompts: Sequence[str], /) -> Scores | Mapping[str, Scores]:
         """Return one score per video, or one per video and part; video ``i`` was made for ``prompts[i]``."""
@@ -57,7 +58,7 @@ class SetMetric(Protocol):
 
 @runtime_checkable
 class PairedMetric(Protocol):
-    """Score of each video against the base model's video of the same prompt and noise; 0 for the base model itself."""
+    """Difference of each video from the base model's of the same prompt and noise; 0 if they are equal."""
 
     unit: str
     """Unit and range of the scores, for reports."""
@@ -65,7 +66,7 @@ class PairedMetric(Protocol):
     """Direction that the guard defends: with True it fires on a fall, with False on a rise."""
 
     def features(self, frames: Frames, /) -> Features:
-        """Return the vector of each video that is compared, a function of that video alone; checkpoints keep the base's."""
+        """Return the vector of each video that is compared, a function of that video alone."""
         ...
 
     def compare_with_base(self, features: Features, base: Features, /) -> Scores:

@@ -23,14 +23,15 @@ FILES = ("config.json", "preprocessor_config.json", "model.safetensors")
 
 
 class ClipDiversityMetric(nn.Module):
-    """Mean cosine distance of a video to the others of its prompt, or to all others where its prompt has no other.
+    """Mean cosine distance of a video to the others of its prompt, or to all others if its prompt has none.
 
-    A video's features are the mean over its frames of CLIP's normalised image embedding, preprocessed as CLIP does (short
-    side bicubic, centre crop). Scores do not depend on batches and workers. The distance falls to 0 where a model has
-    collapsed to one video per prompt.
+    A video's features are the mean over its frames of CLIP's normalised image embedding, preprocessed as CLIP
+    does (short side bicubic, centre crop). Scores do not depend on batches and workers. The distance falls to
+    0 where a model has collapsed to one video per prompt.
 
     Args:
-        weights: a transformers CLIP (folder or hub repository), or a folder that holds one as ``image_encoder/``.
+        weights: a transformers CLIP (folder or hub repository), or a folder that holds one as
+            ``image_encoder/``.
     """
 
     unit = "cosine distance to the videos of the same prompt, 0 alike to 2"

@@ -7,7 +7,7 @@ from vader_ray.types import Frames, Scores
 
 
 class DistanceToBaseMetric:
-    """Root mean square difference of a video's thumbnail to that of the base model's video of the same prompt and noise."""
+    """Root mean square difference of a video's thumbnail to that of the base model's video."""
 
     unit = "root mean square difference of thumbnails, 0 alike to 1"
     higher_is_better = False

@@ -12,9 +12,10 @@ from vader_ray.types import Frames, Scores
 
 
 class DiversityMetric:
-    """Mean distance of a video to the others of its prompt, or to all others where its prompt has no other.
+    """Mean distance of a video to the others of its prompt, or to all others if its prompt has none.
 
-    The distance is the root mean square difference of two thumbnails. It falls to 0 where a model has collapsed to one video.
+    The distance is the root mean square difference of two thumbnails. It falls to 0 where a model has
+    collapsed to one video.
     """
 
     unit = "root mean square difference of thumbnails within a prompt, 0 alike to 1"

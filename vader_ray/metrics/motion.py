@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import torch
 
-from vader_ray.rewards.motion import Reward
+from vader_ray.rewards.motion import MotionReward
 from vader_ray.types import Frames, Scores
 
 
 class MotionMetric:
-    """Mean length of the optical flow over pixels and pairs of neighbouring frames; 0 for a video of one frame."""
+    """Mean length of the optical flow over pixels and pairs of neighbouring frames; 0 for a single frame."""
 
     unit = "pixels per frame, 0 still"
     higher_is_better = True
@@ -22,7 +22,7 @@ class MotionMetric:
         pixels = frames.float()
         if frames.shape[1] < 2:
             return pixels.new_zeros(len(frames))
-        reward = Reward()
+        reward = MotionReward()
         # the flow of all pairs at once would need several times the memory of the frames
         speeds = [reward(pixels[:, first : first + 2], prompts) for first in range(frames.shape[1] - 1)]
         return torch.stack(speeds).mean(dim=0)

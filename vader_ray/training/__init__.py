@@ -1,1 +1,1 @@
-"""The loop of one worker; knows neither Ray nor MLflow."""
+"""The training loop of one worker; uses neither Ray nor MLflow."""

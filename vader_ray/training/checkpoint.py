@@ -1,14 +1,13 @@
 """Checkpoints: folders with all that an exact continuation needs.
 
-``adapter/`` and ``best_adapter/`` in the model's own adapter format, ``optimizer.pt``, ``state.json``, and ``base.pt``: the
-features of the base model's held-out videos for the metrics that compare with them. A checkpoint is written under another
-name and renamed, so a folder with the final name is complete.
+``adapter/`` and ``best_adapter/`` in the model's own adapter format, ``optimizer.pt``, ``state.json``, and
+``base.pt``: the features of the base model's held-out videos for the metrics that compare with them. A
+checkpoint is written under another name and renamed, so a folder with the final name is complete.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -17,7 +16,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vader_ray.types import VideoModel
+from vader_ray.errors import UserError
+from vader_ray.files import atomic_write
+from vader_ray.types import SamplingModel
 
 
 @dataclass(slots=True)
@@ -29,12 +30,14 @@ class State:
     reward_queries: int = 0
     """Training videos that were scored, over all workers."""
     denoiser_calls: int = 0
-    """Forward passes of the denoiser in training, per video and guidance branch, over all workers; recomputations are not
-    counted."""
+    """Forward passes of the denoiser in training, per video and guidance branch, over all workers;
+    recomputations are not counted."""
     train_seconds: float = 0.0
     """Wall-clock seconds of the training steps, without loading and evaluations."""
     worker_seconds: float = 0.0
     """``train_seconds`` summed over the workers."""
+    gpu_hours: float = 0.0
+    """``worker_seconds`` in hours on GPUs, 0 on CPUs."""
     wall_seconds: float = 0.0
     """Wall-clock seconds of the run, evaluations and earlier sessions included."""
     nonfinite_steps: int = 0
@@ -61,16 +64,14 @@ class State:
     """Messages of the guard."""
     stopped: str = ""
     """Message with which the guard ended the run; empty while it goes on."""
-    memory: dict[str, list[float]] = field(default_factory=dict)
+    algorithm_state: dict[str, list[float]] = field(default_factory=dict)
     """State of the algorithm between steps (DDPO: the latest rewards of each prompt)."""
-    tags: dict[str, str] = field(default_factory=dict)
-    """The caller's, e.g. the MLflow run that this run belongs to."""
 
 
 def save(
     folder: Path,
     state: State,
-    model: VideoModel,
+    model: SamplingModel,
     optimizer: torch.optim.Optimizer,
     best_adapter: Path,
     base: Mapping[str, Tensor],
@@ -83,26 +84,23 @@ def save(
     Raises:
         OSError: the disk is full or the folder cannot be written; an earlier checkpoint in it stays.
     """
-    unfinished = folder.with_name(folder.name + ".unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    model.save_adapter(unfinished / "adapter")
-    shutil.copytree(best_adapter, unfinished / "best_adapter")
-    torch.save(optimizer.state_dict(), unfinished / "optimizer.pt")
-    torch.save(dict(base), unfinished / "base.pt")
-    (unfinished / "state.json").write_text(json.dumps(asdict(state), indent=1), encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(unfinished, folder)
+    with atomic_write(folder) as unfinished:
+        unfinished.mkdir()
+        model.save_adapter(unfinished / "adapter")
+        shutil.copytree(best_adapter, unfinished / "best_adapter")
+        torch.save(optimizer.state_dict(), unfinished / "optimizer.pt")
+        torch.save(dict(base), unfinished / "base.pt")
+        (unfinished / "state.json").write_text(json.dumps(asdict(state), indent=1), encoding="utf-8")
     return folder
 
 
 def restore(
-    folder: Path, model: VideoModel, optimizer: torch.optim.Optimizer
+    folder: Path, model: SamplingModel, optimizer: torch.optim.Optimizer
 ) -> tuple[State, dict[str, Tensor]]:
     """Load adapter and optimizer; return the state of the run, and the features of the base model's videos.
 
     Raises:
-        ValueError: the folder is no checkpoint, or one of another model.
+        UserError: the folder is no checkpoint, or one of another model.
     """
     try:
         state = State(**json.loads((folder / "state.json").read_text(encoding="utf-8")))
@@ -111,8 +109,9 @@ def restore(
             for name in ("optimizer.pt", "base.pt")
         )
     except (OSError, json.JSONDecodeError, TypeError, RuntimeError, EOFError) as error:
-        raise ValueError(
-            f"{folder} is not a complete checkpoint ({type(error).__name__}: {error}); continue from an earlier one"
+        raise UserError(
+            f"{folder} is not a complete checkpoint ({type(error).__name__}: {error}); "
+            "continue from an earlier one"
         ) from None
     model.load_adapter(folder / "adapter")
     optimizer.load_state_dict(saved)

@@ -34,7 +34,7 @@ class WorkerGroup:
             tensor.copy_(total.view_as(tensor))
 
     def gather(self, own: Sequence[T]) -> list[T]:
-        """Return the items of all workers in order of rank, on every worker. Items are pickled: keep them small."""
+        """Return the items of all workers by rank, on every worker. Items are pickled: keep them small."""
         if self.world_size == 1:
             return list(own)
         parts: list[Sequence[T]] = [()] * self.world_size

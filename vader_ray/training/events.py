@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from vader_ray.training.checkpoint import State
+
 
 @dataclass(frozen=True, slots=True)
 class RewardQuery:
@@ -62,4 +64,6 @@ class StepEvent:
     is_kept: bool = False
     """Whether the run can continue from here: worker 0 has a checkpoint."""
     checkpoint: Path | None = None
-    """Folder that continues the run exactly after this step, on worker 0. The receiver copies it before it returns."""
+    """Checkpoint of this step, on worker 0. The receiver copies it before it returns."""
+    state: State = field(default_factory=State, repr=False)
+    """State of the run after this step. Training changes it later: the receiver uses it before it returns."""

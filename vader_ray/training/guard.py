@@ -1,4 +1,4 @@
-"""The guard against reward hacking: it fires when a metric that is not trained becomes worse by more than a bound.
+"""The guard against reward hacking: it fires when an untrained metric becomes worse by more than a bound.
 
 Its memory is part of the run's state, so a resumed run fires at the same step as an uninterrupted one.
 """
@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from vader_ray import metrics
-from vader_ray.config import ConfigError, ExperimentConfig, GuardConfig
+from vader_ray.config import ExperimentConfig, GuardConfig
+from vader_ray.errors import UserError
 from vader_ray.metrics.core.statistics import standard_error
 from vader_ray.training.checkpoint import State
 from vader_ray.training.evaluation import Evaluation
@@ -26,19 +27,19 @@ def check_guard(config: ExperimentConfig) -> None:
     """Refuse a guard that compares a metric that is never measured, or one whose bound has no scale.
 
     Raises:
-        ConfigError: names the metric and the remedy.
+        UserError: names the metric and the remedy.
     """
     measured = metrics.measured_metrics(config)
     known = [*config.reward_metrics(), *measured]
     if unknown := [metric for metric in config.guard.metrics if metric not in known]:
-        raise ConfigError(f"guard.metrics: {unknown[0]!r} is never measured; choose of {', '.join(known)}")
+        raise UserError(f"guard.metrics: {unknown[0]!r} is never measured; choose of {', '.join(known)}")
     zero_at_start = [
         metric
         for metric in config.guard.metrics
         if metric in measured and hasattr(measured[metric], "compare_with_base")
     ]
     if config.guard.unit != "absolute" and zero_at_start:
-        raise ConfigError(
+        raise UserError(
             f"guard.unit: {zero_at_start[0]} starts at 0, so its bound cannot be {config.guard.unit}; "
             "set guard.unit=absolute"
         )
@@ -47,14 +48,14 @@ def check_guard(config: ExperimentConfig) -> None:
 def apply_guard(
     config: ExperimentConfig, evaluation: Evaluation, state: State
 ) -> tuple[dict[str, float], list[str]]:
-    """Compare the guard's metrics with their reference; return what to log, and a message for each metric that fires.
+    """Compare the guard's metrics with their reference; return numbers to log, and a message for each fall.
 
-    Logged for each metric: its fall ``guard/fall/…`` (positive is worse) and whether it has been beyond the bound for
-    ``patience`` evaluations in a row (``guard/beyond/…``, 0 or 1); and whether any has (``guard/fired``). A message comes at
-    the last of these evaluations, and again only after a recovery.
+    Logged for each metric: its fall ``guard/fall/…`` (positive is worse) and whether it has been beyond the
+    bound for ``patience`` evaluations in a row (``guard/beyond/…``, 0 or 1); and whether any has
+    (``guard/fired``). A message comes at the last of these evaluations, and again only after a recovery.
 
-    Updates ``state.guard_over``, the steps of the latest evaluations beyond the bound; if the guard ends the run, also
-    ``state.stopped``.
+    Updates ``state.guard_over``, the steps of the latest evaluations beyond the bound; if the guard ends the
+    run, also ``state.stopped``.
     """
     logged: dict[str, float] = {}
     messages: list[str] = []
@@ -82,12 +83,12 @@ def apply_guard(
 
 
 def is_over(state: State) -> bool:
-    """Whether a metric was beyond its bound in the last evaluation; such an adapter never becomes the best."""
+    """Whether a metric was beyond its bound in the last evaluation: such an adapter is never the best."""
     return any(state.guard_over.values())
 
 
 def fall(guard: GuardConfig, differences: Sequence[float], reference: Sequence[float]) -> float:
-    """Return the mean of the paired differences in the bound's unit; infinite where that unit is 0 and the mean positive."""
+    """Return the mean paired difference in the bound's unit; infinite if it is positive and the unit is 0."""
     mean = fmean(differences)
     scale = {
         "absolute": 1.0,
@@ -100,7 +101,7 @@ def fall(guard: GuardConfig, differences: Sequence[float], reference: Sequence[f
 def _reference(
     guard: GuardConfig, metric: str, state: State, evaluation: Evaluation
 ) -> tuple[int, list[float]]:
-    """Step and values of the evaluation that a metric is compared with: the base model's, or its best so far."""
+    """Step and values of the evaluation that a metric is compared with: the base model's, or its best one."""
     now, known = evaluation.values(metric), state.guard_reference.get(metric)
     sign = evaluation.sign(metric)
     is_better = known is not None and sign * fmean(now) > sign * fmean(known)

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import tempfile
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 
 from vader_ray import models
+from vader_ray.alignment.decoding import decode_all
 from vader_ray.config import ExperimentConfig
 from vader_ray.config.auto import without_auto
+from vader_ray.errors import explain_write_errors
 from vader_ray.training.checkpoint import State
 from vader_ray.training.distributed import WorkerGroup
-from vader_ray.training.evaluation import decode_all, evaluate, to_uint8
-from vader_ray.training.events import RewardQuery
+from vader_ray.training.evaluation import evaluate, to_uint8
+from vader_ray.training.events import StepEvent
 from vader_ray.training.experiment import Experiment, build, encode
+from vader_ray.training.loop import evaluate_and_select, run_costs
 from vader_ray.training.media import write_mp4
 
 
@@ -24,7 +29,7 @@ def evaluate_adapter(config: ExperimentConfig, adapter: Path | None) -> dict[str
     Metrics that compare with the base model's videos are left out.
 
     Raises:
-        ValueError: the adapter is missing, damaged or of another model.
+        UserError: the adapter is missing, damaged or of another model.
     """
     config = without_auto(_shaped_like(config, adapter))
     experiment = build(config, _device())
@@ -33,30 +38,40 @@ def evaluate_adapter(config: ExperimentConfig, adapter: Path | None) -> dict[str
     return evaluate(config, experiment, WorkerGroup()).metrics
 
 
-def adopting(
-    adapter: Path, costs: Mapping[str, float]
-) -> Callable[..., tuple[dict[str, float], tuple[RewardQuery, ...]]]:
-    """Return a `train_step` for `loop.train` that loads a saved adapter and adds its cost to the state.
+def evaluate_against_base(
+    config: ExperimentConfig,
+    experiment: Experiment,
+    adapter: Path,
+    costs: Mapping[str, float],
+    *,
+    on_step: Callable[[StepEvent], object],
+) -> State:
+    """Evaluate the pretrained model and a saved adapter; emit the first and the last event of a training run.
+
+    The last event carries the adapter, and as best adapter the better of the two.
 
     Args:
-        costs: amounts by their field in `State`: reward queries, denoiser calls, seconds.
+        experiment: the loaded recipe with a fresh adapter.
+        costs: costs of the saved adapter by their field in `State`: reward queries, denoiser calls, seconds.
     """
-
-    def train_step(
-        config: ExperimentConfig,
-        experiment: Experiment,
-        optimizer: object,
-        group: object,
-        state: State,
-        wall_seconds: float,
-    ) -> tuple[dict[str, float], tuple[RewardQuery, ...]]:
+    state, started, group = State(), time.monotonic(), WorkerGroup()
+    with tempfile.TemporaryDirectory(prefix="vader_ray_") as scratch:
+        saved = Path(scratch) / "saved"
+        base, _ = evaluate_and_select(config, experiment, group, state, saved / "best_adapter", None)
+        metrics = base.metrics | run_costs(state, experiment.device, started)
+        on_step(StepEvent(0, metrics, videos=base.videos, state=state))
         experiment.model.load_adapter(adapter)
         state.step = config.num_steps
         for name, amount in costs.items():
-            setattr(state, name, getattr(state, name) + amount)
-        return {}, ()
-
-    return train_step
+            setattr(state, name, amount)
+        after, alarms = evaluate_and_select(
+            config, experiment, group, state, saved / "best_adapter", base.base_features
+        )
+        experiment.model.save_adapter(saved / "adapter")
+        metrics = after.metrics | run_costs(state, experiment.device, started)
+        event = StepEvent(state.step, metrics, (), after.videos, alarms, checkpoint=saved, state=state)
+        on_step(event)
+    return state
 
 
 @torch.no_grad()
@@ -66,7 +81,7 @@ def generate_video(
     """Sample one video and write it as an mp4.
 
     Raises:
-        ValueError: the adapter is missing, damaged or of another model.
+        UserError: the adapter is missing, damaged or of another model.
     """
     torch.set_num_threads(config.runtime.num_threads)
     config = _shaped_like(config, adapter)
@@ -81,15 +96,16 @@ def generate_video(
     if adapter is not None:
         model.load_adapter(adapter)
     latents = model.sample(encode(model, [prompt]), [seed])
-    output.parent.mkdir(parents=True, exist_ok=True)
-    write_mp4(to_uint8(decode_all(model.decoder, latents)[0]), output, config.evaluation.frames_per_second)
+    frames = to_uint8(decode_all(latents, model.decoder)[0])
+    with explain_write_errors(output):
+        write_mp4(frames, output, config.evaluation.frames_per_second)
 
 
 def merge_adapter(config: ExperimentConfig, adapter: Path, output: Path) -> list[Path]:
-    """Write the recipe's denoisers with a saved adapter merged into them, in ``model.precision``; return their folders.
+    """Merge a saved adapter into the recipe's denoisers, in ``model.precision``; return the folders written.
 
     Raises:
-        ValueError: the adapter is missing, damaged or of another model, or its denoiser is not the library's.
+        UserError: the adapter is missing, damaged or of another model, or its denoiser is not the library's.
     """
     config = _shaped_like(config, adapter)
     model = models.build(

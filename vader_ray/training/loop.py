@@ -1,4 +1,4 @@
-"""The training loop of one worker: step, evaluate, save a checkpoint, emit an event. Uses neither Ray nor MLflow."""
+"""The training loop of one worker: step, evaluate, save, emit an event. Uses neither Ray nor MLflow."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vader_ray.training import checkpoint, guard
 from vader_ray.training.checkpoint import State
 from vader_ray.training.distributed import WorkerGroup
 from vader_ray.training.evaluation import Evaluation, compare_with_base, evaluate, paired_gains
-from vader_ray.training.events import RewardQuery, StepEvent, Video
+from vader_ray.training.events import StepEvent, Video
 from vader_ray.training.experiment import Experiment, build
 from vader_ray.training.seeding import generator
 from vader_ray.training.step import train_step
@@ -30,8 +30,6 @@ def train(
     group: WorkerGroup = WorkerGroup(),
     on_step: Callable[[StepEvent], object] = print,
     resume_from: Path | None = None,
-    tags: Mapping[str, str] | None = None,
-    train_step: Callable[..., tuple[dict[str, float], tuple[RewardQuery, ...]]] = train_step,
     should_checkpoint: Callable[[], bool] = lambda: False,
 ) -> State:
     """Run a recipe on this worker, from the start or from a checkpoint; return the final state.
@@ -39,29 +37,29 @@ def train(
     All workers of a group call it with the same recipe and emit the same number of events.
 
     Args:
-        experiment: the loaded recipe with a fresh adapter (`build`); by default it is loaded here, on the CPU.
+        experiment: the loaded recipe with a fresh adapter (`build`); by default it is loaded here, on the
+            CPU.
         group: the workers of the run.
-        on_step: receives an event before training and after every step; on worker 0 those that are kept name a checkpoint.
+        on_step: receives an event before training and after every step; on worker 0 those that are kept name
+            a checkpoint.
         resume_from: checkpoint after which the run continues.
-        train_step: replacement for the training step of the recipe's algorithm, which may change adapter and state.
-        should_checkpoint: called after every step; True, on all workers alike, keeps the step: a machine is about to be
-            preempted.
+        should_checkpoint: called after every step; True, on all workers alike, keeps the step: a machine is
+            about to be preempted.
 
     Raises:
-        TrainingError: the gradient was not finite for several steps in a row.
-        ValueError: weights, rewards or the checkpoint do not fit the recipe.
+        RunFailed: the gradient was not finite for several steps in a row.
+        UserError: weights, rewards or the checkpoint do not fit the recipe.
     """
     experiment = experiment or build(config)
     optimizer = make_optimizer(config, experiment)
     with tempfile.TemporaryDirectory(prefix="vader_ray_") as scratch:
         best_adapter = Path(scratch) / "best_adapter"
         if resume_from is None:
-            state, started = State(tags=dict(tags or {})), time.monotonic()
-            first, _ = _evaluate(config, experiment, group, state, best_adapter, None)
+            state, started = State(), time.monotonic()
+            first, _ = evaluate_and_select(config, experiment, group, state, best_adapter, None)
             base = first.base_features
-            on_step(
-                StepEvent(0, first.metrics | _costs(state, experiment.device, started), videos=first.videos)
-            )
+            metrics = first.metrics | run_costs(state, experiment.device, started)
+            on_step(StepEvent(0, metrics, videos=first.videos, state=state))
         else:
             state, base = checkpoint.restore(resume_from, experiment.model, optimizer)
             shutil.copytree(resume_from / "best_adapter", best_adapter)
@@ -75,16 +73,16 @@ def train(
             videos: tuple[Video, ...] = ()
             alarms: tuple[str, ...] = ()
             if is_due(state.step, config.evaluation.every, is_last=state.step == config.num_steps):
-                evaluation, alarms = _evaluate(config, experiment, group, state, best_adapter, base)
+                evaluation, alarms = evaluate_and_select(config, experiment, group, state, best_adapter, base)
                 metrics, videos = metrics | evaluation.metrics, evaluation.videos
-            metrics |= _costs(state, experiment.device, started)
+            metrics |= run_costs(state, experiment.device, started)
             saved, is_last = None, state.step == config.num_steps or bool(state.stopped)
             is_kept = is_due(state.step, config.checkpoint.every, is_last=is_last) or should_checkpoint()
             if is_kept and group.rank == 0:
                 saved = checkpoint.save(
                     Path(scratch) / "checkpoint", state, experiment.model, optimizer, best_adapter, base
                 )
-            on_step(StepEvent(state.step, metrics, queries, videos, alarms, is_kept, saved))
+            on_step(StepEvent(state.step, metrics, queries, videos, alarms, is_kept, saved, state))
     return state
 
 
@@ -101,11 +99,11 @@ def make_optimizer(config: ExperimentConfig, experiment: Experiment) -> torch.op
 
 
 def is_due(step: int, every: int, *, is_last: bool) -> bool:
-    """Whether an action with a cadence of ``every`` steps is due after this step; after the last step it always is."""
+    """Whether an action is due after this step: every ``every`` steps, and after the last step."""
     return step % every == 0 or is_last
 
 
-def _evaluate(
+def evaluate_and_select(
     config: ExperimentConfig,
     experiment: Experiment,
     group: WorkerGroup,
@@ -138,10 +136,11 @@ def _evaluate(
     return evaluation, tuple(alarms)
 
 
-def _costs(state: State, device: torch.device, started: float) -> dict[str, float]:
+def run_costs(state: State, device: torch.device, started: float) -> dict[str, float]:
     """Costs of the run so far, over all workers and sessions, and the peak memory of this worker."""
     state.wall_seconds = time.monotonic() - started
-    gpu_hours = {"cost/gpu_hours": state.worker_seconds / 3600} if device.type == "cuda" else {}
+    state.gpu_hours = state.worker_seconds / 3600 if device.type == "cuda" else 0.0
+    gpu_hours = {"cost/gpu_hours": state.gpu_hours} if device.type == "cuda" else {}
     return {
         "cost/reward_queries": float(state.reward_queries),
         "cost/denoiser_calls": float(state.denoiser_calls),
@@ -153,7 +152,7 @@ def _costs(state: State, device: torch.device, started: float) -> dict[str, floa
 
 
 def peak_gib(device: torch.device) -> float:
-    """Return the peak memory in GiB since the process began: of tensors on a GPU, of the whole process on the CPU."""
+    """Return the peak memory in GiB since the process began: of tensors on a GPU, else of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -1,10 +1,9 @@
-"""Videos that a person looks at: mp4 files that every browser plays, contact sheets, and a page of before and after."""
+"""Videos for people: mp4 files for every browser, contact sheets, and an HTML page of before and after."""
 
 from __future__ import annotations
 
 import base64
 import html
-import os
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -18,40 +17,45 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from vader_ray.files import atomic_write
 from vader_ray.training.events import Video
 
-Frames = NDArray[np.uint8]
-"""Frames, height, width, 3."""
+PixelFrames = NDArray[np.uint8]
+"""One video, ``frames height width 3``, in 0…255."""
 
 BT709 = "setparams=colorspace=bt709:color_primaries=bt709:color_trc=bt709:range=tv"
-"""Players guess colours that are not declared in full."""
+"""ffmpeg filter that declares the colour space in full: players guess what is not declared."""
 PLAYER_SIDE = 256
 """Short side, in pixels, below which a video is enlarged so that a player shows something."""
 TILE_SIDE = 160
 """Short side of a frame on a sheet, in pixels."""
+NUM_SHEET_FRAMES = 8
+"""Largest number of frames of a video on a sheet."""
 MARGIN, GAP, ROW_GAP = 28, 4, 26
+"""Space around a sheet, between frames, and between rows, in pixels."""
 INK, GREY, RISE, FALL, PAPER = "#1a1a1a", "#6b6b6b", "#1a8f42", "#c93a30", "#ffffff"
+"""Colours of text, scores, gains, losses and background."""
 
 
 class _Strip(NamedTuple):
-    """One line of frames on a sheet, with what stands to its left."""
+    """One row of frames on a sheet, with its heading and scores on the left."""
 
     heading: str
     scores: list[Image.Image]
-    frames: Frames
+    frames: PixelFrames
 
 
-# ---------------------------------------------------------------------------------------------------------------- video
+# ---- video
 
 
-def write_mp4(frames: Frames, path: Path, frames_per_second: float) -> None:
+def write_mp4(frames: PixelFrames, path: Path, frames_per_second: float) -> None:
     """Write H.264, yuv420p, index first: what browsers and phones play.
 
-    Small videos are enlarged by a whole factor without smoothing; an odd side gets one more row or column of its edge.
+    Small videos are enlarged by a whole factor without smoothing; an odd side gets one more row or column of
+    its edge.
     """
     pixels = _even(_enlarge(frames, PLAYER_SIDE))
     height, width = pixels.shape[1:3]
-    temporary = path.with_suffix(".tmp")
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-y"]
     command += [
         "-f",
@@ -73,15 +77,19 @@ def write_mp4(frames: Frames, path: Path, frames_per_second: float) -> None:
         "-crf",
         "16",
     ]
-    command += ["-movflags", "+faststart", "-f", "mp4", str(temporary)]
-    done = subprocess.run(command, input=pixels.tobytes(), capture_output=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"ffmpeg could not write {path}: {done.stderr.decode(errors='replace').strip()}")
-    os.replace(temporary, path)
+    command += ["-movflags", "+faststart", "-f", "mp4"]
+    with atomic_write(path) as unfinished:
+        done = subprocess.run(
+            [*command, str(unfinished)], input=pixels.tobytes(), capture_output=True, check=False
+        )
+        if done.returncode:
+            raise RuntimeError(
+                f"ffmpeg could not write {path}: {done.stderr.decode(errors='replace').strip()}"
+            )
 
 
-def read_mp4(path: Path) -> Frames:
-    """All frames of a video file."""
+def read_mp4(path: Path) -> PixelFrames:
+    """Read all frames of a video file."""
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-i", str(path)]
     command += [
         "-f",
@@ -99,30 +107,31 @@ def read_mp4(path: Path) -> Frames:
     return images[:, len(header) :].reshape(-1, height, width, 3)
 
 
-def _enlarge(frames: Frames, side: int) -> Frames:
-    """Frames whose short side is at least `side`, each pixel repeated a whole number of times."""
+def _enlarge(frames: PixelFrames, side: int) -> PixelFrames:
+    """Enlarge frames to a short side of at least `side`, each pixel repeated a whole number of times."""
     factor = -(-side // min(frames.shape[1:3]))
     return frames.repeat(factor, axis=1).repeat(factor, axis=2) if factor > 1 else frames
 
 
-def _even(frames: Frames) -> Frames:
+def _even(frames: PixelFrames) -> PixelFrames:
     height, width = frames.shape[1:3]
     return np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
 
 
-# --------------------------------------------------------------------------------------------------------------- sheets
+# ---- sheets
 
 
 def contact_sheet(videos: Sequence[Video], *, title: str = "", num_frames: int = 8) -> Image.Image:
-    """One row per video: its prompt, its scores and `num_frames` evenly spaced frames."""
+    """Draw one row per video: its prompt, its scores and `num_frames` evenly spaced frames."""
     rows = [(video.prompt, [_Strip("", _score_lines(video), video.frames)]) for video in videos]
     return _sheet(rows, title, num_frames)
 
 
-def before_after_sheet(
-    before: Sequence[Video], after: Sequence[Video], *, title: str = "", num_frames: int = 8
-) -> Image.Image:
-    """For each prompt the video before training above the one after it, made from the same noise, with scores and gains."""
+def before_after_sheet(before: Sequence[Video], after: Sequence[Video], *, title: str = "") -> Image.Image:
+    """Draw for each prompt the video before training above the one after it, with scores and gains.
+
+    Both were made from the same noise.
+    """
     rows = [
         (
             old.prompt,
@@ -133,7 +142,7 @@ def before_after_sheet(
         )
         for old, new in _pairs(before, after)
     ]
-    return _sheet(rows, title, num_frames)
+    return _sheet(rows, title, NUM_SHEET_FRAMES)
 
 
 def _pairs(before: Sequence[Video], after: Sequence[Video]) -> list[tuple[Video, Video]]:
@@ -147,9 +156,9 @@ def _score_lines(video: Video) -> list[Image.Image]:
 
 
 def _gain_lines(old: Video, new: Video) -> list[Image.Image]:
-    """The scores of `new`, each followed by what it gained."""
+    """Draw the scores of `new`, each followed by its gain."""
     gains = [_text(_signed(gain), 15, colour=_gain_colour(gain)) for gain in _gains(old, new).values()]
-    return [_beside([line, gain], gap=10) for line, gain in zip(_score_lines(new), gains, strict=True)]
+    return [_row([line, gain], gap=10) for line, gain in zip(_score_lines(new), gains, strict=True)]
 
 
 def _gains(old: Video, new: Video) -> dict[str, float]:
@@ -185,7 +194,7 @@ def _sheet(rows: list[tuple[str, list[_Strip]]], title: str, num_frames: int) ->
 
 
 def _stack(images: Sequence[Image.Image], gap: int = 0) -> Image.Image:
-    """Images under one another, flush left."""
+    """Join images from top to bottom, flush left."""
     height = sum(image.height for image in images) + gap * (len(images) - 1)
     stack = Image.new("RGB", (max(image.width for image in images), height), PAPER)
     top = 0
@@ -195,8 +204,8 @@ def _stack(images: Sequence[Image.Image], gap: int = 0) -> Image.Image:
     return stack
 
 
-def _beside(images: Sequence[Image.Image], gap: int = 0) -> Image.Image:
-    """Images from left to right, flush at the top."""
+def _row(images: Sequence[Image.Image], gap: int = 0) -> Image.Image:
+    """Join images from left to right, flush at the top."""
     width = sum(image.width for image in images) + gap * (len(images) - 1)
     row = Image.new("RGB", (width, max(image.height for image in images)), PAPER)
     left = 0
@@ -210,17 +219,19 @@ def _draw_strip(strip: _Strip, gutter: int, num_frames: int) -> Image.Image:
     heading = [_text(strip.heading, 17, bold=True)] if strip.heading else []
     label = _stack([*heading, *strip.scores, Image.new("RGB", (gutter, 1), PAPER)])
     tiles = [_tile(frame) for frame in _evenly_spaced(strip.frames, num_frames)]
-    return _beside([label, _beside(tiles, gap=GAP)])
+    return _row([label, _row(tiles, gap=GAP)])
 
 
-def _evenly_spaced(frames: Frames, num_frames: int) -> Frames:
-    """At most `num_frames` of the frames, the first and the last among them."""
-    chosen: Frames = frames[np.linspace(0, len(frames) - 1, min(num_frames, len(frames))).round().astype(int)]
+def _evenly_spaced(frames: PixelFrames, num_frames: int) -> PixelFrames:
+    """Choose at most `num_frames` of the frames, the first and the last among them."""
+    chosen: PixelFrames = frames[
+        np.linspace(0, len(frames) - 1, min(num_frames, len(frames))).round().astype(int)
+    ]
     return chosen
 
 
 def _tile(frame: NDArray[np.uint8]) -> Image.Image:
-    """A frame whose short side is about `TILE_SIDE`: whole pixels when it is enlarged, smoothed when it is reduced."""
+    """Resize a frame to a short side of about `TILE_SIDE`: enlarged without smoothing, or reduced."""
     image = Image.fromarray(frame)
     scale = TILE_SIDE / min(image.size)
     if scale >= 1:
@@ -233,7 +244,7 @@ def _tile(frame: NDArray[np.uint8]) -> Image.Image:
 def _text(
     text: str, size: int, *, bold: bool = False, colour: str = INK, width: float = float("inf")
 ) -> Image.Image:
-    """The text as an image as wide as its longest line; lines are broken so as to stay within `width`."""
+    """Draw text as an image as wide as its longest line; longer lines than `width` are broken."""
     font = _font(size, bold=bold)
     lines = [""]
     for word in text.split():
@@ -253,10 +264,11 @@ def _font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name), size)
 
 
-# -------------------------------------------------------------------------------------------------------------- gallery
+# ---- gallery
 
 _PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title><style>
 body {{ font: 16px/1.45 system-ui, sans-serif; max-width: 60rem; margin: 0 auto; padding: 1.2rem 1rem 3rem;
        background: #fff; color: #1a1a1a }}
@@ -276,7 +288,7 @@ th {{ font-weight: 600 }}
 def gallery_html(
     before: Sequence[Video], after: Sequence[Video], *, title: str, frames_per_second: float
 ) -> str:
-    """A page with the looping videos of before and after side by side, complete in itself."""
+    """Return an HTML page with the looping videos of before and after side by side, in one file."""
     pairs = _pairs(before, after)
     cards = []
     for old, new in pairs:
@@ -298,7 +310,8 @@ def _figure(video: Video, earlier: Video | None, frames_per_second: float) -> st
         scores.append(f"{html.escape(name)} {_number(score)}{gain}")
     caption = "<br>".join([f"<b>{'after' if earlier else 'before'}</b>", *scores])
     source = f"data:video/mp4;base64,{data}"
-    return f'<figure><video autoplay muted loop playsinline src="{source}"></video><figcaption>{caption}</figcaption></figure>'
+    video_tag = f'<video autoplay muted loop playsinline src="{source}"></video>'
+    return f"<figure>{video_tag}<figcaption>{caption}</figcaption></figure>"
 
 
 def _mean_rows(pairs: list[tuple[Video, Video]]) -> str:

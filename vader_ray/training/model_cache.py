@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from vader_ray.alignment import algorithms
 from vader_ray.config import ExperimentConfig, PluginConfig, SamplingConfig
 
 
@@ -37,7 +38,7 @@ def model_key(config: ExperimentConfig, device: torch.device) -> str:
     The prompts are part of it: the text encoders are freed once these are encoded.
     """
     chosen = config.model_dump(mode="json", include={"model", "sampling", "prompts", "runtime"})
-    chosen["pairs"] = str(getattr(config.algorithm, "pairs", None))
+    chosen["pairs"] = algorithms.build(config).pairs_file
     for field in (
         "truncation",
         "truncation_depth",
@@ -55,7 +56,7 @@ def conditioning_key(config: ExperimentConfig, device: torch.device) -> str:
 
 
 def plugin_key(spec: PluginConfig, sampling: SamplingConfig, device: torch.device) -> str:
-    """Return the key of a reward or metric: its settings, and the size of videos for which its contract was checked."""
+    """Return the key of a reward or metric: its settings, and the video size of its contract check."""
     chosen = spec.model_dump(mode="json", exclude={"label", "weight", "target"})
     size = [sampling.num_frames, sampling.height, sampling.width]
     return f"{spec.kind} on {device}: {json.dumps([chosen, *size], sort_keys=True)}"

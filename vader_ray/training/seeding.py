@@ -1,4 +1,4 @@
-"""Seeds of all random choices of a run: functions of (seed, step, video index), never of rank, time or worker count."""
+"""Seeds of all random choices: functions of (seed, step, video index), not of rank, time or worker count."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ _STREAMS = {
 
 
 def derive_seed(seed: int, stream: str, *indices: int) -> int:
-    """Derive a 63-bit seed for one random choice, independent between streams and indices (numpy's SeedSequence)."""
+    """Derive a 63-bit seed for one random choice, independent between streams and indices.
+
+    Source: numpy's SeedSequence.
+    """
     return int(
         np.random.SeedSequence([seed, _STREAMS[stream], *indices]).generate_state(1, np.uint64)[0]
         >> np.uint64(1)

@@ -138,7 +138,7 @@ class Trainer:
             prompts=[self._prompts[row] for row in rows],
             conditioning=self._conditioning[rows],
             seeds=[derive_seed(self._seed, "noise", video) for video in videos],
-            seen=[
+            frame_indices=[
                 [
                     choose_frames(
                         term.frames, self._sampling.num_frames, generator(self._seed, "frames", video, i)

@@ -90,7 +90,7 @@ def test_a_resumed_run_has_each_query_once(tmp_path: Path) -> None:
     log.commit(20)
     take_steps(log, 21, 40)
     log.commit(40)
-    (tmp_path / "steps-00000041-00000060.tmp").write_bytes(b"torn")
+    (tmp_path / "steps-00000041-00000060.parquet.unfinished").write_bytes(b"torn")
 
     resumed = QueryLog(tmp_path)  # the checkpoint of step 40 was lost
     resumed.rewind(20)
@@ -100,7 +100,7 @@ def test_a_resumed_run_has_each_query_once(tmp_path: Path) -> None:
     resumed.commit(50)
 
     assert steps_in(tmp_path) == [step for step in range(1, 51) for _ in range(2)]
-    assert not list(tmp_path.glob("*.tmp"))
+    assert not list(tmp_path.glob("*.unfinished"))
 
 
 def test_a_new_log_continues_after_the_committed_steps(tmp_path: Path) -> None:

@@ -1,16 +1,14 @@
-"""Run folders in S3 (moto on loopback) and in a shared folder: copies, resume on another machine, queries exactly once."""
+"""Run folders in S3 (moto on loopback) and in a shared folder: copies, resume elsewhere, queries once."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from base64 import b64encode
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
 
@@ -22,15 +20,21 @@ from pyarrow import fs
 from tests.helpers.mock_aws import mock_aws
 from tests.helpers.paths import REPOSITORY
 from tests.helpers.recipe import tiny_config, write_tiny
-from tests.orchestration.reporting.test_html_report import record
-from vader_ray.config import ConfigError
+from tests.helpers.runs import CLI, adapter_files, kill_driver, record, start, tracked_step
+from tests.helpers.waiting import wait_until
+from vader_ray.errors import UserError
 from vader_ray.orchestration.reporting.html_report import write_report
 from vader_ray.orchestration.reporting.past_runs import find_runs
-from vader_ray.orchestration.runs.run_dir import KEPT_BY_RAY, RunDir, open_run_dir, working_copy, write_json
-from vader_ray.orchestration.runs.storage import Mirror, delete, join, normalised, resolve, subfolders
-from vader_ray.orchestration.tracking.mlflow_runs import check_server
-
-CLI = str(Path(sys.executable).parent / "vader-ray")
+from vader_ray.orchestration.runs.run_dir import KEPT_BY_RAY, RunDir, claim_run_dir, working_copy, write_json
+from vader_ray.orchestration.runs.storage import (
+    Mirror,
+    delete_from_run,
+    join,
+    normalised,
+    resolve,
+    subfolders,
+)
+from vader_ray.orchestration.tracking.server import check_server
 
 
 @pytest.fixture(scope="module")
@@ -69,15 +73,15 @@ def test_a_copy_follows_changes_and_deletions(place: str, tmp_path: Path) -> Non
     ours, theirs = Mirror(here, place), Mirror(there, place)
     ours.pull()
     assert not here.exists()
-    _fill(here, {"a": "1", "b/c": "2", "b/d": ""})
+    _fill(here, {"run.json": "{}", "a": "1", "b/c": "2", "b/d": ""})
     ours.push()
     theirs.pull()
-    assert _tree(there) == {"a": "1", "b/c": "2", "b/d": ""}
+    assert _tree(there) == {"run.json": "{}", "a": "1", "b/c": "2", "b/d": ""}
     (there / "b" / "c").unlink()
     _fill(there, {"a": "one", "K=2,lr=0.001/x y.json": "3"})
     theirs.push()
     ours.pull()
-    assert _tree(here) == {"a": "one", "b/d": "", "K=2,lr=0.001/x y.json": "3"}
+    assert _tree(here) == {"run.json": "{}", "a": "one", "b/d": "", "K=2,lr=0.001/x y.json": "3"}
 
 
 def test_what_has_not_changed_is_not_copied_again(place: str, tmp_path: Path) -> None:
@@ -97,7 +101,6 @@ def test_unfinished_files_and_rays_folders_stay(place: str, tmp_path: Path) -> N
             "a": "1",
             "b.unfinished": "",
             "c.unfinished/d": "",
-            "e.tmp": "",
             "checkpoints/f": "",
             "g/tune/h": "",
         },
@@ -108,14 +111,15 @@ def test_unfinished_files_and_rays_folders_stay(place: str, tmp_path: Path) -> N
     assert (tmp_path / "here" / "checkpoints" / "f").exists()
 
 
-def test_folders_are_listed_and_deleted(place: str, tmp_path: Path) -> None:
-    _fill(tmp_path / "here", {"one/a": "1", "two/b": "2"})
+def test_folders_are_listed_and_deleted_in_runs_alone(place: str, tmp_path: Path) -> None:
+    _fill(tmp_path / "here", {"run/run.json": "{}", "run/tune/a": "1", "other/tune/b": "2"})
     Mirror(tmp_path / "here", place).push()
-    assert subfolders(place) == ["one", "two"]
-    delete(join(place, "one"))
-    delete(join(place, "three"))
+    assert subfolders(place) == ["other", "run"]
+    delete_from_run(join(place, "run"), "tune")
+    delete_from_run(join(place, "run"), "nothing")
+    delete_from_run(join(place, "other"), "tune")
     Mirror(tmp_path / "there", place).pull()
-    assert _tree(tmp_path / "there") == {"two/b": "2"}
+    assert _tree(tmp_path / "there") == {"run/run.json": "{}", "other/tune/b": "2"}
 
 
 def test_options_of_a_uri_stay_at_its_end(monkeypatch: pytest.MonkeyPatch, s3: str, tmp_path: Path) -> None:
@@ -130,22 +134,29 @@ def test_options_of_a_uri_stay_at_its_end(monkeypatch: pytest.MonkeyPatch, s3: s
 
 
 def test_an_unknown_storage_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"--storage ftp://host/runs: .*; give s3://BUCKET/PREFIX"):
+    with pytest.raises(UserError, match=r"--storage ftp://host/runs: .*; give s3://BUCKET/PREFIX"):
         normalised("ftp://host/runs")
 
 
 def test_a_run_is_found_by_its_copy_alone(place: str, tmp_path: Path) -> None:
     config = tiny_config(tmp_path)
-    folder = open_run_dir(config, tmp_path / "one", None, resume=False, storage=place)
-    write_json(folder.run, {"identity": config.fingerprint(), "storage": folder.storage})
-    folder.push()
-    elsewhere = open_run_dir(config, tmp_path / "two", None, resume=True, storage=place)
-    assert elsewhere.name == folder.name
-    assert elsewhere.read_run() == folder.read_run()
-    with pytest.raises(ConfigError, match=r"keeps its checkpoints in .*with --storage"):
-        open_run_dir(config, tmp_path / "two", folder.name, resume=True)
-    with pytest.raises(ConfigError, match="there is no run 'other' in"):
-        open_run_dir(config, tmp_path / "two", "other", resume=True, storage=place)
+    with claim_run_dir(config, tmp_path / "one", None, resume=False, storage=place) as folder:
+        write_json(folder.metadata, {"identity": config.fingerprint(), "storage": folder.storage})
+        folder.push()
+    with claim_run_dir(config, tmp_path / "two", None, resume=True, storage=place) as elsewhere:
+        assert elsewhere.name == folder.name
+        assert elsewhere.read_metadata() == folder.read_metadata()
+    with (
+        pytest.raises(UserError, match=r"keeps its checkpoints in .*with --storage"),
+        claim_run_dir(config, tmp_path / "two", folder.name, resume=True),
+    ):
+        pass
+    with (
+        pytest.raises(UserError, match="there is no run 'other' in"),
+        claim_run_dir(config, tmp_path / "two", "other", resume=True, storage=place),
+    ):
+        pass
+    assert not (tmp_path / "two" / "other").exists()
 
 
 def test_a_worker_without_the_drivers_disk_works_on_the_copy(place: str, tmp_path: Path) -> None:
@@ -154,14 +165,14 @@ def test_a_worker_without_the_drivers_disk_works_on_the_copy(place: str, tmp_pat
     driver.push()
     with working_copy("/of/another/machine/run", place) as copy:
         assert copy.path != driver.path
-        assert copy.read_run() == {}
-        assert copy.shown(copy.adapter) == "/of/another/machine/run/adapter"
+        assert copy.read_metadata() == {}
+        assert copy.at_home(copy.adapter) == Path("/of/another/machine/run/adapter")
         _fill(copy.path, {"queries/q": "1"})
         copy.push()
     driver.pull()
     assert (driver.queries / "q").read_text() == "1"
     with (
-        pytest.raises(ConfigError, match="is not on this machine; give --storage"),
+        pytest.raises(UserError, match="is not on this machine; give --storage"),
         working_copy("/of/another/machine/run", None),
     ):
         pass
@@ -185,46 +196,29 @@ def test_a_run_in_s3_is_reported_where_nothing_is_left_of_it(
     assert all(prompt in page for prompt in config.prompts.heldout)  # of the recipe among the artifacts
 
 
-def _command(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    with (folder / "log").open("a") as log:
-        return subprocess.Popen(
-            [CLI, *arguments], cwd=folder, stdout=log, stderr=log, text=True, start_new_session=True
-        )
-
-
-def _wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], folder: Path) -> None:
-    until = time.monotonic() + 400
-    while not condition():
-        assert process.poll() is None, (folder / "log").read_text()
-        assert time.monotonic() < until, "it did not happen in time"
-        time.sleep(0.1)
-
-
-def _files(run: Path) -> dict[str, bytes]:
-    return {
-        f"{part}/{path.name}": path.read_bytes()
-        for part in ("adapter", "best_adapter")
-        for path in (run / part).iterdir()
-    }
-
-
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_run_in_s3_goes_on_where_nothing_is_left_of_it(
     tiny_pipeline_folder: Path, tmp_path: Path, s3: str
 ) -> None:
     recipe, storage = write_tiny(tmp_path, tiny_pipeline_folder, num_steps=12), f"{s3}/runs"
-    arguments = ("train", str(recipe), "--run-name", "mine", "--storage", storage)
-    process = _command(tmp_path, *arguments)
-    _wait_for(lambda: len(subfolders(f"{storage}/mine/checkpoints")) > 0, process, tmp_path)
-    time.sleep(0.3)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    command, log, run = (
+        [CLI, "train", str(recipe), "--run-name"],
+        tmp_path / "log",
+        tmp_path / "runs" / "mine",
+    )
+    stored = [*command, "mine", "--storage", storage]
+    process = start(stored, tmp_path, log)
+    wait_until(lambda: subfolders(f"{storage}/mine/checkpoints"), process=process, explain=log.read_text)
+    later = tracked_step(tmp_path / "mlflow.db", run) + 1
+    wait_until(
+        lambda: tracked_step(tmp_path / "mlflow.db", run) >= later, process=process, explain=log.read_text
+    )
+    kill_driver(process)
     shutil.rmtree(tmp_path / "runs")
-    assert _command(tmp_path, *arguments, "--resume").wait(timeout=400) == 0, (tmp_path / "log").read_text()
-    assert _command(tmp_path, "train", str(recipe), "--run-name", "straight").wait(timeout=400) == 0
-    run = tmp_path / "runs" / "mine"
-    assert _files(run) == _files(tmp_path / "runs" / "straight")
+    assert start([*stored, "--resume"], tmp_path, log).wait(timeout=400) == 0, log.read_text()
+    assert start([*command, "straight"], tmp_path, log).wait(timeout=400) == 0, log.read_text()
+    assert adapter_files(run) == adapter_files(tmp_path / "runs" / "straight")
     Mirror(tmp_path / "copy", f"{storage}/mine", skip=KEPT_BY_RAY).pull()
     assert _tree_of_bytes(tmp_path / "copy") == _tree_of_bytes(run)
     system, root = resolve(f"{storage}/mine/queries")
@@ -248,12 +242,10 @@ def test_a_sweep_in_s3_goes_on_where_nothing_is_left_of_it(
     script, storage = str(REPOSITORY / "sweeps" / "hps_k_sweep.py"), f"{s3}/sweeps"
     flags = ("--recipe", str(recipe), "--num-trials", "2", "--max-concurrent", "1", "--storage", storage)
 
+    log = tmp_path / "log"
+
     def sweep(*more: str) -> subprocess.Popen[str]:
-        with (tmp_path / "log").open("a") as log:
-            command = [sys.executable, script, *flags, *more]
-            return subprocess.Popen(
-                command, cwd=tmp_path, stdout=log, stderr=log, text=True, start_new_session=True
-            )
+        return start([sys.executable, script, *flags, *more], tmp_path, log)
 
     def summaries() -> list[str]:
         system, root = resolve(storage)
@@ -261,18 +253,16 @@ def test_a_sweep_in_s3_goes_on_where_nothing_is_left_of_it(
         return [info.path for info in found if info.base_name == "summary.json"]
 
     process = sweep()
-    _wait_for(lambda: len(summaries()) == 1, process, tmp_path)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    wait_until(lambda: len(summaries()) == 1, process=process, explain=log.read_text)
+    kill_driver(process)
     shutil.rmtree(tmp_path / "runs")
-    time.sleep(2)  # its Ray processes notice and leave
-    assert sweep("--resume").wait(timeout=400) == 0, (tmp_path / "log").read_text()
+    assert sweep("--resume").wait(timeout=400) == 0, log.read_text()
     (folder,) = (tmp_path / "runs").iterdir()
     for name in ("K=1", "K=2"):
         summary = json.loads((folder / name / "summary.json").read_text())
         assert (summary["status"], summary["steps"], summary["reward_queries"]) == ("completed", 4, 16)
-        assert summary["artifacts"]["adapter"] == str(folder / name / "adapter")
-        assert all(Path(path).exists() for path in summary["artifacts"]["videos"])
+        assert summary["adapter"] == str(folder / name / "adapter")
+        assert all(Path(path).exists() for path in summary["videos"])
         system, root = resolve(f"{storage}/{folder.name}/{name}/queries")
         assert sorted(pq.read_table(root, filesystem=system)["video"].to_pylist()) == list(range(16))
     assert [row["status"] for row in pq.read_table(folder / "trials.parquet").to_pylist()] == [

@@ -1,15 +1,11 @@
-"""Sweeps: their scripts, what they leave in MLflow, a killed driver, trials that cannot work, and who is best."""
+"""Sweeps: scripts, results in MLflow, a killed driver, trials that cannot work, and the best trial."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
-from dataclasses import asdict
 from math import log10
 from pathlib import Path
 from statistics import mean
@@ -22,22 +18,28 @@ from ray import tune
 
 from tests.helpers.paths import REPOSITORY
 from tests.helpers.recipe import tiny_config, write_tiny
+from tests.helpers.runs import kill_driver, start
+from tests.helpers.waiting import wait_until
 from vader_ray.config import load
+from vader_ray.errors import RunFailed, UserError
 from vader_ray.models import mix_adapters
-from vader_ray.orchestration.runs.launch import build_summary
-from vader_ray.orchestration.runs.run_dir import RunDir, open_run_dir, write_json
-from vader_ray.orchestration.sweeps.adapter_soup import make_mixes
+from vader_ray.orchestration.runs.finish import summarize
+from vader_ray.orchestration.runs.run_dir import RunDir
+from vader_ray.orchestration.runs.summary import RunSummary
+from vader_ray.orchestration.selection import pareto_front
+from vader_ray.orchestration.sweeps.adapter_soup import make_soups
 from vader_ray.orchestration.sweeps.definition import (
+    BaseRecipe,
     SweepDefinition,
     Values,
     draw,
-    load_base,
     overrides_of,
     trial_name,
 )
-from vader_ray.orchestration.sweeps.run_trial import advanced
+from vader_ray.orchestration.sweeps.driver import run_sweep
+from vader_ray.orchestration.sweeps.run_trial import keep_checkpoint, kept_checkpoints
 from vader_ray.orchestration.sweeps.search import OptunaProposer
-from vader_ray.orchestration.sweeps.trial_table import best_of, pareto_front, row_of
+from vader_ray.orchestration.sweeps.trial_table import SweepResult, TrialResult, best_of, front_of
 from vader_ray.orchestration.sweeps.trials import Trial, TrialSet
 from vader_ray.orchestration.tracking.mlflow_runs import MlflowRun
 from vader_ray.training.inference import evaluate_adapter
@@ -61,14 +63,14 @@ def _sweep_of(path: Path) -> SweepDefinition:
 def test_every_trial_of_a_script_is_a_valid_recipe_that_differs_from_the_others(path: Path) -> None:
     sweep = _sweep_of(path)
     assert sweep.name == path.stem
-    recipe, overrides, base = load_base(sweep, None, [])
-    trials = draw(sweep, None, base.seed)
+    recipe = BaseRecipe.of(sweep, None)
+    trials = draw(sweep, None, recipe.load().seed)
     assert len(trials) >= 4
-    assert (
-        not sweep.learn
-        or (OptunaProposer(sweep.space, num_trials=4, seed=0).next() or {}).keys() == trials[0].keys()
-    )
-    configs = [load(recipe, [*overrides, *overrides_of(sweep, values, base)]) for values in trials]
+    if sweep.search == "tpe":
+        proposed = OptunaProposer(sweep.space, num_trials=4, seed=0).next()
+        assert proposed is not None
+        assert proposed.keys() == trials[0].keys()
+    configs = [recipe.load(overrides_of(sweep, values, recipe.load())) for values in trials]
     assert len({config.model_dump_json() for config in configs}) == len(trials)
     assert len({config.selection_metric() for config in configs}) == 1
 
@@ -96,9 +98,10 @@ def test_draws_are_those_of_the_seed_distinct_and_named_by_their_values() -> Non
         name="s",
         question="",
         recipe="shapes_hps",
-        budget=(),
+        default_overrides=(),
         space=space,
         settings=lambda values, recipe: values,
+        search="random",
     )
     trials = draw(sweep, 5, seed=1)
     assert trials == draw(sweep, 5, seed=1) != draw(sweep, 5, seed=2)
@@ -117,7 +120,7 @@ def test_proposals_are_distinct_follow_the_seed_and_gather_where_the_score_is_hi
         proposals, proposed = OptunaProposer(space, num_trials=40, seed=seed), []
         while (values := proposals.next()) is not None:
             proposed.append(values)
-            proposals.tell(trial_name(values), -abs(log10(values["lr"]) + 3) - (values["K"] != 2))
+            proposals.complete(trial_name(values), -abs(log10(values["lr"]) + 3) - (values["K"] != 2))
         return proposed
 
     trials = propose(1)
@@ -134,73 +137,107 @@ def test_proposals_are_distinct_follow_the_seed_and_gather_where_the_score_is_hi
 def test_proposals_learn_from_an_earlier_session_and_never_repeat_it() -> None:
     space = {"K": tune.choice([1, 2, 5])}
     proposals = OptunaProposer(space, num_trials=9, seed=0)
-    proposals.seen({"K": 2}, 1.0)
-    proposals.seen({"K": 5}, None)
+    proposals.add_known({"K": 2}, 1.0)
+    proposals.add_known({"K": 5}, None)
     assert proposals.next() == {"K": 1}
     assert proposals.next() is None, "the space has three members"
 
 
-def test_the_pareto_front_holds_what_no_completed_trial_beats() -> None:
-    def row(
-        trial: str, one: float, two: float, status: str = "completed", reason: str | None = None
-    ) -> dict[str, Any]:
-        return {"trial": trial, "status": status, "reason": reason, "one": one, "two": two, "selected": one}
+def test_a_space_that_does_not_fit_its_search_is_refused() -> None:
+    def define(search: Any, **space: Any) -> SweepDefinition:
+        return SweepDefinition("s", "", "shapes_hps", (), space, lambda values, recipe: {}, search=search)
 
-    rows = [
-        row("a", 3, 1),
-        row("b", 1, 3),
-        row("c", 2, 2),
-        row("d", 2, 1),
-        row("e", 9, 9, "stopped"),
-        row("f", 1, 3),
-    ]
-    assert [found["trial"] for found in pareto_front(rows, ["one", "two"])] == ["a", "b", "c", "f"]
-    best = best_of(rows)
-    assert best is not None
-    assert best["trial"] == "a", "e was stopped by the scheduler"
-    assert best_of([]) is None
+    with pytest.raises(UserError, match=r"'lr' is no tune\.grid_search; set search to 'random' or 'tpe'"):
+        define("grid", lr=tune.loguniform(1e-4, 1e-2))
+    with pytest.raises(UserError, match="'K' is a grid; give search='tpe' domains only"):
+        define("tpe", K=tune.grid_search([1, 2]))
+
+
+def test_the_pareto_front_holds_what_nothing_dominates() -> None:
+    scores = {"a": [3, 1], "b": [1, 3], "c": [2, 2], "d": [2, 1], "f": [1, 3]}
+    assert pareto_front(scores) == ["a", "b", "c", "f"]
+    assert pareto_front({}) == []
+
+
+def _summaries(weights: Path, tmp_path: Path) -> dict[str, RunSummary]:
+    """Outcomes of a run to its end, and of one that its guard stopped."""
+    summaries = {}
+    for name, guard in (("steady", {"action": "none"}), ("hacked", {"action": "stop", "bound": 1e-9})):
+        guarded = {"metrics": ["eval/distance_to_base"], "unit": "absolute", "patience": 1} | guard
+        evaluation = {"every": 1, "num_videos": 2, "select": "eval/reward/sharpness"}
+        watched = {"eval_rewards": [{"reward": "sharpness"}], "guard": guarded}
+        config = tiny_config(weights, num_steps=3, evaluation=evaluation, **watched)
+        state = train(config, on_step=lambda event: None)
+        status: Any = "stopped" if state.stopped else "completed"
+        summaries[name] = summarize(config, RunDir(tmp_path / name), MlflowRun("", "", ""), state, status)
+    return summaries
 
 
 def test_a_trial_that_its_guard_stopped_competes_with_the_adapter_that_it_keeps(
     tiny_pipeline_folder: Path, tmp_path: Path
 ) -> None:
-    rows = []
-    for name, guard in (("steady", {"action": "none"}), ("hacked", {"action": "stop", "bound": 1e-9})):
-        guarded = {"metrics": ["eval/distance_to_base"], "unit": "absolute", "patience": 1} | guard
-        evaluation = {"every": 1, "num_videos": 2, "select": "eval/reward/sharpness"}
-        watched = {"eval_rewards": [{"reward": "sharpness"}], "guard": guarded}
-        config = tiny_config(tiny_pipeline_folder, num_steps=3, evaluation=evaluation, **watched)
-        folder = open_run_dir(config, tmp_path, name, resume=False)
-        told = dict[str, Any]()
-        state = train(config, on_step=lambda report, told=told: told.update(advanced(told, report)))
-        for source in (
-            asdict(state),
-            told,
-        ):  # what a run ends with, and what is left of one whose process is lost
-            status = "stopped" if state.stopped else "completed"
-            write_json(
-                folder.summary,
-                build_summary(
-                    config, folder, MlflowRun("", "", ""), source | {"stopped": state.stopped}, status
-                ),
-            )
-            rows.append(row_of({"name": name}, config, folder, ""))
-    steady, _, hacked, _ = rows
-    assert rows[1] == steady
-    assert rows[3] == hacked
-    assert (hacked["status"], hacked["steps"], hacked["best_step"]) == ("stopped", 1, 0)
-    assert hacked["best/sharpness"] == hacked["before/sharpness"] != hacked["after/sharpness"]
-    assert hacked["selected"] == hacked["best/sharpness"]
-    assert steady["selected"] == steady["best/sharpness"] >= steady["before/sharpness"]
-    better = hacked | {"selected": steady["selected"] + 1, "best/brightness": steady["best/brightness"] + 1}
-    assert best_of([steady, better]) is better
-    assert pareto_front([steady, better], ["best/sharpness", "best/brightness"])[-1] is better
-    assert best_of([steady, better | {"reason": None}]) is steady, "the scheduler's are not compared"
+    summaries = _summaries(tiny_pipeline_folder, tmp_path)
+    steady, hacked = (
+        TrialResult({"name": name}, summaries[name].status, summaries[name]) for name in summaries
+    )
+    row = hacked.row()
+    assert (row["status"], row["steps"], row["best_step"]) == ("stopped", 1, 0)
+    assert row["best/sharpness"] == row["before/sharpness"] != row["after/sharpness"]
+    assert row["selected"] == row["best/sharpness"]
+    assert steady.row()["selected"] == steady.row()["best/sharpness"] >= steady.row()["before/sharpness"]
+
+    higher = {metric: value + 1 for metric, value in summaries["steady"].metrics_best.items()}
+    better = summaries["hacked"].model_copy(update={"metrics_best": higher})
+    winner = TrialResult({"name": "hacked"}, "stopped", better)
+    assert best_of([steady, winner]) is winner
+    assert front_of([steady, winner], ["sharpness", "brightness"]) == ["name=hacked"]
+    by_scheduler = TrialResult({}, "stopped", better.model_copy(update={"stop_reason": None}))
+    assert best_of([steady, by_scheduler]) is steady, "the scheduler's are not compared"
+    assert SweepResult(tmp_path, (steady, winner)).best is better
+    with pytest.raises(RunFailed, match=r"no trial of .* was completed"):
+        _ = SweepResult(tmp_path, (by_scheduler,)).best
+
+
+def test_a_summary_survives_json(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
+    summary = _summaries(tiny_pipeline_folder, tmp_path)["hacked"]
+    folder = RunDir(tmp_path)
+    assert folder.read_summary() is None
+    lowest = summary.model_copy(update={"metrics_best": {"eval/objective": float("-inf")}})
+    lowest.write(folder.summary)
+    assert folder.read_summary() == lowest
+
+
+def test_the_last_checkpoints_of_a_trial_are_kept(tmp_path: Path) -> None:
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / "state.json").write_text("{}")
+    root = tmp_path / "kept"
+    for step in (2, 4, 6):
+        keep_checkpoint(tmp_path / "made", root, step, num_kept=2)
+    (root / "step-00000008").mkdir()  # a copy that lacks its state.json is still on its way
+    assert [path.name for path in kept_checkpoints(root)] == ["step-00000004", "step-00000006"]
 
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_mixes_of_single_reward_adapters_compete_without_training_and_are_evaluated_once(
+def test_a_sweep_over_a_loaded_recipe_returns_its_best_run(
+    tiny_pipeline_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    evaluation = {"every": 2, "num_videos": 2, "num_shown": 1}
+    recipe = tiny_config(tiny_pipeline_folder, num_steps=2, evaluation=evaluation)
+    space = {"optimizer.learning_rate": tune.loguniform(1e-3, 1e-1)}
+    sweep = SweepDefinition("mine", "", "", (), space, lambda values, _: values, search="random")
+    result = run_sweep(sweep, recipe, num_trials=2, max_concurrent=1)
+    assert [trial.status for trial in result.trials] == ["completed", "completed"]
+    scores = [trial.summary.selected for trial in result.trials if trial.summary is not None]
+    assert result.best.selected == max(filter(None, scores))
+    assert (result.best.best_adapter / "adapter_model.safetensors").is_file()
+    assert result.best.path.parent == result.path == tmp_path / "runs" / result.path.name
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_soups_of_single_reward_adapters_compete_without_training_and_are_evaluated_once(
     tiny_pipeline_folder: Path, tmp_path: Path
 ) -> None:
     rewards = [{"reward": "brightness"}, {"reward": "sharpness"}, {"reward": "colorfulness"}]
@@ -234,8 +271,10 @@ def test_mixes_of_single_reward_adapters_compete_without_training_and_are_evalua
         alone[f"eval/reward/{name}"] for name in ("brightness", "sharpness")
     ]
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
-    run, parent = (client.get_run(json.loads((folder / "run.json").read_text())["mlflow_run_id"]) for folder in (
-        sweep / mix["trial"], sweep))  # fmt: skip
+    run, parent = (
+        client.get_run(json.loads((folder / "run.json").read_text())["mlflow_run_id"])
+        for folder in (sweep / mix["trial"], sweep)
+    )
     assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
     assert (run.data.tags["interpolated"], run.data.metrics["cost/reward_queries"]) == ("True", 16)
     assert "mix=1:1:0,interpolated=True" in done.stdout.partition("Pareto front of")[0]
@@ -244,25 +283,31 @@ def test_mixes_of_single_reward_adapters_compete_without_training_and_are_evalua
     )
 
     written = {path: path.stat().st_mtime_ns for path in sweep.glob("mix=*/summary.json")}
-    (sweep / "summary.json").unlink()  # as though the driver had been lost at the very end
+    metadata = json.loads((sweep / "run.json").read_text())
+    assert metadata["completed"]  # as though the driver had been lost at the very end:
+    (sweep / "run.json").write_text(json.dumps(metadata | {"completed": False}))
     done = subprocess.run([*command, "--resume"], cwd=tmp_path, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr
     assert written == {path: path.stat().st_mtime_ns for path in sweep.glob("mix=*/summary.json")}
 
 
-def test_a_mix_whose_parts_were_not_all_trained_alone_is_reported(tmp_path: Path) -> None:
-    shares = {"a": [1.0, 0.0], "b": [0.5, 0.5]}
+def test_a_soup_whose_ingredients_were_not_all_trained_alone_is_reported(tmp_path: Path) -> None:
+    weights = {"a": [1.0, 0.0], "b": [0.5, 0.5]}
     sweep = SweepDefinition(
-        "s", "", "shapes_hps", (), {}, lambda values, recipe: {}, shares=lambda values: shares[values["mix"]]
+        "s",
+        "",
+        "shapes_hps",
+        (),
+        {},
+        lambda values, recipe: {},
+        soup_weights=lambda values: weights[values["mix"]],
     )
-    _, _, base = load_base(sweep, None, [])
-    members = TrialSet(
-        sweep, base, base, "shapes_hps", [], RunDir(tmp_path), MlflowRun("sqlite://", "0", "1")
-    )
-    members.trials = [Trial({"mix": "a"}, error="cannot work"), Trial({"mix": "b"}, error="cannot work")]
-    (mix,) = make_mixes(members).trials
-    assert (mix.name, mix.status) == ("mix=b,interpolated=True", "failed")
-    assert "needs a trial that has it alone" in mix.error
+    recipe = BaseRecipe.of(sweep, None)
+    trials = TrialSet(sweep, recipe, recipe.load(), RunDir(tmp_path), MlflowRun("sqlite://", "0", "1"))
+    trials.trials = [Trial({"mix": "a"}, error="cannot work"), Trial({"mix": "b"}, error="cannot work")]
+    (soup,) = make_soups(trials).trials
+    assert (soup.name, soup.status) == ("mix=b,interpolated=True", "failed")
+    assert "needs a trial with this ingredient alone" in soup.error
 
 
 def _arguments(recipe: Path) -> list[str]:
@@ -295,18 +340,10 @@ def killed(
         checkpoint={"every": 1},
         evaluation={"every": 2, "num_videos": 2},
     )
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(
-            _arguments(recipe), cwd=folder, stdout=log, stderr=log, start_new_session=True
-        )
-    until = time.monotonic() + 240
-    while not list(folder.glob("runs/*/K=*/summary.json")):
-        assert process.poll() is None, (folder / "log").read_text()
-        assert time.monotonic() < until, (folder / "log").read_text()
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    time.sleep(2)  # its Ray processes notice and leave
+    log = folder / "log"
+    process = start(_arguments(recipe), folder, log)
+    wait_until(lambda: list(folder.glob("runs/*/K=*/summary.json")), process=process, explain=log.read_text)
+    kill_driver(process)
     finished = {path.parent.name: path.stat().st_mtime_ns for path in folder.glob("runs/*/K=*/summary.json")}
     done = subprocess.run(
         [*_arguments(recipe), "--resume"], cwd=folder, capture_output=True, text=True, timeout=400
@@ -322,7 +359,7 @@ def test_a_resumed_sweep_repeats_no_finished_trial_and_finishes_the_others(
     killed: tuple[Path, Path, dict[str, int], str],
 ) -> None:
     _, sweep, finished, printed = killed
-    assert 0 < len(finished) < 3
+    assert 0 < len(finished) < 3, "the driver was not killed in the middle of the sweep"
     for name, written in finished.items():
         assert (sweep / name / "summary.json").stat().st_mtime_ns == written
     for name in ("K=1", "K=2", "K=5"):

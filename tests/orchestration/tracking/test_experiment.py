@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from vader_ray.orchestration.tracking.experiment import find_or_create_experiment, how_to_open
+from vader_ray.orchestration.tracking.experiment import find_or_create_experiment
+from vader_ray.orchestration.tracking.pages import how_to_open
 
 
 @pytest.fixture(scope="module")

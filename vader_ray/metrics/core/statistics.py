@@ -1,4 +1,4 @@
-"""Statistics over the held-out videos: standard errors, bootstrap intervals, mean distances within a prompt."""
+"""Statistics over held-out videos: standard errors, bootstrap intervals, mean distances within a prompt."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def standard_error(values: Sequence[float]) -> float:
 def bootstrap_interval(
     values: Sequence[float], resamples: Int[Tensor, "resamples values"]
 ) -> tuple[float, float]:
-    """Return the bounds of the 95 % confidence interval of the mean, by the percentile bootstrap (Efron 1979).
+    """Return the 95 % confidence interval of the mean, by the percentile bootstrap (Efron 1979).
 
     Args:
         resamples: of `draw_resamples`; the same for all intervals that are to be compared.
@@ -40,7 +40,7 @@ def draw_resamples(num_values: int, generator: torch.Generator) -> Int[Tensor, "
 
 
 def mean_to_others(distances: Float[Tensor, "batch batch"], prompts: Sequence[str]) -> Scores:
-    """Average the distances of each video to the others of its prompt, or to all others where its prompt has no other.
+    """Average each video's distances to the others of its prompt, or to all others if its prompt has none.
 
     A single video differs from nothing: 0.
     """

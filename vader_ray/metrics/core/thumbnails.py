@@ -13,11 +13,14 @@ Thumbnails = UInt8[Tensor, "videos pixels"]
 """The pixels of each video's thumbnail, 0 to 255, ``frames 3 height width`` flattened."""
 
 SIDE, NUM_FRAMES = 32, 16
-"""Largest short side in pixels, and most frames, of a thumbnail."""
+"""Short side in pixels that is not much exceeded, and most frames, of a thumbnail."""
 
 
 def thumbnails(frames: Frames) -> Thumbnails:
-    """Average at most `NUM_FRAMES` evenly spaced frames of each video down to a short side of at most `SIDE`, on the CPU."""
+    """Reduce at most `NUM_FRAMES` evenly spaced frames of each video to a short side of about `SIDE`.
+
+    Pixels are averaged over areas; the result is on the CPU.
+    """
     count, (height, width) = frames.shape[1], frames.shape[-2:]
     chosen = torch.linspace(0, count - 1, min(count, NUM_FRAMES)).round().long().tolist()
     factor = -(-min(height, width) // SIDE)

@@ -1,4 +1,4 @@
-"""The end of a sweep that compares methods: what each setting gained at what cost, and figures of each method's best one."""
+"""Comparison of methods at the end of a sweep: gain and cost of each setting, figures of each method's best setting."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vader_ray.orchestration.reporting.report_figures import (
     CALLS,
     QUERIES,
     SECONDS,
-    Group,
+    RunGroup,
     draw_rewards,
     gain_error,
     series,
@@ -23,28 +23,36 @@ class Curve:
     """One setting of a method, trained on a reward with several seeds."""
 
     reward: str
+    """Name of the trained reward."""
     method: str
+    """Swept method, such as ``vader``."""
     setting: str
+    """Swept setting of the method, such as ``fast``."""
     runs: list[PastRun]
+    """One run per seed."""
 
     @property
-    def group(self) -> Group:
-        return Group(f"{self.method} ({self.setting})", self.runs)
+    def group(self) -> RunGroup:
+        """The runs, labelled for a figure."""
+        return RunGroup(f"{self.method} ({self.setting})", self.runs)
 
     def against(self, cost: str) -> tuple[list[float], list[float]]:
-        """Costs, and the reward on held-out prompts, evaluation by evaluation: means over the seeds."""
+        """Return a cost and the reward on held-out prompts at every evaluation, as means over the seeds."""
         line = series(self.group, f"eval/reward/{self.reward}", cost)
         return list(line.x), list(line.y)
 
     @property
     def end(self) -> float:
+        """Reward of the last evaluation, mean over the seeds."""
         return self.against(QUERIES)[1][-1]
 
 
 def show_curves(runs: Sequence[PastRun], folder: Path) -> list[Path]:
-    """Print how every setting ended and how soon the gradient of the reward got there; the files of the figures.
+    """Print the gain of every setting and compare VADER's cost with the best other method's; return the files of the figures.
 
-    The runs are trials of a sweep over ``reward``, ``method``, ``setting`` and ``seed``.
+    Args:
+        runs: trials of a sweep over ``reward``, ``method``, ``setting`` and ``seed``.
+        folder: folder of the figures.
     """
     found = curves(runs)
     for curve in found:
@@ -58,7 +66,7 @@ def show_curves(runs: Sequence[PastRun], folder: Path) -> list[Path]:
 
 
 def curves(runs: Sequence[PastRun]) -> list[Curve]:
-    """The completed trials, by reward, method and setting."""
+    """Group the completed trials by reward, method and setting."""
     found = dict[tuple[str, str, str], Curve]()
     for run in runs:
         if run.status == "completed":
@@ -79,7 +87,7 @@ def _ending(curve: Curve) -> str:
 
 
 def best_curves(found: Sequence[Curve]) -> list[Curve]:
-    """Of each reward and method the setting that ends highest in the mean; of those run with fewer seeds none is taken."""
+    """Return, per reward and method, the setting with the highest final mean; settings with fewer seeds are skipped."""
     most = max((len(curve.runs) for curve in found), default=0)
     best = dict[tuple[str, str], Curve]()
     for curve in found:
@@ -90,7 +98,7 @@ def best_curves(found: Sequence[Curve]) -> list[Curve]:
 
 
 def efficiency(best: Sequence[Curve], method: str) -> list[str]:
-    """Per reward a line: from how many queries on a method is at or above the best other method's last value."""
+    """Return a line per reward: the cost at which a method reaches the final value of the best other method."""
     lines = []
     for mine in best:
         others = [curve for curve in best if curve.reward == mine.reward and curve.method != method]
@@ -98,7 +106,7 @@ def efficiency(best: Sequence[Curve], method: str) -> list[str]:
             continue
         rival = max(others, key=lambda curve: curve.end)
         queries, rewards = mine.against(QUERIES)
-        reached = next((place for place, reward in enumerate(rewards) if reward >= rival.end), None)
+        reached = next((index for index, reward in enumerate(rewards) if reward >= rival.end), None)
         target = f"{rival.method}'s {rival.end:.4g} after {rival.against(QUERIES)[0][-1]:.0f} reward queries"
         if reached is None:
             lines.append(f"{mine.reward}: {method} does not reach {target}")
@@ -106,7 +114,7 @@ def efficiency(best: Sequence[Curve], method: str) -> list[str]:
         parts = {name: _part(mine.against(cost)[0][reached], rival.against(cost)[0][-1])
                  for name, cost in (("reward queries", QUERIES), ("denoiser calls", CALLS), ("seconds", SECONDS))}  # fmt: skip
         shares = ", ".join(f"{part} of the {name}" for name, part in parts.items())
-        lines.append(f"{mine.reward}: {method} is at {target} after {queries[reached]:.0f}: {shares}")
+        lines.append(f"{mine.reward}: {method} reaches {target} after {queries[reached]:.0f}: {shares}")
     return lines
 
 

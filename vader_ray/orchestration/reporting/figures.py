@@ -1,6 +1,6 @@
-"""Every figure of reports: plain numbers in, a matplotlib figure out, written as SVG and PNG and put inline into pages.
+"""Figures of the reports: numbers to matplotlib figures, written as SVG and PNG and embedded in HTML pages.
 
-Okabe and Ito's colours, and a marker and a dash of its own for each series, so that none is told by its colour alone.
+Series have Okabe and Ito's colours, which colour-blind readers can distinguish, and different markers and dashes.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS, DASHES = ("o", "s", "^", "D", "v", "P", "X"), ("-", "--", "-.", ":")
 INK, LINE = "#222222", "#d4d4d4"
 WIDTH, HEIGHT = 4.4, 3.0
-"""Inches; text of 10 points stays readable where the page is as wide as a phone."""
+"""Size in inches, at which text of 10 points is readable on the width of a phone."""
 LEGEND_ROW = 0.24
+"""Height of a row of the legend in inches, added to the figure."""
 LEGEND_LETTERS = 34
-"""Longer labels get a row of the legend to themselves."""
+"""Characters per row of the legend: labels up to half as long are set in two columns."""
 DOTS_PER_INCH = 160
 
 _STYLE = {
@@ -38,13 +39,15 @@ class Series:
     """One line of a figure of curves."""
 
     label: str
+    """Text in the legend."""
     x: Sequence[float]
     y: Sequence[float]
     low: Sequence[float] = ()
-    """Lower edge of the band, empty without one."""
+    """Lower edge of the band at each point; empty for a line without band."""
     high: Sequence[float] = ()
+    """Upper edge of the band at each point; empty for a line without band."""
     marked: Sequence[int] = ()
-    """Places of the points that get a cross: where the guard fired."""
+    """Indices of the points with a cross, where the guard fired."""
 
 
 @dataclass(frozen=True)
@@ -52,20 +55,22 @@ class Point:
     """One point of a figure of trade-offs."""
 
     label: str
+    """Text in the legend."""
     x: float
     y: float
     on_front: bool
+    """Whether the point is on the Pareto front, and therefore filled."""
 
 
 def curves(series: Sequence[Series], *, title: str, x_label: str, y_label: str) -> Figure:
-    """Lines with their bands, and a legend when there is more than one."""
+    """Draw lines with their bands, and a legend if there are several."""
     figure, axes = _figure(title, x_label, y_label, [one.label for one in series])
-    for place, one in enumerate(series):
-        style = _look(place)
+    for index, one in enumerate(series):
+        style = _style(index)
         axes.plot(one.x, one.y, label=one.label, linewidth=1.8, markersize=4.5, **style)
         if one.low:
             axes.fill_between(one.x, one.low, one.high, color=style["color"], alpha=0.16, linewidth=0)
-        crosses = [(one.x[index], one.y[index]) for index in one.marked]
+        crosses = [(one.x[point], one.y[point]) for point in one.marked]
         if crosses:
             axes.scatter(
                 *zip(*crosses, strict=True), marker="x", s=95, linewidths=2.2, color=style["color"], zorder=5
@@ -75,10 +80,10 @@ def curves(series: Sequence[Series], *, title: str, x_label: str, y_label: str) 
 
 
 def trade_off(points: Sequence[Point], *, title: str, x_label: str, y_label: str) -> Figure:
-    """Points in the plane of two rewards; those that no other beats are filled."""
+    """Draw points in the plane of two rewards; those on the Pareto front are filled."""
     figure, axes = _figure(title, x_label, y_label, [point.label for point in points])
-    for place, point in enumerate(points):
-        look = _look(place)
+    for index, point in enumerate(points):
+        look = _style(index)
         face = look["color"] if point.on_front else "none"
         axes.plot(
             point.x,
@@ -95,14 +100,14 @@ def trade_off(points: Sequence[Point], *, title: str, x_label: str, y_label: str
 
 
 def effect(points: Sequence[tuple[object, float]], *, title: str, x_label: str, y_label: str) -> Figure:
-    """What a field's values lead to: a dot per run, a line through the means."""
-    values = sorted({value for value, _ in points}, key=_in_order)
+    """Draw a metric against the values of a setting: a dot per run, and a line through the means."""
+    values = sorted({value for value, _ in points}, key=_sort_key)
     numbers = [_as_number(value) for value in values]
     numeric = [number for number in numbers if number is not None]
     figure, axes = _figure(title, x_label, y_label, [])
-    places = dict(zip(values, numeric if len(numeric) == len(values) else range(len(values)), strict=True))
+    positions = dict(zip(values, numeric if len(numeric) == len(values) else range(len(values)), strict=True))
     axes.plot(
-        [places[value] for value, _ in points],
+        [positions[value] for value, _ in points],
         [y for _, y in points],
         "o",
         color=COLOURS[0],
@@ -110,24 +115,25 @@ def effect(points: Sequence[tuple[object, float]], *, title: str, x_label: str, 
         markersize=6,
     )
     means = [_mean([y for other, y in points if other == value]) for value in values]
-    axes.plot([places[value] for value in values], means, "-", color=COLOURS[1], linewidth=1.6)
+    axes.plot([positions[value] for value in values], means, "-", color=COLOURS[1], linewidth=1.6)
     if len(numeric) == len(values) and min(numeric) > 0 and max(numeric) / min(numeric) >= 10:
         axes.set_xscale("log")
-    axes.set_xticks(list(places.values()), [str(value) for value in values])
+    axes.set_xticks(list(positions.values()), [str(value) for value in values])
     axes.minorticks_off()
     return figure
 
 
 def write(figure: Figure, path: Path) -> str:
-    """Write ``PATH.svg`` and ``PATH.png``; the SVG for a page, in the page's ``--ink``, ``--line`` and ``--series-0`` to ``-5``.
+    """Write ``PATH.svg`` and ``PATH.png``; return the SVG for a page, with the page's colours.
 
-    Equal figures give equal bytes.
+    The page defines the CSS variables ``--ink``, ``--line`` and ``--series-0`` to ``--series-5``. Equal figures give equal
+    bytes.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     text = io.StringIO()
     with rc_context({**_STYLE, "svg.hashsalt": path.name}):
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
-        figure.set_layout_engine("none")  # it is done, and slow
+        figure.set_layout_engine("none")  # the layout is computed already, and computing it is slow
         figure.savefig(path.with_name(f"{path.name}.png"), dpi=DOTS_PER_INCH)
     start, end, rest = text.getvalue().partition('version="1.1">')
     path.with_name(f"{path.name}.svg").write_text(
@@ -137,11 +143,11 @@ def write(figure: Figure, path: Path) -> str:
 
 
 def _inline(svg: str, name: str) -> str:
-    """The element alone, fluid, with names that no other figure of the page has."""
+    """Return the SVG element without size, in the page's colours, with ids that no other figure of the page has."""
     element = svg[svg.index("<svg") :]
     element = re.sub(r' (width|height)="[\d.]+pt"', "", element, count=2)
-    for place, colour in enumerate(COLOURS):
-        element = element.replace(colour.lower(), f"var(--series-{place})")
+    for index, colour in enumerate(COLOURS):
+        element = element.replace(colour.lower(), f"var(--series-{index})")
     element = element.replace(INK, "var(--ink)").replace(LINE, "var(--line)")
     names = set(re.findall(r'id="([^"]+)"', element))
     return re.sub(
@@ -174,11 +180,11 @@ def _legend(figure: Figure, axes: Any) -> None:
             figure.legend(handles, labels, loc="outside lower center", ncols=_columns(labels), fontsize=9)
 
 
-def _look(place: int) -> dict[str, Any]:
+def _style(index: int) -> dict[str, Any]:
     return {
-        "color": COLOURS[place % len(COLOURS)],
-        "marker": MARKERS[place % len(MARKERS)],
-        "linestyle": DASHES[place // len(COLOURS) % len(DASHES)],
+        "color": COLOURS[index % len(COLOURS)],
+        "marker": MARKERS[index % len(MARKERS)],
+        "linestyle": DASHES[index // len(COLOURS) % len(DASHES)],
     }
 
 
@@ -193,6 +199,6 @@ def _as_number(value: object) -> float | None:
         return None
 
 
-def _in_order(value: object) -> tuple[bool, float, str]:
+def _sort_key(value: object) -> tuple[bool, float, str]:
     number = _as_number(value)
     return number is None, number or 0.0, str(value)

@@ -1,50 +1,60 @@
-"""A dry run of a recipe: load everything, make one step's gradient on every worker, and say what it took."""
+"""A dry run of a recipe: load everything and compute one step's gradient on every worker."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypedDict
 
 import ray.train
-import torch
 from ray.train import RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer, get_device
+from ray.train.torch import TorchTrainer
 from ray.train.v2.api.config import LoggingConfig
 
 from vader_ray import config as settings
-from vader_ray.config import ConfigError, ExperimentConfig
+from vader_ray.config import ExperimentConfig
+from vader_ray.errors import UserError
 from vader_ray.orchestration.clusters import connection
 from vader_ray.orchestration.reward_service import pool
+from vader_ray.orchestration.reward_service.remote_reward import PooledReward
 from vader_ray.orchestration.runs.launch import resolve_auto
+from vader_ray.orchestration.runs.worker import train_device
 from vader_ray.training.distributed import WorkerGroup
 from vader_ray.training.dry_run import StepCheck, check_step
 
 
+class _Job(TypedDict):
+    config: dict[str, Any]
+    remote_rewards: Mapping[str, PooledReward]
+
+
 @dataclass(frozen=True, slots=True)
-class Checked:
-    """What the dry run of one step found."""
+class DryRun:
+    """Result of a dry run."""
 
     step: StepCheck
+    """Measurements of rank 0."""
     equal_on_all_workers: bool
+    """Whether the summed gradient has the same bits on all workers."""
 
 
-def check(config: ExperimentConfig) -> Checked:
-    """Run one step on all workers without changing anything.
+def dry_run(config: ExperimentConfig) -> DryRun:
+    """Compute the gradient of one step on all workers.
 
     Raises:
-        ConfigError: it cannot work; the message of the worker that met the problem.
+        UserError: the recipe cannot work; the message comes from the worker that met the problem.
     """
     config = resolve_auto(config)
     with (
         connection.connected(config),
-        pool.serving(config) as pools,
+        pool.start_pools(config) as remote_rewards,
         TemporaryDirectory(prefix="vader_ray_check_") as storage,
     ):
         trainer = TorchTrainer(
-            _check_loop,
-            train_loop_config={"config": config.model_dump(mode="json"), "served": pools},
+            _dry_run_worker,
+            train_loop_config=_Job(config=config.model_dump(mode="json"), remote_rewards=remote_rewards),
             scaling_config=ScalingConfig(
                 num_workers=config.runtime.num_workers, use_gpu=connection.uses_gpu(config.runtime)
             ),
@@ -52,21 +62,20 @@ def check(config: ExperimentConfig) -> Checked:
                 name="check", storage_path=storage, logging_config=LoggingConfig(log_level="ERROR")
             ),
         )
-        answer = trainer.fit().return_value
-    if isinstance(answer, str):
-        raise ConfigError(answer)
-    found, digests = answer
-    return Checked(found, len(set(digests)) == 1)
+        result = trainer.fit().return_value
+    if isinstance(result, str):
+        raise UserError(result)
+    step, digests = result
+    return DryRun(step, len(set(digests)) == 1)
 
 
-def _check_loop(job: dict[str, Any]) -> Any:
-    """On rank 0: what the step took and the digest of the gradient on every worker, or the error's message."""
+def _dry_run_worker(job: _Job) -> str | tuple[StepCheck, list[str]]:
+    """Return the measurements and the gradient's digest of every worker, or the message of a `UserError`."""
     context = ray.train.get_context()
     group = WorkerGroup(context.get_world_rank(), context.get_world_size())
-    device = get_device()
-    assert isinstance(device, torch.device)
+    config = settings.validate(job["config"])
     try:
-        found, gradient = check_step(settings.validate(job["config"]), group, device, job["served"])
-    except (ValueError, OSError) as error:
+        step, gradient = check_step(config, group, train_device(), job["remote_rewards"])
+    except UserError as error:
         return str(error)
-    return found, group.gather([hashlib.sha256(gradient.numpy().tobytes()).hexdigest()])
+    return step, group.gather([hashlib.sha256(gradient.numpy().tobytes()).hexdigest()])

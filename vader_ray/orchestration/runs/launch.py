@@ -1,8 +1,7 @@
-"""The driver of a run: checks, MLflow, Ray Train, progress, summary."""
+"""The driver of a run: open its folder and MLflow run, start Ray Train, and write the summary."""
 
 from __future__ import annotations
 
-import json
 import queue
 import threading
 from collections.abc import Callable, Mapping
@@ -17,14 +16,19 @@ from ray.util.queue import Empty, Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from vader_ray import metrics, models, rewards
-from vader_ray.config import ConfigError, ExperimentConfig
+from vader_ray.alignment import algorithms
+from vader_ray.config import ExperimentConfig
 from vader_ray.config.auto import auto_fields
-from vader_ray.errors import RunFailed
+from vader_ray.errors import RunFailed, UserError, last_line
+from vader_ray.orchestration import ray_private
 from vader_ray.orchestration.clusters import connection
 from vader_ray.orchestration.reward_service import pool
+from vader_ray.orchestration.reward_service.remote_reward import PooledReward
+from vader_ray.orchestration.runs.finish import finish_run
 from vader_ray.orchestration.runs.progress import Progress
-from vader_ray.orchestration.runs.run_dir import RunDir, open_run_dir, write_json
-from vader_ray.orchestration.runs.worker import worker_loop
+from vader_ray.orchestration.runs.run_dir import RunDir, claim_run_dir
+from vader_ray.orchestration.runs.summary import RunStatus, RunSummary
+from vader_ray.orchestration.runs.worker import Job, run_worker
 from vader_ray.orchestration.tracking import mlflow_runs
 from vader_ray.preflight import auto_tune
 from vader_ray.preflight.devices import fits
@@ -33,16 +37,18 @@ from vader_ray.training.guard import check_guard
 
 
 def resolve_names(config: ExperimentConfig, folder: Path | None = None) -> ExperimentConfig:
-    """Resolve every name of the recipe and check every option of rewards and metrics; loads no weights.
+    """Resolve every name of the recipe and check the options of every plugin; load no weights.
 
     Paths in these options become absolute; a relative one starts at ``folder`` (the recipe's).
 
     Raises:
-        ConfigError: unknown family, reward, metric or option, a path that does not exist, or a guard that cannot work.
+        UserError: unknown algorithm, family, reward, metric or option, a path that does not exist, or a guard or
+            an algorithm that cannot work with the other settings.
     """
     models.resolve(config.model.family)
     check_guard(config)
     checked = {
+        "algorithm": algorithms.check(config, folder=folder),
         "rewards": tuple(rewards.check(spec, folder=folder) for spec in config.rewards),
         "eval_rewards": tuple(rewards.check(spec, folder=folder) for spec in config.eval_rewards),
         "eval_metrics": tuple(metrics.check(spec, folder=folder) for spec in config.eval_metrics),
@@ -51,108 +57,133 @@ def resolve_names(config: ExperimentConfig, folder: Path | None = None) -> Exper
 
 
 def resolve_auto(config: ExperimentConfig) -> ExperimentConfig:
-    """The recipe with every ``auto`` replaced by the fastest setting that fits the workers' free memory.
+    """Replace every ``auto`` of the recipe by the fastest setting that fits the workers' free memory.
 
     Raises:
-        ConfigError: none fits.
+        UserError: no setting fits.
     """
     if not auto_fields(config):
         return config
     with connection.connected(config):
         free = connection.free_bytes(config.runtime)
-    return auto_tune.choose(config, lambda num_bytes: fits(num_bytes, free))
+    return auto_tune.choose_auto(config, lambda num_bytes: fits(num_bytes, free))
 
 
-def run(
+def train_run(
     config: ExperimentConfig,
     *,
     runs_dir: Path,
-    run_name: str | None,
-    resume: bool,
+    run_name: str | None = None,
+    resume: bool = False,
     storage: str | None = None,
-) -> RunDir:
-    """Run a recipe to its end, or continue it from its last checkpoint; the folder with its summary.
+    on_step: Callable[[StepEvent], None] = lambda event: None,
+) -> RunSummary:
+    """Run a recipe to its end, or continue it from its last checkpoint.
 
     Args:
-        storage: where checkpoints and a copy of the folder are kept for all machines, a URI or a shared folder.
+        run_name: name of the run's folder; by default the recipe's name and the time.
+        resume: continue the named run, or the recipe's latest unfinished one.
+        storage: keep checkpoints and a copy of the folder there, for machines without a common disk: a URI or
+            a shared folder.
+        on_step: receives the metrics and alarms of every step, in this process.
 
     Raises:
-        ConfigError, TrackingError: something cannot work; raised before any work is done.
-        RunFailed: the run ended early; what it had computed is kept and can be resumed.
+        UserError: the settings cannot work; mostly raised before any work is done.
+        RunFailed: the run ended early; its results so far are kept and it can be resumed.
     """
     config = resolve_auto(resolve_names(config))
-    folder = open_run_dir(config, runs_dir, run_name, resume=resume, storage=storage)
-    if folder.is_complete(config.num_steps):
-        return folder
-    known = folder.read_run()
+    with claim_run_dir(config, runs_dir, run_name, resume=resume, storage=storage) as folder:
+        summary = folder.read_summary()
+        if summary is not None and folder.is_complete(config.num_steps):
+            return summary
+        mlflow_run = _open_mlflow_run(config, folder)
+        warn_without_guard(config)
+        status: RunStatus = "failed"
+        error: str | None = None
+        try:
+            with (
+                connection.connected(config),
+                pool.start_pools(config) as remote_rewards,
+                Progress(config.num_steps, eval_metric=config.selection_metric()) as progress,
+            ):
+
+                def update(event: StepEvent) -> None:
+                    progress.update(event)
+                    on_step(event)
+
+                launch(config, folder, mlflow_run, remote_rewards, on_step=update, log=progress.log)
+            status = "completed"
+        except KeyboardInterrupt:
+            status = "interrupted"
+            raise
+        except BaseException as exception:
+            error = last_line(exception)
+            raise
+        finally:
+            summary = finish_run(config, folder, mlflow_run, status, error=error)
+    return summary
+
+
+def _open_mlflow_run(config: ExperimentConfig, folder: RunDir) -> mlflow_runs.MlflowRun:
+    """Open the MLflow run of the folder, a new one or that of an earlier session, and record it there."""
+    known_run_id = folder.read_metadata().get("mlflow_run_id")
     recipe = folder.recipe.read_text(encoding="utf-8")
-    mlflow_run = mlflow_runs.start_run(config, folder.name, recipe, resume_run_id=known.get("mlflow_run_id"))
-    remember(folder, config, mlflow_run)
+    mlflow_run = mlflow_runs.start_run(config, folder.name, recipe, resume_run_id=known_run_id)
+    folder.write_metadata(config, mlflow_run)
     folder.push()
-    status: mlflow_runs.Status = "FAILED"
-    ending = "failed"  # the word of the summary, where an interrupted run and one that its guard ended are both "stopped"
-    try:
-        with (
-            connection.connected(config),
-            pool.serving(config) as pools,
-            Progress(config.num_steps, eval_metric=config.selection_metric()) as progress,
-        ):
-            state = fit(config, folder, mlflow_run, pools, show=progress.update, tell=progress.line)
-        ended = "stopped" if state["stopped"] else "completed"
-        write_json(folder.summary, build_summary(config, folder, mlflow_run, state, ended))
-        status, ending = "FINISHED", ended
-    except KeyboardInterrupt:
-        status, ending = "KILLED", "stopped"
-        raise
-    finally:
-        if status != "FINISHED":
-            write_json(folder.summary, build_summary(config, folder, mlflow_run, {}, ending))
-        line = mlflow_runs.end_run(
-            mlflow_run.uri, mlflow_run.run_id, status, folder=folder.path, tags={"status": ending}
+    return mlflow_run
+
+
+def warn_without_guard(config: ExperimentConfig) -> None:
+    """Print one line if the guard of this recipe compares no metric."""
+    if not config.guard_metrics():
+        print(
+            "no guard: no held-out metric is compared, so reward hacking is not noticed, and the best adapter is "
+            f"chosen by {config.selection_metric()}; set eval_rewards or guard.metrics, and guard.action=flag",
+            flush=True,
         )
-        if line:
-            print(line)
-        folder.push()
-    return folder
 
 
-def fit(
+def launch(
     config: ExperimentConfig,
     folder: RunDir,
     mlflow_run: mlflow_runs.MlflowRun,
-    pools: Mapping[str, pool.PooledReward],
+    remote_rewards: Mapping[str, PooledReward],
     *,
-    show: Callable[[StepEvent], None],
-    tell: Callable[[str], None],
-) -> dict[str, Any]:
-    """Ray Train in a thread (so that Ray leaves Ctrl-C to us), its messages here; rank 0's final state.
+    on_step: Callable[[StepEvent], None],
+    log: Callable[[str], None],
+) -> None:
+    """Train on Ray Train workers of the connected cluster and wait for them.
 
     Args:
-        show: gets the numbers of every step.
-        tell: gets the lines for the user.
+        on_step: receives the metrics and alarms of every step.
+        log: receives the messages for the user.
 
     Raises:
-        ConfigError: a worker met something that only the user can correct.
-        RunFailed: Ray Train or the workers gave up.
+        UserError: a worker met a mistake that the user can correct.
+        RunFailed: the training failed, or workers were lost too often.
     """
-    here = NodeAffinitySchedulingStrategy(
-        ray.get_runtime_context().get_node_id(), soft=False
+    this_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    messages = Queue(
+        actor_options={"num_cpus": 0, "scheduling_strategy": this_node}
     )  # other nodes may be lost
-    messages = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
-    job = {
-        "config": config.model_dump(mode="json"),
-        "folder": str(folder.path),
-        "storage": folder.storage,
-        "run": tuple(mlflow_run),
-        "messages": messages,
-        "served": pools,
-    }
-    use_gpu = connection.uses_gpu(config.runtime)
-    least, most = config.runtime.min_workers, config.runtime.num_workers
+    job = Job(
+        config=config.model_dump(mode="json"),
+        folder=str(folder.path),
+        storage=folder.storage,
+        mlflow_run=mlflow_run,
+        remote_rewards=remote_rewards,
+        functions=rewards.registered_functions(config.reward_names()),
+        messages=messages,
+    )
+    lowest, highest = config.runtime.min_workers, config.runtime.num_workers
     trainer = TorchTrainer(
-        worker_loop,
-        train_loop_config=job,
-        scaling_config=ScalingConfig(num_workers=most if least is None else (least, most), use_gpu=use_gpu),
+        run_worker,
+        train_loop_config=dict(job),
+        scaling_config=ScalingConfig(
+            num_workers=highest if lowest is None else (lowest, highest),
+            use_gpu=connection.uses_gpu(config.runtime),
+        ),
         run_config=RunConfig(
             name="checkpoints",
             storage_path=folder.storage or str(folder.path),
@@ -162,123 +193,47 @@ def fit(
         ),
     )
     outcome: list[Any] = []
-    thread = threading.Thread(target=_collect, args=(trainer.fit, outcome), daemon=True)
+    # in a thread, so that Ray leaves Ctrl-C to this one
+    thread = threading.Thread(target=_fit, args=(trainer, outcome), daemon=True)
     thread.start()
     try:
-        _follow(thread, messages, show, tell)
+        _follow(thread, messages, on_step, log)
     finally:
         folder.pull()
     (result,) = outcome
+    resume = f"continue with --resume --run-name {folder.name}"
     if isinstance(result, BaseException):
-        raise RunFailed(
-            f"Ray Train gave up: {_last_line(result)}; logs are in {_ray_logs()}; continue with --resume --run-name {folder.name}"
-        )
+        logs = ray_private.logs_folder()
+        raise RunFailed(f"Ray Train gave up: {last_line(result)}; logs are in {logs}; {resume}")
     if result.error is not None:
-        raise RunFailed(
-            f"the workers failed: {_last_line(result.error)}; continue with --resume --run-name {folder.name}"
-        )
-    state: dict[str, Any] = result.return_value
-    return state
+        raise RunFailed(f"the workers failed: {last_line(result.error)}; {resume}")
 
 
-def _collect(fit: Callable[[], Any], outcome: list[Any]) -> None:
+def _fit(trainer: TorchTrainer, outcome: list[Any]) -> None:
     try:
-        outcome.append(fit())
+        outcome.append(trainer.fit())
     except BaseException as error:  # handed to the main thread, which raises it
         outcome.append(error)
 
 
 def _follow(
-    thread: threading.Thread, messages: Queue, show: Callable[[StepEvent], None], tell: Callable[[str], None]
+    thread: threading.Thread,
+    messages: Queue,
+    on_step: Callable[[StepEvent], None],
+    log: Callable[[str], None],
 ) -> None:
-    """Pass on what the workers tell until they are done."""
+    """Pass on the workers' messages until Ray Train has ended."""
     while thread.is_alive() or not messages.empty():
         try:
             kind, content = messages.get(timeout=0.5)
         except (Empty, queue.Empty):
             continue
-        if kind == "error":
-            raise ConfigError(content)
-        show(content) if kind == "report" else tell(content)
-
-
-def _last_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[-1]
-
-
-def _ray_logs() -> str:
-    return str(Path(ray._private.worker._global_node.get_logs_dir_path()))
-
-
-def remember(folder: RunDir, config: ExperimentConfig, run: mlflow_runs.MlflowRun, **more: Any) -> None:
-    """Write down whose folder it is, so that a later session continues the same run."""
-    mlflow = {"mlflow_run_id": run.run_id, "tracking_uri": run.uri, "experiment_id": run.experiment_id}
-    write_json(folder.run, {"identity": config.fingerprint(), **mlflow, "storage": folder.storage, **more})
-
-
-def remembered(folder: RunDir) -> mlflow_runs.MlflowRun:
-    """The MLflow run of a folder, as `remember` wrote it down."""
-    known = folder.read_run()
-    return mlflow_runs.MlflowRun(known["tracking_uri"], known["experiment_id"], known["mlflow_run_id"])
-
-
-def build_summary(
-    config: ExperimentConfig, folder: RunDir, run: mlflow_runs.MlflowRun, state: dict[str, Any], status: str
-) -> dict[str, Any]:
-    """The run in one JSON object; the means are over the held-out videos."""
-    before, after, best = (state.get(f"{moment}_metrics", {}) for moment in ("before", "last", "best"))
-    return {
-        "recipe": config.name,
-        "status": status,
-        "reason": state.get("stopped") or None,
-        "steps": state.get("step", 0),
-        "reward_queries": state.get("reward_queries", 0),
-        "denoiser_calls": state.get("denoiser_calls", 0),
-        "train_seconds": round(state.get("train_seconds", 0.0), 1),
-        "gpu_hours": state.get("gpu_hours", 0.0),
-        "wall_seconds": round(state.get("wall_seconds", 0.0), 1),
-        "num_workers": config.runtime.num_workers,
-        "mlflow_run_id": run.run_id,
-        "tracking_uri": run.uri,
-        "storage": folder.storage,
-        "eval": {
-            moment: _under(seen, "eval/reward/")
-            for moment, seen in (("before", before), ("after", after), ("best", best))
-        },
-        "gain": {
-            name: {"mean": value, "standard_error": after[f"eval/gain_standard_error/{name}"]}
-            for name, value in _under(after, "eval/gain/").items()
-        },
-        "metrics_before": before,
-        "metrics": after,
-        "selection": {
-            "metric": config.selection_metric(),
-            **{
-                moment: seen.get(config.selection_metric())
-                for moment, seen in (("after", after), ("best", best))
-            },
-        },
-        "best_step": state.get("best_step"),
-        "guard": state.get("alarms", []),
-        "expected_metrics": config.expected_metrics,
-        "reached": {
-            name: after.get(name, float("-inf")) >= floor for name, floor in config.expected_metrics.items()
-        },
-        "artifacts": {
-            "adapter": folder.shown(folder.adapter),
-            "best_adapter": folder.shown(folder.best_adapter),
-            "before_after": folder.shown(folder.before_after),
-            "gallery": folder.shown(folder.gallery),
-            "videos": [folder.shown(path) for path in sorted(folder.videos.glob("step-*/*.mp4"))],
-        },
-    }
-
-
-def _under(metrics: dict[str, float], prefix: str) -> dict[str, float]:
-    return {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix)}
-
-
-def read_summary(folder: RunDir) -> dict[str, Any]:
-    """The summary of a run that has ended."""
-    summary: dict[str, Any] = json.loads(folder.summary.read_text(encoding="utf-8"))
-    return summary
+        match kind:
+            case "step":
+                on_step(content)
+            case "log":
+                log(content)
+            case "user_error":
+                raise UserError(content)
+            case "failed":
+                raise RunFailed(content)

@@ -1,4 +1,4 @@
-"""What a person sees of a running training: one live line in a terminal, plain lines in a log."""
+"""The progress display of a run: one live line in a terminal, plain lines in a log file."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from vader_ray.training.events import StepEvent
 LINE_EVERY_SECONDS = 10.0
 BAR_WIDTH = 10
 NUM_TIMED_STEPS = 50
-"""Steps over which the pace is averaged."""
+"""Steps over which the seconds per step are averaged."""
 
 
 class Progress:
-    """Context manager that shows each `StepEvent`; `eval_metric` is the held-out metric that is shown."""
+    """Context manager that displays every `StepEvent`; `eval_metric` is the held-out metric to display."""
 
-    def __init__(self, num_steps: int, *, eval_metric: str, console: Console | None = None) -> None:
+    def __init__(self, num_steps: int, *, eval_metric: str) -> None:
         self._num_steps, self._eval_metric = num_steps, eval_metric
-        self._console = console or Console(file=sys.stdout)
+        self._console = Console(file=sys.stdout)
         self._live = LiveDisplay(
             TextColumn(
                 "{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis"), markup=False
@@ -48,23 +48,23 @@ class Progress:
     ) -> None:
         self._live.stop()
 
-    def update(self, report: StepEvent) -> None:
-        """Show the state of the run after a step."""
-        self._times.append((report.step, time.monotonic()))
-        evaluated = self._eval_metric in report.metrics
+    def update(self, event: StepEvent) -> None:
+        """Display the state of the run after a step."""
+        self._times.append((event.step, time.monotonic()))
+        evaluated = self._eval_metric in event.metrics
         if evaluated:
-            self._evaluated = f"held-out {report.metrics[self._eval_metric]:.4f}"
-        position, state = f"step {report.step}/{self._num_steps}", self._state(report)
+            self._evaluated = f"held-out {event.metrics[self._eval_metric]:.4f}"
+        position, state = f"step {event.step}/{self._num_steps}", self._state(event)
         self._live.update(
-            self._task, completed=report.step, description=f"{position} {self._bar(report.step)} {state}"
+            self._task, completed=event.step, description=f"{position} {self._bar(event.step)} {state}"
         )
         if not self._console.is_terminal and (
-            evaluated or report.step == self._num_steps or self._line_is_due()
+            evaluated or event.step == self._num_steps or self._line_is_due()
         ):
             self._printed_at = time.monotonic()
-            self.line(f"{position} · {state}")
+            self.log(f"{position} · {state}")
 
-    def line(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """Print a message above the live line."""
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
@@ -75,19 +75,19 @@ class Progress:
         filled = BAR_WIDTH * step // self._num_steps
         return "━" * filled + "╌" * (BAR_WIDTH - filled)
 
-    def _state(self, report: StepEvent) -> str:
+    def _state(self, event: StepEvent) -> str:
         parts = []
-        if "train/reward_mean" in report.metrics:
-            reward = report.metrics["train/reward_mean"]
+        if "train/reward_mean" in event.metrics:
+            reward = event.metrics["train/reward_mean"]
             self._best = max(self._best, reward)
             parts.append(f"reward {reward:.4f} (best {self._best:.4f})")
-        parts += [self._evaluated, self._pace(report.step)]
-        if "cost/reward_queries" in report.metrics:
-            parts.append(f"{report.metrics['cost/reward_queries']:.0f} queries")
+        parts += [self._evaluated, self._speed(event.step)]
+        if "cost/reward_queries" in event.metrics:
+            parts.append(f"{event.metrics['cost/reward_queries']:.0f} queries")
         return " · ".join(part for part in parts if part)
 
-    def _pace(self, step: int) -> str:
-        """Seconds per step, evaluations and checkpoints included, and the time left at that pace."""
+    def _speed(self, step: int) -> str:
+        """Return seconds per step, evaluations and checkpoints included, and the time left at that speed."""
         (first_step, start), (_, end) = self._times[0], self._times[-1]
         if step == first_step:
             return ""

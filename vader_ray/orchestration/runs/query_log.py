@@ -1,25 +1,26 @@
 """Every reward query of a run in Parquet, exactly once, also after ``kill -9`` and resume.
 
-Rows wait in memory until the checkpoint that covers them; `QueryLog.commit` then writes them as one atomic part file.
-Whoever resumes from the checkpoint of some step calls `QueryLog.rewind` with it first.
+Rows are held in memory until the checkpoint that covers them; `QueryLog.commit` then writes them as one
+atomic part file. A run that continues from the checkpoint of a step calls `QueryLog.rewind` with that step
+first.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from vader_ray.files import UNFINISHED, atomic_write
 from vader_ray.training.events import RewardQuery
 
 REWARD_PREFIX = "reward/"
 
 
 class QueryLog:
-    """Part files ``steps-FIRST-LAST.parquet`` of a folder; each holds the queries of the steps FIRST to LAST."""
+    """Writer of part files ``steps-FIRST-LAST.parquet``, each with the queries of these steps."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -32,16 +33,16 @@ class QueryLog:
         self._queries.extend(queries)
 
     def commit(self, step: int) -> None:
-        """Write what was added since the last commit; call it before the checkpoint of `step` is announced."""
+        """Write the queries since the last commit; call it before the checkpoint of `step` is handed over."""
         if self._queries:
-            _write_atomically(
-                _table(self._queries), self._folder / f"steps-{self._committed + 1:08d}-{step:08d}.parquet"
-            )
+            path = self._folder / f"steps-{self._committed + 1:08d}-{step:08d}.parquet"
+            with atomic_write(path, durable=True) as unfinished:
+                pq.write_table(_table(self._queries), unfinished)
         self._queries.clear()
         self._committed = step
 
     def rewind(self, step: int) -> None:
-        """Forget all that the checkpoint of `step` does not cover: its steps will be taken, and written, again."""
+        """Delete the queries of later steps than `step`: these steps will be taken, and written, again."""
         self._queries.clear()
         for first, last, path in list(_parts(self._folder)):
             if last > step:
@@ -49,13 +50,16 @@ class QueryLog:
                     f"{path} was committed at step {last}, but the run continues from step {step} inside it"
                 )
                 path.unlink()
-        for leftover in self._folder.glob("*.tmp"):
+        for leftover in self._folder.glob(f"*{UNFINISHED}"):
             leftover.unlink()
         self._committed = step
 
 
 def read_queries(folder: Path) -> pa.Table:
-    """All committed queries by step: step, video, prompt, noise_seed, reward/NAME …, objective, grad_steps, wall_seconds."""
+    """Return all committed queries in the order of their steps.
+
+    Columns: step, video, prompt, noise_seed, reward/NAME …, objective, grad_steps, wall_seconds.
+    """
     tables = [pq.read_table(path) for _, _, path in _parts(folder)]
     return pa.concat_tables(tables or [_table([])], promote_options="default")
 
@@ -82,18 +86,3 @@ def _table(queries: list[RewardQuery]) -> pa.Table:
         "wall_seconds": pa.array([query.wall_seconds for query in queries], pa.float64()),
     }
     return pa.table(columns)
-
-
-def _write_atomically(table: pa.Table, path: Path) -> None:
-    """The file is either complete or absent, after a kill and after a power cut."""
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
-        pq.write_table(table, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

@@ -1,12 +1,12 @@
-"""The folder of a run: what is in it, whose it is, and whether it may be continued."""
+"""The folder of a run: its files, the run that it belongs to, and whether that run can be continued."""
 
 from __future__ import annotations
 
 import json
-import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,23 +14,33 @@ from typing import Any
 
 import yaml
 
-from vader_ray.config import ConfigError, ExperimentConfig, flatten
+from vader_ray.config import ExperimentConfig, flatten
+from vader_ray.config.experiment import MAX_NAME_LENGTH, NAME_PATTERN
+from vader_ray.errors import UserError
+from vader_ray.files import UNFINISHED, write_text
+from vader_ray.orchestration.runs import run_lock
 from vader_ray.orchestration.runs import storage as stored
-from vader_ray.orchestration.runs.storage import Mirror
+from vader_ray.orchestration.runs.storage import LOCK_FILE, RUN_FILE, Mirror
+from vader_ray.orchestration.runs.summary import RunSummary
+from vader_ray.orchestration.tracking.mlflow_runs import MlflowRun
+from vader_ray.training.checkpoint import State
 
 KEPT_BY_RAY = ("checkpoints", "tune")
-"""Folders that Ray itself writes to the storage."""
+"""Subfolders that Ray itself writes to the storage."""
+
+BEFORE_A_RUN = {"recipe.yaml", "soup", LOCK_FILE}
+"""Files and subfolders that may exist in a run's folder before its `RUN_FILE`."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunDir:
-    """``runs/NAME``; every path is absolute, for workers have another working directory."""
+    """``runs/NAME``. Every path is absolute, since workers have another working directory."""
 
     path: Path
     mirror: Mirror | None = None
-    """Its copy in the storage, through which machines that share no disk work on one run."""
+    """Copy of the folder in the storage, through which machines without a common disk work on one run."""
     home: Path | None = None
-    """Where the driver has the folder, when this is a worker's copy of it."""
+    """The driver's folder, if this is a worker's temporary copy of it."""
 
     @property
     def name(self) -> str:
@@ -42,17 +52,18 @@ class RunDir:
         return self.path / "recipe.yaml"
 
     @property
-    def run(self) -> Path:
-        """Identity of the recipe and of the MLflow run."""
-        return self.path / "run.json"
+    def metadata(self) -> Path:
+        """Fingerprint of the recipe, MLflow run and storage."""
+        return self.path / RUN_FILE
 
     @property
     def summary(self) -> Path:
+        """The outcome, once the run has ended."""
         return self.path / "summary.json"
 
     @property
     def state(self) -> Path:
-        """What the reports of a trial have told so far."""
+        """State of the run after the last step that rank 0 has logged."""
         return self.path / "state.json"
 
     @property
@@ -61,15 +72,17 @@ class RunDir:
 
     @property
     def queries(self) -> Path:
+        """Every reward query, as Parquet."""
         return self.path / "queries"
 
     @property
     def videos(self) -> Path:
+        """mp4 files of the held-out videos, by step."""
         return self.path / "videos"
 
     @property
     def before(self) -> Path:
-        """Frames of the shown held-out videos before training, for the before/after sheet."""
+        """Frames of the displayed held-out videos before training, for the before/after image."""
         return self.videos / "before.npz"
 
     @property
@@ -78,14 +91,14 @@ class RunDir:
         return self.path / "adapter"
 
     @property
-    def given(self) -> Path:
-        """Of a mix: ``adapter/``, and ``costs.json``, what it has cost."""
-        return self.path / "given"
-
-    @property
     def best_adapter(self) -> Path:
         """The adapter of the best evaluation."""
         return self.path / "best_adapter"
+
+    @property
+    def soup(self) -> Path:
+        """The adapter soup to evaluate, if the run trains nothing: ``adapter/`` and its ``costs.json``."""
+        return self.path / "soup"
 
     @property
     def before_after(self) -> Path:
@@ -96,65 +109,127 @@ class RunDir:
         return self.path / "gallery.html"
 
     @property
-    def ray_log(self) -> Path:
-        """What Ray and the workers wrote while the terminal stayed quiet."""
-        return self.path / "ray.log"
-
-    @property
     def storage(self) -> str | None:
         """URI of the folder's copy."""
         return self.mirror.uri if self.mirror is not None else None
 
     def pull(self) -> None:
-        """Fetch what others have changed in the storage; without one, nothing."""
+        """Fetch what other machines have changed in the storage; without a storage, do nothing."""
         if self.mirror is not None:
             self.mirror.pull()
 
     def push(self) -> None:
-        """Bring what has changed here into the storage; without one, nothing."""
+        """Copy local changes to the storage; without a storage, do nothing."""
         if self.mirror is not None:
             self.mirror.push()
 
-    def shown(self, path: Path) -> str:
-        """A path inside as it is for the driver."""
-        return str((self.home or self.path) / path.relative_to(self.path))
+    def at_home(self, path: Path) -> Path:
+        """Return a path of this folder as it is on the driver's machine."""
+        return (self.home or self.path) / path.relative_to(self.path)
 
-    def read_run(self) -> dict[str, Any]:
-        """What `open_run_dir` and the driver wrote down, empty for a new run."""
-        return json.loads(self.run.read_text(encoding="utf-8")) if self.run.exists() else {}
+    def write_metadata(self, config: ExperimentConfig, mlflow_run: MlflowRun, **more: Any) -> None:
+        """Record the run that the folder belongs to, so that a later session continues it."""
+        document = {
+            "identity": config.fingerprint(),
+            "mlflow_run_id": mlflow_run.run_id,
+            "tracking_uri": mlflow_run.uri,
+            "experiment_id": mlflow_run.experiment_id,
+            "storage": self.storage,
+        }
+        write_json(self.metadata, document | more)
+
+    def read_metadata(self) -> dict[str, Any]:
+        """Return the metadata of `write_metadata`; empty for a new run."""
+        return json.loads(self.metadata.read_text(encoding="utf-8")) if self.metadata.exists() else {}
+
+    def read_mlflow_run(self) -> MlflowRun:
+        """Return the MLflow run that `write_metadata` recorded."""
+        known = self.read_metadata()
+        return MlflowRun(known["tracking_uri"], known["experiment_id"], known["mlflow_run_id"])
+
+    def write_state(self, state: State) -> None:
+        """Record the state after a step."""
+        write_json(self.state, asdict(state))
+
+    def read_state(self) -> State:
+        """Return the last recorded state; a fresh one for a new run."""
+        return State(**json.loads(self.state.read_text(encoding="utf-8"))) if self.state.exists() else State()
+
+    def read_summary(self) -> RunSummary | None:
+        """Return the outcome, None for a run that has not ended."""
+        if not self.summary.exists():
+            return None
+        return RunSummary.model_validate_json(self.summary.read_text(encoding="utf-8"))
 
     def is_complete(self, num_steps: int) -> bool:
-        """Whether a run has ended here after so many steps, or because the guard stopped it."""
-        if not self.summary.exists():
-            return False
-        summary = json.loads(self.summary.read_text(encoding="utf-8"))
-        done = summary["status"] == "completed" and summary["steps"] >= num_steps
-        return bool(done or summary.get("reason"))
+        """Whether a run has taken this number of steps or was stopped by its guard, or a sweep has ended."""
+        summary = self.read_summary()
+        if summary is None:
+            return bool(self.read_metadata().get("completed"))
+        finished = summary.status == "completed" and summary.steps >= num_steps
+        return finished or summary.stop_reason is not None
 
 
-def open_run_dir(
+@contextmanager
+def claim_run_dir(
     config: ExperimentConfig, root: Path, run_name: str | None, *, resume: bool, storage: str | None = None
-) -> RunDir:
-    """The folder of a new run, or of one that the same recipe began, here or by its copy in the storage.
+) -> Iterator[RunDir]:
+    """Open the folder of a new run, or of a run of the same recipe, and lock it for this driver.
 
-    Without a name, a new run is called by its recipe and the time, and ``resume`` finds the latest run of the recipe.
+    Without a name, a new run is named after its recipe and the time, and ``resume`` finds the recipe's latest
+    run.
 
     Raises:
-        ConfigError: there is nothing to resume, the name belongs to another recipe or storage, or the folder cannot be written.
+        UserError: the name cannot be a run's, another driver works on the run, there is nothing to resume, or
+            as in `open_run_dir`.
     """
+    if run_name is not None:
+        check_run_name(run_name)
     root, uri = root.expanduser().resolve(), stored.normalised(storage)
     if resume and run_name is None and uri is not None:
         _find_runs(config, root, uri)
     name = run_name or (_latest(config, root) if resume else f"{config.name}-{datetime.now():%Y%m%d-%H%M%S}")
+    copy = stored.join(uri, name) if uri is not None else None
+    if resume and not ((root / name / RUN_FILE).exists() or (copy and RUN_FILE in stored.names_in(copy))):
+        raise UserError(f"there is no run {name!r} in {uri or root} to resume; start it without --resume")
+    instead = (
+        "start a new one without --resume" if resume and run_name is None else "choose another --run-name"
+    )
+    with run_lock.hold(root / name, copy, instead=instead):
+        yield open_run_dir(config, root, name, storage=storage)
+
+
+def check_run_name(name: str) -> None:
+    """Refuse the name of a run that is not the plain name of one folder.
+
+    Raises:
+        UserError: the name has other characters, or is too long.
+    """
+    if len(name) > MAX_NAME_LENGTH or not re.fullmatch(NAME_PATTERN, name):
+        raise UserError(
+            f"--run-name {name!r} cannot name a run; begin with a letter or a digit, go on with letters, "
+            f"digits, '.', '_' and '-', at most {MAX_NAME_LENGTH} characters"
+        )
+
+
+def open_run_dir(config: ExperimentConfig, root: Path, name: str, *, storage: str | None = None) -> RunDir:
+    """Open the folder of a new run, or of a run of the same recipe, here or from its copy in the storage.
+
+    Raises:
+        UserError: the name belongs to another recipe or storage, or to a folder without a run, or the folder
+            cannot be written.
+    """
+    if name in ("", ".", "..") or "/" in name:
+        raise UserError(f"{name!r} cannot be the name of a folder; change the values that it is made of")
+    root, uri = root.expanduser().resolve(), stored.normalised(storage)
     mirror = Mirror(root / name, stored.join(uri, name), skip=KEPT_BY_RAY) if uri is not None else None
     folder = RunDir(root / name, mirror)
-    _check_storage(folder, folder.read_run())
+    _check_storage(folder, folder.read_metadata())
+    _check_vacant(folder)
     folder.pull()
-    known = folder.read_run()
-    if resume and not known:
-        raise ConfigError(f"there is no run {name!r} in {uri or root} to resume; start it without --resume")
+    known = folder.read_metadata()
     if known and (different := _differences(known["identity"], config)):
-        raise ConfigError(
+        raise UserError(
             f"the run {name!r} was started with other settings ({', '.join(different[:3])}); "
             "choose another --run-name, or repeat its settings"
         )
@@ -163,16 +238,22 @@ def open_run_dir(
 
 
 @contextmanager
-def working_copy(place: str, storage: str | None, *, skip: tuple[str, ...] = KEPT_BY_RAY) -> Iterator[RunDir]:
-    """The run's folder for a process on any machine: the driver's own at ``place``, or a temporary copy of the storage's.
+def working_copy(
+    folder: str, storage: str | None, *, skip: tuple[str, ...] = KEPT_BY_RAY
+) -> Iterator[RunDir]:
+    """Yield the run's folder on any machine: the driver's own, or a temporary copy of the storage's.
+
+    Args:
+        folder: path on the driver's machine.
+        skip: subfolders that are not copied.
 
     Raises:
-        ConfigError: the driver's disk is not here and there is no storage.
+        UserError: the folder is not on this machine and there is no storage.
     """
-    home = Path(place)
+    home = Path(folder)
     if storage is None:
         if not home.is_dir():
-            raise ConfigError(
+            raise UserError(
                 f"the run folder {home} is not on this machine; "
                 "give --storage s3://BUCKET/PREFIX or a folder that all machines share"
             )
@@ -180,36 +261,46 @@ def working_copy(place: str, storage: str | None, *, skip: tuple[str, ...] = KEP
         return
     with TemporaryDirectory(prefix="vader_ray_run_") as scratch:
         path = Path(scratch) / home.name
-        folder = RunDir(path, Mirror(path, storage, skip=skip), home)
-        folder.pull()
-        yield folder
+        copy = RunDir(path, Mirror(path, storage, skip=skip), home)
+        copy.pull()
+        yield copy
 
 
 def write_json(path: Path, document: dict[str, Any]) -> None:
-    """Write a JSON file that appears whole or not at all."""
-    unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-    os.replace(unfinished, path)
+    """Write a JSON file atomically."""
+    write_text(path, json.dumps(document, indent=2) + "\n")
 
 
 def _find_runs(config: ExperimentConfig, root: Path, uri: str) -> None:
-    """Fetch from the storage what tells which runs of the recipe there are."""
+    """Fetch metadata and summaries of the recipe's runs from the storage."""
     for name in stored.subfolders(uri):
-        if name.startswith(f"{config.name}-"):
+        if name.startswith(f"{config.name}-") and not run_lock.is_held(root / name):
             Mirror(root / name, stored.join(uri, name)).pull(("run.json", "summary.json"))
 
 
 def _check_storage(folder: RunDir, known: dict[str, Any]) -> None:
-    """A run stays where its checkpoints are."""
-    if known and (theirs := known.get("storage")) != folder.storage:
-        raise ConfigError(
-            f"the run {folder.name!r} keeps its checkpoints in {theirs or folder.checkpoints}; continue it "
+    """Refuse to continue a run apart from its checkpoints."""
+    if known and (recorded := known.get("storage")) != folder.storage:
+        raise UserError(
+            f"the run {folder.name!r} keeps its checkpoints in {recorded or folder.checkpoints}; continue it "
             + (
                 "without --storage"
-                if theirs is None
-                else f"with --storage {theirs.removesuffix('/' + folder.name)}"
+                if recorded is None
+                else f"with --storage {recorded.removesuffix('/' + folder.name)}"
             )
         )
+
+
+def _check_vacant(folder: RunDir) -> None:
+    """Refuse a folder with files that are no run's, since a run replaces and deletes files in its folder."""
+    for folder_or_uri in filter(None, (str(folder.path), folder.storage)):
+        names = stored.names_in(folder_or_uri)
+        others = {name for name in names if not name.endswith(UNFINISHED)} - BEFORE_A_RUN
+        if others and RUN_FILE not in names:
+            raise UserError(
+                f"{folder_or_uri} has files ({', '.join(sorted(others)[:3])}) but no {RUN_FILE}, "
+                "so it is no run's folder; choose another --run-name"
+            )
 
 
 def _create(folder: RunDir, config: ExperimentConfig) -> None:
@@ -220,27 +311,28 @@ def _create(folder: RunDir, config: ExperimentConfig) -> None:
             encoding="utf-8",
         )
     except OSError as error:
-        raise ConfigError(
+        raise UserError(
             f"the run folder {folder.path} cannot be written ({error.strerror}); give another --runs-dir"
         ) from None
 
 
 def _latest(config: ExperimentConfig, root: Path) -> str:
-    """The most recent unfinished run of the recipe with the same settings."""
+    """Return the name of the most recent unfinished run of the recipe with the same settings."""
     folders = sorted(
         root.glob(f"{config.name}-*/run.json"), key=lambda path: path.stat().st_mtime, reverse=True
     )
     for folder in (RunDir(path.parent) for path in folders):
         if not folder.is_complete(config.num_steps) and not _differences(
-            folder.read_run()["identity"], config
+            folder.read_metadata()["identity"], config
         ):
             return folder.name
-    raise ConfigError(
-        f"there is no unfinished run of {config.name!r} with these settings in {root}; start one without --resume"
+    raise UserError(
+        f"there is no unfinished run of {config.name!r} with these settings in {root}; "
+        "start one without --resume"
     )
 
 
 def _differences(identity: dict[str, Any], config: ExperimentConfig) -> list[str]:
-    """Dotted paths of the settings that decide a result and differ."""
-    theirs, mine = flatten(identity), flatten(json.loads(json.dumps(config.fingerprint())))
-    return sorted(path for path in theirs.keys() | mine.keys() if theirs.get(path) != mine.get(path))
+    """Return the dotted paths of the settings that affect results and differ."""
+    old, new = flatten(identity), flatten(json.loads(json.dumps(config.fingerprint())))
+    return sorted(path for path in old.keys() | new.keys() if old.get(path) != new.get(path))

@@ -1,44 +1,51 @@
-"""Copies of folders on any file system that pyarrow knows: S3, Google Cloud Storage, or a disk that several machines share.
+"""Copies of run folders on any file system of pyarrow: S3, Google Cloud Storage, a shared disk.
 
-The programs that write and read a run's folder work on a local one; a `Mirror` moves what differs, whole files only.
+A run's folder is written and read locally; a `Mirror` transfers the files that differ.
 """
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import shutil
 from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 from pyarrow import fs
 
-from vader_ray.config import ConfigError
+from vader_ray.errors import UserError, first_line
+from vader_ray.files import UNFINISHED, atomic_write
 
-UNFINISHED = (".unfinished", ".tmp")
+RUN_FILE = "run.json"
+"""File that identifies a folder's run. Without it, or with another one, nothing is deleted there."""
+LOCK_FILE = "run.lock"
+"""File in a run's folder, and in its copy, while a driver works on the run. It is not copied."""
 
 Stamp = tuple[int, int]
-"""Size and time of the last change in ns, by which an unchanged file is known."""
+"""Size in bytes and time of the last change in ns; a file with the same stamp is taken as unchanged."""
 
 
 def resolve(uri: str) -> tuple[fs.FileSystem, str]:
-    """The file system of a URI or an absolute path, and the path there.
+    """Return the file system of a URI or an absolute path, and the path in it.
 
     Raises:
-        ConfigError: pyarrow knows no such file system, or it cannot be reached.
+        UserError: pyarrow has no such file system, or it cannot be reached.
     """
     try:
         system, path = fs.FileSystem.from_uri(uri)
     except (pa.ArrowInvalid, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(
-            f"--storage {uri}: {reason}; give s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or a shared folder"
+        raise UserError(
+            f"--storage {uri}: {first_line(error)}; "
+            "give s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or a shared folder"
         ) from None
     return system, path
 
 
 def normalised(storage: str | None) -> str | None:
-    """A URI, or an absolute path for a folder; what pyarrow does not know is refused."""
+    """Return the storage as a URI or an absolute path; refuse file systems that pyarrow lacks."""
     if storage is None:
         return None
     uri = storage if "://" in storage else str(Path(storage).expanduser().resolve())
@@ -47,26 +54,54 @@ def normalised(storage: str | None) -> str | None:
 
 
 def join(uri: str, *names: str) -> str:
-    """The URI of something inside; options behind a question mark stay behind it."""
-    place, mark, options = uri.partition("?")
-    return "/".join([place.rstrip("/"), *names]) + mark + options
+    """Return the URI of a path below a URI; options after a question mark stay at the end."""
+    base, mark, options = uri.partition("?")
+    return "/".join([base.rstrip("/"), *names]) + mark + options
 
 
 def subfolders(uri: str) -> list[str]:
-    """Names of the folders directly inside."""
+    """Return the names of the direct subfolders."""
     system, root = resolve(uri)
     found = system.get_file_info(fs.FileSelector(root, allow_not_found=True))
     return sorted(info.base_name for info in found if info.type == fs.FileType.Directory)
 
 
-def delete(uri: str) -> None:
-    """Delete a folder with all that is in it, if it exists."""
+def names_in(uri: str) -> set[str]:
+    """Return the names of all files and subfolders of a folder; empty if there is no such folder."""
     system, root = resolve(uri)
-    system.delete_dir_contents(root, missing_dir_ok=True)
+    return {info.base_name for info in system.get_file_info(fs.FileSelector(root, allow_not_found=True))}
+
+
+def delete_from_run(uri: str, name: str) -> None:
+    """Empty a subfolder of a run's folder, if it exists; if there is no run, delete nothing."""
+    system, root = resolve(uri)
+    if system.get_file_info(f"{root}/{RUN_FILE}").type == fs.FileType.File:
+        system.delete_dir_contents(f"{root}/{name}", missing_dir_ok=True)
+
+
+def read_json(system: fs.FileSystem, path: str) -> dict[str, Any] | None:
+    """Return the content of a JSON file, None if there is none."""
+    if system.get_file_info(path).type != fs.FileType.File:
+        return None
+    with system.open_input_stream(path) as stream:
+        content: dict[str, Any] = json.loads(stream.read())
+    return content
+
+
+def write_file(system: fs.FileSystem, path: str, content: bytes | BinaryIO) -> None:
+    """Write a file atomically: object stores do so by themselves, on a disk it is renamed."""
+    on_disk = system.type_name == "local"
+    if on_disk:
+        system.create_dir(os.path.dirname(path), recursive=True)
+    written = path + UNFINISHED if on_disk else path
+    with system.open_output_stream(written) as stream:
+        shutil.copyfileobj(io.BytesIO(content) if isinstance(content, bytes) else content, stream)
+    if on_disk:
+        system.move(written, path)
 
 
 class Mirror:
-    """A local folder and its copy at a URI, which one process at a time changes.
+    """A local folder and its copy at a URI, which only one process changes at a time.
 
     Args:
         skip: names of folders that are not copied, at any depth.
@@ -77,53 +112,64 @@ class Mirror:
         self._folder, self._skip = folder, frozenset(skip)
         self._system, self._root = resolve(uri)
         self._here: dict[str, Stamp] = {}
-        """The local files that the copy has, as they were when it got them."""
+        """Stamps of the local files when they were last equal to the copy."""
 
     def pull(self, names: Collection[str] | None = None) -> None:
-        """Make the local folder like its copy; where there is no copy nothing changes.
+        """Make the local folder equal to its copy; without a copy nothing changes.
 
         Args:
-            names: fetch only these files, and delete none.
+            names: fetch only these files, and delete no local file.
+
+        Raises:
+            UserError: the local folder belongs to another run than the copy, or to none.
         """
         there = self._there()
+        if names is None and RUN_FILE in there:
+            self._check_one_run()
         wanted = there if names is None else {name: stamp for name, stamp in there.items() if name in names}
         for name, (_, changed_ns) in wanted.items():
-            path = self._folder / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            unfinished = path.with_name(path.name + UNFINISHED[0])
-            with (
-                self._system.open_input_stream(f"{self._root}/{name}") as source,
-                unfinished.open("wb") as target,
-            ):
-                shutil.copyfileobj(source, target)
-            os.utime(unfinished, ns=(changed_ns, changed_ns))
-            os.replace(unfinished, path)
-        if names is None and there:
+            with atomic_write(self._folder / name) as unfinished:
+                with (
+                    self._system.open_input_stream(f"{self._root}/{name}") as source,
+                    unfinished.open("wb") as target,
+                ):
+                    shutil.copyfileobj(source, target)
+                os.utime(unfinished, ns=(changed_ns, changed_ns))
+        if names is None and RUN_FILE in there:
             for name in self._local().keys() - there.keys():
                 (self._folder / name).unlink()
-            self._here = self._local()
+        if names is None:
+            self._here = {name: stamp for name, stamp in self._local().items() if name in there}
 
     def push(self) -> None:
-        """Copy what has changed here since the last `pull` or `push`, and delete there what was deleted here."""
+        """Copy local changes since the last `pull` or `push`, deletions included."""
         now = self._local()
-        for name, stamp in sorted(now.items()):
+        for name, stamp in sorted(now.items(), key=lambda item: (item[0] != RUN_FILE, item)):
             if self._here.get(name) != stamp:
                 self._upload(name)
-        for name in self._here.keys() - now.keys():
-            self._system.delete_file(f"{self._root}/{name}")
+        if deleted := self._here.keys() - now.keys():
+            self._check_one_run()
+            for name in deleted:
+                self._system.delete_file(f"{self._root}/{name}")
         self._here = now
 
     def _upload(self, name: str) -> None:
-        """A file appears whole or not at all: object stores do so by themselves, on a disk it is renamed."""
-        target = f"{self._root}/{name}"
-        on_disk = self._system.type_name == "local"
-        if on_disk:
-            self._system.create_dir(os.path.dirname(target), recursive=True)
-        written = target + UNFINISHED[0] if on_disk else target
-        with (self._folder / name).open("rb") as source, self._system.open_output_stream(written) as stream:
-            shutil.copyfileobj(source, stream)
-        if on_disk:
-            self._system.move(written, target)
+        with (self._folder / name).open("rb") as source:
+            write_file(self._system, f"{self._root}/{name}", source)
+
+    def _check_one_run(self) -> None:
+        """Refuse to make a folder and its copy equal if they do not belong to the same run."""
+        if self._local().keys() <= {"recipe.yaml"}:  # the run did not begin
+            return
+        ours, theirs = (
+            read_json(system, f"{root}/{RUN_FILE}")
+            for system, root in ((fs.LocalFileSystem(), self._folder), (self._system, self._root))
+        )
+        if ours is None or theirs is None or ours.get("mlflow_run_id") != theirs.get("mlflow_run_id"):
+            raise UserError(
+                f"{self._folder} and {self.uri} do not belong to one run ({RUN_FILE} is missing or differs), "
+                "so neither may replace the other; move one of them away, or choose another --run-name"
+            )
 
     def _there(self) -> dict[str, Stamp]:
         selector = fs.FileSelector(self._root, allow_not_found=True, recursive=True)
@@ -144,5 +190,7 @@ class Mirror:
                 yield str(path.relative_to(self._folder)), path.stat()
 
     def _is_copied(self, name: str) -> bool:
+        if name == LOCK_FILE:
+            return False
         *folders, _ = parts = Path(name).parts
         return self._skip.isdisjoint(folders) and not any(part.endswith(UNFINISHED) for part in parts)

@@ -1,144 +1,169 @@
-"""What a Ray Train worker runs: the training loop, with Ray as the courier of its reports."""
+"""The worker of a run: build the recipe's model and rewards, train, and log every step."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, Protocol, TypedDict
 
 import ray.train
 import torch
 from ray.train.torch import get_device
 from ray.util.queue import Queue
-from torch import distributed
 
 from vader_ray import config as settings
-from vader_ray.orchestration.reward_service.pool import PooledReward
+from vader_ray import rewards
+from vader_ray.errors import RunFailed, UserError
+from vader_ray.orchestration.reward_service.remote_reward import PooledReward
 from vader_ray.orchestration.runs.run_dir import RunDir, working_copy
 from vader_ray.orchestration.runs.run_logger import RunLogger
 from vader_ray.orchestration.tracking.mlflow_runs import MlflowRun
+from vader_ray.rewards import RewardFunction
 from vader_ray.training.distributed import WorkerGroup
 from vader_ray.training.events import StepEvent
 from vader_ray.training.experiment import build
+from vader_ray.training.inference import evaluate_against_base
 from vader_ray.training.loop import train
 from vader_ray.training.model_cache import ModelCache
-from vader_ray.training.step import TrainingError
 
 
-def worker_loop(job: dict[str, Any]) -> dict[str, Any] | None:
-    """Run or continue the job's recipe on this worker; on rank 0, the final state as plain JSON.
+class Job(TypedDict):
+    """A run as its driver describes it to every worker."""
 
-    Args:
-        job: ``config`` (plain JSON), ``folder`` and ``storage`` (of the run), ``run`` (of MLflow); ``messages``, a queue to
-            the driver: ``("report", StepEvent)``, ``("line", text)`` and ``("error", text)``; ``served``, the rewards in actors.
+    config: dict[str, Any]
+    """The recipe as plain JSON."""
+    folder: str
+    """The run's folder on the driver's machine."""
+    storage: str | None
+    """URI of the folder's copy in the storage."""
+    mlflow_run: MlflowRun
+    remote_rewards: Mapping[str, PooledReward]
+    """Rewards that are computed by actors, by name."""
+    functions: Mapping[str, RewardFunction]
+    """Rewards given as Python functions, by the name in the recipe."""
+    messages: NotRequired[Queue]
+    """Queue to the driver: ``("step", StepEvent)``, ``("log", text)``, ``("user_error", text)``, ``("failed",
+    text)``."""
+
+
+class Host(Protocol):
+    """The process in which a worker runs: Ray Train's, or that of a sweep's trial."""
+
+    group: WorkerGroup
+    device: torch.device
+    cache: ModelCache | None
+    """Loaded models and rewards, if the process runs several runs one after another."""
+
+    def open(self, job: Job) -> AbstractContextManager[tuple[RunDir | None, Path | None]]:
+        """Yield the run's folder (rank 0 only) and the checkpoint to continue from (None: start anew)."""
+
+    def on_step(self, event: StepEvent) -> None:
+        """Pass on a step that has been logged, and keep its checkpoint."""
+
+    def log(self, message: str) -> None:
+        """Print a message for the user."""
+
+    def is_preempted(self) -> bool:
+        """Return whether a machine of the run will be taken away; the same on all workers."""
+
+    def fail(self, error: UserError | RunFailed) -> None:
+        """Pass on the error that ends the run."""
+
+
+def run_worker(job: Job, host: Host | None = None) -> None:
+    """Train the job's recipe on this worker, from its start or its last checkpoint.
+
+    Ray Train calls this function in every worker process, a sweep in the process of a trial with one worker.
+    Rank 0 logs each step to the run's folder and to MLflow before the host passes it on. In a run that holds
+    an adapter soup, nothing is trained: the soup is evaluated.
     """
-    config = settings.validate(job["config"])
-    context, messages = ray.train.get_context(), job["messages"]
-    group = WorkerGroup(context.get_world_rank(), context.get_world_size())
+    host = RayTrainHost(job["messages"]) if host is None else host
     try:
-        with ExitStack() as stack:
-            folder = RunDir(Path(job["folder"]))
-            if group.rank == 0:
-                folder = stack.enter_context(working_copy(job["folder"], job["storage"]))
-            return _train(config, folder, MlflowRun(*job["run"]), group, messages, job["served"])
-    except (TrainingError, ValueError, OSError) as error:
-        # the user's to correct, so the driver stops the run; anything else may be a lost worker, which Ray replaces, and then
-        # it takes the process group away from the others while they still use it
-        if group.world_size == 1 or distributed.is_initialized():
-            messages.put(("error", str(error)))
+        with host.open(job) as (folder, resume_from):
+            rewards.register_functions(job["functions"])
+            config = settings.validate(job["config"])
+            step = _step_of(resume_from)
+            logger = None
+            if folder is not None:
+                logger = RunLogger(config, folder, job["mlflow_run"], resumed_step=step, log=host.log)
+
+            def on_step(event: StepEvent) -> None:
+                if logger is not None:
+                    logger.record(event)
+                host.on_step(event)
+
+            experiment = build(config, host.device, job["remote_rewards"], host.cache)
+            if folder is not None and folder.soup.exists():
+                costs = json.loads((folder.soup / "costs.json").read_text(encoding="utf-8"))
+                state = evaluate_against_base(
+                    config, experiment, folder.soup / "adapter", costs, on_step=on_step
+                )
+            else:
+                state = train(
+                    config,
+                    experiment,
+                    group=host.group,
+                    on_step=on_step,
+                    resume_from=resume_from,
+                    should_checkpoint=host.is_preempted,
+                )
+            if logger is not None and (undelivered := logger.close(state.alarms)):
+                host.log(undelivered)
+    except (UserError, RunFailed) as error:
+        host.fail(error)
         raise
 
 
-def _train(
-    config: settings.ExperimentConfig,
-    folder: RunDir,
-    run: MlflowRun,
-    group: WorkerGroup,
-    messages: Queue,
-    served: Mapping[str, PooledReward],
-) -> dict[str, Any] | None:
-    def announce(event: StepEvent) -> None:
-        if group.rank == 0:
-            messages.put(("report", _light(event)))
+class RayTrainHost:
+    """A worker process of Ray Train."""
+
+    cache: ModelCache | None = None
+
+    def __init__(self, messages: Queue) -> None:
+        context = ray.train.get_context()
+        self.group = WorkerGroup(context.get_world_rank(), context.get_world_size())
+        self.device = train_device()
+        self._messages = messages
+
+    @contextmanager
+    def open(self, job: Job) -> Iterator[tuple[RunDir | None, Path | None]]:
+        with ExitStack() as stack:
+            folder = None
+            if self.group.rank == 0:
+                folder = stack.enter_context(working_copy(job["folder"], job["storage"]))
+            checkpoint = ray.train.get_checkpoint()
+            yield folder, Path(stack.enter_context(checkpoint.as_directory())) if checkpoint else None
+
+    def on_step(self, event: StepEvent) -> None:
+        if self.group.rank == 0:
+            self._messages.put(
+                ("step", StepEvent(event.step, event.metrics, alarms=event.alarms, is_kept=event.is_kept))
+            )
         if event.is_kept:
             saved = ray.train.Checkpoint.from_directory(event.checkpoint) if event.checkpoint else None
             ray.train.report({"step": event.step}, checkpoint=saved)
 
-    def tell(text: str) -> None:
-        messages.put(("line", text))
+    def log(self, message: str) -> None:
+        self._messages.put(("log", message))
 
-    with ExitStack() as stack:
-        checkpoint = ray.train.get_checkpoint()
-        resume_from = Path(stack.enter_context(checkpoint.as_directory())) if checkpoint else None
-        return train_recorded(
-            config,
-            folder,
-            run,
-            group=group,
-            device=_device(),
-            resume_from=resume_from,
-            served=served,
-            announce=announce,
-            tell=tell,
-            should_checkpoint=lambda: ray.train.get_preemption_info() is not None,
-        )
+    def is_preempted(self) -> bool:
+        return ray.train.get_preemption_info() is not None
+
+    def fail(self, error: UserError | RunFailed) -> None:
+        self._messages.put(("user_error" if isinstance(error, UserError) else "failed", str(error)))
 
 
-def train_recorded(
-    config: settings.ExperimentConfig,
-    folder: RunDir,
-    run: MlflowRun,
-    *,
-    group: WorkerGroup,
-    device: torch.device,
-    resume_from: Path | None,
-    served: Mapping[str, PooledReward],
-    announce: Callable[[StepEvent], None],
-    tell: Callable[[str], None],
-    cache: ModelCache | None = None,
-    **more: Any,
-) -> dict[str, Any] | None:
-    """Train; rank 0 records every report in the run's folder and in MLflow before it is announced, and returns the state.
-
-    Args:
-        cache: of this process; what lies there is not loaded again.
-        more: further arguments of `train`.
-    """
-    recorder = None
-    if group.rank == 0:
-        recorder = RunLogger(config, folder, run, resumed_step=_step_of(resume_from), tell=tell)
-
-    def report(event: StepEvent) -> None:
-        if recorder is not None:
-            recorder.record(event)
-        announce(event)
-
-    tags = {"mlflow_run_id": run.run_id}
-    experiment = build(config, device, served, cache)
-    state = train(config, experiment, group=group, on_step=report, resume_from=resume_from, tags=tags, **more)
-    if recorder is None:
-        return None
-    if line := recorder.close(state.alarms):
-        tell(line)
-    return asdict(state)
-
-
-def _device() -> torch.device:
+def train_device() -> torch.device:
+    """Return the device that Ray Train has assigned to this worker."""
     device = get_device()
     assert isinstance(device, torch.device)
     return device
 
 
 def _step_of(checkpoint: Path | None) -> int:
-    """The step that a checkpoint continues after."""
-    return (
-        int(json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))["step"]) if checkpoint else 0
-    )
-
-
-def _light(report: StepEvent) -> StepEvent:
-    """What the driver shows: numbers and alarms only."""
-    return StepEvent(report.step, report.metrics, alarms=report.alarms)
+    """Return the step after which a checkpoint continues; 0 without one."""
+    if checkpoint is None:
+        return 0
+    return int(json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))["step"])

@@ -1,7 +1,7 @@
-"""A sweep's cheap competitors: adapters of its trials mixed by weights, and evaluated as though a trial had come there.
+"""Adapter soups: baselines of a sweep that merge the adapters of its trials and train nothing.
 
-Nothing is trained (rewarded soups, arXiv 2306.04488). A mix is a run of the sweep like any trial, in its folder and in MLflow,
-and costs what the trials that it is made of have cost together.
+Rewarded soups, arXiv 2306.04488. A soup is a run of the sweep like a trial, with folder and MLflow run; its
+costs are those of the trials that it is made of.
 """
 
 from __future__ import annotations
@@ -11,54 +11,57 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from vader_ray import models
-from vader_ray.orchestration.runs.launch import read_summary
-from vader_ray.orchestration.runs.run_dir import RunDir, write_json
-from vader_ray.orchestration.sweeps.definition import INTERPOLATED, Values, trial_name
+from vader_ray.orchestration.runs.run_dir import write_json
+from vader_ray.orchestration.runs.summary import RunSummary
+from vader_ray.orchestration.selection import INTERPOLATED
+from vader_ray.orchestration.sweeps.definition import Values, trial_name
 from vader_ray.orchestration.sweeps.trials import Trial, TrialSet
 
-COSTS = ("reward_queries", "denoiser_calls", "train_seconds")
 
-
-def make_mixes(members: TrialSet) -> TrialSet:
-    """The mixes that compete with the trials of a sweep, ready to be evaluated, as `SweepDefinition.shares` says."""
-    mixes = replace(
-        members,
-        sweep=replace(members.sweep, learn=False, stop_early=False),
-        base=members.base.model_copy(
-            update={"runtime": members.base.runtime.model_copy(update={"num_workers": 1})}
-        ),
+def make_soups(trials: TrialSet) -> TrialSet:
+    """Return the soups that compete with the trials of a sweep, ready to be evaluated; see `soup_weights`."""
+    runtime = trials.config.runtime.model_copy(update={"num_workers": 1})
+    soups = replace(
+        trials,
+        definition=replace(trials.definition, search="random", scheduler=None),
+        config=trials.config.model_copy(update={"runtime": runtime}),
         trials=[],
     )
-    if members.sweep.shares is None:
-        return mixes
-    shared = [(trial, members.sweep.shares(trial.values)) for trial in members.trials]
-    alone = {
-        shares.index(1): trial.folder for trial, shares in shared if 1 in shares and trial.score is not None
+    if trials.definition.soup_weights is None:
+        return soups
+    weighted = [(trial, trials.definition.soup_weights(trial.values)) for trial in trials.trials]
+    single = {
+        weights.index(1): summary
+        for trial, weights in weighted
+        if 1 in weights and (summary := trial.summary) is not None and summary.is_usable
     }
-    for trial, shares in shared:
-        mixed = {place: share for place, share in enumerate(shares) if share}
-        if len(mixed) > 1:
-            values = trial.values | {INTERPOLATED: True}
-            parts = [(folder, share) for place, share in mixed.items() if (folder := alone.get(place))]
-            if len(parts) == len(mixed):
-                mixes.trials.append(_make(members, values, parts))
-            else:
-                mixes.trials.append(
-                    Trial(values, error="no adapter to mix: each share needs a trial that has it alone")
-                )
-    return mixes
+    for trial, weights in weighted:
+        mixed = {index: weight for index, weight in enumerate(weights) if weight}
+        if len(mixed) < 2:
+            continue
+        values = trial.values | {INTERPOLATED: True}
+        parts = [(single[index], weight) for index, weight in mixed.items() if index in single]
+        if len(parts) == len(mixed):
+            soups.trials.append(_make(trials, values, parts))
+        else:
+            error = "there are no adapters to merge: each ingredient needs a trial with this ingredient alone"
+            soups.trials.append(Trial(values, error=error))
+    return soups
 
 
-def _make(members: TrialSet, values: Values, parts: Sequence[tuple[RunDir, float]]) -> Trial:
-    """One mix: its adapter lies in its folder, with what it cost."""
-    given = members.folder.path / trial_name(values) / "given"
-    shutil.rmtree(given, ignore_errors=True)
-    models.mix_adapters([(folder.best_adapter, weight) for folder, weight in parts], given / "adapter")
-    summaries = [read_summary(folder) for folder, _ in parts]
-    costs = {cost: sum(summary[cost] for summary in summaries) for cost in COSTS}
-    costs["worker_seconds"] = 3600 * sum(summary["gpu_hours"] for summary in summaries)
-    write_json(given / "costs.json", costs)
-    shape = models.adapter_shape(given / "adapter").model_dump(mode="json")
-    return members.prepare(
-        values, {f"adapter.{name}": value for name, value in shape.items()} | {"runtime.num_workers": 1}
-    )
+def _make(trials: TrialSet, values: Values, parts: Sequence[tuple[RunSummary, float]]) -> Trial:
+    """Write the merged adapter and its costs to the soup's folder."""
+    soup = trials.folder.path / trial_name(values) / "soup"
+    shutil.rmtree(soup, ignore_errors=True)
+    models.mix_adapters([(part.best_adapter, weight) for part, weight in parts], soup / "adapter")
+    summaries = [part for part, _ in parts]
+    costs = {
+        "reward_queries": sum(part.reward_queries for part in summaries),
+        "denoiser_calls": sum(part.denoiser_calls for part in summaries),
+        "train_seconds": sum(part.train_seconds for part in summaries),
+        "worker_seconds": 3600 * sum(part.gpu_hours for part in summaries),
+    }
+    write_json(soup / "costs.json", costs)
+    shape = models.adapter_shape(soup / "adapter").model_dump(mode="json")
+    fields = {f"adapter.{name}": value for name, value in shape.items()}
+    return trials.prepare(values, fields | {"runtime.num_workers": 1})

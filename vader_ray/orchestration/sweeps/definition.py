@@ -1,100 +1,132 @@
-"""What a sweep asks: a search space over a recipe's fields, and the trials that are drawn from it."""
+"""The definition of a sweep: a search space over a recipe's fields, and the trials drawn from it."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from ray.tune.search.variant_generator import generate_variants
 
-from vader_ray.config import ExperimentConfig, load
+from vader_ray.config import ExperimentConfig, load, override
+from vader_ray.errors import UserError
 
 Values = dict[str, Any]
-"""Of one trial: swept name → value, e.g. ``{"K": 5, "lr": 0.001}``."""
-
-
-INTERPOLATED = "interpolated"
-"""Swept name, and so the tag in MLflow, of a trial that mixes the adapters of others and trains nothing (`SweepDefinition.shares`)."""
+"""Swept name → value of one trial, e.g. ``{"K": 5, "lr": 0.001}``."""
 
 
 @dataclass(frozen=True)
 class SweepDefinition:
-    """A question to a recipe. One file of ``sweeps/`` is one of these."""
+    """Definition of a sweep: base recipe, search space and budget. Each file of ``sweeps/`` holds one."""
 
     name: str
     question: str
-    """What the script's ``--help`` says."""
+    """Help text of the script."""
     recipe: str
-    """The recipe when none is given."""
-    budget: tuple[str, ...]
-    """Overrides of that recipe that make a trial a matter of minutes; not applied to another recipe."""
+    """Recipe to use if the user names none."""
+    default_overrides: tuple[str, ...]
+    """Overrides that shorten the trials of that recipe to minutes; not applied to another recipe."""
     space: Mapping[str, Any]
-    """Swept name → `tune.grid_search` (all values) or a domain of Ray Tune (``tune.loguniform(1e-4, 1e-2)``)."""
+    """Swept name → `tune.grid_search` (all values) or a domain of Ray Tune (``tune.loguniform(1e-4,
+    1e-2)``)."""
     settings: Callable[[Values, ExperimentConfig], dict[str, Any]]
-    """The recipe's fields (dotted) that a trial sets, from its values and the recipe of the sweep."""
+    """Returns the recipe's fields (dotted) that a trial sets, from its values and the sweep's recipe."""
+    search: Literal["grid", "random", "tpe"] = "grid"
+    """``grid``: all combinations; ``random``: independent draws, each with all combinations of the grid's
+    names; ``tpe``: Optuna proposes each trial from the results so far (tree-structured Parzen estimator)."""
     num_trials: int | None = None
-    """Draws from the domains when the command line says nothing; a pure grid is run whole."""
-    learn: bool = False
-    """Let Optuna choose each draw by the results so far (TPE), for a space of domains; otherwise draws are independent."""
-    stop_early: bool = False
-    """Stop trials that fall behind at equal reward queries (ASHA)."""
-    curves: bool = False
-    """End with each method's best setting, its reward against its costs (figures in ``curves/``), for a space with ``reward``,
-    ``method``, ``setting`` and ``seed``."""
-    shares: Callable[[Values], Sequence[float]] | None = None
-    """Of a trial's values, what shares of several things it has (rewards, say), which add up to one. At the end each mix is
-    compared with its competitor without training: the adapters of the trials that have one thing alone, at the same shares."""
+    """Default number of trials; None runs the whole grid."""
+    scheduler: Literal["asha"] | None = None
+    """``asha`` stops trials that fall behind at equal reward queries."""
+    plot_curves: bool = False
+    """Write figures of reward against cost to ``curves/``; the space needs ``reward``, ``method``,
+    ``setting``, ``seed``."""
+    soup_weights: Callable[[Values], Sequence[float]] | None = None
+    """Returns a trial's weights of several ingredients, e.g. rewards; their sum is one.
+
+    At the end, every trial with several ingredients is compared with an adapter soup: the adapters of the
+    single ingredients, merged with the same weights.
+    """
     pareto: bool = False
-    """End with the trials that no other beats in all rewards of the recipe."""
+    """Print the trials on the Pareto front of the recipe's rewards."""
+
+    def __post_init__(self) -> None:
+        grid = [name for name, domain in self.space.items() if isinstance(domain, dict)]
+        others = [name for name in self.space if name not in grid]
+        if self.search == "grid" and others:
+            raise UserError(
+                f"sweep {self.name}: {others[0]!r} is no tune.grid_search; set search to 'random' or 'tpe'"
+            )
+        if self.search == "tpe" and grid:
+            raise UserError(f"sweep {self.name}: {grid[0]!r} is a grid; give search='tpe' domains only")
+
+
+@dataclass(frozen=True)
+class BaseRecipe:
+    """The recipe that the trials of a sweep change."""
+
+    source: str | ExperimentConfig
+    """Name of a packaged recipe, path of a YAML file, or a recipe that is loaded already."""
+    overrides: tuple[str, ...]
+
+    @classmethod
+    def of(
+        cls,
+        definition: SweepDefinition,
+        source: str | ExperimentConfig | None,
+        overrides: Sequence[str] = (),
+    ) -> BaseRecipe:
+        """Return the sweep's own recipe with its default overrides, or the given one; with more overrides."""
+        if source is None:
+            return cls(definition.recipe, (*definition.default_overrides, *overrides))
+        return cls(source, tuple(overrides))
+
+    @property
+    def folder(self) -> Path | None:
+        """Folder at which the recipe's relative paths start, if it is a file."""
+        is_file = isinstance(self.source, str) and Path(self.source).is_file()
+        return Path(str(self.source)).resolve().parent if is_file else None
+
+    def load(self, more: Sequence[str] = ()) -> ExperimentConfig:
+        """Return the recipe with its overrides and more of them applied."""
+        if isinstance(self.source, ExperimentConfig):
+            return override(self.source, [*self.overrides, *more])
+        return load(self.source, [*self.overrides, *more])
 
 
 def overrides_of(
-    sweep: SweepDefinition,
+    definition: SweepDefinition,
     values: Values,
     recipe: ExperimentConfig,
     more: Mapping[str, Any] = MappingProxyType({}),
 ) -> list[str]:
-    """A trial's settings, and more fields, as overrides of the recipe, ``a.b=value``."""
-    return [
-        f"{path}={json.dumps(value)}" for path, value in (sweep.settings(values, recipe) | dict(more)).items()
-    ]
+    """Return a trial's settings, and more fields, as overrides of the recipe, ``a.b=value``."""
+    fields = definition.settings(values, recipe) | dict(more)
+    return [f"{path}={json.dumps(value)}" for path, value in fields.items()]
 
 
-def load_base(
-    sweep: SweepDefinition, recipe: str | None, overrides: list[str]
-) -> tuple[str, list[str], ExperimentConfig]:
-    """The recipe that the trials change: its name, its overrides, and what they give."""
-    chosen = [*(sweep.budget if recipe is None else ()), *overrides]
-    return recipe or sweep.recipe, chosen, load(recipe or sweep.recipe, chosen)
-
-
-def wanted_trials(sweep: SweepDefinition, num_trials: int | None) -> int | None:
-    """How many trials there shall be, None for the whole grid."""
-    return num_trials or sweep.num_trials
-
-
-def draw(sweep: SweepDefinition, num_trials: int | None, seed: int) -> list[Values]:
-    """The values of each trial, all different: the grid, once for each draw from the domains."""
-    wanted = wanted_trials(sweep, num_trials)
+def draw(definition: SweepDefinition, num_trials: int | None, seed: int) -> list[Values]:
+    """Return the values of each trial, all different: the grid, once for each draw from the domains."""
+    wanted = num_trials or definition.num_trials
     random = np.random.RandomState(seed)
     drawn: dict[str, Values] = {}
     for _ in range(wanted or 1):
-        for _, values in generate_variants(dict(sweep.space), random_state=random):
+        for _, values in generate_variants(dict(definition.space), random_state=random):
             plain = {name: rounded(value) for name, value in values.items()}
             drawn.setdefault(trial_name(plain), plain)
     return list(drawn.values())[:wanted]
 
 
 def trial_name(values: Values) -> str:
-    """What a trial is called: ``K=5,lr=0.001``."""
+    """Return the name of the trial with these values: ``K=5,lr=0.001``."""
     return ",".join(f"{name}={value}" for name, value in values.items())
 
 
 def rounded(value: Any) -> Any:
-    """A number of three digits, so that a trial's name says all of it; NumPy's numbers become Python's."""
+    """Round a float to three digits, which a trial's name can hold; NumPy numbers become Python's."""
     plain = value.item() if isinstance(value, np.generic) else value
     return float(f"{plain:.3g}") if isinstance(plain, float) else plain

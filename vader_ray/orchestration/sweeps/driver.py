@@ -1,283 +1,145 @@
-"""The driver of a sweep: trials from a search space, Ray Tune, MLflow's parent and children, the table of results.
+"""The driver of a sweep: its trials, MLflow's parent run, the results and the report.
 
-Every trial is a run of its own in the sweep's folder. That folder is the sweep's memory, not Ray Tune's: a trial that has
-a summary is over, any other goes on from its checkpoint, whatever happened to the driver.
+Every trial is a run of its own in the sweep's folder. A sweep is continued from that folder, not from Ray
+Tune's: a trial with a summary is over, any other continues from its checkpoint.
 """
 
 from __future__ import annotations
 
-import os
-from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from ray import tune
-
-from vader_ray.config import ConfigError, ExperimentConfig
-from vader_ray.errors import RunFailed
-from vader_ray.orchestration.clusters import connection
+from vader_ray.config import ExperimentConfig
+from vader_ray.errors import RunFailed, UserError
 from vader_ray.orchestration.reporting.data_efficiency import show_curves
 from vader_ray.orchestration.reporting.html_report import figures_folder, write_report
 from vader_ray.orchestration.reporting.past_runs import find_runs
-from vader_ray.orchestration.reward_service import pool
-from vader_ray.orchestration.runs.launch import resolve_names
-from vader_ray.orchestration.runs.run_dir import KEPT_BY_RAY, RunDir, open_run_dir, write_json
-from vader_ray.orchestration.runs.storage import delete, join
-from vader_ray.orchestration.sweeps.adapter_soup import make_mixes
-from vader_ray.orchestration.sweeps.definition import SweepDefinition, draw, load_base, wanted_trials
-from vader_ray.orchestration.sweeps.run_trial import QUERIES, Ending, end_trial, read_state, run_trial
-from vader_ray.orchestration.sweeps.search import SELECTED, OptunaProposer, QueuedSearcher
-from vader_ray.orchestration.sweeps.trial_table import describe, row_of, write_table
-from vader_ray.orchestration.sweeps.trials import Trial, TrialSet
+from vader_ray.orchestration.runs.launch import resolve_names, warn_without_guard
+from vader_ray.orchestration.runs.run_dir import RunDir, claim_run_dir
+from vader_ray.orchestration.sweeps.adapter_soup import make_soups
+from vader_ray.orchestration.sweeps.definition import BaseRecipe, SweepDefinition, draw
+from vader_ray.orchestration.sweeps.trial_table import SweepResult, TrialResult, print_results, write_table
+from vader_ray.orchestration.sweeps.trials import TrialSet
+from vader_ray.orchestration.sweeps.tune_trials import tune_trials
 from vader_ray.orchestration.tracking import mlflow_runs
-
-_ENVIRONMENT = {
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial that was complete but for its summary reports nothing
-    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-    "RAY_AIR_NEW_OUTPUT": "0",  # the new output ignores verbose=0
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths of a recipe mean the same in every process
-}
 
 
 def run_sweep(
-    sweep: SweepDefinition,
+    definition: SweepDefinition,
+    base_recipe: ExperimentConfig | str | None = None,
     *,
-    recipe: str | None,
-    overrides: Sequence[str],
-    workers_per_trial: int,
-    max_concurrent: int | None,
-    num_trials: int | None,
-    runs_dir: Path,
-    resume: bool,
+    overrides: Sequence[str] = (),
+    workers_per_trial: int = 1,
+    max_concurrent: int | None = None,
+    num_trials: int | None = None,
+    runs_dir: Path = Path("runs"),
     storage: str | None = None,
-) -> Path:
-    """Run a sweep to its end, or continue the latest unfinished one with the same settings; prints its results.
+    resume: bool = False,
+) -> SweepResult:
+    """Run a sweep, or continue the latest unfinished one with the same settings, and print its results.
 
     Args:
-        storage: where checkpoints and a copy of the folder are kept for all machines, a URI or a shared folder.
+        base_recipe: a loaded recipe, a packaged recipe's name or the path of a YAML file; by default the
+            definition's.
+        overrides: settings of the recipe, ``a.b=value``.
+        workers_per_trial: Ray Train workers of each trial.
+        max_concurrent: number of trials that run at once; by default as many as the cluster has room for.
+        num_trials: number of trials; by default the definition's.
+        storage: keep checkpoints and a copy of the folder there, for machines without a common disk: a URI or
+            a shared folder.
 
     Raises:
-        ConfigError, TrackingError: something cannot work; raised before any work is done.
+        UserError: the settings cannot work; raised before any work is done.
         RunFailed: no trial succeeded.
-        KeyboardInterrupt: the user stopped it; what was computed is kept.
+        KeyboardInterrupt: the user stopped the sweep; its results so far are kept.
     """
-    source, all_overrides, loaded = load_base(
-        sweep, recipe, [*overrides, f"runtime.num_workers={workers_per_trial}"]
-    )
-    where = Path(source).resolve().parent if Path(source).is_file() else None
-    base = resolve_names(loaded, where).model_copy(update={"name": sweep.name, "description": sweep.question})
-    folder = open_run_dir(base, runs_dir, None, resume=resume, storage=storage)
-    known = folder.read_run()
+    workers = f"runtime.num_workers={workers_per_trial}"
+    recipe = BaseRecipe.of(definition, base_recipe, [*overrides, workers])
+    resolved = resolve_names(recipe.load(), recipe.folder)
+    config = resolved.model_copy(update={"name": definition.name, "description": definition.question})
+    with claim_run_dir(config, runs_dir, None, resume=resume, storage=storage) as folder:
+        warn_without_guard(config)
+        trials = _open_trials(definition, recipe, config, folder, num_trials)
+        return _run_to_its_end(trials, num_trials=num_trials, max_concurrent=max_concurrent)
+
+
+def _run_to_its_end(trials: TrialSet, *, num_trials: int | None, max_concurrent: int | None) -> SweepResult:
+    """Run the trials and soups, then write and print the table and the report."""
+    definition, folder = trials.definition, trials.folder
+    wanted = num_trials or definition.num_trials or len(trials.trials)
+    everything = list(trials.trials)
+    status: mlflow_runs.Status = "FAILED"
+    try:
+        tune_trials(trials, num_trials=wanted, max_concurrent=max_concurrent)
+        soups = make_soups(trials)
+        everything = [*trials.trials, *soups.trials]
+        tune_trials(soups, num_trials=len(soups.trials), max_concurrent=max_concurrent)
+        if any(trial.status in ("completed", "stopped") for trial in everything):
+            status = "FINISHED"
+        trials.record(completed=status == "FINISHED")
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        result = SweepResult(folder.path, tuple(TrialResult.of(trial) for trial in everything))
+        _close(trials, result, status)
+    _report(definition, folder, trials.parent)
+    folder.push()
+    print_results(definition, trials.config, result, trials.parent)
+    if status == "FAILED":
+        raise RunFailed(f"no trial of {folder.path} succeeded; the table has the reasons")
+    return result
+
+
+def _open_trials(
+    definition: SweepDefinition,
+    recipe: BaseRecipe,
+    config: ExperimentConfig,
+    folder: RunDir,
+    num_trials: int | None,
+) -> TrialSet:
+    """Open the sweep's MLflow run and prepare its trials: those of an earlier session, or new draws."""
+    known = folder.read_metadata()
     parent = mlflow_runs.start_run(
-        base,
+        config,
         folder.name,
         folder.recipe.read_text(encoding="utf-8"),
         tags={"sweep": folder.name},
         resume_run_id=known.get("mlflow_run_id"),
     )
-    members = TrialSet(sweep, base, loaded, source, all_overrides, folder, parent)
-    if values := known.get("trials") or ([] if sweep.learn else draw(sweep, num_trials, base.seed)):
-        members.add(*values)
-    trials = members.trials
-    status: mlflow_runs.Status = "FAILED"
-    try:
-        _run(
-            members, num_trials=wanted_trials(sweep, num_trials) or len(trials), max_concurrent=max_concurrent
-        )
-        mixes = make_mixes(members)
-        trials = [*trials, *mixes.trials]
-        _run(mixes, num_trials=len(mixes.trials), max_concurrent=max_concurrent)
-        status = "FINISHED" if any(trial.status in ("completed", "stopped") for trial in trials) else "FAILED"
-        write_json(
-            folder.summary,
-            {"status": "completed" if status == "FINISHED" else "failed", "steps": base.num_steps},
-        )
-    except KeyboardInterrupt:
-        status = "KILLED"
-        raise
-    finally:
-        rows = [row_of(trial.values, trial.config, trial.folder, trial.error) for trial in trials]
-        tables = write_table(rows, folder.path)
-        tags = {
-            "mlflow.loggedArtifacts": '[{"path": "trials.json", "type": "table"}]'
-        }  # shown by MLflow as a table
-        if line := mlflow_runs.end_run(
-            parent.uri, parent.run_id, status, folder=folder.path, tags=tags, files=tables
-        ):
-            print(line)
-        folder.push()
-    _report(sweep, folder, parent)
+    trials = TrialSet(definition, recipe, config, folder, parent)
+    new = [] if definition.search == "tpe" else draw(definition, num_trials, config.seed)
+    if values := known.get("trials") or new:
+        trials.add(*values)
+    return trials
+
+
+def _close(trials: TrialSet, result: SweepResult, status: mlflow_runs.Status) -> None:
+    """Write the table of results and close the sweep's MLflow run."""
+    folder, parent = trials.folder, trials.parent
+    tables = write_table(result.trials, folder.path)
+    tags = {
+        "mlflow.loggedArtifacts": '[{"path": "trials.json", "type": "table"}]'
+    }  # MLflow displays it as a table
+    undelivered = mlflow_runs.end_run(
+        parent.uri, parent.run_id, status, folder=folder.path, tags=tags, files=tables
+    )
+    if undelivered:
+        print(undelivered)
     folder.push()
-    describe(sweep, base, rows, folder, parent.uri)
-    if status == "FAILED":
-        raise RunFailed(f"no trial of {folder.path} succeeded; the table says why")
-    return folder.path
 
 
-def _report(sweep: SweepDefinition, folder: RunDir, parent: mlflow_runs.MlflowRun) -> None:
-    """Write the report about all trials and add it, with its figures, to the parent run; a sweep does not fail with it."""
+def _report(definition: SweepDefinition, folder: RunDir, parent: mlflow_runs.MlflowRun) -> None:
+    """Write the report and figures, if there was an evaluation, and add them to the sweep's MLflow run."""
     try:
         page = write_report([folder.name], folder.path / "report.html", parent.uri)
-        files = (
-            show_curves(find_runs(parent.uri, [folder.name]), folder.path / "curves") if sweep.curves else []
-        )
-    except ValueError as error:
+        files = []
+        if definition.plot_curves:
+            files = show_curves(find_runs(parent.uri, [folder.name]), folder.path / "curves")
+    except UserError as error:
         print(f"no report: {error}")
         return
     files += [page, *sorted(figures_folder(page).iterdir())]
-    if line := mlflow_runs.add_files(parent.uri, parent.run_id, folder.path, files):
-        print(line)
+    if undelivered := mlflow_runs.add_files(parent.uri, parent.run_id, folder.path, files):
+        print(undelivered)
     print(f"report: {page}")
-
-
-def _run(members: TrialSet, *, num_trials: int, max_concurrent: int | None) -> None:
-    """Run what is not over; on return each trial has a summary.
-
-    Raises:
-        KeyboardInterrupt: the user has stopped Tune.
-    """
-    base, folder, sweep = members.base, members.folder, members.sweep
-    waiting = deque(trial for trial in members.trials if not trial.is_over())
-    proposals = _proposals(members, num_trials) if sweep.learn else None
-    if not waiting and (proposals is None or len(members.trials) >= num_trials):
-        return
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    skip = KEPT_BY_RAY if base.runtime.num_workers > 1 else ()
-    at_once = max_concurrent or num_trials
-    listener = _Listener()
-    handed = list[Trial]()
-
-    def take() -> Trial | None:
-        trial = waiting.popleft() if waiting else _add(members, proposals)
-        if trial is not None:
-            _check_shared(base, trial)
-            trial.open_run(folder.name, members.parent)
-            handed.append(trial)
-            folder.push()
-        return trial
-
-    def tell(name: str, score: float | None) -> None:
-        if proposals is not None:
-            proposals.tell(name, score)
-
-    with (
-        connection.connected(base, num_runs=min(max_concurrent or 1, num_trials)),
-        pool.serving(base) as pools,
-    ):
-        trainable = tune.with_parameters(
-            run_trial, served=pools, use_gpu=connection.uses_gpu(base.runtime), kept_elsewhere=skip
-        )
-        place = folder.storage or str(folder.path)
-        delete(join(place, "tune"))  # of an earlier session: never read
-        tune.Tuner(
-            tune.with_resources(trainable, _resources(base)),
-            tune_config=tune.TuneConfig(
-                search_alg=QueuedSearcher(take, tell),
-                num_samples=-1,  # as many as there are
-                max_concurrent_trials=min(at_once, connection.room_for(base)),
-                scheduler=_scheduler(base) if sweep.stop_early else None,
-                reuse_actors=True,  # a new process imports for longer than a small trial trains
-                trial_name_creator=lambda trial: trial.config["trial"],
-                trial_dirname_creator=lambda trial: trial.config["trial"],
-            ),
-            run_config=tune.RunConfig(
-                name="tune",
-                storage_path=place,
-                verbose=0,
-                failure_config=tune.FailureConfig(max_failures=base.runtime.max_failures),
-                callbacks=[listener],
-            ),
-        ).fit()
-    folder.pull()
-    for trial in handed:
-        _close(trial, listener)
-    if unfinished := [trial.name for trial in members.trials if trial.status == "unfinished"]:
-        print(f"unfinished: {', '.join(unfinished)}")
-        raise KeyboardInterrupt
-
-
-def _proposals(members: TrialSet, num_trials: int) -> OptunaProposer:
-    """Of new trials, with what the known ones have told."""
-    proposals = OptunaProposer(members.sweep.space, num_trials=num_trials, seed=members.base.seed)
-    for trial in members.trials:
-        proposals.seen(trial.values, trial.score)
-    return proposals
-
-
-def _add(members: TrialSet, proposals: OptunaProposer | None) -> Trial | None:
-    """The next proposal whose settings work; the others are members too, with their reason."""
-    while proposals is not None and (values := proposals.next()) is not None:
-        trial = members.add(values)
-        if trial.config is not None:
-            return trial
-        proposals.tell(trial.name, None)
-    return None
-
-
-def _check_shared(base: ExperimentConfig, trial: Trial) -> None:
-    """Actors of placed rewards are started once, for all trials."""
-    if trial.config is not None and pool.pooled(trial.config) != pool.pooled(base):
-        raise ConfigError(
-            f"{trial.name} changes a reward that has a placement; its actors serve all trials, so sweep other fields "
-            "or take the placement away"
-        )
-
-
-def _resources(base: ExperimentConfig) -> dict[str, float]:
-    """What a trial's own process needs. The driver of Train workers waits and needs no processor: it sits on the head."""
-    if base.runtime.num_workers > 1:
-        return {"cpu": 0, "node:__internal_head__": 0.001}
-    return {"cpu": 0, "gpu": 1} if connection.uses_gpu(base.runtime) else {"cpu": 1}
-
-
-def _scheduler(base: ExperimentConfig) -> tune.schedulers.AsyncHyperBandScheduler:
-    """ASHA by reward queries: the worse half stops at each eighth, quarter, half of the budget that an evaluation meets."""
-    budget = base.num_steps * base.videos_per_step
-    return tune.schedulers.AsyncHyperBandScheduler(
-        time_attr=QUERIES,
-        metric=SELECTED,
-        mode="max",
-        max_t=budget,
-        grace_period=max(1, budget // 8),
-        reduction_factor=2,
-    )
-
-
-def _close(trial: Trial, listener: _Listener) -> None:
-    """Write the summary of a trial whose process could not: stopped by the scheduler, or lost too often."""
-    assert trial.config is not None
-    assert trial.folder is not None
-    assert trial.run is not None
-    if trial.folder.summary.exists():
-        return
-    ending: Ending | None = {"status": "stopped"} if trial.name in listener.over else None
-    if trial.name in listener.errors:
-        ending = {"status": "failed", "error": listener.errors[trial.name]}
-    if ending is not None:
-        end_trial(trial.config, trial.folder, trial.run, read_state(trial.folder), ending)
-
-
-@dataclass
-class _Listener(tune.Callback):  # type: ignore[misc]
-    """Prints evaluations as they come and remembers how trials ended."""
-
-    over: set[str] = field(default_factory=set)
-    errors: dict[str, str] = field(default_factory=dict)
-
-    def on_trial_result(
-        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any
-    ) -> None:
-        if SELECTED in result:
-            print(
-                f"{trial.config['trial']:24}  {result[QUERIES]:6} queries  {result[SELECTED]:.4f}", flush=True
-            )
-
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        self.over.add(trial.config["trial"])
-
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        self.errors[trial.config["trial"]] = str(trial.get_error()).strip().splitlines()[-1]

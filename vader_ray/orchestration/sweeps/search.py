@@ -1,4 +1,4 @@
-"""Which trial comes next: the waiting ones, then what Optuna proposes from the results so far."""
+"""The search of a sweep: waiting trials first, then Optuna's proposals from the results so far."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from ray.tune.search.optuna import OptunaSearch
 from vader_ray.orchestration.sweeps.definition import Values, rounded, trial_name
 
 SELECTED = "selected"
-"""What Tune hears of an evaluation: the metric by which the recipe chooses."""
+"""Name under which the recipe's selection metric is reported to Tune."""
 
 _MAX_REPEATS = 20
-"""OptunaProposer of known trials in a row after which the space counts as exhausted."""
+"""Proposals of known trials in a row after which the space counts as exhausted."""
 
 
 class OptunaProposer:
@@ -23,8 +23,8 @@ class OptunaProposer:
 
     Args:
         space: as `SweepDefinition.space`, domains only.
-        num_trials: how many there shall be, those that were `seen` included.
-        seed: of the draws; the same results in the same order give the same proposals.
+        num_trials: number of trials in all, those of `add_known` included.
+        seed: seed of the draws; the same results in the same order give the same proposals.
     """
 
     def __init__(self, space: Mapping[str, Any], *, num_trials: int, seed: int) -> None:
@@ -38,8 +38,8 @@ class OptunaProposer:
         self._open: dict[str, optuna.trial.Trial] = {}
         self._names: set[str] = set()
 
-    def seen(self, values: Values, score: float | None) -> None:
-        """Learn from a trial of an earlier session; without a score it only counts."""
+    def add_known(self, values: Values, score: float | None) -> None:
+        """Use the result of an earlier session's trial; without a score it is only counted."""
         self._names.add(trial_name(values))
         if score is not None:
             self._study.add_trial(
@@ -47,7 +47,7 @@ class OptunaProposer:
             )
 
     def next(self) -> Values | None:
-        """The values of one more trial; None when there are enough, or nothing new is left."""
+        """Return the values of one more trial; None if there are enough, or the space is exhausted."""
         for _ in range(_MAX_REPEATS if len(self._names) < self._num_trials else 0):
             proposed = self._study.ask(self._domains)
             values = {name: rounded(value) for name, value in proposed.params.items()}
@@ -58,8 +58,8 @@ class OptunaProposer:
             self._study.tell(proposed, state=optuna.trial.TrialState.FAIL)
         return None
 
-    def tell(self, name: str, score: float | None) -> None:
-        """How a proposed trial ended; without a score it failed."""
+    def complete(self, name: str, score: float | None) -> None:
+        """Use the result of a proposed trial; without a score it has failed."""
         if (proposed := self._open.pop(name, None)) is not None:
             failed = optuna.trial.TrialState.FAIL if score is None else None
             self._study.tell(proposed, score, state=failed)
@@ -70,38 +70,40 @@ class Named(Protocol):
 
     @property
     def name(self) -> str:
-        """What it is called."""
+        """Name of the trial."""
 
     @property
-    def place(self) -> Mapping[str, str | None]:
-        """Where it is kept."""
+    def location(self) -> Mapping[str, str | None]:
+        """Its folder, as arguments of `run_trial`."""
 
 
 class QueuedSearcher(Searcher):  # type: ignore[misc]
-    """Hands trials to Ray Tune, which asks whenever there is room.
+    """Searcher that gives Ray Tune one trial of a queue after another, as soon as there is room.
 
     Args:
-        take: the next trial, None when there is none.
-        tell: hears the name of each trial that ended and its last score, None when it has none.
+        next_trial: returns the next trial, None when there is none.
+        on_complete: receives the name of each trial that ended and its last score, None when it has none.
     """
 
-    def __init__(self, take: Callable[[], Named | None], tell: Callable[[str, float | None], None]) -> None:
+    def __init__(
+        self, next_trial: Callable[[], Named | None], on_complete: Callable[[str, float | None], None]
+    ) -> None:
         super().__init__(metric=SELECTED, mode="max")
-        self._take, self._tell = take, tell
+        self._next_trial, self._on_complete = next_trial, on_complete
         self._names: dict[str, str] = {}
 
     def suggest(self, trial_id: str) -> Any:
-        """What `run_trial` is called with."""
-        if (trial := self._take()) is None:
+        """Return the arguments of `run_trial` for the next trial."""
+        if (trial := self._next_trial()) is None:
             return Searcher.FINISHED
         self._names[trial_id] = trial.name
-        return {"trial": trial.name, **trial.place}
+        return {"trial": trial.name, **trial.location}
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Pass on how it ended."""
-        self._tell(self._names[trial_id], (result or {}).get(SELECTED))
+        """Pass on the trial's last score."""
+        self._on_complete(self._names[trial_id], (result or {}).get(SELECTED))
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: the folder of the sweep is its memory."""
+        """Save nothing: a sweep is continued from its folder."""

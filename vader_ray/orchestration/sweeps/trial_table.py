@@ -1,7 +1,6 @@
-"""The results of a sweep: one row per trial, as Parquet, for MLflow and for people.
+"""The results of a sweep: one per trial, as objects, as a table for MLflow, and printed.
 
-A trial stands for the adapter that it keeps, that of its best evaluation, whether it went on to the end or its guard stopped it
-(`is_eligible`): so the table, the best one and the Pareto front say.
+A trial is represented by the adapter that it keeps, that of its best evaluation.
 """
 
 from __future__ import annotations
@@ -9,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,136 +18,189 @@ from rich.console import Console
 from rich.table import Table
 
 from vader_ray.config import ExperimentConfig
-from vader_ray.orchestration.runs.launch import read_summary
-from vader_ray.orchestration.runs.run_dir import RunDir
+from vader_ray.errors import RunFailed
+from vader_ray.files import write_text
+from vader_ray.orchestration import selection
+from vader_ray.orchestration.runs.summary import RunSummary, rewards_of
 from vader_ray.orchestration.sweeps.definition import SweepDefinition, Values, trial_name
+from vader_ray.orchestration.sweeps.trials import Trial, TrialStatus
+from vader_ray.orchestration.tracking.mlflow_runs import MlflowRun
+from vader_ray.orchestration.tracking.pages import how_to_open
 
-Row = dict[str, Any]
-"""``trial``, the swept values, ``status``, ``reason`` (the guard's, where it stopped the trial), of each reward R ``before/R``,
-``after/R`` (the last evaluation), ``best/R`` (with the adapter that is kept), ``gain/R`` and ``standard_error/R`` (of the last
-evaluation), ``selected`` (the metric by which the recipe chooses, with the adapter that is kept), ``best_step``, costs,
-``mlflow_run_id``, ``folder`` and ``error``."""
-
-
-def row_of(values: Values, config: ExperimentConfig | None, folder: RunDir | None, error: str) -> Row:
-    """What became of a trial."""
-    row: Row = {"trial": trial_name(values), **values, "status": "failed", "error": error or None}
-    if config is None or folder is None:
-        return row
-    row |= {
-        "status": "unfinished",
-        "folder": str(folder.path),
-        "mlflow_run_id": folder.read_run().get("mlflow_run_id"),
-    }
-    if not folder.summary.exists():
-        return row
-    summary = read_summary(folder)
-    row |= {"status": summary["status"], "reason": summary["reason"], "error": summary.get("error")}
-    row |= {"selected": summary["selection"]["best"], "best_step": summary["best_step"]}
-    for moment in ("before", "after", "best"):
-        row |= {f"{moment}/{name}": value for name, value in summary["eval"][moment].items()}
-    for name, gain in summary["gain"].items():
-        row |= {f"gain/{name}": gain["mean"], f"standard_error/{name}": gain["standard_error"]}
-    costs = ("steps", "reward_queries", "denoiser_calls", "wall_seconds")
-    return row | {name: summary[name] for name in costs}
+_COSTS = ("steps", "reward_queries", "denoiser_calls", "wall_seconds")
 
 
-def write_table(rows: Sequence[Row], folder: Path) -> list[Path]:
-    """``trials.parquet`` and ``trials.json`` (MLflow's table format), with the union of the rows' columns; their paths."""
-    columns = {
-        name: [row.get(name) for row in rows] for name in dict.fromkeys(name for row in rows for name in row)
-    }
+@dataclass(frozen=True)
+class TrialResult:
+    """The outcome of a trial."""
+
+    values: Values
+    status: TrialStatus
+    summary: RunSummary | None = None
+    """Outcome of its run, None if its settings cannot work or it has not ended."""
+    error: str | None = None
+    """Why it failed."""
+    path: Path | None = None
+    """Its folder."""
+    mlflow_run_id: str | None = None
+
+    @classmethod
+    def of(cls, trial: Trial) -> TrialResult:
+        """Read the outcome of a trial from its folder."""
+        if trial.folder is None:
+            return cls(trial.values, trial.status, error=trial.error)
+        summary = trial.summary
+        return cls(
+            values=trial.values,
+            status=trial.status,
+            summary=summary,
+            error=summary.error if summary is not None else None,
+            path=trial.folder.path,
+            mlflow_run_id=trial.folder.read_metadata().get("mlflow_run_id"),
+        )
+
+    @property
+    def name(self) -> str:
+        return trial_name(self.values)
+
+    @property
+    def eligible(self) -> RunSummary | None:
+        """Its summary, if it may be the best trial."""
+        if self.summary is None:
+            return None
+        stopped_by_guard = self.summary.stop_reason is not None
+        return self.summary if selection.is_eligible(self.status, stopped_by_guard) else None
+
+    def row(self) -> dict[str, Any]:
+        """Return the trial as a row of the table.
+
+        Columns: ``trial``, the swept names, ``status``, ``error``, ``folder``, ``mlflow_run_id``,
+            ``stop_reason``,
+        ``selected`` (the selection metric with the best adapter), ``best_step``, for each reward R
+        ``before/R``, ``after/R`` (last evaluation), ``best/R`` (best adapter), ``gain/R`` and
+        ``standard_error/R``, and the costs.
+        """
+        row: dict[str, Any] = {"trial": self.name, **self.values, "status": self.status, "error": self.error}
+        if self.path is not None:
+            row |= {"folder": str(self.path), "mlflow_run_id": self.mlflow_run_id}
+        if (summary := self.summary) is None:
+            return row
+        row |= {
+            "stop_reason": summary.stop_reason,
+            "selected": summary.selected,
+            "best_step": summary.best_step,
+        }
+        metrics = {
+            "before": summary.metrics_before,
+            "after": summary.metrics,
+            "best": summary.metrics_best,
+        }
+        for moment, measured in metrics.items():
+            row |= {f"{moment}/{name}": value for name, value in rewards_of(measured).items()}
+        for name, gain in summary.gains.items():
+            row |= {f"gain/{name}": gain.mean, f"standard_error/{name}": gain.standard_error}
+        return row | {name: getattr(summary, name) for name in _COSTS}
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """The outcome of a sweep."""
+
+    path: Path
+    """Folder of the sweep."""
+    trials: tuple[TrialResult, ...]
+
+    @property
+    def best(self) -> RunSummary:
+        """The run that is best by the recipe's selection metric; ``best_adapter`` is its adapter.
+
+        Raises:
+            RunFailed: no trial took all its steps.
+        """
+        if (best := best_of(self.trials)) is None or best.summary is None:
+            raise RunFailed(f"no trial of {self.path} was completed; the table has the reasons")
+        return best.summary
+
+
+def write_table(results: Sequence[TrialResult], folder: Path) -> list[Path]:
+    """Write ``trials.parquet`` and ``trials.json`` (MLflow's table format) and return their paths."""
+    rows = [result.row() for result in results]
+    names = dict.fromkeys(name for row in rows for name in row)
+    columns = {name: [row.get(name) for row in rows] for name in names}
     parquet, table = folder / "trials.parquet", folder / "trials.json"
     pq.write_table(pa.table({name: _array(values) for name, values in columns.items()}), parquet)
-    data = [[columns[name][place] for name in columns] for place in range(len(rows))]
-    table.write_text(json.dumps({"columns": list(columns), "data": data}), encoding="utf-8")
+    data = [[columns[name][index] for name in columns] for index in range(len(rows))]
+    write_text(table, json.dumps({"columns": list(columns), "data": data}))
     return [parquet, table]
 
 
 def _array(values: Sequence[Any]) -> Any:
-    """A column of one type; a swept field with values of several (5, "random") becomes text."""
+    """Return a column of one type; values of several types (5, "random") become text."""
     kinds = {type(value) for value in values if value is not None}
     return pa.array(
         [value if value is None else str(value) for value in values] if len(kinds) > 1 else values
     )
 
 
-def is_eligible(status: str, stopped_by_guard: bool) -> bool:
-    """Whether a trial may be the best: it spent its budget, or its guard saw that more would only harm.
-
-    One that the scheduler stopped had fallen behind, and is not compared with those that went on.
-    """
-    return status == "completed" or (status == "stopped" and stopped_by_guard)
-
-
-def _competing(rows: Sequence[Row]) -> list[Row]:
-    return [row for row in rows if is_eligible(row["status"], bool(row.get("reason")))]
+def best_of(results: Sequence[TrialResult]) -> TrialResult | None:
+    """Return the eligible result with the highest selection metric, each with the adapter that it keeps."""
+    selected = [(result, summary.selected) for result in results if (summary := result.eligible) is not None]
+    scored = [(result, value) for result, value in selected if value is not None]
+    return max(scored, key=lambda pair: pair[1], default=(None, 0.0))[0]
 
 
-def best_of(rows: Sequence[Row]) -> Row | None:
-    """The competing row that is best by the recipe's selection metric, each with the adapter that it keeps."""
-    return max(_competing(rows), key=lambda row: float(row["selected"]), default=None)
+def front_of(results: Sequence[TrialResult], rewards: Sequence[str]) -> list[str]:
+    """Return the names of the eligible results on the Pareto front of these rewards."""
+    scores = {
+        result.name: [rewards_of(summary.metrics_best)[name] for name in rewards]
+        for result in results
+        if (summary := result.eligible) is not None
+    }
+    return selection.pareto_front(scores)
 
 
-def pareto_front(rows: Sequence[Row], names: Sequence[str]) -> list[Row]:
-    """The competing rows that no other one equals or beats in all of these columns and beats in one."""
-    rows = _competing(rows)
-
-    def beats(one: Row, other: Row) -> bool:
-        return all(one[name] >= other[name] for name in names) and any(
-            one[name] > other[name] for name in names
-        )
-
-    return [row for row in rows if not any(beats(other, row) for other in rows)]
-
-
-def describe(
-    sweep: SweepDefinition, base: ExperimentConfig, rows: Sequence[Row], folder: RunDir, uri: str
+def print_results(
+    definition: SweepDefinition, config: ExperimentConfig, result: SweepResult, parent: MlflowRun
 ) -> None:
-    """Print the table, the best trial, the Pareto front where one is wanted, and where to look on."""
-    trained = [spec.name for spec in base.rewards]
-    heldout = [spec.name for spec in base.eval_rewards]
+    """Print the table, the best trial, the Pareto front if the sweep wants it, and how to open MLflow."""
+    trained = [spec.name for spec in config.rewards]
+    names = [*trained, *(spec.name for spec in config.eval_rewards)]
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
-    table = Table(
-        title=f"{folder.name}, held-out prompts: before → after ± standard error of the gain",
-        title_justify="left",
-    )
+    title = f"{result.path.name}, held-out prompts: before → after ± standard error of the gain"
+    table = Table(title=title, title_justify="left")
     table.add_column("trial", overflow="fold")
     table.add_column("status")
-    for name in (*trained, *heldout):
+    for name in names:
         table.add_column(name if name in trained else f"{name} (never trained)", justify="right")
     for heading in ("queries", "seconds"):
         table.add_column(heading, justify="right")
-    for row in rows:
-        measured = [_change(row, name) for name in (*trained, *heldout)]
-        spent = [
-            f"{row[name]:g}" if row.get(name) is not None else ""
-            for name in ("reward_queries", "wall_seconds")
-        ]
-        table.add_row(row["trial"], row["status"], *measured, *spent)
+    for trial in result.trials:
+        table.add_row(trial.name, trial.status, *_cells(trial.summary, names))
     console.print(table)
-    for row in rows:
-        if row.get("error"):
-            print(f"{row['trial']} failed: {row['error']}")
-        if row.get("reason"):
-            print(f"{row['trial']} stopped: {row['reason']}")
-    if best := best_of(rows):
-        print(
-            f"best by {base.selection_metric()}: {best['trial']} ({best['selected']:.4f} at step {best['best_step']})"
-        )
-    if sweep.pareto:
-        front = pareto_front(rows, [f"best/{name}" for name in trained])
-        print(f"Pareto front of {', '.join(trained)}: {'; '.join(row['trial'] for row in front) or 'empty'}")
-    opened = (
-        f"{Path(sys.executable).parent / 'mlflow'} ui --backend-store-uri {uri}"
-        if uri.startswith("sqlite")
-        else uri
-    )
-    print(f"MLflow: {opened}")
-    print(folder.path)
+    for trial in result.trials:
+        if trial.error:
+            print(f"{trial.name} failed: {trial.error}")
+        if trial.summary is not None and trial.summary.stop_reason:
+            print(f"{trial.name} stopped: {trial.summary.stop_reason}")
+    if (best := best_of(result.trials)) is not None and (summary := best.summary) is not None:
+        chosen = f"{summary.selected:.4f} at step {summary.best_step}"
+        print(f"best by {config.selection_metric()}: {best.name} ({chosen})")
+    if definition.pareto:
+        front = front_of(result.trials, trained)
+        print(f"Pareto front of {', '.join(trained)}: {'; '.join(front) or 'empty'}")
+    print(f"MLflow: {how_to_open(parent.uri, parent.experiment_id)}")
+    print(result.path)
 
 
-def _change(row: Row, name: str) -> str:
-    if f"after/{name}" not in row:
-        return ""
-    return f"{row[f'before/{name}']:.4f} → {row[f'after/{name}']:.4f} ± {row[f'standard_error/{name}']:.4f}"
+def _cells(summary: RunSummary | None, names: Sequence[str]) -> list[str]:
+    """Return the change of each reward, the reward queries and the seconds of a trial."""
+    if summary is None:
+        return []
+    before, after = rewards_of(summary.metrics_before), rewards_of(summary.metrics)
+    changes = [
+        f"{before[name]:.4f} → {after[name]:.4f} ± {summary.gains[name].standard_error:.4f}"
+        if name in summary.gains
+        else ""
+        for name in names
+    ]
+    return [*changes, f"{summary.reward_queries}", f"{summary.wall_seconds:.1f}"]

@@ -1,4 +1,4 @@
-"""What a run was made with: Python, packages, commit, GPUs."""
+"""Description of the environment of a run: Python, packages, commit, GPUs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import vader_ray
 
 
 def describe_environment() -> str:
-    """A ``pip freeze`` of this process, under comment lines with machine, Python, commit and GPUs."""
+    """Return the installed packages as ``pip freeze`` prints them, after comments with machine, Python, commit and GPUs."""
     about = {
         "host": f"{platform.node()}, {platform.platform()}",
         "python": platform.python_version(),
@@ -25,7 +25,7 @@ def describe_environment() -> str:
 
 
 def git_commit() -> str:
-    """The commit of this package's source, with ``-dirty`` when it was changed since; empty when git does not track it."""
+    """Return the commit of this package's source, with ``-dirty`` if files differ from it; empty outside a repository."""
     source = Path(vader_ray.__file__)
     git = ("git", "-C", str(source.parent))
     if not _output(*git, "ls-files", source.name):
@@ -34,12 +34,12 @@ def git_commit() -> str:
 
 
 def gpu_names() -> list[str]:
-    """The NVIDIA GPUs of this machine, asked without opening a CUDA context."""
+    """List the NVIDIA GPUs of this machine, without creating a CUDA context."""
     return _output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader").splitlines()
 
 
 def _output(*command: str) -> str:
-    """What a command prints; empty when it fails or is not installed, which is an answer here."""
+    """Return the output of a command; empty if it fails or is not installed, as on a machine without git or GPUs."""
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):

@@ -1,4 +1,4 @@
-"""MLflow, imported silent and with short calls; the only file that imports it."""
+"""MLflow, configured to be silent and to fail fast; the only file that imports it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 
 def quiet_environment() -> dict[str, str]:
-    """Environment variables, for this process and for Ray workers, that keep MLflow silent and its calls short."""
+    """Return environment variables, for this process and Ray workers, that keep MLflow silent and its requests short."""
     return {
         "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
@@ -29,9 +29,11 @@ from mlflow.entities import Experiment, Metric, Param  # noqa: E402
 from mlflow.exceptions import MlflowException  # noqa: E402
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor  # noqa: E402
 
+from vader_ray.errors import first_line  # noqa: E402
+
 logging.getLogger("urllib3.connectionpool").addFilter(
     lambda record: "/mlflow" not in record.getMessage()
-)  # its retries
+)  # urllib3 logs each retry
 
 __all__ = [
     "Experiment",
@@ -46,7 +48,7 @@ __all__ = [
 
 
 def start_system_metrics(uri: str, run_id: str) -> Callable[[], None]:
-    """Log processor, memory, disk, network and GPU use of this machine every 10 s; returns the function that ends it."""
+    """Log processor, memory, disk, network and GPU use of this machine every 10 s; return a function that stops it."""
     monitor = SystemMetricsMonitor(run_id, resume_logging=True, tracking_uri=uri)  # type: ignore[no-untyped-call]
     monitor.start()  # type: ignore[no-untyped-call]
     finish: Callable[[], None] = monitor.finish
@@ -54,7 +56,7 @@ def start_system_metrics(uri: str, run_id: str) -> Callable[[], None]:
 
 
 def root_cause(error: BaseException) -> str:
-    """The first cause of an error in one line; MLflow wraps it several times."""
+    """Return the first line of an error's first cause; MLflow wraps errors several times."""
     while inner := error.__cause__ or error.__context__:
         error = inner
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    return first_line(error)[:200]

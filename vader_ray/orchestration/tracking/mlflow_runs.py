@@ -1,54 +1,42 @@
-"""MLflow: the driver opens and ends a run, rank 0's worker fills it; a server that fails never stops training.
+"""The driver's part of MLflow: open a run, end it, and deliver results that MLflow did not take.
 
-What cannot be delivered waits in ``undelivered.jsonl`` of the run's folder and is sent again later, each step exactly
-once. What is left at the end is delivered by ``python -m vader_ray.orchestration.tracking.mlflow_runs FOLDER``.
+A run's `Tracker` fills it from the worker of rank 0. What MLflow does not take waits in ``undelivered.jsonl`` of the run's
+folder; ``vader-ray sync FOLDER`` delivers it later.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from PIL import Image
-
 from vader_ray import config as settings
-from vader_ray.orchestration.tracking.environment import describe_environment, git_commit, gpu_names
+from vader_ray.errors import RunFailed, UserError
+from vader_ray.orchestration.tracking.environment import describe_environment, git_commit
 from vader_ray.orchestration.tracking.experiment import find_or_create_experiment
-from vader_ray.orchestration.tracking.mlflow_client import (
-    MlflowClient,
-    MlflowException,
-    Param,
-    root_cause,
-    start_system_metrics,
-)
-from vader_ray.orchestration.tracking.mlflow_client import quiet_environment as quiet_environment
-from vader_ray.orchestration.tracking.outbox import Event, read
-from vader_ray.orchestration.tracking.sender import STEP_METRIC, Sender
-from vader_ray.orchestration.tracking.server import SQLITE, TrackingError, database_path, unusable
-from vader_ray.orchestration.tracking.server import check_server as check_server
-from vader_ray.orchestration.tracking.server import tracking_uri as tracking_uri
+from vader_ray.orchestration.tracking.mlflow_client import MlflowClient, MlflowException, Param, root_cause
+from vader_ray.orchestration.tracking.outbox import now_ms, path_in_folder, read
+from vader_ray.orchestration.tracking.sender import CLOSING_SECONDS, Sender
+from vader_ray.orchestration.tracking.server import check_server, tracking_uri, unusable
 
 LONGEST_PARAMETER = 500
-CLOSING_SECONDS = 60.0
-"""How long the results that wait may take at the start and the end of a process."""
+"""Characters of a parameter's value in MLflow; longer values are cut and end with a hash."""
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
+"""Status of an ended run, in MLflow's words."""
 
 
 class MlflowRun(NamedTuple):
-    """An open MLflow run."""
+    """Address of a run in MLflow."""
 
     uri: str
+    """Server or database, as `tracking_uri` returns it."""
     experiment_id: str
+    """Id of the experiment."""
     run_id: str
-
-
-# ----------------------------------------------------------------------------------------------------------- the driver
+    """Id of the run."""
 
 
 def start_run(
@@ -60,21 +48,23 @@ def start_run(
     tags: Mapping[str, str] | None = None,
     resume_run_id: str | None = None,
 ) -> MlflowRun:
-    """The run to log to: a new one with parameters, tags, recipe and environment, or the earlier one, open again.
+    """Open a run in MLflow: a new one with parameters, tags, recipe and environment, or the one of `resume_run_id` again.
 
     Raises:
-        TrackingError: MLflow does not answer, or does not know `resume_run_id`.
+        UserError: MLflow cannot be used, or has no run `resume_run_id`.
     """
     uri = tracking_uri(config.tracking.uri)
     check_server(uri)
     client = MlflowClient(tracking_uri=uri)
     try:
         if resume_run_id is not None:
-            return _reopened(client, uri, resume_run_id)
+            return _reopen(client, uri, resume_run_id)
         experiment_id = find_or_create_experiment(client, uri, config.tracking.experiment)
         all_tags = _tags(config, parent_run_id) | dict(tags or {})
-        opened = _opened_before(client, experiment_id, parent_run_id, run_name)
-        run_id = opened or client.create_run(experiment_id, run_name=run_name, tags=all_tags).info.run_id
+        child_run_id = _find_child(client, experiment_id, parent_run_id, run_name)
+        run_id = (
+            child_run_id or client.create_run(experiment_id, run_name=run_name, tags=all_tags).info.run_id
+        )
         client.log_batch(run_id, params=_params(config))
         client.log_text(run_id, recipe_yaml, "recipe.yaml")
         client.log_text(run_id, describe_environment(), "environment.txt")
@@ -83,14 +73,15 @@ def start_run(
     return MlflowRun(uri, experiment_id, run_id)
 
 
-def _opened_before(
+def _find_child(
     client: MlflowClient, experiment_id: str, parent_run_id: str | None, run_name: str
 ) -> str | None:
-    """The child run that a driver opened who was lost before it could note that down."""
+    """Return the id of a running child run of this name: a driver may have ended before it had stored the id."""
     if parent_run_id is None:
         return None
-    asked = f"tags.`mlflow.parentRunId` = '{parent_run_id}' and attributes.run_name = '{run_name}' and status = 'RUNNING'"
-    found = client.search_runs([experiment_id], asked)
+    is_child = f"tags.`mlflow.parentRunId` = '{parent_run_id}'"
+    condition = f"{is_child} and attributes.run_name = '{run_name}' and status = 'RUNNING'"
+    found = client.search_runs([experiment_id], condition)
     return str(found[0].info.run_id) if found else None
 
 
@@ -103,44 +94,47 @@ def end_run(
     tags: Mapping[str, str] | None = None,
     files: Sequence[Path] = (),
 ) -> str | None:
-    """Deliver what waits in the run's folder, then tags, files and the status; a line about what MLflow did not take.
+    """Deliver the results that wait in the run's folder, then tags, files and the status.
 
-    Files of a subfolder of the run's folder become artifacts in a folder of that name.
+    Files in a subfolder of the run's folder become artifacts in a folder of the same name.
+
+    Returns:
+        A message about what MLflow did not take, or None.
     """
-    delivery = Sender(uri, run_id, folder, tell=_silent)
-    delivery.flush(CLOSING_SECONDS)
+    sender = Sender(uri, run_id, folder, on_message=_ignore)
+    sender.flush(CLOSING_SECONDS)
     for name, value in (tags or {}).items():
-        delivery.post({"kind": "tag", "name": name, "value": value})
-    _post_files(delivery, folder, files)
-    delivery.post({"kind": "end", "status": status, "time_ms": _now_ms()})
-    return delivery.left()
+        sender.post({"kind": "tag", "name": name, "value": value})
+    _post_files(sender, folder, files)
+    sender.post({"kind": "end", "status": status, "time_ms": now_ms()})
+    return sender.undelivered()
 
 
 def add_files(uri: str, run_id: str, folder: Path, files: Sequence[Path]) -> str | None:
-    """Add artifacts to a run that has ended, as `end_run` does; a line about what MLflow did not take."""
-    delivery = Sender(uri, run_id, folder, tell=_silent)
-    _post_files(delivery, folder, files)
-    return delivery.left()
+    """Add artifacts to an ended run, as `end_run` does; return a message about what MLflow did not take, or None."""
+    sender = Sender(uri, run_id, folder, on_message=_ignore)
+    _post_files(sender, folder, files)
+    return sender.undelivered()
 
 
-def _post_files(delivery: Sender, folder: Path, files: Sequence[Path]) -> None:
+def _post_files(sender: Sender, folder: Path, files: Sequence[Path]) -> None:
     for path in (file.resolve() for file in files):
-        inside = path.parent.name if path.parent != folder.resolve() else None
-        delivery.post({"kind": "file", "path": _inside(folder, path), "artifact_folder": inside})
+        subfolder = path.parent.name if path.parent != folder.resolve() else None
+        sender.post({"kind": "file", "path": path_in_folder(folder, path), "artifact_folder": subfolder})
 
 
 def deliver(folder: Path, uri: str, run_id: str) -> str | None:
-    """Deliver what waits in the folder of a run that is over; returns a line about what MLflow did not take."""
-    delivery = Sender(uri, run_id, folder, tell=_silent)
-    delivery.flush(float("inf"))
-    return delivery.left()
+    """Deliver the results that wait in an ended run's folder; return a message about what MLflow did not take, or None."""
+    sender = Sender(uri, run_id, folder, on_message=_ignore)
+    sender.flush(float("inf"))
+    return sender.undelivered()
 
 
-def _reopened(client: MlflowClient, uri: str, run_id: str) -> MlflowRun:
+def _reopen(client: MlflowClient, uri: str, run_id: str) -> MlflowRun:
     try:
         client.update_run(run_id, status="RUNNING")
     except MlflowException as error:
-        raise TrackingError(
+        raise UserError(
             f"MLflow at {uri} cannot continue run {run_id} ({root_cause(error)}); "
             "give the tracking.uri that the run was started with, or start a new run"
         ) from None
@@ -182,135 +176,19 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _silent(_line: str) -> None:
-    return
+def _ignore(_message: str) -> None:
+    """Drop messages of a sender: `end_run` returns what the user needs to know."""
 
 
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
-
-
-# ----------------------------------------------------------------------------------------------------------- the worker
-
-
-class Tracker:
-    """Logs one run from rank 0's worker. Whatever happens to MLflow, its methods return within some seconds.
-
-    Log a step before its checkpoint is announced: then a run that is killed and resumed has each step exactly once.
+def deliver_waiting(folder: Path) -> str:
+    """Deliver the results that wait in a run's folder to the MLflow run recorded there; return a message.
 
     Raises:
-        TrackingError: a SQLite database that this machine does not have, or a folder with results of another run.
+        RunFailed: MLflow did not take all of them.
     """
-
-    def __init__(
-        self,
-        uri: str,
-        run_id: str,
-        folder: Path,
-        *,
-        system_metrics: bool = True,
-        tell: Callable[[str], None] = print,
-    ) -> None:
-        _check_visible(uri)
-        self._uri, self._run_id, self._folder, self._system_metrics = uri, run_id, folder, system_metrics
-        self._stop_system_metrics: Callable[[], None] | None = None
-        try:
-            self._delivery = Sender(uri, run_id, folder, tell=tell)
-        except ValueError as error:
-            raise TrackingError(str(error)) from None
-        self._delivery.forget_end()
-        self._delivery.flush(CLOSING_SECONDS)
-        self._last_step = self._delivery.last_step
-        if not self._delivery.problem:
-            self._restart_monitor()
-        if gpus := gpu_names():
-            self.log_tag("gpus", ", ".join(gpus))
-
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Log all metrics of a step at once, unless an earlier process of this run already has."""
-        assert STEP_METRIC in metrics, (
-            f"the metrics of step {step} lack {STEP_METRIC}, by which a resumed run knows its steps"
-        )
-        if step > self._last_step:
-            self._last_step = step
-            values = {name: float(value) for name, value in metrics.items()}
-            self._post({"kind": "metrics", "step": step, "time_ms": _now_ms(), "metrics": values})
-
-    def log_image(self, key: str, step: int, image: Image.Image) -> None:
-        """Log an image that gets a step slider in MLflow; `key` names the slider."""
-        path = self._folder / "undelivered" / f"{key.replace('/', '~')}-{step:08d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        image.save(path)
-        self._post(
-            {
-                "kind": "image",
-                "key": key,
-                "step": step,
-                "time_ms": _now_ms(),
-                "path": _inside(self._folder, path),
-            }
-        )
-
-    def log_tag(self, name: str, value: str) -> None:
-        """Set a tag of the run."""
-        self._post({"kind": "tag", "name": name, "value": value})
-
-    def log_file(self, path: Path, artifact_folder: str = "") -> None:
-        """Log a file as an artifact; it must stay where it is, for it may be sent later."""
-        self._post(
-            {"kind": "file", "path": _inside(self._folder, path), "artifact_folder": artifact_folder or None}
-        )
-
-    def close(self) -> str | None:
-        """Deliver what waits; returns a line about what MLflow did not take, and how to deliver it."""
-        self._delivery.flush(CLOSING_SECONDS)
-        self._stop_monitor()
-        return self._delivery.left()
-
-    def _post(self, event: Event) -> None:
-        was_down = bool(self._delivery.problem)
-        self._delivery.post(event)
-        if was_down and not self._delivery.problem:
-            self._restart_monitor()
-
-    def _restart_monitor(self) -> None:
-        """MLflow's monitor gives up for good when the server fails, so it starts anew when the server is back."""
-        self._stop_monitor()
-        if self._system_metrics:
-            self._stop_system_metrics = start_system_metrics(self._uri, self._run_id)
-
-    def _stop_monitor(self) -> None:
-        if self._stop_system_metrics is not None:
-            self._stop_system_metrics()
-            self._stop_system_metrics = None
-
-
-def _inside(folder: Path, path: Path) -> str:
-    """A path relative to the run's folder, which may be copied to another machine before the file is delivered."""
-    absolute, root = path.resolve(), folder.resolve()
-    return str(absolute.relative_to(root) if absolute.is_relative_to(root) else absolute)
-
-
-def _check_visible(uri: str) -> None:
-    if uri.startswith(SQLITE) and not database_path(uri).is_file():
-        raise TrackingError(
-            f"tracking.uri: {database_path(uri)} is not on this machine, where rank 0's worker runs; "
-            "start `mlflow server` beside the database and give tracking.uri=http://HOST:PORT"
-        )
-
-
-def main(folder: str) -> int:
-    """Deliver what waits in a run's folder, to the server and run named there; the exit status."""
-    header, events = read(Path(folder))
+    header, events = read(folder)
     if not events:
-        print(f"nothing waits in {folder}")
-        return 0
-    line = deliver(Path(folder), header["uri"], header["run_id"])
-    print(line or f"{len(events)} results delivered to MLflow run {header['run_id']} at {header['uri']}")
-    return int(line is not None)
-
-
-if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("usage: python -m vader_ray.orchestration.tracking.mlflow_runs FOLDER")
-    sys.exit(main(sys.argv[1]))
+        return f"nothing waits in {folder}"
+    if undelivered := deliver(folder, header["uri"], header["run_id"]):
+        raise RunFailed(undelivered)
+    return f"{len(events)} results delivered to MLflow run {header['run_id']} at {header['uri']}"

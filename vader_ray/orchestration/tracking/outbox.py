@@ -1,23 +1,28 @@
-"""What MLflow has not received yet, in order, in one JSON-lines file that survives ``kill -9``."""
+"""Results that wait for MLflow, in order, in one file of JSON lines that survives ``kill -9``."""
 
 from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from vader_ray.errors import UserError
+from vader_ray.files import atomic_write
+
 FILE_NAME = "undelivered.jsonl"
+"""File in the run's folder; there is none while no results wait."""
 
 Event = dict[str, Any]
-"""``{"kind": "metrics" | "image" | "file" | "end", …}`` in plain JSON, with the time at which it happened."""
+"""``{"kind": "metrics" | "image" | "file" | "tag" | "end", …}`` in plain JSON; metrics and images with step and time."""
 
 
 class Outbox:
-    """The waiting events of one run; `events` and the file always agree, and no events means no file.
+    """The events of one run that wait; `events` and the file always agree.
 
     Raises:
-        ValueError: the folder holds waiting events of another run.
+        UserError: the folder has events of another run.
     """
 
     def __init__(self, folder: Path, *, uri: str, run_id: str) -> None:
@@ -25,15 +30,15 @@ class Outbox:
         self._header = {"uri": uri, "run_id": run_id}
         header, self.events = read(folder)
         if header and header["run_id"] != run_id:
-            raise ValueError(
+            raise UserError(
                 f"{self.path} holds results of MLflow run {header['run_id']} that were never delivered; deliver them with "
-                f"`python -m vader_ray.orchestration.tracking.mlflow_runs {folder}`, or delete the file, or use another folder"
+                f"`vader-ray sync {folder}`, or delete the file, or use another folder"
             )
         if header:
             self._rewrite()
 
     def store(self, events: list[Event]) -> None:
-        """Let exactly these events wait; on return they are on disk."""
+        """Replace the waiting events; on return they are on disk."""
         num_kept = len(self.events)
         grows = 0 < num_kept <= len(events) and all(
             new is old for new, old in zip(events, self.events, strict=False)
@@ -53,19 +58,16 @@ class Outbox:
         if not self.events:
             self.path.unlink(missing_ok=True)
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_suffix(".tmp")
-        with temporary.open("wb") as file:
+        with atomic_write(self.path) as unfinished, unfinished.open("wb") as file:
             _write(file, [self._header, *self.events])
-        os.replace(temporary, self.path)
 
 
 def read(folder: Path) -> tuple[Event, list[Event]]:
-    """The header (``uri`` and ``run_id``; empty when nothing waits) and the events; a last line torn by a kill is left out."""
+    """Return the header (``uri`` and ``run_id``; empty if no file exists) and the events, without an incomplete last line."""
     path = folder / FILE_NAME
     if not path.exists():
         return {}, []
-    complete, _, _torn = path.read_bytes().rpartition(b"\n")
+    complete, _, _incomplete = path.read_bytes().rpartition(b"\n")
     header, *events = (json.loads(line) for line in complete.splitlines())
     return header, events
 
@@ -74,3 +76,14 @@ def _write(file: BinaryIO, events: list[Event]) -> None:
     file.write("".join(json.dumps(event) + "\n" for event in events).encode())
     file.flush()
     os.fsync(file.fileno())
+
+
+def now_ms() -> int:
+    """Return the time in milliseconds since 1970, as MLflow stores it."""
+    return time.time_ns() // 1_000_000
+
+
+def path_in_folder(folder: Path, path: Path) -> str:
+    """Return a path relative to the run's folder, which may be copied to another machine before the file is delivered."""
+    absolute, root = path.resolve(), folder.resolve()
+    return str(absolute.relative_to(root) if absolute.is_relative_to(root) else absolute)

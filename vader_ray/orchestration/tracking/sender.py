@@ -1,4 +1,4 @@
-"""Sender to MLflow that outlives the server: in order, each thing once, and never longer than some seconds."""
+"""Sender to MLflow: in order, each result once, within seconds, and again after a failure of the server."""
 
 from __future__ import annotations
 
@@ -13,21 +13,25 @@ from vader_ray.orchestration.tracking.mlflow_client import Metric, MlflowClient,
 from vader_ray.orchestration.tracking.outbox import Event, Outbox
 
 STEP_METRIC = "cost/reward_queries"
-"""Logged with every step, so that its history tells which steps MLflow has."""
+"""Metric of every step; its history shows which steps MLflow has."""
 RETRY_EVERY_SECONDS = 30.0
+"""Time after a failure until the next attempt; results wait meanwhile."""
 DELIVERY_SECONDS = 5.0
-"""A backlog is delivered in pieces of about this long, between steps."""
+"""Longest delivery between two steps; the rest of a backlog waits for the next step."""
+CLOSING_SECONDS = 60.0
+"""Longest delivery of a backlog at the start and at the end of a process."""
 METRICS_PER_BATCH = 900
+"""Metrics per request; MLflow accepts at most 1000."""
 
 
 class Sender:
-    """Sends the events of one run to MLflow; those that it does not take wait in the outbox, in order.
+    """Sender of one run's events; those that MLflow does not take wait in the outbox, in order.
 
-    Sending twice is harmless: MLflow keeps one of two equal metrics, files overwrite themselves, images are looked up.
+    An event may be sent twice: MLflow keeps one of two equal metrics, a file replaces itself, and images are looked up first.
     """
 
-    def __init__(self, uri: str, run_id: str, folder: Path, *, tell: Callable[[str], None]) -> None:
-        self._uri, self._run_id, self._folder, self._tell = uri, run_id, folder, tell
+    def __init__(self, uri: str, run_id: str, folder: Path, *, on_message: Callable[[str], None]) -> None:
+        self._uri, self._run_id, self._folder, self._on_message = uri, run_id, folder, on_message
         self._outbox = Outbox(folder, uri=uri, run_id=run_id)
         self._client: MlflowClient | None = None
         self._server_step = -1
@@ -36,37 +40,37 @@ class Sender:
         self.last_step = max(
             (event["step"] for event in self._outbox.events if event["kind"] == "metrics"), default=-1
         )
-        """The last step of earlier processes, as far as outbox and MLflow have told."""
+        """Last step that MLflow has or that waits in the outbox; -1 if there is none."""
         self.problem = ""
-        """Why MLflow did not take something at the last attempt; empty when it took all."""
+        """Reason of the last attempt's failure; empty after a success."""
 
     def post(self, event: Event) -> None:
-        """Deliver an event after those that wait, or let it wait with them."""
+        """Deliver an event after those that wait, or add it to them."""
         waiting = [*self._outbox.events, event]
         if time.monotonic() >= self._retry_at:
             waiting = self._send_all(waiting, DELIVERY_SECONDS)
         self._outbox.store(waiting)
 
     def flush(self, seconds: float) -> None:
-        """Deliver what waits, now, for about so long."""
+        """Deliver the waiting events, for about `seconds` at most."""
         self._outbox.store(self._send_all(self._outbox.events, seconds))
 
-    def forget_end(self) -> None:
-        """A run that goes on has not ended."""
+    def drop_end(self) -> None:
+        """Drop a waiting end of the run, because the run continues."""
         self._outbox.store([event for event in self._outbox.events if event["kind"] != "end"])
 
-    def left(self) -> str | None:
-        """A line about what still waits, and how to deliver it."""
+    def undelivered(self) -> str | None:
+        """Return a message about the waiting events and how to deliver them, or None if none wait."""
         if not self._outbox.events:
             return None
         return (
             f"MLflow at {self._uri} did not take {len(self._outbox.events)} results ({self.problem or 'out of time'}). "
             f"They wait in {self._outbox.path}; deliver them with: "
-            f"python -m vader_ray.orchestration.tracking.mlflow_runs {self._outbox.path.parent}"
+            f"vader-ray sync {self._outbox.path.parent}"
         )
 
     def _send_all(self, events: list[Event], seconds: float) -> list[Event]:
-        """What is left of the events after so long or a failure; metrics go first, so that no file holds them up."""
+        """Send events until a failure or the deadline, metrics before files; return those that were not sent."""
         deadline = time.monotonic() + seconds
         sent: set[int] = set()
         try:
@@ -76,16 +80,14 @@ class Sender:
                     break
                 self._send(client, batch)
                 sent.update(id(event) for event in batch)
-        except (
-            Exception
-        ) as error:  # whatever a server, a database or a store raises: training goes on, and nothing is lost
+        except Exception as error:  # any error of a server, database or artifact store: training continues, and the events wait
             self._failed(error)
         else:
             self._succeeded()
         return [event for event in events if id(event) not in sent]
 
     def _connected(self) -> MlflowClient:
-        """The client; the first time that MLflow answers, what it already has is looked up."""
+        """Return the client; the first connection looks up which steps and images MLflow has."""
         if self._client is None:
             client = MlflowClient(tracking_uri=self._uri)
             history = client.get_metric_history(self._run_id, STEP_METRIC)
@@ -112,41 +114,41 @@ class Sender:
                     client.log_artifact(run_id, str(self._folder / first["path"]), first["artifact_folder"])
 
     def _send_image(self, client: MlflowClient, event: Event) -> None:
-        shown = (event["key"], event["step"])
-        if shown not in self._images and self._exists(event):
+        logged = (event["key"], event["step"])
+        if logged not in self._images and self._exists(event):
             with Image.open(self._folder / event["path"]) as image:
                 client.log_image(
                     self._run_id, image, key=event["key"], step=event["step"], timestamp=event["time_ms"]
                 )
-            self._images.add(shown)
+            self._images.add(logged)
         path = self._folder / event["path"]
         path.unlink(missing_ok=True)
-        with suppress(OSError):  # other images wait there
+        with suppress(OSError):  # other images wait in it
             path.parent.rmdir()
 
     def _exists(self, event: Event) -> bool:
         if (path := self._folder / event["path"]).exists():
             return True
-        self._tell(f"{path} was deleted before MLflow could take it; it will be missing there")
+        self._on_message(f"{path} was deleted before it was delivered; MLflow will not have it")
         return False
 
     def _failed(self, error: Exception) -> None:
         reason = root_cause(error)
         if not self.problem:
-            self._tell(
-                f"MLflow at {self._uri} fails ({reason}); training goes on and results wait in {self._outbox.path}"
+            self._on_message(
+                f"MLflow at {self._uri} fails ({reason}); training continues, and results wait in {self._outbox.path}"
             )
         self.problem = reason
         self._retry_at = time.monotonic() + RETRY_EVERY_SECONDS
 
     def _succeeded(self) -> None:
         if self.problem:
-            self._tell(f"MLflow at {self._uri} answers again")
+            self._on_message(f"MLflow at {self._uri} works again")
         self.problem = ""
 
 
 def _batches(events: list[Event]) -> Iterator[list[Event]]:
-    """Metrics of whole steps together, then everything else one by one."""
+    """Yield the metrics of whole steps together, then tags and the end, then images and files, one by one."""
     batch: list[Event] = []
     for event in events:
         if event["kind"] != "metrics":
@@ -166,7 +168,7 @@ def _metrics(event: Event) -> list[Metric]:
 
 
 def _logged_images(client: MlflowClient, run_id: str) -> Iterator[tuple[str, int]]:
-    """Key and step of every image that is complete; MLflow writes ``KEY+step+N+timestamp+T+UUID+compressed.webp`` last."""
+    """Yield key and step of every complete image; MLflow writes ``KEY+step+N+timestamp+T+UUID+compressed.webp`` last."""
     for artifact in client.list_artifacts(run_id, "images"):
         name = artifact.path.removeprefix("images/")
         if name.endswith("+compressed.webp"):

@@ -1,4 +1,4 @@
-"""Which MLflow a run logs to, and whether it can be used."""
+"""Address of the MLflow server or database, and a check that it can be used."""
 
 from __future__ import annotations
 
@@ -6,32 +6,32 @@ import os
 import sqlite3
 from pathlib import Path
 
+from vader_ray.errors import UserError
 from vader_ray.orchestration.tracking.mlflow_client import MlflowClient, MlflowException, root_cause
 
 SQLITE = "sqlite:///"
 URI_SCHEMES = ("http://", "https://", SQLITE, "postgresql", "mysql", "mssql", "databricks")
 
 
-class TrackingError(ValueError):
-    """MLflow cannot be used as it is set; the message says what to change."""
-
-
 def tracking_uri(uri: str | None) -> str:
-    """The tracking URI for any process on this machine: `uri`, else ``MLFLOW_TRACKING_URI``, else ``mlflow.db`` here."""
+    """Return the tracking URI: `uri`, else ``MLFLOW_TRACKING_URI``, else ``mlflow.db`` in the working directory.
+
+    The path of a SQLite database becomes absolute, so that it is valid in every process of this machine.
+    """
     chosen = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}mlflow.db"
     if not chosen.startswith(URI_SCHEMES):
-        raise TrackingError(
-            f"tracking.uri: {chosen!r} is no MLflow server or database; "
+        raise UserError(
+            f"tracking.uri: {chosen!r} is not an MLflow server or database; "
             f"give http(s)://HOST:PORT or {SQLITE}/absolute/path/mlflow.db"
         )
     return f"{SQLITE}{database_path(chosen).resolve()}" if chosen.startswith(SQLITE) else chosen
 
 
 def check_server(uri: str) -> None:
-    """Return when MLflow answers; on first use this makes the tables of a SQLite database (about 6 s).
+    """Check that MLflow works; the first use creates the tables of a SQLite database (about 6 s).
 
     Raises:
-        TrackingError: within some seconds, when the server does not answer or the database cannot be written.
+        UserError: the server does not respond within seconds, or the database cannot be written.
     """
     try:
         if uri.startswith(SQLITE):
@@ -42,7 +42,7 @@ def check_server(uri: str) -> None:
 
 
 def database_path(uri: str) -> Path:
-    """The file of a SQLite URI."""
+    """Return the file of a SQLite URI."""
     return Path(uri.removeprefix(SQLITE).partition("?")[0])
 
 
@@ -55,9 +55,9 @@ def _check_writable(database: Path) -> None:
         connection.close()
 
 
-def unusable(uri: str, error: BaseException) -> TrackingError:
-    """The error for a person to whom MLflow gave `error`."""
+def unusable(uri: str, error: BaseException) -> UserError:
+    """Return the error for the user in place of an error of MLflow."""
     remedy = "make it writable" if uri.startswith(SQLITE) else "start it"
-    return TrackingError(
+    return UserError(
         f"tracking.uri: MLflow at {uri} does not work ({root_cause(error)}); {remedy}, or choose another one"
     )

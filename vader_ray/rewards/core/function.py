@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeAlias
 
-from vader_ray.config import ConfigError
+from vader_ray.errors import UserError
 from vader_ray.types import Frames, Granularity, Scores
-
 
 RewardFunction: TypeAlias = Callable[[Frames, Sequence[str]], Scores]
 """Takes frames ``batch frames 3 height width`` in [0, 1] and one prompt per video; returns one score per video."""
@@ -25,12 +24,17 @@ def register_function(function: RewardFunction) -> str:
     The name holds a hash of the function's source, so a run is continued only with the same function.
 
     Raises:
-        ConfigError: the function cannot be called with two positional arguments.
+        UserError: the function cannot be called with two positional arguments.
     """
     _check_signature(function)
     name = f"{_PREFIX}{function.__name__}@{_digest(function)}"
     _REGISTERED[name] = function
     return name
+
+
+def register_functions(functions: Mapping[str, RewardFunction]) -> None:
+    """Make functions known that another process of the run has registered."""
+    _REGISTERED.update(functions)
 
 
 def registered_functions(names: Iterable[str]) -> dict[str, RewardFunction]:
@@ -42,10 +46,10 @@ def find_function(name: str) -> RewardFunction | None:
     """Return the registered function of this name; None for a name that is not that of a registered function.
 
     Raises:
-        ConfigError: the name is that of a function given in Python, and this process does not have it.
+        UserError: the name is that of a function given in Python, and this process does not have it.
     """
     if name.startswith(_PREFIX) and name not in _REGISTERED:
-        raise ConfigError(
+        raise UserError(
             f"reward: {name!r} is a function that was given in Python; start the run by vader_ray.train(rewards=...), "
             "or put the function in a module and write its dotted name"
         )
@@ -64,11 +68,11 @@ class FunctionReward:
     """A plain function ``f(frames, prompts) -> scores`` as a reward that sees whole clips.
 
     Args:
-        function: takes frames ``batch frames 3 height width`` in [0, 1] and one prompt per video, and returns one score per
-            video, differentiable in the frames.
+        function: takes frames ``batch frames 3 height width`` in [0, 1] and one prompt per video, and returns
+            one score per video, differentiable in the frames.
 
     Raises:
-        ConfigError: the function cannot be called with two positional arguments.
+        UserError: the function cannot be called with two positional arguments.
     """
 
     granularity: Granularity = "clip"
@@ -104,6 +108,7 @@ def _check_signature(function: Callable[..., object]) -> None:
     try:
         inspect.signature(function).bind(None, ())
     except TypeError as error:
-        raise ConfigError(
-            f"the function {function.__qualname__} is no reward ({error}); its signature must be f(frames, prompts)"
+        raise UserError(
+            f"the function {function.__qualname__} is no reward ({error}); its signature must be f(frames, "
+            "prompts)"
         ) from None

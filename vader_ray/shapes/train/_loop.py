@@ -1,19 +1,19 @@
 """The one training loop of the embedded shapes data set, and the atomic way its results reach their folder."""
 
 import json
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from math import cos, pi
 from pathlib import Path
-from tempfile import mkdtemp
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.optim import AdamW, Muon, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+
+from vader_ray.files import atomic_write
 
 
 def fit(
@@ -90,16 +90,10 @@ def replaced(folder: Path) -> Iterator[Path]:
 
     What diffusers notes of where a part was loaded from, a path of this machine, is taken out.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    fresh.chmod(0o755)
-    try:
+    with atomic_write(folder) as fresh:
+        fresh.mkdir()
         yield fresh
         for path in fresh.rglob("config.json"):
             config = json.loads(path.read_text())
             if config.pop("_name_or_path", None) is not None:
                 path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-        shutil.rmtree(folder, ignore_errors=True)
-        fresh.rename(folder)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)

@@ -1,0 +1,37 @@
+"""A run in this process: the worker of a trial, whose steps go to a function instead of Ray Tune."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from vader_ray.config import ExperimentConfig
+from vader_ray.orchestration.runs.run_dir import RunDir
+from vader_ray.orchestration.runs.worker import Job, run_worker
+from vader_ray.orchestration.sweeps.run_trial import TuneHost
+from vader_ray.orchestration.tracking.mlflow_runs import MlflowRun
+from vader_ray.training.events import StepEvent
+
+
+class LocalHost(TuneHost):
+    """A host on a machine that nobody takes away; there is no Ray whose node could be drained."""
+
+    def is_preempted(self) -> bool:
+        return False
+
+
+def run_locally(
+    config: ExperimentConfig,
+    folder: RunDir,
+    mlflow_run: MlflowRun,
+    on_step: Callable[[StepEvent], None] = lambda event: None,
+) -> None:
+    """Train and log like a worker."""
+    job = Job(
+        functions={},
+        config=config.model_dump(mode="json"),
+        folder=str(folder.path),
+        storage=folder.storage,
+        mlflow_run=mlflow_run,
+        remote_rewards={},
+    )
+    run_worker(job, LocalHost(config, folder, use_gpu=False, report=on_step))

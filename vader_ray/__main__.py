@@ -1,0 +1,7 @@
+"""``python -m vader_ray`` is ``vader-ray``."""
+
+from __future__ import annotations
+
+from vader_ray.cli import app
+
+app(prog_name="vader-ray")

@@ -1,0 +1,59 @@
+"""The command ``vader-ray``."""
+
+from __future__ import annotations
+
+from importlib import metadata
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from vader_ray.cli import adapters, clusters, inspection, runs
+from vader_ray.console import CONTEXT_SETTINGS, Debug, explain_errors
+
+
+class _Group(TyperGroup):
+    """A group of commands whose errors end with one message."""
+
+    def invoke(self, ctx: Any) -> Any:
+        with explain_errors(debug=ctx.params["debug"]):
+            return super().invoke(ctx)
+
+
+app = typer.Typer(
+    cls=_Group,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings=CONTEXT_SETTINGS,
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(metadata.version("vader-ray"))
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    debug: Debug = False,
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
+    ] = False,
+) -> None:
+    """Align video diffusion models with reward gradients, on Ray Train and MLflow."""
+
+
+app.command()(runs.train)
+app.command()(runs.evaluate)
+app.command()(runs.generate)
+app.command()(inspection.check)
+app.command()(inspection.fetch)
+app.command(name="list")(inspection.list_)
+app.command()(inspection.report)
+app.command()(adapters.export)
+app.command()(adapters.mix)
+app.command()(clusters.sync)
+app.command()(clusters.pools)
+app.command("watch-notices")(clusters.watch_notices)

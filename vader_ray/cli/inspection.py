@@ -1,0 +1,180 @@
+"""Commands that inspect recipes, plugins and past runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from vader_ray.cli.recipes import Recipe, Workers, load_recipe
+from vader_ray.config import ExperimentConfig, load, locate, recipe_names
+from vader_ray.console import Overrides
+from vader_ray.errors import UserError
+
+CLUSTER_SUFFIXES = (".yaml", ".yml", ".sbatch")
+
+
+def check(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    workers: Workers = None,
+    devices: Annotated[
+        str | None,
+        typer.Option(
+            help="Estimate a step's memory and time on these devices, without a GPU and without weights: "
+            "h100,a100-40,… or cpu."
+        ),
+    ] = None,
+) -> None:
+    """Validate a recipe, print its contents, and compute one step's gradient on every worker, without update.
+
+    With --devices nothing is loaded and no GPU is used: memory is counted, seconds are estimated.
+    Given a file of clusters/ instead, check that it is filled in, well-formed and made for the installed
+    versions.
+    """
+    if _is_cluster_file(Path(recipe)):
+        _check_cluster_file(Path(recipe))
+        return
+    config = load_recipe(recipe, overrides, workers)
+    if devices is not None:
+        _estimate(config, devices.split(","))
+    else:
+        _dry_run(config)
+
+
+def _is_cluster_file(path: Path) -> bool:
+    if path.suffix not in CLUSTER_SUFFIXES or not path.is_file():
+        return False
+    from vader_ray.orchestration.clusters.cluster_files import is_cluster_file
+
+    return is_cluster_file(path)
+
+
+def _check_cluster_file(path: Path) -> None:
+    from vader_ray.orchestration.clusters.cluster_files import check_cluster_file
+
+    print(check_cluster_file(path))
+
+
+def _estimate(config: ExperimentConfig, devices: list[str]) -> None:
+    from vader_ray.preflight.memory_report import memory_report
+
+    for part in memory_report(config, devices):
+        Console(highlight=False, soft_wrap=isinstance(part, str)).print(part, markup=False)
+
+
+def _dry_run(config: ExperimentConfig) -> None:
+    from vader_ray.orchestration.runs.dry_run import dry_run
+
+    _print_contents(config)
+    result, workers = dry_run(config), config.runtime.num_workers
+    step = result.step
+    print(
+        f"adapter {step.num_adapter_parameters:,} parameters, gradient norm {step.gradient_norm:.3g}, "
+        "finite and not zero"
+    )
+    print(
+        f"memory  {step.peak_gib:.2f} GiB at the peak of one worker, {step.weights_gib:.2f} GiB of it weights"
+    )
+    minutes = step.step_seconds * config.num_steps / 60
+    print(f"time    {step.step_seconds:.1f} s per step, about {minutes:.0f} min without evaluations")
+    if not result.equal_on_all_workers:
+        raise UserError(
+            "the workers' summed gradients differ: their process group does not work; "
+            "check the network between the nodes"
+        )
+    print(f"workers {workers}, with bit-identical gradients")
+
+
+def _print_contents(config: ExperimentConfig) -> None:
+    """Print the weights, rewards and plan of a recipe."""
+    print(f"model   {config.model.family}: {locate(config.model.weights)}")
+    for kind, specs in (("reward", config.rewards), ("eval", config.eval_rewards)):
+        for spec in specs:
+            options = ", ".join(f"{name}={locate(str(value))}" for name, value in spec.options.items())
+            details = f"weight {spec.weight:g}, frames {spec.frames}"
+            print(f"{kind:7} {spec.name} ({details}): {options or 'no options'}")
+    print(f"metrics {', '.join(metric.name for metric in config.all_metrics())}")
+    sampling, workers = config.sampling, config.runtime.num_workers
+    print(
+        f"plan    {sampling.truncation} {sampling.truncation_depth} of {sampling.num_inference_steps} "
+        f"denoising steps, {config.num_steps} steps of {config.videos_per_step} videos on {workers} workers"
+    )
+
+
+def fetch(recipe: Recipe, overrides: Overrides = None) -> None:
+    """Download all files of a recipe to the Hugging Face cache and load each reward and metric once.
+
+    Afterwards the recipe runs on machines without internet access.
+    """
+    config = load_recipe(recipe, overrides)
+    from vader_ray import metrics, models, rewards
+
+    for spec in (*config.rewards, *config.eval_rewards):
+        rewards.build(spec, device="cpu")
+        print(f"reward  {spec.name}: complete, it loads")
+    for metric in config.eval_metrics:
+        metrics.build(metric, device="cpu")
+        print(f"metric  {metric.name}: complete, it loads")
+    print(f"model   {config.model.family}: complete in {models.fetch(config.model)}")
+
+
+def list_(
+    kind: Annotated[str, typer.Argument(metavar="KIND", help="models, rewards, metrics or recipes")],
+) -> None:
+    """List the models, rewards, metrics or recipes that can be named."""
+    from vader_ray import metrics, models, rewards
+
+    described: dict[str, Callable[[], dict[str, str]]] = {
+        "models": lambda: {name: _first_line(models.resolve(name)) for name in models.names()},
+        "rewards": lambda: {name: _describe(rewards.resolve(name)) for name in rewards.names()},
+        "metrics": lambda: {name: _describe_metric(metrics.resolve(name)) for name in metrics.names()},
+        "recipes": lambda: {name: load(name).description for name in recipe_names()},
+    }
+    if kind not in described:
+        raise UserError(f"{kind!r} cannot be listed; choose one of {', '.join(described)}")
+    table = Table(show_header=False, box=None)
+    for name, description in described[kind]().items():
+        table.add_row(name, description)
+    Console(highlight=False).print(table)
+
+
+def _describe(reward: Any) -> str:
+    """Return a reward's granularity, unit and default weights."""
+    weights = "no network"
+    if getattr(reward, "default_weights", ""):
+        weights = f"{reward.default_weights} ({reward.licence})"
+    return f"per {reward.granularity}; {reward.unit}\nweights: {weights}"
+
+
+def _describe_metric(metric: Any) -> str:
+    """Return a metric's description, unit and direction."""
+    direction = "higher" if metric.higher_is_better else "lower"
+    return f"{_first_line(metric)}\n{metric.unit}; {direction} is better"
+
+
+def _first_line(documented: Any) -> str:
+    return str(documented.__doc__).strip().splitlines()[0]
+
+
+def report(
+    targets: Annotated[
+        list[str],
+        typer.Argument(help="Experiments, sweeps or runs: names, folders, or ids of MLflow runs."),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The HTML file.")] = Path("report.html"),
+    tracking_uri: Annotated[
+        str | None,
+        typer.Option(
+            help="MLflow server or database. Default: MLFLOW_TRACKING_URI, else mlflow.db in this folder."
+        ),
+    ] = None,
+) -> None:
+    """Write a self-contained HTML page about past runs, from MLflow alone, and its figures next to it."""
+    from vader_ray.orchestration.reporting.html_report import write_report
+
+    print(write_report(targets, output, tracking_uri))

@@ -1,0 +1,35 @@
+"""The recipe argument of the commands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vader_ray.config import ExperimentConfig, load
+
+ADAPTER_HELP = "A saved adapter: a folder, or the .pt file of a peft state dict."
+
+Recipe = Annotated[
+    str, typer.Argument(help="Name of a packaged recipe (see `vader-ray list recipes`), or a YAML file.")
+]
+Workers = Annotated[
+    int | None, typer.Option("--workers", "-w", help="Ray Train workers; short for runtime.num_workers=N.")
+]
+AdapterOption = Annotated[
+    Path | None, typer.Option("--adapter", help=f"{ADAPTER_HELP} Default: the pretrained model.")
+]
+
+
+def load_recipe(recipe: str, overrides: list[str] | None, workers: int | None = None) -> ExperimentConfig:
+    """Load a recipe and resolve its names, before any framework is imported that only a run needs.
+
+    Raises:
+        UserError: one line per problem.
+    """
+    more = [] if workers is None else [f"runtime.num_workers={workers}"]
+    config = load(recipe, [*(overrides or []), *more])
+    from vader_ray.orchestration.runs.launch import resolve_names
+
+    return resolve_names(config, Path(recipe).resolve().parent if Path(recipe).is_file() else None)

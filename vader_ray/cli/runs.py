@@ -1,0 +1,105 @@
+"""Commands that train, evaluate and generate. What imports a framework is imported when it is used."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from vader_ray.cli.recipes import AdapterOption, Recipe, Workers, load_recipe
+from vader_ray.config import is_metric_value
+from vader_ray.console import Overrides, RunsDir, Storage
+from vader_ray.errors import explain_write_errors
+
+if TYPE_CHECKING:
+    from vader_ray.orchestration.runs.summary import RunSummary
+
+
+def train(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    workers: Workers = None,
+    run_name: Annotated[
+        str | None,
+        typer.Option(help="Name of the run's folder; the name of an existing run continues that run."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option(help="Continue the named run, or the recipe's latest unfinished one.")
+    ] = False,
+    runs_dir: RunsDir = Path("runs"),
+    storage: Storage = None,
+) -> None:
+    """Align a model with reward gradients on Ray Train, tracked by MLflow. Prints the run's folder last."""
+    config = load_recipe(recipe, overrides, workers)
+    from vader_ray.orchestration.runs.launch import train_run
+
+    summary = train_run(config, runs_dir=runs_dir, run_name=run_name, resume=resume, storage=storage)
+    _print_summary(summary)
+    print(summary.path)
+
+
+def _print_summary(summary: RunSummary) -> None:
+    from vader_ray.orchestration.runs.summary import rewards_of
+    from vader_ray.orchestration.tracking.pages import how_to_open
+
+    title = f"Held-out prompts, {summary.steps} steps, {summary.reward_queries} reward queries"
+    table = Table(title=title, title_justify="left")
+    table.add_column("reward or metric")
+    for heading in ("before", "after", "gain ± standard error"):
+        table.add_column(heading, justify="right")
+    before, after = rewards_of(summary.metrics_before), rewards_of(summary.metrics)
+    for name, gain in ((name, summary.gains[name]) for name in before):
+        change = f"{gain.mean:+.4f} ± {gain.standard_error:.4f}"
+        table.add_row(name, f"{before[name]:.4f}", f"{after[name]:.4f}", change)
+    for metric in filter(is_metric_value, summary.metrics_before):
+        values = (f"{metrics[metric]:.4f}" for metrics in (summary.metrics_before, summary.metrics))
+        table.add_row(metric.removeprefix("eval/"), *values, "")
+    Console(highlight=False).print(table)
+    for alarm in summary.alarms:
+        print(alarm)
+    for metric, lowest in summary.expected_metrics.items():
+        reached = "reached" if summary.reached[metric] else "NOT REACHED"
+        print(f"{metric} of at least {lowest}: {reached}")
+    print(f"before and after: {summary.before_after}")
+    print(f"videos:           {summary.gallery} (mp4 files in {summary.path / 'videos'})")
+    print(f"MLflow:           {how_to_open(summary.tracking_uri, summary.mlflow_experiment_id)}")
+
+
+def evaluate(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    adapter: AdapterOption = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Also write the metrics to this JSON file.")
+    ] = None,
+) -> None:
+    """Print the metrics of the recipe's held-out videos, with or without an adapter, in this process."""
+    config = load_recipe(recipe, overrides)
+    from vader_ray.training.inference import evaluate_adapter
+
+    metrics = evaluate_adapter(config, adapter)
+    for name, value in metrics.items():
+        print(f"{name:32} {value:.4f}")
+    if output is not None:
+        with explain_write_errors(output):
+            output.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+
+
+def generate(
+    recipe: Recipe,
+    prompt: Annotated[str, typer.Argument(help="Text of the video.")],
+    overrides: Overrides = None,
+    adapter: AdapterOption = None,
+    seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The mp4 file.")] = Path("video.mp4"),
+) -> None:
+    """Write an mp4 file of a prompt with the recipe's model, with or without an adapter."""
+    config = load_recipe(recipe, overrides)
+    from vader_ray.training.inference import generate_video
+
+    generate_video(config, prompt, adapter, seed, output)
+    print(output.resolve())

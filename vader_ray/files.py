@@ -1,0 +1,62 @@
+"""Write files and folders so that they appear complete or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+UNFINISHED = ".unfinished"
+"""Suffix of a file or folder that is still being written; a process that was killed may leave one behind."""
+
+
+@contextmanager
+def atomic_write(path: Path, *, durable: bool = False) -> Iterator[Path]:
+    """Yield a temporary path next to `path` to write a file or folder to; rename it to `path` at the end.
+
+    If the block raises, `path` stays as it was and the temporary file is deleted. A folder that exists at
+    `path` is replaced as a whole.
+
+    Args:
+        durable: flush the file to the disk first, so that it survives a power failure too; for a file, not a
+            folder.
+    """
+    unfinished = path.with_name(path.name + UNFINISHED)
+    _delete(unfinished)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield unfinished
+        if durable:
+            _flush(unfinished)
+        if path.is_dir():
+            shutil.rmtree(path)
+        os.replace(unfinished, path)
+        if durable:
+            _flush(path.parent)
+    except BaseException:
+        _delete(unfinished)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    with atomic_write(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file, or the entries of a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

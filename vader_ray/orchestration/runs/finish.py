@@ -1,0 +1,102 @@
+"""The end of a run: its MLflow run is closed and its summary written."""
+
+from __future__ import annotations
+
+from vader_ray.config import ExperimentConfig
+from vader_ray.orchestration.runs.run_dir import RunDir
+from vader_ray.orchestration.runs.summary import Gain, RunStatus, RunSummary
+from vader_ray.orchestration.tracking import mlflow_runs
+from vader_ray.training.checkpoint import State
+
+MAX_TAG_LENGTH = 1000
+"""Characters of an error in an MLflow tag."""
+_GAIN = "eval/gain/"
+_MLFLOW_STATUS: dict[RunStatus, mlflow_runs.Status] = {
+    "completed": "FINISHED",
+    "stopped": "FINISHED",
+    "interrupted": "KILLED",
+    "failed": "FAILED",
+}
+
+
+def finish_run(
+    config: ExperimentConfig,
+    folder: RunDir,
+    mlflow_run: mlflow_runs.MlflowRun,
+    status: RunStatus = "completed",
+    *,
+    error: str | None = None,
+) -> RunSummary:
+    """Close the MLflow run, then write the summary from the last state that rank 0 has logged, and return it.
+
+    The summary comes last, since a run with a summary is not continued.
+
+    Args:
+        status: becomes ``stopped`` if the guard ended a completed run.
+    """
+    state = folder.read_state()
+    if status == "completed" and state.stopped:
+        status = "stopped"
+    tags = {"status": status} | ({} if error is None else {"error": error[:MAX_TAG_LENGTH]})
+    undelivered = mlflow_runs.end_run(
+        mlflow_run.uri, mlflow_run.run_id, _MLFLOW_STATUS[status], folder=folder.path, tags=tags
+    )
+    if undelivered:
+        print(undelivered)
+    summary = summarize(config, folder, mlflow_run, state, status, error)
+    summary.write(folder.summary)
+    folder.push()
+    return summary
+
+
+def summarize(
+    config: ExperimentConfig,
+    folder: RunDir,
+    mlflow_run: mlflow_runs.MlflowRun,
+    state: State,
+    status: RunStatus,
+    error: str | None = None,
+) -> RunSummary:
+    """Return the summary of a run in this state."""
+    return RunSummary(
+        recipe=config.name,
+        path=folder.home or folder.path,
+        status=status,
+        stop_reason=state.stopped or None,
+        error=error,
+        steps=state.step,
+        num_workers=config.runtime.num_workers,
+        reward_queries=state.reward_queries,
+        denoiser_calls=state.denoiser_calls,
+        train_seconds=state.train_seconds,
+        wall_seconds=state.wall_seconds,
+        gpu_hours=state.gpu_hours,
+        metrics_before=state.before_metrics,
+        metrics=state.last_metrics,
+        metrics_best=state.best_metrics,
+        gains=_gains(state.last_metrics),
+        selection_metric=config.selection_metric(),
+        best_step=state.best_step if state.best_metrics else None,
+        guard_metrics=config.guard_metrics(),
+        alarms=tuple(state.alarms),
+        expected_metrics=dict(config.expected_metrics),
+        adapter=folder.at_home(folder.adapter),
+        best_adapter=folder.at_home(folder.best_adapter),
+        before_after=folder.at_home(folder.before_after),
+        gallery=folder.at_home(folder.gallery),
+        videos=tuple(folder.at_home(path) for path in sorted(folder.videos.glob("step-*/*.mp4"))),
+        mlflow_run_id=mlflow_run.run_id,
+        mlflow_experiment_id=mlflow_run.experiment_id,
+        tracking_uri=mlflow_run.uri,
+        storage=folder.storage,
+    )
+
+
+def _gains(metrics: dict[str, float]) -> dict[str, Gain]:
+    return {
+        (name := metric.removeprefix(_GAIN)): Gain(
+            mean=value, standard_error=metrics[f"eval/gain_standard_error/{name}"]
+        )
+        for metric, value in metrics.items()
+        if metric.startswith(_GAIN)
+    }
