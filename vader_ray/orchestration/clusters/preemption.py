@@ -29,7 +29,9 @@ def aws_notice() -> float | None:
     Source: "Spot Instance interruption notices" of the EC2 user guide; metadata service, version 2.
     """
     endpoint = os.environ.get("AWS_EC2_METADATA_SERVICE_ENDPOINT", "http://169.254.169.254").rstrip("/")
-    token = _request(f"{endpoint}/latest/api/token", {"X-aws-ec2-metadata-token-ttl-seconds": "60"}, method="PUT")
+    token = _request(
+        f"{endpoint}/latest/api/token", {"X-aws-ec2-metadata-token-ttl-seconds": "60"}, method="PUT"
+    )
     try:
         action = _request(
             f"{endpoint}/latest/meta-data/spot/instance-action", {"X-aws-ec2-metadata-token": token}
@@ -48,7 +50,9 @@ def gcp_notice() -> float | None:
     Source: "Preemptible VM instances" of Compute Engine's manual.
     """
     host = os.environ.get("GCE_METADATA_HOST", "metadata.google.internal")
-    preempted = _request(f"http://{host}/computeMetadata/v1/instance/preempted", {"Metadata-Flavor": "Google"})
+    preempted = _request(
+        f"http://{host}/computeMetadata/v1/instance/preempted", {"Metadata-Flavor": "Google"}
+    )
     return float(GOOGLE_SECONDS) if preempted.strip() == "TRUE" else None
 
 
@@ -69,7 +73,8 @@ def watch_preemption(cloud: str, every: float) -> None:
         except OSError as error:
             if not has_responded:
                 raise UserError(
-                    f"no metadata service of {cloud} can be reached ({error}); run this on a machine of {cloud}"
+                    f"no metadata service of {cloud} can be reached ({error}); "
+                    f"run this on a machine of {cloud}"
                 ) from None
             print(f"the metadata service does not respond: {error}", file=sys.stderr, flush=True)
             seconds = None
@@ -94,8 +99,17 @@ def _drain(seconds: float) -> None:
         "--reason-message",
         "the cloud takes this machine back",
     ]
-    address_and_node = ["--address", address, "--node-id", node, "--deadline-remaining-seconds", str(int(seconds))]
-    subprocess.run([sys.executable, "-m", "ray.scripts.scripts", "drain-node", *address_and_node, *reason], check=True)
+    address_and_node = [
+        "--address",
+        address,
+        "--node-id",
+        node,
+        "--deadline-remaining-seconds",
+        str(int(seconds)),
+    ]
+    subprocess.run(
+        [sys.executable, "-m", "ray.scripts.scripts", "drain-node", *address_and_node, *reason], check=True
+    )
     print(f"the cloud takes this machine back in {seconds:.0f} seconds; Ray drains node {node}", flush=True)
 
 
