@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from tests.helpers.paths import REPOSITORY
 from tests.helpers.recipe import tiny_config
 from tests.helpers.tiny import SAMPLING
-from tests.training.test_loop import Keeper
+from tests.helpers.training import Keeper
 from vader_ray.alignment import algorithms
 from vader_ray.alignment.base import Algorithm, trajectory_model
 from vader_ray.config import ExperimentConfig, override, validate

@@ -17,12 +17,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.alignment.test_reward_gradient import TERMS
 from tests.helpers.families import CASES, save, save_images
 from tests.helpers.linear import linear_model
+from tests.helpers.nonlinear_rewards import REWARD_TERMS
 from tests.helpers.recipe import tiny_config
 from tests.helpers.tiny import SAMPLING, adapter_gradient, load_tiny, randomise_adapter
-from tests.training.test_loop import Keeper, _bytes
+from tests.helpers.training import Keeper, file_contents
 from vader_ray import models
 from vader_ray.alignment import algorithms
 from vader_ray.alignment.algorithms.ddpo import DDPOAlgorithm, DDPOSettings, PromptStatTracker, clipped_loss
@@ -271,7 +271,7 @@ def test_dpo_gradient_equals_finite_differences_of_the_papers_loss(tiny_pipeline
     prompts = [PROMPTS[0]] * 2
     conditioning, terms, settings = (
         model.encode(prompts),
-        TERMS["frame"],
+        REWARD_TERMS["frame"],
         DiffusionDPOSettings(beta=3.0, num_draws=2),
     )
     rollout = Rollout(prompts, conditioning, SEEDS, [[range(FRAMES)] * 2], draw_seeds=[11, 12])
@@ -304,6 +304,7 @@ def _config(folder: Path, name: str, **changes: Any) -> Any:
     return tiny_config(folder, **settings | changes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_resumed_run_equals_the_straight_run_bit_for_bit(
     tiny_pipeline_folder: Path, tmp_path: Path, name: str
@@ -315,7 +316,9 @@ def test_resumed_run_equals_the_straight_run_bit_for_bit(
     for part in ("adapter", "best_adapter", "optimizer.pt"):
         first, second = tmp_path / "straight" / "4" / part, tmp_path / "resumed" / "4" / part
         assert (
-            first.read_bytes() == second.read_bytes() if first.is_file() else _bytes(first) == _bytes(second)
+            first.read_bytes() == second.read_bytes()
+            if first.is_file()
+            else file_contents(first) == file_contents(second)
         )
     names = (
         "train/reward_mean",

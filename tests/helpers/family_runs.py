@@ -13,7 +13,7 @@ from torch import Tensor
 from tests.helpers.families import Case
 from tests.helpers.tiny import randomise_adapter
 from vader_ray import models
-from vader_ray.config import AdapterConfig, ModelConfig, SamplingConfig
+from vader_ray.config import AdapterConfig, ModelConfig, Precision, SamplingConfig
 from vader_ray.models.core.conditioning import open_images
 from vader_ray.types import Frames
 
@@ -24,7 +24,7 @@ STOCHASTIC = "CogVideoXDPMScheduler"
 
 
 def load_case(
-    case: Case, folder: Path, scheduler: str | None = None, precision: str = "float32", **model: Any
+    case: Case, folder: Path, scheduler: str | None = None, precision: Precision = "float32", **model: Any
 ) -> Any:
     """The family's model with a random adapter."""
     settings = ModelConfig(
@@ -32,7 +32,7 @@ def load_case(
         weights=str(folder),
         precision=precision,
         decoder_precision=precision,
-        **model,  # type: ignore[arg-type]
+        **model,
     )
     sampling = SamplingConfig(**case.sampling, scheduler=scheduler)
     adapter = AdapterConfig(rank=2, alpha=4.0)

@@ -23,10 +23,14 @@ class _Denoiser(torch.nn.Module):
         return SimpleNamespace(sample=self.theta * sample)
 
 
+class _Autoencoder(torch.nn.Module):
+    def decode(self, latents: Tensor) -> Tensor:
+        return latents
+
+
 class _Pipeline:
     def __init__(self, theta: float, eta: float) -> None:
-        self.transformer, self.vae, self.device = _Denoiser(theta), torch.nn.Identity(), torch.device("cpu")
-        self.vae.decode = lambda latents: latents
+        self.transformer, self.vae, self.device = _Denoiser(theta), _Autoencoder(), torch.device("cpu")
         self.scheduler, self.components = (
             DDIMScheduler(clip_sample=False, set_alpha_to_one=True),
             dict[str, Any](),

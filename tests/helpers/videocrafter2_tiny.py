@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tests.helpers.paths import TESTS
 from vader_ray import models
-from vader_ray.config import AdapterConfig, ModelConfig, SamplingConfig
+from vader_ray.config import AdapterConfig, ModelConfig, Precision, SamplingConfig
 from vader_ray.models.videocrafter2.scheduler import DynamicRescaleDDIMScheduler
 
 SAMPLING: dict[str, Any] = {
@@ -66,13 +66,13 @@ def write_checkpoint(folder: Path, weights: dict[str, Tensor]) -> Path:
 
 
 def load_tiny(
-    weights: Path, *, precision: str = "float32", chunk_size: int = 1, seed: int = 0, **sampling: Any
+    weights: Path, *, precision: Precision = "float32", chunk_size: int = 1, seed: int = 0, **sampling: Any
 ) -> Any:
     """The tiny pipeline with an adapter of rank 2."""
     return models.build(
         ModelConfig(
             family="videocrafter2", weights=str(weights), precision=precision, decoder_precision=precision
-        ),  # type: ignore[arg-type]
+        ),
         SamplingConfig(**(SAMPLING | sampling)),
         AdapterConfig(rank=2, alpha=4.0),
         seed=seed,

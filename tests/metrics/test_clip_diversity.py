@@ -16,8 +16,8 @@ from scipy.spatial import distance  # type: ignore[import-untyped]
 from torch import Tensor
 
 from tests.helpers.recipe import tiny_config
+from tests.helpers.reward_inputs import as_pil, pictures, random_images
 from tests.helpers.tiny_clips import save_clip
-from tests.rewards.test_rewards import as_pil, pictures, random_images
 from vader_ray import metrics
 from vader_ray.alignment.decoding import decode_all
 from vader_ray.config import ExperimentConfig, MetricConfig

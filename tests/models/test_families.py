@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 import vader_ray
-from tests.alignment.test_reward_gradient import ClipReward
 from tests.helpers.families import CASES, Case, save, save_images
 from tests.helpers.family_runs import (
     PROMPTS,
@@ -27,11 +26,13 @@ from tests.helpers.family_runs import (
     parts_of,
     plain_pipe,
 )
+from tests.helpers.nonlinear_rewards import ClipReward
 from tests.helpers.recipe import tiny_config
 from tests.helpers.tiny import randomise_adapter
 from vader_ray import models
 from vader_ray.alignment.algorithms.vader import accumulate_gradient
-from vader_ray.alignment.reward_gradient import RewardTerm, decode
+from vader_ray.alignment.decoding import decode
+from vader_ray.alignment.reward_gradient import RewardTerm
 from vader_ray.alignment.rollout import Batching, Rollout
 from vader_ray.config import AdapterConfig
 from vader_ray.training.events import StepEvent

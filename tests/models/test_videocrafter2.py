@@ -10,9 +10,10 @@ from typing import Any
 import open_clip
 import pytest
 import torch
+from peft import get_peft_model_state_dict
 from torch import Tensor
 
-from tests.alignment.test_reward_gradient import TERMS
+from tests.helpers.nonlinear_rewards import REWARD_TERMS, objective_of
 from tests.helpers.paths import TESTS
 from tests.helpers.recipe import tiny_config
 from tests.helpers.tiny import adapter_gradient, randomise_adapter
@@ -30,7 +31,6 @@ from vader_ray.alignment.algorithms.vader import accumulate_gradient
 from vader_ray.alignment.reward_gradient import RewardTerm
 from vader_ray.alignment.rollout import Batching, Rollout
 from vader_ray.config import AdapterConfig, ModelConfig
-from vader_ray.models.adapters import lora
 from vader_ray.models.videocrafter2 import checkpoint as checkpoint_format
 from vader_ray.models.videocrafter2.checkpoint import SCHEDULE, Networks
 from vader_ray.models.videocrafter2.scheduler import DynamicRescaleDDIMScheduler
@@ -173,7 +173,9 @@ def _assert_authors(name: str, values: Tensor) -> None:
 class _Reseeding(DynamicRescaleDDIMScheduler):
     """Draws each video's step noise as `vader_ray.models.core.loop_hooks` does."""
 
-    def step(self, model_output: Tensor, timestep: Tensor, sample: Tensor, **kwargs: Any) -> Any:
+    def step(  # type: ignore[override]
+        self, model_output: Tensor, timestep: Tensor, sample: Tensor, **kwargs: Any
+    ) -> Any:
         index = self.timesteps.tolist().index(int(timestep))
         generators = [torch.Generator().manual_seed(seed + 7919 * (index + 1)) for seed in SEEDS]
         return super().step(model_output, timestep, sample, **(kwargs | {"generator": generators}))
@@ -273,13 +275,13 @@ def _monolithic(model: Any, terms: list[RewardTerm], graded: Sequence[int]) -> T
         latents = scheduler.step(noise, timestep, latents, eta=1.0, generator=generators).prev_sample
     images = vae.decode(latents.transpose(1, 2).flatten(0, 1) / 0.18215).sample
     frames = (images / 2 + 0.5).clamp(0, 1).unflatten(0, (len(PROMPTS), FRAMES))
-    objective = sum(term.value(term.reward(frames, PROMPTS)) for term in terms)
-    return adapter_gradient(model, -0.5 * objective.sum())  # type: ignore[union-attr]
+    objective = objective_of(terms, frames, PROMPTS)
+    return adapter_gradient(model, -0.5 * objective.sum())
 
 
 @pytest.mark.parametrize("graded", [(3,), (2, 3), (0, 1, 2, 3)], ids=["K=1", "K=2", "K=N"])
 def test_staged_gradient_equals_one_monolithic_graph(checkpoint: Path, graded: tuple[int, ...]) -> None:
-    model, terms = load_tiny(checkpoint, precision="float64", chunk_size=2), TERMS["mix"]
+    model, terms = load_tiny(checkpoint, precision="float64", chunk_size=2), REWARD_TERMS["mix"]
     randomise_adapter(model)
     seen = [[range(FRAMES)] * len(PROMPTS) for _ in terms]
     rollout = Rollout(PROMPTS, model.encode(PROMPTS), SEEDS, seen)
@@ -330,7 +332,7 @@ PREFIX = "base_model.model.model.diffusion_model."
 
 def _published_adapter(model: Any, seed: int = 7) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    shapes = {name: weight.shape for name, weight in lora.get_peft_model_state_dict(model.denoiser).items()}
+    shapes = {name: weight.shape for name, weight in get_peft_model_state_dict(model.denoiser).items()}
     return {PREFIX + name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
 
 
@@ -353,7 +355,7 @@ def test_a_bare_state_dict_of_the_authors_loads_with_its_rank_and_the_recipes_al
     model.save_adapter(tmp_path / "ours")
     again = load_tiny(checkpoint, seed=1)
     again.load_adapter(tmp_path / "ours")
-    loaded = lora.get_peft_model_state_dict(again.denoiser)
+    loaded = get_peft_model_state_dict(again.denoiser)
     assert all(torch.equal(loaded[name.removeprefix(PREFIX)], value) for name, value in adapter.items())
     assert len(loaded) == len(adapter) == 2 * 3 * sum(name.endswith("to_q.weight") for name in layout("tiny"))
 

@@ -18,8 +18,9 @@ from torch.nn import functional
 from torchvision.transforms import functional as vision
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from tests.helpers.reward_inputs import PROMPTS, pictures, random_images, refused
 from tests.helpers.tiny_clips import LABELS, save_action, save_vjepa
-from tests.rewards.test_rewards import PROMPTS, build, pictures, random_images, refused
+from tests.helpers.tiny_rewards import build_reward as build
 from vader_ray.rewards import action, check_contract, vjepa
 from vader_ray.weights import load_strictly, read_state_dict
 
@@ -71,7 +72,7 @@ def stock_loss(folder: Path, frames: Tensor, masks: list[list[Any]], *, whole: b
                     context = blind(network, hidden)(video[None]).last_hidden_state
                     predicted = network.predictor(context, [visible[None]], [hidden[None]]).last_hidden_state
             losses.append(functional.l1_loss(predicted, target[:, hidden]))
-        values.append(sum(losses) / len(losses))
+        values.append(torch.stack(losses).sum() / len(losses))
     return -torch.stack(values)
 
 

@@ -18,8 +18,8 @@ from torch.nn import functional
 from torchvision.transforms import functional as vision
 from transformers.models.yolos.image_processing_pil_yolos import get_size_with_aspect_ratio_yolos
 
+from tests.helpers.reward_inputs import as_pil, pictures, random_images
 from tests.helpers.tiny_rewards import LABELS, build_reward, make_clip, make_detector
-from tests.rewards.test_rewards import as_pil, pictures, random_images
 from vader_ray import rewards
 from vader_ray.config import RewardConfig
 from vader_ray.rewards import object_detection
@@ -212,10 +212,10 @@ def test_each_crop_is_its_librarys(height: int, width: int) -> None:
     expected = torch.from_numpy(
         processor.center_crop(resized[0].numpy(), transformers.image_utils.SizeDict(height=32, width=32))
     )
-    for rounding, wanted in (("transformers", expected), ("torchvision", vision.center_crop(resized, 32)[0])):
-        torch.testing.assert_close(
-            preprocess.crop(images, 32, "bicubic", rounding)[0], wanted, atol=1e-12, rtol=0
-        )
+    found = preprocess.crop(images, 32, "bicubic", "transformers")[0]
+    torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
+    found = preprocess.crop(images, 32, "bicubic", "torchvision")[0]
+    torch.testing.assert_close(found, vision.center_crop(resized, 32)[0], atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize("edges", [(800, 1333), (48, 80), (512, 864), (32, 64)])
@@ -459,7 +459,7 @@ def refused(name: str, message: str, **options: Any) -> None:
 
 def test_every_reward_names_its_weights_and_their_licence() -> None:
     for name in rewards.names():
-        found = rewards.resolve(name)
+        found: Any = rewards.resolve(name)
         assert isinstance(found.default_weights, str)
         assert bool(found.default_weights) == bool(found.licence), name
         assert all("/" in repository for repository in found.default_weights.split(",") if repository), name

@@ -18,8 +18,8 @@ import transformers
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tests.helpers.reward_inputs import pictures
 from tests.helpers.tiny_rewards import make_clip
-from tests.rewards.test_rewards import pictures
 from vader_ray import rewards
 from vader_ray.config import RewardConfig
 from vader_ray.rewards.aesthetic import OTHER_TOWER

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub.constants
-import numpy as np
 import open_clip
 import pytest
 import torch
@@ -24,6 +23,7 @@ from torch.nn import functional
 from torchvision.transforms import functional as vision
 
 from tests.helpers import tiny_rewards
+from tests.helpers.reward_inputs import PROMPTS, as_pil, pictures, random_images, refused
 from tests.helpers.tiny_rewards import build_reward as build
 from tests.helpers.tiny_rewards import liven
 from vader_ray import rewards
@@ -32,9 +32,9 @@ from vader_ray.paths import PACKAGE
 from vader_ray.rewards import aesthetic, hps
 from vader_ray.rewards.base import FrameReward, frozen
 from vader_ray.rewards.core import preprocess
+from vader_ray.types import Granularity
 from vader_ray.weights import load_strictly, read_state_dict
 
-PROMPTS = ["a dog is running", "a cat eats an apple"]
 TINY_CLIP = {
     "embed_dim": 24,
     "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "head_width": 8, "patch_size": 8},
@@ -94,33 +94,10 @@ def aesthetic_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     head = aesthetic.Head(HEAD_SIZES)
     for layer in head.layers:
+        assert isinstance(layer, nn.Linear)
         nn.init.normal_(layer.weight, std=1.5 / math.sqrt(layer.in_features))
     torch.save(head.state_dict(), folder / "sac+logos+ava1-tiny-linearMSE.pth")
     return folder
-
-
-def pictures(height: int, width: int, *, seed: int = 0, batch: int = 2, num_frames: int = 3) -> Tensor:
-    """8-bit frames with soft and sharp structure: blurred noise, a bright box, a dark one."""
-    generator = torch.Generator().manual_seed(seed)
-    noise = torch.rand(batch * num_frames, 3, 5, 7, generator=generator)
-    images = functional.interpolate(noise, (height, width), mode="bilinear")
-    images += 0.1 * torch.rand(images.shape, generator=generator)
-    for image in images:
-        top, left = (int(torch.randint(0, side // 2, (1,), generator=generator)) for side in (height, width))
-        image[:, top : top + height // 3, left : left + width // 4] = torch.rand(3, 1, 1, generator=generator)
-        image[:, -top - height // 5 - 1 : -top - 1, -left - width // 6 - 1 : -left - 1] = 0.0
-    return ((images.clamp(0, 1) * 255).round() / 255).unflatten(0, (batch, num_frames))
-
-
-def as_pil(frames: Tensor) -> list[Image.Image]:
-    arrays = (frames.flatten(0, 1).permute(0, 2, 3, 1) * 255).round().numpy().astype(np.uint8)
-    return [Image.fromarray(array) for array in arrays]
-
-
-def random_images(
-    *shape: int, low: float = 0.0, high: float = 1.0, dtype: torch.dtype = torch.float32
-) -> Tensor:
-    return low + (high - low) * torch.rand(shape, dtype=dtype, generator=torch.Generator().manual_seed(0))
 
 
 # ---- scores: the library's own preprocessing on 8-bit images, then the formula
@@ -493,7 +470,7 @@ def test_full_size_hps_checkpoint_fits() -> None:
 
 def test_full_size_aesthetic_checkpoint_fits(tmp_path: Path) -> None:
     sizes = (768, 1024, 128, 64, 16, 1)
-    state = {}
+    state = dict[str, Tensor]()
     for index, wide, narrow in zip((0, 2, 4, 6, 7), sizes, sizes[1:], strict=False):
         state |= {
             f"layers.{index}.weight": torch.zeros(narrow, wide),
@@ -618,12 +595,6 @@ def test_check_makes_paths_absolute(hps_folder: Path) -> None:
 # ---- weights that cannot be used
 
 
-def refused(name: str, message: str, **options: Any) -> None:
-    with pytest.raises(ValueError, match=message) as caught:
-        build(name, **options)
-    assert "\n" not in str(caught.value)
-
-
 def test_unusable_weights_are_explained(hps_folder: Path, aesthetic_folder: Path, tmp_path: Path) -> None:
     architecture = str(hps_folder)
     whole = (hps_folder / "HPS_tiny.pt").read_bytes()
@@ -701,7 +672,7 @@ def test_an_unreachable_hub_is_explained(tmp_path: Path, monkeypatch: pytest.Mon
 class Mean:
     """Mean of all values, the base of the wrong ones below."""
 
-    granularity = "frame"
+    granularity: Granularity = "frame"
     unit = "value"
 
     def __call__(self, frames: Tensor, prompts: Sequence[str]) -> Any:

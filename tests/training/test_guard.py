@@ -12,7 +12,7 @@ import pytest
 from scipy import stats
 
 from tests.helpers.recipe import tiny_config, tiny_document
-from tests.training.test_loop import Keeper
+from tests.helpers.training import Keeper
 from vader_ray.config import validate
 from vader_ray.errors import UserError
 from vader_ray.training.checkpoint import State
@@ -152,6 +152,7 @@ def test_a_guard_that_cannot_work_is_refused(
         check_guard(guarded(tiny_pipeline_folder, **watched))
 
 
+@pytest.mark.slow
 def test_an_adapter_beyond_the_bound_never_becomes_the_best(
     tiny_pipeline_folder: Path, tmp_path: Path
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,11 @@ def test_recomputed_blocks_have_the_same_gradient_in_less_memory(wan: Path, reco
 def test_recomputed_blocks_of_unets(tiny_pipeline_folder: Path, tmp_path: Path, kind: Any) -> None:
     """UNets have no checkpointing of the library's, or one of their residual blocks alone."""
     checkpoint = videocrafter2.write_checkpoint(tmp_path, videocrafter2.random_weights())
-    for load in (lambda: load_tiny(tiny_pipeline_folder), lambda: videocrafter2.load_tiny(checkpoint)):
+    loaders: tuple[Callable[[], Any], ...] = (
+        lambda: load_tiny(tiny_pipeline_folder),
+        lambda: videocrafter2.load_tiny(checkpoint),
+    )
+    for load in loaders:
         found = []
         for applied in ("none", kind):
             model = load()
@@ -92,7 +97,9 @@ def test_every_attention_of_every_family_lies_in_one_block(tmp_path: Path, name:
 class _Attentions(TorchDispatchMode):
     """How often attention was really computed."""
 
-    count = 0
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.count = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.count += func is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
@@ -125,6 +132,7 @@ def test_replay_of_the_earlier_steps_saves_the_last_ones_forward(wan: Path) -> N
     assert [total - calls[2] for total in calls] == [4, 2, 0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["none", "block"])
 def test_compiled_blocks_agree(wan: Path, kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """aot_eager traces and differentiates blocks as inductor does, and runs the library's own kernels:
