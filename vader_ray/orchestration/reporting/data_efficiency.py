@@ -17,7 +17,6 @@ from vader_ray.orchestration.reporting.report_figures import (
     series,
 )
 
-
 COSTS = {"reward queries": QUERIES, "denoiser calls": CALLS, "seconds": SECONDS}
 """Metric of each cost."""
 
