@@ -1,4 +1,4 @@
-"""Figures of a report: reward curves, metrics, trade-offs and effects of settings, of runs grouped by seed."""
+"""Figures of a report: reward curves, metrics, trade-offs and effects of settings, for groups of runs."""
 
 from __future__ import annotations
 
