@@ -1,4 +1,4 @@
-"""The pages of the documentation: their commands, recipes, code and paths are valid, and the site builds without a warning."""
+"""The documentation: commands, recipes, code and paths are valid, and the site builds without a warning."""
 
 from __future__ import annotations
 
