@@ -34,7 +34,7 @@ gate: $(VENV)/installed-dev
 	$(VENV)/bin/hadolint Dockerfile
 
 docs: $(VENV)/installed-dev
-	$(VENV)/bin/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
 	@echo site/index.html
 
 clean:

@@ -27,7 +27,7 @@ _VERSIONS = {
 
 
 def is_cluster_file(path: Path) -> bool:
-    """Return whether a file is a batch script, or YAML of Ray's cluster launcher or KubeRay, and not a recipe."""
+    """Return whether a file is a batch script, or YAML of Ray's cluster launcher or KubeRay."""
     if not path.is_file():
         return False
     return path.suffix == ".sbatch" or any(
@@ -72,7 +72,10 @@ def _is_kuberay(document: Any) -> bool:
 
 
 def _placeholders(text: str) -> Iterator[str]:
-    """Yield the placeholders outside comments; Slurm directives have the form of comments and are included."""
+    """Yield the placeholders outside comments.
+
+    Slurm directives have the form of comments and are included.
+    """
     lines: dict[str, list[int]] = {}
     for number, line in enumerate(text.splitlines(), start=1):
         code = line if line.startswith("#SBATCH") else re.sub(r"(^|\s)#.*", "", line)
@@ -86,7 +89,10 @@ def _versions(text: str) -> Iterator[str]:
     for package, (pattern, installed) in _VERSIONS.items():
         named = {next(filter(None, groups.groups())) for groups in pattern.finditer(text)}
         for other in sorted(named - {installed}):
-            yield f"{package} {other} is named, {installed} is installed here; all machines need the same version"
+            yield (
+                f"{package} {other} is named, {installed} is installed here; "
+                "all machines need the same version"
+            )
 
 
 def _schema_errors(document: Any) -> Iterator[str]:

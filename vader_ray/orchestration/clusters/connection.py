@@ -33,8 +33,8 @@ _ENVIRONMENT = {
 }
 
 _FORWARDED = ("AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION", "HF_HUB_OFFLINE")
-"""Variables on storage and weights that processes on other machines get from the driver. No secrets: Ray's dashboard shows
-them."""
+"""Variables on storage and weights that processes on other machines get from the driver. No secrets, because
+Ray's dashboard shows them."""
 _POLL_SECONDS = 2.0
 
 
@@ -42,7 +42,7 @@ _POLL_SECONDS = 2.0
 def connected(
     config: ExperimentConfig, *, num_runs: int = 1, needs_state_api: bool = False
 ) -> Iterator[None]:
-    """Connect to the cluster of ``RAY_ADDRESS`` or of the surrounding Ray job, else start a private one on this machine.
+    """Connect to the cluster of ``RAY_ADDRESS`` or of the surrounding Ray job, else start a private one.
 
     Args:
         config: recipe whose workers need the resources.
@@ -81,7 +81,10 @@ def _forwarded() -> dict[str, str]:
 
 
 def runtime_env(environment: dict[str, str]) -> dict[str, Any]:
-    """Return the runtime environment, without settings of the surrounding Ray job: Ray refuses a setting that is given twice."""
+    """Return the runtime environment, without settings that the surrounding Ray job has made.
+
+    Ray refuses a setting that is given twice.
+    """
     job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("runtime_env", {})
     already = job.get("env_vars", {})
     settings: dict[str, Any] = {
@@ -93,7 +96,7 @@ def runtime_env(environment: dict[str, str]) -> dict[str, Any]:
 
 
 def _wait_for_nodes(config: ExperimentConfig, num_runs: int) -> None:
-    """Request the resources of the runs from the autoscaler and wait for them, at most ``runtime.wait_minutes``."""
+    """Request the runs' resources from the autoscaler; wait at most ``runtime.wait_minutes`` for them."""
     kind = "GPU" if uses_gpu(config.runtime) else "CPU"
     needed = _needed(config, kind, num_runs=num_runs)
     until = time.monotonic() + 60 * config.runtime.wait_minutes
@@ -140,14 +143,14 @@ def _free_gpu_bytes() -> int:
 
 
 def max_concurrent_runs(config: ExperimentConfig) -> int:
-    """Return the number of runs that fit on the cluster at the same time, if they share the actors of rewards."""
+    """Return the number of runs that fit on the cluster together, if they share the rewards' actors."""
     kind = "GPU" if uses_gpu(config.runtime) else "CPU"
     free = ray.cluster_resources().get(kind, 0) - _needed(config, kind, num_runs=0)[kind]
     return int(free // config.runtime.num_workers)
 
 
 def _needed(config: ExperimentConfig, kind: str | None = None, *, num_runs: int = 1) -> dict[str, int]:
-    """Return the CPUs and GPUs of the runs' workers (one ``kind`` each, by default CPU) and of the rewards' actors."""
+    """Return the CPUs and GPUs of the runs' workers (one ``kind`` each) and of the rewards' actors."""
     needed = {"CPU": 0.0, "GPU": 0.0}
     needed[kind or "CPU"] += num_runs * config.runtime.num_workers
     for spec in (*config.rewards, *config.eval_rewards):
@@ -163,6 +166,7 @@ def _check_resources(config: ExperimentConfig) -> None:
     for name, amount in _needed(smallest, "GPU" if uses_gpu(config.runtime) else "CPU").items():
         if available.get(name, 0) < amount:
             raise UserError(
-                f"runtime.num_workers={least} and the rewards with a placement need {amount} {name}s, the Ray "
-                f"cluster has {available.get(name, 0):g}; lower --workers or placement.num_{name.lower()}s, or add nodes"
+                f"runtime.num_workers={least} and the rewards with a placement need {amount} {name}s, the "
+                f"Ray cluster has {available.get(name, 0):g}; lower --workers or "
+                f"placement.num_{name.lower()}s, or add nodes"
             )

@@ -1,4 +1,4 @@
-"""Errors in KubeRay resources, found without a Kubernetes server: by a JSON Schema, and by rules that it cannot express."""
+"""Errors in KubeRay resources, found without a Kubernetes server by a JSON Schema and three further rules."""
 
 from __future__ import annotations
 

@@ -73,7 +73,8 @@ def watch_preemption(cloud: str, every: float) -> None:
         except OSError as error:
             if not has_responded:
                 raise UserError(
-                    f"no metadata service of {cloud} can be reached ({error}); run this on a machine of {cloud}"
+                    f"no metadata service of {cloud} can be reached ({error}); "
+                    f"run this on a machine of {cloud}"
                 ) from None
             print(f"the metadata service does not respond: {error}", file=sys.stderr, flush=True)
             seconds = None

@@ -1,4 +1,4 @@
-"""A Ray cluster of one driver on one machine, which no other user of the machine or of the network can use."""
+"""A Ray cluster of one driver on one machine, which other users of machine and network cannot use."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ _LOOPBACK = "127.0.0.1"
 def start(*, include_dashboard: bool, **settings: Any) -> Iterator[None]:
     """Start a cluster for the duration of the block.
 
-    Its processes require a random token, which only the environment of the driver and of its child processes holds, listen on
-    the loopback interface (Ray's; torch's store of a process group with several workers listens on all), and keep their files
-    in a folder that only this user can enter. Afterwards the driver's environment is as it was.
+    Its processes require a random token, which only the environment of the driver and of its child processes
+    holds, listen on the loopback interface (Ray's; torch's store of a process group with several workers
+    listens on all), and keep their files in a folder that only this user can enter. Afterwards the driver's
+    environment is as it was.
 
     Args:
         include_dashboard: start Ray's dashboard too, with its State API; it requires the token as well.
@@ -54,7 +55,7 @@ def start(*, include_dashboard: bool, **settings: Any) -> Iterator[None]:
 
 @contextmanager
 def _set_environment(variables: dict[str, str]) -> Iterator[None]:
-    """Set variables of this process for the duration of the block, and make Ray's core read its token again."""
+    """Set environment variables for the duration of the block, and make Ray's core read its token again."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     _reload_authentication()
@@ -79,8 +80,9 @@ def _reload_authentication() -> None:
 def _node_address_is_loopback() -> Iterator[None]:
     """Make Ray use the loopback address for its node, as it does by default on macOS and Windows only.
 
-    ``_node_ip_address`` has no effect: `ray.init` replaces a loopback address in it by that of a network. The child processes
-    get the same setting from the environment, which Ray reads at its import; the driver has imported it long before.
+    ``_node_ip_address`` has no effect: `ray.init` replaces a loopback address in it by that of a network. The
+    child processes get the same setting from the environment, which Ray reads at its import; the driver has
+    imported it long before.
     """
     before = ray_constants.ENABLE_RAY_CLUSTER
     ray_constants.ENABLE_RAY_CLUSTER = False
@@ -96,7 +98,10 @@ def _loopback_interface() -> str:
 
 
 def _own_folder() -> Path:
-    """Return the folder of logs and sockets of this user's clusters; short, because a socket's path has at most 107 bytes."""
+    """Return the folder of logs and sockets of this user's clusters.
+
+    Its path is short, because the path of a socket has at most 107 bytes.
+    """
     folder = Path(get_default_system_temp_dir()) / f"ray_{os.getuid()}"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if folder.is_symlink() or folder.stat().st_uid != os.getuid():

@@ -1,4 +1,4 @@
-"""Comparison of methods at the end of a sweep: gain and cost of each setting, figures of each method's best setting."""
+"""Comparison of methods at the end of a sweep: gain and cost of each setting, figures of the best ones."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ from vader_ray.orchestration.reporting.report_figures import (
     gain_error,
     series,
 )
+
+COSTS = {"reward queries": QUERIES, "denoiser calls": CALLS, "seconds": SECONDS}
+"""Metric of each cost."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class Curve:
 
 
 def show_curves(runs: Sequence[PastRun], folder: Path) -> list[Path]:
-    """Print the gain of every setting and compare VADER's cost with the best other method's; return the files of the figures.
+    """Print each setting's gain and VADER's cost against the best other method; return the figures' files.
 
     Args:
         runs: trials of a sweep over ``reward``, ``method``, ``setting`` and ``seed``.
@@ -87,7 +90,10 @@ def _ending(curve: Curve) -> str:
 
 
 def best_curves(found: Sequence[Curve]) -> list[Curve]:
-    """Return, per reward and method, the setting with the highest final mean; settings with fewer seeds are skipped."""
+    """Return, per reward and method, the setting with the highest final mean.
+
+    Settings with fewer seeds are skipped.
+    """
     most = max((len(curve.runs) for curve in found), default=0)
     best = dict[tuple[str, str], Curve]()
     for curve in found:
@@ -98,7 +104,7 @@ def best_curves(found: Sequence[Curve]) -> list[Curve]:
 
 
 def efficiency(best: Sequence[Curve], method: str) -> list[str]:
-    """Return a line per reward: the cost at which a method reaches the final value of the best other method."""
+    """Return a line per reward: the cost at which a method reaches the best other method's final value."""
     lines = []
     for mine in best:
         others = [curve for curve in best if curve.reward == mine.reward and curve.method != method]
@@ -112,7 +118,7 @@ def efficiency(best: Sequence[Curve], method: str) -> list[str]:
             lines.append(f"{mine.reward}: {method} does not reach {target}")
             continue
         parts = {name: _part(mine.against(cost)[0][reached], rival.against(cost)[0][-1])
-                 for name, cost in (("reward queries", QUERIES), ("denoiser calls", CALLS), ("seconds", SECONDS))}  # fmt: skip
+                 for name, cost in COSTS.items()}  # fmt: skip
         shares = ", ".join(f"{part} of the {name}" for name, part in parts.items())
         lines.append(f"{mine.reward}: {method} reaches {target} after {queries[reached]:.0f}: {shares}")
     return lines

@@ -1,6 +1,7 @@
 """Figures of the reports: numbers to matplotlib figures, written as SVG and PNG and embedded in HTML pages.
 
-Series have Okabe and Ito's colours, which colour-blind readers can distinguish, and different markers and dashes.
+Series have Okabe and Ito's colours, which colour-blind readers can distinguish, and different markers and
+dashes.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ LEGEND_LETTERS = 34
 DOTS_PER_INCH = 160
 
 _STYLE = {
-    "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": INK, "axes.labelcolor": INK,
-    "xtick.color": INK, "ytick.color": INK, "text.color": INK, "grid.color": LINE, "axes.grid": True, "axes.axisbelow": True,
+    "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": INK,
+    "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK, "text.color": INK, "grid.color": LINE,
+    "axes.grid": True, "axes.axisbelow": True,
     "axes.titlesize": 11, "axes.titleweight": "bold", "axes.titlelocation": "left", "legend.frameon": False,
     "svg.fonttype": "none", "axes.formatter.useoffset": False,
 }  # fmt: skip
@@ -126,8 +128,8 @@ def effect(points: Sequence[tuple[object, float]], *, title: str, x_label: str, 
 def write(figure: Figure, path: Path) -> str:
     """Write ``PATH.svg`` and ``PATH.png``; return the SVG for a page, with the page's colours.
 
-    The page defines the CSS variables ``--ink``, ``--line`` and ``--series-0`` to ``--series-5``. Equal figures give equal
-    bytes.
+    The page defines the CSS variables ``--ink``, ``--line`` and ``--series-0`` to ``--series-5``. Equal
+    figures give equal bytes.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     text = io.StringIO()
@@ -143,7 +145,7 @@ def write(figure: Figure, path: Path) -> str:
 
 
 def _inline(svg: str, name: str) -> str:
-    """Return the SVG element without size, in the page's colours, with ids that no other figure of the page has."""
+    """Return the SVG element without size, in the page's colours, with ids that are unique in the page."""
     element = svg[svg.index("<svg") :]
     element = re.sub(r' (width|height)="[\d.]+pt"', "", element, count=2)
     for index, colour in enumerate(COLOURS):

@@ -1,4 +1,4 @@
-"""HTML report about an experiment, a sweep or runs, from MLflow's data: one self-contained page for screen and print."""
+"""HTML report about experiments, sweeps and runs in MLflow: one self-contained page for screen and print."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Clip:
 
 
 def write_report(targets: Sequence[str], output: Path, uri: str | None = None) -> Path:
-    """Write the page, and its figures as SVG and PNG to ``OUTPUT_figures/`` next to it; return the page's path.
+    """Write the page and return its path; its figures go to ``OUTPUT_figures/`` next to it, as SVG and PNG.
 
     Args:
         targets: names of experiments, sweeps and runs; ids or folders of runs.
@@ -69,7 +69,8 @@ def write_report(targets: Sequence[str], output: Path, uri: str | None = None) -
         uri: server or database, as the setting ``tracking.uri``.
 
     Raises:
-        UserError: MLflow cannot be used or lacks the targets, no run has an evaluation, or the page cannot be written.
+        UserError: MLflow cannot be used or lacks the targets, no run has an evaluation, or the page cannot be
+            written.
     """
     address = tracking_uri(uri)
     runs = find_runs(address, targets)
@@ -97,15 +98,20 @@ def _render(targets: Sequence[str], runs: list[PastRun], uri: str, output: Path)
     clips, left_out = _clips(evaluated)
     bands = describe_bands(groups)
     sections = [
-        ("rewards", "Trained rewards", f"Means over held-out prompts, which were not trained on. {bands}", draw_rewards(groups, trained, folder)),
-        ("heldout", "Held-out rewards", f"Measured but not trained: a fall shows reward hacking. {bands}", draw_rewards(groups, heldout, folder)),
-        ("metrics", "Metrics", "Measured in every evaluation and never trained.", draw_metrics(groups, folder)),
-        ("trade-offs", "Trade-offs", "No other run exceeds a run on the Pareto front in all rewards.", draw_trade_offs(groups, folder)),
-        ("effects", "Effect of each setting", "One dot per run; the line connects the means.", draw_effects(groups, folder)),
+        ("rewards", "Trained rewards", f"Means over held-out prompts, which were not trained on. {bands}",
+         draw_rewards(groups, trained, folder)),
+        ("heldout", "Held-out rewards", f"Measured but not trained: a fall shows reward hacking. {bands}",
+         draw_rewards(groups, heldout, folder)),
+        ("metrics", "Metrics", "Measured in every evaluation and never trained.",
+         draw_metrics(groups, folder)),
+        ("trade-offs", "Trade-offs", "No other run exceeds a run on the Pareto front in all rewards.",
+         draw_trade_offs(groups, folder)),
+        ("effects", "Effect of each setting", "One dot per run; the line connects the means.",
+         draw_effects(groups, folder)),
     ]  # fmt: skip
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True,
+        lstrip_blocks=True, undefined=jinja2.StrictUndefined,
     )  # fmt: skip
     return environment.get_template("report.html.j2").render(
         title=_title(targets, runs),
@@ -181,8 +187,9 @@ def _recipes(runs: Sequence[PastRun]) -> list[dict[str, Any]]:
             for field, value in first.settings.items()
             if field not in varied and value not in ("None", "{}")
         ]
-        recipes.append({"name": name or "without a recipe", "description": first.tags.get("mlflow.note.content", ""),
-                        "setup": _setup(first, varied), "count": len(members), "settings": common})  # fmt: skip
+        description = first.tags.get("mlflow.note.content", "")
+        recipes.append({"name": name or "without a recipe", "description": description, "settings": common,
+                        "setup": _setup(first, varied), "count": len(members)})  # fmt: skip
     return recipes
 
 
@@ -195,9 +202,10 @@ def _setup(run: PastRun, varied: set[str]) -> str:
     heldout = f" (held out: {', '.join(run.heldout)})" if run.heldout else ""
     return (
         f"Trained on {', '.join(run.rewards)}{heldout}: {value('model.family')} {value('model.weights')}, "
-        f"{value('num_steps')} steps of {value('videos_per_step')} videos, learning rate {value('optimizer.learning_rate')}, "
-        f"rank {value('adapter.rank')}; {value('sampling.truncation')} {value('sampling.truncation_depth')} of "
-        f"{value('sampling.num_inference_steps')} denoising steps carry gradient."
+        f"{value('num_steps')} steps of {value('videos_per_step')} videos, learning rate "
+        f"{value('optimizer.learning_rate')}, rank {value('adapter.rank')}; {value('sampling.truncation')} "
+        f"{value('sampling.truncation_depth')} of {value('sampling.num_inference_steps')} denoising steps "
+        f"carry gradient."
     )
 
 
@@ -205,8 +213,8 @@ def _table(runs: Sequence[PastRun], trained: Sequence[str], heldout: Sequence[st
     """Return headings and rows of the table; the first cell of a row is the run's name."""
     fields = differing(runs)[:MAX_COLUMNS]
     rewards = [*trained, *(f"{name} (held out)" for name in heldout)]
-    headings = ["run", "status", *map(short, fields), *rewards, "steps", "reward queries", "denoiser calls", "training",
-                "GPU hours", "best adapter", "guard", "MLflow run id"]  # fmt: skip
+    headings = ["run", "status", *map(short, fields), *rewards, "steps", "reward queries", "denoiser calls",
+                "training", "GPU hours", "best adapter", "guard", "MLflow run id"]  # fmt: skip
     rows = []
     for run in runs:
         rows.append([
@@ -271,7 +279,10 @@ def _duration(seconds: float | None) -> str:
 
 
 def _clips(runs: Sequence[PastRun]) -> tuple[list[tuple[str, list[Clip]]], int]:
-    """Return, per prompt, the base model's video and each run's best and last ones; and the number of runs left out."""
+    """Return, per prompt, the videos of the base model and of each run; and the number of runs left out.
+
+    A run has a video of its best adapter and of its last step.
+    """
     rows: dict[str, list[Clip]] = {}
     shown, bases, spent, left_out = 0, set[tuple[str, ...]](), 0, 0
     for run in runs:
@@ -357,5 +368,6 @@ def _commands(
 
 
 def _repeat(run: PastRun, uri: str) -> Iterator[str]:
-    yield f"MLFLOW_TRACKING_URI={shlex.quote(uri)} mlflow artifacts download -r {run.run_id} -a recipe.yaml -d ."
+    yield f"export MLFLOW_TRACKING_URI={shlex.quote(uri)}"
+    yield f"mlflow artifacts download -r {run.run_id} -a recipe.yaml -d ."
     yield f"vader-ray train recipe.yaml --workers {run.settings.get('runtime.num_workers', '1')}"

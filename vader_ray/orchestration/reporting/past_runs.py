@@ -51,7 +51,8 @@ class PastRun:
     name: str
     """Name of the run."""
     status: str
-    """``completed``, ``stopped``, ``failed``, ``interrupted``, or ``unfinished`` for a run that is running or was lost."""
+    """``completed``, ``stopped``, ``failed``, ``interrupted``, or ``unfinished`` for a run that is running or
+    was lost."""
     started_ms: int
     """Start in milliseconds since 1970."""
     settings: dict[str, str]
@@ -142,18 +143,20 @@ class PastRun:
 
 
 def find_runs(uri: str, targets: Sequence[str]) -> list[PastRun]:
-    """Find the runs of experiments, sweeps and single runs, sorted by time; a sweep's trials replace its parent run.
+    """Find the runs of experiments, sweeps and single runs, by time; a sweep's trials replace its parent run.
 
     Args:
         uri: server or database.
-        targets: names of experiments, names of sweeps or runs (also as paths of their folders), ids of MLflow runs.
+        targets: names of experiments, names of sweeps or runs (also as paths of their folders), ids of MLflow
+            runs.
 
     Raises:
         UserError: MLflow cannot be used, does not have one of the targets, or no run has an evaluation.
     """
     if uri.startswith(SQLITE) and not database_path(uri).is_file():
         raise UserError(
-            f"there is no MLflow database {database_path(uri)}; give --tracking-uri or set MLFLOW_TRACKING_URI"
+            f"there is no MLflow database {database_path(uri)}; "
+            "give --tracking-uri or set MLFLOW_TRACKING_URI"
         )
     check_server(uri)
     client = MlflowClient(tracking_uri=uri)
@@ -191,8 +194,8 @@ def _matching(client: MlflowClient, uri: str, target: str) -> list[Any]:
             return [*runs, *children]
     known = ", ".join(repr(item.name) for item in client.search_experiments() if item.name != "Default")
     raise UserError(
-        f"MLflow at {uri} has no experiment, sweep or run {target!r}; its experiments are {known or 'none'} (--tracking-uri "
-        "names another server or database)"
+        f"MLflow at {uri} has no experiment, sweep or run {target!r}; its experiments are {known or 'none'} "
+        "(--tracking-uri names another server or database)"
     )
 
 
@@ -214,7 +217,7 @@ def _is_parent(run: Any) -> bool:
 
 
 def _refused(client: MlflowClient, parent: Any) -> Iterator[PastRun]:
-    """Yield the trials of a sweep with invalid settings, which have no run but a row in the parent's table."""
+    """Yield the trials with invalid settings, which have no run but a row in the sweep's table."""
     if not any(item.path == "trials.json" for item in client.list_artifacts(parent.info.run_id)):
         return
     with tempfile.TemporaryDirectory() as folder:
@@ -265,7 +268,7 @@ def _read(client: MlflowClient, run: Any) -> PastRun:
 
 
 def _reward_names(settings: dict[str, str], section: str) -> list[str]:
-    """Return the names of a section's rewards: the label, else the last part of the dotted name, as `RewardConfig.name`."""
+    """Return the names of a section's rewards, as `RewardConfig.name`: label, else end of the dotted name."""
     names: list[str] = []
     while (reward := settings.get(f"{section}.{len(names)}.reward")) is not None:
         label = settings.get(f"{section}.{len(names)}.label", "None")
@@ -274,7 +277,10 @@ def _reward_names(settings: dict[str, str], section: str) -> list[str]:
 
 
 def differing(runs: Iterable[PastRun]) -> list[str]:
-    """List the fields in which runs differ, ``seed`` last: swept names for trials, else settings with an effect on results."""
+    """List the fields in which runs differ, ``seed`` last.
+
+    For trials these are the swept names, else the settings with an effect on results.
+    """
     runs = list(runs)
     return (
         _varied([run.swept for run in runs]) if all(run.swept for run in runs) else differing_settings(runs)

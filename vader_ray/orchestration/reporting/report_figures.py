@@ -1,4 +1,4 @@
-"""Figures of a report: runs grouped over seeds, reward curves, metrics, trade-offs and effects of settings."""
+"""Figures of a report: reward curves, metrics, trade-offs and effects of settings, for groups of runs."""
 
 from __future__ import annotations
 
@@ -72,8 +72,12 @@ def grouped(runs: Sequence[PastRun]) -> list[RunGroup]:
     if len(members) == 1:
         return [RunGroup(runs[0].recipe_name or runs[0].name, list(runs))]
     few = len(fields) <= MAX_FIELDS_IN_LABEL
-    return [RunGroup(", ".join(f"{short(field)}={value}" for field, value in zip(fields, values, strict=True) if value) if few
-                  else members_[0].name, members_) for values, members_ in members.items()]  # fmt: skip
+    groups = []
+    for values, same in members.items():
+        pairs = zip(fields, values, strict=True)
+        label = ", ".join(f"{short(field)}={value}" for field, value in pairs if value)
+        groups.append(RunGroup(label if few else same[0].name, same))
+    return groups
 
 
 def value_of(run: PastRun, field: str) -> str | None:
@@ -131,7 +135,8 @@ def draw_trade_offs(groups: Sequence[RunGroup], folder: Path) -> Iterator[Drawn]
         ]
         if len(points) > 1:
             figure = figures.trade_off(points, title=f"{one} and {other}", x_label=one, y_label=other)
-            caption = f"Held-out {one} and {other} of the best adapters. Filled: on the Pareto front of {', '.join(names)}."
+            front_of = f"the Pareto front of {', '.join(names)}"
+            caption = f"Held-out {one} and {other} of the best adapters. Filled: on {front_of}."
             yield _drawn(figure, f"trade-off-{one}-{other}", caption, folder)
 
 
@@ -204,7 +209,7 @@ def series(group: RunGroup, metric: str, axis: str) -> Series:
 
 
 def _band(runs: Sequence[PastRun], metric: str, step: int) -> tuple[float, float] | None:
-    """Return mean ± standard error of the gain over seeds; for a single run the interval of its gain, if it has one."""
+    """Return mean ± standard error of the gain over seeds, or the interval of a single run's gain."""
     if len(runs) == 1:
         return _interval(runs[0], metric, step)
     mean, error = fmean(run.history[metric][step] for run in runs), gain_error(runs, metric, step)
@@ -212,7 +217,10 @@ def _band(runs: Sequence[PastRun], metric: str, step: int) -> tuple[float, float
 
 
 def gain_error(runs: Sequence[PastRun], metric: str, step: int) -> float:
-    """Return the standard error of the mean gain over the start; of the gain, because each seed has its own held-out noise."""
+    """Return the standard error of the mean gain over the start.
+
+    It is that of the gain, not of the value, because each seed has its own held-out noise.
+    """
     return standard_error(
         [run.history[metric][step] - first for run in runs if (first := run.first(metric)) is not None]
     )
@@ -235,7 +243,10 @@ def _fired(run: PastRun, metric: str, step: int) -> bool:
 def describe_bands(groups: Sequence[RunGroup]) -> str:
     """Return a sentence that explains lines and bands."""
     if any(len(group.runs) > 1 for group in groups):
-        return "Lines are means over seeds, bands the standard error of their gain; with a single seed, its 95 % interval."
+        return (
+            "Lines are means over seeds, bands the standard error of their gain; "
+            "with a single seed, its 95 % interval."
+        )
     return "Bands are 95 % bootstrap intervals of the paired gain."
 
 

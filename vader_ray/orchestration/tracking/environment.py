@@ -11,7 +11,7 @@ import vader_ray
 
 
 def describe_environment() -> str:
-    """Return the installed packages as ``pip freeze`` prints them, after comments with machine, Python, commit and GPUs."""
+    """Return the output of ``pip freeze``, after comments with machine, Python, commit and GPUs."""
     about = {
         "host": f"{platform.node()}, {platform.platform()}",
         "python": platform.python_version(),
@@ -25,7 +25,10 @@ def describe_environment() -> str:
 
 
 def git_commit() -> str:
-    """Return the commit of this package's source, with ``-dirty`` if files differ from it; empty outside a repository."""
+    """Return the commit of this package's source, or an empty string outside a repository.
+
+    It ends with ``-dirty`` if files differ from the commit.
+    """
     source = Path(vader_ray.__file__)
     git = ("git", "-C", str(source.parent))
     if not _output(*git, "ls-files", source.name):
@@ -39,7 +42,7 @@ def gpu_names() -> list[str]:
 
 
 def _output(*command: str) -> str:
-    """Return the output of a command; empty if it fails or is not installed, as on a machine without git or GPUs."""
+    """Return the output of a command, or an empty string if it fails or is not installed."""
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):

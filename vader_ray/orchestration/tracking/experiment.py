@@ -12,7 +12,8 @@ KIND = "custom_model_development"
 """Kind of an experiment with training runs. MLflow guesses the kind of an experiment without the tag."""
 NOTE_TAG = "mlflow.note.content"
 NOTE = 'Training runs of vader_ray: choose "Model training" at the top left.'
-"""Description of the experiment. In a new browser, MLflow 3.17 opens every experiment on its GenAI pages, whatever its kind."""
+"""Description of the experiment. In a new browser, MLflow 3.17 opens every experiment on its GenAI pages,
+whatever its kind."""
 
 
 def find_or_create_experiment(client: MlflowClient, uri: str, name: str) -> str:
@@ -42,7 +43,10 @@ def _create(client: MlflowClient, uri: str, name: str) -> Experiment:
 
 
 def _missing_tags(tags: dict[str, str]) -> dict[str, str]:
-    """Return the tags to set. A kind or a description that a person chose in MLflow stays; an inferred kind does not."""
+    """Return the tags to set.
+
+    A kind or a description that a person chose in MLflow stays; an inferred kind does not.
+    """
     kind, note = tags.get(KIND_TAG, "inferred"), tags.get(NOTE_TAG, NOTE)
     wanted = {
         KIND_TAG: KIND if "inferred" in kind else kind,

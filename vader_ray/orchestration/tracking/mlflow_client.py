@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 
 def quiet_environment() -> dict[str, str]:
-    """Return environment variables, for this process and Ray workers, that keep MLflow silent and its requests short."""
+    """Return environment variables that keep MLflow silent and its requests short."""
     return {
         "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
@@ -48,7 +48,7 @@ __all__ = [
 
 
 def start_system_metrics(uri: str, run_id: str) -> Callable[[], None]:
-    """Log processor, memory, disk, network and GPU use of this machine every 10 s; return a function that stops it."""
+    """Log CPU, memory, disk, network and GPU use every 10 s; return a function that stops it."""
     monitor = SystemMetricsMonitor(run_id, resume_logging=True, tracking_uri=uri)  # type: ignore[no-untyped-call]
     monitor.start()  # type: ignore[no-untyped-call]
     finish: Callable[[], None] = monitor.finish

@@ -1,7 +1,7 @@
 """The driver's part of MLflow: open a run, end it, and deliver results that MLflow did not take.
 
-A run's `Tracker` fills it from the worker of rank 0. What MLflow does not take waits in ``undelivered.jsonl`` of the run's
-folder; ``vader-ray sync FOLDER`` delivers it later.
+A run's `Tracker` fills it from the worker of rank 0. Results that MLflow does not take wait in
+``undelivered.jsonl`` of the run's folder; ``vader-ray sync FOLDER`` delivers them later.
 """
 
 from __future__ import annotations
@@ -48,7 +48,9 @@ def start_run(
     tags: Mapping[str, str] | None = None,
     resume_run_id: str | None = None,
 ) -> MlflowRun:
-    """Open a run in MLflow: a new one with parameters, tags, recipe and environment, or the one of `resume_run_id` again.
+    """Open a new run in MLflow, or the run `resume_run_id` again.
+
+    A new run gets parameters, tags, the recipe and a description of the environment.
 
     Raises:
         UserError: MLflow cannot be used, or has no run `resume_run_id`.
@@ -76,7 +78,7 @@ def start_run(
 def _find_child(
     client: MlflowClient, experiment_id: str, parent_run_id: str | None, run_name: str
 ) -> str | None:
-    """Return the id of a running child run of this name: a driver may have ended before it had stored the id."""
+    """Return the id of a running child run of this name, which a lost driver may have opened."""
     if parent_run_id is None:
         return None
     is_child = f"tags.`mlflow.parentRunId` = '{parent_run_id}'"
@@ -111,7 +113,7 @@ def end_run(
 
 
 def add_files(uri: str, run_id: str, folder: Path, files: Sequence[Path]) -> str | None:
-    """Add artifacts to an ended run, as `end_run` does; return a message about what MLflow did not take, or None."""
+    """Add artifacts to an ended run; return a message about what MLflow did not take, or None."""
     sender = Sender(uri, run_id, folder, on_message=_ignore)
     _post_files(sender, folder, files)
     return sender.undelivered()
@@ -124,7 +126,7 @@ def _post_files(sender: Sender, folder: Path, files: Sequence[Path]) -> None:
 
 
 def deliver(folder: Path, uri: str, run_id: str) -> str | None:
-    """Deliver the results that wait in an ended run's folder; return a message about what MLflow did not take, or None."""
+    """Deliver the waiting results of an ended run; return a message about what MLflow did not take."""
     sender = Sender(uri, run_id, folder, on_message=_ignore)
     sender.flush(float("inf"))
     return sender.undelivered()

@@ -15,7 +15,8 @@ FILE_NAME = "undelivered.jsonl"
 """File in the run's folder; there is none while no results wait."""
 
 Event = dict[str, Any]
-"""``{"kind": "metrics" | "image" | "file" | "tag" | "end", …}`` in plain JSON; metrics and images with step and time."""
+"""``{"kind": "metrics" | "image" | "file" | "tag" | "end", …}`` in plain JSON; metrics and images with step
+and time."""
 
 
 class Outbox:
@@ -31,8 +32,8 @@ class Outbox:
         header, self.events = read(folder)
         if header and header["run_id"] != run_id:
             raise UserError(
-                f"{self.path} holds results of MLflow run {header['run_id']} that were never delivered; deliver them with "
-                f"`vader-ray sync {folder}`, or delete the file, or use another folder"
+                f"{self.path} has results of MLflow run {header['run_id']} that were not delivered; deliver "
+                f"them with `vader-ray sync {folder}`, delete the file, or use another folder"
             )
         if header:
             self._rewrite()
@@ -63,7 +64,10 @@ class Outbox:
 
 
 def read(folder: Path) -> tuple[Event, list[Event]]:
-    """Return the header (``uri`` and ``run_id``; empty if no file exists) and the events, without an incomplete last line."""
+    """Return the header and the events, without an incomplete last line.
+
+    The header has ``uri`` and ``run_id``, and is empty if no file exists.
+    """
     path = folder / FILE_NAME
     if not path.exists():
         return {}, []
@@ -84,6 +88,6 @@ def now_ms() -> int:
 
 
 def path_in_folder(folder: Path, path: Path) -> str:
-    """Return a path relative to the run's folder, which may be copied to another machine before the file is delivered."""
+    """Return a path relative to the run's folder, so that it stays valid in a copy of the folder."""
     absolute, root = path.resolve(), folder.resolve()
     return str(absolute.relative_to(root) if absolute.is_relative_to(root) else absolute)

@@ -20,11 +20,13 @@ CHART_SECTIONS = {
 }
 """Sections of the chart page, first to last, and whether each is unfolded.
 
-A metric belongs to the section of its name up to the last slash. Without a view, MLflow sorts sections by name.
+A metric belongs to the section of its name up to the last slash. Without a view, MLflow sorts sections by
+name.
 """
 
 _TRAINING = "workflowType=machine_learning"
-"""Query that selects the pages of model training. MLflow 3.17 opens its GenAI pages in a new browser, whatever the experiment's kind."""
+"""Query that selects the pages of model training. MLflow 3.17 opens its GenAI pages in a new browser,
+whatever the experiment's kind."""
 _UI_ADDRESS = "http://127.0.0.1:5000"
 """Address of ``mlflow ui`` with default options."""
 
@@ -41,7 +43,10 @@ def run_page(address: str, experiment_id: str, run_id: str, tab: str = "") -> st
 
 
 def how_to_open(uri: str, experiment_id: str) -> str:
-    """Return the URL of an experiment's charts; for a SQLite database, after a line with the command that serves it."""
+    """Return the URL of an experiment's charts.
+
+    For a SQLite database, after a line with the command that serves it.
+    """
     if uri.startswith("sqlite:"):
         command = f"{Path(sys.executable).parent / 'mlflow'} ui --backend-store-uri {shlex.quote(uri)}"
         return f"{command}\n{charts_page(_UI_ADDRESS, experiment_id)}"
@@ -49,7 +54,10 @@ def how_to_open(uri: str, experiment_id: str) -> str:
 
 
 def charts_view() -> str:
-    """Return the view of `CHART_SECTIONS` as MLflow's "Share" button stores it; MLflow itself adds each chart to its section."""
+    """Return the view of `CHART_SECTIONS` as MLflow's "Share" button stores it.
+
+    MLflow itself adds each chart to its section.
+    """
     sections = [
         {"uuid": name, "name": name, "display": unfolded, "isReordered": False, "isGenerated": True}
         for name, unfolded in CHART_SECTIONS.items()

@@ -27,7 +27,8 @@ METRICS_PER_BATCH = 900
 class Sender:
     """Sender of one run's events; those that MLflow does not take wait in the outbox, in order.
 
-    An event may be sent twice: MLflow keeps one of two equal metrics, a file replaces itself, and images are looked up first.
+    An event may be sent twice: MLflow keeps one of two equal metrics, a file replaces itself, and images are
+    looked up first.
     """
 
     def __init__(self, uri: str, run_id: str, folder: Path, *, on_message: Callable[[str], None]) -> None:
@@ -64,13 +65,16 @@ class Sender:
         if not self._outbox.events:
             return None
         return (
-            f"MLflow at {self._uri} did not take {len(self._outbox.events)} results ({self.problem or 'out of time'}). "
-            f"They wait in {self._outbox.path}; deliver them with: "
+            f"MLflow at {self._uri} did not take {len(self._outbox.events)} results "
+            f"({self.problem or 'out of time'}). They wait in {self._outbox.path}; deliver them with: "
             f"vader-ray sync {self._outbox.path.parent}"
         )
 
     def _send_all(self, events: list[Event], seconds: float) -> list[Event]:
-        """Send events until a failure or the deadline, metrics before files; return those that were not sent."""
+        """Send events until a failure or the deadline, metrics before files.
+
+        Return those that were not sent.
+        """
         deadline = time.monotonic() + seconds
         sent: set[int] = set()
         try:
@@ -80,7 +84,7 @@ class Sender:
                     break
                 self._send(client, batch)
                 sent.update(id(event) for event in batch)
-        except Exception as error:  # any error of a server, database or artifact store: training continues, and the events wait
+        except Exception as error:  # any error of MLflow: training continues, and events wait
             self._failed(error)
         else:
             self._succeeded()
@@ -136,7 +140,8 @@ class Sender:
         reason = root_cause(error)
         if not self.problem:
             self._on_message(
-                f"MLflow at {self._uri} fails ({reason}); training continues, and results wait in {self._outbox.path}"
+                f"MLflow at {self._uri} fails ({reason}); training continues, "
+                f"and results wait in {self._outbox.path}"
             )
         self.problem = reason
         self._retry_at = time.monotonic() + RETRY_EVERY_SECONDS
@@ -168,7 +173,10 @@ def _metrics(event: Event) -> list[Metric]:
 
 
 def _logged_images(client: MlflowClient, run_id: str) -> Iterator[tuple[str, int]]:
-    """Yield key and step of every complete image; MLflow writes ``KEY+step+N+timestamp+T+UUID+compressed.webp`` last."""
+    """Yield key and step of every complete image.
+
+    MLflow writes ``KEY+step+N+timestamp+T+UUID+compressed.webp`` last.
+    """
     for artifact in client.list_artifacts(run_id, "images"):
         name = artifact.path.removeprefix("images/")
         if name.endswith("+compressed.webp"):

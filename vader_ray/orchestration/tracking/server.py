@@ -14,7 +14,8 @@ URI_SCHEMES = ("http://", "https://", SQLITE, "postgresql", "mysql", "mssql", "d
 
 
 def tracking_uri(uri: str | None) -> str:
-    """Return the tracking URI: `uri`, else ``MLFLOW_TRACKING_URI``, else ``mlflow.db`` in the working directory.
+    """Return the tracking URI: `uri`, else ``MLFLOW_TRACKING_URI``, else ``mlflow.db`` in the working
+    directory.
 
     The path of a SQLite database becomes absolute, so that it is valid in every process of this machine.
     """

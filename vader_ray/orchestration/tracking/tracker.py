@@ -16,9 +16,11 @@ from vader_ray.orchestration.tracking.server import SQLITE, database_path
 
 
 class Tracker:
-    """Logger of one MLflow run in the worker of rank 0. Its methods return within seconds, whatever happens to MLflow.
+    """Logger of one MLflow run in the worker of rank 0. Its methods return within seconds, whatever happens
+    to MLflow.
 
-    Log a step before its checkpoint is reported: a run that is killed and resumed then has each step exactly once.
+    Log a step before its checkpoint is reported: a run that is killed and resumed then has each step exactly
+    once.
 
     Args:
         uri: server or database.
@@ -66,7 +68,10 @@ class Tracker:
             self._post({"kind": "metrics", "step": step, "time_ms": now_ms(), "metrics": values})
 
     def log_image(self, key: str, step: int, image: Image.Image) -> None:
-        """Log an image of a step; MLflow shows the images of one `key` as a card with a slider over the steps."""
+        """Log an image of a step.
+
+        MLflow shows the images of one `key` as a card with a slider over the steps.
+        """
         path = self._folder / "undelivered" / f"{key.replace('/', '~')}-{step:08d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         image.save(path)
