@@ -1,4 +1,4 @@
-"""Choice of the gradient steps: truncated backpropagation through sampling (Algorithm 1 of arXiv 2407.08737)."""
+"""Choice of the gradient steps: truncated backpropagation through sampling (arXiv 2407.08737)."""
 
 from __future__ import annotations
 

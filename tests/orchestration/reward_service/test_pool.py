@@ -19,7 +19,6 @@ from tests.helpers.placed_rewards import BROKEN, CENTRE, CLIP, PAIRS, config_of,
 from tests.helpers.recipe import tiny_config, write_tiny
 from tests.helpers.runs import start
 from tests.helpers.waiting import wait_until
-from vader_ray import cli
 from vader_ray.alignment.algorithms.vader import accumulate_gradient
 from vader_ray.alignment.reward_gradient import score_and_gradient
 from vader_ray.alignment.scoring import score_only
@@ -217,7 +216,7 @@ def test_a_shared_pool_is_found_again_and_guarded(cluster: None) -> None:
 
 
 def _run(folder: Path, recipe: Path, name: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", cli.__name__, "train", str(recipe), "--run-name", name]
+    command = [sys.executable, "-m", "vader_ray", "train", str(recipe), "--run-name", name]
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
     }

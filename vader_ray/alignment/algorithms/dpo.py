@@ -36,7 +36,8 @@ class DiffusionDPOSettings(Settings):
     num_draws: PositiveInt = 1
     """Timesteps and noises drawn for each pair in each update; time is proportional to it."""
     beta: PositiveFloat = 2000.0
-    """Strength of the KL penalty that keeps the model near the pretrained one; the authors use 2000 and 5000."""
+    """Strength of the KL penalty that keeps the model near the pretrained one; the authors use 2000
+    and 5000."""
     pairs: PairsFile | None = None
     """File of given pairs, Parquet or JSON lines with ``prompt``, ``winner`` and ``loser`` (``.mp4`` videos,
     or ``.npy`` frames as uint8 ``frames height width 3``). By default pairs are sampled in every step and
