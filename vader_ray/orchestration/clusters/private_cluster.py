@@ -22,10 +22,10 @@ _LOOPBACK = "127.0.0.1"
 def start(*, include_dashboard: bool, **settings: Any) -> Iterator[None]:
     """Start a cluster for the length of the block.
 
-    Its processes demand a random token, which is in the environment of the driver and of its children only, listen
-    on the loopback interface, and keep their files in a folder that only this user can enter. One port is open to
-    the network: that of torch's store while several workers train, to which Ray Train gives no address.
-    Afterwards the driver's environment is as it was.
+    Its processes demand a random token, which is in the environment of the driver and of its children only,
+    listen on the loopback interface, and keep their files in a folder that only this user can enter. One
+    port is open to the network: that of torch's store while several workers train, to which Ray Train gives
+    no address. Afterwards the driver's environment is as it was.
 
     Args:
         include_dashboard: also start Ray's dashboard with its State API; it demands the token as well.

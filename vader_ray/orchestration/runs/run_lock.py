@@ -1,9 +1,10 @@
-"""A lock of each run and each sweep, so that one driver at a time writes to its folder and the copy in the storage.
+"""Locks of runs and sweeps, so that one driver at a time writes to a folder and its copy in the storage.
 
-The lock of the local folder is one of the operating system (flock), which ends with its process in every case. The
-lock in the storage is a small file that its driver rewrites every `_REFRESH_SECONDS`; after `STALE_SECONDS` without
-a change its driver is considered to have ended. Since pyarrow has no conditional write, a driver reads the file
-again after `_POLL_SECONDS`: of two that wrote it within that time, the last one keeps the lock.
+The lock of a local folder is one of the operating system (flock), which ends with its process in every
+case. The lock in the storage is a small file that its driver rewrites every `_REFRESH_SECONDS`; after
+`STALE_SECONDS` without a change its driver is considered to have ended. Since pyarrow has no conditional
+write, a driver reads the file again after `_POLL_SECONDS`: of two that wrote it within that time, the last
+one keeps the lock.
 """
 
 from __future__ import annotations
