@@ -1,11 +1,12 @@
-# make demo   install, run the main job on the embedded shapes data set, show reward before and after
-# make test   install, run the tests
-# make docs   install, build the documentation site into site/
+# make demo       install, run the main job on the embedded shapes data set, show reward before and after
+# make test       install, run the tests that need neither minutes nor a browser (5 minutes on two cores)
+# make test-all   install, run every test (needs Chromium, and what each skipped test names)
+# make docs       install, build the documentation site into site/
 PYTHON ?= python3
 VENV ?= .venv
 WORKERS ?= 2
 
-.PHONY: demo test gate docs clean
+.PHONY: demo test test-all gate docs clean
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -20,6 +21,9 @@ demo: $(VENV)/installed
 	$(VENV)/bin/vader-ray train shapes_hps --workers $(WORKERS)
 
 test: $(VENV)/installed-dev
+	$(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile -m "not slow and not browser"
+
+test-all: $(VENV)/installed-dev
 	$(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 gate: $(VENV)/installed-dev

@@ -44,8 +44,8 @@ from vader_ray.alignment.reward_gradient import RewardTerm
 from vader_ray.alignment.rollout import Batching, Rollout
 from vader_ray.config import AdapterConfig, SamplingConfig
 from vader_ray.models.core.conditioning import Conditioning
-from vader_ray.models.core.decoders import Framewise2D
-from vader_ray.models.modelscope import Model
+from vader_ray.models.core.decoders import DecoderOptions
+from vader_ray.models.modelscope import ModelScopeModel
 from vader_ray.paths import SHAPES_PREFIX, locate
 from vader_ray.preflight.trackers import PeakMemoryTracker
 from vader_ray.rewards import hps
@@ -190,7 +190,7 @@ def cases(size: Size) -> list[Case]:
     return rows
 
 
-class RandomHps(hps.Reward):
+class RandomHps(hps.HPSReward):
     """HPS as the engine uses it, without its published weights."""
 
     def __init__(self, architecture: str, device: torch.device) -> None:
@@ -206,7 +206,7 @@ class Subject:
     """What every row shares."""
 
     size: Size
-    model: Model
+    model: ModelScopeModel
     term: RewardTerm
     conditioning: Conditioning
     optimizer: torch.optim.Optimizer
@@ -250,7 +250,7 @@ def build(size: Size, precision: str, device: torch.device, chunk_size: int = 1)
         num_inference_steps=size.num_inference_steps,
         guidance_scale=GUIDANCE_SCALE,
     )
-    model = Model(pipe, sampling, Framewise2D(vae, chunk_size))
+    model = ModelScopeModel(pipe, sampling, DecoderOptions(chunk_size))
     model.add_adapter(AdapterConfig(), seed=0)
     for parameter in model.adapter_parameters():  # a fresh adapter has half of its gradients zero
         nn.init.normal_(parameter, std=0.02)
@@ -306,13 +306,13 @@ def _add_monolithic_gradient(subject: Subject, case: Case) -> None:
     for video in range(len(rollout)):
         part = rollout.part(video, video + 1)
         latents = _sample_with_graph(subject.model, part, case.depth)
-        images = latents[:, :, list(part.seen[0][0])].transpose(1, 2).flatten(0, 1)
+        images = latents[:, :, list(part.frame_indices[0][0])].transpose(1, 2).flatten(0, 1)
         decoded = vae.decode(images.to(vae.dtype) / vae.config.scaling_factor).sample
         frames = (decoded / 2 + 0.5).clamp(0, 1)[None]
         (-subject.term.reward(frames, part.prompts).sum() / len(rollout)).backward()
 
 
-def _sample_with_graph(model: Model, rollout: Rollout, depth: int) -> Latents:
+def _sample_with_graph(model: ModelScopeModel, rollout: Rollout, depth: int) -> Latents:
     unet, scheduler = model.pipe.unet, model.pipe.scheduler
     embeds = torch.cat(
         [rollout.conditioning.tensors[name] for name in ("negative_prompt_embeds", "prompt_embeds")]
@@ -553,7 +553,7 @@ def machine(device: torch.device) -> dict[str, Any]:
     """Hardware and versions."""
     return {
         "device": torch.cuda.get_device_name() if device.type == "cuda" else device.type,
-        "processor": platform.processor() or platform.runtime(),
+        "processor": platform.processor() or platform.machine(),
         "num_cores": psutil.cpu_count(),
         "num_threads": torch.get_num_threads(),
         "platform": platform.platform(),
@@ -600,7 +600,7 @@ def main(
         document = (
             settings
             | asdict(subject.size)
-            | {"runtime": machine(place), "graphs_mib": graphs, "ratios": summary}
+            | {"machine": machine(place), "graphs_mib": graphs, "ratios": summary}
         )
         output.write_text(
             json.dumps(document | {"rows": [{"name": str(row.case)} | asdict(row) for row in rows]}, indent=2)

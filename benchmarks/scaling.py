@@ -5,17 +5,17 @@
     python benchmarks/scaling.py shapes_vjepa --replicas 4           # rewards in 4 actors instead of in the workers
 
 Measured in one process: the seconds that one video takes to be sampled without gradient (prefix), to be sampled and decoded
-with gradient and back (graded), and to be rewarded (reward); what a step takes beside its videos (fixed); how much equal steps
+with gradient and back (grad_steps), and to be rewarded (reward); what a step takes beside its videos (fixed); how much equal steps
 differ (spread). With those, for W workers of n videos each,
 
-    step = slowest of W · n · (prefix + graded + reward) + fixed + all-reduce of the adapter's gradients
+    step = slowest of W · n · (prefix + grad_steps + reward) + fixed + all-reduce of the adapter's gradients
 
 where the slowest of W normal variables lies at the quantile (W - 3/8) / (W + 1/4) (Blom: Statistical Estimates and Transformed
 Beta-Variables, 1958), and the all-reduce is recursive halving and doubling:
 2 · log2(W) messages, 2 · (W - 1) / W of the bytes (Thakur, Rabenseifner, Gropp: Optimization of Collective Communication
 Operations in MPICH, 2005). With R replicas of the rewards, their answers overlap with the sampling of the next video:
 
-    step = max(slowest · n · (prefix + graded), videos · reward / R) + reward + fixed + all-reduce
+    step = max(slowest · n · (prefix + grad_steps), videos · reward / R) + reward + fixed + all-reduce
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Parts:
     """Seconds of the parts of a step; the first three are of one video."""
 
     prefix: float
-    graded: float
+    grad_steps: float
     reward: float
     fixed: float
     spread: float
@@ -128,25 +128,25 @@ def _measure(config: ExperimentConfig, num_steps: int, device: torch.device) -> 
     experiment = build(config, device)
     whole = _steps(config, experiment, WorkerGroup(), num_steps, device)
     model: Any = experiment.model
-    model.prefix = prefix = Timed(model.prefix, device)
+    model.sample_prefix = prefix = Timed(model.sample_prefix, device)
     timed = _steps(config, experiment, WorkerGroup(), 1, device)
     sampling, videos = config.sampling, config.videos_per_step
     frames = torch.rand(1, sampling.num_frames, 3, sampling.height, sampling.width, device=device)
-    ask = Timed(score_and_gradient, device)
+    score = Timed(score_and_gradient, device)
     for term in experiment.terms:
-        ask(
+        score(
             term.reward, frames, config.prompts.train[:1], config.runtime.decode_chunk_size
         )  # the first one does not count
-    ask.seconds = 0.0
+    score.seconds = 0.0
     for term in experiment.terms:
-        ask(term.reward, frames, config.prompts.train[:1], config.runtime.decode_chunk_size)
+        score(term.reward, frames, config.prompts.train[:1], config.runtime.decode_chunk_size)
     update = Timed(make_optimizer(config, experiment).step, device)
     update()
     step, per_video = statistics.median([*whole, *timed]), prefix.seconds / (2 * videos)
     parts = Parts(
         prefix=per_video,
-        grad_steps=(step - update.seconds) / videos - per_video - ask.seconds,
-        reward=ask.seconds,
+        grad_steps=(step - update.seconds) / videos - per_video - score.seconds,
+        reward=score.seconds,
         fixed=update.seconds,
         spread=statistics.stdev(whole) / statistics.fmean(whole),
         adapter_bytes=sum(parameter.numel() * 4 for parameter in experiment.model.adapter_parameters()),

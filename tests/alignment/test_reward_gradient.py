@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tests.helpers.linear import linear_model
+from tests.helpers.nonlinear_rewards import REWARD_TERMS, FrameReward, objective_of
 from tests.helpers.tiny import SAMPLING, load_tiny, randomise_adapter
 from vader_ray.alignment.algorithms.vader import accumulate_gradient
 from vader_ray.alignment.frames import choose_frames
@@ -21,42 +22,11 @@ from vader_ray.alignment.rollout import Batching, Rollout
 from vader_ray.alignment.truncation import grad_steps
 from vader_ray.config import SamplingConfig
 from vader_ray.models.core.conditioning import Conditioning
-from vader_ray.types import Frames, Granularity, Scores, TruncationPlan
+from vader_ray.types import Frames, Scores, TruncationPlan
 
 PROMPTS = ["a red circle moving left", "a blue star moving up"]
 SEEDS = [3, 4]
 FRAMES = SAMPLING["num_frames"]
-
-
-class FrameReward:
-    """Nonlinear within a frame, mean over frames, different for each prompt."""
-
-    granularity: Granularity = "frame"
-    unit = "none"
-
-    def __call__(self, frames: Frames, prompts: Sequence[str]) -> Scores:
-        signs = torch.tensor([1.0 + len(prompt) for prompt in prompts], dtype=frames.dtype)
-        return signs * torch.sin(3 * frames).square().mean(dim=(2, 3, 4)).mean(dim=1)
-
-
-class ClipReward:
-    """Couples the frames nonlinearly."""
-
-    granularity: Granularity = "clip"
-    unit = "none"
-
-    def __call__(self, frames: Frames, prompts: Sequence[str]) -> Scores:
-        return -(frames[:, 1:] * frames[:, :-1]).mean(dim=(1, 2, 3, 4)).exp()
-
-
-TERMS = {
-    "frame": [RewardTerm("frame", FrameReward())],
-    "clip": [RewardTerm("clip", ClipReward())],
-    "mix": [
-        RewardTerm("frame", FrameReward(), weight=0.7),
-        RewardTerm("clip", ClipReward(), weight=-2.0, target=0.3),
-    ],
-}
 
 
 def _rollout(
@@ -95,7 +65,7 @@ def _monolithic(
         latents = scheduler.step(noise, timestep, latents).prev_sample
     images = vae.decode(latents.transpose(1, 2).flatten(0, 1) / vae.config.scaling_factor).sample
     frames = (images / 2 + 0.5).clamp(0, 1).unflatten(0, (len(PROMPTS), FRAMES))
-    objective = sum(term.value(term.reward(frames, PROMPTS)) for term in terms)
+    objective = objective_of(terms, frames, PROMPTS)
     loss = -0.5 * (objective.sum() - reference_weight * distance)
     gradients = torch.autograd.grad(
         loss, model.adapter_parameters(), allow_unused=True, materialize_grads=True
@@ -103,7 +73,7 @@ def _monolithic(
     return objective.detach(), torch.cat([gradient.flatten() for gradient in gradients])
 
 
-@pytest.mark.parametrize("terms", TERMS.values(), ids=TERMS.keys())
+@pytest.mark.parametrize("terms", REWARD_TERMS.values(), ids=REWARD_TERMS.keys())
 @pytest.mark.parametrize(
     "graded", [(4,), (3, 4), (0, 1, 2, 3, 4), (1, 3)], ids=["K=1", "K=2", "K=N", "scattered"]
 )
@@ -132,25 +102,26 @@ def test_the_pull_to_the_base_is_that_of_one_graph(
 ) -> None:
     model = load_tiny(tiny_pipeline_folder, precision="float64", chunk_size=batching.chunk)
     randomise_adapter(model)
-    _, without = _monolithic(model, TERMS["frame"], graded)
-    _, expected = _monolithic(model, TERMS["frame"], graded, reference_weight=3.0)
+    _, without = _monolithic(model, REWARD_TERMS["frame"], graded)
+    _, expected = _monolithic(model, REWARD_TERMS["frame"], graded, reference_weight=3.0)
     _, gradient = _staged(
-        model, TERMS["frame"], TruncationPlan(5, graded, recompute=recompute, reference_weight=3.0), batching
+        model,
+        REWARD_TERMS["frame"],
+        TruncationPlan(5, graded, recompute=recompute, reference_weight=3.0),
+        batching,
     )
     assert (expected - without).norm() > 0.01 * without.norm()
     assert (gradient - expected).norm() < 1e-10 * expected.norm()
 
 
-def test_last_k_equals_full_backpropagation_with_the_earlier_steps_detached(
-    tiny_pipeline_folder: Path,
-) -> None:
-    """K = N is plain autograd; smaller K is not (the early steps do carry gradient), so truncation truncates."""
+def test_truncation_changes_the_gradient(tiny_pipeline_folder: Path) -> None:
+    """The early denoising steps carry gradient, which K = 1 cuts off and K = N keeps."""
     gradients = {}
     for depth in (1, 5):
         model = load_tiny(tiny_pipeline_folder, precision="float64")
         randomise_adapter(model)
         graded = grad_steps(model.sampling.model_copy(update={"truncation_depth": depth}), torch.Generator())
-        gradients[depth] = _staged(model, TERMS["frame"], TruncationPlan(5, graded), Batching())[1]
+        gradients[depth] = _staged(model, REWARD_TERMS["frame"], TruncationPlan(5, graded), Batching())[1]
     assert (gradients[1] - gradients[5]).norm() > 0.01 * gradients[5].norm()
 
 
@@ -158,7 +129,7 @@ def test_gradient_equals_finite_differences(tiny_pipeline_folder: Path) -> None:
     """float64, K = N, along a random direction; central differences of step 1e-5 are good to about 1e-7 here."""
     model = load_tiny(tiny_pipeline_folder, precision="float64")
     randomise_adapter(model)
-    terms, parameters = TERMS["mix"], model.adapter_parameters()
+    terms, parameters = REWARD_TERMS["mix"], model.adapter_parameters()
     _, gradient = _staged(model, terms, TruncationPlan(5, (0, 1, 2, 3, 4)), Batching(2, 2, 3))
     direction = torch.randn(gradient.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     pieces = direction.split([parameter.numel() for parameter in parameters])
@@ -172,7 +143,7 @@ def test_gradient_equals_finite_differences(tiny_pipeline_folder: Path) -> None:
             )[0]
             for parameter, piece in zip(parameters, pieces, strict=True):
                 parameter -= step * piece.view_as(parameter)
-            return -0.5 * float(sum(term.value(term.reward(frames, PROMPTS)) for term in terms).sum())
+            return -0.5 * float(objective_of(terms, frames, PROMPTS).sum())
 
     numeric = (objective(1e-5) - objective(-1e-5)) / 2e-5
     assert numeric == pytest.approx(float(gradient @ direction), rel=1e-5)
@@ -260,7 +231,7 @@ def test_random_frame_gradient_is_unbiased(tiny_pipeline_folder: Path) -> None:
 
     def gradient(seen: list[int]) -> Tensor:
         model = load_tiny(tiny_pipeline_folder, precision="float64")
-        terms = TERMS["frame"]
+        terms = REWARD_TERMS["frame"]
         accumulate_gradient(
             model, terms, _rollout(model, terms, [[seen] * 2]), TruncationPlan(5, (4,)), Batching(), scale=1.0
         )
@@ -272,11 +243,13 @@ def test_random_frame_gradient_is_unbiased(tiny_pipeline_folder: Path) -> None:
 
 def test_only_the_frames_that_are_seen_are_decoded(tiny_pipeline_folder: Path) -> None:
     model, decoded = load_tiny(tiny_pipeline_folder), []
-    decode, terms = model.decoder.decode, TERMS["frame"]
-    model.decoder.decode = lambda latents, state, chunk: (
-        decoded.append(chunk),
-        decode(latents, state, chunk),
-    )[1]
+    decode, terms = model.decoder.decode, REWARD_TERMS["frame"]
+
+    def record_and_decode(latents: Tensor, state: Any, chunk: tuple[int, ...]) -> Any:
+        decoded.append(chunk)
+        return decode(latents, state, chunk)
+
+    model.decoder.decode = record_and_decode
     accumulate_gradient(
         model,
         terms,

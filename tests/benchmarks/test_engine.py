@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.engine import AUTHORS, Case, PeakMemoryTracker, Row, build, compare, ratios, tiny
+from benchmarks.engine import AUTHORS, Case, Row, build, compare, ratios, tiny
+from vader_ray.preflight.trackers import PeakMemoryTracker
 
 pytestmark = [
     pytest.mark.slow,
@@ -56,8 +57,14 @@ def test_memory_without_recompute_grows_with_the_depth(rows: dict[Case, Row]) ->
 
 def test_ratios_are_of_the_rows(rows: dict[Case, Row]) -> None:
     found = ratios(list(rows.values()), tiny())
-    assert len(found) == 11
-    assert found["memory: ours, all frames / one frame"] < 1.3
+    every, one = (Case(True, frames, 1, recompute=True) for frames in ("all", "random:1"))
+    deep = Case(True, "all", tiny().depths[-1])
+    assert found["memory: ours, all frames / one frame"] == peak(rows, every) / peak(rows, one)
+    assert found["memory: one graph, all frames / ours"] == peak(rows, every.reference) / peak(rows, every)
+    name = f"memory: ours without recompute, K={tiny().depths[-1]} / K=1"
+    assert found[name] == peak(rows, deep) / peak(rows, Case(True, "all", 1))
+    without_one_graph = [row for case, row in rows.items() if case != every.reference]
+    assert "memory: one graph, all frames / ours" not in ratios(without_one_graph, tiny())
 
 
 def test_live_tensors_counts_what_a_chain_of_exponentials_keeps() -> None:

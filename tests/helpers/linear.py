@@ -1,4 +1,5 @@
-"""The smallest pipeline whose gradient has a closed form: DDIM over ε = θ·x, with θ as the adapter, and an identity decoder."""
+"""The smallest pipeline whose gradient has a closed form: DDIM over ε = θ·x, with θ as the adapter, and an
+identity decoder."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -8,9 +9,8 @@ from diffusers import DDIMScheduler
 from torch import Tensor
 
 from vader_ray.config import SamplingConfig
-from vader_ray.models.base import PipelineModel
-
-_NO_CODEC: Any = SimpleNamespace(num_frames=len, chunks=len, decode=len)  # never asked
+from vader_ray.models.base import VideoModel
+from vader_ray.models.core.decoders import DecoderOptions
 
 
 class _Denoiser(torch.nn.Module):
@@ -23,10 +23,14 @@ class _Denoiser(torch.nn.Module):
         return SimpleNamespace(sample=self.theta * sample)
 
 
+class _Autoencoder(torch.nn.Module):
+    def decode(self, latents: Tensor) -> Tensor:
+        return latents
+
+
 class _Pipeline:
     def __init__(self, theta: float, eta: float) -> None:
-        self.transformer, self.vae, self.device = _Denoiser(theta), torch.nn.Identity(), torch.device("cpu")
-        self.vae.decode = lambda latents: latents
+        self.transformer, self.vae, self.device = _Denoiser(theta), _Autoencoder(), torch.device("cpu")
         self.scheduler, self.components = (
             DDIMScheduler(clip_sample=False, set_alpha_to_one=True),
             dict[str, Any](),
@@ -45,10 +49,20 @@ class _Pipeline:
         return self.vae.decode(latents)
 
 
+class _LinearModel(VideoModel):
+    def __init__(self, pipe: Any, sampling: SamplingConfig, shape: tuple[int, int, int, int]) -> None:
+        super().__init__(pipe, sampling, DecoderOptions())
+        self._shape = shape
+
+    def build_decoder(self, options: DecoderOptions) -> Any:
+        return SimpleNamespace(num_frames=len, chunks=len, decode=len)  # never used
+
+    def latent_shape(self) -> tuple[int, int, int, int]:
+        return self._shape
+
+
 def linear_model(theta: float, num_steps: int, shape: tuple[int, int, int, int], *, eta: float = 0.0) -> Any:
     """A model of one frame whose denoiser has a single trainable number."""
     pipe = _Pipeline(theta, eta)
     sampling = SamplingConfig(num_frames=1, height=8, width=8, num_inference_steps=num_steps, eta=eta)
-    model = PipelineModel(pipe, sampling, _NO_CODEC)
-    model.latent_shape = lambda: shape  # type: ignore[method-assign]
-    return model
+    return _LinearModel(pipe, sampling, shape)

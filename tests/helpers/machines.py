@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from shutil import which
 import psutil
 
 from tests.helpers.paths import REPOSITORY
+from tests.helpers.waiting import wait_until
 
 NAMESPACES = ("unshare", "--net", "--pid", "--mount", "--uts", "--fork", "--kill-child", "--mount-proc")
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
@@ -143,15 +143,13 @@ def machines(folder: Path, service: str, shared: Sequence[Path]) -> Iterator[Mac
     }
     script = SCRIPT.replace("$SERVICE", service)
     with (folder / "machines.log").open("w") as log:
+        command = [*NAMESPACES, "bash", "-c", script]
         process = subprocess.Popen(
-            [*NAMESPACES, "bash", "-c", script], env=words, stdin=subprocess.PIPE, stdout=log, stderr=log
+            command, env=words, stdin=subprocess.PIPE, stdout=log, stderr=log, text=True
         )
     try:
-        until = time.monotonic() + 20
-        while not (folder / "ready").exists():
-            assert process.poll() is None, (folder / "machines.log").read_text()
-            assert time.monotonic() < until, (folder / "machines.log").read_text()
-            time.sleep(0.1)
+        log_text = (folder / "machines.log").read_text
+        wait_until((folder / "ready").exists, seconds=60, process=process, explain=log_text)
         yield Machines(folder, psutil.Process(process.pid).children()[0])
     finally:
         process.communicate(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vader_ray import models
-from vader_ray.config import AdapterConfig, ModelConfig, SamplingConfig
+from vader_ray.config import AdapterConfig, ModelConfig, Precision, SamplingConfig
 
 SAMPLING: dict[str, Any] = {
     "num_frames": 3,
@@ -21,13 +21,13 @@ SAMPLING: dict[str, Any] = {
 
 
 def load_tiny(
-    folder: Path, *, precision: str = "float32", chunk_size: int = 1, seed: int = 0, **sampling: Any
+    folder: Path, *, precision: Precision = "float32", chunk_size: int = 1, seed: int = 0, **sampling: Any
 ) -> Any:
     """The tiny pipeline with an adapter of rank 2 on its attention."""
     return models.build(
         ModelConfig(
             family="modelscope", weights=str(folder), precision=precision, decoder_precision=precision
-        ),  # type: ignore[arg-type]
+        ),
         SamplingConfig(**(SAMPLING | sampling)),
         AdapterConfig(rank=2, alpha=4.0),
         seed=seed,

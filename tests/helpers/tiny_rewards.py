@@ -13,6 +13,8 @@ import transformers
 from torch import nn
 
 from tests.helpers import tiny_clips
+from vader_ray import rewards
+from vader_ray.config import RewardConfig
 
 TOWER = {
     "hidden_size": 32,
@@ -22,6 +24,12 @@ TOWER = {
     "projection_dim": 24,
 }
 LABELS = ("N/A", "person", "bicycle", "car", "fire hydrant", "N/A", "cat")
+
+
+def build_reward(name: str, *, dtype: torch.dtype = torch.float32, **options: Any) -> Any:
+    """A reward on the CPU, its network in a precision that recipes need not offer."""
+    reward = rewards.build(RewardConfig(reward=name, **options), device="cpu")
+    return reward.to(dtype) if isinstance(reward, nn.Module) else reward
 
 
 def liven(network: nn.Module) -> None:
@@ -64,7 +72,8 @@ def make_clip(folder: Path, *, eos_token_id: int = 49407) -> Path:
 
 
 def make_detector(folder: Path) -> Path:
-    """A YolosForObjectDetection with position embeddings in the middle layers, COCO-like labels and its processor."""
+    """A YolosForObjectDetection with position embeddings in the middle layers, COCO-like labels and its
+    processor."""
     torch.manual_seed(3)
     config = transformers.YolosConfig(
         hidden_size=32,

@@ -1,10 +1,10 @@
 """A tiny VideoCrafter2 checkpoint with random weights, in the published layout.
 
-Names and shapes in ``tests/data`` are those of the state dict of the published network (AILab-CVC/VideoCrafter at
-11bcd76, ``LatentDiffusion``, which loads ``model.ckpt`` strictly): ``published`` as configured by its
-``inference_t2v_512_v2.0.yaml``; ``tiny`` with 32 channels in multiples of 1, 2, 3 (transformers on two of three
-levels), heads of 16, one residual block per level, an autoencoder of 32, 64 channels and a text encoder of 128 channels,
-2 heads, 3 layers.
+Names and shapes in ``tests/data`` are those of the state dict of the published network
+(AILab-CVC/VideoCrafter at 11bcd76, ``LatentDiffusion``, which loads ``model.ckpt`` strictly): ``published``
+as configured by its ``inference_t2v_512_v2.0.yaml``; ``tiny`` with 32 channels in multiples of 1, 2, 3
+(transformers on two of three levels), heads of 16, one residual block per level, an autoencoder of 32, 64
+channels and a text encoder of 128 channels, 2 heads, 3 layers.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tests.helpers.paths import TESTS
 from vader_ray import models
-from vader_ray.config import AdapterConfig, ModelConfig, SamplingConfig
+from vader_ray.config import AdapterConfig, ModelConfig, Precision, SamplingConfig
 from vader_ray.models.videocrafter2.scheduler import DynamicRescaleDDIMScheduler
 
 SAMPLING: dict[str, Any] = {
@@ -66,13 +66,13 @@ def write_checkpoint(folder: Path, weights: dict[str, Tensor]) -> Path:
 
 
 def load_tiny(
-    weights: Path, *, precision: str = "float32", chunk_size: int = 1, seed: int = 0, **sampling: Any
+    weights: Path, *, precision: Precision = "float32", chunk_size: int = 1, seed: int = 0, **sampling: Any
 ) -> Any:
     """The tiny pipeline with an adapter of rank 2."""
     return models.build(
         ModelConfig(
             family="videocrafter2", weights=str(weights), precision=precision, decoder_precision=precision
-        ),  # type: ignore[arg-type]
+        ),
         SamplingConfig(**(SAMPLING | sampling)),
         AdapterConfig(rank=2, alpha=4.0),
         seed=seed,

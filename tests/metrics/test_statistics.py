@@ -12,7 +12,7 @@ from vader_ray.metrics.core.thumbnails import thumbnails
 from vader_ray.metrics.distance_to_base import DistanceToBaseMetric
 from vader_ray.metrics.diversity import DiversityMetric
 from vader_ray.metrics.motion import MotionMetric
-from vader_ray.rewards.motion import Reward
+from vader_ray.rewards.motion import MotionReward
 from vader_ray.training.evaluation import paired_gains
 
 
@@ -45,7 +45,9 @@ def test_distance_and_diversity_of_flat_videos_are_the_difference_of_their_greys
 
 def test_motion_is_that_of_the_whole_clip_and_nothing_in_one_frame() -> None:
     frames, motion = noise(2, 5, 3, 16, 16), MotionMetric()
-    assert motion(frames, ["", ""]).tolist() == pytest.approx(Reward()(frames, ["", ""]).tolist(), rel=1e-5)
+    assert motion(frames, ["", ""]).tolist() == pytest.approx(
+        MotionReward()(frames, ["", ""]).tolist(), rel=1e-5
+    )
     assert motion(frames[:, :1], ["", ""]).tolist() == [0.0, 0.0]
 
 

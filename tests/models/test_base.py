@@ -117,7 +117,7 @@ def test_a_second_order_scheduler_is_refused(tiny_pipeline_folder: Path) -> None
 
 
 def test_eta_is_refused_where_it_means_nothing(tiny_pipeline_folder: Path) -> None:
-    with pytest.raises(ValueError, match=r"eta=0\.5 means nothing to EulerDiscreteScheduler"):
+    with pytest.raises(ValueError, match=r"eta=0\.5 has no effect on EulerDiscreteScheduler"):
         load_tiny(tiny_pipeline_folder, scheduler="EulerDiscreteScheduler", eta=0.5)
 
 

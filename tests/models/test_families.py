@@ -1,37 +1,44 @@
-"""Every family against its pipeline's own output and one monolithic graph, on tiny random weights in the published layout."""
+"""Every family against its pipeline's own output and one monolithic graph, on tiny random weights in the
+published layout."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import pytest
 import torch
 from torch import Tensor
 
 import vader_ray
-from tests.alignment.test_reward_gradient import ClipReward
 from tests.helpers.families import CASES, Case, save, save_images
+from tests.helpers.family_runs import (
+    PROMPTS,
+    SEEDS,
+    STEPS,
+    decode_all,
+    encode_prompts,
+    freeze,
+    load_case,
+    own_call,
+    parts_of,
+    plain_pipe,
+)
+from tests.helpers.nonlinear_rewards import ClipReward
 from tests.helpers.recipe import tiny_config
 from tests.helpers.tiny import randomise_adapter
 from vader_ray import models
 from vader_ray.alignment.algorithms.vader import accumulate_gradient
-from vader_ray.alignment.reward_gradient import RewardTerm, decode
+from vader_ray.alignment.decoding import decode
+from vader_ray.alignment.reward_gradient import RewardTerm
 from vader_ray.alignment.rollout import Batching, Rollout
-from vader_ray.config import AdapterConfig, ModelConfig, SamplingConfig
-from vader_ray.models.core.conditioning import open_images
+from vader_ray.config import AdapterConfig
 from vader_ray.training.events import StepEvent
 from vader_ray.training.loop import train
 from vader_ray.types import Frames, TruncationPlan
 
-PROMPTS = ["a red circle moving left", "a blue star moving up"]
-SEEDS = [3, 4]
-STEPS = 3
-STOCHASTIC = "CogVideoXDPMScheduler"
 pytestmark = pytest.mark.filterwarnings(
     "ignore:In CPU autocast, but the target dtype is not supported:UserWarning"
 )  # Mochi
@@ -49,85 +56,19 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return save_images(tmp_path_factory.mktemp("images"))
 
 
-def _load(
-    case: Case, folder: Path, scheduler: str | None = None, precision: str = "float32", **model: Any
-) -> Any:
-    """The family's model with a random adapter."""
-    settings = ModelConfig(
-        family=case.family,
-        weights=str(folder),
-        precision=precision,
-        decoder_precision=precision,
-        **model,  # type: ignore[arg-type]
-    )
-    sampling = SamplingConfig(**case.sampling, scheduler=scheduler)
-    adapter = AdapterConfig(rank=2, alpha=4.0)
-    built = models.build(settings, sampling, adapter, seed=0, chunk_size=2, device=torch.device("cpu"))
-    randomise_adapter(built)
-    return built
-
-
-def _encode(model: Any, images: list[Path]) -> Any:
-    return model.encode(PROMPTS, images if model.is_image_to_video else None)
-
-
-def _decode(model: Any, latents: Tensor) -> Frames:
-    state, portions = None, []
-    for chunk in model.decoder.chunks(latents, range(model.decoder.num_frames(latents))):
-        portion, state = model.decoder.decode(latents, state, chunk)
-        portions.append(portion)
-    return torch.cat(portions, dim=1)
-
-
-def _reseed(generators: Sequence[torch.Generator], seeds: Sequence[int], step: int) -> None:
-    for generator, seed in zip(generators, seeds, strict=True):
-        generator.manual_seed((seed + 7919 * (step + 1)) % 2**63)
-
-
-def _own_call(case: Case, model: Any, images: list[Path], videos: slice, loop: Any) -> Frames:
-    """Videos by the pipeline's own call from texts and pictures, with the noise that the project documents."""
-    seeds, arguments = SEEDS[videos], dict(case.sampling) | case.call
-    generators = [torch.Generator() for _ in seeds]
-    stochastic = type(model.pipe.scheduler).__name__ == STOCHASTIC
-    _reseed(generators, seeds, 0 if stochastic else -2)
-    if stochastic:
-
-        def reseed(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-            _reseed(generators, seeds, step + 1)
-            return {}
-
-        arguments["callback_on_step_end"] = reseed
-    if case.images:
-        opened = open_images(model.sampling, images)[videos]
-        arguments["image"] = opened if model.batched else opened[0]
-    if model.embeddings:
-        arguments["prompt"] = PROMPTS[videos]
-    else:
-        arguments["max_guidance_scale"] = arguments.pop("guidance_scale")
-    noise = model.pack_latents(model.noise(seeds))
-    frames: Frames = loop(
-        model.pipe, latents=noise, generator=generators, output_type="pt", **arguments
-    ).frames
-    return frames
-
-
-def _videos(model: Any) -> list[slice]:
-    return [slice(0, 2)] if model.batched else [slice(0, 1), slice(1, 2)]
-
-
 @pytest.mark.parametrize(("name", "scheduler"), EVERY)
 def test_video_equals_the_pipelines_own_output_bit_for_bit(
     folders: Any, images: list[Path], name: str, scheduler: str | None
 ) -> None:
     case = CASES[name]
-    model = _load(case, folders(name), scheduler)
-    conditioning = _encode(model, images)
+    model = load_case(case, folders(name), scheduler)
+    conditioning = encode_prompts(model, images)
     latents = model.sample(conditioning, SEEDS)
     theirs = torch.cat(
-        [_own_call(case, model, images, part, type(model.pipe).__call__) for part in _videos(model)]
+        [own_call(case, model, images, part, type(model.pipe).__call__) for part in parts_of(model)]
     )
     with torch.no_grad():
-        assert torch.equal(torch.cat([_decode(model, latents[part]) for part in _videos(model)]), theirs)
+        assert torch.equal(torch.cat([decode_all(model, latents[part]) for part in parts_of(model)]), theirs)
     assert theirs.shape[1] == case.sampling["num_frames"]
     assert theirs.std() > 0.01  # a saturated video would agree with anything
     plan = TruncationPlan(STEPS, (1, 2))
@@ -141,8 +82,8 @@ def test_prefix_of_two_with_finish_of_one_equals_one_batch(
     folders: Any, images: list[Path], name: str, scheduler: str | None
 ) -> None:
     """Only batching differs, which changes the summation order of float32."""
-    model = _load(CASES[name], folders(name), scheduler)
-    plan, conditioning = TruncationPlan(STEPS, (2,)), _encode(model, images)
+    model = load_case(CASES[name], folders(name), scheduler)
+    plan, conditioning = TruncationPlan(STEPS, (2,)), encode_prompts(model, images)
     state = model.sample_prefix(conditioning, plan, SEEDS)
     together = model.sample_with_grad(state, conditioning, plan)
     apart = [
@@ -153,7 +94,8 @@ def test_prefix_of_two_with_finish_of_one_equals_one_batch(
 
 
 def _monolithic(case: Case, model: Any, images: list[Path], graded: tuple[int, ...]) -> Tensor:
-    """Plain autograd through the pipeline's own loop and the library's own decoder: no hook, no checkpoint, no chunk.
+    """Plain autograd through the pipeline's own loop and the library's own decoder: no hook, no checkpoint,
+    no chunk.
 
     Predictions of steps that are not graded are cut off behind the denoiser, as Algorithm 1 says.
     """
@@ -172,7 +114,7 @@ def _monolithic(case: Case, model: Any, images: list[Path], graded: tuple[int, .
         )
 
     hooks = [denoiser.register_forward_hook(cut_named) for denoiser in model.denoisers().values()]
-    frames = _own_call(case, model, images, slice(0, 1), inspect.unwrap(type(model.pipe).__call__))
+    frames = own_call(case, model, images, slice(0, 1), inspect.unwrap(type(model.pipe).__call__))
     for hook in hooks:
         hook.remove()
     assert calls[0] == STEPS * per_step
@@ -185,10 +127,11 @@ def _monolithic(case: Case, model: Any, images: list[Path], graded: tuple[int, .
 
 @pytest.mark.parametrize("name", CASES)
 def test_staged_gradient_equals_the_monolithic_one(folders: Any, images: list[Path], name: str) -> None:
-    """Relative error of the whole gradient, for K = 1, 2 and N. Bounds: float64, except where the library casts."""
+    """Relative error of the whole gradient, for K = 1, 2 and N. Bounds: float64, except where the library
+    casts."""
     case = CASES[name]
-    model = _load(case, folders(name), case.schedulers[0], case.precision)
-    conditioning = _encode(model, images)[0:1]
+    model = load_case(case, folders(name), case.schedulers[0], case.precision)
+    conditioning = encode_prompts(model, images)[0:1]
     for graded in ((2,), (1, 2), (0, 1, 2)):
         for parameter in model.adapter_parameters():
             parameter.grad = None
@@ -213,9 +156,9 @@ def test_staged_gradient_equals_the_monolithic_one(folders: Any, images: list[Pa
 def test_sampling_stays_in_float32_around_a_bfloat16_denoiser(
     folders: Any, images: list[Path], name: str
 ) -> None:
-    model = _load(CASES[name], folders(name), CASES[name].schedulers[0], "bfloat16")
+    model = load_case(CASES[name], folders(name), CASES[name].schedulers[0], "bfloat16")
     assert {parameter.dtype for parameter in model.adapter_parameters()} == {torch.float32}
-    conditioning, plan = _encode(model, images), TruncationPlan(STEPS, (2,))
+    conditioning, plan = encode_prompts(model, images), TruncationPlan(STEPS, (2,))
     state = model.sample_prefix(conditioning, plan, SEEDS)
     assert {output.dtype for output in state.outputs or ()} == {torch.float32}
     model.sample_with_grad(state, conditioning, plan).float().square().mean().backward()
@@ -236,7 +179,7 @@ def _gradients(model: Any, latents: Tensor, found: Frames, expected: Frames) -> 
 def test_streamed_decoder_has_the_gradient_of_the_whole_one(folders: Any, name: str, offload: bool) -> None:
     """Caches carry gradient between portions; float32 allows for the order in which portions are summed."""
     case = CASES[name]
-    model = _load(case, folders(name), case.schedulers[0], offload_decoder_cache=offload)
+    model = load_case(case, folders(name), case.schedulers[0], offload_decoder_cache=offload)
     with torch.no_grad():
         latents = model.sample(model.encode(PROMPTS), SEEDS)
     latents.requires_grad_()
@@ -250,19 +193,19 @@ def test_streamed_decoder_has_the_gradient_of_the_whole_one(folders: Any, name: 
 
 def test_a_cut_cache_would_be_noticed(folders: Any) -> None:
     """The gradient with detached caches is far from the true one, so the test above tests the caches."""
-    model = _load(CASES["wan"], folders("wan"))
+    model = load_case(CASES["wan"], folders("wan"))
     with torch.no_grad():
         latents = model.sample(model.encode(PROMPTS), SEEDS)
     latents.requires_grad_()
-    decoder, decode_portion = model.decoder, model.decoder.decode_portion
+    decoder, decode_chunk = model.decoder, model.decoder.decode_chunk
 
     def cutting(portion: Tensor, cache: Any) -> Any:
-        return decode_portion(
+        return decode_chunk(
             portion, [x.detach() if isinstance(x, Tensor) else x for x in cache] if cache else None
         )
 
     expected, _ = decode(latents, decoder, range(9))
-    decoder.decode_portion = cutting
+    decoder.decode_chunk = cutting
     found, _ = decode(latents, decoder, range(9))
     ours, theirs = _gradients(model, latents, found, expected)
     assert (ours - theirs).norm() > 0.1 * theirs.norm()
@@ -275,17 +218,17 @@ def test_a_causal_stream_stops_after_the_last_wanted_frame(
     folders: Any, name: str, wanted: list[int], expected: int
 ) -> None:
     case = CASES[name]
-    model = _load(case, folders(name), case.schedulers[0])
+    model = load_case(case, folders(name), case.schedulers[0])
     with torch.no_grad():
         latents = model.sample(model.encode(PROMPTS), SEEDS)
         frames, indices = decode(latents, model.decoder, wanted)
         assert indices == list(range(expected))
-        assert torch.equal(frames, _decode(model, latents)[:, :expected])
+        assert torch.equal(frames, decode_all(model, latents)[:, :expected])
 
 
 def test_temporal_portions_equal_the_pipelines_decode_chunks(folders: Any, images: list[Path]) -> None:
     case = CASES["svd"]
-    model = _load(case, folders("svd"), temporal_decoder_frames=2)
+    model = load_case(case, folders("svd"), temporal_decoder_frames=2)
     with torch.no_grad():
         latents = model.sample(model.encode(PROMPTS[:1], images[:1]), SEEDS[:1])
         assert model.decoder.chunks(latents, [2]) == [(2,)]
@@ -294,9 +237,9 @@ def test_temporal_portions_equal_the_pipelines_decode_chunks(folders: Any, image
             latents.transpose(1, 2) * pipe.vae.config.scaling_factor, 3, decode_chunk_size=2
         )
         theirs = (theirs / 2 + 0.5).clamp(0, 1).transpose(1, 2)
-        torch.testing.assert_close(_decode(model, latents), theirs, rtol=0, atol=1e-6)  # z·s/s rounds
-        whole = _load(case, folders("svd"))
-        assert not torch.allclose(_decode(whole, latents), theirs, atol=1e-4)
+        torch.testing.assert_close(decode_all(model, latents), theirs, rtol=0, atol=1e-6)  # z·s/s rounds
+        whole = load_case(case, folders("svd"))
+        assert not torch.allclose(decode_all(whole, latents), theirs, atol=1e-4)
 
 
 STOCK = [
@@ -312,47 +255,33 @@ def test_adapter_makes_the_same_video_in_plain_diffusers(
 ) -> None:
     """Bit for bit through the stock loader, where there is one, and through ours everywhere."""
     case = CASES[name]
-    model = _load(case, folders(name), case.schedulers[0])
+    model = load_case(case, folders(name), case.schedulers[0])
     model.save_adapter(tmp_path)
     for parameter in model.adapter_parameters():
         parameter.requires_grad_(False)  # torch picks other CPU kernels for weights that require gradient
-    ours = _own_call(case, model, images, slice(0, 1), type(model.pipe).__call__)
-    plain = _load(case, folders(name), case.schedulers[0])
+    ours = own_call(case, model, images, slice(0, 1), type(model.pipe).__call__)
+    plain = load_case(case, folders(name), case.schedulers[0])
     loaders = [vader_ray.load_adapter] + [_stock] * (name in STOCK)
     for load in loaders:
-        plain.pipe = _plain_pipe(folders(name), plain)
-        before = _own_call(case, plain, images, slice(0, 1), type(plain.pipe).__call__)
+        plain.pipe = plain_pipe(folders(name), plain)
+        before = own_call(case, plain, images, slice(0, 1), type(plain.pipe).__call__)
         load(plain.pipe, tmp_path)
-        after = _own_call(case, plain, images, slice(0, 1), type(plain.pipe).__call__)
+        after = own_call(case, plain, images, slice(0, 1), type(plain.pipe).__call__)
         assert torch.equal(after, ours)
         assert not torch.equal(before, ours)
-
-
-def _plain_pipe(folder: Path, model: Any) -> Any:
-    pipe = diffusers.DiffusionPipeline.from_pretrained(folder)
-    pipe.scheduler = model.pipe.scheduler
-    pipe.set_progress_bar_config(disable=True)
-    return _freeze(pipe)
-
-
-def _freeze(pipe: Any) -> Any:
-    for module in pipe.components.values():
-        if isinstance(module, torch.nn.Module):
-            module.requires_grad_(False)
-    return pipe
 
 
 def _stock(pipe: Any, folder: Path) -> None:
     pipe.load_lora_weights(folder)
     if getattr(pipe, "transformer_2", None) is not None:
         pipe.load_lora_weights(folder / "transformer_2", load_into_transformer_2=True)
-    _freeze(pipe)
+    freeze(pipe)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_adapter_survives_saving_and_loading(folders: Any, tmp_path: Path, name: str) -> None:
     case = CASES[name]
-    model, other = (_load(case, folders(name), case.schedulers[0]) for _ in range(2))
+    model, other = (load_case(case, folders(name), case.schedulers[0]) for _ in range(2))
     model.save_adapter(tmp_path)
     assert models.adapter_shape(tmp_path) == AdapterConfig(
         rank=2, alpha=4.0, target_modules=tuple(sorted(model.adapter_targets))
@@ -367,7 +296,7 @@ def test_adapter_survives_saving_and_loading(folders: Any, tmp_path: Path, name:
 @pytest.mark.parametrize(
     ("name", "num_frames", "message"),
     [
-        ("wan", 8, "num_frames=8 is impossible here; choose 5 or 9"),
+        ("wan", 8, "num_frames=8 is not a number of frames that this model can make; choose 5 or 9"),
         (
             "cogvideox",
             13,
@@ -382,7 +311,7 @@ def test_a_number_of_frames_that_would_be_rounded_is_refused(
     case = CASES[name]
     changed = Case(case.family, case.build, case.sampling | {"num_frames": num_frames})
     with pytest.raises(ValueError, match=message):
-        _load(changed, folders(name)).noise(SEEDS)
+        load_case(changed, folders(name)).noise(SEEDS)
 
 
 def test_a_run_trains_on_images_and_shows_rewards_the_text(folders: Any, images: list[Path]) -> None:
@@ -398,9 +327,9 @@ def test_a_run_trains_on_images_and_shows_rewards_the_text(folders: Any, images:
 
 def test_missing_images_and_wrong_pipelines_are_named(folders: Any) -> None:
     with pytest.raises(ValueError, match=r"write each prompt as `path/to/image.png \| text`"):
-        _load(CASES["svd"], folders("svd")).encode(PROMPTS)
+        load_case(CASES["svd"], folders("svd")).encode(PROMPTS)
     with pytest.raises(
         ValueError,
         match=r"is a MochiPipeline; model\.family=wan takes WanPipeline or WanImageToVideoPipeline",
     ):
-        _load(CASES["wan"], folders("mochi"))
+        load_case(CASES["wan"], folders("mochi"))

@@ -1,4 +1,5 @@
-"""Frame rewards with a network: parity with the libraries' own PIL pipelines, finite differences, regions, precision, errors."""
+"""Frame rewards with a network: parity with the libraries' own PIL pipelines, finite differences, regions,
+precision, errors."""
 
 from __future__ import annotations
 
@@ -17,8 +18,8 @@ from torch.nn import functional
 from torchvision.transforms import functional as vision
 from transformers.models.yolos.image_processing_pil_yolos import get_size_with_aspect_ratio_yolos
 
-from tests.helpers.tiny_rewards import LABELS, make_clip, make_detector
-from tests.rewards.test_rewards import as_pil, pictures, random_images
+from tests.helpers.reward_inputs import as_pil, pictures, random_images
+from tests.helpers.tiny_rewards import LABELS, build_reward, make_clip, make_detector
 from vader_ray import rewards
 from vader_ray.config import RewardConfig
 from vader_ray.rewards import object_detection
@@ -42,7 +43,7 @@ def build(name: str, folders: dict[str, Path], *, dtype: torch.dtype = torch.flo
     weights = str(folders[name]) if name in folders else f"shapes:{name}"
     if name == "object_detection":
         options = {"object": "cat", **options}
-    return rewards.build(RewardConfig(reward=name, weights=weights, **options), device="cpu", dtype=dtype)
+    return build_reward(name, dtype=dtype, weights=weights, **options)
 
 
 CASES = [
@@ -61,7 +62,8 @@ CASES = [
 
 
 # ---- scores: the library's own preprocessing on 8-bit images, then the published formula
-# PIL rounds to 8 bits between and after its two passes, float arithmetic does not: about 0.3/255 per pixel, several at edges.
+# PIL rounds to 8 bits between and after its two passes, float arithmetic does not: about 0.3/255 per pixel,
+# several at edges.
 # The score may move by 0.5 % of its range: 200 for ±100 · cosine, 1 for a probability.
 
 
@@ -103,7 +105,8 @@ def test_clip_rewards_are_the_published_score(
 def test_old_configs_find_the_end_of_the_prompt(
     eos_token_id: int, folders: dict[str, Path], tmp_path: Path
 ) -> None:
-    # the published PickScore and CLIP state 2, which was wrong when they were written and means "the highest token" since
+    # the published PickScore and CLIP state 2, which was wrong when they were written and means "the highest
+    # token" since
     folder = make_clip(tmp_path / "old", eos_token_id=eos_token_id)
     frames = pictures(32, 32)
     torch.testing.assert_close(
@@ -163,7 +166,8 @@ def test_hard_detection_is_the_mean_of_published_boxes(
 
 
 def clear_of_ties(logits: Tensor) -> float:
-    """A threshold near the authors' that no box is within 0.01 of: rounding of pixels must not decide what is kept."""
+    """A threshold near the authors' that no box is within 0.01 of: rounding of pixels must not decide what is
+    kept."""
     scores = logits.softmax(dim=-1)[..., :-1].amax(dim=-1)
     candidates = [0.2 + step / 200 for step in range(40)]
     return max(candidates, key=lambda threshold: float((scores - threshold).abs().min()))
@@ -208,10 +212,10 @@ def test_each_crop_is_its_librarys(height: int, width: int) -> None:
     expected = torch.from_numpy(
         processor.center_crop(resized[0].numpy(), transformers.image_utils.SizeDict(height=32, width=32))
     )
-    for rounding, wanted in (("transformers", expected), ("torchvision", vision.center_crop(resized, 32)[0])):
-        torch.testing.assert_close(
-            preprocess.crop(images, 32, "bicubic", rounding)[0], wanted, atol=1e-12, rtol=0
-        )
+    found = preprocess.crop(images, 32, "bicubic", "transformers")[0]
+    torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
+    found = preprocess.crop(images, 32, "bicubic", "torchvision")[0]
+    torch.testing.assert_close(found, vision.center_crop(resized, 32)[0], atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize("edges", [(800, 1333), (48, 80), (512, 864), (32, 64)])
@@ -288,7 +292,8 @@ def test_gradient_is_its_finite_difference(
         difference = reward(frames + step * direction, PROMPTS[:1]) - reward(
             frames - step * direction, PROMPTS[:1]
         )
-    # central difference: error of order step² = 1e-12 and rounding of 1e-16 · 100 / step = 1e-8, against slopes of order 1
+    # central difference: error of order step² = 1e-12 and rounding of 1e-16 · 100 / step = 1e-8, against
+    # slopes of order 1
     torch.testing.assert_close((gradient * direction).sum(), difference[0] / (2 * step), rtol=1e-5, atol=1e-7)
 
 
@@ -417,7 +422,8 @@ def test_half_precision_deviates_little(name: str, dtype: torch.dtype, folders: 
 def test_float16_keeps_gradients_below_its_smallest_number(
     name: str, weight: float, folders: dict[str, Path]
 ) -> None:
-    # 2⁻¹² is a pixel's share in 81 frames of 480×832 over that in 3 frames of 40×64; clip_score's scale is nearly 2⁷
+    # 2⁻¹² is a pixel's share in 81 frames of 480×832 over that in 3 frames of 40×64; clip_score's scale is
+    # nearly 2⁷
     frames = pictures(40, 64).requires_grad_()
     exact, half = build(name, folders), build(name, folders, dtype=torch.float16)
     wanted, scaled = (
@@ -453,7 +459,7 @@ def refused(name: str, message: str, **options: Any) -> None:
 
 def test_every_reward_names_its_weights_and_their_licence() -> None:
     for name in rewards.names():
-        found = rewards.resolve(name)
+        found: Any = rewards.resolve(name)
         assert isinstance(found.default_weights, str)
         assert bool(found.default_weights) == bool(found.licence), name
         assert all("/" in repository for repository in found.default_weights.split(",") if repository), name

@@ -1,4 +1,5 @@
-"""Rewards without a network: the published formulas by other libraries, real JPEG files, moving patterns, finite differences."""
+"""Rewards without a network: the published formulas by other libraries, real JPEG files, moving patterns,
+finite differences."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from PIL import Image
 from scipy import ndimage  # type: ignore[import-untyped]
 from torch import Tensor
 
-from tests.rewards.test_rewards import PROMPTS, build, pictures, random_images
+from tests.helpers.reward_inputs import PROMPTS, pictures, random_images
+from tests.helpers.tiny_rewards import build_reward as build
 from vader_ray.rewards import motion
 from vader_ray.shapes.data import cleaned, draw_scenes, render
 

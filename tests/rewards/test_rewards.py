@@ -1,4 +1,5 @@
-"""Rewards: parity with the libraries' own PIL pipelines, gradients by finite differences, the contract, and every error."""
+"""Rewards: parity with the libraries' own PIL pipelines, gradients by finite differences, the contract, and
+every error."""
 
 from __future__ import annotations
 
@@ -11,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub.constants
-import numpy as np
 import open_clip
 import pytest
 import torch
@@ -23,6 +23,8 @@ from torch.nn import functional
 from torchvision.transforms import functional as vision
 
 from tests.helpers import tiny_rewards
+from tests.helpers.reward_inputs import PROMPTS, as_pil, pictures, random_images, refused
+from tests.helpers.tiny_rewards import build_reward as build
 from tests.helpers.tiny_rewards import liven
 from vader_ray import rewards
 from vader_ray.config import RewardConfig
@@ -30,9 +32,9 @@ from vader_ray.paths import PACKAGE
 from vader_ray.rewards import aesthetic, hps
 from vader_ray.rewards.base import FrameReward, frozen
 from vader_ray.rewards.core import preprocess
+from vader_ray.types import Granularity
 from vader_ray.weights import load_strictly, read_state_dict
 
-PROMPTS = ["a dog is running", "a cat eats an apple"]
 TINY_CLIP = {
     "embed_dim": 24,
     "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "head_width": 8, "patch_size": 8},
@@ -92,44 +94,19 @@ def aesthetic_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     head = aesthetic.Head(HEAD_SIZES)
     for layer in head.layers:
+        assert isinstance(layer, nn.Linear)
         nn.init.normal_(layer.weight, std=1.5 / math.sqrt(layer.in_features))
     torch.save(head.state_dict(), folder / "sac+logos+ava1-tiny-linearMSE.pth")
     return folder
 
 
-def build(name: str, *, dtype: torch.dtype = torch.float32, **options: Any) -> Any:
-    return rewards.build(RewardConfig(reward=name, **options), device="cpu", dtype=dtype)
-
-
-def pictures(height: int, width: int, *, seed: int = 0, batch: int = 2, num_frames: int = 3) -> Tensor:
-    """8-bit frames with soft and sharp structure: blurred noise, a bright box, a dark one."""
-    generator = torch.Generator().manual_seed(seed)
-    noise = torch.rand(batch * num_frames, 3, 5, 7, generator=generator)
-    images = functional.interpolate(noise, (height, width), mode="bilinear")
-    images += 0.1 * torch.rand(images.shape, generator=generator)
-    for image in images:
-        top, left = (int(torch.randint(0, side // 2, (1,), generator=generator)) for side in (height, width))
-        image[:, top : top + height // 3, left : left + width // 4] = torch.rand(3, 1, 1, generator=generator)
-        image[:, -top - height // 5 - 1 : -top - 1, -left - width // 6 - 1 : -left - 1] = 0.0
-    return ((images.clamp(0, 1) * 255).round() / 255).unflatten(0, (batch, num_frames))
-
-
-def as_pil(frames: Tensor) -> list[Image.Image]:
-    arrays = (frames.flatten(0, 1).permute(0, 2, 3, 1) * 255).round().numpy().astype(np.uint8)
-    return [Image.fromarray(array) for array in arrays]
-
-
-def random_images(
-    *shape: int, low: float = 0.0, high: float = 1.0, dtype: torch.dtype = torch.float32
-) -> Tensor:
-    return low + (high - low) * torch.rand(shape, dtype=dtype, generator=torch.Generator().manual_seed(0))
-
-
 # ---- scores: the library's own preprocessing on 8-bit images, then the formula
 
 SHAPES = [(40, 64), (96, 54), (24, 40), (32, 32)]
-# PIL rounds to 8 bits between and after its two passes, float arithmetic does not: about 0.3/255 per pixel, several at
-# edges. The score may move by 0.2 % of its range, which over all embeddings is 2 for a cosine and 2 |w| for the head, a
+# PIL rounds to 8 bits between and after its two passes, float arithmetic does not: about 0.3/255 per pixel,
+# several at
+# edges. The score may move by 0.2 % of its range, which over all embeddings is 2 for a cosine and 2 |w| for
+# the head, a
 # linear map w of a unit vector. Images that need no resizing leave float32 rounding alone.
 
 
@@ -151,7 +128,8 @@ def hps_by_hand(folder: Path, frames: Tensor, mode: str) -> Tensor:
 
 
 def clip_pixels(folder: Path, frames: Tensor) -> Tensor:
-    """OpenAI CLIP's preprocessing, which the published head was trained and is used with; open_clip has the same."""
+    """OpenAI CLIP's preprocessing, which the published head was trained and is used with; open_clip has the
+    same."""
     transform = open_clip.image_transform(32, is_train=False, resize_mode="shortest", interpolation="bicubic")
     return torch.stack([transform(picture) for picture in as_pil(frames)])
 
@@ -443,7 +421,8 @@ def block(prefix: str, width: int) -> dict[str, tuple[int, ...]]:
 
 
 def vit_h_14() -> dict[str, tuple[int, ...]]:
-    """The published checkpoint's names and shapes, from the architecture: 32 layers of 1280 and 24 of 1024."""
+    """The published checkpoint's names and shapes, from the architecture: 32 layers of 1280 and 24 of
+    1024."""
     shapes: dict[str, tuple[int, ...]] = {
         "positional_embedding": (77, 1024),
         "token_embedding.weight": (49408, 1024),
@@ -476,7 +455,7 @@ def test_full_size_hps_checkpoint_fits() -> None:
     )
     with pytest.raises(
         ValueError,
-        match=r"1 missing \(logit_scale\), 1 of another shape \(visual.proj \(4, 4\) instead of \(1280, 1024\)\)",
+        match=r"1 missing \(logit_scale\), 1 of another shape \(visual.proj \(4, 4\) instead of \(1280, ",
     ):
         load_strictly(
             network,
@@ -491,7 +470,7 @@ def test_full_size_hps_checkpoint_fits() -> None:
 
 def test_full_size_aesthetic_checkpoint_fits(tmp_path: Path) -> None:
     sizes = (768, 1024, 128, 64, 16, 1)
-    state = {}
+    state = dict[str, Tensor]()
     for index, wide, narrow in zip((0, 2, 4, 6, 7), sizes, sizes[1:], strict=False):
         state |= {
             f"layers.{index}.weight": torch.zeros(narrow, wide),
@@ -506,7 +485,7 @@ def test_full_size_aesthetic_checkpoint_fits(tmp_path: Path) -> None:
 # ---- names and options
 
 OUTSIDE = '''
-class Reward:
+class RedReward:
     """Redness."""
     granularity = "frame"
     unit = "red"
@@ -515,13 +494,20 @@ class Reward:
     def __call__(self, frames, prompts):
         return self.gain * frames[:, :, 0].mean(dim=(1, 2, 3))
 
-class Green(Reward):
+class Green(RedReward):
     """Greenness."""
     def __call__(self, frames, prompts):
         return self.gain * frames[:, :, 1].mean(dim=(1, 2, 3))
 
-class Clash(Reward):
+class Clash(RedReward):
     def __init__(self, target: int = 1): ...
+
+def blue(frames, prompts):
+    """Blueness."""
+    return frames[:, :, 2].mean(dim=(1, 2, 3))
+
+def blind(frames):
+    return frames.mean(dim=(1, 2, 3, 4))
 '''
 
 
@@ -529,6 +515,7 @@ def test_a_dotted_name_reaches_outside(tmp_path: Path, monkeypatch: pytest.Monke
     (tmp_path / "my_rewards").mkdir()
     (tmp_path / "my_rewards" / "__init__.py").write_text("")
     (tmp_path / "my_rewards" / "colour.py").write_text(OUTSIDE)
+    (tmp_path / "my_rewards" / "two.py").write_text("class AReward: ...\nclass BReward: ...\n")
     (tmp_path / "my_rewards" / "broken.py").write_text("import a_library_that_is_not_there")
     monkeypatch.syspath_prepend(tmp_path)
     frames = random_images(2, 2, 3, 8, 8)
@@ -538,12 +525,20 @@ def test_a_dotted_name_reaches_outside(tmp_path: Path, monkeypatch: pytest.Monke
     torch.testing.assert_close(
         build("my_rewards.colour.Green")(frames, PROMPTS), frames[:, :, 1].mean(dim=(1, 2, 3))
     )
+    blue = build("my_rewards.colour.blue")
+    rewards.check_contract(blue)
+    assert (blue.granularity, type(blue).__doc__) == ("clip", "Blueness.")
+    assert torch.equal(blue(frames, PROMPTS), frames[:, :, 2].mean(dim=(1, 2, 3)))
     for reward, options, message in (
+        ("my_rewards.colour.blue", {"gain": 2}, "blue: there is no option 'gain'; it has no options"),
+        ("my_rewards.colour.blind", {}, r"the function blind is no reward .*must be f\(frames, prompts\)"),
+        ("my_rewards.two", {}, r"whose name ends in Reward and defines AReward, BReward; .*two\.ClassName"),
+        ("my_rewards.colour.__name__", {}, "is a str; name a class or a function"),
         ("my_rewards.colour", {"gain": "much"}, r"colour\.gain: .*number.*not 'much'"),
         ("my_rewards.colour", {"gian": 1}, "no option 'gian'; it has gain"),
-        ("my_rewards.colour.Blue", {}, "my_rewards.colour has no class 'Blue'"),
-        ("my_rewards.shape", {}, "my_rewards has no class 'shape'"),
-        ("my_rewards", {}, "there is no reward 'my_rewards'; give one of action, aesthetic, brightness, "),
+        ("my_rewards.colour.Blue", {}, "my_rewards.colour defines no 'Blue'"),
+        ("my_rewards.shape", {}, "my_rewards defines no 'shape'"),
+        ("my_rewards", {}, "reward: there is no 'my_rewards'; give one of action, aesthetic, brightness, "),
         ("my_rewards.colour.Clash", {}, "'target' is a setting of every reward; rename it"),
         ("nowhere.at.all", {}, "there is no module 'nowhere.at.all' or 'nowhere.at'.*PYTHONPATH"),
     ):
@@ -556,9 +551,9 @@ def test_a_dotted_name_reaches_outside(tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("hsp", {}, "there is no reward 'hsp'; give one of .*hps"),
-        ("_network", {}, "there is no reward '_network'"),
-        (".hps", {}, "there is no reward '.hps'"),
+        ("hsp", {}, "reward: there is no 'hsp'; give one of .*hps"),
+        ("_network", {}, "reward: there is no '_network'"),
+        (".hps", {}, "reward: there is no '.hps'"),
         (
             "hps",
             {"wieghts": "a"},
@@ -600,12 +595,6 @@ def test_check_makes_paths_absolute(hps_folder: Path) -> None:
 # ---- weights that cannot be used
 
 
-def refused(name: str, message: str, **options: Any) -> None:
-    with pytest.raises(ValueError, match=message) as caught:
-        build(name, **options)
-    assert "\n" not in str(caught.value)
-
-
 def test_unusable_weights_are_explained(hps_folder: Path, aesthetic_folder: Path, tmp_path: Path) -> None:
     architecture = str(hps_folder)
     whole = (hps_folder / "HPS_tiny.pt").read_bytes()
@@ -630,13 +619,13 @@ def test_unusable_weights_are_explained(hps_folder: Path, aesthetic_folder: Path
         architecture=architecture,
     )
     head = next(aesthetic_folder.glob("*.pth"))
-    foreign = r"belongs to another network, with weights \d+ missing \(ln_final.bias, .*, …\), 10 unexpected \(layers.0.bias, "
+    foreign = r"with weights \d+ missing \(ln_final.bias, .*, …\), 10 unexpected \(layers.0.bias, "
     refused("hps", foreign, weights=str(head), architecture=architecture)
     foreign = r"10 missing \(layers.0.bias, .*\), \d+ unexpected"
     refused("aesthetic", foreign, weights=str(aesthetic_folder), head=str(hps_folder / "HPS_tiny.pt"))
     refused(
         "hps",
-        "cannot make the architecture 'ViT-Z'",
+        "cannot build the architecture 'ViT-Z'",
         weights=str(hps_folder / "HPS_tiny.pt"),
         architecture="ViT-Z",
     )
@@ -683,7 +672,7 @@ def test_an_unreachable_hub_is_explained(tmp_path: Path, monkeypatch: pytest.Mon
 class Mean:
     """Mean of all values, the base of the wrong ones below."""
 
-    granularity = "frame"
+    granularity: Granularity = "frame"
     unit = "value"
 
     def __call__(self, frames: Tensor, prompts: Sequence[str]) -> Any:

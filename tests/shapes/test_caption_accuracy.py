@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.training.test_loop import Keeper
+from tests.helpers.training import Keeper
 from vader_ray import metrics
 from vader_ray.config import MetricConfig, load
+from vader_ray.metrics.base import VideoMetric
 from vader_ray.orchestration.runs.launch import resolve_names
 from vader_ray.shapes.data import captions_of, draw_scenes, render
 from vader_ray.training.loop import train
@@ -19,17 +20,20 @@ SPEC = MetricConfig(metric="vader_ray.shapes.caption_accuracy")
 
 def test_true_captions_are_found_and_swapped_ones_are_not() -> None:
     metric = metrics.build(SPEC, device="cpu")
+    assert isinstance(metric, VideoMetric)
     metrics.check_contract(metric, num_frames=8)
     scenes = draw_scenes(12, torch.Generator().manual_seed(0))
     frames, captions = render(scenes), captions_of(scenes)
-    right = metric(frames, captions)  # type: ignore[operator]
-    wrong = metric(frames, captions[1:] + captions[:1])  # type: ignore[operator]
-    assert set(right) == {"colour", "shape", "direction"}
+    right = metric(frames, captions)
+    wrong = metric(frames, captions[1:] + captions[:1])
+    assert isinstance(right, dict)
+    assert isinstance(wrong, dict)
+    assert right.keys() == wrong.keys() == {"colour", "shape", "direction"}
     for attribute in right:
         assert right[attribute].mean() > wrong[attribute].mean()
         assert set(right[attribute].tolist()) <= {0.0, 1.0}
     with pytest.raises(ValueError, match="expected one colour out of"):
-        metric(frames[:1], ["a dog"])  # type: ignore[operator]
+        metric(frames[:1], ["a dog"])
 
 
 def test_a_recipe_logs_it_and_the_guard_can_compare_it(tmp_path: Path) -> None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import base64
 import re
-import subprocess
 from pathlib import Path
 
-import imageio_ffmpeg
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from tests.helpers.video_files import decode
 from vader_ray.training import media
 from vader_ray.training.events import Video
 
@@ -30,17 +29,6 @@ def moving_bar(
 
 def video(prompt: str, score: float, colour: tuple[int, int, int] = RED, size: int = 32) -> Video:
     return Video(prompt, 7, {"hps": score, "aesthetic": 5.0}, moving_bar(12, size, size, colour))
-
-
-def decode(path: Path) -> tuple[str, NDArray[np.uint8]]:
-    """What ffmpeg says about the stream, and its frames. (imageio_ffmpeg's own reader leaves pipes open.)"""
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-i", str(path), "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
-    done = subprocess.run(command, capture_output=True, check=True)
-    stream = re.search(r"Stream #0:0.*Video: (.*)", done.stderr.decode())
-    assert stream is not None
-    size = re.search(r", (\d+)x(\d+)", stream[1])
-    assert size is not None
-    return stream[1], np.frombuffer(done.stdout, np.uint8).reshape(-1, int(size[2]), int(size[1]), 3)
 
 
 def test_a_written_video_is_read_as_ffmpeg_decodes_it(tmp_path: Path) -> None:

@@ -8,10 +8,15 @@ from typing import Any, Self
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from vader_ray.config.plugins import DEFAULT_METRICS, RESERVED_METRIC_NAMES, MetricConfig, RewardConfig
+from vader_ray.config.plugins import (
+    DEFAULT_METRICS,
+    RESERVED_METRIC_NAMES,
+    AlgorithmConfig,
+    MetricConfig,
+    RewardConfig,
+)
 from vader_ray.config.schema import (
     AdapterConfig,
-    AlgorithmConfig,
     CheckpointConfig,
     EvaluationConfig,
     GuardConfig,
@@ -21,7 +26,6 @@ from vader_ray.config.schema import (
     RuntimeConfig,
     SamplingConfig,
     TrackingConfig,
-    VaderConfig,
 )
 from vader_ray.config.settings import Settings
 
@@ -44,7 +48,7 @@ class ExperimentConfig(Settings):
     ``algorithm.num_updates``."""
     videos_per_step: PositiveInt
     """Videos of one step, over all workers: the batch size, and the number of reward queries of a step."""
-    algorithm: AlgorithmConfig = VaderConfig()
+    algorithm: AlgorithmConfig = AlgorithmConfig()
     """``{name: vader}``, or a baseline: ``{name: ddpo, …}``, ``{name: dpo, …}``."""
     model: ModelConfig
     """The pretrained model."""
@@ -103,37 +107,6 @@ class ExperimentConfig(Settings):
             )
         return self
 
-    @model_validator(mode="after")
-    def _fits_the_algorithm(self) -> Self:
-        name, sampling = self.algorithm.name, self.sampling
-        if name == "vader":
-            return self
-        for field in (
-            "truncation",
-            "truncation_depth",
-            "window_start",
-            "backprop_through_input",
-            "recompute",
-            "prefix_cache",
-        ):
-            if (value := getattr(sampling, field)) != (default := type(sampling).model_fields[field].default):
-                raise ValueError(
-                    f"sampling.{field}={value} has no effect on algorithm.name={name}; "
-                    f"set it to {default}, or name=vader"
-                )
-        if name == "ddpo" and sampling.eta == 0:
-            raise ValueError(
-                "algorithm.name=ddpo needs stochastic denoising steps; "
-                "set sampling.eta to 1 (DDIM alone has it)"
-            )
-        if name == "dpo" and self.videos_per_step % (2 * self.runtime.num_workers):
-            raise ValueError(
-                f"algorithm.name=dpo makes pairs, and videos_per_step={self.videos_per_step} gives "
-                f"runtime.num_workers={self.runtime.num_workers} no equal number of them; "
-                f"choose a multiple of {2 * self.runtime.num_workers}"
-            )
-        return self
-
     def reward_metrics(self) -> list[str]:
         """List the logged names of the objective and of every reward on held-out prompts."""
         rewards = (*self.rewards, *self.eval_rewards)
@@ -166,6 +139,7 @@ class ExperimentConfig(Settings):
             "description",
         }
         identity = self.model_dump(mode="json", exclude=without_effect_on_a_step)
+        identity["prompts"].pop("column")  # the prompts that were read from it are here
         identity["sampling"].pop("recompute")  # exact, and `auto` may choose another on another machine
         for reward in (*identity["rewards"], *identity["eval_rewards"]):
             transport = (reward.pop("placement") or {}).get("transport", "float32")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from vader_ray.rewards.motion import Reward
+from vader_ray.rewards.motion import MotionReward
 from vader_ray.types import Frames, Scores
 
 
@@ -22,7 +22,7 @@ class MotionMetric:
         pixels = frames.float()
         if frames.shape[1] < 2:
             return pixels.new_zeros(len(frames))
-        reward = Reward()
+        reward = MotionReward()
         # the flow of all pairs at once would need several times the memory of the frames
         speeds = [reward(pixels[:, first : first + 2], prompts) for first in range(frames.shape[1] - 1)]
         return torch.stack(speeds).mean(dim=0)

@@ -1,25 +1,26 @@
-"""Model families: ``vader_ray/models/modelscope.py`` is the family ``modelscope``; its class is called ``Model``."""
+"""Model families, their adapters and the wrapper for loaded pipelines.
+
+``vader_ray/models/wan.py`` is the family ``wan``; its class is ``WanModel``.
+"""
 
 from __future__ import annotations
 
-import importlib
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from vader_ray.config import ActivationCheckpointing, AdapterConfig, ConfigError, ModelConfig, SamplingConfig
+from vader_ray.config import ActivationCheckpointing, AdapterConfig, ModelConfig, SamplingConfig
 from vader_ray.models.adapters.export import Format as AdapterFormat
 from vader_ray.models.adapters.export import export as export_adapter
 from vader_ray.models.adapters.files import read_shape as adapter_shape
 from vader_ray.models.adapters.lora import load_into as load_adapter
 from vader_ray.models.adapters.merge import mix as mix_adapters
-
-SHARED = ("__init__", "adapters", "base", "core")
-"""Files and folders of this package that are no model family."""
+from vader_ray.models.base import VideoModel
+from vader_ray.plugins import Registry
 
 __all__ = [
     "AdapterFormat",
+    "VideoModel",
     "adapter_shape",
     "build",
     "export_adapter",
@@ -30,41 +31,30 @@ __all__ = [
     "resolve",
 ]
 
+_FAMILIES = Registry(
+    "vader_ray.models", kind="Model", noun="model.family", shared=("adapters", "base", "core")
+)
+
 
 def names() -> list[str]:
-    """The families of this package."""
-    files = [
-        path
-        for path in Path(__file__).parent.iterdir()
-        if path.suffix == ".py" or (path / "__init__.py").is_file()
-    ]
-    return sorted(path.stem for path in files if path.stem not in SHARED)
+    """Return the model families of this package."""
+    return _FAMILIES.names()
 
 
 def resolve(family: str) -> Any:
-    """The class of a family: a file of this folder, or ``Model`` of a dotted module outside the package.
+    """Return the class of a family: a name of `names`, ``my.module`` or ``my.module.ClassName``.
 
     Raises:
-        ConfigError: there is no such file or module.
+        UserError: there is no such family; the message gives the rule and the names.
     """
-    module = family if "." in family else f"{__name__}.{family}"
-    if "." not in family and family not in names():
-        raise ConfigError(
-            f"model.family: there is no {family!r}; choose one of {', '.join(names())} or the dotted name of your module"
-        )
-    try:
-        return importlib.import_module(module).Model
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"model.family: cannot import {error.name!r}; is it on PYTHONPATH?") from None
-    except AttributeError:
-        raise ConfigError(f"model.family: the module {module} has no class Model") from None
+    return _FAMILIES.resolve(family)
 
 
 def fetch(model: ModelConfig) -> str:
-    """The folder of the model's weights; those of a hub id are downloaded first.
+    """Return the folder or file of the model's weights; those of a hub id are downloaded first.
 
     Raises:
-        ConfigError, ValueError: there is no such family, or the hub does not give the weights.
+        UserError: there is no such family, or the weights cannot be downloaded.
     """
     return str(resolve(model.family).fetch(model))
 
@@ -80,7 +70,21 @@ def build(
     activation_checkpointing: ActivationCheckpointing = "none",
     compile_blocks: bool = False,
 ) -> Any:
-    """A pretrained model on a device, with a fresh adapter unless there shall be none."""
+    """Load a pretrained model to a device and add a fresh adapter.
+
+    Args:
+        model: family, weights and precision.
+        sampling: size of the videos, number of denoising steps, guidance.
+        adapter: rank, alpha and target modules; None for no adapter.
+        seed: of the adapter's initial values.
+        chunk_size: frames that autoencoders of single frames decode at once.
+        device: of all networks; on the meta device they have no weights.
+        activation_checkpointing: which activations are recomputed in the backward pass.
+        compile_blocks: compile the denoiser's blocks.
+
+    Raises:
+        UserError: the weights cannot be loaded, or the model does not support a setting.
+    """
     built = resolve(model.family).load(model, sampling, chunk_size=chunk_size, device=device)
     if adapter is not None:
         built.add_adapter(adapter, seed)

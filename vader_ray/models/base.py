@@ -1,165 +1,194 @@
-"""One adapter that drives any diffusers video pipeline through the pipeline's own loop, with gradient where asked.
+"""The base class of model families: construction, adapters, memory.
 
-The pipeline's own no-gradient output is the oracle: `PipelineModel.sample` gives the same latents bit for bit in float32.
+The base class of sampling is in `vader_ray.models.core.sampling`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from diffusers import ModelMixin
-from torch import Tensor, nn
+from torch import nn
 
 from vader_ray.config import ActivationCheckpointing, AdapterConfig, ModelConfig, SamplingConfig
+from vader_ray.errors import UserError
 from vader_ray.models.adapters import export, lora
-from vader_ray.models.core import memory_optimizations, transitions
-from vader_ray.models.core.conditioning import Conditioning, encode_texts, open_images
-from vader_ray.models.core.decoders import Framewise2D
-from vader_ray.models.core.loading import fetch_pipeline
-from vader_ray.models.core.loop_hooks import (
-    DecoderReached,
-    LoopHook,
-    PrefixDone,
-    SamplingState,
-    cast,
-    frozen_dtype,
-)
-from vader_ray.models.core.transitions import (
-    LoopReady,
-    PredictionProbe,
-    StepReached,
-    StopBeforeDenoiser,
-    Trajectory,
-    TrajectoryRecorder,
-)
-from vader_ray.types import Frames, Latents, Noise, Scores, TruncationPlan, VideoDecoder
+from vader_ray.models.core import memory_optimizations
+from vader_ray.models.core.decoders import DecoderOptions
+from vader_ray.models.core.loading import fetch_pipeline, load_pipeline
+from vader_ray.models.core.sampling import class_names
+from vader_ray.models.core.trajectories import TrajectoryPipeline
 
-_LOOPS_OWN = -2
-"""The step of `LoopHook.generators` whose noise the loop draws itself: image augmentation, a decoder's noise."""
+Number = TypeVar("Number", int, float)
 
 
-class PipelineModel:
-    """A `vader_ray.types.VideoModel` over a diffusers pipeline; a family overrides what differs and no more."""
+class VideoModel(TrajectoryPipeline):
+    """A diffusers video pipeline with a trainable adapter; each family of models is a subclass."""
 
-    denoiser_name = "transformer"
     adapter_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
-    stock_loader = False
-    """Whether diffusers' ``load_lora_weights`` works for this pipeline: adapters are then saved in its format."""
-    embeddings: tuple[str, ...] = ("prompt_embeds", "negative_prompt_embeds")
-    """Names under which the pipeline takes what its ``encode_prompt`` returns, in that order."""
-    is_image_to_video = False
-    no_guidance_kwargs: Mapping[str, float] = MappingProxyType({"guidance_scale": 1.0})
-    """Arguments that switch guidance off: a denoising error is that of the conditional prediction."""
-    batched = True
-    """Whether the pipeline can make several videos at once."""
-
-    def __init__(self, pipe: Any, sampling: SamplingConfig, decoder: VideoDecoder) -> None:
-        self.pipe = pipe
-        self.sampling = sampling
-        self.decoder = decoder
-        self.denoiser_calls = 0
-        self._scheduler_is_set_up = False
-        pipe.set_progress_bar_config(disable=True)
-        for module in self.modules():
-            module.requires_grad_(False).eval()
-        self._check_scheduler()
-        memory_optimizations.check_cache(sampling.prefix_cache, list(self.denoisers().values()))
-
-    @property
-    def denoiser(self) -> nn.Module:
-        """The network that predicts noise, velocity or flow; the first, where there are several."""
-        return next(iter(self.denoisers().values()))
-
-    def denoisers(self) -> dict[str, nn.Module]:
-        """Every denoiser by its name in the pipeline."""
-        return {self.denoiser_name: getattr(self.pipe, self.denoiser_name)}
-
-    def vae_scale_factors(self) -> tuple[int, int]:
-        """Frames per latent frame and pixels per latent pixel."""
-        raise NotImplementedError
-
-    def latent_channels(self) -> int:
-        """Channels of the latents."""
-        channels: int = self.denoiser.config.in_channels  # type: ignore[union-attr,assignment]
-        return channels
+    """Ends of the names of the layers that get an adapter by default."""
+    stock_loader: ClassVar[bool] = False
+    """Whether diffusers' ``load_lora_weights`` works for the pipeline; adapters are then saved in diffusers'
+    format."""
 
     @classmethod
     def fetch(cls, model: ModelConfig) -> Path:
-        """The folder of the weights, after their download where they are on the hub."""
+        """Return the folder of the weights; those of a hub id are downloaded first."""
         return fetch_pipeline(model)
 
-    def latent_shape(self) -> tuple[int, int, int, int]:
-        """Channels, frames, height, width of one video's noise.
+    @classmethod
+    def load(
+        cls, model: ModelConfig, sampling: SamplingConfig, *, chunk_size: int, device: torch.device
+    ) -> VideoModel:
+        """Load pretrained weights to a device, without an adapter.
 
         Raises:
-            ValueError: the pipeline would round the number of frames.
+            UserError: the weights cannot be loaded, or the pipeline does not support a setting.
         """
-        (per_frame, per_pixel), sampling = self.vae_scale_factors(), self.sampling
-        frames, rest = divmod(sampling.num_frames - 1, per_frame)
-        if rest:
-            near = [frames * per_frame + 1, (frames + 1) * per_frame + 1]
-            raise ValueError(
-                f"sampling.num_frames={sampling.num_frames} is impossible here; choose {near[0]} or {near[1]}"
-            )
-        return self.latent_channels(), frames + 1, sampling.height // per_pixel, sampling.width // per_pixel
+        pipe = load_pipeline(cls.pipeline_classes, model, sampling, device)
+        return cls(pipe, sampling, DecoderOptions.of(model, chunk_size))
 
-    def pipeline_kwargs(self) -> dict[str, Any]:
-        """Settings of the pipeline call that are not tensors."""
-        sampling = self.sampling
-        return {
-            "num_frames": sampling.num_frames,
-            "height": sampling.height,
-            "width": sampling.width,
-            "num_inference_steps": sampling.num_inference_steps,
-            "guidance_scale": sampling.guidance_scale,
-        }
+    @classmethod
+    def from_pipeline(
+        cls,
+        pipe: Any,
+        *,
+        num_frames: int,
+        height: int,
+        width: int,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        negative_prompt: str = "",
+        lora_rank: int = 16,
+        lora_alpha: float | None = None,
+        target_modules: Sequence[str] | None = None,
+        decode_chunk_size: int | None = None,
+        seed: int = 0,
+    ) -> VideoModel:
+        """Wrap a loaded diffusers video pipeline, with a fresh LoRA adapter that is ready for training.
 
-    def pack_latents(self, noise: Noise) -> Tensor:
-        """The noise in the layout that the pipeline takes."""
-        return noise
+        The family is found by the pipeline's class; a family outside this package is used by calling the
+        method on its own class. The pipeline is used, not copied: its networks are frozen and set to eval
+        mode, its progress bar is switched off, and the denoiser gets the adapter. Devices and dtypes stay as
+        they are; the adapter is float32.
 
-    @torch.no_grad()
-    def encode(self, prompts: Sequence[str], images: Sequence[Path] | None = None) -> Conditioning:
-        """The conditioning of each video, as the encoders give it.
+        Args:
+            pipe: any pipeline of a known family, loaded by ``from_pretrained`` and moved to its device.
+            num_frames: frames of a video.
+            height: of a frame in pixels.
+            width: of a frame in pixels.
+            num_inference_steps: denoising steps of a sampling; by default the pipeline's own default.
+            guidance_scale: classifier-free guidance, 1 switches it off; by default the pipeline's own
+                default.
+            negative_prompt: of every video.
+            lora_rank: rank of the adapter.
+            lora_alpha: the adapter's update is multiplied by ``lora_alpha / lora_rank``; by default equal to
+                the rank.
+            target_modules: ends of the names of the adapted layers; by default the attention projections.
+            decode_chunk_size: frames that the autoencoder decodes at once, where it decodes frames
+                independently (exact) or in chunks (Stable Video Diffusion; by default all frames together, as
+                chunks leave seams).
+            seed: of the adapter's initial values.
 
         Raises:
-            ValueError: the family makes videos from images and there are none.
+            UserError: the class of the pipeline is unknown, its denoiser has an adapter of another program,
+                no layer matches ``target_modules``, or the pipeline cannot make videos of this size.
         """
-        columns = (
-            encode_texts(self.pipe, self.sampling, self.embeddings, list(prompts)) if self.embeddings else {}
+        family = cls if class_names(pipe) & set(cls.pipeline_classes) else _family_of(pipe)
+        defaults = inspect.signature(type(pipe).__call__).parameters
+        sampling = SamplingConfig(
+            num_frames=num_frames,
+            height=height,
+            width=width,
+            num_inference_steps=_given(num_inference_steps, defaults["num_inference_steps"].default),
+            guidance_scale=_given(guidance_scale, defaults[family.guidance_argument].default),
+            negative_prompt=negative_prompt,
+            eta=defaults["eta"].default if "eta" in defaults else 0.0,
         )
-        if self.is_image_to_video:
-            columns["image"] = open_images(self.sampling, images)
-        return Conditioning(columns)
+        options = DecoderOptions(chunk_size=_given(decode_chunk_size, 1), temporal_frames=decode_chunk_size)
+        adapter = AdapterConfig(
+            rank=lora_rank,
+            alpha=_given(lora_alpha, float(lora_rank)),
+            target_modules=None if target_modules is None else tuple(target_modules),
+        )
+        lora.refuse_foreign_adapters(pipe)
+        model = family(pipe, sampling, options)
+        model.latent_shape()  # refuses a number of frames that the pipeline would round
+        model.add_adapter(adapter, seed)
+        return model
 
-    def noise(self, seeds: Sequence[int]) -> Noise:
-        """The initial noise of each video, drawn on the CPU from its seed so that every device agrees."""
-        shape = self.latent_shape()
-        noise = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-        return torch.stack(noise).to(self.pipe.device, self._sampling_dtype())
+    # ---- the adapter
 
-    @torch.no_grad()
-    def sample(self, conditioning: Conditioning, seeds: Sequence[int]) -> Latents:
-        """StepContext sampling without gradient."""
-        noise = self.noise(seeds)
-        parts = self._parts(len(seeds))
-        return torch.cat(
-            [
-                self._run_pipeline(
-                    self.pack_latents(noise[part]), conditioning[part], LoopHook(seeds[part], plan=None)
+    def add_adapter(self, adapter: AdapterConfig, seed: int) -> None:
+        """Add a trainable adapter whose update is zero; replaces an earlier one."""
+        for index, denoiser in enumerate(self.denoisers().values()):
+            lora.inject(denoiser, adapter, adapter.target_modules or self.adapter_targets, seed + index)
+
+    @contextlib.contextmanager
+    def without_adapter(self) -> Iterator[None]:
+        """Switch the adapter off inside a ``with`` block: the model is the pretrained one there."""
+        with lora.disabled(self.denoisers().values()):
+            yield
+
+    def adapter_parameters(self) -> list[nn.Parameter]:
+        """Return the trainable parameters, always in the same order."""
+        return [
+            parameter for denoiser in self.denoisers().values() for parameter in lora.parameters(denoiser)
+        ]
+
+    def save_adapter(self, folder: Path) -> None:
+        """Write the adapter in diffusers' format if its loader works, else in peft's.
+
+        The adapter of a second denoiser is written to a subfolder.
+        """
+        for (name, denoiser), location in zip(
+            self.denoisers().items(), lora.folders(folder, self.denoisers()), strict=True
+        ):
+            if self.stock_loader:
+                lora.save_for_diffusers(denoiser, location, type(self.pipe), name.removesuffix("_2"))
+            else:
+                lora.save(denoiser, location)
+
+    def load_adapter(self, folder: Path) -> None:
+        """Read an adapter that `save_adapter` wrote.
+
+        Raises:
+            UserError: the folder has no adapter, or one of another model, rank or alpha.
+        """
+        for denoiser, location in zip(
+            self.denoisers().values(), lora.folders(folder, self.denoisers()), strict=True
+        ):
+            lora.load(denoiser, location)
+
+    def save_merged(self, folder: Path) -> list[Path]:
+        """Merge the adapter into the denoisers and write them in diffusers' format.
+
+        Each denoiser gets a subfolder of its name.
+
+        Raises:
+            UserError: a denoiser is not a diffusers model.
+        """
+        folders = []
+        for name, denoiser in self.denoisers().items():
+            if not isinstance(denoiser, ModelMixin):
+                raise UserError(
+                    f"the denoiser {type(denoiser).__module__}.{type(denoiser).__name__} is not a diffusers "
+                    "model and cannot be saved as one; keep the adapter"
                 )
-                for part in parts
-            ]
-        )
+            export.merge(denoiser)
+            denoiser.save_pretrained(folder / name)
+            folders.append(folder / name)
+        return folders
+
+    # ---- memory
 
     def blocks(self) -> list[nn.Module]:
-        """The parts of the denoisers that are recomputed or compiled one by one."""
+        """Return the blocks of the denoisers, each of which can be recomputed or compiled by itself."""
         return [
             block for denoiser in self.denoisers().values() for block in memory_optimizations.blocks(denoiser)
         ]
@@ -167,284 +196,25 @@ class PipelineModel:
     def apply_memory_optimizations(
         self, activation_checkpointing: ActivationCheckpointing, *, compile_blocks: bool
     ) -> None:
-        """Trade time against memory, see `vader_ray.config.RuntimeConfig`; to be called once."""
+        """Apply activation checkpointing and compilation (`vader_ray.config.RuntimeConfig`); call it once."""
         if compile_blocks:
             memory_optimizations.compile_blocks(self.blocks())
         memory_optimizations.apply_activation_checkpointing(self.blocks(), activation_checkpointing)
 
-    @torch.no_grad()
-    def sample_prefix(
-        self, conditioning: Conditioning, plan: TruncationPlan, seeds: Sequence[int]
-    ) -> SamplingState:
-        """Sampling without gradient up to the first graded denoising step."""
-        parts = self._parts(len(seeds))
-        return SamplingState.join(
-            [self._sample_prefix(conditioning[part], plan, seeds[part]) for part in parts]
-        )
 
-    def _sample_prefix(
-        self, conditioning: Conditioning, plan: TruncationPlan, seeds: Sequence[int]
-    ) -> SamplingState:
-        noise, first = self.noise(seeds), plan.grad_steps[0]
-        if first == 0:
-            return SamplingState(noise, tuple(seeds), None, {})
-        hook = LoopHook(seeds, plan=None, stop_before=first)
-        try:
-            with memory_optimizations.first_block_cache(
-                self.sampling.prefix_cache, list(self.denoisers().values())
-            ):
-                self._run_pipeline(self.pack_latents(noise), conditioning, hook)
-        except PrefixDone:
-            return SamplingState(noise, tuple(seeds), hook.outputs, hook.scheduler_state)
-        raise AssertionError("the pipeline ended before its first graded denoising step")
-
-    def sample_with_grad(
-        self, state: SamplingState, conditioning: Conditioning, plan: TruncationPlan
-    ) -> Latents:
-        """The rest of the sampling, differentiable in the adapter."""
-        parts = self._parts(len(state))
-        return torch.cat([self._sample_with_grad(state[part], conditioning[part], plan) for part in parts])
-
-    def _sample_with_grad(
-        self, state: SamplingState, conditioning: Conditioning, plan: TruncationPlan
-    ) -> Latents:
-        resume = state if state.outputs is not None else None
-        with torch.enable_grad():
-            return self._run_pipeline(
-                self.pack_latents(state.noise), conditioning, LoopHook(state.seeds, plan=plan, resume=resume)
-            )
-
-    def check_densities(self) -> None:
-        """Raises ValueError unless the probability of each denoising step is known."""
-        transitions.check_density(self.pipe.scheduler)
-
-    @torch.no_grad()
-    def sample_trajectory(self, conditioning: Conditioning, seeds: Sequence[int]) -> Trajectory:
-        """StepContext sampling, with the sample before and after every denoising step."""
-        return Trajectory.join(
-            [self._sample_trajectory(conditioning[part], seeds[part]) for part in self._parts(len(seeds))]
-        )
-
-    def _sample_trajectory(self, conditioning: Conditioning, seeds: Sequence[int]) -> Trajectory:
-        hook = TrajectoryRecorder(
-            seeds, densities=self.sampling.eta > 0 and transitions.has_density(self.pipe.scheduler)
-        )
-        latents = self._run_pipeline(self.pack_latents(self.noise(seeds)), conditioning, hook)
-        return hook.trajectory(seeds, latents)
-
-    @torch.no_grad()
-    def encode_videos(self, frames: Frames, seeds: Sequence[int]) -> Trajectory:
-        """Given videos, as if the loop had just finished them.
-
-        Raises:
-            ValueError: the family's autoencoder is not encoded with here.
-        """
-        if not isinstance(self.decoder, Framewise2D):
-            raise ValueError(
-                f"algorithm.pairs: the videos of a file can be encoded by autoencoders of single frames, not by "
-                f"{type(self.pipe.vae).__name__}; leave algorithm.pairs out, and pairs are made as training goes"
-            )
-        latents = self.decoder.encode(frames.to(self.pipe.device)).to(self._sampling_dtype())
-        return Trajectory(
-            tuple(seeds), None, (self.to_scheduler_layout(latents),), latents.new_zeros(len(seeds), 0)
-        )
-
-    def to_scheduler_layout(self, latents: Noise) -> Tensor:
-        """Latents in the layout in which ``scheduler.step`` gets them."""
-        return self.pack_latents(latents)
-
-    def log_probabilities(self, trajectory: Trajectory, conditioning: Conditioning, step: int) -> Scores:
-        """log p(next sample | sample) of one denoising step per element of the latents, differentiable in the adapter."""
-        return torch.cat(
-            [
-                self._log_probabilities(trajectory[part], conditioning[part], step)
-                for part in self._parts(len(trajectory))
-            ]
-        )
-
-    def _log_probabilities(self, trajectory: Trajectory, conditioning: Conditioning, step: int) -> Scores:
-        with torch.enable_grad():
-            reached = self._reach(trajectory.samples[step], trajectory.seeds, conditioning, step, {})
-            mean, deviation = transitions.transition(reached.step, reached.given)
-            return transitions.log_density(trajectory.samples[step + 1], mean, deviation, len(trajectory))
-
-    def denoising_errors(
-        self, trajectory: Trajectory, conditioning: Conditioning, noise_seeds: Sequence[int], step: int
-    ) -> Scores:
-        """Mean squared error of the denoiser on each finished video, noised to one denoising step; differentiable.
-
-        The error is that of what the denoiser predicts (noise, velocity, flow), without guidance.
-
-        Args:
-            noise_seeds: of the noise of each video; those that share a seed share the noise.
-        """
-        parts = self._parts(len(trajectory))
-        return torch.cat(
-            [self._denoising_errors(trajectory[p], conditioning[p], noise_seeds[p], step) for p in parts]
-        )
-
-    def _denoising_errors(
-        self, trajectory: Trajectory, conditioning: Conditioning, noise_seeds: Sequence[int], step: int
-    ) -> Scores:
-        clean = trajectory.samples[-1]
-        self._set_up_scheduler(clean, conditioning)
-        shape = (len(clean) // len(trajectory), *clean.shape[1:])
-        draws = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in noise_seeds]
-        sample, target = transitions.noised(self.pipe.scheduler, clean, torch.cat(draws).to(clean), step)
-        predicted = self._reach(sample, trajectory.seeds, conditioning, step, self.no_guidance_kwargs).given[
-            "model_output"
-        ]
-        squares: Tensor = (predicted - target).square()
-        return squares.reshape(len(trajectory), -1).mean(dim=1)
-
-    def _set_up_scheduler(self, sample: Tensor, conditioning: Conditioning) -> None:
-        """Have the loop choose its timesteps, once."""
-        if not self._scheduler_is_set_up:
-            with contextlib.suppress(LoopReady):
-                self._run_pipeline(
-                    self._entry(sample, len(conditioning)),
-                    conditioning,
-                    StopBeforeDenoiser([0] * len(conditioning), plan=None),
-                )
-            self._scheduler_is_set_up = True
-
-    def _reach(
-        self,
-        sample: Tensor,
-        seeds: Sequence[int],
-        conditioning: Conditioning,
-        step: int,
-        changes: Mapping[str, float],
-    ) -> StepReached:
-        """The denoiser's call of one denoising step, from a sample in the layout of ``scheduler.step``."""
-        plan = TruncationPlan(self.sampling.num_inference_steps, (step,), recompute=False)
-        scheduler_state = {"_step_index": step} if hasattr(self.pipe.scheduler, "_step_index") else {}
-        state = SamplingState(sample, tuple(seeds), (sample, sample), scheduler_state) if step else None
-        try:
-            self._run_pipeline(
-                self._entry(sample, len(seeds)),
-                conditioning,
-                PredictionProbe(seeds, plan=plan, resume=state),
-                **changes,
-            )
-        except StepReached as reached:
-            return reached
-        raise AssertionError("the pipeline ended before the denoising step")
-
-    def _entry(self, sample: Tensor, num_videos: int) -> Tensor:
-        """A sample in the layout of ``scheduler.step`` as the pipeline takes its noise."""
-        laid_out = _with_frames(sample, num_videos) if sample.ndim == 4 else sample
-        return laid_out / getattr(self.pipe.scheduler, "init_noise_sigma", 1.0)  # the loop multiplies
-
-    @contextlib.contextmanager
-    def without_adapter(self) -> Iterator[None]:
-        """Inside, the model is the pretrained one."""
-        with lora.disabled(self.denoisers().values()):
-            yield
-
-    def _parts(self, num_videos: int) -> Iterator[slice]:
-        size = num_videos if self.batched else 1
-        return (slice(start, start + size) for start in range(0, num_videos, size))
-
-    def _run_pipeline(
-        self, latents: Tensor, conditioning: Conditioning, hook: LoopHook, **changes: float
-    ) -> Latents:
-        """Run the pipeline's own loop under a hook; what its decoder would have got, ``batch channels frames h w``.
-
-        ``latents`` are the noise as `pack_latents` lays it out, ``changes`` arguments that differ from `pipeline_kwargs`.
-        """
-        loop = inspect.unwrap(type(self.pipe).__call__)
-        dtype = self._sampling_dtype()  # some loops keep the latents in that of the embeddings
-        tensors = {name: cast(column, dtype) for name, column in conditioning.tensors.items()}
-        arguments = (
-            tensors
-            | self.pipeline_kwargs()
-            | changes
-            | {"generator": hook.generators(_LOOPS_OWN, len(latents))}
-        )
-        try:
-            with hook.install(list(self.denoisers().values()), self.pipe.scheduler, self.pipe.vae):
-                loop(self.pipe, latents=latents, **arguments)
-        except DecoderReached as reached:
-            self._check_steps(hook.index)
-            return _with_frames(reached.latents, len(latents))
-        finally:
-            self.denoiser_calls += hook.denoiser_calls
-        raise AssertionError("the pipeline ended without decoding")
-
-    def _check_steps(self, taken: int) -> None:
-        if taken != self.sampling.num_inference_steps:
-            raise ValueError(
-                f"{type(self.pipe.scheduler).__name__} took {taken} denoising steps for sampling.num_inference_steps="
-                f"{self.sampling.num_inference_steps}; choose a first-order scheduler"
-            )
-
-    def _check_scheduler(self) -> None:
-        accepts_eta = "eta" in inspect.signature(self.pipe.scheduler.step).parameters
-        if self.sampling.eta and not accepts_eta:
-            raise ValueError(
-                f"sampling.eta={self.sampling.eta} means nothing to {type(self.pipe.scheduler).__name__}; set it to 0"
-            )
-
-    def _sampling_dtype(self) -> torch.dtype:
-        return torch.promote_types(frozen_dtype(self.denoiser), torch.float32)
-
-    def add_adapter(self, adapter: AdapterConfig, seed: int) -> None:
-        """Add a trainable adapter that changes nothing yet, in the place of an earlier one."""
-        for place, denoiser in enumerate(self.denoisers().values()):
-            lora.inject(denoiser, adapter, adapter.target_modules or self.adapter_targets, seed + place)
-
-    def adapter_parameters(self) -> list[nn.Parameter]:
-        """The trainable parameters, in an order that never changes."""
-        return [
-            parameter for denoiser in self.denoisers().values() for parameter in lora.parameters(denoiser)
-        ]
-
-    def save_adapter(self, folder: Path) -> None:
-        """Write the adapter: in diffusers' format where its loader works, else in peft's; a second denoiser's beneath."""
-        for (name, denoiser), place in zip(
-            self.denoisers().items(), lora.folders(folder, self.denoisers()), strict=True
-        ):
-            if self.stock_loader:
-                lora.save_for_diffusers(denoiser, place, type(self.pipe), name.removesuffix("_2"))
-            else:
-                lora.save(denoiser, place)
-
-    def load_adapter(self, folder: Path) -> None:
-        """Read an adapter that `save_adapter` wrote."""
-        for denoiser, place in zip(
-            self.denoisers().values(), lora.folders(folder, self.denoisers()), strict=True
-        ):
-            lora.load(denoiser, place)
-
-    def save_merged(self, folder: Path) -> list[Path]:
-        """Fold the adapter into the denoisers and write each in the library's format, in a folder of its name.
-
-        Raises:
-            ValueError: a denoiser is not the library's.
-        """
-        places = []
-        for name, denoiser in self.denoisers().items():
-            if not isinstance(denoiser, ModelMixin):
-                raise ValueError(
-                    f"{type(denoiser).__module__} is no network of diffusers and cannot be saved as one; keep the adapter"
-                )
-            export.merge(denoiser)
-            denoiser.save_pretrained(folder / name)
-            places.append(folder / name)
-        return places
-
-    def modules(self) -> list[nn.Module]:
-        """All that occupies memory."""
-        return [module for module in self.pipe.components.values() if isinstance(module, nn.Module)]
-
-    def free_text_encoders(self) -> None:
-        """Drop the text encoders; `encode` cannot be called afterwards. Image encoders stay: the loop calls them."""
-        for name in ("text_encoder", "text_encoder_2", "text_encoder_3"):
-            if getattr(self.pipe, name, None) is not None:
-                setattr(self.pipe, name, None)
+def _given(value: Number | None, default: Number) -> Number:
+    return default if value is None else value
 
 
-def _with_frames(latents: Tensor, batch: int) -> Latents:
-    """Framewise autoencoders get ``batch·frames channels h w``; everyone else already has a frame dimension."""
-    return latents if latents.ndim == 5 else latents.unflatten(0, (batch, -1)).transpose(1, 2)
+def _family_of(pipe: Any) -> type[VideoModel]:
+    """Return the family whose `pipeline_classes` have the pipeline's class or a base class of it."""
+    from vader_ray import models  # the registry imports families, which import this file
+
+    families: list[type[VideoModel]] = [models.resolve(name) for name in models.names()]
+    for family in families:
+        if class_names(pipe) & set(family.pipeline_classes):
+            return family
+    known = sorted(name for family in families for name in family.pipeline_classes)
+    raise UserError(
+        f"from_pipeline: {type(pipe).__name__} is not a known video pipeline; give one of {', '.join(known)}"
+    )

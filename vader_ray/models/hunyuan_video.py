@@ -2,34 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from types import MappingProxyType
 
-import torch
-from diffusers import HunyuanVideoPipeline
-
-from vader_ray.config import ModelConfig, SamplingConfig
-from vader_ray.models.base import PipelineModel
-from vader_ray.models.core.decoders import WholeClip
-from vader_ray.models.core.loading import load_pipeline
+from vader_ray.models.base import VideoModel
+from vader_ray.models.core.decoders import DecoderOptions, WholeClip
 
 
-class Model(PipelineModel):
-    """Flow-predicting transformer with guidance as an input (one branch, no negative prompt), Llama and CLIP encoders."""
+class HunyuanVideoModel(VideoModel):
+    """Flow-predicting transformer, Llama and CLIP text encoders; the clip is decoded at once.
 
+    Guidance is an input of the denoiser: one branch, no negative prompt.
+    """
+
+    pipeline_classes = ("HunyuanVideoPipeline",)
     stock_loader = True
-    no_guidance_kwargs: Mapping[str, float] = MappingProxyType(
+    no_guidance_kwargs = MappingProxyType[str, float](
         {}
-    )  # guidance is a condition that the denoiser knows
+    )  # the denoiser was trained with guidance as a condition
     embeddings = ("prompt_embeds", "pooled_prompt_embeds", "prompt_attention_mask")
 
-    @classmethod
-    def load(
-        cls, model: ModelConfig, sampling: SamplingConfig, *, chunk_size: int, device: torch.device
-    ) -> Model:
-        """The pretrained pipeline on a device; ``chunk_size`` is not used, the clip is decoded at once."""
-        pipe = load_pipeline(HunyuanVideoPipeline, model, sampling, device)
-        return cls(pipe, sampling, WholeClip(pipe.vae, pipe.vae_scale_factor_temporal))
+    def build_decoder(self, options: DecoderOptions) -> WholeClip:
+        return WholeClip(self.pipe.vae, self.pipe.vae_scale_factor_temporal)
 
     def vae_scale_factors(self) -> tuple[int, int]:
         return self.pipe.vae_scale_factor_temporal, self.pipe.vae_scale_factor_spatial

@@ -5,22 +5,21 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from diffusers import LTXPipeline
 from torch import Tensor
 
-from vader_ray.config import ModelConfig, SamplingConfig
-from vader_ray.models.base import PipelineModel
-from vader_ray.models.core.decoders import WholeClip
-from vader_ray.models.core.loading import load_pipeline
+from vader_ray.models.base import VideoModel
+from vader_ray.models.core.decoders import DecoderOptions, WholeClip
 from vader_ray.types import Noise
 
-_DECODE_TIMESTEP, _DECODE_NOISE = 0.05, 0.025
-"""The library's values for decoders that also denoise (0.9.1 and later); their noise is a function of the video's seed."""
+DECODE_TIMESTEP, DECODE_NOISE_SCALE = 0.05, 0.025
+"""Noise level that decoders of 0.9.1 and later remove, and amount of noise added before; the values of the
+library's documentation. The noise is a function of the video's seed."""
 
 
-class Model(PipelineModel):
-    """Flow-predicting transformer over packed tokens, T5 text encoder, decoder of the whole clip."""
+class LTXModel(VideoModel):
+    """Flow-predicting transformer over packed tokens, T5 text encoder; the clip is decoded at once."""
 
+    pipeline_classes = ("LTXPipeline",)
     stock_loader = True
     embeddings = (
         "prompt_embeds",
@@ -29,14 +28,10 @@ class Model(PipelineModel):
         "negative_prompt_attention_mask",
     )
 
-    @classmethod
-    def load(
-        cls, model: ModelConfig, sampling: SamplingConfig, *, chunk_size: int, device: torch.device
-    ) -> Model:
-        """The pretrained pipeline on a device; ``chunk_size`` is not used, the clip is decoded at once."""
-        pipe = load_pipeline(LTXPipeline, model, sampling, device)
-        timestep = [torch.tensor([_DECODE_TIMESTEP])] if pipe.vae.config.timestep_conditioning else []
-        return cls(pipe, sampling, WholeClip(pipe.vae, pipe.vae_temporal_compression_ratio, *timestep))
+    def build_decoder(self, options: DecoderOptions) -> WholeClip:
+        vae = self.pipe.vae
+        timestep = [torch.tensor([DECODE_TIMESTEP])] if vae.config.timestep_conditioning else []
+        return WholeClip(vae, self.pipe.vae_temporal_compression_ratio, *timestep)
 
     def vae_scale_factors(self) -> tuple[int, int]:
         return self.pipe.vae_temporal_compression_ratio, self.pipe.vae_spatial_compression_ratio
@@ -48,7 +43,5 @@ class Model(PipelineModel):
         return packed
 
     def pipeline_kwargs(self) -> dict[str, Any]:
-        return super().pipeline_kwargs() | {
-            "decode_timestep": _DECODE_TIMESTEP,
-            "decode_noise_scale": _DECODE_NOISE,
-        }
+        noise = {"decode_timestep": DECODE_TIMESTEP, "decode_noise_scale": DECODE_NOISE_SCALE}
+        return super().pipeline_kwargs() | noise

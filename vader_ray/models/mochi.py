@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import torch
-from diffusers import MochiPipeline
-
-from vader_ray.config import ModelConfig, SamplingConfig
-from vader_ray.models.base import PipelineModel
-from vader_ray.models.core.decoders import WholeClip
-from vader_ray.models.core.loading import load_pipeline
+from vader_ray.models.base import VideoModel
+from vader_ray.models.core.decoders import DecoderOptions, WholeClip
 
 
-class Model(PipelineModel):
-    """Flow-predicting transformer, T5 text encoder.
+class MochiModel(VideoModel):
+    """Flow-predicting transformer, T5 text encoder; the clip is decoded at once.
 
-    The decoder sees the whole clip: the library's portions repeat the edge frame instead of keeping a cache, and so give
-    other pixels.
+    The library can decode in chunks, but repeats the edge frame of a chunk instead of keeping a cache, which
+    changes the pixels.
     """
 
+    pipeline_classes = ("MochiPipeline",)
     stock_loader = True
     embeddings = (
         "prompt_embeds",
@@ -26,13 +22,8 @@ class Model(PipelineModel):
         "negative_prompt_attention_mask",
     )
 
-    @classmethod
-    def load(
-        cls, model: ModelConfig, sampling: SamplingConfig, *, chunk_size: int, device: torch.device
-    ) -> Model:
-        """The pretrained pipeline on a device; ``chunk_size`` is not used, the clip is decoded at once."""
-        pipe = load_pipeline(MochiPipeline, model, sampling, device)
-        return cls(pipe, sampling, WholeClip(pipe.vae, pipe.vae_temporal_scale_factor))
+    def build_decoder(self, options: DecoderOptions) -> WholeClip:
+        return WholeClip(self.pipe.vae, self.pipe.vae_temporal_scale_factor)
 
     def vae_scale_factors(self) -> tuple[int, int]:
         return self.pipe.vae_temporal_scale_factor, self.pipe.vae_spatial_scale_factor

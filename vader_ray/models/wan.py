@@ -1,34 +1,37 @@
-"""Wan 2.1 and 2.2 (``Wan-AI/Wan2.1-T2V-1.3B-Diffusers``, ``Wan2.2-T2V-A14B-Diffusers``, ``Wan2.2-TI2V-5B-Diffusers`` …)."""
+"""Wan 2.1 and 2.2: videos from text, or from an image.
+
+For example ``Wan-AI/Wan2.1-T2V-1.3B-Diffusers``, ``Wan2.2-T2V-A14B-Diffusers`` and
+``Wan2.2-TI2V-5B-Diffusers``.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
-import torch
-from diffusers import WanImageToVideoPipeline, WanPipeline
 from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 from torch import Tensor, nn
 
-from vader_ray.config import ModelConfig, SamplingConfig
-from vader_ray.models.base import PipelineModel
+from vader_ray.config import SamplingConfig
+from vader_ray.models.base import VideoModel
 from vader_ray.models.core.conditioning import Conditioning
-from vader_ray.models.core.decoders import CausalStream
-from vader_ray.models.core.loading import load_pipeline, published_class
+from vader_ray.models.core.decoders import CausalStream, DecoderOptions
 from vader_ray.models.core.loop_hooks import LoopHook
 from vader_ray.types import Latents
 
 
-class Stream(CausalStream):
-    """One latent frame at a time; its cache is a list with one entry per causal convolution."""
+class WanStream(CausalStream):
+    """Chunks of one latent frame; the cache is a list with one entry per causal convolution."""
 
-    def portions(self, num_latent_frames: int) -> list[tuple[int, int]]:
+    def chunk_sizes(self, num_latent_frames: int) -> list[tuple[int, int]]:
         return [(1, 1)] + [(1, self.vae.config.scale_factor_temporal)] * (num_latent_frames - 1)
 
     def prepare(self, latents: Latents) -> Latents:
-        prepared: Latents = self.vae.post_quant_conv(latents)  # of one frame alone it differs in the last bit
+        prepared: Latents = self.vae.post_quant_conv(
+            latents
+        )  # frame by frame it would differ in the last bit
         return prepared
 
-    def decode_portion(self, latents: Latents, cache: Any) -> tuple[Tensor, Any]:
+    def decode_chunk(self, latents: Latents, cache: Any) -> tuple[Tensor, Any]:
         first = cache is None
         if first:
             self.vae.clear_cache()
@@ -39,37 +42,33 @@ class Stream(CausalStream):
         return decoded, cache
 
 
-class Model(PipelineModel):
-    """Flow-predicting transformer (2.2-A14B: one for the noisy steps, one for the rest), umT5 text encoder.
+class WanModel(VideoModel):
+    """Flow-predicting transformer, umT5 text encoder, causal autoencoder.
 
-    An image-to-video checkpoint is recognised by its pipeline, which takes one image for all its videos: there videos are
-    sampled one by one. Adapters are saved in diffusers' format; that of the second transformer loads by
-    ``load_lora_weights(FOLDER / "transformer_2", load_into_transformer_2=True)``.
+    Wan 2.2 A14B has two transformers, one for the noisy steps and one for the others.
+
+    The image-to-video pipeline takes one image for all its videos, so videos are sampled one by one there.
+    Adapters are saved in diffusers' format; ``load_lora_weights(FOLDER / "transformer_2",
+    load_into_transformer_2=True)`` loads that of the second transformer.
     """
 
+    pipeline_classes = ("WanPipeline", "WanImageToVideoPipeline")
+    image_pipeline_classes = ("WanImageToVideoPipeline",)
     stock_loader = True
 
-    @classmethod
-    def load(
-        cls, model: ModelConfig, sampling: SamplingConfig, *, chunk_size: int, device: torch.device
-    ) -> Model:
-        """The pretrained pipeline on a device; ``chunk_size`` is not used, the decoder goes by latent frames."""
-        kind = published_class(model, WanPipeline, WanImageToVideoPipeline)
-        pipe = load_pipeline(kind, model, sampling, device)
-        built = cls(pipe, sampling, Stream(pipe.vae, offload_cache=model.offload_decoder_cache))
-        built.is_image_to_video = kind is WanImageToVideoPipeline
-        built.batched = not built.is_image_to_video
+    def __init__(self, pipe: Any, sampling: SamplingConfig, decoder_options: DecoderOptions) -> None:
+        super().__init__(pipe, sampling, decoder_options)
+        self.batched = not self.is_image_to_video
         if pipe.transformer is not None and pipe.transformer.config.image_dim is not None:
-            built.adapter_targets = (
-                *cls.adapter_targets,
-                "add_k_proj",
-                "add_v_proj",
-            )  # the stock loader expects them
-        return built
+            # diffusers' loader expects an adapter on the projections of the image, too
+            self.adapter_targets = (*self.adapter_targets, "add_k_proj", "add_v_proj")
 
     def denoisers(self) -> dict[str, nn.Module]:
         found = {name: getattr(self.pipe, name) for name in ("transformer", "transformer_2")}
         return {name: denoiser for name, denoiser in found.items() if denoiser is not None}
+
+    def build_decoder(self, options: DecoderOptions) -> WanStream:
+        return WanStream(self.pipe.vae, offload_cache=options.offload_cache)
 
     def vae_scale_factors(self) -> tuple[int, int]:
         return self.pipe.vae_scale_factor_temporal, self.pipe.vae_scale_factor_spatial

@@ -1,4 +1,7 @@
-"""LAION aesthetic score: a linear head on CLIP ViT-L/14 image embeddings (christophschuhmann/improved-aesthetic-predictor)."""
+"""LAION aesthetic score: a linear head on CLIP ViT-L/14 image embeddings.
+
+Source: christophschuhmann/improved-aesthetic-predictor.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from vader_ray.config import ConfigError
+from vader_ray.errors import UserError
 from vader_ray.rewards.base import FrameReward, frozen
 from vader_ray.rewards.core.preprocess import Preprocessing, crop, crop_region, normalise, squash
 from vader_ray.rewards.core.transformers_loading import (
@@ -25,18 +28,23 @@ from vader_ray.weights import Source, load_strictly, only_file, read_state_dict,
 ENCODER, HEAD = "openai/clip-vit-large-patch14", "camenduru/improved-aesthetic-predictor"
 HEAD_FILE = "sac+logos+ava1-l14-linearMSE.pth"
 HEAD_LAYERS = (0, 2, 4, 6, 7)
+"""Indices of the linear layers in the published file; the others are dropouts."""
 HEAD_SIZES = (768, 1024, 128, 64, 16, 1)
+"""Numbers of features of the published head, from input to output."""
 OTHER_TOWER = ("text_model.", "text_projection.", "logit_scale")
+"""Beginnings of the names of weights of a whole CLIP that are not loaded."""
 
 
-class Reward(FrameReward):
-    """The mean over frames of the head's rating of the normalised image embedding; the prompts have no influence.
+class AestheticReward(FrameReward):
+    """The mean over frames of the head's rating of the normalised image embedding; ignores the prompts.
 
     Args:
-        weights: a folder with ``image_encoder/`` and one ``*.pth`` head, instead of the published pair.
-        encoder: a transformers CLIP, whole or its vision tower with projection; replaces that of ``weights``.
-        head: a local file, or a hub repository with the published one; replaces that of ``weights``.
-        preprocessing: ``published`` crops the centre (short side bicubic); ``vader`` squashes (bilinear).
+        weights: folder with ``image_encoder/`` and one ``*.pth`` head, instead of the published pair.
+        encoder: CLIP of transformers, whole or the vision tower with its projection; replaces that of
+            ``weights``.
+        head: local file, or hub repository with the published head; replaces that of ``weights``.
+        preprocessing: ``published`` crops the centre (short side bicubic); ``vader`` resizes to a square
+            (bilinear).
     """
 
     unit = "LAION aesthetic, about 1 to 10"
@@ -62,16 +70,17 @@ class Reward(FrameReward):
         self.encoder = frozen(load_encoder(encoder_folder))
         self.head = frozen(load_head(head_file if head_file.is_file() else head_file / HEAD_FILE))
         if self.head.num_features != self.encoder.config.projection_dim:
-            raise ConfigError(
-                f"the head {head_file} takes {self.head.num_features} features but the encoder {encoder_folder} gives "
-                f"{self.encoder.config.projection_dim}; give a head that was trained on this encoder"
+            raise UserError(
+                f"the head {head_file} takes {self.head.num_features} features but the encoder "
+                f"{encoder_folder} gives {self.encoder.config.projection_dim}; give a head that was trained "
+                "on this encoder"
             )
         self.image_mean, self.image_std = image_statistics(encoder_folder)
         self.image_size: int = self.encoder.config.image_size  # type: ignore[assignment]
         self.preprocessing = preprocessing
 
     def region(self, height: int, width: int) -> tuple[slice, slice]:
-        """The centre square; the whole frame where it is squashed."""
+        """Return the centre square, or the whole frame with ``preprocessing=vader``."""
         published = self.preprocessing == "published"
         return (
             crop_region(height, width, self.image_size, "bicubic")
@@ -82,13 +91,13 @@ class Reward(FrameReward):
     def score_images(
         self, images: Float[Tensor, "n 3 height width"], prompts: Sequence[str], /
     ) -> Float[Tensor, " n"]:
-        """The rating of each image."""
+        """Return the rating of each image."""
         features = self.encoder(pixel_values=self.prepare(images).to(self.dtype)).image_embeds
         ratings: Tensor = self.head(functional.normalize(features, dim=-1))
         return ratings[:, 0]
 
     def prepare(self, images: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n 3 size size"]:
-        """What the network sees."""
+        """Return the preprocessed images that the network takes."""
         size = self.image_size
         square = (
             crop(images, size, "bicubic")
@@ -99,7 +108,10 @@ class Reward(FrameReward):
 
 
 class Head(nn.Module):
-    """Linear layers without activations, named as in the published file (its dropouts do nothing here)."""
+    """Linear layers without activations, named as in the published file.
+
+    The file's dropouts are off in eval mode and left out.
+    """
 
     def __init__(self, sizes: Sequence[int]) -> None:
         super().__init__()
@@ -110,13 +122,13 @@ class Head(nn.Module):
         )
 
     def forward(self, features: Float[Tensor, "n features"]) -> Float[Tensor, "n 1"]:
-        """The rating."""
+        """Return the rating of each feature vector."""
         ratings: Tensor = self.layers(features)
         return ratings
 
 
 def load_head(path: Path) -> Head:
-    """The head at the sizes that its file states."""
+    """Load a head; its sizes are read from the file."""
     state = read_state_dict(path)
     head = Head(_sizes(state))
     load_strictly(head, state, path)
@@ -126,12 +138,12 @@ def load_head(path: Path) -> Head:
 def _sizes(state: Mapping[str, Tensor]) -> tuple[int, ...]:
     names = [f"layers.{index}.weight" for index in HEAD_LAYERS]
     if not all(name in state and state[name].ndim == 2 for name in names):
-        return HEAD_SIZES  # of the published head; loading says what the file lacks
+        return HEAD_SIZES  # loading then reports the missing weights
     return (state[names[0]].shape[1], *(state[name].shape[0] for name in names))
 
 
 def load_encoder(folder: Path) -> CLIPVisionModelWithProjection:
-    """The vision tower and its projection; of a whole CLIP the text tower is left out."""
+    """Load a CLIP's vision tower with its projection; the text tower of a whole CLIP is left out."""
     check_model_type(folder, "clip", "clip_vision_model")
     network = CLIPVisionModelWithProjection(CLIPVisionConfig.from_pretrained(folder))
     load_folder(network, folder, without=OTHER_TOWER)

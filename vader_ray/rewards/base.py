@@ -1,11 +1,38 @@
-"""Rewards with a network: frozen, in eval mode for good, computing in their own dtype.
+"""Base classes of rewards with a network; the public extension points.
 
-In float16 the gradient of a score with respect to a pixel falls below the smallest number there is, so the backward of the
-network runs on gradients that are `GRADIENT_SCALE` times larger and shrinks them again at the float32 frames.
+A reward is any object with attributes ``granularity`` and ``unit`` that is called with frames and prompts
+and returns one score per video (`vader_ray.types.Reward`); ``brightness.py`` is the shortest example. For
+a reward with a network, subclass
 
-Measured deviation from float32 on networks of two or three layers, of the score as a share of its range (200 for 100 × cosine,
-2 for a cosine, 9 for the aesthetic rating, 1 for the probability behind a soft detection) and of the gradient as a share of its
-norm (``pytest tests/rewards/test_frame_rewards.py -k half_precision -s``); deep networks deviate more:
+- `FrameReward` if the score of a video is the mean of scores of its single frames: implement
+  `FrameReward.score_images`;
+- `NetworkReward` otherwise: implement `NetworkReward.score`.
+
+Load the networks in ``__init__``, each through `frozen`. The keyword arguments of ``__init__`` are the
+reward's options in a recipe, validated by their annotations. The base class keeps the networks frozen and
+in eval mode, computes in the recipe's precision and returns float32 scores::
+
+    class ContrastReward(FrameReward):
+        unit = "rating, 0 to 10"
+        default_weights = "my-lab/contrast"
+        licence = "MIT"
+
+        def __init__(self, *, weights: Source = default_weights) -> None:
+            super().__init__()
+            self.network = frozen(load_network(resolve_weights(weights, "model.safetensors")))
+
+        def score_images(self, images, prompts, /):
+            pixels = normalise(squash(images, 224, "bilinear"), CLIP_MEAN, CLIP_STD)
+            return self.network(pixels.to(self.dtype))[:, 0]
+
+In float16 the gradient of a score with respect to a pixel is smaller than the smallest float16 number. So
+the network's backward pass runs on gradients multiplied by `GRADIENT_SCALE`, which are divided again at
+the float32 frames.
+
+Measured deviation of half precision from float32 on networks of two or three layers: of the score in
+percent of its range (200 for 100 × cosine, 2 for a cosine, 9 for the aesthetic rating, 1 for the
+probability of a soft detection), and of the gradient in percent of its norm (``pytest
+tests/rewards/test_frame_rewards.py -k half_precision -s``); deep networks deviate more:
 
 ================  ==============  ==============
 reward            bfloat16        float16
@@ -33,38 +60,54 @@ from vader_ray.types import Frames, Granularity, Scores
 Network = TypeVar("Network", bound=nn.Module)
 
 GRADIENT_SCALE = 2.0**10
-"""A power of two, so that multiplying and dividing lose nothing. Gradients below 63 at the output of the network still fit."""
+"""A power of two, so that multiplication and division are exact. Gradients of up to 63 at the network's
+output do not overflow."""
 
 
 class NetworkReward(nn.Module):
-    """A reward whose networks never train. A subclass sets them in ``__init__``, each through `frozen`, and says `score`."""
+    """Base class of rewards whose networks are never trained.
+
+    A subclass loads them in ``__init__`` and implements `score`.
+    """
 
     granularity: Granularity
+    """``clip`` if a score needs all frames of a video at once, ``frame`` if it is the mean of scores of
+    single frames."""
     unit: str
+    """Unit and range of the scores, for people."""
     default_weights: str
-    """Hub repositories of the weights that it takes by default, comma-separated."""
+    """Hub repositories of the default weights, comma-separated."""
     licence: str
-    """Licence of those weights where known, else ``not stated``."""
+    """Licence of the default weights, or ``not stated``."""
 
     def __init__(self) -> None:
         super().__init__()
         self.eval()
 
     def train(self, mode: bool = True) -> NetworkReward:
-        """Stays in eval mode, whatever the module it became a part of does."""
+        """Stay in eval mode, also as part of a module that is switched to training mode."""
         return super().train(False)
 
     @property
     def dtype(self) -> torch.dtype:
-        """The precision of its weights."""
+        """Dtype of the networks' weights."""
         return next(self.parameters()).dtype
 
     def region(self, height: int, width: int) -> tuple[slice, slice]:
-        """The rows and columns of a frame outside which pixels have exactly no influence."""
+        """Return the rows and columns of a frame that can influence the score; by default all.
+
+        Only this part of the frames travels to a remote reward. Pixels outside it must have a gradient of
+        exactly 0.
+        """
         return slice(0, height), slice(0, width)
 
     def forward(self, frames: Frames, prompts: Sequence[str], /) -> Scores:
-        """One score per video, at least float32."""
+        """Return one score per video, float32 or float64.
+
+        Args:
+            frames: ``batch frames 3 height width`` in [0, 1].
+            prompts: one per video.
+        """
         assert len(prompts) == len(frames), f"{len(prompts)} prompts for {len(frames)} videos"
         scale = GRADIENT_SCALE if self.dtype == torch.float16 else 1.0
         scores = self.score(scale_gradient(self.widened(frames), 1 / scale), prompts)
@@ -72,20 +115,29 @@ class NetworkReward(nn.Module):
 
     @abstractmethod
     def score(self, frames: Frames, prompts: Sequence[str], /) -> Scores:
-        """One score per video, of frames at the precision of preprocessing."""
+        """Return one score per video, differentiable in the frames.
+
+        Args:
+            frames: ``batch frames 3 height width`` in [0, 1], float32 or float64; cast to `dtype` after
+                preprocessing.
+            prompts: one per video.
+        """
 
     def widened(self, frames: Frames) -> Frames:
-        """The frames at the precision of preprocessing: theirs or the network's, and at least float32."""
+        """Return the frames in the dtype of preprocessing.
+
+        It is that of the frames or of the network, whichever is wider, and float32 at least.
+        """
         return frames.to(torch.promote_types(torch.promote_types(frames.dtype, self.dtype), torch.float32))
 
 
 class FrameReward(NetworkReward):
-    """The mean over a video's frames of a score of single images."""
+    """Base class of rewards that score single images; a video's score is the mean over its frames."""
 
     granularity: Granularity = "frame"
 
     def score(self, frames: Frames, prompts: Sequence[str], /) -> Scores:
-        """The mean over the frames of each video."""
+        """Return the mean score of the frames of each video."""
         num_frames = frames.shape[1]
         scores = self.score_images(
             frames.flatten(0, 1), [prompt for prompt in prompts for _ in range(num_frames)]
@@ -96,21 +148,26 @@ class FrameReward(NetworkReward):
     def score_images(
         self, images: Float[Tensor, "n 3 height width"], prompts: Sequence[str], /
     ) -> Float[Tensor, " n"]:
-        """One score per image, image ``i`` against ``prompts[i]``."""
+        """Return one score per image, differentiable in the images.
+
+        Args:
+            images: ``n 3 height width`` in [0, 1], float32 or float64; cast to `dtype` after preprocessing.
+            prompts: one per image.
+        """
 
 
 def frozen(network: Network) -> Network:
-    """The same network, in eval mode and without gradients of its own."""
+    """Return the same network in eval mode, its parameters without gradient."""
     return network.requires_grad_(False).eval()
 
 
 def scale_gradient(tensor: Tensor, factor: float) -> Tensor:
-    """The same tensor; in the backward pass its gradient is multiplied by ``factor``."""
+    """Return the same tensor; its gradient is multiplied by ``factor`` in the backward pass."""
     return cast(Tensor, _ScaleGradient.apply(tensor, factor)) if factor != 1.0 else tensor
 
 
 class _ScaleGradient(torch.autograd.Function):
-    """Identity whose derivative is ``factor``."""
+    """Identity with derivative ``factor``."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, factor: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""CLIPScore (arXiv 2104.08718): how well a CLIP finds the prompt in the image."""
+"""CLIPScore (arXiv 2104.08718): similarity of image and prompt in CLIP's embedding space."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from vader_ray.weights import Source, resolve_weights
 REPOSITORY = "openai/clip-vit-large-patch14"
 
 
-class Reward(TransformersClipReward):
+class CLIPScoreReward(TransformersClipReward):
     """The mean over frames of 100 · cosine(image, prompt).
 
-    That is the CLIPScore of leaderboards wherever it is positive. The published score clamps negative cosines to 0, which has no
-    gradient, so there is no clamp here; the paper's own factor is 2.5 instead of 100. VADER has no reward of this kind.
+    Positive scores are the CLIPScore of leaderboards. The published score clamps negative cosines to 0, where
+    the gradient is 0; here there is no clamp. The paper's factor is 2.5 instead of 100. VADER's code has no
+    such reward.
 
     Args:
-        weights: a hub repository or a local folder in transformers' format, with its tokenizer.
+        weights: hub repository or local folder in transformers' format, with its tokenizer.
     """
 
-    unit = "100 × cosine, −100 to 100, pictures about 15 to 35"
+    unit = "100 × cosine, −100 to 100, of natural images about 15 to 35"
     default_weights = REPOSITORY
     licence = "not stated"
     scale = 100.0

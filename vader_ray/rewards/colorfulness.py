@@ -9,16 +9,20 @@ from torch import Tensor
 from vader_ray.types import Frames, Granularity, Scores
 
 WHITE = 255.0
-"""The published scale is that of 8-bit images."""
+"""Value of white: the published scale is that of 8-bit images."""
 ROUNDING = 0.01
-"""On that scale: rounds the tips of the two square roots, so that a grey frame has a gradient of 0 and not of NaN."""
+"""Smoothing of the two square roots at 0, on the same scale, so that the gradient of a grey frame is 0 and
+not NaN."""
 
 
-class Reward:
-    """The mean over frames of M = √(σ²_rg + σ²_yb) + 0.3 √(μ²_rg + μ²_yb), with rg = R − G and yb = (R + G)/2 − B.
+class ColorfulnessReward:
+    """The mean over frames of M = √(σ²_rg + σ²_yb) + 0.3 √(μ²_rg + μ²_yb).
 
-    The published measure within `ROUNDING`: 0 not colourful, 15 slightly, 33 moderately, 45 averagely, 59 quite, 82 highly and
-    109 extremely (table 2 there); at most about 250. The prompts have no influence.
+    Here rg = R − G and yb = (R + G)/2 − B.
+
+    The published value within `ROUNDING`: 0 not colourful, 15 slightly, 33 moderately, 45 averagely, 59
+    quite, 82 highly and 109 extremely colourful (table 2 there); at most about 250. The prompts have no
+    influence.
     """
 
     granularity: Granularity = "frame"
@@ -27,7 +31,7 @@ class Reward:
     licence = ""
 
     def __call__(self, frames: Frames, prompts: Sequence[str], /) -> Scores:
-        """One score per video."""
+        """Return one score per video."""
         red, green, blue = (WHITE * frames).flatten(3).unbind(dim=2)
         opponents = (red - green, (red + green) / 2 - blue)
         spread = sum(channel.var(dim=-1, correction=0) for channel in opponents)

@@ -1,4 +1,4 @@
-"""Human Preference Score v2 (arXiv 2306.09341): an open_clip ViT-H-14, tuned on human choices, matches prompt and image."""
+"""Human Preference Score v2 (arXiv 2306.09341): an open_clip ViT-H-14 trained on human choices."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vader_ray.config import ConfigError, Weights
+from vader_ray.config import Weights
+from vader_ray.errors import UserError
 from vader_ray.rewards.base import frozen
 from vader_ray.rewards.core.clip import PromptReward
 from vader_ray.rewards.core.preprocess import Preprocessing, letterbox, normalise, squash
@@ -24,15 +25,17 @@ CONFIG = "open_clip_config.json"
 REPOSITORY = "xswu/HPSv2"
 
 
-class Reward(PromptReward):
-    """The mean over frames of cosine(image, prompt), without logit scale.
+class HPSReward(PromptReward):
+    """The mean over frames of cosine(image, prompt), without the logit scale.
 
     Args:
-        weights: a hub repository with the published files, a local ``{"state_dict": …}`` file, or a folder with one ``*.pt``
-            and its ``open_clip_config.json``.
-        version: which of the hub's files.
-        architecture: an architecture of open_clip or a folder with ``open_clip_config.json``; a folder of weights brings its own.
-        preprocessing: ``published`` letterboxes (long side bicubic, black borders); ``vader`` squashes (bilinear).
+        weights: hub repository with the published files, local ``{"state_dict": …}`` file, or folder with one
+            ``*.pt`` file and its ``open_clip_config.json``.
+        version: which file of the hub repository.
+        architecture: name of an open_clip architecture, or folder with ``open_clip_config.json``; not used if
+            ``weights`` is a folder with such a file.
+        preprocessing: ``published`` letterboxes (long side bicubic, black borders); ``vader`` resizes to a
+            square (bilinear).
     """
 
     unit = "cosine"
@@ -60,7 +63,7 @@ class Reward(PromptReward):
         self.preprocessing = preprocessing
 
     def prepare(self, images: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n 3 size size"]:
-        """What the network sees."""
+        """Return the preprocessed images that the network takes."""
         visual = self.clip.visual
         size = visual.image_size[0]
         square = (
@@ -71,36 +74,47 @@ class Reward(PromptReward):
         return normalise(square, visual.image_mean, visual.image_std)
 
     def encode_images(self, pixels: Float[Tensor, "n 3 size size"]) -> Float[Tensor, "n features"]:
-        """The embedding of each image, of any length."""
+        """Return the embedding of each image; its norm has no influence."""
         features: Tensor = self.clip.encode_image(pixels)
         return features
 
     def encode_prompt(self, prompt: str, device: torch.device) -> Float[Tensor, "1 features"]:
-        """The embedding of one prompt, of any length."""
+        """Return the embedding of one prompt; its norm has no influence."""
         features: Tensor = self.clip.encode_text(self.tokenize([prompt]).to(device))
         return features
 
 
 def create(architecture: str, *, device: str | None = None) -> tuple[Any, Any]:
-    """An untrained open_clip network and its tokenizer, by name or from a folder with ``open_clip_config.json``."""
+    """Return an open_clip network with random weights, and its tokenizer.
+
+    Args:
+        architecture: name, or folder with ``open_clip_config.json``.
+        device: of the network; by default torch's default device.
+
+    Raises:
+        UserError: open_clip has no such architecture.
+    """
     device = device or str(torch.get_default_device())
     name = f"local-dir:{architecture}" if Path(architecture).is_dir() else architecture
     try:
-        with _quiet():
+        with _silenced_root_logger():
             return open_clip.create_model(name, load_weights=False, device=device), open_clip.get_tokenizer(
                 name
             )
     except (RuntimeError, OSError, ValueError, TypeError, KeyError) as error:
         reason = " ".join(str(error).partition(". ")[0].split())
-        raise ConfigError(
-            f"open_clip cannot make the architecture {architecture!r} ({reason}); "
-            f"give a name of open_clip.list_models() or a folder with a sound {CONFIG}"
+        raise UserError(
+            f"open_clip cannot build the architecture {architecture!r} ({reason}); "
+            f"give a name of open_clip.list_models() or a folder with a valid {CONFIG}"
         ) from error
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """open_clip speaks through the root logger, which would install a handler there and warn of weights that come next."""
+def _silenced_root_logger() -> Iterator[None]:
+    """Silence open_clip, which logs to the root logger.
+
+    It would install a handler there and warn about weights that are loaded later.
+    """
     root, handler = logging.getLogger(), logging.NullHandler()
     level = root.level
     root.addHandler(handler)

@@ -1,4 +1,4 @@
-"""Compressibility: the size of a frame as a JPEG file, estimated so that it can be differentiated (ITU-T T.81)."""
+"""Compressibility: a differentiable estimate of the size of a frame as a JPEG file (ITU-T T.81)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LUMA = (
     (49, 64, 78, 87, 103, 121, 120, 101),
     (72, 92, 95, 98, 112, 100, 103, 99),
 )
-"""Quantisation of luminance at quality 50 (table K.1 there)."""
+"""Quantisation steps of luminance at quality 50 (table K.1 there)."""
 CHROMA = (
     (17, 18, 24, 47, 99, 99, 99, 99),
     (18, 21, 26, 66, 99, 99, 99, 99),
@@ -32,39 +32,44 @@ CHROMA = (
     (47, 66, 99, 99, 99, 99, 99, 99),
     *((99,) * 8,) * 4,
 )
-"""Of the two colour differences (table K.2)."""
+"""Quantisation steps of the two colour differences at quality 50 (table K.2 there)."""
 YCBCR = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))
-"""JFIF's luminance, blue and red difference."""
+"""Weights of red, green and blue in JFIF's luminance, blue difference and red difference."""
 MCU = 16
-"""Side of the square of pixels that JPEG codes together when colour has half the resolution."""
+"""Side in pixels of the square that JPEG codes together if colour has half the resolution."""
 ZIGZAG = sorted(
     range(64),
-    key=lambda place: (place // 8 + place % 8, place // 8 if (place // 8 + place % 8) % 2 else place % 8),
+    key=lambda index: (index // 8 + index % 8, index // 8 if (index // 8 + index % 8) % 2 else index % 8),
 )
+"""Order in which JPEG codes the 64 coefficients of a block."""
 HEADER_BYTES = 623
-"""All that is in a file beside the coded blocks: markers and tables."""
+"""Bytes of a file that do not belong to coded blocks: markers and tables."""
 BLOCK_BITS, COEFFICIENT_BITS, RUN_BITS, SIZE_BITS = 8.6, 0.6, 2.8, 2.5
-"""Cost of a block, of a coefficient that is not 0, of each doubling of the run of zeros before it and of its magnitude.
+"""Bits per block, per coefficient that is not 0, per doubling of the run of zeros before it and per doubling
+of its magnitude.
 
-A least-squares fit to real files (Pillow's Huffman tables) of half of the pictures of the test; see the class.
+Fitted by least squares to real files (Pillow's Huffman tables) of half of the images of the test; see the
+class.
 """
 
 
-class Reward:
+class JPEGCompressibilityReward:
     """Minus the mean size of the frames as JPEG files, in kilobytes of 1000 bytes.
 
-    JPEG up to its rounding: luminance and colour differences at half resolution, DCT of blocks of 8 × 8, division by the standard
-    tables at ``quality`` (scaled as libjpeg does), frames padded to multiples of 16 by repeating the border. What the entropy
-    coder then spends is estimated with smooth functions of the unrounded coefficients: a coefficient counts as not 0 from about
-    a half on, costs bits for its magnitude and for the zeros before it, in the order of coding.
+    The same as JPEG up to its rounding: luminance, colour differences at half resolution, DCT of 8 × 8
+    blocks, division by the standard tables at ``quality`` (scaled as in libjpeg); frames are padded to
+    multiples of 16 by repeating the border. The bits of the entropy coder are estimated by smooth functions
+    of the unrounded coefficients: a coefficient above about 0.5 counts as not 0 and costs bits for its
+    magnitude and for the zeros before it in the order of coding.
 
-    Against Pillow's files (``subsampling="4:2:0"``, Huffman tables not optimised) at qualities 30 to 90, on pictures that the fit
-    has not seen: mean error 0.3 to 0.8 % for the shapes videos (of their files 85 % is header), 1.1 to 1.6 % for colour noise
-    with 1/f spectra, 0.9 to 3.2 % for boxes over noise; correlation over the pictures of one kind and quality above 0.99, 0.999
-    and 0.85 (the last kind's files differ by less than 5 %). A test asserts it.
+    Compared with Pillow's files (``subsampling="4:2:0"``, default Huffman tables) at qualities 30 to 90, on
+    images that were not used in the fit: mean error 0.3 to 0.8 % for the shapes videos (85 % of their files
+    is header), 1.1 to 1.6 % for colour noise with 1/f spectra, 0.9 to 3.2 % for boxes over noise; correlation
+    over the images of one kind and quality above 0.99, 0.999 and 0.85 (files of the last kind differ by less
+    than 5 %). A test asserts these numbers.
 
     Args:
-        quality: of the JPEG, as Pillow's and libjpeg's.
+        quality: JPEG quality, as in Pillow and libjpeg.
     """
 
     granularity: Granularity = "frame"
@@ -76,11 +81,11 @@ class Reward:
         self.quality = quality
 
     def __call__(self, frames: Frames, prompts: Sequence[str], /) -> Scores:
-        """One score per video; the prompts have no influence."""
+        """Return one score per video; the prompts have no influence."""
         return -self.bytes_per_frame(frames).mean(dim=1) / 1000
 
     def bytes_per_frame(self, frames: Frames) -> Float[Tensor, "batch frames"]:
-        """The estimated size of each frame's file."""
+        """Return the estimated size of each frame's file in bytes."""
         luma, *colours = _planes(frames.flatten(0, 1))
         bits = _bits(luma, quantisation(LUMA, self.quality))
         for colour in colours:
@@ -89,7 +94,7 @@ class Reward:
 
 
 def quantisation(table: Sequence[Sequence[int]], quality: int) -> Float[Tensor, "8 8"]:
-    """The table at a quality, as libjpeg scales it."""
+    """Return a quantisation table at a quality, scaled as in libjpeg."""
     percent = 5000 // quality if quality < 50 else 200 - 2 * quality
     return torch.tensor(
         [[min(max((step * percent + 50) // 100, 1), 255) for step in row] for row in table],
@@ -98,7 +103,10 @@ def quantisation(table: Sequence[Sequence[int]], quality: int) -> Float[Tensor, 
 
 
 def _planes(images: Float[Tensor, "n 3 height width"]) -> list[Float[Tensor, "n h w"]]:
-    """Luminance, and the two colour differences at half resolution; 8-bit scale around 0, sides whole blocks."""
+    """Return luminance, and colour differences at half resolution, padded to whole blocks.
+
+    Values are on the 8-bit scale around 0.
+    """
     height, width = images.shape[-2:]
     padded = functional.pad(255 * images, (0, -width % MCU, 0, -height % MCU), mode="replicate")
     luma, blue, red = torch.einsum("nchw,dc->dnhw", padded, images.new_tensor(YCBCR)).unbind()
@@ -110,7 +118,7 @@ def _bits(plane: Float[Tensor, "n h w"], table: Float[Tensor, "8 8"]) -> Float[T
     first, others = coefficients[..., 0], coefficients[..., 1:]
     steps = (
         first - functional.pad(first, (1, 0))[:, :-1]
-    )  # the mean of a block is coded as its difference from the last one
+    )  # a block's mean is coded as difference from the last one's
     present = others**6 / (others**6 + 0.5**6)
     each = COEFFICIENT_BITS + RUN_BITS * torch.log2(1 + _runs(present)) + SIZE_BITS * _magnitude(others)
     bits: Tensor = BLOCK_BITS + _magnitude(steps) + (present * each).sum(dim=-1)
@@ -118,7 +126,7 @@ def _bits(plane: Float[Tensor, "n h w"], table: Float[Tensor, "8 8"]) -> Float[T
 
 
 def _transformed(plane: Float[Tensor, "n h w"], table: Float[Tensor, "8 8"]) -> Float[Tensor, "n blocks 64"]:
-    """Coefficients of each block in units of their quantisation step, lowest frequency first."""
+    """Return the coefficients of each block in units of their quantisation step, lowest frequency first."""
     blocks = plane.unflatten(1, (-1, 8)).unflatten(3, (-1, 8)).transpose(2, 3)
     cosines = _cosines().to(plane)
     scaled: Tensor = cosines @ blocks @ cosines.T / table.to(plane)
@@ -126,15 +134,15 @@ def _transformed(plane: Float[Tensor, "n h w"], table: Float[Tensor, "8 8"]) -> 
 
 
 def _cosines() -> Float[Tensor, "8 8"]:
-    """The orthonormal DCT of 8 values."""
-    wave, place = torch.meshgrid(torch.arange(8).double(), torch.arange(8).double(), indexing="ij")
-    cosines = torch.cos((2 * place + 1) * wave * math.pi / 16) / 2
+    """Return the matrix of the orthonormal DCT of 8 values."""
+    wave, position = torch.meshgrid(torch.arange(8).double(), torch.arange(8).double(), indexing="ij")
+    cosines = torch.cos((2 * position + 1) * wave * math.pi / 16) / 2
     cosines[0] = math.sqrt(1 / 8)
     return cosines
 
 
 def _runs(present: Float[Tensor, "n blocks 63"]) -> Float[Tensor, "n blocks 63"]:
-    """Zeros before each coefficient since the last that is not 0."""
+    """Return the number of zeros between each coefficient and the last one before it that is not 0."""
     runs = [torch.zeros_like(present[..., 0])]
     for here in present.unbind(dim=-1)[:-1]:
         runs.append((runs[-1] + 1) * (1 - here))
@@ -142,5 +150,5 @@ def _runs(present: Float[Tensor, "n blocks 63"]) -> Float[Tensor, "n blocks 63"]
 
 
 def _magnitude(values: Tensor) -> Tensor:
-    """log₂ |x|, smooth and 0 at 0."""
+    """Return a smooth version of log₂ |x| that is 0 at 0."""
     return torch.log2(1 + values**2) / 2

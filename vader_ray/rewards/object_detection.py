@@ -1,4 +1,4 @@
-"""Presence or absence of an object, as a YOLOS (arXiv 2106.00666) detects it."""
+"""Presence or absence of a class of objects, detected by a YOLOS (arXiv 2106.00666)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import YolosConfig, YolosForObjectDetection
 
-from vader_ray.config import ConfigError
+from vader_ray.errors import UserError
 from vader_ray.rewards.base import FrameReward, frozen
 from vader_ray.rewards.core.preprocess import Preprocessing, normalise, resize
 from vader_ray.rewards.core.transformers_loading import (
@@ -29,33 +29,40 @@ from vader_ray.weights import Source, resolve_weights
 
 REPOSITORY = "hustvl/yolos-base"
 RENAMED = {"vit.encoder.mid_position_embeddings": "vit.encoder.interpolation.mid_position_embeddings"}
-"""A weight's name in the published files, and in the networks of newer versions of transformers."""
+"""Names of weights in published files, and their names in newer versions of transformers."""
 SIDE_MULTIPLE = 16
 """The published processor rounds both sides down to a multiple of this."""
 LONGEST_EDGE = 1333
-"""Where ``preprocessor_config.json`` states none."""
+"""Longest side in pixels if ``preprocessor_config.json`` gives none."""
 VADER_HEIGHT = 512
+"""Height in pixels of ``preprocessing=vader``."""
 NOT_A_CLASS = "N/A"
+"""Label of unused classes."""
 
 
-class Reward(FrameReward):
-    """The mean over frames of how surely an object is there (``add``) or is not (``remove``); prompts have no influence.
+class ObjectDetectionReward(FrameReward):
+    """The mean over frames of the confidence that an object is present or absent.
 
-    ``soft`` takes the probability p of the object in each of the network's detection tokens as independent: the logarithm of
-    1 − Π(1 − p), that a token sees it, or of Π(1 − p), that none does; at most 0, without lower bound. It has a gradient in
-    every image, largest where the object is missing (``add``) or sure (``remove``), where a probability itself would be flat.
-    Published networks have logits of about −40, which bfloat16 rounds to 0.1 or 0.2: prefer float16 or float32.
-    ``hard`` is the authors' rule: the mean of p over boxes of the class above ``threshold``, 0 without any, from 0 to 1, and one
-    minus that for ``remove``. An image without such a box has no gradient.
+    ``mode`` chooses presence (``add``) or absence (``remove``); the prompts have no influence.
+
+    ``soft`` treats the probabilities p of the object in the network's detection tokens as independent. It is
+    the logarithm of 1 − Π(1 − p), that at least one token detects it (``add``), or of Π(1 − p), that none
+    does (``remove``); at most 0, without lower bound. Every image has a gradient, which is largest where the
+    probability itself would have nearly none. Published networks have logits of about −40, which bfloat16
+    rounds to multiples of 0.1 or 0.2: prefer float16 or float32. ``hard`` is the rule of VADER's authors: the
+    mean of p over the boxes of the class with p above ``threshold``, 0 if there is no such box, and one minus
+    that for ``remove``; from 0 to 1. An image without such a box has no gradient.
 
     Args:
-        object: a class by the network's own name for it, such as ``person`` or ``cat``.
-        mode: what is rewarded.
+        object: class name of the network, such as ``person`` or ``cat``.
+        mode: whether presence (``add``) or absence (``remove``) is rewarded.
         score: ``soft`` or ``hard``, as above.
-        threshold: of ``hard``; a box is kept when its surest class is the object and that probability is above.
-        weights: a hub repository or a local folder in transformers' format.
-        preprocessing: ``published`` resizes as ``preprocessor_config.json`` says (bilinear, antialiased); ``vader`` to height 512
-            with the aspect kept (bilinear, not antialiased).
+        threshold: of ``hard``; a box counts if the object is its most probable class, with a probability
+            above the threshold.
+        weights: hub repository or local folder in transformers' format.
+        preprocessing: ``published`` resizes according to ``preprocessor_config.json`` (bilinear,
+            antialiased); ``vader`` to a height of 512 pixels with the aspect ratio kept (bilinear, not
+            antialiased).
     """
 
     unit = "soft: log-probability, at most 0; hard: mean box score, 0 to 1"
@@ -83,13 +90,13 @@ class Reward(FrameReward):
     def score_images(
         self, images: Float[Tensor, "n 3 height width"], prompts: Sequence[str], /
     ) -> Float[Tensor, " n"]:
-        """The score of each image, at least float32."""
+        """Return the score of each image, float32 at least."""
         logits: Tensor = self.detector(pixel_values=self.prepare(images).to(self.dtype)).logits
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         return self._soft(logits) if self.rule == "soft" else self._hard(logits)
 
     def prepare(self, images: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n 3 h w"]:
-        """What the network sees."""
+        """Return the preprocessed images that the network takes."""
         height, width = images.shape[-2:]
         if self.preprocessing == "published":
             resized = resize(images, *fitted(height, width, *self.edges), "bilinear")
@@ -101,29 +108,32 @@ class Reward(FrameReward):
 
     def _soft(self, logits: Float[Tensor, "n tokens classes"]) -> Float[Tensor, " n"]:
         others = torch.cat([logits[..., : self.index], logits[..., self.index + 1 :]], dim=-1)
-        # log(1 − p) = −softplus(log odds) keeps its digits, and its gradient, where p rounds to 0 or 1.
+        # log(1 − p) = −softplus(log odds) stays exact, with its gradient, where p rounds to 0 or 1.
         absent = -functional.softplus(logits[..., self.index] - others.logsumexp(dim=-1)).sum(dim=-1)
         return absent if self.mode == "remove" else log_of_complement(absent)
 
     def _hard(self, logits: Float[Tensor, "n tokens classes"]) -> Float[Tensor, " n"]:
-        surest, label = logits.softmax(dim=-1)[..., :-1].max(dim=-1)  # the last class is "no object"
-        kept = (label == self.index) & (surest > self.threshold)
-        mean = (surest * kept).sum(dim=-1) / kept.sum(dim=-1).clamp_min(1)
+        largest, label = logits.softmax(dim=-1)[..., :-1].max(dim=-1)  # the last class is "no object"
+        kept = (label == self.index) & (largest > self.threshold)
+        mean = (largest * kept).sum(dim=-1) / kept.sum(dim=-1).clamp_min(1)
         return 1 - mean if self.mode == "remove" else mean
 
 
 def log_of_complement(logarithm: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
-    """log(1 − exp(x)) for x ≤ 0, without loss of digits at either end."""
+    """Return log(1 − exp(x)) for x ≤ 0, without loss of precision near 0 or −∞."""
     x = logarithm.clamp_max(-torch.finfo(logarithm.dtype).tiny)
     near_zero = x > -math.log(2)
-    # Each branch gets an argument at which its derivative is finite, also where the other one is taken.
+    # Each branch has an argument with a finite derivative, also where the other branch is selected.
     small, large = torch.where(near_zero, x, -1.0), torch.where(near_zero, -1.0, x)
     return torch.where(near_zero, (-small.expm1()).log(), (-large.exp()).log1p())
 
 
 def fitted(height: int, width: int, shortest: int, longest: int) -> tuple[int, int]:
-    """The height and width that the published processor gives an image: short side ``shortest`` unless the long side would pass
-    ``longest``, both rounded down to a multiple of 16."""
+    """Return the height and width after the published processor.
+
+    The short side becomes ``shortest`` pixels unless the long side would exceed ``longest``; both are rounded
+    down to a multiple of 16.
+    """
     short, long = sorted((height, width))
     exact = longest * short / long if long / short * shortest > longest else shortest
     near = round(exact)
@@ -133,22 +143,22 @@ def fitted(height: int, width: int, shortest: int, longest: int) -> tuple[int, i
 
 
 def class_index(name: str, labels: Mapping[int, str]) -> int:
-    """The index of a class of the network.
+    """Return the index of a class of the network.
 
     Raises:
-        ConfigError: there is none of that name; the message says the nearest ones.
+        UserError: there is no class of this name; the message gives the nearest ones.
     """
     indices = {label: index for index, label in labels.items() if label != NOT_A_CLASS}
     if name not in indices:
         near = get_close_matches(name.lower(), indices, n=3, cutoff=0.5) or sorted(indices)[:10]
-        raise ConfigError(
+        raise UserError(
             f"the detector has no class {name!r}; the nearest of its {len(indices)} are {', '.join(near)}"
         )
     return int(indices[name])
 
 
 def load_detector(folder: Path) -> YolosForObjectDetection:
-    """The network of a folder in transformers' format, every weight loaded."""
+    """Load the network of a folder in transformers' format, every weight of it."""
     check_model_type(folder, "yolos")
     network = YolosForObjectDetection(YolosConfig.from_pretrained(folder))
     load_folder(network, folder, renamed=RENAMED)
@@ -156,13 +166,17 @@ def load_detector(folder: Path) -> YolosForObjectDetection:
 
 
 def _edges(path: Path) -> tuple[int, int]:
-    """The shortest and the longest edge, as new or old versions of transformers write them."""
+    """Return the shortest and the longest edge in pixels.
+
+    New and old versions of transformers write them differently.
+    """
     settings: Any = read_json(path)
     size = settings.get("size")
     if isinstance(size, int):
         return size, int(settings.get("max_size", LONGEST_EDGE))
     if not isinstance(size, dict) or "shortest_edge" not in size:
-        raise ConfigError(
-            f"{path} states no shortest_edge under size but {size!r}; copy it from the weights' hub repository"
+        raise UserError(
+            f"{path} must have size.shortest_edge and has size={size!r}; copy it from the weights' hub "
+            "repository"
         )
     return int(size["shortest_edge"]), int(size.get("longest_edge", LONGEST_EDGE))

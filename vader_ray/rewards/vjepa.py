@@ -1,4 +1,4 @@
-"""V-JEPA 2 (arXiv 2506.09985): how well the hidden parts of a video follow from the visible ones, in feature space."""
+"""V-JEPA 2 (arXiv 2506.09985): how well masked parts of a video are predicted from the visible ones."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import VJEPA2Config, VJEPA2Model
 
-from vader_ray.config import ConfigError
+from vader_ray.errors import UserError
 from vader_ray.rewards.base import NetworkReward, frozen
 from vader_ray.rewards.core.transformers_loading import load_folder
 from vader_ray.rewards.core.video import obtain_folder, read_processor
@@ -25,38 +25,47 @@ from vader_ray.weights import Source
 WEIGHTS = "facebook/vjepa2-vitl-fpc64-256"
 FILES = ("config.json", "video_preprocessor_config.json", "model.safetensors")
 BLOCKS = ((8, 0.15), (2, 0.7))
-"""Number of blocks of a mask and the share of the frame's area that each covers: short-range and long-range masks."""
+"""Number of blocks of a mask and the share of the frame's area that each covers: short-range and long-range
+masks."""
 ASPECT = (0.75, 1.5)
 """Range of height / width of a block."""
 
 
-class Reward(NetworkReward):
-    """−(masked prediction loss): the L1 distance of predicted and true features of the hidden tokens, mean over masks.
+class VJEPAReward(NetworkReward):
+    """Minus the masked prediction loss of V-JEPA.
 
-    The encoder sees the visible tokens, the predictor tells the features of the hidden ones, and the targets are the
-    encoder's features of the whole clip, normalised per token (layer norm without weights): V-JEPA's training loss (equation 1),
-    with one encoder in both branches, as published checkpoints hold only one. A prediction that knows nothing scores about −0.8
-    (the mean of |x| over a normal x), a perfect one 0. As in transformers the predictor's mask token is that of index 1.
+    It is the mean L1 distance of predicted and true features of the masked tokens.
 
-    Masks are unions of blocks with full temporal extent, drawn from (``seed``, prompt) alone: a video meets the same ones in any
-    batch, on any worker, and after a resume, and videos of one prompt can be compared. Frames are the clip's own, all of them;
-    the reference trains on 16, and their number must be a multiple of the tubelet (2).
+    The encoder takes the visible tokens and the predictor predicts the features of the masked ones. The
+    targets are the encoder's features of the whole clip, normalised per token (layer norm without weights).
+    This is V-JEPA's training loss (equation 1) with one encoder in both branches, as published checkpoints
+    contain only one. An uninformed prediction scores about −0.8 (minus the mean of |x| over a normal x), a
+    perfect one 0. As in transformers the predictor uses its mask token of index 1.
 
-    Deviation from float32 on a tiny network with random weights (tests): bfloat16 below 0.002, float16 below 0.0005.
+    Masks are unions of blocks over all frames, drawn from (``seed``, prompt) alone: a video has the same
+    masks in every batch, on every worker and after a resume, and videos of one prompt can be compared. All
+    frames of the clip are used (the reference trains on 16); their number must be a multiple of the tubelet
+    size (2).
+
+    Deviation from float32 on a tiny network with random weights (tests): bfloat16 below 0.002, float16 below
+    0.0005.
 
     Args:
-        weights: a folder or hub repository in transformers' format (``config.json``, processor, ``model.safetensors``).
-        num_masks: pairs of a short-range and a long-range mask per query. More cost more and vary less.
+        weights: folder or hub repository in transformers' format (``config.json``, processor,
+            ``model.safetensors``).
+        num_masks: pairs of a short-range and a long-range mask per query. More masks cost more and reduce the
+            variance.
         seed: of the masks.
-        context: ``visible`` encodes the visible tokens by themselves, as V-JEPA trains; ``whole`` picks them out of the encoding
-            of the whole clip, as ``VJEPA2Model.forward`` of transformers does, where attention has seen what is hidden.
-        target_gradient: the gradient flows through the targets too. On, the gradient is that of the score: what raises it is
-            found in both branches, and finite differences agree. Off, it is that of V-JEPA's training (targets held fixed),
-            which needs about half the memory but leads along another direction than the steepest one.
+        context: ``visible`` encodes the visible tokens alone, as in V-JEPA's training; ``whole`` selects them
+            from the encoding of the whole clip, as ``VJEPA2Model.forward`` of transformers does, where they
+            have attended to masked tokens.
+        target_gradient: whether the gradient also flows through the targets. If so, it is the gradient of the
+            score and agrees with finite differences. If not, it is that of V-JEPA's training (targets are
+            constant), which needs about half the memory, but is not the direction of steepest ascent.
     """
 
     granularity: Granularity = "clip"
-    unit = "−L1 of normalised features, 0 perfect, about −0.8 without knowledge"
+    unit = "−L1 of normalised features, 0 perfect, about −0.8 uninformed"
     default_weights = WEIGHTS
     licence = "MIT"
 
@@ -76,9 +85,10 @@ class Reward(NetworkReward):
         self.grid: int = self.processor.size // self.network.config.patch_size  # type: ignore[operator]
         self.tubelet: int = self.network.config.tubelet_size
         if self.processor.size != self.network.config.crop_size or self.grid < 2:
-            raise ConfigError(
-                f"{folder}: frames of {self.processor.size} pixels do not fit a network for {self.network.config.crop_size} "
-                f"in patches of {self.network.config.patch_size}, at least 2 × 2; give the processor of these weights"
+            raise UserError(
+                f"{folder}: frames of {self.processor.size} pixels do not fit a network for "
+                f"{self.network.config.crop_size} in patches of {self.network.config.patch_size}, at least "
+                "2 × 2; give the processor of these weights"
             )
         self.num_masks, self.seed, self.context, self.target_gradient = (
             num_masks,
@@ -88,15 +98,20 @@ class Reward(NetworkReward):
         )
 
     def region(self, height: int, width: int) -> tuple[slice, slice]:
-        """The centre square."""
+        """Return the centre square."""
         return self.processor.region(height, width)
 
     def score(self, frames: Frames, prompts: Sequence[str], /) -> Scores:
-        """Video by video: each has its own masks."""
+        """Return one score per video; each video has its own masks.
+
+        Raises:
+            UserError: the number of frames is not a multiple of the tubelet size.
+        """
         if frames.shape[1] % self.tubelet:
-            raise ValueError(
-                f"vjepa takes {self.tubelet} frames at a time and cannot divide {frames.shape[1]}; set sampling.num_frames to a "
-                f"multiple of {self.tubelet}, or the reward's frames to a rule that leaves one"
+            raise UserError(
+                f"vjepa takes {self.tubelet} frames at a time and cannot divide {frames.shape[1]}; set "
+                f"sampling.num_frames to a multiple of {self.tubelet}, or the reward's frames to a rule "
+                "that gives such a number"
             )
         return torch.stack(
             [self._score_video(video, prompt) for video, prompt in zip(frames, prompts, strict=True)]
@@ -105,7 +120,7 @@ class Reward(NetworkReward):
     def masks(
         self, prompt: str, num_frames: int
     ) -> list[tuple[Int[Tensor, " visible"], Int[Tensor, " hidden"]]]:
-        """Token indices of the visible and of the hidden places of each mask, ascending."""
+        """Return the indices of the visible and of the masked tokens of each mask, ascending."""
         generator = torch.Generator().manual_seed(zlib.crc32(f"{self.seed} {prompt}".encode()))
         device = next(self.parameters()).device
         pairs = []
@@ -131,11 +146,14 @@ class Reward(NetworkReward):
         return -torch.stack(losses).mean()
 
     def _encode(
-        self, patches: Float[Tensor, "1 tokens features"], places: Int[Tensor, " tokens"] | None = None
+        self, patches: Float[Tensor, "1 tokens features"], positions: Int[Tensor, " tokens"] | None = None
     ) -> Float[Tensor, "1 tokens features"]:
-        """The encoder on the patches at these places, by default on all: `VJEPA2Encoder.forward` knows no places."""
+        """Encode the patches at these positions, by default all.
+
+        `VJEPA2Encoder.forward` takes no positions.
+        """
         for layer in self.network.encoder.layer:
-            patches = layer(patches, None if places is None else places[None])[0]
+            patches = layer(patches, None if positions is None else positions[None])[0]
         encoded: Tensor = self.network.encoder.layernorm(patches)
         return encoded
 
@@ -149,7 +167,7 @@ class Reward(NetworkReward):
         visible: Int[Tensor, " visible"],
         hidden: Int[Tensor, " hidden"],
     ) -> Float[Tensor, "1 hidden features"]:
-        # The predictor picks its context out of all tokens by index; what stands at the hidden places is not read.
+        # The predictor selects its context from all tokens by index and does not read the masked ones.
         tokens = context.new_zeros(1, len(visible) + len(hidden), context.shape[-1]).index_copy(
             1, visible, context
         )
@@ -160,10 +178,11 @@ class Reward(NetworkReward):
 def draw_mask(
     size: int, num_blocks: int, area: float, generator: torch.Generator
 ) -> Bool[Tensor, "size size"]:
-    """True at the hidden places of a ``size`` × ``size`` grid: the union of equal blocks at random places.
+    """Draw a mask, the union of equal blocks at random positions of a ``size`` × ``size`` grid.
 
-    As in the reference the blocks of a mask share their height and width, drawn once, and a mask that hides everything is drawn
-    again. A block has at least one place, for grids smaller than any that V-JEPA trains on.
+    As in the reference, the blocks of a mask share their height and width, and a mask that covers the whole
+    grid is drawn again. A block has at least one cell, for grids that are smaller than those of V-JEPA's
+    training.
     """
     while True:
         aspect = ASPECT[0] + (ASPECT[1] - ASPECT[0]) * float(
@@ -184,7 +203,7 @@ def draw_mask(
 
 
 def load_network(folder: Path) -> VJEPA2Model:
-    """Encoder and predictor, every weight of the file in its place."""
+    """Load encoder and predictor with every weight of the file."""
     network = VJEPA2Model(VJEPA2Config.from_pretrained(folder))
     load_folder(network, folder)
     return network

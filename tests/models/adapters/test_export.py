@@ -15,8 +15,8 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from tests.helpers.families import CASES, save
+from tests.helpers.family_runs import SEEDS, freeze, load_case, own_call
 from tests.helpers.recipe import write_tiny
-from tests.models.test_families import SEEDS, _freeze, _load, _own_call
 from vader_ray import models
 from vader_ray.cli import app
 from vader_ray.config import load
@@ -39,8 +39,8 @@ def _layers(model: Any) -> dict[str, Any]:
 
 
 def _video(model: Any, case: Any, pipe: Any) -> Tensor:
-    model.pipe = _freeze(pipe)
-    frames: Tensor = _own_call(case, model, [], slice(0, 1), type(pipe).__call__)
+    model.pipe = freeze(pipe)
+    frames: Tensor = own_call(case, model, [], slice(0, 1), type(pipe).__call__)
     return frames
 
 
@@ -48,9 +48,10 @@ def _video(model: Any, case: Any, pipe: Any) -> Tensor:
 def test_stock_diffusers_makes_the_same_video_of_an_exported_file(
     folders: Any, tmp_path: Path, form: str
 ) -> None:
-    """Bit for bit, though diffusers folds ComfyUI's alpha into the weights: alpha / rank is a power of two here."""
+    """Bit for bit, though diffusers folds ComfyUI's alpha into the weights: alpha / rank is a power of two
+    here."""
     case = CASES["wan"]
-    model = _load(case, folders("wan"))
+    model = load_case(case, folders("wan"))
     model.save_adapter(tmp_path / "adapter")
     ours = _video(model, case, model.pipe)
     (file,) = _export(tmp_path / "adapter", "--format", form, "-o", tmp_path / "wan.safetensors")
@@ -82,7 +83,7 @@ def test_stock_diffusers_makes_the_same_video_of_an_exported_file(
 def test_comfyui_gets_every_layer_under_its_own_name(
     folders: Any, tmp_path: Path, name: str, layer: str, key: str
 ) -> None:
-    model = _load(CASES[name], folders(name))
+    model = load_case(CASES[name], folders(name))
     model.save_adapter(tmp_path / "adapter")
     (file,) = _export(tmp_path / "adapter", "--format", "comfyui", "-o", tmp_path)
     tensors, layers = load_file(file), _layers(model)
@@ -103,7 +104,7 @@ def test_comfyui_gets_every_layer_under_its_own_name(
 
 def test_wan_keys_come_back_by_the_librarys_own_conversion(folders: Any, tmp_path: Path) -> None:
     """alpha / rank = 2 is folded into A there."""
-    model = _load(CASES["wan_i2v"], folders("wan_i2v"))
+    model = load_case(CASES["wan_i2v"], folders("wan_i2v"))
     model.save_adapter(tmp_path / "adapter")
     (file,) = _export(tmp_path / "adapter", "--format", "comfyui", "-o", tmp_path / "x.safetensors")
     back = diffusers.WanImageToVideoPipeline.lora_state_dict(file)
@@ -115,7 +116,7 @@ def test_wan_keys_come_back_by_the_librarys_own_conversion(folders: Any, tmp_pat
 
 
 def test_two_denoisers_go_into_two_folders(folders: Any, tmp_path: Path) -> None:
-    model = _load(CASES["wan_a14b"], folders("wan_a14b"))
+    model = load_case(CASES["wan_a14b"], folders("wan_a14b"))
     model.save_adapter(tmp_path / "adapter")
     first, second = _export(tmp_path / "adapter", "--format", "comfyui", "-o", tmp_path / "out")
     assert second.parent == first.parent / "transformer_2"
@@ -125,13 +126,14 @@ def test_two_denoisers_go_into_two_folders(folders: Any, tmp_path: Path) -> None
         app, ["export", str(tmp_path / "adapter"), "-o", str(tmp_path / "one.safetensors")]
     )
     assert result.exit_code == 2
-    assert "holds the adapters of two denoisers; give a folder" in result.stderr
+    assert "has the adapters of two denoisers; give a folder" in result.stderr
 
 
 @pytest.mark.parametrize("bare", [False, True])
 def test_exports_of_exports_are_the_adapter_itself(folders: Any, tmp_path: Path, bare: bool) -> None:
-    """Ours → peft → diffusers → ours; a bare peft state dict has its rank in its shapes and the authors' alpha."""
-    model, other = (_load(CASES["svd"], folders("svd")) for _ in range(2))
+    """Ours → peft → diffusers → ours; a bare peft state dict has its rank in its shapes and the authors'
+    alpha."""
+    model, other = (load_case(CASES["svd"], folders("svd")) for _ in range(2))
     source = tmp_path / ("adapter.pt" if bare else "adapter")
     if bare:
         state = {k: v for k, v in model.denoiser.state_dict().items() if "lora_" in k}
@@ -186,7 +188,7 @@ def test_merged_denoiser_makes_the_same_video_without_an_adapter(
         (
             "mochi",
             ["--format", "comfyui"],
-            "it exports adapters of Wan, LTX-Video and diffusers' UNets; choose --format",
+            "only adapters of Wan, LTX-Video and diffusers' UNets can be exported to it; choose --format",
         ),
         ("svd", ["--merge"], "name its recipe by --recipe"),
         ("svd", ["--format", "peft", "-o", "x.safetensors"], "peft's format is two files; give a folder"),
@@ -195,7 +197,7 @@ def test_merged_denoiser_makes_the_same_video_without_an_adapter(
 def test_what_cannot_be_exported_is_named(
     folders: Any, tmp_path: Path, name: str, options: list[str], message: str
 ) -> None:
-    _load(CASES[name], folders(name)).save_adapter(tmp_path / "adapter")
+    load_case(CASES[name], folders(name)).save_adapter(tmp_path / "adapter")
     result = CliRunner().invoke(
         app, ["export", str(tmp_path / "adapter"), "-o", str(tmp_path / "out"), *options]
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.helpers import videocrafter2_tiny as videocrafter2
 from tests.helpers.families import CASES, Case, _wan, _wan_transformer, save
+from tests.helpers.family_runs import SEEDS, STEPS, encode_prompts, load_case
 from tests.helpers.tiny import load_tiny, randomise_adapter
-from tests.models.test_families import SEEDS, STEPS, _encode, _load
 from vader_ray.models.core import memory_optimizations
 from vader_ray.preflight.trackers import PeakMemoryTracker
 from vader_ray.types import TruncationPlan
@@ -45,7 +47,7 @@ def _gradient(model: Any, plan: TruncationPlan, images: Any = None) -> tuple[Ten
 def test_recomputed_blocks_have_the_same_gradient_in_less_memory(wan: Path, recompute: Any) -> None:
     found = {}
     for kind in KINDS:
-        model = _load(DEEP, wan)
+        model = load_case(DEEP, wan)
         model.apply_memory_optimizations(kind, compile_blocks=False)
         found[kind] = _gradient(model, TruncationPlan(STEPS, (1, 2), recompute=recompute))
     assert all(
@@ -60,7 +62,11 @@ def test_recomputed_blocks_have_the_same_gradient_in_less_memory(wan: Path, reco
 def test_recomputed_blocks_of_unets(tiny_pipeline_folder: Path, tmp_path: Path, kind: Any) -> None:
     """UNets have no checkpointing of the library's, or one of their residual blocks alone."""
     checkpoint = videocrafter2.write_checkpoint(tmp_path, videocrafter2.random_weights())
-    for load in (lambda: load_tiny(tiny_pipeline_folder), lambda: videocrafter2.load_tiny(checkpoint)):
+    loaders: tuple[Callable[[], Any], ...] = (
+        lambda: load_tiny(tiny_pipeline_folder),
+        lambda: videocrafter2.load_tiny(checkpoint),
+    )
+    for load in loaders:
         found = []
         for applied in ("none", kind):
             model = load()
@@ -75,7 +81,7 @@ def test_recomputed_blocks_of_unets(tiny_pipeline_folder: Path, tmp_path: Path, 
 
 @pytest.mark.parametrize("name", sorted(CASES))
 def test_every_attention_of_every_family_lies_in_one_block(tmp_path: Path, name: str) -> None:
-    model = _load(CASES[name], save(CASES[name], tmp_path))
+    model = load_case(CASES[name], save(CASES[name], tmp_path))
     inside = [id(part) for block in model.blocks() for part in block.modules()]
     assert len(set(inside)) == len(inside), "no block lies within another"
     queries = [
@@ -91,7 +97,9 @@ def test_every_attention_of_every_family_lies_in_one_block(tmp_path: Path, name:
 class _Attentions(TorchDispatchMode):
     """How often attention was really computed."""
 
-    count = 0
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.count = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.count += func is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
@@ -101,7 +109,7 @@ class _Attentions(TorchDispatchMode):
 def test_attention_is_not_computed_again(wan: Path) -> None:
     calls = {}
     for kind in KINDS:
-        model = _load(DEEP, wan)
+        model = load_case(DEEP, wan)
         model.apply_memory_optimizations(kind, compile_blocks=False)
         with _Attentions() as counter:
             _gradient(model, TruncationPlan(STEPS, (2,), recompute="earlier"))
@@ -113,7 +121,7 @@ def test_replay_of_the_earlier_steps_saves_the_last_ones_forward(wan: Path) -> N
     """Bit-identical gradients; one denoising step (two branches of guidance) is not computed again."""
     gradients, calls = [], []
     for recompute in (True, "earlier", False):
-        model, count = _load(DEEP, wan), [0]
+        model, count = load_case(DEEP, wan), [0]
         model.denoiser.blocks[0].attn1.to_q.base_layer.register_forward_hook(
             lambda *_, count=count: count.__setitem__(0, count[0] + 1)
         )
@@ -124,11 +132,14 @@ def test_replay_of_the_earlier_steps_saves_the_last_ones_forward(wan: Path) -> N
     assert [total - calls[2] for total in calls] == [4, 2, 0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["none", "block"])
-def test_compiled_blocks_agree(wan: Path, kind: Any) -> None:
-    """aot_eager traces and differentiates blocks as inductor does, and runs the library's own kernels: float32 rounding."""
-    plain, model = (_load(DEEP, wan) for _ in range(2))
-    memory_optimizations.compile_blocks(model.blocks(), backend="aot_eager")
+def test_compiled_blocks_agree(wan: Path, kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """aot_eager traces and differentiates blocks as inductor does, and runs the library's own kernels:
+    float32 rounding."""
+    plain, model = (load_case(DEEP, wan) for _ in range(2))
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    memory_optimizations.compile_blocks(model.blocks())
     model.apply_memory_optimizations(kind, compile_blocks=False)
     plan = TruncationPlan(STEPS, (1, 2))
     expected, found = (_gradient(each, plan)[0] for each in (plain, model))
@@ -136,22 +147,25 @@ def test_compiled_blocks_agree(wan: Path, kind: Any) -> None:
 
 
 def test_the_cache_acts_on_the_prefix_alone(wan: Path) -> None:
-    """A threshold of almost nothing changes nothing; a large one the latents, but not what the graded steps make of them."""
+    """A threshold of almost nothing changes nothing; a large one the latents, but not what the graded steps
+    make of them."""
     plan, latents, calls = TruncationPlan(STEPS, (2,)), {}, {}
     for rule in ("none", "first_block:0.000001", "first_block:0.9"):
         case = Case(DEEP.family, DEEP.build, DEEP.sampling | {"prefix_cache": rule})
-        model, count = _load(case, wan), [0]
+        model, count = load_case(case, wan), [0]
         model.denoiser.blocks[3].attn1.to_q.base_layer.register_forward_hook(
             lambda *_, count=count: count.__setitem__(0, count[0] + 1)
         )
-        conditioning = _encode(model, [])
+        conditioning = encode_prompts(model, [])
         state = model.sample_prefix(conditioning, plan, SEEDS)
         latents[rule], calls[rule] = state.outputs[0], count[0]
         finished = model.sample_with_grad(state, conditioning, plan)
         assert count[0] == calls[rule] + 2, "both branches of the graded step ran in full"
         assert not model.denoiser.is_cache_enabled
-        assert torch.equal(finished, _load(DEEP, wan).finish(state, conditioning, plan))
-        assert torch.equal(model.sample(conditioning, SEEDS), _load(DEEP, wan).sample(conditioning, SEEDS))
+        assert torch.equal(finished, load_case(DEEP, wan).sample_with_grad(state, conditioning, plan))
+        assert torch.equal(
+            model.sample(conditioning, SEEDS), load_case(DEEP, wan).sample(conditioning, SEEDS)
+        )
     none, small, large = latents.values()
     assert torch.equal(none, small)
     assert not torch.equal(none, large)
@@ -161,6 +175,6 @@ def test_the_cache_acts_on_the_prefix_alone(wan: Path) -> None:
 def test_a_denoiser_without_cache_is_refused(tiny_pipeline_folder: Path) -> None:
     with pytest.raises(
         ValueError,
-        match=r"caches no features of UNet3DConditionModel, only of transformers; set sampling\.prefix",
+        match=r"cannot cache the features of UNet3DConditionModel, only of transformers; set sampling",
     ):
         load_tiny(tiny_pipeline_folder, prefix_cache="first_block:0.1")

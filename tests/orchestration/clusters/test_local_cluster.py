@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import re
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 
+from tests.helpers.cluster_files import filled
 from tests.helpers.machines import ADDRESSES, PATH, Machines, lacking, machines
 from tests.helpers.recipe import write_tiny
-from tests.orchestration.clusters.test_cluster_files import filled
+from tests.helpers.waiting import wait_until
 from vader_ray.orchestration.clusters.cluster_files import check_cluster_file
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -92,10 +92,7 @@ def test_a_sweep_on_two_machines_from_up_to_down(
     client(f"ray exec {file} 'pkill --full [m]lflow.server'")
     client(f"ray down --yes {file}")
     client("ssh -i ~/.ssh/id_ed25519 -o StrictHostKeyChecking=no root@machine2 'bash -ic \"ray stop\"'")
-    until = time.monotonic() + 30
-    while left := cluster.running("sshd"):
-        assert time.monotonic() < until, left
-        time.sleep(1)
+    wait_until(lambda: not cluster.running("sshd"), explain=lambda: cluster.running("sshd"))
     tracked = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/machine1/home/mlflow/mlflow.db")
     runs = {
         run.info.run_name: run

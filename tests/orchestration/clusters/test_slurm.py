@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +10,10 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from tests.helpers.cluster_files import filled
 from tests.helpers.machines import ADDRESSES, CLIENT, Machines, lacking, machines
 from tests.helpers.recipe import write_tiny
-from tests.orchestration.clusters.test_cluster_files import filled
+from tests.helpers.waiting import wait_until
 from vader_ray.orchestration.clusters.cluster_files import check_cluster_file
 from vader_ray.orchestration.runs.query_log import read_queries
 
@@ -112,10 +112,10 @@ def test_a_job_that_is_put_back_into_the_queue_goes_on_with_its_run(
     assert run.info.status == "FINISHED"
     steps = [point.step for point in tracked.get_metric_history(run.info.run_id, "cost/reward_queries")]
     assert sorted(steps) == list(range(NUM_STEPS + 1))
-    until = time.monotonic() + 30
-    while left := cluster.running("slurmd", "slurmstepd"):
-        assert time.monotonic() < until, left
-        time.sleep(1)
+    wait_until(
+        lambda: not cluster.running("slurmd", "slurmstepd"),
+        explain=lambda: cluster.running("slurmd", "slurmstepd"),
+    )
 
 
 def test_a_job_whose_tracking_server_ends_says_so_and_ends(cluster: Machines, tmp_path: Path) -> None:
@@ -146,14 +146,14 @@ class _Job:
         return log.read_text() if log.exists() else f"nothing; the job is {self.state()}"
 
     def wait(self, condition: Callable[[], bool]) -> None:
-        until = time.monotonic() + 240
-        while True:
+        def holds() -> bool:
             state = self.state()
             if condition():
-                return
+                return True
             assert state not in ("FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"), self.said()
-            assert time.monotonic() < until, self.said()
-            time.sleep(0.5)
+            return False
+
+        wait_until(holds, explain=self.said)
 
 
 def _submit(cluster: Machines, folder: Path, command: str) -> _Job:

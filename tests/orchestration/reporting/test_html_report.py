@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import re
-import socket
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,16 +17,16 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from tests.helpers.local_run import run_locally
+from tests.helpers.browser import needs_chromium, open_browser, screenshot
+from tests.helpers.network import free_port
 from tests.helpers.recipe import tiny_config
-from tests.orchestration.tracking.test_browser import CHROMIUM, FLAGS, keep
+from tests.helpers.runs import record
 from vader_ray.cli import app
-from vader_ray.config import ConfigError
+from vader_ray.errors import UserError
 from vader_ray.orchestration.reporting.figures import Series, curves, write
 from vader_ray.orchestration.reporting.html_report import write_report
 from vader_ray.orchestration.reporting.past_runs import find_runs
 from vader_ray.orchestration.reporting.report_figures import RunGroup, grouped
-from vader_ray.orchestration.runs.run_dir import open_run_dir
 from vader_ray.orchestration.tracking import mlflow_runs
 
 if TYPE_CHECKING:
@@ -55,17 +54,6 @@ def store(tiny_pipeline_folder: Path, tmp_path_factory: pytest.TempPathFactory) 
     broken = mlflow_runs.start_run(config, "broken", "name: broken\n")
     mlflow_runs.end_run(broken.uri, broken.run_id, "FAILED", folder=folder, tags={"status": "failed"})
     return uri
-
-
-def record(config: Any, folder: Path, name: str, storage: str | None = None) -> None:
-    """Run a recipe in this process, recorded as in a worker."""
-    runs = open_run_dir(config, folder / "runs", name, storage=storage)
-    run = mlflow_runs.start_run(config, name, runs.recipe.read_text())
-    run_locally(config, runs, run)
-    assert (
-        mlflow_runs.end_run(run.uri, run.run_id, "FINISHED", folder=runs.path, tags={"status": "completed"})
-        is None
-    )
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +103,7 @@ def test_the_page_holds_every_run_with_what_mlflow_has_of_it(store: str, report:
     one = find_runs(store, ["rate-0.05-seed-0"])[0]
     before, after = one.first("eval/reward/brightness"), one.last("eval/reward/brightness")
     assert f"{before:.4g} → {after:.4g}" in page
-    assert "colorfulness (never trained)" in page
+    assert "colorfulness (held out)" in page
     assert "eval/distance_to_base rose to" in page
     assert "a white circle moving left" in page
     assert f"mlflow artifacts download -r {find_runs(store, ['rates'])[0].run_id} -a recipe.yaml" in page
@@ -163,18 +151,16 @@ def test_equal_figures_are_equal_files_with_the_numbers_in_them(tmp_path: Path) 
 def test_what_cannot_be_reported_is_one_sentence(
     store: str, tmp_path: Path, targets: list[str], message: str
 ) -> None:
-    with pytest.raises(ConfigError, match=message) as error:
+    with pytest.raises(UserError, match=message) as error:
         write_report(targets, tmp_path / "report.html", store)
     assert "\n" not in str(error.value)
 
 
 def test_a_missing_store_and_an_unreachable_server_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"there is no MLflow database .*/mlflow.db; give --tracking-uri"):
+    with pytest.raises(UserError, match=r"there is no MLflow database .*/mlflow.db; give --tracking-uri"):
         write_report(["rates"], tmp_path / "report.html", f"sqlite:///{tmp_path}/mlflow.db")
     assert not (tmp_path / "mlflow.db").exists()
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
+    port = free_port()
     done = CliRunner().invoke(app, ["report", "rates", "--tracking-uri", f"http://127.0.0.1:{port}"])
     assert done.exit_code == 2
     assert f"MLflow at http://127.0.0.1:{port} does not work" in done.output
@@ -182,17 +168,11 @@ def test_a_missing_store_and_an_unreachable_server_are_named(tmp_path: Path) -> 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    if not CHROMIUM.exists():
-        pytest.skip(f"{CHROMIUM} is missing; apt-get install chromium")
-    sync_api = pytest.importorskip(
-        "playwright.sync_api", reason="playwright is missing; pip install playwright"
-    )
-    with sync_api.sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
+    with open_browser() as started:
         yield started
-        started.close()
 
 
+@needs_chromium
 @pytest.mark.browser
 @pytest.mark.slow
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "light"), (390, "dark")])
@@ -216,10 +196,11 @@ def test_the_page_fits_plays_and_asks_for_nothing(
     assert errors == []
     page.evaluate("scrollTo(0, 0)")
     page.screenshot(path=tmp_path / "whole.png", full_page=True)
-    keep(page, f"report-{width}-{scheme}", tmp_path)
+    screenshot(page, f"report-{width}-{scheme}", tmp_path)
     page.close()
 
 
+@needs_chromium
 @pytest.mark.browser
 @pytest.mark.slow
 def test_on_paper_stills_stand_for_videos(browser: Browser, report: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,25 +15,25 @@ import ray
 import torch
 
 from tests.helpers.paths import REPOSITORY
-from tests.helpers.recipe import tiny_config, tiny_document, write_tiny
+from tests.helpers.placed_rewards import BROKEN, CENTRE, CLIP, PAIRS, config_of, placed_reward, random_frames
+from tests.helpers.recipe import tiny_config, write_tiny
+from tests.helpers.runs import start
+from tests.helpers.waiting import wait_until
 from vader_ray import cli
 from vader_ray.alignment.algorithms.vader import accumulate_gradient
-from vader_ray.alignment.reward_gradient import score_and_gradient, score_only
+from vader_ray.alignment.reward_gradient import score_and_gradient
+from vader_ray.alignment.scoring import score_only
 from vader_ray.alignment.truncation import draw_plan
-from vader_ray.config import ConfigError, ExperimentConfig, validate
+from vader_ray.config import ExperimentConfig
+from vader_ray.errors import RunFailed, UserError
 from vader_ray.orchestration.reward_service import pool
-from vader_ray.orchestration.reward_service.transport import pack, unpack
 from vader_ray.training.experiment import batching, build, load_reward
 from vader_ray.training.seeding import generator
-from vader_ray.training.step import TrainingError, make_rollout
+from vader_ray.training.step import make_rollout
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 CPU = torch.device("cpu")
-WHOLE = (slice(0, 8), slice(0, 8))
 PROMPTS = ["a red circle", "a blue star"]
-CLIP, CENTRE, BROKEN, PAIRS = (
-    f"tests.helpers.served_rewards.{name}" for name in ("Clip", "Centre", "Broken", "Pairs")
-)
 
 
 @pytest.fixture(scope="module")
@@ -46,50 +45,6 @@ def cluster() -> Iterator[None]:
     ray.shutdown()
 
 
-def _frames(seed: int = 0) -> torch.Tensor:
-    return torch.rand(2, 3, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
-
-
-def _placed(
-    reward: str, actor: str = "pool", *, options: dict[str, Any] | None = None, **placement: Any
-) -> dict[str, Any]:
-    return {"reward": reward, **(options or {}), "placement": {"actor": actor, "num_cpus": 0.5, **placement}}
-
-
-def _config(*rewards: dict[str, Any], **changes: Any) -> ExperimentConfig:
-    return tiny_config(Path("unused"), rewards=list(rewards), **changes)
-
-
-# ---- on the wire
-
-
-@pytest.mark.parametrize(("transport", "error"), [("float32", 0.0), ("bfloat16", 2**-8), ("float16", 2**-11)])
-def test_what_travels_arrives_within_its_precision(transport: str, error: float) -> None:
-    """Half a unit in the last place, relative to the largest value for tiny ones in scaled float16."""
-    gradient = (
-        torch.randn(2, 3, 3, 8, 8, generator=torch.Generator().manual_seed(1))
-        * torch.tensor([1e-9, 1e6])[:, None, None, None, None]
-    )
-    arrived = unpack(pack(gradient, WHOLE, transport, scaled=True), CPU)
-    largest = gradient.flatten(1).abs().amax(dim=1)
-    assert ((arrived - gradient).flatten(1).abs().amax(dim=1) <= error * largest).all()
-    assert (arrived != 0).float().mean() > 0.99
-
-
-def test_only_the_region_travels() -> None:
-    frames = _frames()
-    packed = pack(frames, (slice(2, 6), slice(1, 8)), "float32")
-    assert packed.pixels.shape == (2, 3, 3, 4, 7)
-    arrived = unpack(packed, CPU)
-    torch.testing.assert_close(arrived[..., 2:6, 1:], frames[..., 2:6, 1:], rtol=0, atol=0)
-    assert not arrived[..., :2, :].any()
-    assert not arrived[..., :1].any()
-
-
-def test_a_gradient_of_zeros_travels() -> None:
-    assert not unpack(pack(torch.zeros(2, 1, 3, 8, 8), WHOLE, "float16", scaled=True), CPU).any()
-
-
 # ---- answers
 
 
@@ -98,19 +53,21 @@ def test_a_gradient_of_zeros_travels() -> None:
 def test_an_actor_answers_as_the_worker_would_to_the_last_bit(
     cluster: None, reward: str, num_replicas: int
 ) -> None:
-    config, frames = _config(_placed(reward, num_replicas=num_replicas)), _frames()
+    config, frames = config_of(placed_reward(reward, num_replicas=num_replicas)), random_frames()
     local = load_reward(config.rewards[0].model_copy(update={"placement": None}), 3, 8, 8, CPU)
-    with pool.serving(config) as pools:
+    with pool.start_pools(config) as pools:
         (pooled,) = pools.values()
-        answers = [
+        futures = [
             pooled.submit_gradient(frames, PROMPTS, 2) for _ in range(3)
         ]  # all on their way before one is fetched
         expected_scores, expected = score_and_gradient(local, frames, PROMPTS, 2)
-        for answer in answers:
-            scores, gradient = answer()
+        for future in futures:
+            scores, gradient = future.result()
             assert torch.equal(scores, expected_scores)
             assert torch.equal(gradient, expected)
-        assert torch.equal(pooled.submit_scores(frames, PROMPTS, 2)(), score_only(local, frames, PROMPTS, 2))
+        assert torch.equal(
+            pooled.submit_scores(frames, PROMPTS, 2).result(), score_only(local, frames, PROMPTS, 2)
+        )
     assert expected.any()
 
 
@@ -123,20 +80,23 @@ def test_the_adapters_gradient_is_the_same_with_served_rewards(
         {"reward": "brightness", "target": 0.4},
         {"reward": CENTRE, "weight": -1.0},
     ]
-    placed = [_placed(CLIP, "a") | {"weight": 2.0}, plain[1], _placed(CENTRE, "b") | {"weight": -1.0}]
+    placed = [
+        placed_reward(CLIP, "a") | {"weight": 2.0},
+        plain[1],
+        placed_reward(CENTRE, "b") | {"weight": -1.0},
+    ]
 
     def gradient(rewards: list[dict[str, Any]]) -> torch.Tensor:
         config = tiny_config(tiny_pipeline_folder, rewards=rewards)
-        with pool.serving(config) as pools:
+        with pool.start_pools(config) as pools:
             experiment = build(config, CPU, pools)
             plan = draw_plan(config.sampling, generator(config.seed, "truncation", 0))
             rollout = make_rollout(config, experiment, [0, 1, 2, 3])
             accumulate_gradient(
                 experiment.model, experiment.terms, rollout, plan, batching(config.runtime), scale=0.25
             )
-            return torch.cat(
-                [parameter.grad.flatten() for parameter in experiment.model.adapter_parameters()]
-            )
+            gradients = [parameter.grad for parameter in experiment.model.adapter_parameters()]
+            return torch.cat([gradient.flatten() for gradient in gradients if gradient is not None])
 
     local, remote = gradient(plain), gradient(placed)
     assert torch.equal(local, remote)
@@ -145,11 +105,11 @@ def test_the_adapters_gradient_is_the_same_with_served_rewards(
 
 def test_half_precision_bends_the_gradient_a_little(cluster: None) -> None:
     """8 bits of mantissa in bfloat16, 11 in float16: half a unit of the last place in frames and gradient."""
-    frames = _frames()
+    frames = random_frames()
     for transport, bound in (("bfloat16", 2**-7), ("float16", 2**-10)):
-        with pool.serving(_config(_placed(CLIP, transport=transport))) as pools:
-            _, gradient = pools["Clip"].submit_gradient(frames, PROMPTS, 2)()
-        config = _config({"reward": CLIP})
+        with pool.start_pools(config_of(placed_reward(CLIP, transport=transport))) as pools:
+            _, gradient = pools["Clip"].submit_gradient(frames, PROMPTS, 2).result()
+        config = config_of({"reward": CLIP})
         expected = score_and_gradient(load_reward(config.rewards[0], 3, 8, 8, CPU), frames, PROMPTS, 2)[1]
         relative = (gradient - expected).norm() / expected.norm()
         assert 0 < relative < bound
@@ -159,44 +119,44 @@ def test_half_precision_bends_the_gradient_a_little(cluster: None) -> None:
 
 
 def _broken(how: str, tmp_path: Path, **placement: Any) -> ExperimentConfig:
-    return _config(_placed(BROKEN, options={"how": how, "mark": str(tmp_path / "mark")}, **placement))
+    return config_of(placed_reward(BROKEN, options={"how": how, "mark": str(tmp_path / "mark")}, **placement))
 
 
 def test_an_error_in_a_reward_arrives_with_its_own_message(cluster: None, tmp_path: Path) -> None:
-    with pool.serving(_broken("error", tmp_path)) as pools:
-        answer = pools["Broken"].submit_gradient(_frames(), ["break", "it"], 2)
+    with pool.start_pools(_broken("error", tmp_path)) as pools:
+        future = pools["Broken"].submit_gradient(random_frames(), ["break", "it"], 2)
         with pytest.raises(
-            TrainingError, match="reward 'Broken' in actor 'pool': the lamp of the projector is broken"
+            RunFailed, match="reward 'Broken' in actor 'pool': the lamp of the projector is broken"
         ):
-            answer()
+            future.result()
 
 
 def test_a_nan_names_the_reward_and_the_prompt(cluster: None, tmp_path: Path) -> None:
-    with pool.serving(_broken("nan", tmp_path)) as pools:
-        answer = pools["Broken"].submit_gradient(_frames(), ["break", "it"], 2)
+    with pool.start_pools(_broken("nan", tmp_path)) as pools:
+        future = pools["Broken"].submit_gradient(random_frames(), ["break", "it"], 2)
         with pytest.raises(
-            TrainingError, match="reward 'Broken' in actor 'pool': it answered nan for a video of 'break'"
+            RunFailed, match="reward 'Broken' in actor 'pool': it returned nan for a video of 'break'"
         ):
-            answer()
+            future.result()
 
 
 def test_a_silent_actor_is_restarted_and_asked_again(cluster: None, tmp_path: Path) -> None:
-    with pool.serving(_broken("silence", tmp_path, timeout_seconds=4)) as pools:
-        scores = pools["Broken"].submit_scores(_frames(), ["break", "it"], 2)()
-    torch.testing.assert_close(scores, _frames().mean(dim=(1, 2, 3, 4)))
+    with pool.start_pools(_broken("silence", tmp_path, timeout_seconds=4)) as pools:
+        scores = pools["Broken"].submit_scores(random_frames(), ["break", "it"], 2).result()
+    torch.testing.assert_close(scores, random_frames().mean(dim=(1, 2, 3, 4)))
     assert (tmp_path / "mark").exists()
 
 
 def test_an_actor_that_stays_silent_ends_the_run_with_the_setting_to_change(
     cluster: None, tmp_path: Path
 ) -> None:
-    config = _config(_placed(CLIP, options={"seconds": 5.0}, timeout_seconds=0.5, max_retries=1))
-    with pool.serving(config) as pools:
-        answer = pools["Clip"].submit_scores(_frames(), PROMPTS, 2)
+    config = config_of(placed_reward(CLIP, options={"seconds": 5.0}, timeout_seconds=0.5, max_retries=1))
+    with pool.start_pools(config) as pools:
+        future = pools["Clip"].submit_scores(random_frames(), PROMPTS, 2)
         with pytest.raises(
-            TrainingError, match=r"gave no answer within placement\.timeout_seconds=0\.5, 2 times; raise it"
+            RunFailed, match=r"returned nothing within placement\.timeout_seconds=0\.5, 2 times; raise it"
         ):
-            answer()
+            future.result()
 
 
 def test_a_reward_that_cannot_be_loaded_is_told_before_the_workers_start(
@@ -204,64 +164,52 @@ def test_a_reward_that_cannot_be_loaded_is_told_before_the_workers_start(
 ) -> None:
     empty = tmp_path / "HPS.pt"
     empty.write_bytes(b"")
-    config = _config(_placed("hps", options={"weights": str(empty)}))
-    with pytest.raises(ConfigError, match=r"hps: .*HPS\.pt \(0 bytes\) cannot be read"), pool.serving(config):
-        pass
-
-
-def test_an_actor_checks_its_reward_on_the_frames_that_it_will_see(cluster: None) -> None:
-    placed = _placed(PAIRS, runtime_env={"env_vars": {"TEST_FACTOR": "3"}}) | {"frames": "first:2"}
-    with pool.serving(_config(placed)) as pools:
-        seen = _frames()[:, :2]
-        scores = pools["Pairs"].submit_scores(seen, PROMPTS, 2)()
-    torch.testing.assert_close(scores, 3 * (seen[:, 0] * seen[:, 1]).mean(dim=(1, 2, 3)))
-
-
-def test_a_runtime_environment_that_cannot_be_made_is_named(cluster: None) -> None:
-    config = _config(_placed(CLIP, runtime_env={"working_dir": "no/such/folder"}))
+    config = config_of(placed_reward("hps", options={"weights": str(empty)}))
     with (
-        pytest.raises(ConfigError, match=r"Clip\.placement\.runtime_env: no/such/folder is not a valid path"),
-        pool.serving(config),
+        pytest.raises(UserError, match=r"hps: .*HPS\.pt \(0 bytes\) cannot be read"),
+        pool.start_pools(config),
     ):
         pass
 
 
-def test_placements_that_cannot_work_are_refused_at_load() -> None:
-    with pytest.raises(ConfigError, match=r"two rewards have placement\.actor='pool'"):
-        _config(_placed(CLIP), _placed("brightness"))
-    document = tiny_document(Path("unused"), rewards=[_placed(CLIP, num_replicas=0)])
-    with pytest.raises(ConfigError, match=r"rewards\.0\.placement\.num_replicas"):
-        validate(document)
+def test_an_actor_checks_its_reward_on_the_frames_that_it_will_see(cluster: None) -> None:
+    reward = placed_reward(PAIRS, runtime_env={"env_vars": {"TEST_FACTOR": "3"}}) | {"frames": "first:2"}
+    with pool.start_pools(config_of(reward)) as pools:
+        seen = random_frames()[:, :2]
+        scores = pools["Pairs"].submit_scores(seen, PROMPTS, 2).result()
+    torch.testing.assert_close(scores, 3 * (seen[:, 0] * seen[:, 1]).mean(dim=(1, 2, 3)))
 
 
-def test_where_a_reward_is_computed_is_not_what_a_run_is() -> None:
-    assert _config({"reward": CLIP}).fingerprint() == _config(_placed(CLIP)).fingerprint()
-    assert (
-        _config({"reward": CLIP}).fingerprint() != _config(_placed(CLIP, transport="float16")).fingerprint()
-    )
+def test_a_runtime_environment_that_cannot_be_made_is_named(cluster: None) -> None:
+    config = config_of(placed_reward(CLIP, runtime_env={"working_dir": "no/such/folder"}))
+    with (
+        pytest.raises(UserError, match=r"Clip\.placement\.runtime_env: no/such/folder is not a valid path"),
+        pool.start_pools(config),
+    ):
+        pass
 
 
 # ---- pools that are shared
 
 
 def test_a_shared_pool_is_found_again_and_guarded(cluster: None) -> None:
-    config = _config(_placed(CLIP, "shared-clip", shared=True, num_replicas=2))
-    with pool.serving(config) as pools:
-        first = {actor._actor_id for actor in pools["Clip"]._actors}
-    with pool.serving(config) as pools:
-        assert {actor._actor_id for actor in pools["Clip"]._actors} == first
-        assert pools["Clip"].submit_scores(_frames(), PROMPTS, 2)().shape == (2,)
-    other = _config(_placed(CENTRE, "shared-clip", shared=True))
+    config = config_of(placed_reward(CLIP, "shared-clip", shared=True, num_replicas=2))
+    with pool.start_pools(config) as pools:
+        first = {actor._actor_id for actor in pools["Clip"]._replicas}
+    with pool.start_pools(config) as pools:
+        assert {actor._actor_id for actor in pools["Clip"]._replicas} == first
+        assert pools["Clip"].submit_scores(random_frames(), PROMPTS, 2).result().shape == (2,)
+    other = config_of(placed_reward(CENTRE, "shared-clip", shared=True))
     with (
         pytest.raises(
-            ConfigError, match=r"the shared pool 'shared-clip' holds .*Clip.* this recipe asks for .*Centre"
+            UserError, match=r"the shared pool 'shared-clip' contains .*Clip.* this recipe needs .*Centre"
         ),
-        pool.serving(other),
+        pool.start_pools(other),
     ):
         pass
     assert pool.describe_pools()["shared-clip"]["reward"] == CLIP
     assert pool.stop_pool("shared-clip") == 2
-    with pytest.raises(ConfigError, match="there is no shared pool 'shared-clip'"):
+    with pytest.raises(UserError, match="there is no shared pool 'shared-clip'"):
         pool.stop_pool("shared-clip")
 
 
@@ -273,22 +221,18 @@ def _run(folder: Path, recipe: Path, name: str) -> subprocess.Popen[str]:
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
     }
-    with (folder / f"{name}.log").open("w") as log:
-        return subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, env=environment)
+    return start(command, folder, folder / f"{name}.log", environment)
 
 
-def _answering(driver: int, seconds: float = 300) -> psutil.Process:
-    """An actor below the driver at the moment that it computes a gradient: Ray names its processes after their calls."""
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        for child in psutil.Process(driver).children(recursive=True):
-            try:
-                if "ray::RewardActor.gradient" in " ".join(child.cmdline()):
-                    return child
-            except psutil.NoSuchProcess:
-                continue
-        time.sleep(0.02)
-    raise AssertionError("no actor computed a gradient")
+def _actor_that_computes_a_gradient(driver: int) -> psutil.Process | None:
+    """An actor below the driver that is at work: Ray names its processes after their calls."""
+    for child in psutil.Process(driver).children(recursive=True):
+        try:
+            if "ray::RewardActor.gradient" in " ".join(child.cmdline()):
+                return child
+        except psutil.NoSuchProcess:
+            continue
+    return None
 
 
 def test_a_run_survives_the_loss_of_an_actor_and_ends_with_the_local_adapter(
@@ -301,13 +245,16 @@ def test_a_run_survives_the_loss_of_an_actor_and_ends_with_the_local_adapter(
         tmp_path / "local", tiny_pipeline_folder, rewards=[{"reward": CLIP, **slow}, {"reward": "brightness"}]
     )
     placed = write_tiny(
-        tmp_path, tiny_pipeline_folder, rewards=[_placed(CLIP, "a", options=slow), _placed("brightness", "b")]
+        tmp_path,
+        tiny_pipeline_folder,
+        rewards=[placed_reward(CLIP, "a", options=slow), placed_reward("brightness", "b")],
     )
     plain = _run(tmp_path, local, "plain")
     assert plain.wait(timeout=300) == 0, (tmp_path / "plain.log").read_text()
     process = _run(tmp_path, placed, "placed")
-    victim = _answering(process.pid)
-    victim.kill()
+    actor = wait_until(lambda: _actor_that_computes_a_gradient(process.pid), process=process)
+    assert actor is not None
+    actor.kill()
     assert process.wait(timeout=300) == 0, (tmp_path / "placed.log").read_text()
     files = [
         {path.name: path.read_bytes() for path in (tmp_path / "runs" / name / "adapter").iterdir()}

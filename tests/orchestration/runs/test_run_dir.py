@@ -1,4 +1,4 @@
-"""The folder of a run: its name, files of others that stay, and the lock for one driver at a time."""
+"""The folder of a run: its name, no deletion of others' files, and one driver at a time."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _tree(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def _claim(tmp_path: Path, name: str, *, root: str = "runs", storage: bool = True) -> RunDir:
+def _claim(tmp_path: Path, name: str | None, *, root: str = "runs", storage: bool = True) -> RunDir:
     """Claim a run, and let it go again."""
     place = str(tmp_path / "shared") if storage else None
     with claim_run_dir(tiny_config(tmp_path), tmp_path / root, name, resume=False, storage=place) as folder:
@@ -56,7 +56,7 @@ def test_a_name_that_is_no_plain_folders_name_is_refused_and_deletes_nothing(
         {"runs/other/run.json": "1", "shared/other/run.json": "2", "shared/run.json": "{}", "mine": "3"},
     )
     before = _tree(tmp_path)
-    with pytest.raises(UserError, match=r"--run-name .* is not a run's name; begin with a letter or a digit"):
+    with pytest.raises(UserError, match=r"--run-name .* cannot name a run; begin with a letter or a digit"):
         _claim(tmp_path, name, storage=storage)
     assert _tree(tmp_path) == before
 
@@ -75,7 +75,7 @@ def test_a_folder_with_files_of_others_is_refused_and_keeps_them(
 ) -> None:
     _fill(tmp_path / place, files)
     before = _tree(tmp_path)
-    with pytest.raises(UserError, match=f"{place} has files .* but no run.json, so it is not a run's folder"):
+    with pytest.raises(UserError, match=rf"{place} has files .* but no run\.json, so it is no run's folder"):
         _claim(tmp_path, "mine")
     assert _tree(tmp_path) == before
 
@@ -194,7 +194,7 @@ def test_a_lock_of_another_machine_holds_while_it_is_refreshed(tmp_path: Path) -
         stack.callback(ended.set)
         with (
             pytest.raises(UserError, match="the run 'mine' is in use by process 1 on moon since today; wait"),
-            run_lock.hold(tmp_path / "runs" / "mine", str(copy), remedy="rest", stale_seconds=60),
+            run_lock.hold(tmp_path / "runs" / "mine", str(copy), instead="rest", stale_seconds=60),
         ):
             pass
     assert not (tmp_path / "runs").exists()
@@ -205,7 +205,7 @@ def test_a_lock_of_another_machine_is_free_when_it_is_no_longer_refreshed(tmp_pa
     copy = tmp_path / "shared" / "mine"
     copy.mkdir(parents=True)
     _lock_of_another_machine(copy, 7)
-    with run_lock.hold(tmp_path / "runs" / "mine", str(copy), remedy="rest", stale_seconds=3):
+    with run_lock.hold(tmp_path / "runs" / "mine", str(copy), instead="rest", stale_seconds=3):
         assert json.loads((copy / LOCK_FILE).read_text())["pid"] == os.getpid()
     assert not (copy / LOCK_FILE).exists()
 

@@ -1,16 +1,14 @@
-"""Run folders in S3 (moto on loopback) and in a shared folder: copies, resume on another machine, queries exactly once."""
+"""Run folders in S3 (moto on loopback) and in a shared folder: copies, resume elsewhere, queries once."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from base64 import b64encode
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
 
@@ -22,7 +20,8 @@ from pyarrow import fs
 from tests.helpers.mock_aws import mock_aws
 from tests.helpers.paths import REPOSITORY
 from tests.helpers.recipe import tiny_config, write_tiny
-from tests.orchestration.reporting.test_html_report import record
+from tests.helpers.runs import CLI, adapter_files, kill_driver, record, start, tracked_step
+from tests.helpers.waiting import wait_until
 from vader_ray.errors import UserError
 from vader_ray.orchestration.reporting.html_report import write_report
 from vader_ray.orchestration.reporting.past_runs import find_runs
@@ -36,8 +35,6 @@ from vader_ray.orchestration.runs.storage import (
     subfolders,
 )
 from vader_ray.orchestration.tracking.server import check_server
-
-CLI = str(Path(sys.executable).parent / "vader-ray")
 
 
 @pytest.fixture(scope="module")
@@ -143,10 +140,10 @@ def test_an_unknown_storage_is_refused() -> None:
 
 def test_a_run_is_found_by_its_copy_alone(place: str, tmp_path: Path) -> None:
     config = tiny_config(tmp_path)
-    with claim_run_dir(config, tmp_path / "one", storage=place) as folder:
+    with claim_run_dir(config, tmp_path / "one", None, resume=False, storage=place) as folder:
         write_json(folder.metadata, {"identity": config.fingerprint(), "storage": folder.storage})
         folder.push()
-    with claim_run_dir(config, tmp_path / "two", resume=True, storage=place) as elsewhere:
+    with claim_run_dir(config, tmp_path / "two", None, resume=True, storage=place) as elsewhere:
         assert elsewhere.name == folder.name
         assert elsewhere.read_metadata() == folder.read_metadata()
     with (
@@ -199,46 +196,29 @@ def test_a_run_in_s3_is_reported_where_nothing_is_left_of_it(
     assert all(prompt in page for prompt in config.prompts.heldout)  # of the recipe among the artifacts
 
 
-def _command(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    with (folder / "log").open("a") as log:
-        return subprocess.Popen(
-            [CLI, *arguments], cwd=folder, stdout=log, stderr=log, text=True, start_new_session=True
-        )
-
-
-def _wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], folder: Path) -> None:
-    until = time.monotonic() + 400
-    while not condition():
-        assert process.poll() is None, (folder / "log").read_text()
-        assert time.monotonic() < until, "it did not happen in time"
-        time.sleep(0.1)
-
-
-def _files(run: Path) -> dict[str, bytes]:
-    return {
-        f"{part}/{path.name}": path.read_bytes()
-        for part in ("adapter", "best_adapter")
-        for path in (run / part).iterdir()
-    }
-
-
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_run_in_s3_goes_on_where_nothing_is_left_of_it(
     tiny_pipeline_folder: Path, tmp_path: Path, s3: str
 ) -> None:
     recipe, storage = write_tiny(tmp_path, tiny_pipeline_folder, num_steps=12), f"{s3}/runs"
-    arguments = ("train", str(recipe), "--run-name", "mine", "--storage", storage)
-    process = _command(tmp_path, *arguments)
-    _wait_for(lambda: len(subfolders(f"{storage}/mine/checkpoints")) > 0, process, tmp_path)
-    time.sleep(0.3)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    command, log, run = (
+        [CLI, "train", str(recipe), "--run-name"],
+        tmp_path / "log",
+        tmp_path / "runs" / "mine",
+    )
+    stored = [*command, "mine", "--storage", storage]
+    process = start(stored, tmp_path, log)
+    wait_until(lambda: subfolders(f"{storage}/mine/checkpoints"), process=process, explain=log.read_text)
+    later = tracked_step(tmp_path / "mlflow.db", run) + 1
+    wait_until(
+        lambda: tracked_step(tmp_path / "mlflow.db", run) >= later, process=process, explain=log.read_text
+    )
+    kill_driver(process)
     shutil.rmtree(tmp_path / "runs")
-    assert _command(tmp_path, *arguments, "--resume").wait(timeout=400) == 0, (tmp_path / "log").read_text()
-    assert _command(tmp_path, "train", str(recipe), "--run-name", "straight").wait(timeout=400) == 0
-    run = tmp_path / "runs" / "mine"
-    assert _files(run) == _files(tmp_path / "runs" / "straight")
+    assert start([*stored, "--resume"], tmp_path, log).wait(timeout=400) == 0, log.read_text()
+    assert start([*command, "straight"], tmp_path, log).wait(timeout=400) == 0, log.read_text()
+    assert adapter_files(run) == adapter_files(tmp_path / "runs" / "straight")
     Mirror(tmp_path / "copy", f"{storage}/mine", skip=KEPT_BY_RAY).pull()
     assert _tree_of_bytes(tmp_path / "copy") == _tree_of_bytes(run)
     system, root = resolve(f"{storage}/mine/queries")
@@ -262,12 +242,10 @@ def test_a_sweep_in_s3_goes_on_where_nothing_is_left_of_it(
     script, storage = str(REPOSITORY / "sweeps" / "hps_k_sweep.py"), f"{s3}/sweeps"
     flags = ("--recipe", str(recipe), "--num-trials", "2", "--max-concurrent", "1", "--storage", storage)
 
+    log = tmp_path / "log"
+
     def sweep(*more: str) -> subprocess.Popen[str]:
-        with (tmp_path / "log").open("a") as log:
-            command = [sys.executable, script, *flags, *more]
-            return subprocess.Popen(
-                command, cwd=tmp_path, stdout=log, stderr=log, text=True, start_new_session=True
-            )
+        return start([sys.executable, script, *flags, *more], tmp_path, log)
 
     def summaries() -> list[str]:
         system, root = resolve(storage)
@@ -275,12 +253,10 @@ def test_a_sweep_in_s3_goes_on_where_nothing_is_left_of_it(
         return [info.path for info in found if info.base_name == "summary.json"]
 
     process = sweep()
-    _wait_for(lambda: len(summaries()) == 1, process, tmp_path)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    wait_until(lambda: len(summaries()) == 1, process=process, explain=log.read_text)
+    kill_driver(process)
     shutil.rmtree(tmp_path / "runs")
-    time.sleep(2)  # its Ray processes notice and leave
-    assert sweep("--resume").wait(timeout=400) == 0, (tmp_path / "log").read_text()
+    assert sweep("--resume").wait(timeout=400) == 0, log.read_text()
     (folder,) = (tmp_path / "runs").iterdir()
     for name in ("K=1", "K=2"):
         summary = json.loads((folder / name / "summary.json").read_text())

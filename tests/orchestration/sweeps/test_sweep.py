@@ -1,14 +1,11 @@
-"""Sweeps: their scripts, what they leave in MLflow, a killed driver, trials that cannot work, and who is best."""
+"""Sweeps: scripts, results in MLflow, a killed driver, trials that cannot work, and the best trial."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
 from math import log10
 from pathlib import Path
 from statistics import mean
@@ -21,6 +18,8 @@ from ray import tune
 
 from tests.helpers.paths import REPOSITORY
 from tests.helpers.recipe import tiny_config, write_tiny
+from tests.helpers.runs import kill_driver, start
+from tests.helpers.waiting import wait_until
 from vader_ray.config import load
 from vader_ray.errors import RunFailed, UserError
 from vader_ray.models import mix_adapters
@@ -272,8 +271,10 @@ def test_soups_of_single_reward_adapters_compete_without_training_and_are_evalua
         alone[f"eval/reward/{name}"] for name in ("brightness", "sharpness")
     ]
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
-    run, parent = (client.get_run(json.loads((folder / "run.json").read_text())["mlflow_run_id"]) for folder in (
-        sweep / mix["trial"], sweep))  # fmt: skip
+    run, parent = (
+        client.get_run(json.loads((folder / "run.json").read_text())["mlflow_run_id"])
+        for folder in (sweep / mix["trial"], sweep)
+    )
     assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
     assert (run.data.tags["interpolated"], run.data.metrics["cost/reward_queries"]) == ("True", 16)
     assert "mix=1:1:0,interpolated=True" in done.stdout.partition("Pareto front of")[0]
@@ -339,18 +340,10 @@ def killed(
         checkpoint={"every": 1},
         evaluation={"every": 2, "num_videos": 2},
     )
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(
-            _arguments(recipe), cwd=folder, stdout=log, stderr=log, start_new_session=True
-        )
-    until = time.monotonic() + 240
-    while not list(folder.glob("runs/*/K=*/summary.json")):
-        assert process.poll() is None, (folder / "log").read_text()
-        assert time.monotonic() < until, (folder / "log").read_text()
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    time.sleep(2)  # its Ray processes notice and leave
+    log = folder / "log"
+    process = start(_arguments(recipe), folder, log)
+    wait_until(lambda: list(folder.glob("runs/*/K=*/summary.json")), process=process, explain=log.read_text)
+    kill_driver(process)
     finished = {path.parent.name: path.stat().st_mtime_ns for path in folder.glob("runs/*/K=*/summary.json")}
     done = subprocess.run(
         [*_arguments(recipe), "--resume"], cwd=folder, capture_output=True, text=True, timeout=400
@@ -366,7 +359,7 @@ def test_a_resumed_sweep_repeats_no_finished_trial_and_finishes_the_others(
     killed: tuple[Path, Path, dict[str, int], str],
 ) -> None:
     _, sweep, finished, printed = killed
-    assert 0 < len(finished) < 3
+    assert 0 < len(finished) < 3, "the driver was not killed in the middle of the sweep"
     for name, written in finished.items():
         assert (sweep / name / "summary.json").stat().st_mtime_ns == written
     for name in ("K=1", "K=2", "K=5"):

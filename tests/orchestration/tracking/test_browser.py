@@ -6,13 +6,6 @@
 from __future__ import annotations
 
 import math
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +13,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+from tests.helpers.browser import assert_shown, needs_chromium, open_browser, screenshot
+from tests.helpers.mlflow_server import server
+from tests.helpers.network import free_port
+from tests.helpers.waiting import wait_until
 from vader_ray import config as settings
 from vader_ray.orchestration.tracking import mlflow_runs
 from vader_ray.orchestration.tracking.pages import charts_page, run_page
@@ -30,25 +27,10 @@ from vader_ray.training.events import Video
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
-CHROMIUM = Path("/usr/bin/chromium")
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-dev-shm-usage",
-    "--disable-background-networking",
-]
-FLAGS += [
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
-    "--autoplay-policy=no-user-gesture-required",
-]
-
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.slow,
-    pytest.mark.skipif(not CHROMIUM.exists(), reason=f"{CHROMIUM} is missing; apt-get install chromium"),
+    needs_chromium,
 ]
 
 
@@ -109,62 +91,16 @@ def moving_square(prompt: str, step: int) -> Video:
 @pytest.fixture(scope="module")
 def address(run: mlflow_runs.MlflowRun) -> Iterator[str]:
     """`mlflow ui` on the run's database, as a user starts it."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    command = [
-        sys.executable,
-        "-m",
-        "mlflow",
-        "ui",
-        "--backend-store-uri",
-        run.uri,
-        "--port",
-        str(port),
-        "--workers",
-        "1",
-    ]
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True, env=environment
-    )
-    try:
-        wait_for(f"http://127.0.0.1:{port}/health")
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def wait_for(url: str) -> None:
-    deadline = time.monotonic() + 90
-    while True:
-        try:
-            with urllib.request.urlopen(url, timeout=2):
-                return
-        except OSError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.3)
+    with server(run.uri, free_port(), command="ui") as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
 def page() -> Iterator[Page]:
-    sync_api = pytest.importorskip(
-        "playwright.sync_api", reason="playwright is missing; pip install playwright"
-    )
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
+    with open_browser() as browser:
         page = browser.new_page(viewport={"width": 1500, "height": 1000})
         page.set_default_timeout(30_000)
         yield page
-        browser.close()
-
-
-def keep(page: Page, name: str, tmp_path: Path) -> None:
-    folder = Path(os.environ.get("VADER_RAY_SCREENSHOTS", tmp_path))
-    folder.mkdir(parents=True, exist_ok=True)
-    page.screenshot(path=folder / f"{name}.png")
 
 
 def test_experiment_opens_on_charts_of_model_training_rewards_first_and_cost_last(
@@ -172,9 +108,9 @@ def test_experiment_opens_on_charts_of_model_training_rewards_first_and_cost_las
 ) -> None:
     page.goto("about:blank")
     page.goto(charts_page(address, run.experiment_id))
-    page.get_by_role("heading", name="Runs", exact=True).wait_for()
-    page.locator(".js-plotly-plot path.js-line").first.wait_for(state="attached")
-    keep(page, "charts", tmp_path)
+    assert_shown(page.get_by_role("heading", name="Runs", exact=True), "the heading")
+    assert_shown(page.locator(".js-plotly-plot path.js-line").first, "a curve", state="attached")
+    screenshot(page, "charts", tmp_path)
     assert page.get_by_text("Judges", exact=True).count() == 0  # an entry of the GenAI pages' menu
     headers = page.get_by_test_id("experiment-view-compare-runs-section-header").all_inner_texts()
     sections = [header.partition("\n")[0] for header in headers]
@@ -191,9 +127,9 @@ def test_overview_shows_recipe_and_description(
     page: Page, address: str, run: mlflow_runs.MlflowRun, tmp_path: Path
 ) -> None:
     open_run(page, address, run, "")
-    page.get_by_text("browser test").first.wait_for()
-    page.get_by_text("sampling.num_frames").first.wait_for()
-    keep(page, "overview", tmp_path)
+    assert_shown(page.get_by_text("browser test").first, "the recipe's description")
+    assert_shown(page.get_by_text("sampling.num_frames").first, "a parameter")
+    screenshot(page, "overview", tmp_path)
 
 
 def test_metric_charts_and_image_cards_appear(
@@ -201,15 +137,14 @@ def test_metric_charts_and_image_cards_appear(
 ) -> None:
     open_run(page, address, run, "model-metrics")
     page.get_by_placeholder("Search metric charts").fill("train|videos")
-    page.get_by_text("reward_mean").first.wait_for()
-    page.locator(".js-plotly-plot path.js-line").first.wait_for(state="attached")
+    assert_shown(page.get_by_text("reward_mean").first, "the chart's title")
+    assert_shown(page.locator(".js-plotly-plot path.js-line").first, "the chart's curve", state="attached")
     card = page.locator("img[src*='get-artifact']").first
-    card.wait_for()
-    keep(page, "metrics", tmp_path)
+    assert_shown(card, "an image card")
+    screenshot(page, "metrics", tmp_path)
     card.click()
     page.wait_for_function("[...document.images].some(image => image.naturalWidth > 1000)")
-    page.wait_for_timeout(1000)  # it flies in
-    keep(page, "image", tmp_path)
+    screenshot(page, "image", tmp_path)
 
 
 def test_mp4_plays(page: Page, address: str, run: mlflow_runs.MlflowRun, tmp_path: Path) -> None:
@@ -217,21 +152,17 @@ def test_mp4_plays(page: Page, address: str, run: mlflow_runs.MlflowRun, tmp_pat
     video = page.locator("video")
     video.wait_for()
     video.evaluate("video => { video.loop = true; return video.play() }")
-    page.wait_for_timeout(700)
-    keep(page, "video", tmp_path)
-    state = video.evaluate("video => [video.readyState, video.currentTime, video.videoWidth, video.duration]")
-    assert state[0] >= 2
-    assert state[1] > 0
-    assert state[2:] == [256, 1.0]
+    page.wait_for_function("document.querySelector('video').currentTime > 0")
+    screenshot(page, "video", tmp_path)
+    state = video.evaluate("video => [video.videoWidth, video.duration]")
+    assert state == [256, 1.0]
 
 
 def test_gallery_plays_by_itself(
     page: Page, address: str, run: mlflow_runs.MlflowRun, tmp_path: Path
 ) -> None:
     open_run(page, address, run, "artifacts/gallery.html")
-    page.locator("iframe").first.wait_for()
     video = page.frame_locator("iframe").locator("video").first
-    video.wait_for()
-    page.wait_for_timeout(1000)
-    keep(page, "gallery", tmp_path)
-    assert video.evaluate("video => video.readyState >= 2 && !video.paused && video.currentTime > 0")
+    assert_shown(video, "the gallery's first video")
+    wait_until(lambda: video.evaluate("video => !video.paused && video.currentTime > 0"))
+    screenshot(page, "gallery", tmp_path)

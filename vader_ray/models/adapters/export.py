@@ -1,22 +1,20 @@
-"""Saved adapters in the formats of other programs, and folded into the denoiser.
+"""Export saved adapters to the formats of other programs, and merge an adapter into the denoiser.
 
-Keys of a layer, of which ``A`` is ``rank × in`` and ``B`` is ``out × rank``, and the update ``alpha / rank · B A``:
+Keys of a layer LAYER with the update ``alpha / rank · B A``; A is ``rank × in``, B is ``out × rank``:
 
-===========  ===================================================  ==================================================
-format       keys                                                 rank and alpha
-===========  ===================================================  ==================================================
-diffusers    ``transformer.LAYER.lora_A.weight``, ``lora_B``      in the metadata; ``unet.`` before the layers of UNets
-peft         ``base_model.model.LAYER.lora_A.weight``, ``lora_B`` in ``adapter_config.json``
-comfyui      transformers: ``diffusion_model.LAYER.lora_A.weight``, ``lora_B``, and ``LAYER.alpha``; UNets (kohya's):
-             ``lora_unet_LAYER.lora_down.weight``, ``lora_up``, and ``alpha``, with _ for every dot of the layer
-===========  ===================================================  ==================================================
+- ``diffusers``: ``transformer.LAYER.lora_A.weight`` and ``lora_B``, of UNets ``unet.LAYER…``; rank and
+  alpha are in the file's metadata.
+- ``peft``: ``base_model.model.LAYER.lora_A.weight`` and ``lora_B``; rank and alpha are in
+  ``adapter_config.json``.
+- ``comfyui``: ``diffusion_model.LAYER.lora_A.weight``, ``lora_B`` and ``LAYER.alpha`` of transformers; of
+  UNets (kohya's format) ``lora_unet_LAYER.lora_down.weight``, ``lora_up`` and ``alpha``, with underscores
+  for the dots of the layer's name.
 
-ComfyUI accepts, for every weight ``diffusion_model.LAYER.weight`` of its own network, the keys above
-(``comfy/lora.py``, ``model_lora_keys_unet``; ``comfy/weight_adapter/lora.py``). Its networks have the layer names of the
-models' authors: those of LTX-Video (``comfy/ldm/lightricks/model.py``) are diffusers' but for `_LTX`, those of Wan
-(``comfy/ldm/wan/model.py``) are in `_WAN`, both as they stand in comfyanonymous/ComfyUI at 005d2d3 and 01c4fa4;
-UNets are addressed by diffusers' names.
-"""
+ComfyUI accepts these keys for every weight ``diffusion_model.LAYER.weight`` of its own network
+(``comfy/lora.py``, ``model_lora_keys_unet``; ``comfy/weight_adapter/lora.py``). Its networks have the
+layer names of the models' authors: those of LTX-Video (``comfy/ldm/lightricks/model.py``) differ from
+diffusers' by `_LTX`, those of Wan (``comfy/ldm/wan/model.py``) by `_WAN`, as in comfyanonymous/ComfyUI at
+005d2d3 and 01c4fa4; UNets have diffusers' names."""
 
 from __future__ import annotations
 
@@ -33,12 +31,12 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from vader_ray.errors import UserError
 from vader_ray.models.adapters import files
 
 Format: TypeAlias = Literal["diffusers", "comfyui", "peft"]
 _COMFYUI_NAME = "comfyui.safetensors"
 _SECOND = "transformer_2"
-_WRAPPERS = ("base_model.", "model.", "diffusion_model.", "unet.", "transformer.")
 _UNET = re.compile(r"(down_blocks|mid_block|up_blocks|transformer_in|conv_in|conv_out|time_embedding)\b")
 
 _WAN = {
@@ -63,30 +61,33 @@ _LTX = {r"^proj_in$": "patchify_proj", r"^time_embed\.": "adaln_single."}
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """An adapter as it lies on disk."""
+    """A saved adapter."""
 
     layers: dict[str, tuple[Tensor, Tensor]]
-    """A and B of each layer, by the denoiser's own names."""
+    """A (``rank × in``) and B (``out × rank``) of each layer, by the layer's name in the denoiser."""
     rank: int
     alpha: float
     targets: tuple[str, ...]
+    """Ends of the names of the adapted layers."""
 
     @property
-    def of_unet(self) -> bool:
-        """Whether it belongs to one of diffusers' UNets."""
+    def is_of_unet(self) -> bool:
+        """Whether the adapter belongs to a diffusers UNet."""
         return any(_UNET.match(layer) for layer in self.layers)
 
 
 def export(source: Path, form: Format, output: Path, *, bare_alpha: float = files.PEFT_ALPHA) -> list[Path]:
-    """Write a saved adapter in another format; the files or folders that were written.
+    """Write a saved adapter in another format; returns the files or folders.
 
     Args:
-        source: what `_adapter.save` or `_adapter.save_for_diffusers` wrote, or a file of a bare peft state dict.
-        output: a folder, or the name of a ``.safetensors`` file where the format is one file.
-        bare_alpha: alpha of a bare state dict, which tells none.
+        source: folder of a saved adapter, or file of a bare peft state dict.
+        form: format to write.
+        output: a folder, or the name of a ``.safetensors`` file if the format is a single file.
+        bare_alpha: alpha of a bare state dict, which does not contain it.
 
     Raises:
-        ValueError: no adapter, or one for which the format has no names or the output no room.
+        UserError: there is no adapter, the format has no names for its layers, or it needs more than one
+            file.
     """
     sources = {"": source}
     if (source / _SECOND).is_dir():
@@ -94,12 +95,10 @@ def export(source: Path, form: Format, output: Path, *, bare_alpha: float = file
     as_file = output.suffix == ".safetensors"
     if as_file and (form == "peft" or len(sources) > 1):
         reason = (
-            "peft's format is two files"
-            if form == "peft"
-            else f"{source} holds the adapters of two denoisers"
+            "peft's format is two files" if form == "peft" else f"{source} has the adapters of two denoisers"
         )
-        raise ValueError(f"{output}: {reason}; give a folder")
-    saved = {name: _read(place, bare_alpha) for name, place in sources.items()}
+        raise UserError(f"{output}: {reason}; give a folder")
+    saved = {name: _read(folder, bare_alpha) for name, folder in sources.items()}
     return [
         _write(adapter, form, output if as_file else output / name, as_file)
         for name, adapter in saved.items()
@@ -108,7 +107,7 @@ def export(source: Path, form: Format, output: Path, *, bare_alpha: float = file
 
 def _read(source: Path, bare_alpha: float) -> Saved:
     shape = files.read_shape(source, bare_alpha=bare_alpha)
-    weights = _stripped(files.read_bare(source)) if source.is_file() else files.read(source)[0]
+    weights = files.read_bare(source) if source.is_file() else files.read(source)[0]
     layers = {
         key.removesuffix(files.DOWN): (
             value.contiguous(),
@@ -118,14 +117,6 @@ def _read(source: Path, bare_alpha: float) -> Saved:
         if key.endswith(files.DOWN)
     }
     return Saved(layers, shape.rank, shape.alpha, shape.target_modules or ())
-
-
-def _stripped(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A bare state dict by the denoiser's own names: without the modules that were around it."""
-    for wrapper in _WRAPPERS * 2:
-        if all(key.startswith(wrapper) for key in weights):
-            weights = {key.removeprefix(wrapper): value for key, value in weights.items()}
-    return weights
 
 
 def _write(saved: Saved, form: Format, output: Path, as_file: bool) -> Path:
@@ -150,7 +141,7 @@ def _peft_keys(saved: Saved) -> dict[str, Tensor]:
 
 
 def _for_diffusers(saved: Saved) -> tuple[dict[str, Tensor], dict[str, str]]:
-    name = "unet" if saved.of_unet else "transformer"
+    name = "unet" if saved.is_of_unet else "transformer"
     settings = {"r": saved.rank, "lora_alpha": saved.alpha, "target_modules": list(saved.targets)}
     metadata = json.dumps(
         {f"{name}.{key}": value for key, value in settings.items()}, indent=2, sort_keys=True
@@ -161,16 +152,18 @@ def _for_diffusers(saved: Saved) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def for_comfyui(saved: Saved) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors by ComfyUI's keys, and no metadata: rank and alpha are among the tensors.
+    """Return an adapter's tensors by ComfyUI's keys, and empty metadata.
+
+    Alpha is one of the tensors; the rank is in their shapes.
 
     Raises:
-        ValueError: ComfyUI's network of these layers has other ones, into which they do not go one by one.
+        UserError: the layers of ComfyUI's network do not correspond to the adapter's one by one.
     """
     tensors = dict[str, Tensor]()
     for layer, (down, up) in saved.layers.items():
         stem, (a, b) = (
             _comfyui_stem(saved, layer),
-            ("lora_down", "lora_up") if saved.of_unet else ("lora_A", "lora_B"),
+            ("lora_down", "lora_up") if saved.is_of_unet else ("lora_A", "lora_B"),
         )
         tensors |= {
             f"{stem}.{a}.weight": down,
@@ -181,7 +174,7 @@ def for_comfyui(saved: Saved) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _comfyui_stem(saved: Saved, layer: str) -> str:
-    if saved.of_unet:
+    if saved.is_of_unet:
         return f"lora_unet_{layer.replace('.', '_')}"
     for old, new in _comfyui_renames(saved).items():
         layer = re.sub(old, new, layer)
@@ -193,14 +186,14 @@ def _comfyui_renames(saved: Saved) -> dict[str, str]:
         return _WAN
     if any(re.match(r"transformer_blocks\.\d+\.attn2\.", layer) for layer in saved.layers):
         return _LTX
-    raise ValueError(
-        f"ComfyUI's names for layers like {next(iter(saved.layers))} are not known here: it exports adapters of Wan, "
-        "LTX-Video and diffusers' UNets; choose --format diffusers or peft"
+    raise UserError(
+        f"ComfyUI's names for layers like {next(iter(saved.layers))} are not known: only adapters of Wan, "
+        "LTX-Video and diffusers' UNets can be exported to it; choose --format diffusers or peft"
     )
 
 
 def merge(denoiser: nn.Module) -> None:
-    """Fold a loaded adapter into the weights of its layers, in their own precision, and remove it."""
+    """Add a loaded adapter's update to the weights, in their own dtype, and remove the adapter."""
     for name, layer in list(denoiser.named_modules()):
         if isinstance(layer, LoraLayer):
             layer.merge(safe_merge=True)  # type: ignore[operator]

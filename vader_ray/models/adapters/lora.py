@@ -1,4 +1,4 @@
-"""LoRA adapters by peft: float32 master weights, activations in the denoiser's own dtype."""
+"""LoRA adapters by peft, with float32 master weights and activations in the denoiser's dtype."""
 
 from __future__ import annotations
 
@@ -14,11 +14,18 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vader_ray.config import AdapterConfig
+from vader_ray.errors import UserError
 from vader_ray.models.adapters.files import rank_of, read, read_bare, read_shape, write_peft
+
+DENOISERS = ("unet", "transformer", "transformer_2")
+"""Names of denoisers in diffusers' video pipelines."""
 
 
 class _CastLinear(nn.Linear):
-    """Casts its small float32 weight to the activations' dtype, where peft would cast the large activations up."""
+    """Linear layer that casts its small float32 weight to the dtype of the large activations.
+
+    peft would cast the activations to float32.
+    """
 
     def forward(self, input: Tensor) -> Tensor:
         output: Tensor = functional.linear(input, self.weight.to(input.dtype))
@@ -26,12 +33,16 @@ class _CastLinear(nn.Linear):
 
 
 class _CastConv2d(nn.Conv2d):
+    """The same for 2D convolutions."""
+
     def forward(self, input: Tensor) -> Tensor:
         output: Tensor = self._conv_forward(input, self.weight.to(input.dtype), None)
         return output
 
 
 class _CastConv3d(nn.Conv3d):
+    """The same for 3D convolutions."""
+
     def forward(self, input: Tensor) -> Tensor:
         output: Tensor = self._conv_forward(input, self.weight.to(input.dtype), None)
         return output
@@ -45,10 +56,12 @@ _CASTING: dict[type[nn.Module], type[nn.Module]] = {
 
 
 def inject(denoiser: nn.Module, adapter: AdapterConfig, targets: Sequence[str], seed: int) -> None:
-    """Freeze the denoiser and add a LoRA to every layer whose name ends in one of the targets, in the place of an earlier one.
+    """Freeze the denoiser and add a LoRA to every target layer, replacing an earlier LoRA.
+
+    Targets are ends of layer names.
 
     Raises:
-        ValueError: no layer has such a name, or one is of a kind that cannot carry an adapter here.
+        UserError: no layer has such a name, or one is neither linear nor a convolution.
     """
     remove(denoiser)
     denoiser.requires_grad_(False)
@@ -58,7 +71,7 @@ def inject(denoiser: nn.Module, adapter: AdapterConfig, targets: Sequence[str], 
         try:
             inject_adapter_in_model(settings, denoiser)
         except ValueError as error:
-            raise ValueError(
+            raise UserError(
                 f"adapter.target_modules {list(targets)} do not fit this denoiser: {error}"
             ) from None
     for name, layer in denoiser.named_modules():
@@ -67,7 +80,7 @@ def inject(denoiser: nn.Module, adapter: AdapterConfig, targets: Sequence[str], 
 
 
 def remove(denoiser: nn.Module) -> None:
-    """Put the pretrained layers back where an adapter has been added."""
+    """Replace every adapted layer by its pretrained layer."""
     for name, layer in list(denoiser.named_modules()):
         if isinstance(layer, LoraLayer):
             denoiser.set_submodule(name, layer.base_layer)
@@ -81,8 +94,9 @@ def _keep_activation_dtype(layer: LoraLayer, name: str) -> None:
         for matrix in matrices.values():
             if type(matrix) not in _CASTING:
                 kind = type(matrix).__name__
-                raise ValueError(
-                    f"adapter.target_modules: {name} is a {kind}; only Linear, Conv2d and Conv3d can be adapted"
+                raise UserError(
+                    f"adapter.target_modules: {name} is a {kind}; only Linear, Conv2d and Conv3d can be "
+                    "adapted"
                 )
             matrix.__class__ = _CASTING[type(matrix)]
             matrix.to(torch.promote_types(matrix.weight.dtype, torch.float32))
@@ -90,7 +104,7 @@ def _keep_activation_dtype(layer: LoraLayer, name: str) -> None:
 
 @contextmanager
 def disabled(denoisers: Iterable[nn.Module]) -> Iterator[None]:
-    """Inside, the denoisers are the pretrained ones."""
+    """Switch the adapters off inside a ``with`` block: the denoisers are the pretrained ones there."""
     layers = [layer for denoiser in denoisers for layer in denoiser.modules() if isinstance(layer, LoraLayer)]
     for layer in layers:
         layer.enable_adapters(False)
@@ -102,12 +116,19 @@ def disabled(denoisers: Iterable[nn.Module]) -> Iterator[None]:
 
 
 def parameters(denoiser: nn.Module) -> list[nn.Parameter]:
-    """The adapter's parameters, in the module's order."""
+    """Return the adapter's parameters in the order of the module."""
     return [parameter for parameter in denoiser.parameters() if parameter.requires_grad]
 
 
 def save_for_diffusers(denoiser: nn.Module, folder: Path, pipeline: Any, name: str) -> None:
-    """Write what ``pipe.load_lora_weights(folder)`` reads, with rank and alpha inside; ``name`` is its key prefix."""
+    """Write a file that ``pipe.load_lora_weights(folder)`` reads, with rank and alpha in its metadata.
+
+    Args:
+        denoiser: with the adapter.
+        folder: is created.
+        pipeline: class of the pipeline, which writes the file.
+        name: prefix of the keys, ``unet`` or ``transformer``.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     weights = {key: value.contiguous() for key, value in get_peft_model_state_dict(denoiser).items()}
     mine: LoraConfig = denoiser.peft_config["default"]  # type: ignore[index,assignment]
@@ -122,27 +143,56 @@ def save_for_diffusers(denoiser: nn.Module, folder: Path, pipeline: Any, name: s
 
 
 def folders(folder: Path, names: Iterable[str]) -> list[Path]:
-    """Where the adapter of each denoiser lies: the first in the folder itself, every other in one of its name."""
-    return [folder / name if place else folder for place, name in enumerate(names)]
+    """Return the folder of each denoiser's adapter.
+
+    The first adapter is in ``folder`` itself, every other in a subfolder of its denoiser's name.
+    """
+    return [folder / name if index else folder for index, name in enumerate(names)]
 
 
 def load_into(pipe: Any, folder: str | Path) -> None:
-    """Add a saved adapter to the denoisers of any diffusers pipeline, ready to sample.
+    """Add a saved adapter to the denoisers of any diffusers pipeline; it is frozen and ready for sampling.
 
-    The public ``vader_ray.load_adapter(pipe, folder)``, for pipelines whose ``load_lora_weights`` does not work.
+    This is the public ``vader_ray.load_adapter(pipe, folder)``. It works for every pipeline, also for those
+    without ``load_lora_weights``.
+
+    Args:
+        pipe: a loaded diffusers pipeline with the denoisers that the adapter was trained on.
+        folder: folder of a saved adapter.
 
     Raises:
-        ValueError: the folder holds no adapter, a damaged one, or one of another model.
+        UserError: the folder has no adapter, a damaged one, or one of another model.
     """
-    found = [
-        name for name in ("unet", "transformer", "transformer_2") if getattr(pipe, name, None) is not None
-    ]
-    for name, place in zip(found, folders(Path(folder), found), strict=True):
+    found = [name for name in DENOISERS if getattr(pipe, name, None) is not None]
+    for name, location in zip(found, folders(Path(folder), found), strict=True):
         denoiser: nn.Module = getattr(pipe, name)
-        shape = read_shape(place)
+        shape = read_shape(location)
         inject(denoiser, shape, shape.target_modules or (), seed=0)
-        load(denoiser, place)
+        load(denoiser, location)
         denoiser.requires_grad_(False)
+
+
+def refuse_foreign_adapters(pipe: Any) -> None:
+    """Check that no denoiser of a pipeline has an adapter of another program.
+
+    A new adapter would replace it.
+
+    Raises:
+        UserError: one has.
+    """
+    for name in DENOISERS:
+        denoiser = getattr(pipe, name, None)
+        layers = denoiser.modules() if denoiser is not None else ()
+        if any(isinstance(layer, LoraLayer) and not _is_ours(layer) for layer in layers):
+            raise UserError(
+                f"the pipeline's {name} already has an adapter, which the new one would replace; merge it "
+                "into the weights by pipe.fuse_lora() and pipe.unload_lora_weights(), or remove it by "
+                "pipe.unload_lora_weights()"
+            )
+
+
+def _is_ours(layer: LoraLayer) -> bool:
+    return all(type(matrix) in _CASTING.values() for matrix in layer.lora_A.values())
 
 
 def save(denoiser: nn.Module, folder: Path) -> None:
@@ -151,35 +201,30 @@ def save(denoiser: nn.Module, folder: Path) -> None:
 
 
 def load(denoiser: nn.Module, source: Path) -> None:
-    """Read what `save` wrote, or a file of a bare peft state dict, into an adapter of the same shape.
+    """Read a saved adapter, or a file with a bare peft state dict, into an adapter of the same shape.
 
     Raises:
-        ValueError: the source holds no adapter, a damaged one, or one of another model, rank or alpha.
+        UserError: the source has no adapter, a damaged one, or one of another model, rank or alpha.
     """
     expected = {key: value.shape for key, value in get_peft_model_state_dict(denoiser).items()}
     mine: LoraConfig = denoiser.peft_config["default"]  # type: ignore[index,assignment]
     if source.is_file():
-        weights = _unwrapped(read_bare(source), next(iter(expected)))
+        weights = read_bare(source)
         rank, alpha = rank_of(weights, source), mine.lora_alpha
     else:
         weights, settings = read(source)
         rank, alpha = settings["r"], settings["lora_alpha"]
     if (rank, alpha) != (mine.r, mine.lora_alpha):
-        raise ValueError(
-            f"the adapter in {source} has rank {rank} and alpha {alpha}, "
-            f"this recipe asks for rank {mine.r} and alpha {mine.lora_alpha}; set adapter.rank and adapter.alpha to the file's"
+        raise UserError(
+            f"the adapter in {source} has rank {rank} and alpha {alpha}, the model's has rank {mine.r} and "
+            f"alpha {mine.lora_alpha}; set adapter.rank and adapter.alpha to the file's"
         )
     if (found := {key: value.shape for key, value in weights.items()}) != expected:
         different = sorted(
             key for key in found.keys() | expected.keys() if found.get(key) != expected.get(key)
         )
-        raise ValueError(
-            f"the adapter in {source} was made for another model: {len(different)} tensors differ, the first is {different[0]}"
+        raise UserError(
+            f"the adapter in {source} belongs to another model: {len(different)} tensors differ, the first "
+            f"is {different[0]}"
         )
     set_peft_model_state_dict(denoiser, weights)
-
-
-def _unwrapped(weights: dict[str, Tensor], known: str) -> dict[str, Tensor]:
-    """The weights by names of the denoiser: without what peft and the modules around it put in front of a known name."""
-    wrappers = [name.removesuffix(known) for name in weights if name.endswith(known)]
-    return {name.removeprefix(min(wrappers, key=len, default="")): value for name, value in weights.items()}

@@ -1,4 +1,4 @@
-"""Adapters mixed by weights: a model between those that each adapter alone gives (rewarded soups, arXiv 2306.04488)."""
+"""Weighted sums of adapters, as in rewarded soups (arXiv 2306.04488)."""
 
 from __future__ import annotations
 
@@ -10,16 +10,22 @@ from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from peft import LoraConfig
 from torch import Tensor
 
+from vader_ray.errors import UserError
 from vader_ray.models.adapters.files import DOWN, WEIGHTS, read, write_peft
 
 
 def mix(adapters: Sequence[tuple[Path, float]], output: Path) -> None:
-    """Write the adapter whose change of each layer is exactly the weighted sum of the adapters' changes, in peft's format.
+    """Write the adapter whose updates are the weighted sums of other adapters' updates, in peft's format.
 
-    ΔW = Σ wᵢ (αᵢ / rᵢ) Bᵢ Aᵢ is one LoRA of rank Σ rᵢ. (The mean of the Aᵢ times the mean of the Bᵢ is another, smaller change.)
+    ΔW = Σ wᵢ (αᵢ / rᵢ) Bᵢ Aᵢ is a LoRA of rank Σ rᵢ, exactly. (The mean of the Aᵢ times the mean of the Bᵢ is
+    another, smaller update.) peft's ``add_weighted_adapter`` needs the loaded base model for the same.
+
+    Args:
+        adapters: folder and weight of each.
+        output: folder of the new adapter.
 
     Raises:
-        ValueError: a folder holds no adapter, a damaged one, or one of other layers than the first.
+        UserError: a folder has no adapter, a damaged one, or one of other layers than the first.
     """
     first = adapters[0][0]
     nested = [
@@ -27,8 +33,8 @@ def mix(adapters: Sequence[tuple[Path, float]], output: Path) -> None:
         for name in (WEIGHTS, LORA_WEIGHT_NAME_SAFE)
         for path in first.glob(f"*/{name}")
     ]
-    for place in (Path(), *sorted(nested)):  # one folder for each denoiser
-        _mix_one([(folder / place, weight) for folder, weight in adapters], output / place)
+    for subfolder in (Path(), *sorted(nested)):  # one for each denoiser
+        _mix_one([(folder / subfolder, weight) for folder, weight in adapters], output / subfolder)
 
 
 def _mix_one(adapters: Sequence[tuple[Path, float]], output: Path) -> None:
@@ -36,7 +42,7 @@ def _mix_one(adapters: Sequence[tuple[Path, float]], output: Path) -> None:
     names = parts[0][0].keys()
     for (folder, _), (weights, _, _) in zip(adapters, parts, strict=True):
         if different := sorted(weights.keys() ^ names):
-            raise ValueError(
+            raise UserError(
                 f"the adapter in {folder} adapts other layers than that in {adapters[0][0]}: {different[0]}"
             )
     mixed: dict[str, Tensor] = {}

@@ -1,4 +1,4 @@
-"""What a pipeline's loop is told about each video: embedded prompts and first images."""
+"""Per-video conditioning: prompt embeddings and first-frame images."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ from PIL import Image
 from torch import Tensor
 
 from vader_ray.config import SamplingConfig
+from vader_ray.errors import UserError
 
-_ENCODED_AT_ONCE = 8
-"""Prompts that a text encoder sees together: a recipe may hold thousands."""
+_TEXT_BATCH_SIZE = 8
+"""Prompts that the text encoder encodes at once; a recipe may have thousands."""
 
 
 @dataclass(frozen=True, slots=True)
 class Conditioning:
-    """Arguments of a pipeline call with one row per video: tensors, or lists of images."""
+    """Arguments of a pipeline's call with one row per video; can be sliced."""
 
     tensors: dict[str, Tensor | list[Any]]
+    """Tensors, or lists of images, by the argument's name."""
 
     def __len__(self) -> int:
         return len(next(iter(self.tensors.values())))
@@ -40,8 +42,11 @@ def _take(column: Tensor | list[Any], part: slice | list[int]) -> Tensor | list[
 def encode_texts(
     pipe: Any, sampling: SamplingConfig, names: Sequence[str], prompts: list[str]
 ) -> dict[str, Tensor | list[Any]]:
-    """What the pipeline's ``encode_prompt`` returns, under the names by which its loop takes it."""
-    groups = [prompts[start : start + _ENCODED_AT_ONCE] for start in range(0, len(prompts), _ENCODED_AT_ONCE)]
+    """Encode prompts by the pipeline's ``encode_prompt``.
+
+    Returns tensors by the names of the loop's arguments, one row per prompt.
+    """
+    groups = [prompts[start : start + _TEXT_BATCH_SIZE] for start in range(0, len(prompts), _TEXT_BATCH_SIZE)]
     rows = [_encode_group(pipe, sampling, group) for group in groups]
     named = dict(zip(names, zip(*rows, strict=True), strict=True))
     return {name: _shared(torch.cat(column)) for name, column in named.items() if column[0] is not None}
@@ -64,20 +69,22 @@ def _encode_group(pipe: Any, sampling: SamplingConfig, prompts: list[str]) -> tu
 
 
 def _shared(column: Tensor) -> Tensor:
-    """The same rows; equal ones, as those of the negative prompt, occupy memory once."""
-    if column.is_meta:  # nobody can say whether they are equal
+    """Return the same rows; if all are equal, as those of the negative prompt, one is stored."""
+    if column.is_meta:  # without values to compare
         return column
     return column[:1].clone().expand_as(column) if bool((column == column[:1]).all()) else column
 
 
 def open_images(sampling: SamplingConfig, images: Sequence[Path] | None) -> list[Any]:
-    """The images at the size of the video, squashed where their shape differs, as the library's examples do.
+    """Open images and resize them to the size of the video.
+
+    The aspect ratio is not kept, as in the library's examples.
 
     Raises:
-        ValueError: there are none.
+        UserError: there are no images.
     """
     if not images:
-        raise ValueError(
+        raise UserError(
             "prompts: this model makes videos from images; write each prompt as `path/to/image.png | text`"
         )
     size = sampling.width, sampling.height

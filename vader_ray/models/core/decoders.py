@@ -1,42 +1,67 @@
-"""Decoders of video autoencoders, portion by portion. Each gives the pixels of the library's own ``vae.decode``."""
+"""Decode videos in chunks of frames; the pixels equal those of the library's own ``vae.decode``."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
-from vader_ray.models.core.loop_hooks import map_tensors
+from vader_ray.config import ModelConfig
 from vader_ray.types import Frames, Latents
+
+ALL_FRAMES = 2**31
+"""``decode_chunk_size`` of a pipeline's call, so that the loop passes all latents to one ``vae.decode``."""
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderOptions:
+    """How an autoencoder decodes; each kind of decoder reads what concerns it."""
+
+    chunk_size: int = 1
+    """Frames at once, for autoencoders of single frames. Exact; more frames need more memory."""
+    temporal_frames: int | None = None
+    """Frames that Stable Video Diffusion's decoder sees together, by default all. Changes the pixels."""
+    offload_cache: bool = False
+    """Keep the cache of a causal decoder in host memory between chunks. Exact; slower, less GPU memory."""
+
+    @classmethod
+    def of(cls, model: ModelConfig, chunk_size: int) -> DecoderOptions:
+        """Return the options of a recipe."""
+        return cls(chunk_size, model.temporal_decoder_frames, model.offload_decoder_cache)
 
 
 class Framewise2D:
-    """An image autoencoder applied to each frame: any subset of frames can be decoded, exactly and without state."""
+    """An image autoencoder applied to each frame; any subset of the frames can be decoded exactly."""
 
     def __init__(self, vae: AutoencoderKL, chunk_size: int) -> None:
         self._vae = vae
         self._chunk_size = chunk_size
 
     def num_frames(self, latents: Latents) -> int:
-        """One frame per latent frame."""
+        """Return the number of frames: one per latent frame."""
         return latents.shape[2]
 
     def chunks(self, latents: Latents, wanted: Sequence[int]) -> list[tuple[int, ...]]:
-        """The wanted frames and no other, ``chunk_size`` at a time."""
+        """Return the wanted frames and no others, ``chunk_size`` at a time."""
         size = self._chunk_size
         return [tuple(wanted[start : start + size]) for start in range(0, len(wanted), size)]
 
     def decode(self, latents: Latents, state: None, chunk: tuple[int, ...]) -> tuple[Frames, None]:
-        """The frames of one portion in [0, 1]; saturated pixels have zero gradient, the derivative of the clamp."""
+        """Decode the frames of one chunk.
+
+        Saturated pixels have zero gradient, the derivative of the clamp.
+        """
         images = latents[:, :, list(chunk)].transpose(1, 2).flatten(0, 1)
         decoded = self._vae.decode(images.to(self._vae.dtype)).sample
         return _pixels(decoded).unflatten(0, (len(latents), len(chunk))), None
 
     def encode(self, frames: Frames) -> Latents:
-        """The latents of sampling (scaled, as the denoiser knows them) that decode to the frames, nearly."""
+        """Encode frames to latents at the scale of sampling."""
         images = frames.flatten(0, 1).split(self._chunk_size)
         modes = [self._vae.encode((part * 2 - 1).to(self._vae.dtype)).latent_dist.mode() for part in images]
         scaling: float = self._vae.config.scaling_factor
@@ -45,93 +70,109 @@ class Framewise2D:
 
 
 class TemporalChunk:
-    """Stable Video Diffusion's decoder, which mixes the frames that it gets together and keeps nothing between portions.
+    """Stable Video Diffusion's decoder, which mixes the frames of a chunk and has no cache.
 
-    So the portions are part of the result, like the pipeline's ``decode_chunk_size``: seams show between them. They start
-    at fixed frames, whatever frames are wanted, and never reach from one video into the next.
+    So the chunks are part of the result, like the pipeline's ``decode_chunk_size``: there are seams between
+    them. They start at fixed frames, whichever frames are wanted, and never cross from one video to the next.
     """
 
-    def __init__(self, vae: Any, together: int) -> None:
+    def __init__(self, vae: Any, chunk_size: int) -> None:
         self._vae = vae
-        self._together = together
+        self._chunk_size = chunk_size
 
     def num_frames(self, latents: Latents) -> int:
-        """One frame per latent frame."""
+        """Return the number of frames: one per latent frame."""
         return latents.shape[2]
 
     def chunks(self, latents: Latents, wanted: Sequence[int]) -> list[tuple[int, ...]]:
-        """StepContext portions that contain wanted frames."""
-        total, size = self.num_frames(latents), self._together
-        portions = [tuple(range(start, min(start + size, total))) for start in range(0, total, size)]
-        return [portion for portion in portions if not set(portion).isdisjoint(wanted)]
+        """Return the whole chunks that contain wanted frames."""
+        total, size = self.num_frames(latents), self._chunk_size
+        chunks = [tuple(range(start, min(start + size, total))) for start in range(0, total, size)]
+        return [chunk for chunk in chunks if not set(chunk).isdisjoint(wanted)]
 
     def decode(self, latents: Latents, state: None, chunk: tuple[int, ...]) -> tuple[Frames, None]:
-        """The frames of one portion, decoded together."""
+        """Decode the frames of one chunk together."""
         images = latents[:, :, list(chunk)].transpose(1, 2).flatten(0, 1)
         decoded = self._vae.decode(images.to(self._vae.dtype), num_frames=len(chunk)).sample
         return _pixels(decoded).unflatten(0, (len(latents), len(chunk))), None
 
 
 class CausalStream:
-    """A causal autoencoder, a few latent frames at a time, with the decoder's cache passed on as explicit tensors.
+    """A causal autoencoder that decodes a few latent frames at a time.
 
-    Exact, and so is its gradient, which flows through the cache (cutting it there is wrong). Decoding ends with the last
-    wanted frame: of a first frame alone, only the first latent frame is decoded. A family gives its portions and
-    `decode_portion`. With ``offload_cache`` caches wait in host memory (pinned, for a GPU) for the next portion and for
-    the backward pass: exact, slower.
+    The decoder's cache is passed from chunk to chunk as explicit tensors.
+
+    Exact, and so is its gradient, which flows through the cache (a detached cache gives a wrong one).
+    Decoding stops after the last wanted frame: for the first frame alone, only the first latent frame is
+    decoded. A subclass defines `chunk_sizes` and `decode_chunk`. With ``offload_cache`` the caches wait in
+    host memory (pinned, if the decoder is on a GPU) for the next chunk and for the backward pass: exact,
+    slower.
     """
 
     def __init__(self, vae: Any, *, offload_cache: bool = False) -> None:
         self.vae = vae
         self._offload_cache = offload_cache
 
-    def portions(self, num_latent_frames: int) -> list[tuple[int, int]]:
-        """Latent frames and frames of each portion, in order."""
+    def chunk_sizes(self, num_latent_frames: int) -> list[tuple[int, int]]:
+        """Return the numbers of latent frames and of frames of each chunk, in order."""
         raise NotImplementedError
 
     def prepare(self, latents: Latents) -> Latents:
-        """What the library does with all latents before it streams them; cheap, as it is done again for every portion."""
+        """Apply the library's operations on all latents before it decodes in chunks; runs for every chunk."""
         return latents
 
-    def decode_portion(self, latents: Latents, cache: Any) -> tuple[Tensor, Any]:
-        """The decoder's output, ``batch 3 frames height width`` in [−1, 1], and its next cache; None is the first."""
+    def decode_chunk(self, latents: Latents, cache: Any) -> tuple[Tensor, Any]:
+        """Decode one chunk of latent frames.
+
+        Returns ``batch 3 frames height width`` in [−1, 1] and the cache for the next chunk.
+
+        ``cache`` is None for the first chunk.
+        """
         raise NotImplementedError
 
     def num_frames(self, latents: Latents) -> int:
-        """What the portions add up to."""
-        return sum(frames for _, frames in self.portions(latents.shape[2]))
+        """Return the number of frames of all chunks."""
+        return sum(frames for _, frames in self.chunk_sizes(latents.shape[2]))
 
     def chunks(self, latents: Latents, wanted: Sequence[int]) -> list[tuple[int, ...]]:
-        """Every portion from the first up to that of the last wanted frame."""
+        """Return every chunk from the first to that of the last wanted frame."""
         chunks, start = [], 0
-        for _, frames in self.portions(latents.shape[2]):
+        for _, frames in self.chunk_sizes(latents.shape[2]):
             if start <= max(wanted):
                 chunks.append(tuple(range(start, start + frames)))
             start += frames
         return chunks
 
     def decode(self, latents: Latents, state: Any, chunk: tuple[int, ...]) -> tuple[Frames, Any]:
-        """The frames of one portion and the cache for the next."""
-        first, size = self._place(latents.shape[2], chunk[0])
-        cache = map_tensors(state, lambda tensor: tensor.to(latents.device, non_blocking=True))
+        """Decode the frames of one chunk; also returns the cache for the next."""
+        first, size = self._latent_range(latents.shape[2], chunk[0])
+        cache = tree_map_only(Tensor, lambda tensor: tensor.to(latents.device, non_blocking=True), state)
         prepared = self.prepare(latents.to(self.vae.dtype))
-        decoded, cache = self.decode_portion(prepared[:, :, first : first + size], cache)
+        decoded, cache = self.decode_chunk(prepared[:, :, first : first + size], cache)
         if self._offload_cache:  # torch pins the copy of a non-blocking transfer from a GPU
-            cache = map_tensors(cache, lambda tensor: tensor.to("cpu", non_blocking=True))
+            cache = tree_map_only(Tensor, lambda tensor: tensor.to("cpu", non_blocking=True), cache)
         return _pixels(decoded).transpose(1, 2), cache
 
-    def _place(self, num_latent_frames: int, frame: int) -> tuple[int, int]:
-        """First latent frame and number of latent frames of the portion that starts with a frame."""
+    def _latent_range(self, num_latent_frames: int, frame: int) -> tuple[int, int]:
+        """Return the first latent frame and the number of latent frames of the chunk from ``frame`` on."""
         first = start = 0
-        for size, frames in self.portions(num_latent_frames):
+        for size, frames in self.chunk_sizes(num_latent_frames):
             if start == frame:
                 return first, size
             first, start = first + size, start + frames
-        raise AssertionError(f"no portion starts with frame {frame}")
+        raise AssertionError(f"no chunk starts with frame {frame}")
 
 
 class WholeClip:
-    """An autoencoder that must see the clip at once: exact, and its backward pass holds the whole decoder."""
+    """An autoencoder that must decode the whole clip at once.
+
+    Exact; the backward pass keeps the activations of the whole decoder.
+
+    Args:
+        vae: the autoencoder.
+        frames_per_latent: frames of every latent frame but the first, which is one frame.
+        further: arguments of ``vae.decode`` after the latents, one value for all videos.
+    """
 
     def __init__(self, vae: Any, frames_per_latent: int, *further: Tensor) -> None:
         self._vae = vae
@@ -139,15 +180,15 @@ class WholeClip:
         self._further = further
 
     def num_frames(self, latents: Latents) -> int:
-        """One frame for the first latent frame and ``frames_per_latent`` for every other."""
+        """Return the number of frames of the clip."""
         return 1 + (latents.shape[2] - 1) * self._frames_per_latent
 
     def chunks(self, latents: Latents, wanted: Sequence[int]) -> list[tuple[int, ...]]:
-        """All frames."""
+        """Return one chunk with all frames."""
         return [tuple(range(self.num_frames(latents)))]
 
     def decode(self, latents: Latents, state: None, chunk: tuple[int, ...]) -> tuple[Frames, None]:
-        """All frames in [0, 1]."""
+        """Decode all frames."""
         further = (
             tensor.to(latents.device, self._vae.dtype).expand(len(latents)) for tensor in self._further
         )
@@ -156,6 +197,6 @@ class WholeClip:
 
 
 def _pixels(decoded: Tensor) -> Tensor:
-    """From the decoder's [−1, 1] to [0, 1], at least float32."""
+    """Map the decoder's [−1, 1] to [0, 1], float32 at least."""
     decoded = decoded.to(torch.promote_types(decoded.dtype, torch.float32))
     return (decoded / 2 + 0.5).clamp(0, 1)

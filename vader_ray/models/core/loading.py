@@ -1,10 +1,10 @@
-"""Loading diffusers pipelines, with one clear sentence for each way in which it can fail."""
+"""Load diffusers pipelines, with one message for each way in which this can fail."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +16,35 @@ from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
 from vader_ray.config import ModelConfig, SamplingConfig, locate
+from vader_ray.errors import UserError
 from vader_ray.models.core.meta_pipeline import load_meta_pipeline
 
 
 def load_pipeline(
-    kind: type[DiffusionPipeline], model: ModelConfig, sampling: SamplingConfig, device: torch.device
+    classes: Sequence[str], model: ModelConfig, sampling: SamplingConfig, device: torch.device
 ) -> Any:
-    """A pipeline with denoiser and text encoder in ``precision`` and the autoencoder in ``decoder_precision``.
+    """Load a pipeline, each network in the recipe's precision.
 
-    On the meta device it has no weights, and only its configuration is read.
+    The autoencoder is in ``decoder_precision``, the other networks are in ``precision``.
+
+    On the meta device it has no weights; only its configuration is read.
+
+    Args:
+        classes: names of the family's pipeline classes in diffusers; of several, the weights'
+            model_index.json names one.
+        model: weights and precision.
+        sampling: the scheduler, if it is not the checkpoint's own.
+        device: of all networks.
 
     Raises:
-        ValueError: the weights cannot be reached, are damaged or belong to another kind of model.
+        UserError: the weights cannot be found, are damaged or belong to another kind of model.
     """
     source = locate(model.weights)
+    kind = _pipeline_class(
+        classes[0] if len(classes) == 1 else _published_class(source, classes, model.family)
+    )
     dtype = getattr(torch, model.precision)
-    with _explained(source), _quiet():
+    with _explained(source), quiet():
         pipe = (
             load_meta_pipeline(kind, source, dtype)
             if device.type == "meta"
@@ -39,16 +52,16 @@ def load_pipeline(
         )
     if sampling.scheduler:
         pipe.scheduler = _scheduler(sampling.scheduler).from_config(pipe.scheduler.config)
-    with _quiet():
+    with quiet():
         pipe.vae.to(getattr(torch, model.decoder_precision))
     return pipe.to(device)
 
 
 def fetch_pipeline(model: ModelConfig) -> Path:
-    """The folder of a pipeline; a hub's is downloaded into its cache.
+    """Return the folder of a pipeline; that of a hub id is downloaded into the Hugging Face cache.
 
     Raises:
-        ValueError: it cannot be reached.
+        UserError: it cannot be downloaded.
     """
     source = locate(model.weights)
     if Path(source).exists():
@@ -57,45 +70,50 @@ def fetch_pipeline(model: ModelConfig) -> Path:
         return Path(DiffusionPipeline.download(source))
 
 
-def published_class(model: ModelConfig, *kinds: type[DiffusionPipeline]) -> type[DiffusionPipeline]:
-    """Which of several pipelines the weights were published for, by their model_index.json.
-
-    Raises:
-        ValueError: the weights cannot be reached or are those of another pipeline.
-    """
-    source = locate(model.weights)
+def _published_class(source: str, classes: Sequence[str], family: str) -> str:
+    """Return the pipeline class of the weights, by their model_index.json."""
     with _explained(source):
         name = str(DiffusionPipeline.load_config(source)["_class_name"])
-    for kind in kinds:
-        if kind.__name__ == name:
-            return kind
-    expected = " or ".join(kind.__name__ for kind in kinds)
-    raise ValueError(f"model.weights: {source} is a {name}; model.family={model.family} takes {expected}")
+    if name not in classes:
+        raise UserError(
+            f"model.weights: {source} is a {name}; model.family={family} takes {' or '.join(classes)}"
+        )
+    return name
+
+
+def _pipeline_class(name: str) -> Any:
+    try:
+        return getattr(diffusers, name)
+    except AttributeError:
+        raise UserError(
+            f"model.family: diffusers {diffusers.__version__} has no {name}; install diffusers 0.42.1"
+        ) from None
 
 
 def _scheduler(name: str) -> Any:
     scheduler = getattr(diffusers, name, None)
     if not name.endswith("Scheduler") or scheduler is None:
-        raise ValueError(f"sampling.scheduler: diffusers {diffusers.__version__} has no scheduler {name!r}")
+        raise UserError(f"sampling.scheduler: diffusers {diffusers.__version__} has no scheduler {name!r}")
     return scheduler
 
 
 @contextlib.contextmanager
 def _explained(source: str) -> Iterator[None]:
+    """Turn the libraries' exceptions into a `UserError` that names the remedy."""
     try:
         yield
     except SafetensorError as error:
-        raise ValueError(
-            f"model.weights: a safetensors file in {source} is damaged ({error}); fetch it again"
+        raise UserError(
+            f"model.weights: a safetensors file in {source} is damaged ({error}); download it again"
         ) from None
     except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
         if isinstance(error, OSError) and not Path(source).exists():
-            raise ValueError(
-                f"model.weights: {source!r} is neither a local folder nor in the Hugging Face cache, "
-                f"and the hub did not give it; run `hf download {source}` where there is internet (to count a step, "
-                "`--exclude '*.safetensors' '*.bin'` leaves the weights there), or give a local folder"
+            raise UserError(
+                f"model.weights: {source!r} is neither a local folder nor in the Hugging Face cache, and it "
+                f"could not be downloaded; run `hf download {source}` where there is internet (to count a "
+                "step, `--exclude '*.safetensors' '*.bin'` leaves the weights out), or give a local folder"
             ) from error
-        raise ValueError(
+        raise UserError(
             f"model.weights: {source} cannot be loaded as this family's pipeline: {_one_line(error)}"
         ) from error
 
@@ -105,8 +123,8 @@ def _one_line(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the libraries' progress bars and remarks about deprecated classes that still work."""
+def quiet() -> Iterator[None]:
+    """Silence the libraries' progress bars and warnings of deprecated classes that still work."""
     verbosity = diffusers_logging.get_verbosity(), transformers_logging.get_verbosity()
     diffusers_logging.set_verbosity(logging.ERROR)
     transformers_logging.set_verbosity(logging.ERROR)

@@ -1,8 +1,8 @@
-"""Hooks that make a diffusers pipeline's own denoising loop stop, fast-forward and carry gradient.
+"""Hooks that stop, skip and differentiate steps of a diffusers pipeline's own denoising loop.
 
-Three facts make one adapter serve every pipeline (diffusers 0.42): ``inspect.unwrap(type(pipe).__call__)`` is the loop
-without its ``no_grad``; ``scheduler.step`` is called once per denoising step; ``vae.decode`` receives the decoder's exact
-input.
+Three facts make one implementation work for every pipeline (diffusers 0.42):
+``inspect.unwrap(type(pipe).__call__)`` is the loop without its ``no_grad``; the loop calls ``scheduler.step``
+once per denoising step; ``vae.decode`` receives the exact input of the decoder.
 """
 
 from __future__ import annotations
@@ -18,22 +18,39 @@ from typing import Any
 import torch
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map, tree_map_only
 from torch.utils.checkpoint import checkpoint
 
 from vader_ray.models.adapters.lora import disabled
 from vader_ray.types import TruncationPlan
 
+OUTSIDE_STEPS = -2
+"""Step number of the noise that a loop draws outside its denoising steps: image augmentation, noise for the
+decoder. Not −1: `step_seed` of step −1 is the seed of the video itself, from which its initial noise is
+drawn."""
+SEED_STRIDE = 7919
+"""Distance between the seeds of neighbouring denoising steps of a video: a prime that is large enough that
+videos with nearby seeds do not share noise."""
+
+
+def step_seed(seed: int, step: int) -> int:
+    """Return the seed of one denoising step's noise, a function of the video's seed and the step alone."""
+    return (seed + SEED_STRIDE * (step + 1)) % 2**63
+
 
 @dataclass(frozen=True, slots=True)
 class SamplingState:
-    """Sampling stopped before the first graded denoising step; has one entry per video and can be sliced."""
+    """Sampling that was stopped before the first gradient step; one entry per video, can be sliced."""
 
     noise: Tensor
+    """Initial noise, ``batch channels frames height width``."""
     seeds: tuple[int, ...]
     outputs: tuple[Tensor, ...] | None
-    """What ``scheduler.step`` returned last, the sample first, in its own layout (``batch·frames`` or ``batch`` leads);
-    None before step 0. Some schedulers (CogVideoX's DPM) return a second tensor that the loop hands back to them."""
+    """Last return value of ``scheduler.step``, the sample first; ``batch`` or ``batch·frames`` leads. None
+    before step 0. Some schedulers (CogVideoX's DPM) return a second tensor, which the loop passes to their
+    next step."""
     scheduler_state: dict[str, Any]
+    """Attributes of the scheduler; empty before step 0."""
 
     def __len__(self) -> int:
         return len(self.seeds)
@@ -45,21 +62,19 @@ class SamplingState:
             return SamplingState(self.noise[chosen], seeds, None, {})
         shape = self.outputs[0].shape
         rows = rows_of(chosen, shape[0] // len(self))
-        state = map_tensors(
-            self.scheduler_state, lambda tensor: tensor[rows] if tensor.shape == shape else tensor
+        state = tree_map_only(
+            Tensor, lambda tensor: tensor[rows] if tensor.shape == shape else tensor, self.scheduler_state
         )
         return SamplingState(self.noise[chosen], seeds, tuple(output[rows] for output in self.outputs), state)
 
     @staticmethod
     def join(parts: Sequence[SamplingState]) -> SamplingState:
-        """The parts one after the other, all stopped before the same denoising step."""
+        """Concatenate states that stopped before the same denoising step."""
         first = parts[0]
         if len(parts) == 1:
             return first
-        noise, seeds = (
-            torch.cat([part.noise for part in parts]),
-            tuple(seed for part in parts for seed in part.seeds),
-        )
+        noise = torch.cat([part.noise for part in parts])
+        seeds = tuple(seed for part in parts for seed in part.seeds)
         if first.outputs is None:
             return SamplingState(noise, seeds, None, {})
         outputs = tuple(
@@ -70,46 +85,41 @@ class SamplingState:
 
 
 def rows_of(videos: Sequence[int], rows_per_video: int) -> list[int]:
-    """The rows of some videos where ``batch·frames`` leads."""
+    """Return the rows of some videos in a tensor with ``rows_per_video`` rows for each video."""
     return [video * rows_per_video + row for video in videos for row in range(rows_per_video)]
 
 
-def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """The same structure of dicts and lists, copied, with every tensor changed."""
-    if isinstance(value, Tensor):
-        return change(value)
-    if isinstance(value, dict):
-        return {key: map_tensors(item, change) for key, item in value.items()}
-    if isinstance(value, list):
-        return [map_tensors(item, change) for item in value]
-    return value
+def _join_states(states: Sequence[dict[str, Any]], shape: torch.Size) -> dict[str, Any]:
+    """Concatenate the tensors of the sample's shape; everything else is equal in all states."""
 
+    def join(first: Any, *others: Any) -> Any:
+        is_sample = isinstance(first, Tensor) and first.shape == shape
+        return torch.cat([first, *others]) if is_sample else first
 
-def _join_states(states: Sequence[Any], shape: torch.Size) -> Any:
-    """One structure of equal ones: tensors of the sample's shape are concatenated, all else is the first's."""
-    first = states[0]
-    if isinstance(first, Tensor) and first.shape == shape:
-        return torch.cat(list(states))
-    if isinstance(first, dict):
-        return {key: _join_states([state[key] for state in states], shape) for key in first}
-    if isinstance(first, list):
-        return [_join_states(items, shape) for items in zip(*states, strict=True)]
-    return first
+    joined: dict[str, Any] = tree_map(join, states[0], *states[1:])
+    return joined
 
 
 class DecoderReached(Exception):
-    """Raised in place of decoding, with the decoder's exact input."""
+    """Raised instead of decoding; carries the exact input of the decoder."""
 
     def __init__(self, latents: Tensor) -> None:
         self.latents = latents
 
 
 class PrefixDone(Exception):
-    """Raised when the last denoising step before the first graded one has been taken."""
+    """Raised after the last denoising step before the first gradient step."""
 
 
 class LoopHook:
-    """One traversal of a pipeline's denoising loop."""
+    """One pass through a pipeline's denoising loop.
+
+    Args:
+        seeds: one per video; the noise of every denoising step is a function of them.
+        plan: which denoising steps carry gradient; None for none.
+        stop_before: raise `PrefixDone` before this denoising step.
+        resume: skip the denoising steps before the plan's first gradient step and continue from this state.
+    """
 
     def __init__(
         self,
@@ -123,32 +133,36 @@ class LoopHook:
         self._plan = plan
         self._stop_before = stop_before
         self._resume = resume
-        self._skip = plan.grad_steps[0] if plan and resume else 0
+        self._num_skipped = plan.grad_steps[0] if plan and resume else 0
         self.index = 0
-        """The denoising step the loop is in."""
+        """Current denoising step; 0 is the noisiest."""
         self.denoiser_calls = 0
+        """Forward passes of the denoiser, per video and guidance branch."""
         self.outputs: tuple[Tensor, ...] | None = None
+        """Last return value of ``scheduler.step``, set when the loop stops before `stop_before`."""
         self.scheduler_state: dict[str, Any] = {}
+        """Attributes of the scheduler at the same moment."""
 
     @contextmanager
     def install(self, denoisers: Sequence[nn.Module], scheduler: Any, vae: Any) -> Iterator[None]:
-        """Route the denoisers' forward, ``scheduler.step`` and ``vae.decode`` through this hook."""
+        """Route the pipeline's calls of denoisers, scheduler and autoencoder through this hook.
+
+        The scheduler's class is replaced by a subclass and not its ``step`` by an attribute: schedulers call
+        their own methods through ``self``, pipelines inspect the signature of ``type(scheduler).step``, and
+        `SamplingState` copies the scheduler's attributes, among which a hook must not be.
+        """
         with ExitStack() as undo:
             for denoiser in denoisers:
-                denoiser.forward = self._denoising(denoiser)  # type: ignore[method-assign]
-                undo.callback(delattr, denoiser, "forward")
-            vae.decode = self._decode
-            undo.callback(delattr, vae, "decode")
+                _replace(undo, denoiser, "forward", self._hooked_forward(denoiser))
+            _replace(undo, vae, "decode", self._decode)
             if hasattr(vae, "encode"):
-                vae.encode = functools.partial(_encode, vae, vae.encode)
-                undo.callback(delattr, vae, "encode")
-            base = type(scheduler)
-            scheduler.__class__ = self._stepping(base)
-            undo.callback(setattr, scheduler, "__class__", base)
+                _replace(undo, vae, "encode", functools.partial(_encode, vae, vae.encode))
+            kind = type(scheduler)
+            scheduler.__class__ = self._hooked_scheduler(kind)
+            undo.callback(setattr, scheduler, "__class__", kind)
             yield
 
-    def _denoising(self, denoiser: nn.Module) -> Callable[..., Any]:
-        """The denoiser's forward, reporting to this hook."""
+    def _hooked_forward(self, denoiser: nn.Module) -> Callable[..., Any]:
         forward, names = denoiser.forward, tuple(inspect.signature(denoiser.forward).parameters)
         dtype = frozen_dtype(denoiser)
 
@@ -161,9 +175,9 @@ class LoopHook:
     def _denoise(
         self, denoiser: nn.Module, forward: Callable[..., Any], dtype: torch.dtype, inputs: dict[str, Any]
     ) -> Any:
-        """One denoiser call: it computes in its own dtype, sampling goes on in float32 (float64 if the denoiser's is)."""
+        """Call the denoiser in its own dtype; its output is float32 at least, the dtype of sampling."""
         name, latents = next(iter(inputs.items()))
-        if self.index < self._skip:
+        if self.index < self._num_skipped:
             zeros = torch.zeros_like(latents)
             return (zeros,) if inputs.get("return_dict") is False else SimpleNamespace(sample=zeros)
         self.denoiser_calls += len(latents)
@@ -180,19 +194,22 @@ class LoopHook:
                 output = checkpoint(forward, **inputs, use_reentrant=False, preserve_rng_state=False)
             else:
                 output = forward(**inputs)
-        result = _map_output(output, torch.promote_types(dtype, torch.float32))
+        result = _cast_output(output, torch.promote_types(dtype, torch.float32))
         if needs_grad and plan is not None and plan.reference_weight:
             with torch.no_grad(), disabled([denoiser]):
-                base = _map_output(forward(**inputs), torch.promote_types(dtype, torch.float32))
+                base = _cast_output(forward(**inputs), torch.promote_types(dtype, torch.float32))
             self.denoiser_calls += len(latents)
-            result = _with_reference_penalty(result, base, plan.reference_weight / len(plan.grad_steps))
+            result = _with_reference_penalty(result, base, plan.reference_weight)
         return result
 
     def _decode(self, latents: Tensor, *args: Any, **kwargs: Any) -> Any:
         raise DecoderReached(latents)
 
-    def _stepping(self, base: Any) -> type:
-        """A subclass of the scheduler whose step reports to this hook; its signature stays, pipelines inspect it."""
+    def _hooked_scheduler(self, base: Any) -> type:
+        """Return a subclass of a scheduler's class whose ``step`` calls this hook.
+
+        The signature of ``step`` is unchanged.
+        """
         signature = inspect.signature(base.step)
         takes_generator = "generator" in signature.parameters
 
@@ -200,7 +217,7 @@ class LoopHook:
         def step(scheduler: Any, *args: Any, **kwargs: Any) -> Any:
             given = signature.bind(scheduler, *args, **kwargs)
             given.apply_defaults()
-            if self.index < self._skip:
+            if self.index < self._num_skipped:
                 return self._skip_step(scheduler, given.arguments)
             if takes_generator:
                 kwargs["generator"] = self.generators(self.index, len(given.arguments["sample"]))
@@ -208,50 +225,66 @@ class LoopHook:
             self.index += 1
             if self.index == self._stop_before:
                 self.outputs = result if isinstance(result, tuple) else (result.prev_sample,)
-                self.scheduler_state = _state(scheduler)
+                self.scheduler_state = _copy_state(scheduler)
                 raise PrefixDone
             return result
 
         return type(base.__name__, (base,), {"step": step})
 
     def advance(self, step: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """What the scheduler's step gives; other tapes look on, or stop here."""
+        """Take the scheduler's step. Subclasses record the step or end the loop here."""
         return step(*args, **kwargs)
 
     def _skip_step(self, scheduler: Any, given: dict[str, Any]) -> Any:
-        """Leave the sample as it is, and on the last skipped step continue from where the prefix stopped."""
+        """Return the sample unchanged; at the last skipped step, restore the state to resume from."""
         assert self._resume is not None
         assert self._resume.outputs is not None
         self.index += 1
         outputs: tuple[Tensor | None, ...] = self._resume.outputs
-        if self.index < self._skip:
+        if self.index < self._num_skipped:
             outputs = (given["sample"], *(None for _ in outputs[1:]))
         else:
-            vars(scheduler).update(map_tensors(self._resume.scheduler_state, lambda tensor: tensor))
+            vars(scheduler).update(_copy_containers(self._resume.scheduler_state))
         return outputs if given["return_dict"] is False else SchedulerOutput(prev_sample=outputs[0])
 
     def generators(self, step: int, num_rows: int) -> list[torch.Generator]:
-        """Generators of one denoising step: a function of the video's seed and the step alone. Step −2 is the loop's own."""
-        per_video = [
-            torch.Generator().manual_seed((seed + 7919 * (step + 1)) % 2**63) for seed in self._seeds
-        ]
+        """Return the generators of one denoising step, or of `OUTSIDE_STEPS`, one per row of the sample."""
+        per_video = [torch.Generator().manual_seed(step_seed(seed, step)) for seed in self._seeds]
         return [generator for generator in per_video for _ in range(num_rows // len(self._seeds))]
 
 
+def _replace(undo: ExitStack, owner: Any, name: str, value: Any) -> None:
+    """Set an instance attribute until the stack unwinds, then restore the earlier one.
+
+    accelerate, for example, sets ``forward`` on instances.
+    """
+    if name in vars(owner):
+        undo.callback(setattr, owner, name, vars(owner)[name])
+    else:
+        undo.callback(delattr, owner, name)
+    setattr(owner, name, value)
+
+
 def _encode(vae: nn.Module, encode: Callable[..., Any], image: Tensor, *args: Any, **kwargs: Any) -> Any:
-    """Loops hand over images in the dtype of the prompt embeddings, which is that of sampling."""
+    """Encode an image in the autoencoder's dtype; loops pass images in the dtype of the prompt embeddings."""
     return encode(image.to(frozen_dtype(vae)), *args, **kwargs)
 
 
-def _state(scheduler: Any) -> dict[str, Any]:
-    state: dict[str, Any] = map_tensors(
-        {k: v for k, v in vars(scheduler).items() if k != "_internal_dict"}, lambda tensor: tensor
-    )
-    return state
+def _copy_state(scheduler: Any) -> dict[str, Any]:
+    return _copy_containers({k: v for k, v in vars(scheduler).items() if k != "_internal_dict"})
+
+
+def _copy_containers(state: dict[str, Any]) -> dict[str, Any]:
+    """Copy nested dicts and lists, which schedulers change in place; tensors are shared."""
+    copied: dict[str, Any] = tree_map(lambda leaf: leaf, state)
+    return copied
 
 
 def frozen_dtype(module: nn.Module) -> torch.dtype:
-    """Dtype of the frozen weights: the smallest, as some layers of some denoisers stay in float32; so do adapters."""
+    """Return the smallest dtype of the frozen weights.
+
+    Adapters and a few layers of some denoisers stay in float32.
+    """
     dtypes = {parameter.dtype for parameter in module.parameters() if not parameter.requires_grad}
     return min(
         (dtype for dtype in dtypes if dtype.is_floating_point), key=lambda dtype: torch.finfo(dtype).bits
@@ -259,12 +292,15 @@ def frozen_dtype(module: nn.Module) -> torch.dtype:
 
 
 def cast(value: Any, dtype: torch.dtype) -> Any:
-    """A floating-point tensor in a dtype; everything else as it is."""
+    """Convert a floating-point tensor to a dtype; return anything else unchanged."""
     return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 class _ReferencePenalty(torch.autograd.Function):
-    """The prediction itself, whose backward pass adds the gradient of weight · (mean squared distance to the base) per row."""
+    """Identity whose backward pass adds the gradient of a penalty on the prediction.
+
+    The penalty is ``weight · mean((prediction − base)²)`` per row.
+    """
 
     @staticmethod
     def forward(ctx: Any, prediction: Tensor, base: Tensor, weight: float) -> Tensor:
@@ -279,14 +315,14 @@ class _ReferencePenalty(torch.autograd.Function):
 
 
 def _with_reference_penalty(output: Any, base: Any, weight: float) -> Any:
-    """A denoiser's output whose first tensor, the prediction, is pulled to that of another output."""
+    """Attach the penalty to the prediction, the first tensor of a denoiser's output."""
     if isinstance(output, tuple):
         return (_ReferencePenalty.apply(output[0], base[0], weight), *output[1:])
     output.sample = _ReferencePenalty.apply(output.sample, base.sample, weight)
     return output
 
 
-def _map_output(output: Any, dtype: torch.dtype) -> Any:
+def _cast_output(output: Any, dtype: torch.dtype) -> Any:
     if isinstance(output, tuple):
         return tuple(cast(item, dtype) for item in output)
     output.sample = cast(output.sample, dtype)

@@ -1,4 +1,4 @@
-"""What trades memory against time in a denoiser: blocks that are recomputed or compiled, and a cache for the prefix."""
+"""Trade memory against time: activation checkpointing, compiled blocks, a cache for the prefix."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from vader_ray.config import ActivationCheckpointing
+from vader_ray.errors import UserError
 
 _LISTS = (
     "blocks",
@@ -25,7 +26,7 @@ _LISTS = (
     "temp_attentions",
     "motion_modules",
 )
-"""What diffusers' denoisers call their lists of blocks; those of UNets lie within coarser ones."""
+"""Names of the lists of blocks in diffusers' denoisers; a UNet nests them in coarser blocks."""
 _ATTENTION = [
     torch.ops.aten._scaled_dot_product_flash_attention.default,
     torch.ops.aten._scaled_dot_product_efficient_attention.default,
@@ -35,7 +36,7 @@ _ATTENTION = [
 
 
 def blocks(denoiser: nn.Module) -> list[nn.Module]:
-    """The residual and transformer blocks of a denoiser of diffusers, none within another."""
+    """Return the residual and transformer blocks of a diffusers denoiser; none contains another."""
     found = list[nn.Module]()
     for name, child in denoiser.named_children():
         if name in _LISTS and isinstance(child, nn.ModuleList):
@@ -46,7 +47,12 @@ def blocks(denoiser: nn.Module) -> list[nn.Module]:
 
 
 def apply_activation_checkpointing(parts: Iterable[nn.Module], kind: ActivationCheckpointing) -> None:
-    """Keep only the input of each part for the backward pass; with ``attention`` also what its attention gave. Exact."""
+    """Recompute each part in the backward pass instead of keeping its activations.
+
+    Only the part's input is kept, with ``attention`` also the output of attention.
+
+    Exact; costs one more forward pass of the parts.
+    """
     if kind != "none":
         for part in parts:
             part.forward = _recomputed(part.forward, kind)  # type: ignore[method-assign]
@@ -68,29 +74,40 @@ def _recomputed(forward: Callable[..., Any], kind: ActivationCheckpointing) -> C
     return run
 
 
-def compile_blocks(parts: Iterable[nn.Module], backend: str = "inductor") -> None:
-    """Compile each part by itself: parts of one class share the result, so it takes seconds and not minutes."""
+def compile_blocks(parts: Iterable[nn.Module]) -> None:
+    """Compile each part by itself.
+
+    Parts of one class share the compiled code, so compilation takes seconds and not minutes.
+
+    diffusers' own ``compile_repeated_blocks`` compiles the blocks of its transformers, but not of its 3D
+    UNets.
+    """
     for part in parts:
-        part.forward = torch.compile(part.forward, backend=backend)  # type: ignore[method-assign]
+        part.forward = torch.compile(part.forward)  # type: ignore[method-assign]
 
 
 def check_cache(rule: str, denoisers: Sequence[nn.Module]) -> None:
-    """Refuse a cache that a denoiser cannot have.
+    """Check that diffusers can cache the features of the denoisers.
 
     Raises:
-        ValueError: diffusers caches no features of its class.
+        UserError: it cannot cache those of one of them.
     """
     for denoiser in denoisers:
         if rule != "none" and not isinstance(denoiser, CacheMixin):
-            raise ValueError(
-                f"sampling.prefix_cache={rule}: diffusers caches no features of {type(denoiser).__name__}, only of "
-                "transformers; set sampling.prefix_cache=none"
+            raise UserError(
+                f"sampling.prefix_cache={rule}: diffusers cannot cache the features of "
+                f"{type(denoiser).__name__}, only of transformers; set sampling.prefix_cache=none"
             )
 
 
 @contextmanager
 def first_block_cache(rule: str, denoisers: Sequence[nn.Module]) -> Iterator[None]:
-    """Within, a denoising step whose first block says little new takes over what the other blocks said before."""
+    """Cache blocks inside a ``with`` block: skip all but the first if its residual has changed little.
+
+    Args:
+        rule: ``none``, or ``first_block:THRESHOLD`` with the largest relative change of the residual.
+        denoisers: those that use the cache inside the ``with`` block.
+    """
     if rule == "none":
         yield
         return

@@ -1,4 +1,4 @@
-"""Pipelines without weights: the library's own networks on the meta device, at the sizes that configuration files state."""
+"""Load pipelines without weights, on the meta device, from their configuration files."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from transformers import PreTrainedModel
 
 
 def load_meta_pipeline(kind: type[DiffusionPipeline], source: str, dtype: torch.dtype) -> Any:
-    """The pipeline of a folder or hub id, its networks on the meta device and its scheduler on the CPU; reads no weights.
+    """Load a pipeline with its networks on the meta device and its scheduler on the CPU; reads no weights.
 
     Raises:
-        OSError: a configuration file cannot be reached.
+        OSError: a configuration file cannot be read or downloaded.
     """
     index = DiffusionPipeline.load_config(source)
-    places = {name: tuple(place) for name, place in index.items() if _is_place(place)}
     parts = {
-        name: _network(source, name, library, kind_name, dtype)
-        for name, (library, kind_name) in places.items()
+        name: _network(source, name, entry[0], entry[1], dtype)
+        for name, entry in index.items()
+        if _names_a_class(entry)
     }
     networks = {name: network for name, network in parts.items() if network is not None}
     for network in networks.values():
@@ -33,13 +33,13 @@ def load_meta_pipeline(kind: type[DiffusionPipeline], source: str, dtype: torch.
     return pipe
 
 
-def _is_place(value: object) -> bool:
-    """Whether an entry of model_index.json says the library and the class of a part."""
+def _names_a_class(value: object) -> bool:
+    """Return whether an entry of model_index.json gives the library and the class of a component."""
     return isinstance(value, list) and len(value) == 2 and value[0] in ("diffusers", "transformers")
 
 
 def _network(source: str, name: str, library: str, class_name: str, dtype: torch.dtype) -> nn.Module | None:
-    """One network of a pipeline, in the precision in which it would be loaded; None for what is no network."""
+    """Return one network of a pipeline in its dtype after loading; None for other components."""
     kind = getattr(importlib.import_module(library), class_name)
     with torch.device("meta"):
         if issubclass(kind, ModelMixin):
@@ -52,7 +52,10 @@ def _network(source: str, name: str, library: str, class_name: str, dtype: torch
 
 
 def _cast(network: Any, dtype: torch.dtype) -> nn.Module:
-    """As diffusers loads it: some layers of some networks stay in float32 beside half precision."""
+    """Convert a network to a dtype as diffusers does on loading.
+
+    Some layers of some networks stay in float32 when the rest is half precision.
+    """
     kept = (network._keep_in_fp32_modules or ()) if dtype.itemsize < 4 else ()
     for name, parameter in network.named_parameters():
         if not any(part in name.split(".") for part in kept):
@@ -62,7 +65,7 @@ def _cast(network: Any, dtype: torch.dtype) -> nn.Module:
 
 
 def accept_host_tensors(network: nn.Module) -> None:
-    """Let a network on the meta device take inputs that the loop computed on the CPU, such as timesteps."""
+    """Move a meta-device network's inputs that the loop has computed on the CPU, such as timesteps."""
     network.register_forward_pre_hook(_inputs_to_meta, with_kwargs=True)
 
 
@@ -71,7 +74,7 @@ def _inputs_to_meta(network: nn.Module, args: Any, kwargs: Any) -> Any:
 
 
 def _timesteps_on_cpu(base: Any) -> type:
-    """A subclass of the scheduler whose timesteps, which index tables and steer the loop, stay numbers that can be read."""
+    """Return a subclass of a scheduler's class that keeps its timesteps on the CPU, as they index tables."""
 
     @functools.wraps(base.set_timesteps)
     def set_timesteps(scheduler: Any, *args: Any, **kwargs: Any) -> None:

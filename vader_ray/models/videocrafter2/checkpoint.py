@@ -1,4 +1,4 @@
-"""VideoCrafter2's published checkpoint: one Lightning file with denoiser, text encoder, autoencoder and schedule."""
+"""Read VideoCrafter2's published checkpoint, one Lightning file with all networks and the schedule."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from jaxtyping import Float, Int
 from open_clip.transformer import Transformer
 from torch import Tensor, nn
 
-from vader_ray.config import ConfigError, ModelConfig
+from vader_ray.config import ModelConfig
+from vader_ray.errors import UserError
 from vader_ray.models.videocrafter2.scheduler import DynamicRescaleDDIMScheduler
 from vader_ray.models.videocrafter2.unet import Architecture, UNet
 from vader_ray.weights import load_strictly, read_state_dict, resolve_weights, without_weights
@@ -24,6 +25,7 @@ DENOISER, TEXT_ENCODER, AUTOENCODER = (
     "cond_stage_model.model.",
     "first_stage_model.",
 )
+"""Prefixes of the names of the three networks' weights."""
 SCALING_FACTOR = 0.18215
 PUBLISHED = Architecture(
     in_channels=4,
@@ -35,7 +37,7 @@ PUBLISHED = Architecture(
     head_size=64,
     context_size=1024,
 )
-"""The denoiser of ``VideoCrafter/VideoCrafter2``."""
+"""Sizes of the denoiser of ``VideoCrafter/VideoCrafter2``."""
 _ALPHAS = ("alphas_cumprod", "alphas_cumprod_prev", "sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod")
 _RECIPROCALS = ("log_one_minus_alphas_cumprod", "sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod")
 _POSTERIOR = (
@@ -45,12 +47,13 @@ _POSTERIOR = (
     "posterior_mean_coef2",
 )
 SCHEDULE = {"betas", *_ALPHAS, *_RECIPROCALS, *_POSTERIOR, "scale_arr"}
-"""Tables of the noise schedule. They are computed anew; ``betas`` and ``scale_arr``, which imply the rest, must agree."""
+"""Names of the tables of the noise schedule. The scheduler computes them; ``betas`` and ``scale_arr``, which
+determine the others, are compared with it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Networks:
-    """What a checkpoint holds."""
+    """The three networks of a checkpoint."""
 
     unet: UNet
     text_encoder: TextEncoder
@@ -58,22 +61,21 @@ class Networks:
 
 
 class TextEncoder(nn.Module):
-    """The text half of an OpenCLIP network up to its penultimate layer, one feature per token."""
+    """The text tower of an OpenCLIP network up to its penultimate layer; one feature vector per token."""
 
     def __init__(self, vocabulary: int, tokens: int, width: int, layers: int, features: int) -> None:
         super().__init__()
         self.token_embedding = nn.Embedding(vocabulary, width)
         self.positional_embedding = nn.Parameter(torch.empty(tokens, width))
-        self.transformer = Transformer(
-            width, layers, heads=width // 64
-        )  # 64 per head, as in every OpenCLIP text encoder
+        # 64 features per head, as in every OpenCLIP text encoder
+        self.transformer = Transformer(width, layers, heads=width // 64)
         self.ln_final = nn.LayerNorm(width)
         self.text_projection = nn.Parameter(torch.empty(width, features))
         self.logit_scale = nn.Parameter(torch.empty(()))
 
     @classmethod
     def read(cls, weights: Mapping[str, Tensor]) -> TextEncoder:
-        """A network without memory, of the sizes of a checkpoint."""
+        """Return a network on the meta device with the sizes of a checkpoint."""
         vocabulary, layers = (
             len(weights["token_embedding.weight"]),
             sum(name.endswith(".ln_1.weight") for name in weights),
@@ -83,7 +85,7 @@ class TextEncoder(nn.Module):
             return cls(vocabulary, tokens, width, layers, weights["text_projection"].shape[1])
 
     def drop_unused(self) -> None:
-        """Forget what only matching with images needs: the last layer and the projection."""
+        """Delete the last layer and the projection, which only matching with images needs."""
         del self.transformer.resblocks[-1], self.text_projection, self.logit_scale
 
     @property
@@ -95,7 +97,7 @@ class TextEncoder(nn.Module):
         return self.positional_embedding.device
 
     def forward(self, tokens: Int[Tensor, "batch tokens"]) -> Float[Tensor, "batch tokens width"]:
-        """Features of each token, of which each sees those before it."""
+        """Return the features of each token; attention is causal."""
         x = self.token_embedding(tokens) + self.positional_embedding
         mask = torch.full(2 * tokens.shape[1:], -torch.inf, dtype=x.dtype, device=x.device).triu(1)
         for block in self.transformer.resblocks:
@@ -105,25 +107,32 @@ class TextEncoder(nn.Module):
 
 
 def fetch(model: ModelConfig) -> Path:
-    """The checkpoint's file, downloaded first where ``model.weights`` is a hub id.
+    """Return the checkpoint's file; that of a hub id is downloaded first.
 
     Raises:
-        ConfigError: it does not exist or cannot be downloaded.
+        UserError: it does not exist or cannot be downloaded.
     """
-    found = resolve_weights(model.weights, FILE)
-    checkpoint = found if found.is_file() else found / FILE
+    checkpoint = _path(model)
     if not checkpoint.is_file():
-        raise ConfigError(
-            f"model.weights: {found} holds no {FILE}; give the file, its folder, or VideoCrafter/VideoCrafter2"
+        raise UserError(
+            f"model.weights: {checkpoint} does not exist; give a {FILE}, its folder, or "
+            "VideoCrafter/VideoCrafter2"
         )
     return checkpoint
 
 
-def skeleton(model: ModelConfig) -> Networks:
-    """The three networks on the meta device: with the sizes of a local checkpoint, else with the published ones."""
+def _path(model: ModelConfig) -> Path:
+    found = resolve_weights(model.weights, FILE)
+    return found if found.is_file() else found / FILE
+
+
+def meta_networks(model: ModelConfig) -> Networks:
+    """Return the three networks on the meta device.
+
+    They have the sizes of a local checkpoint, or else the published sizes.
+    """
     with torch.device("meta"):
-        found = resolve_weights(model.weights, FILE)
-        checkpoint = found if found.is_file() else found / FILE
+        checkpoint = _path(model)
         if checkpoint.is_file():
             return read(checkpoint)
         text_encoder = TextEncoder(vocabulary=49408, tokens=77, width=1024, layers=24, features=1024)
@@ -136,21 +145,28 @@ def skeleton(model: ModelConfig) -> Networks:
 
 
 def read(checkpoint: Path) -> Networks:
-    """The three networks, in the precision of the file.
+    """Read the three networks, in the precision of the file.
 
     Raises:
-        ConfigError: the file is damaged, or has a weight that no network here has, or lacks one.
+        UserError: the file is damaged, or its weights are not exactly those of the three networks.
     """
     return assemble(read_state_dict(checkpoint), checkpoint)
 
 
 def assemble(state: Mapping[str, Tensor], checkpoint: Path) -> Networks:
-    """The three networks with the weights of a state dict, whose memory they take over.
+    """Return the three networks with the weights of a state dict; the tensors are used and not copied.
+
+    Args:
+        state: all weights of the checkpoint.
+        checkpoint: its file, for messages.
 
     Raises:
-        ConfigError: it has a weight that no network here has, or lacks one.
+        UserError: the weights are not exactly those of the three networks.
     """
-    parts = {prefix: _under(state, prefix) for prefix in (DENOISER, TEXT_ENCODER, AUTOENCODER)}
+    parts = {
+        prefix: {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+        for prefix in (DENOISER, TEXT_ENCODER, AUTOENCODER)
+    }
     schedule = {name: value for name, value in state.items() if not name.startswith(tuple(parts))}
     if not without_weights():
         _check_schedule(schedule, checkpoint)
@@ -159,7 +175,7 @@ def assemble(state: Mapping[str, Tensor], checkpoint: Path) -> Networks:
             unet = UNet(Architecture.read(parts[DENOISER]))
         text_encoder, vae = TextEncoder.read(parts[TEXT_ENCODER]), _autoencoder(parts[AUTOENCODER])
     except KeyError as error:
-        raise ConfigError(
+        raise UserError(
             f"{checkpoint} is not a checkpoint of VideoCrafter2: it has no weight {error}"
         ) from None
     load_strictly(unet, parts[DENOISER], checkpoint)
@@ -169,29 +185,26 @@ def assemble(state: Mapping[str, Tensor], checkpoint: Path) -> Networks:
     return Networks(unet, text_encoder, vae)
 
 
-def _under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-
-
 def _check_schedule(schedule: Mapping[str, Tensor], checkpoint: Path) -> None:
-    """Refuse a model that was trained with another noise schedule, and weights that nobody would load."""
+    """Refuse a model that was trained with another noise schedule, and weights that no network would load."""
     if foreign := sorted(schedule.keys() - SCHEDULE):
-        raise ConfigError(
-            f"{checkpoint} belongs to another network: {len(foreign)} unexpected weights, such as {foreign[0]}"
+        raise UserError(
+            f"{checkpoint} belongs to another network: {len(foreign)} unexpected weights, such as "
+            f"{foreign[0]}"
         )
     ours = DynamicRescaleDDIMScheduler()
     for name, table in (("betas", ours.betas), ("scale_arr", ours.scales)):
-        theirs = (
-            schedule[name][: len(table)] if name in schedule else table
-        )  # scale_arr is longer than it is used
+        # scale_arr has more entries than are used
+        theirs = schedule[name][: len(table)] if name in schedule else table
         if theirs.shape != table.shape or not torch.allclose(theirs.float(), table, rtol=1e-4, atol=0):
-            raise ConfigError(
-                f"{checkpoint} was trained with another noise schedule ({name} differs), which is not VideoCrafter2's"
+            raise UserError(
+                f"{checkpoint} was trained with another noise schedule ({name} differs), which is not "
+                "VideoCrafter2's"
             )
 
 
 def _autoencoder(weights: Mapping[str, Tensor]) -> AutoencoderKL:
-    """An autoencoder without memory, of the sizes of weights in the layout of latent diffusion."""
+    """Return an autoencoder on the meta device, with the sizes of weights in latent diffusion's layout."""
     widths, level = list[int](), 0
     while f"encoder.down.{level}.block.0.conv1.bias" in weights:
         widths.append(len(weights[f"encoder.down.{level}.block.0.conv1.bias"]))
@@ -213,11 +226,11 @@ def _autoencoder_of(widths: Sequence[int], num_blocks: int, latent_channels: int
 
 
 def _converted(weights: Mapping[str, Tensor], vae: AutoencoderKL, checkpoint: Path) -> dict[str, Tensor]:
-    """The weights under diffusers' names."""
+    """Return the weights by diffusers' names."""
     converted: dict[str, Tensor] = convert_ldm_vae_checkpoint(dict(weights), vae.config)
-    if len(converted) != len(weights):  # diffusers passes over names that it does not know
+    if len(converted) != len(weights):  # diffusers leaves out unknown names
         count = len(weights) - len(converted)
-        raise ConfigError(
+        raise UserError(
             f"{checkpoint} belongs to another network: its autoencoder has {count} unexpected weights"
         )
     return converted

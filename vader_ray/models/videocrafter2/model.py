@@ -1,4 +1,4 @@
-"""VideoCrafter2 (``VideoCrafter/VideoCrafter2``, ``model.ckpt``; arXiv 2401.09047), packaged as a diffusers pipeline."""
+"""VideoCrafter2 (``VideoCrafter/VideoCrafter2``, arXiv 2401.09047) as a diffusers pipeline."""
 
 from __future__ import annotations
 
@@ -15,31 +15,36 @@ from diffusers.utils.torch_utils import randn_tensor
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vader_ray.config import ConfigError, ModelConfig, SamplingConfig
-from vader_ray.models.base import PipelineModel
-from vader_ray.models.core.decoders import Framewise2D
-from vader_ray.models.core.loading import _quiet
+from vader_ray.config import ModelConfig, SamplingConfig
+from vader_ray.errors import UserError
+from vader_ray.models.base import VideoModel
+from vader_ray.models.core.decoders import DecoderOptions, Framewise2D
+from vader_ray.models.core.loading import quiet
 from vader_ray.models.core.meta_pipeline import accept_host_tensors
 from vader_ray.models.videocrafter2 import checkpoint
 from vader_ray.models.videocrafter2.checkpoint import TextEncoder
 from vader_ray.models.videocrafter2.scheduler import DynamicRescaleDDIMScheduler
-from vader_ray.models.videocrafter2.unet import RECOMPUTED, UNet
+from vader_ray.models.videocrafter2.unet import CONDITIONED, UNet
 from vader_ray.types import Frames
 
 TextFeatures: TypeAlias = Float[Tensor, "batch tokens context"]
 FPS = 24
-"""The frame rate that the authors of VADER ask of the model in training and sampling; it knows 1 to about 30."""
+"""Frame rate that the denoiser is conditioned on, in frames per second: that of the authors of VADER in
+training and sampling. The model was trained with 1 to about 30."""
 
 
 @dataclass
 class VideoCrafterOutput(BaseOutput):  # type: ignore[misc]
-    """What the pipeline returns."""
+    """Return value of the pipeline."""
 
     frames: Frames
 
 
 class VideoCrafterPipeline(DiffusionPipeline):  # type: ignore[misc]
-    """Text to video: OpenCLIP text features, a noise-predicting 3D UNet told the frame rate, an image autoencoder."""
+    """Text-to-video pipeline: OpenCLIP text features, a 3D UNet, an image autoencoder.
+
+    The UNet predicts noise and is conditioned on the frame rate.
+    """
 
     def __init__(
         self,
@@ -63,7 +68,7 @@ class VideoCrafterPipeline(DiffusionPipeline):  # type: ignore[misc]
         do_classifier_free_guidance: bool,
         negative_prompt: Sequence[str] | None = None,
     ) -> tuple[TextFeatures, TextFeatures | None]:
-        """Features of the prompts, and with guidance of the negative prompts, which are empty by default."""
+        """Return the features of the prompts and, with guidance, of the negative prompts."""
         negative = negative_prompt or [""] * len(prompt)
         return self._encode(prompt), self._encode(negative) if do_classifier_free_guidance else None
 
@@ -89,7 +94,7 @@ class VideoCrafterPipeline(DiffusionPipeline):  # type: ignore[misc]
         prompt_embeds: Tensor | None = None,
         negative_prompt_embeds: Tensor | None = None,
     ) -> VideoCrafterOutput:
-        """Videos of prompts, or of their features."""
+        """Make videos of prompts, or of their features."""
         guided = guidance_scale > 1
         context = self._encode(prompt) if prompt_embeds is None else prompt_embeds
         batch = len(context)
@@ -115,50 +120,58 @@ class VideoCrafterPipeline(DiffusionPipeline):  # type: ignore[misc]
         return VideoCrafterOutput(frames=(decoded / 2 + 0.5).clamp(0, 1).unflatten(0, (batch, -1)))
 
     def _latent_size(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width of latents.
+        """Return height and width of the latents.
 
         Raises:
-            ValueError: the denoiser cannot halve them as often as it has levels.
+            UserError: the denoiser cannot halve them at each of its levels.
         """
         multiple = self.vae_scale_factor * 2 ** (len(self.unet.architecture.multipliers) - 1)
         if height % multiple or width % multiple:
-            raise ValueError(
+            raise UserError(
                 f"sampling.height={height} and sampling.width={width} must be multiples of {multiple}"
             )
         return height // self.vae_scale_factor, width // self.vae_scale_factor
 
 
-class Model(PipelineModel):
-    """VideoCrafter2 with the rank-16 adapter targets of the authors of VADER. Adapters are saved in peft's format.
+class VideoCrafter2Model(VideoModel):
+    """Noise-predicting 3D UNet, OpenCLIP text encoder, image autoencoder per frame.
 
-    ``weights`` is a hub id, the published ``model.ckpt`` or its folder.
+    Adapters are saved in peft's format.
+
+    ``weights`` is a hub id, the published ``model.ckpt`` or its folder. The adapter's default layers are
+    those of the authors of VADER.
     """
 
+    pipeline_classes = ("VideoCrafterPipeline",)
     denoiser_name = "unet"
     adapter_targets = ("to_q", "to_k", "to_v")
 
     @classmethod
     def fetch(cls, model: ModelConfig) -> Path:
-        """The checkpoint's file, after its download where it is on the hub."""
+        """Return the checkpoint's file; that of a hub id is downloaded first."""
         return checkpoint.fetch(model)
 
     @classmethod
     def load(
         cls, model: ModelConfig, sampling: SamplingConfig, *, chunk_size: int, device: torch.device
-    ) -> Model:
-        """The pretrained pipeline on a device, with denoiser and text encoder in ``precision``."""
+    ) -> VideoCrafter2Model:
+        """Load the checkpoint to a device, with denoiser and text encoder in ``precision``; no adapter.
+
+        Raises:
+            UserError: the checkpoint cannot be loaded, or the scheduler is not that of the model.
+        """
         if sampling.scheduler not in (None, DynamicRescaleDDIMScheduler.__name__):
-            raise ConfigError(
-                f"sampling.scheduler: {sampling.scheduler} knows no dynamic rescale, with which VideoCrafter2 was trained; "
-                "leave it out"
+            raise UserError(
+                f"sampling.scheduler: {sampling.scheduler} has no dynamic rescale, with which VideoCrafter2 "
+                "was trained; leave the setting out"
             )
         on_meta = device.type == "meta"
-        networks = checkpoint.skeleton(model) if on_meta else checkpoint.read(cls.fetch(model))
+        networks = checkpoint.meta_networks(model) if on_meta else checkpoint.read(cls.fetch(model))
         precision, decoder_precision = (
             getattr(torch, model.precision),
             getattr(torch, model.decoder_precision),
         )
-        with _quiet():
+        with quiet():
             pipe = VideoCrafterPipeline(
                 vae=networks.vae.to(decoder_precision),
                 text_encoder=networks.text_encoder.to(precision),
@@ -168,10 +181,13 @@ class Model(PipelineModel):
             ).to(device)
         if on_meta:
             accept_host_tensors(pipe.unet)
-        return cls(pipe, sampling, Framewise2D(pipe.vae, chunk_size))
+        return cls(pipe, sampling, DecoderOptions.of(model, chunk_size))
+
+    def build_decoder(self, options: DecoderOptions) -> Framewise2D:
+        return Framewise2D(self.pipe.vae, options.chunk_size)
 
     def blocks(self) -> list[nn.Module]:
-        return [part for part in self.denoiser.modules() if isinstance(part, RECOMPUTED)]
+        return [part for part in self.denoiser.modules() if isinstance(part, CONDITIONED)]
 
     def latent_shape(self) -> tuple[int, int, int, int]:
         sampling = self.sampling

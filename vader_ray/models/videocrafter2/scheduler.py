@@ -10,11 +10,14 @@ from torch import Tensor
 
 
 class DynamicRescaleDDIMScheduler(DDIMScheduler):  # type: ignore[misc]
-    """DDIM (arXiv 2010.02502) of a model that was trained on clean latents shrunk by a factor of the timestep.
+    """DDIM (arXiv 2010.02502) for a model that was trained on scaled clean latents.
 
-    The factor falls linearly from 1 to ``base_scale`` over the first ``rescale_steps`` timesteps, then stays. At each
-    denoising step x₀ is divided by the factor of this timestep and multiplied by that of the next one:
-    ``x′ = √ᾱ′ · s′ · x₀/s + √(1 − ᾱ′ − σ²) · ε + σ · noise`` (formula 12 there, with s and s′). Defaults are VideoCrafter2's.
+    The scale depends on the timestep.
+
+    The factor falls linearly from 1 to ``base_scale`` over the first ``rescale_steps`` timesteps and is
+    constant afterwards. Each denoising step divides x₀ by the factor s of its timestep and multiplies it by
+    the factor s′ of the next one: ``x′ = √ᾱ′ · s′ · x₀/s + √(1 − ᾱ′ − σ²) · ε + σ · noise`` (formula 12 there
+    with s and s′). Defaults are VideoCrafter2's.
     """
 
     @register_to_config  # type: ignore[untyped-decorator]
@@ -52,7 +55,7 @@ class DynamicRescaleDDIMScheduler(DDIMScheduler):  # type: ignore[misc]
         variance_noise: Tensor | None = None,
         return_dict: bool = True,
     ) -> DDIMSchedulerOutput | tuple[Tensor, Tensor]:
-        """The sample of the next denoising step and the clean latents that this step expects."""
+        """Return the sample of the next denoising step and the predicted clean latents."""
         plain = super().step(
             model_output,
             timestep,
@@ -65,6 +68,6 @@ class DynamicRescaleDDIMScheduler(DDIMScheduler):  # type: ignore[misc]
         following = max(int(timestep) - self.config.num_train_timesteps // self.num_inference_steps, 0)
         scale, next_scale = self.scales[int(timestep)], self.scales[following]
         clean = plain.pred_original_sample / scale
-        # the library has added √ᾱ′ · x₀ where √ᾱ′ · s′ · x₀/s belongs
+        # super().step has added √ᾱ′ · x₀ instead of √ᾱ′ · s′ · x₀/s
         previous = plain.prev_sample + self.alphas_cumprod[following].sqrt() * (next_scale - scale) * clean
         return DDIMSchedulerOutput(previous, clean) if return_dict else (previous, clean)

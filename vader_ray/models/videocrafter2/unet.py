@@ -1,7 +1,7 @@
-"""The 3D UNet of VideoCrafter2 (arXiv 2401.09047; latent video diffusion, arXiv 2211.13221), under its published names.
+"""The 3D UNet of VideoCrafter2 (arXiv 2401.09047, 2211.13221), with its published names.
 
-An image UNet whose every residual block is followed by temporal convolutions and whose every spatial transformer by a
-temporal one; it is told the noise level and the frame rate. Inside, frames are folded into the batch:
+An image UNet with temporal convolutions after every residual block and a temporal transformer after every
+spatial one, conditioned on the noise level and the frame rate. Inside, frames are folded into the batch:
 ``batch·frames channels height width``. All sizes can be read from the shapes of a checkpoint.
 """
 
@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 NUM_FIRST_HEADS = 8
-"""Heads of the temporal transformer after the first convolution; its width tells the size of every head."""
+"""Heads of the temporal transformer after the first convolution; its width divided by this is the size of
+every head."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,18 +33,22 @@ class Architecture:
     multipliers: tuple[int, ...]
     """Channels of each level, in multiples of ``channels``; each level halves height and width."""
     attention: tuple[bool, ...]
-    """Which levels have transformers."""
+    """Whether each level has transformers."""
     num_res_blocks: int
+    """Residual blocks of each level."""
     head_size: int
+    """Features of each attention head."""
     context_size: int
+    """Features of each token of the prompt."""
 
     @property
     def embedding_size(self) -> int:
+        """Features of the embedded noise level and frame rate."""
         return 4 * self.channels
 
     @classmethod
     def read(cls, weights: Mapping[str, Tensor]) -> Architecture:
-        """The sizes of a checkpoint, from the shapes of its weights.
+        """Return the sizes of a checkpoint, from the shapes of its weights.
 
         Raises:
             KeyError: a weight that every such denoiser has is missing.
@@ -63,7 +68,7 @@ class Architecture:
 
 
 def _read_levels(weights: Mapping[str, Tensor]) -> list[list[tuple[int, bool]]]:
-    """Width and presence of transformers of each residual block of each level of the descending half."""
+    """Return width and presence of transformers of each residual block of the encoder, level by level."""
     levels: list[list[tuple[int, bool]]] = [[]]
     for index in count(1):
         block = f"input_blocks.{index}"
@@ -82,20 +87,18 @@ def _read_levels(weights: Mapping[str, Tensor]) -> list[list[tuple[int, bool]]]:
 
 @dataclass(frozen=True, slots=True)
 class _Conditions:
-    """What every layer may look at."""
+    """Inputs shared by all layers."""
 
     batch: int
+    """Number of videos."""
     embedding: Tensor
-    """Noise level and frame rate, ``batch embedding``."""
+    """Embedded noise level and frame rate, ``batch embedding``."""
     context: Tensor
-    """Prompt, ``batch tokens context``."""
+    """Embedded prompt, ``batch tokens context``."""
 
 
 class UNet(nn.Module):
-    """Predicts the noise in latents ``batch channels frames height width``.
-
-    With gradient, each layer keeps its input alone and is recomputed in the backward pass: exact, one forward more.
-    """
+    """Network that predicts the noise in latents ``batch channels frames height width``."""
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
@@ -131,7 +134,7 @@ class UNet(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The precision of the frozen weights, in which everything but the adapter is computed."""
+        """Dtype of the frozen weights, in which everything but the adapter is computed."""
         return self.out[2].weight.dtype  # type: ignore[return-value]
 
     @property
@@ -146,14 +149,14 @@ class UNet(nn.Module):
         fps: int,
         return_dict: bool = True,
     ) -> UNet3DConditionOutput | tuple[Tensor]:
-        """The noise, in the dtype of ``sample``.
+        """Predict the noise, in the dtype of ``sample``.
 
         Args:
-            sample: noisy latents; height and width are multiples of 2 to the number of levels but one.
+            sample: noisy latents; height and width are multiples of 2 ** (number of levels − 1).
             timestep: noise level, 0 to 999, the same for all videos.
             encoder_hidden_states: embedded prompts.
-            fps: frames per second that the video shall look like.
-            return_dict: a dataclass as diffusers' denoisers return it, or a tuple.
+            fps: frame rate of the video in frames per second.
+            return_dict: return a dataclass, as diffusers' denoisers do, instead of a tuple.
         """
         batch = len(sample)
         conditions = _Conditions(
@@ -172,7 +175,7 @@ class UNet(nn.Module):
         return UNet3DConditionOutput(sample=noise) if return_dict else (noise,)
 
     def _embed(self, timestep: Tensor, fps: int, batch: int) -> Tensor:
-        """Noise level and frame rate; the sinusoids are float32 whatever the denoiser's precision."""
+        """Embed noise level and frame rate; the sinusoids are float32 in every precision of the denoiser."""
         known = torch.stack([timestep, torch.full_like(timestep, fps)]).to(self.device)
         sinusoids = get_timestep_embedding(
             known, self.architecture.channels, flip_sin_to_cos=True, downscale_freq_shift=0
@@ -188,7 +191,7 @@ def _embedder(size: Architecture) -> nn.Sequential:
 
 
 def _residual(size: Architecture, level: int, width: int) -> _Block:
-    """A residual block and, where the level has them, its transformers."""
+    """Return a residual block, followed by transformers if the level has them."""
     out = size.multipliers[level] * size.channels
     return _Block(_ResBlock(size, width, out), *(_transformers(size, out) if size.attention[level] else ()))
 
@@ -200,18 +203,20 @@ def _transformers(size: Architecture, width: int) -> tuple[nn.Module, nn.Module]
 
 
 class _Block(nn.ModuleList):
-    """Layers one after the other; mere convolutions look at no conditions."""
+    """Layers in sequence; only those of `CONDITIONED` take the conditions."""
 
     def __init__(self, *layers: nn.Module) -> None:
         super().__init__(layers)
 
     def forward(self, x: Tensor, conditions: _Conditions) -> Tensor:
         for layer in self:
-            x = layer(x, conditions) if isinstance(layer, RECOMPUTED) else layer(x)
+            x = layer(x, conditions) if isinstance(layer, CONDITIONED) else layer(x)
         return x
 
 
 class _Downsample(nn.Module):
+    """Convolution that halves height and width."""
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.op = nn.Conv2d(width, width, 3, stride=2, padding=1)
@@ -222,6 +227,8 @@ class _Downsample(nn.Module):
 
 
 class _Upsample(nn.Module):
+    """Nearest-neighbour doubling of height and width, and a convolution."""
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(width, width, 3, padding=1)
@@ -232,9 +239,10 @@ class _Upsample(nn.Module):
 
 
 class _ResBlock(nn.Module):
-    """Convolutions of single frames, told the noise level, then temporal convolutions.
+    """Convolutions of single frames, conditioned on noise level and frame rate, then temporal convolutions.
 
-    Identities stand where the published network has dropout, which never acts here, so that the names of weights agree.
+    Identities replace the dropout of the published network, which is off in eval mode, so that the names of
+    weights agree.
     """
 
     def __init__(self, size: Architecture, width: int, out: int) -> None:
@@ -257,7 +265,7 @@ class _ResBlock(nn.Module):
 
 
 class _TemporalConvolutions(nn.Module):
-    """Four convolutions over three frames each, added to their input."""
+    """Four convolutions in sequence, each over three frames, added to their input."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -278,7 +286,7 @@ def _temporal_convolution(width: int) -> tuple[nn.Module, nn.Module, nn.Module]:
 
 
 class _SpatialTransformer(nn.Module):
-    """Pixels of one frame look at each other and at the prompt."""
+    """Attention between the pixels of one frame, and to the prompt."""
 
     def __init__(self, width: int, head_size: int, heads: int, context_size: int) -> None:
         super().__init__()
@@ -297,7 +305,7 @@ class _SpatialTransformer(nn.Module):
 
 
 class _TemporalTransformer(nn.Module):
-    """The frames of one pixel look at each other, twice."""
+    """Attention between the frames of one pixel, twice."""
 
     def __init__(self, width: int, head_size: int, heads: int, linear: bool = False) -> None:
         super().__init__()
@@ -308,9 +316,8 @@ class _TemporalTransformer(nn.Module):
         self.proj_out = nn.Linear(inner, width) if linear else _PointwiseConv(inner, width)
 
     def forward(self, x: Tensor, conditions: _Conditions) -> Tensor:
-        video = self.norm(_unfold(x, conditions.batch)).permute(
-            0, 3, 4, 2, 1
-        )  # batch height width frames channels
+        # batch height width frames channels
+        video = self.norm(_unfold(x, conditions.batch)).permute(0, 3, 4, 2, 1)
         pixels = self.proj_in(video.flatten(0, 2))
         for block in self.transformer_blocks:
             pixels = block(pixels, None)
@@ -318,7 +325,7 @@ class _TemporalTransformer(nn.Module):
 
 
 class _PointwiseConv(nn.Conv1d):
-    """A linear layer whose weights are published as a convolution of one element."""
+    """Linear layer whose weights are published as a convolution with a kernel of one element."""
 
     def __init__(self, width: int, out: int) -> None:
         super().__init__(width, out, 1)
@@ -329,7 +336,7 @@ class _PointwiseConv(nn.Conv1d):
 
 
 class _TransformerBlock(nn.Module):
-    """Self-attention, attention to a context (or, without one, to itself once more), feed-forward."""
+    """Self-attention, attention to a context (self-attention again if there is none), feed-forward."""
 
     def __init__(self, width: int, heads: int, context_size: int) -> None:
         super().__init__()
@@ -346,6 +353,8 @@ class _TransformerBlock(nn.Module):
 
 
 class _Attention(nn.Module):
+    """Multi-head attention."""
+
     def __init__(self, width: int, heads: int, context_size: int) -> None:
         super().__init__()
         self.heads = heads
@@ -355,7 +364,10 @@ class _Attention(nn.Module):
         self.to_out = nn.Sequential(nn.Linear(width, width))
 
     def forward(self, x: Float[Tensor, "rows tokens width"], context: Tensor | None) -> Tensor:
-        """Each row of the context serves several rows of ``x``: the frames of one video."""
+        """Attend to the context, or to ``x`` if there is none.
+
+        All rows of ``x`` of one video share a row of the context.
+        """
         seen = x if context is None else context
         query, key, value = (
             self._split(layer(of)) for layer, of in ((self.to_q, x), (self.to_k, seen), (self.to_v, seen))
@@ -372,6 +384,8 @@ class _Attention(nn.Module):
 
 
 class _FeedForward(nn.Module):
+    """Two linear layers with a gated activation."""
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.net = nn.Sequential(_GatedLinear(width, 4 * width), nn.Identity(), nn.Linear(4 * width, width))
@@ -382,6 +396,8 @@ class _FeedForward(nn.Module):
 
 
 class _GatedLinear(nn.Module):
+    """GEGLU: a linear layer multiplied by the GELU of another."""
+
     def __init__(self, width: int, out: int) -> None:
         super().__init__()
         self.proj = nn.Linear(width, 2 * out)
@@ -392,16 +408,17 @@ class _GatedLinear(nn.Module):
         return gated
 
 
-RECOMPUTED = (_ResBlock, _SpatialTransformer, _TemporalTransformer)
-"""The layers that look at conditions; they make up nearly all activations."""
+CONDITIONED = (_ResBlock, _SpatialTransformer, _TemporalTransformer)
+"""Layers that take the conditions. They produce nearly all activations, so they are also the blocks that are
+recomputed."""
 
 
 def _unfold(x: Tensor, batch: int) -> Tensor:
-    """``batch·frames channels height width`` → ``batch channels frames height width``."""
+    """Rearrange ``batch·frames channels height width`` to ``batch channels frames height width``."""
     video: Tensor = x.unflatten(0, (batch, -1)).transpose(1, 2)
     return video
 
 
 def _fold(x: Tensor) -> Tensor:
-    """The inverse of `_unfold`."""
+    """Invert `_unfold`."""
     return x.transpose(1, 2).flatten(0, 1)

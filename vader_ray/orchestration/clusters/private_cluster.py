@@ -1,4 +1,4 @@
-"""A Ray cluster of one driver on one machine, closed to other users of the machine and of the network."""
+"""A Ray cluster of one driver on one machine, which no other user of the machine or of the network can use."""
 
 from __future__ import annotations
 
@@ -11,24 +11,25 @@ from typing import Any
 
 import psutil
 import ray
+from ray._common.utils import get_default_system_temp_dir
+from ray._private import ray_constants
 
 from vader_ray.errors import UserError
-from vader_ray.orchestration import ray_private
 
 _LOOPBACK = "127.0.0.1"
 
 
 @contextmanager
 def start(*, include_dashboard: bool, **settings: Any) -> Iterator[None]:
-    """Start a cluster for the length of the block.
+    """Start a cluster for the duration of the block.
 
-    Its processes demand a random token, which is in the environment of the driver and of its children only,
+    Its processes require a random token, which is in the environment of the driver and of its children only,
     listen on the loopback interface, and keep their files in a folder that only this user can enter. One
     port is open to the network: that of torch's store while several workers train, to which Ray Train gives
     no address. Afterwards the driver's environment is as it was.
 
     Args:
-        include_dashboard: also start Ray's dashboard with its State API; it demands the token as well.
+        include_dashboard: start Ray's dashboard too, with its State API; it requires the token as well.
         settings: more arguments of ``ray.init``.
 
     Raises:
@@ -37,13 +38,13 @@ def start(*, include_dashboard: bool, **settings: Any) -> Iterator[None]:
     environment = {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
-        **ray_private.LOOPBACK_ENVIRONMENT,
+        ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0",  # in child processes, see `_node_address_is_loopback`
         "GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME") or _loopback_interface(),
     }
     folder = _own_folder() / "ray"  # Ray makes the folder that it is given writable for everybody
     with _set_environment(environment):
         try:
-            with ray_private.loopback_node_address():
+            with _node_address_is_loopback():
                 ray.init(
                     address="local", include_dashboard=include_dashboard, _temp_dir=str(folder), **settings
                 )
@@ -54,10 +55,10 @@ def start(*, include_dashboard: bool, **settings: Any) -> Iterator[None]:
 
 @contextmanager
 def _set_environment(variables: dict[str, str]) -> Iterator[None]:
-    """Set variables of this process for the length of the block, and have Ray's core read its token again."""
+    """Set variables of this process for the duration of the block, and make Ray's core read its token again."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
-    ray_private.reload_authentication()
+    _reload_authentication()
     try:
         yield
     finally:
@@ -66,7 +67,28 @@ def _set_environment(variables: dict[str, str]) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-        ray_private.reload_authentication()
+        _reload_authentication()
+
+
+def _reload_authentication() -> None:
+    """Make Ray's core read mode and token again; by itself it reads them once per process."""
+    ray._raylet.Config.initialize("")
+    ray._raylet.AuthenticationTokenLoader.instance().reset_cache()
+
+
+@contextmanager
+def _node_address_is_loopback() -> Iterator[None]:
+    """Make Ray use the loopback address for its node, as it does by default on macOS and Windows only.
+
+    ``_node_ip_address`` has no effect: `ray.init` replaces a loopback address in it by that of a network. The child processes
+    get the same setting from the environment, which Ray reads at its import; the driver has imported it long before.
+    """
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 def _loopback_interface() -> str:
@@ -75,11 +97,8 @@ def _loopback_interface() -> str:
 
 
 def _own_folder() -> Path:
-    """Return the folder for logs and sockets of this user's clusters.
-
-    Its path is short, since that of a socket has at most 107 bytes.
-    """
-    folder = ray_private.temporary_folder() / f"ray_{os.getuid()}"
+    """Return the folder of logs and sockets of this user's clusters; short, because a socket's path has at most 107 bytes."""
+    folder = Path(get_default_system_temp_dir()) / f"ray_{os.getuid()}"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if folder.is_symlink() or folder.stat().st_uid != os.getuid():
         raise UserError(f"{folder} belongs to another user; set RAY_TMPDIR to a folder of your own")

@@ -28,8 +28,8 @@ from vader_ray.training.checkpoint import State
 KEPT_BY_RAY = ("checkpoints", "tune")
 """Subfolders that Ray itself writes to the storage."""
 
-_BEFORE_A_RUN = {"recipe.yaml", "soup", LOCK_FILE}
-"""Files and subfolders that a run's folder may have before its `RUN_FILE`."""
+BEFORE_A_RUN = {"recipe.yaml", "soup", LOCK_FILE}
+"""Files and subfolders that may exist in a run's folder before its `RUN_FILE`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,7 @@ class RunDir:
 
     @property
     def soup(self) -> Path:
-        """Of a run that only evaluates an adapter soup: ``adapter/``, and ``costs.json`` with what its parts cost."""
+        """The adapter soup to evaluate, if the run trains nothing: ``adapter/`` and its ``costs.json``."""
         return self.path / "soup"
 
     @property
@@ -139,7 +139,7 @@ class RunDir:
         write_json(self.metadata, document | more)
 
     def read_metadata(self) -> dict[str, Any]:
-        """Return what `write_metadata` recorded; empty for a new run."""
+        """Return the metadata of `write_metadata`; empty for a new run."""
         return json.loads(self.metadata.read_text(encoding="utf-8")) if self.metadata.exists() else {}
 
     def read_mlflow_run(self) -> MlflowRun:
@@ -172,20 +172,16 @@ class RunDir:
 
 @contextmanager
 def claim_run_dir(
-    config: ExperimentConfig,
-    root: Path,
-    run_name: str | None = None,
-    *,
-    resume: bool = False,
-    storage: str | None = None,
+    config: ExperimentConfig, root: Path, run_name: str | None, *, resume: bool, storage: str | None = None
 ) -> Iterator[RunDir]:
-    """Open a run's folder as `open_run_dir` does, for this driver alone until the block ends.
+    """Open the folder of a new run, or of a run of the same recipe, and lock it for this driver.
 
-    Without a name, a new run is named after its recipe and the time, and ``resume`` finds the recipe's latest run.
+    Without a name, a new run is named after its recipe and the time, and ``resume`` finds the recipe's latest
+    run.
 
     Raises:
-        UserError: the name is not one of a run, there is nothing to resume, another driver works on the run, or
-            the folder cannot be opened.
+        UserError: the name cannot be a run's, another driver works on the run, there is nothing to resume, or
+            as in `open_run_dir`.
     """
     if run_name is not None:
         check_run_name(run_name)
@@ -196,30 +192,31 @@ def claim_run_dir(
     copy = stored.join(uri, name) if uri is not None else None
     if resume and not ((root / name / RUN_FILE).exists() or (copy and RUN_FILE in stored.names_in(copy))):
         raise UserError(f"there is no run {name!r} in {uri or root} to resume; start it without --resume")
-    unnamed = resume and run_name is None
-    remedy = "start a new one without --resume" if unnamed else "choose another --run-name"
-    with run_lock.hold(root / name, copy, remedy=remedy):
+    instead = (
+        "start a new one without --resume" if resume and run_name is None else "choose another --run-name"
+    )
+    with run_lock.hold(root / name, copy, instead=instead):
         yield open_run_dir(config, root, name, storage=storage)
 
 
 def check_run_name(name: str) -> None:
-    """Refuse a run's name that could be more than the name of one folder.
+    """Refuse the name of a run that is not the plain name of one folder.
 
     Raises:
-        UserError: the name has other characters than a recipe's name, or is too long.
+        UserError: the name has other characters, or is too long.
     """
     if len(name) > MAX_NAME_LENGTH or not re.fullmatch(NAME_PATTERN, name):
         raise UserError(
-            f"--run-name {name!r} is not a run's name; begin with a letter or a digit, continue with letters, "
+            f"--run-name {name!r} cannot name a run; begin with a letter or a digit, go on with letters, "
             f"digits, '.', '_' and '-', at most {MAX_NAME_LENGTH} characters"
         )
 
 
 def open_run_dir(config: ExperimentConfig, root: Path, name: str, *, storage: str | None = None) -> RunDir:
-    """Open the folder of a new run, or of one that the same recipe started, here or in its copy in the storage.
+    """Open the folder of a new run, or of a run of the same recipe, here or from its copy in the storage.
 
     Raises:
-        UserError: the name belongs to another recipe or storage, the folder has files but no run, or it
+        UserError: the name belongs to another recipe or storage, or to a folder without a run, or the folder
             cannot be written.
     """
     if name in ("", ".", "..") or "/" in name:
@@ -244,7 +241,7 @@ def open_run_dir(config: ExperimentConfig, root: Path, name: str, *, storage: st
 def working_copy(
     folder: str, storage: str | None, *, skip: tuple[str, ...] = KEPT_BY_RAY
 ) -> Iterator[RunDir]:
-    """Yield the run's folder for a process on any machine: the driver's own, or a temporary copy of the storage's.
+    """Yield the run's folder on any machine: the driver's own, or a temporary copy of the storage's.
 
     Args:
         folder: path on the driver's machine.
@@ -278,7 +275,7 @@ def _find_runs(config: ExperimentConfig, root: Path, uri: str) -> None:
     """Fetch metadata and summaries of the recipe's runs from the storage."""
     for name in stored.subfolders(uri):
         if name.startswith(f"{config.name}-") and not run_lock.is_held(root / name):
-            Mirror(root / name, stored.join(uri, name)).pull((RUN_FILE, "summary.json"))
+            Mirror(root / name, stored.join(uri, name)).pull(("run.json", "summary.json"))
 
 
 def _check_storage(folder: RunDir, known: dict[str, Any]) -> None:
@@ -295,14 +292,14 @@ def _check_storage(folder: RunDir, known: dict[str, Any]) -> None:
 
 
 def _check_vacant(folder: RunDir) -> None:
-    """Refuse a folder, or a copy, with other files than a run's: a run replaces and deletes files in its folder."""
-    for uri in filter(None, (str(folder.path), folder.storage)):
-        names = stored.names_in(uri)
-        others = {name for name in names if not name.endswith(UNFINISHED)} - _BEFORE_A_RUN
+    """Refuse a folder with files that are no run's, since a run replaces and deletes files in its folder."""
+    for folder_or_uri in filter(None, (str(folder.path), folder.storage)):
+        names = stored.names_in(folder_or_uri)
+        others = {name for name in names if not name.endswith(UNFINISHED)} - BEFORE_A_RUN
         if others and RUN_FILE not in names:
             raise UserError(
-                f"{uri} has files ({', '.join(sorted(others)[:3])}) but no {RUN_FILE}, so it is not a run's "
-                "folder; choose another --run-name"
+                f"{folder_or_uri} has files ({', '.join(sorted(others)[:3])}) but no {RUN_FILE}, "
+                "so it is no run's folder; choose another --run-name"
             )
 
 
@@ -330,7 +327,8 @@ def _latest(config: ExperimentConfig, root: Path) -> str:
         ):
             return folder.name
     raise UserError(
-        f"there is no unfinished run of {config.name!r} with these settings in {root}; start one without --resume"
+        f"there is no unfinished run of {config.name!r} with these settings in {root}; "
+        "start one without --resume"
     )
 
 

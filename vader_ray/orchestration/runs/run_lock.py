@@ -1,16 +1,14 @@
-"""Locks of runs and sweeps, so that one driver at a time writes to a folder and its copy in the storage.
+"""A lock for each run and sweep: one driver at a time writes to its folder and to the copy in the storage.
 
-The lock of a local folder is one of the operating system (flock), which ends with its process in every
-case. The lock in the storage is a small file that its driver rewrites every `_REFRESH_SECONDS`; after
-`STALE_SECONDS` without a change its driver is considered to have ended. Since pyarrow has no conditional
-write, a driver reads the file again after `_POLL_SECONDS`: of two that wrote it within that time, the last
-one keeps the lock.
+The lock of the local folder is one of the operating system (flock), which ends with its process. The lock in
+the storage is a small file that its driver rewrites every `_REFRESH_SECONDS`; after `STALE_SECONDS` without a
+change, the driver counts as ended. If two drivers lock within the same second, reading the file again decides
+between them; pyarrow has no conditional write that would exclude this case with certainty.
 """
 
 from __future__ import annotations
 
 import fcntl
-import io
 import json
 import os
 import socket
@@ -35,21 +33,22 @@ _POLL_SECONDS = 1.0
 
 @contextmanager
 def hold(
-    folder: Path, uri: str | None, *, remedy: str, stale_seconds: float = STALE_SECONDS
+    folder: Path, uri: str | None, *, instead: str, stale_seconds: float = STALE_SECONDS
 ) -> Iterator[None]:
     """Hold the lock of a run's folder, and of its copy at ``uri``, while the block runs.
 
     Args:
-        remedy: advice for the user when another driver holds it.
-        stale_seconds: time after which an unchanged lock of a driver on another machine is free.
+        instead: advice for the user when another driver holds it.
+        stale_seconds: a lock in the storage without a change for this time is free, unless its driver runs on
+            this machine.
 
     Raises:
         UserError: another driver holds it. Nothing has been written then.
     """
     with ExitStack() as stack:
         if uri is not None:
-            stack.enter_context(_hold_copy(folder.name, uri, remedy, stale_seconds))
-        stack.enter_context(_hold_folder(folder, remedy))
+            stack.enter_context(_hold_copy(folder.name, uri, instead, stale_seconds))
+        stack.enter_context(_hold_folder(folder, instead))
         yield
 
 
@@ -76,7 +75,7 @@ def _is_at(file: TextIO, path: Path) -> bool:
 
 
 @contextmanager
-def _hold_folder(folder: Path, remedy: str) -> Iterator[None]:
+def _hold_folder(folder: Path, instead: str) -> Iterator[None]:
     path = folder / LOCK_FILE
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -88,9 +87,9 @@ def _hold_folder(folder: Path, remedy: str) -> Iterator[None]:
     with file:
         if not _try_lock(file):
             file.seek(0)
-            raise _refusal(folder.name, file.read() or "another process", remedy)
+            raise _refusal(folder.name, file.read() or "another process", instead)
         if not _is_at(file, path):  # its driver ended, and deleted it, in this very moment
-            raise _refusal(folder.name, "a process that is just ending", remedy)
+            raise _refusal(folder.name, "a process that is just ending", instead)
         try:
             file.truncate(0)
             file.write(_describe_this_driver())
@@ -101,9 +100,9 @@ def _hold_folder(folder: Path, remedy: str) -> Iterator[None]:
 
 
 @contextmanager
-def _hold_copy(name: str, uri: str, remedy: str, stale_seconds: float) -> Iterator[None]:
+def _hold_copy(name: str, uri: str, instead: str, stale_seconds: float) -> Iterator[None]:
     lock = _StorageLock(name, uri, stale_seconds)
-    lock.acquire(remedy)
+    lock.acquire(instead)
     ended = threading.Event()
     thread = threading.Thread(target=lock.refresh_until, args=(ended,), daemon=True)
     thread.start()
@@ -137,19 +136,20 @@ class _StorageLock:
             "refreshed": 0,
         }
 
-    def acquire(self, remedy: str) -> None:
-        """Take the lock; if it exists already, first find out whether its driver still runs."""
+    def acquire(self, instead: str) -> None:
+        """Take the lock; where it exists already, find out first whether its driver still runs."""
         held = self._read()
-        if held is not None and not _has_ended(held) and self._is_in_use(held):
-            raise _refusal(self._name, held["driver"], remedy)
+        runs = held is not None and not _has_ended(held)
+        if held is not None and runs and (held["machine"] == _this_machine() or self._is_refreshed(held)):
+            raise _refusal(self._name, held["driver"], instead)
         self._write()
         time.sleep(_POLL_SECONDS)
         held = self._read()
         if held is not None and held["id"] != self._content["id"]:
-            raise _refusal(self._name, held["driver"], remedy)
+            raise _refusal(self._name, held["driver"], instead)
 
     def refresh_until(self, ended: threading.Event) -> None:
-        """Rewrite the lock file regularly until the event is set or another driver has taken the lock."""
+        """Rewrite the lock file regularly until the event is set, or another driver has taken it."""
         while not ended.wait(_REFRESH_SECONDS):
             try:
                 held = self._read()
@@ -167,10 +167,8 @@ class _StorageLock:
         if held is not None and held["id"] == self._content["id"]:
             self._system.delete_file(self._path)
 
-    def _is_in_use(self, held: dict[str, Any]) -> bool:
-        """Whether the driver runs on this machine, or its lock file changes before it counts as stale."""
-        if held["machine"] == _this_machine():
-            return True
+    def _is_refreshed(self, held: dict[str, Any]) -> bool:
+        """Whether the lock file changes within the time after which it is stale."""
         print(
             f"the run {self._name!r} was last in use by {held['driver']}; "
             f"waiting up to {self._stale_seconds:g} s to see whether that has ended",
@@ -188,7 +186,7 @@ class _StorageLock:
         return read_json(self._system, self._path)
 
     def _write(self) -> None:
-        write_file(self._system, self._path, io.BytesIO(json.dumps(self._content).encode()))
+        write_file(self._system, self._path, json.dumps(self._content).encode())
 
 
 def _has_ended(held: dict[str, Any]) -> bool:
@@ -211,5 +209,5 @@ def _describe_this_driver() -> str:
     return f"process {os.getpid()} on {socket.gethostname()} since {datetime.now():%Y-%m-%d %H:%M:%S}"
 
 
-def _refusal(name: str, driver: str, remedy: str) -> UserError:
-    return UserError(f"the run {name!r} is in use by {driver}; wait until it has ended, or {remedy}")
+def _refusal(name: str, driver: str, instead: str) -> UserError:
+    return UserError(f"the run {name!r} is in use by {driver}; wait until it has ended, or {instead}")

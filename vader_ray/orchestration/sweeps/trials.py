@@ -105,7 +105,7 @@ class TrialSet:
     trials: list[Trial] = field(default_factory=list)
 
     def add(self, *new: Values) -> Trial:
-        """Add trials, with recipe and folder or the reason why their settings cannot work, and return the last one."""
+        """Add trials, each with recipe and folder or the reason why it cannot run; return the last one."""
         self.trials += [self.prepare(values) for values in new]
         self.record()
         return self.trials[-1]

@@ -49,10 +49,10 @@ def tune_trials(trials: TrialSet, *, num_trials: int, max_concurrent: int | None
         connection.connected(
             config,
             num_runs=min(max_concurrent or 1, num_trials),
-            # with it Ray Train notices that the controller of a stopped trial has ended, and frees the workers' CPUs
+            # Ray Train uses it to notice that a stopped trial's controller has gone, and frees its CPUs
             needs_state_api=config.runtime.num_workers > 1,
         ),
-        pool.serving(config) as remote_rewards,
+        pool.start_pools(config) as remote_rewards,
     ):
         trainable = tune.with_parameters(
             run_trial,
@@ -67,7 +67,9 @@ def tune_trials(trials: TrialSet, *, num_trials: int, max_concurrent: int | None
             tune_config=tune.TuneConfig(
                 search_alg=QueuedSearcher(queue.next, queue.complete),
                 num_samples=-1,  # as many as the queue has
-                max_concurrent_trials=min(max_concurrent or num_trials, connection.room_for(config)),
+                max_concurrent_trials=min(
+                    max_concurrent or num_trials, connection.max_concurrent_runs(config)
+                ),
                 scheduler=_asha(config) if definition.scheduler == "asha" else None,
                 reuse_actors=True,  # a new process imports for longer than a small trial trains
                 trial_name_creator=lambda trial: trial.config["trial"],
@@ -133,7 +135,7 @@ class _Queue:
 
 def _check_pools(config: ExperimentConfig, trial: Trial) -> None:
     """Refuse a trial that changes a placed reward, whose actors are started once for all trials."""
-    if trial.config is not None and pool.pooled(trial.config) != pool.pooled(config):
+    if trial.config is not None and pool.pool_settings(trial.config) != pool.pool_settings(config):
         raise UserError(
             f"{trial.name} changes a reward that has a placement, whose actors are shared by all trials; "
             "sweep other fields or remove the placement"
@@ -141,14 +143,14 @@ def _check_pools(config: ExperimentConfig, trial: Trial) -> None:
 
 
 def _resources(config: ExperimentConfig) -> dict[str, float]:
-    """Return the resources of a trial's process; the driver of Train workers needs none and runs on the head node."""
+    """Return the resources of a trial's process; a driver of Train workers needs none, on the head."""
     if config.runtime.num_workers > 1:
         return {"cpu": 0, "node:__internal_head__": 0.001}
     return {"cpu": 0, "gpu": 1} if connection.uses_gpu(config.runtime) else {"cpu": 1}
 
 
 def _asha(config: ExperimentConfig) -> tune.schedulers.AsyncHyperBandScheduler:
-    """Return ASHA by reward queries: it stops the worse half at an eighth, a quarter and half of the budget."""
+    """Return ASHA: at 1/8, 1/4 and 1/2 of the reward queries it stops the worse half of the trials."""
     budget = config.num_steps * config.videos_per_step
     return tune.schedulers.AsyncHyperBandScheduler(
         time_attr=QUERIES,

@@ -1,1 +1,1 @@
-"""Code that rewards share."""
+"""Code that rewards share: contract, preprocessing, CLIP, loading of weights."""

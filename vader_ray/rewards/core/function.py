@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 
-from vader_ray.config import ConfigError
+from vader_ray.errors import UserError
 from vader_ray.types import Frames, Granularity, Scores
 
 
@@ -13,11 +13,11 @@ class FunctionReward:
     """A plain function ``f(frames, prompts) -> scores`` as a reward that sees whole clips.
 
     Args:
-        function: takes frames ``batch frames 3 height width`` in [0, 1] and one prompt per video, and returns one score per
-            video, differentiable in the frames.
+        function: takes frames ``batch frames 3 height width`` in [0, 1] and one prompt per video, and returns
+            one score per video, differentiable in the frames.
 
     Raises:
-        ConfigError: the function cannot be called with two positional arguments.
+        UserError: the function cannot be called with two positional arguments.
     """
 
     granularity: Granularity = "clip"
@@ -53,6 +53,7 @@ def _check_signature(function: Callable[..., object]) -> None:
     try:
         inspect.signature(function).bind(None, ())
     except TypeError as error:
-        raise ConfigError(
-            f"the function {function.__qualname__} is no reward ({error}); its signature must be f(frames, prompts)"
+        raise UserError(
+            f"the function {function.__qualname__} is no reward ({error}); its signature must be f(frames, "
+            "prompts)"
         ) from None

@@ -1,7 +1,8 @@
-"""What a reward's network sees of frames: resize, crop, letterbox, normalise. Differentiable, deterministic, any float dtype.
+"""Differentiable preprocessing of frames: resize, crop, letterbox, normalise; any float dtype.
 
-Resizing is linear and separable, so it is ``A @ image @ Bᵀ`` with the two matrices obtained by resizing an identity with
-torch's own filter: the same numbers as ``F.interpolate`` in both directions, in GEMMs.
+Resizing is linear and separable, so it is ``A @ image @ Bᵀ``. The two matrices come from resizing an identity
+matrix with torch's own filter: the same numbers as ``F.interpolate`` in forward and backward, computed by
+matrix products. Unlike the backward pass of ``F.interpolate`` on a GPU it is deterministic.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from torch.nn import functional
 
 Filter: TypeAlias = Literal["bilinear", "bicubic"]
 Rounding: TypeAlias = Literal["torchvision", "transformers"]
-"""Of two middles, which one a centre crop takes where an odd number of pixels is cut off: torchvision the even offset,
-transformers the smaller one. OpenAI's CLIP and open_clip crop with torchvision."""
+"""Offset of a centre crop that removes an odd number of pixels: torchvision takes the even one of the two
+middle offsets, transformers the smaller. OpenAI's CLIP and open_clip crop with torchvision."""
 Preprocessing: TypeAlias = Literal["published", "vader"]
-"""``published``: as the scorer's authors do it, comparable with leaderboards; ``vader``: as VADER's code does it."""
+"""``published``: that of the scorer's authors, comparable with leaderboards; ``vader``: that of VADER's
+code."""
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -36,7 +38,7 @@ def resize(
     *,
     antialias: bool = True,
 ) -> Float[Tensor, "*n 3 h w"]:
-    """The images at another size; bicubic overshoot is clamped to [0, 1], as 8-bit images are."""
+    """Resize images; bicubic overshoot is clamped to [0, 1], as in 8-bit images."""
     rows = _matrix(images.shape[-2], height, mode, images.dtype, images.device, antialias)
     columns = _matrix(images.shape[-1], width, mode, images.dtype, images.device, antialias)
     resized = rows @ images @ columns.T
@@ -46,7 +48,7 @@ def resize(
 def squash(
     images: Float[Tensor, "*n 3 height width"], size: int, mode: Filter
 ) -> Float[Tensor, "*n 3 size size"]:
-    """The whole image as a square, whatever its aspect."""
+    """Resize the whole image to a square, without keeping its aspect ratio."""
     return resize(images, size, size, mode)
 
 
@@ -58,7 +60,7 @@ def crop(
     *,
     short: int | None = None,
 ) -> Float[Tensor, "*n 3 size size"]:
-    """The centre square after the short side was resized to ``short``, by default ``size``."""
+    """Resize the short side to ``short`` pixels, by default ``size``, and crop the centre square."""
     height, width = images.shape[-2:]
     height, width = _short_side_at(height, width, short or size)
     top, left = (_offset(side - size, rounding) for side in (height, width))
@@ -74,7 +76,10 @@ def crop_region(
     *,
     short: int | None = None,
 ) -> tuple[slice, slice]:
-    """The rows and columns of an image that `crop` sees; those outside have weight exactly 0."""
+    """Return the rows and columns of an image that `crop` depends on.
+
+    Pixels outside have a weight of exactly 0.
+    """
     resized = _short_side_at(height, width, short or size)
     rows, columns = (
         _support(side, side_resized, _offset(side_resized - size, rounding), size, mode)
@@ -86,7 +91,7 @@ def crop_region(
 def letterbox(
     images: Float[Tensor, "*n 3 height width"], size: int, mode: Filter
 ) -> Float[Tensor, "*n 3 size size"]:
-    """The whole image with its long side at ``size``, centred on black (HPSv2)."""
+    """Resize the long side to ``size`` and centre the image on a black square (HPSv2)."""
     height, width = images.shape[-2:]
     long = max(height, width)
     images = resize(images, round(height * size / long), round(width * size / long), mode)
@@ -97,12 +102,15 @@ def letterbox(
 def normalise(
     images: Float[Tensor, "*n 3 h w"], mean: Sequence[float], std: Sequence[float]
 ) -> Float[Tensor, "*n 3 h w"]:
-    """The images with each channel's mean taken off and divided by its standard deviation."""
+    """Subtract each channel's mean and divide by its standard deviation."""
     return (images - images.new_tensor(mean)[:, None, None]) / images.new_tensor(std)[:, None, None]
 
 
 def _short_side_at(height: int, width: int, size: int) -> tuple[int, int]:
-    """The height and width with the short side at ``size``, the long one rounded down as torchvision and transformers do."""
+    """Return height and width with the short side at ``size``.
+
+    The long side is rounded down, as in torchvision.
+    """
     short = min(height, width)
     return int(size * height / short), int(size * width / short)
 
@@ -112,7 +120,7 @@ def _offset(excess: int, rounding: Rounding) -> int:
 
 
 def _support(size: int, resized: int, start: int, length: int, mode: Filter) -> slice:
-    """The part of an axis that ``length`` pixels of the resized one from ``start`` on are made of."""
+    """Return the part of an axis on which ``length`` pixels from ``start`` of the resized axis depend."""
     weights = _matrix(size, resized, mode, torch.float64, torch.device("cpu"))[start : start + length]
     used = weights.any(dim=0).nonzero()
     return slice(int(used[0]), int(used[-1]) + 1)
@@ -122,8 +130,9 @@ def _support(size: int, resized: int, start: int, length: int, mode: Filter) -> 
 def _matrix(
     size: int, resized: int, mode: Filter, dtype: torch.dtype, device: torch.device, antialias: bool = True
 ) -> Float[Tensor, "resized size"]:
-    """The matrix that resizes one axis, computed in float64."""
-    # A tensor made under inference mode could never be saved for a later backward.
+    """Return the matrix that resizes one axis, computed in float64."""
+    # The matrix is cached: made in inference mode, it could not be saved for the backward pass of a later
+    # call.
     with torch.inference_mode(False), torch.no_grad():
         identity = torch.eye(size, dtype=torch.float64, device="cpu")[None, None]
         matrix = functional.interpolate(identity, size=(resized, size), mode=mode, antialias=antialias)[0, 0]

@@ -1,4 +1,4 @@
-"""Folders in transformers' format that rewards take their networks from."""
+"""Load networks of rewards from folders in transformers' format."""
 
 from __future__ import annotations
 
@@ -9,30 +9,39 @@ from typing import Any
 
 from torch import nn
 
-from vader_ray.config import ConfigError
+from vader_ray.errors import UserError
 from vader_ray.weights import load_strictly, read_state_dict
 
 TRANSFORMERS_FILES = ("config.json", "preprocessor_config.json", "model.safetensors")
-"""What a reward reads of a hub repository in transformers' format."""
+"""Files that a reward reads from a hub repository in transformers' format."""
 
 
 def read_json(path: Path) -> Any:
-    """The content of a settings file that lies beside weights."""
+    """Return the content of a JSON file from the folder of the weights.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ConfigError(
+        raise UserError(
             f"{path} cannot be read ({type(error).__name__}); copy it from the weights' hub repository"
         ) from error
 
 
 def check_model_type(folder: Path, *expected: str) -> None:
-    """Refuse a folder of transformers whose ``config.json`` states another architecture."""
+    """Check the architecture that a folder's ``config.json`` gives.
+
+    Raises:
+        UserError: it is not one of the expected.
+    """
     config = read_json(folder / "config.json")
     found = config.get("model_type") if isinstance(config, dict) else None
     if found not in expected:
-        raise ConfigError(
-            f"{folder} holds a network of the type {found!r}, not {' or '.join(expected)}; give one that fits"
+        raise UserError(
+            f"{folder} has a network of the type {found!r}, not {' or '.join(expected)}; give one of that "
+            "type"
         )
 
 
@@ -43,9 +52,18 @@ def load_folder(
     without: tuple[str, ...] = (),
     renamed: Mapping[str, str] | None = None,
 ) -> None:
-    """Fill every weight from a folder of transformers; those whose names start with ``without`` are left out.
+    """Load every weight of a network from a folder in transformers' format.
 
-    ``renamed`` says a published name's successor, taken where this version of the network has it.
+    ``network`` must have the same weights as the file, with two exceptions:
+
+    Args:
+        network: is filled.
+        folder: with ``model.safetensors`` or ``pytorch_model.bin``.
+        without: beginnings of names in the file that are left out.
+        renamed: new names of published names, used if the network of the installed transformers has them.
+
+    Raises:
+        UserError: the file is missing or damaged, or has other weights.
     """
     files = [folder / name for name in ("model.safetensors", "pytorch_model.bin")]
     source = next((file for file in files if file.is_file()), files[0])
@@ -54,17 +72,15 @@ def load_folder(
         successors.get(name, name): tensor
         for name, tensor in read_state_dict(source).items()
         if not (without and name.startswith(without))
-        and not name.endswith("position_ids")  # a buffer of old versions
+        and not name.endswith("position_ids")  # a buffer of old versions of transformers
     }
     load_strictly(network, state, source)
 
 
 def image_statistics(folder: Path) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel, from the folder's ``preprocessor_config.json``."""
+    """Return mean and standard deviation of each channel, from the folder's ``preprocessor_config.json``."""
     path = folder / "preprocessor_config.json"
     settings = read_json(path)
     if not isinstance(settings, dict) or not {"image_mean", "image_std"} <= settings.keys():
-        raise ConfigError(
-            f"{path} states no image_mean and image_std; copy it from the weights' hub repository"
-        )
+        raise UserError(f"{path} has no image_mean and image_std; copy it from the weights' hub repository")
     return settings["image_mean"], settings["image_std"]

@@ -1,0 +1,104 @@
+"""Models of every family on tiny pipelines, and the pipelines' own output."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from torch import Tensor
+
+from tests.helpers.families import Case
+from tests.helpers.tiny import randomise_adapter
+from vader_ray import models
+from vader_ray.config import AdapterConfig, ModelConfig, Precision, SamplingConfig
+from vader_ray.models.core.conditioning import open_images
+from vader_ray.types import Frames
+
+PROMPTS = ["a red circle moving left", "a blue star moving up"]
+SEEDS = [3, 4]
+STEPS = 3
+STOCHASTIC = "CogVideoXDPMScheduler"
+
+
+def load_case(
+    case: Case, folder: Path, scheduler: str | None = None, precision: Precision = "float32", **model: Any
+) -> Any:
+    """The family's model with a random adapter."""
+    settings = ModelConfig(
+        family=case.family,
+        weights=str(folder),
+        precision=precision,
+        decoder_precision=precision,
+        **model,
+    )
+    sampling = SamplingConfig(**case.sampling, scheduler=scheduler)
+    adapter = AdapterConfig(rank=2, alpha=4.0)
+    built = models.build(settings, sampling, adapter, seed=0, chunk_size=2, device=torch.device("cpu"))
+    randomise_adapter(built)
+    return built
+
+
+def encode_prompts(model: Any, images: list[Path]) -> Any:
+    return model.encode(PROMPTS, images if model.is_image_to_video else None)
+
+
+def decode_all(model: Any, latents: Tensor) -> Frames:
+    state, portions = None, []
+    for chunk in model.decoder.chunks(latents, range(model.decoder.num_frames(latents))):
+        portion, state = model.decoder.decode(latents, state, chunk)
+        portions.append(portion)
+    return torch.cat(portions, dim=1)
+
+
+def reseed(generators: Sequence[torch.Generator], seeds: Sequence[int], step: int) -> None:
+    for generator, seed in zip(generators, seeds, strict=True):
+        generator.manual_seed((seed + 7919 * (step + 1)) % 2**63)
+
+
+def own_call(case: Case, model: Any, images: list[Path], videos: slice, loop: Any) -> Frames:
+    """Videos by the pipeline's own call from texts and pictures, with the noise that the project
+    documents."""
+    seeds, arguments = SEEDS[videos], dict(case.sampling) | case.call
+    generators = [torch.Generator() for _ in seeds]
+    stochastic = type(model.pipe.scheduler).__name__ == STOCHASTIC
+    reseed(generators, seeds, 0 if stochastic else -2)
+    if stochastic:
+
+        def reseed_step(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            reseed(generators, seeds, step + 1)
+            return {}
+
+        arguments["callback_on_step_end"] = reseed_step
+    if case.images:
+        opened = open_images(model.sampling, images)[videos]
+        arguments["image"] = opened if model.batched else opened[0]
+    if model.embeddings:
+        arguments["prompt"] = PROMPTS[videos]
+    else:
+        arguments["max_guidance_scale"] = arguments.pop("guidance_scale")
+    noise = model.pack_latents(model.noise(seeds))
+    frames: Frames = loop(
+        model.pipe, latents=noise, generator=generators, output_type="pt", **arguments
+    ).frames
+    return frames
+
+
+def parts_of(model: Any) -> list[slice]:
+    return [slice(0, 2)] if model.batched else [slice(0, 1), slice(1, 2)]
+
+
+def plain_pipe(folder: Path, model: Any) -> Any:
+    pipe = diffusers.DiffusionPipeline.from_pretrained(folder)
+    pipe.scheduler = model.pipe.scheduler
+    pipe.set_progress_bar_config(disable=True)
+    return freeze(pipe)
+
+
+def freeze(pipe: Any) -> Any:
+    for module in pipe.components.values():
+        if isinstance(module, torch.nn.Module):
+            module.requires_grad_(False)
+    return pipe

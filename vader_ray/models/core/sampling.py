@@ -1,0 +1,290 @@
+"""Sampling through a diffusers pipeline's own loop, with gradient in the last denoising steps.
+
+The pipeline's own output without gradient is the oracle: `SamplingPipeline.sample` gives its latents bit for
+bit in float32. The gradient is computed in two stages: `SamplingPipeline.sample_prefix` runs the loop without
+gradient and stops before the first gradient step, `SamplingPipeline.sample_with_grad` enters the loop again,
+skips those steps and records the rest.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from vader_ray.config import SamplingConfig
+from vader_ray.errors import UserError
+from vader_ray.models.core import memory_optimizations
+from vader_ray.models.core.conditioning import Conditioning, encode_texts, open_images
+from vader_ray.models.core.decoders import DecoderOptions
+from vader_ray.models.core.loop_hooks import (
+    OUTSIDE_STEPS,
+    DecoderReached,
+    LoopHook,
+    PrefixDone,
+    SamplingState,
+    cast,
+    frozen_dtype,
+)
+from vader_ray.types import Latents, Noise, TruncationPlan, VideoDecoder
+
+
+class SamplingPipeline:
+    """A diffusers pipeline that samples videos with gradient; a family overrides only what differs.
+
+    Args:
+        pipe: a loaded pipeline of the family. Its networks are frozen and set to eval mode, its progress bar
+            is switched off.
+        sampling: size of the videos, number of denoising steps, guidance.
+        decoder_options: how the autoencoder decodes; without influence on the latents.
+
+    Raises:
+        UserError: the scheduler or the denoiser does not support a setting.
+    """
+
+    pipeline_classes: ClassVar[tuple[str, ...]] = ()
+    """Names of the pipeline classes of the family; in diffusers, unless the family loads its weights
+    itself."""
+    image_pipeline_classes: ClassVar[tuple[str, ...]] = ()
+    """Those that make videos from images."""
+    denoiser_name: ClassVar[str] = "transformer"
+    """Name of the (first) denoiser in the pipeline."""
+    embeddings: ClassVar[tuple[str, ...]] = ("prompt_embeds", "negative_prompt_embeds")
+    """Arguments by which the pipeline's call takes the return values of its ``encode_prompt``, in their
+    order."""
+    guidance_argument: ClassVar[str] = "guidance_scale"
+    """Argument of the pipeline's call that holds ``sampling.guidance_scale``."""
+    no_guidance_kwargs: ClassVar[Mapping[str, float]] = MappingProxyType({"guidance_scale": 1.0})
+    """Arguments of the pipeline's call that switch guidance off; denoising errors are those of the
+    conditional prediction."""
+    batched = True
+    """Whether one call of the pipeline can make several videos."""
+
+    def __init__(self, pipe: Any, sampling: SamplingConfig, decoder_options: DecoderOptions) -> None:
+        self.pipe = pipe
+        self.sampling = sampling
+        self.decoder = self.build_decoder(decoder_options)
+        self.denoiser_calls = 0
+        """Forward passes of the denoiser so far, per video and guidance branch; recomputations are not
+        counted."""
+        pipe.set_progress_bar_config(disable=True)
+        for module in self.modules():
+            module.requires_grad_(False).eval()
+        self._check_scheduler()
+        memory_optimizations.check_cache(sampling.prefix_cache, list(self.denoisers().values()))
+
+    # ---- the family: what pipelines do differently
+
+    @property
+    def is_image_to_video(self) -> bool:
+        """Whether the pipeline makes videos from images."""
+        return bool(class_names(self.pipe) & set(self.image_pipeline_classes))
+
+    @property
+    def denoiser(self) -> nn.Module:
+        """The network that predicts noise, velocity or flow; the first one if there are several."""
+        return next(iter(self.denoisers().values()))
+
+    def denoisers(self) -> dict[str, nn.Module]:
+        """Return every denoiser by its name in the pipeline."""
+        return {self.denoiser_name: getattr(self.pipe, self.denoiser_name)}
+
+    def build_decoder(self, options: DecoderOptions) -> VideoDecoder:
+        """Return the decoder of the pipeline's autoencoder."""
+        raise NotImplementedError
+
+    def vae_scale_factors(self) -> tuple[int, int]:
+        """Return the frames per latent frame (the first is one frame) and the pixels per latent pixel."""
+        raise NotImplementedError
+
+    def latent_channels(self) -> int:
+        """Return the number of channels of the latents."""
+        channels: int = self.denoiser.config.in_channels  # type: ignore[union-attr,assignment]
+        return channels
+
+    def latent_shape(self) -> tuple[int, int, int, int]:
+        """Return channels, frames, height and width of one video's noise.
+
+        Raises:
+            UserError: the pipeline would round the number of frames.
+        """
+        (per_frame, per_pixel), sampling = self.vae_scale_factors(), self.sampling
+        frames, rest = divmod(sampling.num_frames - 1, per_frame)
+        if rest:
+            lower, upper = frames * per_frame + 1, (frames + 1) * per_frame + 1
+            raise UserError(
+                f"sampling.num_frames={sampling.num_frames} is not a number of frames that this model can "
+                f"make; choose {lower} or {upper}"
+            )
+        return self.latent_channels(), frames + 1, sampling.height // per_pixel, sampling.width // per_pixel
+
+    def pipeline_kwargs(self) -> dict[str, Any]:
+        """Return the arguments of the pipeline's call that are settings and not tensors."""
+        sampling = self.sampling
+        return {
+            "num_frames": sampling.num_frames,
+            "height": sampling.height,
+            "width": sampling.width,
+            "num_inference_steps": sampling.num_inference_steps,
+            self.guidance_argument: sampling.guidance_scale,
+        }
+
+    def pack_latents(self, noise: Noise) -> Tensor:
+        """Return noise in the layout of the pipeline's argument ``latents``."""
+        return noise
+
+    # ---- sampling
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str], images: Sequence[Path] | None = None) -> Conditioning:
+        """Encode prompts, and open the first-frame images of image-to-video models.
+
+        Raises:
+            UserError: the model makes videos from images and there are none.
+        """
+        columns = (
+            encode_texts(self.pipe, self.sampling, self.embeddings, list(prompts)) if self.embeddings else {}
+        )
+        if self.is_image_to_video:
+            columns["image"] = open_images(self.sampling, images)
+        return Conditioning(columns)
+
+    def noise(self, seeds: Sequence[int]) -> Noise:
+        """Draw the initial noise of each video from its seed, on the CPU, so that every device agrees."""
+        shape = self.latent_shape()
+        noise = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+        return torch.stack(noise).to(self.pipe.device, self._sampling_dtype())
+
+    @torch.no_grad()
+    def sample(self, conditioning: Conditioning, seeds: Sequence[int]) -> Latents:
+        """Sample without gradient, from the first denoising step to the last."""
+        parts = self._parts(len(seeds))
+        return torch.cat([self._sample(conditioning[part], seeds[part]) for part in parts])
+
+    @torch.no_grad()
+    def sample_prefix(
+        self, conditioning: Conditioning, plan: TruncationPlan, seeds: Sequence[int]
+    ) -> SamplingState:
+        """Sample without gradient up to the plan's first gradient step."""
+        parts = self._parts(len(seeds))
+        return SamplingState.join(
+            [self._sample_prefix(conditioning[part], plan, seeds[part]) for part in parts]
+        )
+
+    def sample_with_grad(
+        self, state: SamplingState, conditioning: Conditioning, plan: TruncationPlan
+    ) -> Latents:
+        """Sample the remaining denoising steps; the latents are differentiable in the adapter."""
+        parts = self._parts(len(state))
+        return torch.cat([self._sample_with_grad(state[part], conditioning[part], plan) for part in parts])
+
+    def _sample(self, conditioning: Conditioning, seeds: Sequence[int]) -> Latents:
+        return self._run_pipeline(
+            self.pack_latents(self.noise(seeds)), conditioning, LoopHook(seeds, plan=None)
+        )
+
+    def _sample_prefix(
+        self, conditioning: Conditioning, plan: TruncationPlan, seeds: Sequence[int]
+    ) -> SamplingState:
+        noise, first = self.noise(seeds), plan.grad_steps[0]
+        if first == 0:
+            return SamplingState(noise, tuple(seeds), None, {})
+        hook = LoopHook(seeds, plan=None, stop_before=first)
+        denoisers = list(self.denoisers().values())
+        try:
+            with memory_optimizations.first_block_cache(self.sampling.prefix_cache, denoisers):
+                self._run_pipeline(self.pack_latents(noise), conditioning, hook)
+        except PrefixDone:
+            return SamplingState(noise, tuple(seeds), hook.outputs, hook.scheduler_state)
+        raise AssertionError("the pipeline ended before the first gradient step")
+
+    def _sample_with_grad(
+        self, state: SamplingState, conditioning: Conditioning, plan: TruncationPlan
+    ) -> Latents:
+        resume = state if state.outputs is not None else None
+        hook = LoopHook(state.seeds, plan=plan, resume=resume)
+        with torch.enable_grad():
+            return self._run_pipeline(self.pack_latents(state.noise), conditioning, hook)
+
+    def _parts(self, num_videos: int) -> Iterator[slice]:
+        """Return the videos of each call of the pipeline."""
+        size = num_videos if self.batched else 1
+        return (slice(start, start + size) for start in range(0, num_videos, size))
+
+    def _run_pipeline(
+        self, latents: Tensor, conditioning: Conditioning, hook: LoopHook, **changes: float
+    ) -> Latents:
+        """Run the pipeline's own loop under a hook; returns the input of its decoder.
+
+        Args:
+            latents: noise in the layout of `pack_latents`.
+            conditioning: of the same videos.
+            hook: what the loop does in each denoising step.
+            changes: arguments of the pipeline's call that differ from `pipeline_kwargs`.
+        """
+        loop = inspect.unwrap(type(self.pipe).__call__)
+        dtype = self._sampling_dtype()  # some loops keep the latents in the dtype of the embeddings
+        arguments: dict[str, Any] = {
+            name: cast(column, dtype) for name, column in conditioning.tensors.items()
+        }
+        arguments |= self.pipeline_kwargs() | changes
+        arguments["generator"] = hook.generators(OUTSIDE_STEPS, len(latents))
+        try:
+            with hook.install(list(self.denoisers().values()), self.pipe.scheduler, self.pipe.vae):
+                loop(self.pipe, latents=latents, **arguments)
+        except DecoderReached as reached:
+            self._check_num_steps(hook.index)
+            return with_frame_dimension(reached.latents, len(latents))
+        finally:
+            self.denoiser_calls += hook.denoiser_calls
+        raise AssertionError("the pipeline ended without decoding")
+
+    def _sampling_dtype(self) -> torch.dtype:
+        """Return the dtype of latents between denoiser calls: float32, or float64 with a float64 denoiser."""
+        return torch.promote_types(frozen_dtype(self.denoiser), torch.float32)
+
+    # ---- checks and memory
+
+    def _check_num_steps(self, taken: int) -> None:
+        if taken != self.sampling.num_inference_steps:
+            raise UserError(
+                f"{type(self.pipe.scheduler).__name__} took {taken} denoising steps for "
+                f"sampling.num_inference_steps={self.sampling.num_inference_steps}; choose a first-order "
+                "scheduler"
+            )
+
+    def _check_scheduler(self) -> None:
+        accepts_eta = "eta" in inspect.signature(self.pipe.scheduler.step).parameters
+        if self.sampling.eta and not accepts_eta:
+            raise UserError(
+                f"sampling.eta={self.sampling.eta} has no effect on {type(self.pipe.scheduler).__name__}; "
+                "set it to 0"
+            )
+
+    def modules(self) -> list[nn.Module]:
+        """Return every network of the pipeline."""
+        return [module for module in self.pipe.components.values() if isinstance(module, nn.Module)]
+
+    def free_text_encoders(self) -> None:
+        """Release the text encoders; `encode` fails afterwards.
+
+        Image encoders stay, as the loop calls them.
+        """
+        for name in ("text_encoder", "text_encoder_2", "text_encoder_3"):
+            if getattr(self.pipe, name, None) is not None:
+                setattr(self.pipe, name, None)
+
+
+def class_names(pipe: Any) -> set[str]:
+    """Return the names of a pipeline's class and its base classes."""
+    return {kind.__name__ for kind in type(pipe).__mro__}
+
+
+def with_frame_dimension(latents: Tensor, batch: int) -> Latents:
+    """Return ``batch channels frames h w`` of latents that may be ``batch·frames channels h w``."""
+    return latents if latents.ndim == 5 else latents.unflatten(0, (batch, -1)).transpose(1, 2)
