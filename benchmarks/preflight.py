@@ -193,7 +193,7 @@ def memory_report(recipe: str, overrides: tuple[str, ...], folder: Path) -> Row:
     if recipe == "svd_vjepa":
         found.append(f"rewards.0.weights={write_vjepa(folder / 'vjepa')}")
     config = load(recipe, [*found, *overrides])
-    needed = estimate.count(config)
+    needed = estimate.estimate_step(config)
     return Row(
         recipe,
         overrides,

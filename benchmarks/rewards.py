@@ -105,15 +105,17 @@ def measure(spec: RewardConfig, size: str, repeats: int, device: torch.device) -
     calls: dict[str, Callable[[], Any]] = {
         "local": lambda: score_and_gradient(local, video, PROMPTS, CHUNK_SIZE)
     }
-    pools = [pool.serving(_config([_placed(spec, transport)], size)) for transport in TRANSPORTS]
-    entered = [next(iter(pool.__enter__().values())) for pool in pools]
+    contexts = [pool.start_pools(_config([_placed(spec, transport)], size)) for transport in TRANSPORTS]
+    entered = [next(iter(context.__enter__().values())) for context in contexts]
     try:
         for transport, reward in zip(TRANSPORTS, entered, strict=True):
-            calls[transport] = lambda reward=reward: reward.submit_gradient(video, PROMPTS, CHUNK_SIZE)()  # type: ignore[misc]
+            calls[transport] = lambda reward=reward: reward.submit_gradient(
+                video, PROMPTS, CHUNK_SIZE
+            ).result()  # type: ignore[misc]
         milliseconds = _medians(calls, repeats)
     finally:
-        for pool in pools:
-            pool.__exit__(None, None, None)
+        for context in contexts:
+            context.__exit__(None, None, None)
     seen = video.numel() * 2 * _area(local, video)
     moved = {transport: seen * getattr(torch, transport).itemsize / MIB for transport in TRANSPORTS}
     return Row(spec.name, size, milliseconds.pop("local"), meter.peak / MIB, milliseconds, moved)
@@ -123,17 +125,17 @@ def together(specs: Sequence[RewardConfig], size: str, repeats: int, device: tor
     """All rewards, one after the other here and side by side in actors."""
     video = _video(size, device)
     local = [rewards.build(spec, device=device) for spec in specs]
-    with pool.serving(_config([_placed(spec, "float32") for spec in specs], size)) as pools:
+    with pool.start_pools(_config([_placed(spec, "float32") for spec in specs], size)) as remote:
 
-        def ask_all() -> None:
-            for answer in [pool.submit_gradient(video, PROMPTS, CHUNK_SIZE) for pool in pools.values()]:
-                answer()
+        def compute_remotely() -> None:
+            for future in [each.submit_gradient(video, PROMPTS, CHUNK_SIZE) for each in remote.values()]:
+                future.result()
 
         def compute_all() -> None:
             for reward in local:
                 score_and_gradient(reward, video, PROMPTS, CHUNK_SIZE)
 
-        milliseconds = _medians({"local": compute_all, "served": ask_all}, repeats)
+        milliseconds = _medians({"local": compute_all, "served": compute_remotely}, repeats)
     return Together(tuple(spec.name for spec in specs), size, milliseconds["local"], milliseconds["served"])
 
 

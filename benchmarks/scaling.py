@@ -128,25 +128,25 @@ def _measure(config: ExperimentConfig, num_steps: int, device: torch.device) -> 
     experiment = build(config, device)
     whole = _steps(config, experiment, WorkerGroup(), num_steps, device)
     model: Any = experiment.model
-    model.prefix = prefix = Timed(model.prefix, device)
+    model.sample_prefix = prefix = Timed(model.sample_prefix, device)
     timed = _steps(config, experiment, WorkerGroup(), 1, device)
     sampling, videos = config.sampling, config.videos_per_step
     frames = torch.rand(1, sampling.num_frames, 3, sampling.height, sampling.width, device=device)
-    ask = Timed(score_and_gradient, device)
+    score = Timed(score_and_gradient, device)
     for term in experiment.terms:
-        ask(
+        score(
             term.reward, frames, config.prompts.train[:1], config.runtime.decode_chunk_size
         )  # the first one does not count
-    ask.seconds = 0.0
+    score.seconds = 0.0
     for term in experiment.terms:
-        ask(term.reward, frames, config.prompts.train[:1], config.runtime.decode_chunk_size)
+        score(term.reward, frames, config.prompts.train[:1], config.runtime.decode_chunk_size)
     update = Timed(make_optimizer(config, experiment).step, device)
     update()
     step, per_video = statistics.median([*whole, *timed]), prefix.seconds / (2 * videos)
     parts = Parts(
         prefix=per_video,
-        grad_steps=(step - update.seconds) / videos - per_video - ask.seconds,
-        reward=ask.seconds,
+        grad_steps=(step - update.seconds) / videos - per_video - score.seconds,
+        reward=score.seconds,
         fixed=update.seconds,
         spread=statistics.stdev(whole) / statistics.fmean(whole),
         adapter_bytes=sum(parameter.numel() * 4 for parameter in experiment.model.adapter_parameters()),

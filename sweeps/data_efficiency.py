@@ -1,7 +1,8 @@
-"""How many reward queries does VADER need, compared with DDPO and Diffusion-DPO, which use no reward gradient?
+"""How many reward queries does VADER need, compared with methods without reward gradients?
 
-The paper's Figure 7: a reward on held-out prompts against reward queries and against seconds, at equal numbers of
-queries, over seeds. Each method has two settings; the figures in ``curves/`` show the better one.
+The paper's Figure 7: a reward on held-out prompts against reward queries and against seconds, at equal
+numbers of queries, over seeds, for VADER, DDPO and Diffusion-DPO. Each method has two settings; the figures
+in ``curves/`` show the better one.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
 
 
 def settings(values: Values, recipe: ExperimentConfig) -> dict[str, Any]:
-    """Return steps of 4 videos for VADER, through all denoising steps, and of 16 for the others; equal reward queries."""
+    """Return steps of 4 videos for VADER, through all denoising steps, and of 16 videos for the others."""
     method, num_videos = values["method"], 4 if values["method"] == "vader" else 16
     rewards = [
         {"reward": name, "weights": f"shapes:{name}"} for name in (values["reward"], OTHER[values["reward"]])
@@ -59,7 +60,8 @@ SWEEP = SweepDefinition(
     name="data_efficiency",
     question=__doc__,
     recipe="shapes_hps",
-    default_overrides=("sampling.num_frames=2", "sampling.num_inference_steps=4", "sampling.eta=1", "evaluation.num_videos=12",
+    default_overrides=("sampling.num_frames=2", "sampling.num_inference_steps=4", "sampling.eta=1",
+    "evaluation.num_videos=12",
             "evaluation.num_shown=2", "eval_metrics=[]", "evaluation.select=eval/objective",
             "runtime.prefix_batch_size=16", "runtime.micro_batch_size=16", "runtime.decode_chunk_size=2",
             "checkpoint.every=8", "expected_metrics={}"),

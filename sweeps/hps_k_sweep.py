@@ -1,7 +1,7 @@
 """How many denoising steps should carry the reward's gradient?
 
-The paper's ablation: the last K steps for K = 1, 2, 5, 10, a random last k of all steps (AlignProp), and 5 steps
-spread uniformly over all denoising steps, at equal reward queries.
+The paper's ablation: the last K steps for K = 1, 2, 5, 10, the last k steps with random k (AlignProp), and 5
+steps spread uniformly over all denoising steps, at equal reward queries.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from vader_ray.orchestration.sweeps.script import sweep_script
 
 
 def settings(values: Values, recipe: ExperimentConfig) -> dict[str, Any]:
-    """Return K as a truncation; ``random`` draws its depth from 1…N, ``uniform`` has as many gradient steps as K = 5."""
+    """Return K as a truncation; ``random`` draws 1…N gradient steps, ``uniform`` has as many as K = 5."""
     num_steps = recipe.sampling.num_inference_steps
     truncation, depth = {"random": ("random", num_steps), "uniform": ("uniform", min(5, num_steps))}.get(
         values["K"], ("last", values["K"])

@@ -1,8 +1,8 @@
 """Which K, learning rate and reward are best together?
 
-Optuna chooses the trials from the results so far, and trials that fall behind at equal reward queries are stopped. All
-trials are compared by one metric that none of them trains: PickScore on the embedded shapes data set, on another recipe
-its ``evaluation.select`` (which must not depend on the rewards' weights).
+Optuna chooses the trials from the results so far, and trials that fall behind at equal reward queries are
+stopped. All trials are compared by one metric that none of them trains: PickScore on the embedded shapes data
+set, on another recipe its ``evaluation.select`` (which must not depend on the rewards' weights).
 """
 
 from __future__ import annotations
@@ -32,13 +32,12 @@ SWEEP = SweepDefinition(
     name="k_lr_reward_sweep",
     question=__doc__,
     recipe="shapes_hps_aesthetic",
-    default_overrides=("eval_rewards=[{reward: pickscore, weights: shapes:pickscore}]", "evaluation.select=eval/reward/pickscore",
-            "num_steps=16", "evaluation.every=2", "evaluation.num_videos=10", "checkpoint.every=4", "expected_metrics={}"),
-    space={"K": tune.choice([1, 2, 5]), "lr": tune.loguniform(2e-4, 5e-3), "reward": tune.choice(sorted(WEIGHTS))},
-    settings=settings,
-    num_trials=8,
-    search="tpe",
-    scheduler="asha",
+    default_overrides=("eval_rewards=[{reward: pickscore, weights: shapes:pickscore}]",
+    "evaluation.select=eval/reward/pickscore",
+            "num_steps=16", "evaluation.every=2", "evaluation.num_videos=10", "checkpoint.every=4",
+            "expected_metrics={}"),
+    space={"K": tune.choice([1, 2, 5]), "lr": tune.loguniform(2e-4, 5e-3), "reward":
+    tune.choice(sorted(WEIGHTS))}, settings=settings, num_trials=8, search="tpe", scheduler="asha",
 )  # fmt: skip
 
 if __name__ == "__main__":

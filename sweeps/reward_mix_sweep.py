@@ -1,8 +1,8 @@
 """Which mix of rewards is best? Prints the Pareto front: the mixes that no other mix beats in all rewards.
 
-Each mix gives human preference, aesthetics and motion (a reward of the whole clip) weights that sum to one, and is
-compared with a soup of the single-reward adapters with the same weights, which trains nothing. On another recipe, the
-mixes scale the weights of its first three rewards.
+Each mix gives human preference, aesthetics and motion (a reward of the whole clip) weights that sum to one,
+and is compared with a soup of the single-reward adapters with the same weights, which trains nothing. On
+another recipe, the mixes scale the weights of its first three rewards.
 """
 
 from __future__ import annotations
@@ -40,8 +40,10 @@ SWEEP = SweepDefinition(
     name="reward_mix_sweep",
     question=__doc__,
     recipe="shapes_hps_aesthetic",
-    default_overrides=(REWARDS, "eval_rewards=[{reward: pickscore, weights: shapes:pickscore}]", "evaluation.select=eval/reward/pickscore",
-            "num_steps=12", "evaluation.every=6", "evaluation.num_videos=10", "checkpoint.every=3", "expected_metrics={}"),
+    default_overrides=(REWARDS, "eval_rewards=[{reward: pickscore, weights: shapes:pickscore}]",
+    "evaluation.select=eval/reward/pickscore",
+            "num_steps=12", "evaluation.every=6", "evaluation.num_videos=10", "checkpoint.every=3",
+            "expected_metrics={}"),
     space={"mix": tune.grid_search(MIXES)},
     settings=settings,
     soup_weights=soup_weights,

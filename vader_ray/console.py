@@ -1,4 +1,4 @@
-"""What the command line of the package and those of the sweep scripts share: options, and messages instead of tracebacks."""
+"""Options and error messages that the command line and the sweep scripts share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The two errors that end a command with one message; any other exception is a bug and shows its traceback."""
+"""The two errors that end a command with a message; any other exception is a bug and has a traceback."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 class UserError(ValueError):
-    """A mistake that the user can correct: the message names what was given, what is expected, and the remedy.
+    """A mistake that the user can correct; the message names the given value, the expected one and a remedy.
 
     The command ends with exit status 2.
     """

@@ -16,11 +16,12 @@ UNFINISHED = ".unfinished"
 def atomic_write(path: Path, *, durable: bool = False) -> Iterator[Path]:
     """Yield a temporary path next to `path` to write a file or folder to; rename it to `path` at the end.
 
-    If the block raises, `path` stays as it was and the temporary file is deleted. A folder that exists at `path` is
-    replaced as a whole.
+    If the block raises, `path` stays as it was and the temporary file is deleted. A folder that exists at
+    `path` is replaced as a whole.
 
     Args:
-        durable: flush the file to the disk first, so that it survives a power failure too; for a file, not a folder.
+        durable: flush the file to the disk first, so that it survives a power failure too; for a file, not a
+            folder.
     """
     unfinished = path.with_name(path.name + UNFINISHED)
     _delete(unfinished)

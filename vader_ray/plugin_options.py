@@ -11,7 +11,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from torch import nn
 
-from vader_ray.config import ConfigError, PluginConfig
+from vader_ray.config import PluginConfig
+from vader_ray.errors import UserError
 
 
 def check_options(plugin: type, spec: PluginConfig, folder: Path | None = None) -> dict[str, Any]:
@@ -22,14 +23,14 @@ def check_options(plugin: type, spec: PluginConfig, folder: Path | None = None) 
         folder: folder at which relative paths start.
 
     Raises:
-        ConfigError: an unknown option, a wrong type, or a path that does not exist; one line each.
+        UserError: an unknown option, a wrong type, or a path that does not exist; one line each.
     """
     model = _option_model(plugin, spec)
     try:
         options = model.model_validate(spec.options, context={"folder": folder})
     except ValidationError as error:
         problems = (_explain(spec.name, model, problem) for problem in error.errors())
-        raise ConfigError("\n".join(problems)) from None
+        raise UserError("\n".join(problems)) from None
     return {name: getattr(options, name) for name in options.model_fields_set}
 
 
@@ -39,15 +40,15 @@ def load_plugin(plugin: type, spec: PluginConfig, *, device: torch.device | str)
     On the meta device its networks are made without weights.
 
     Raises:
-        ConfigError: as `check_options`, and weights that are missing, unreadable or of another network.
+        UserError: as `check_options`, and weights that are missing, unreadable or of another network.
     """
     options = check_options(plugin, spec)
     on_meta = torch.device(device).type == "meta"
     try:
         with torch.device(device) if on_meta else nullcontext():
             loaded = plugin(**options)
-    except ConfigError as error:
-        raise ConfigError(f"{spec.name}: {error}") from error.__cause__
+    except UserError as error:
+        raise UserError(f"{spec.name}: {error}") from error.__cause__
     if isinstance(loaded, nn.Module):
         loaded.to(device=device, dtype=getattr(torch, spec.precision)).requires_grad_(False).eval()
     return loaded
@@ -59,7 +60,7 @@ def _option_model(plugin: type, spec: PluginConfig) -> type[BaseModel]:
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
         if parameter.name in type(spec).model_fields:
-            raise ConfigError(
+            raise UserError(
                 f"{spec.name}: its option {parameter.name!r} is a setting of every {spec.kind}; "
                 "rename it in the class"
             )

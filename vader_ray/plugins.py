@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from vader_ray.config import ConfigError
+from vader_ray.errors import UserError
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +42,14 @@ class Registry:
         """Return the class of a plugin, or what a dotted name ``my.module.attribute`` names.
 
         Raises:
-            ConfigError: there is no such plugin; the message gives the rule and the names.
+            UserError: there is no such plugin; the message gives the rule and the names.
         """
         if name in self.names():
             inner = ".model" if (self._folder() / name).is_dir() else ""
             return self.only_class(importlib.import_module(f"{self.package}.{name}{inner}"))
         parent, dot, attribute = name.rpartition(".")
         if not dot or not all(part.isidentifier() for part in name.split(".")):
-            raise ConfigError(
+            raise UserError(
                 f"{self.noun}: there is no {name!r}; give one of {', '.join(self.names())}, or a dotted "
                 f"name of your own: my.module (the only class there whose name ends in {self.kind}) or "
                 "my.module.ClassName"
@@ -58,19 +58,19 @@ class Registry:
             return self.only_class(module)
         module = _import_if_found(parent)
         if module is None:
-            raise ConfigError(
+            raise UserError(
                 f"{self.noun}: there is no module {name!r} or {parent!r}; install it or put its folder on "
                 "PYTHONPATH"
             )
         if not hasattr(module, attribute):
-            raise ConfigError(f"{self.noun}: {parent} defines no {attribute!r}; define it there")
+            raise UserError(f"{self.noun}: {parent} defines no {attribute!r}; define it there")
         return getattr(module, attribute)
 
     def only_class(self, module: ModuleType) -> type:
         """Return the only public class that a module defines and whose name ends in the kind.
 
         Raises:
-            ConfigError: the module defines none, or several.
+            UserError: the module defines none, or several.
         """
         found = {
             name: value
@@ -80,7 +80,7 @@ class Registry:
         }
         if len(found) == 1:
             return next(iter(found.values()))
-        raise ConfigError(
+        raise UserError(
             f"{self.noun}: {module.__name__} must define one class whose name ends in {self.kind} and "
             f"defines {', '.join(found) or 'none'}; name the one you mean: {module.__name__}.ClassName"
         )

@@ -20,7 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from vader_ray.config import ConfigError, Weights, locate
+from vader_ray.config import Weights, locate
+from vader_ray.errors import UserError
 
 SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 """Endings of a file of weights."""
@@ -56,7 +57,7 @@ def resolve_weights(source: str, *files: str) -> Path:
     """Return the local file or folder of ``source``; the ``files`` of a hub id are downloaded first.
 
     Raises:
-        ConfigError: a path that does not exist, or a hub that cannot be reached; names the command that gets
+        UserError: a path that does not exist, or a hub that cannot be reached; names the command that gets
             the files.
     """
     if without_weights():
@@ -64,7 +65,7 @@ def resolve_weights(source: str, *files: str) -> Path:
     try:
         local = Path(locate(_local_or_hub(source))).expanduser()
     except ValueError as error:
-        raise ConfigError(str(error)) from None
+        raise UserError(str(error)) from None
     return local if local.exists() else _download(source, files)
 
 
@@ -83,7 +84,7 @@ def _download(repository: str, files: Sequence[str]) -> Path:
         reason = (
             "the hub is out of reach and the local cache has no copy" if unreachable else type(error).__name__
         )
-        raise ConfigError(
+        raise UserError(
             f"cannot get {' and '.join(files)} from the hub repository {repository} ({reason}); "
             f"run `hf download {repository} {' '.join(files)}` where there is internet, or give a local path"
         ) from error
@@ -94,13 +95,13 @@ def only_file(folder: Path, pattern: str) -> Path:
     """Return the only file of ``folder`` that matches the pattern.
 
     Raises:
-        ConfigError: there is none, or several.
+        UserError: there is none, or several.
     """
     found = sorted(folder.glob(pattern))
     if len(found) == 1:
         return found[0]
     listed = ", ".join(path.name for path in found) or "none"
-    raise ConfigError(
+    raise UserError(
         f"{folder} must hold exactly one {pattern} file, not {listed}; give the folder of one checkpoint"
     )
 
@@ -109,12 +110,12 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     """Read the tensors of a .safetensors or torch file, plain or under ``state_dict``, by name.
 
     Raises:
-        ConfigError: the file is missing, truncated, or contains anything but tensors.
+        UserError: the file is missing, truncated, or contains anything but tensors.
     """
     if not path.is_file():
         if without_weights():
             return {}
-        raise ConfigError(f"{path} does not exist; give the path of a checkpoint")
+        raise UserError(f"{path} does not exist; give the path of a checkpoint")
     device = str(torch.get_default_device())
     try:
         content: Any = (
@@ -131,13 +132,13 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         ValueError,
         LookupError,
     ) as error:
-        raise ConfigError(
+        raise UserError(
             f"{path} ({path.stat().st_size} bytes) cannot be read as a checkpoint of plain tensors "
             f"({type(error).__name__}); it was cut short or is of another format, so get it again"
         ) from error
     state = content.get("state_dict", content) if isinstance(content, Mapping) else content
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ConfigError(
+        raise UserError(
             f"{path} holds no table of tensors; give a checkpoint of weights, plain or under 'state_dict'"
         )
     return dict(state)
@@ -159,7 +160,7 @@ def load_strictly(network: nn.Module, state: Mapping[str, Tensor], source: Path)
     """Set every weight of ``network``.
 
     Raises:
-        ConfigError: weights are missing or unexpected, or their shapes differ; names a few of each.
+        UserError: weights are missing or unexpected, or their shapes differ; names a few of each.
     """
     if without_weights() and not state:
         return
@@ -179,7 +180,7 @@ def load_strictly(network: nn.Module, state: Mapping[str, Tensor], source: Path)
         if found
     ]
     if problems:
-        raise ConfigError(
+        raise UserError(
             f"{source} belongs to another network, with weights {', '.join(problems)}; give one that fits"
         )
     on_meta = any(parameter.is_meta for parameter in network.parameters())

@@ -24,19 +24,18 @@ from tests.helpers.recipe import tiny_config
 from tests.helpers.tiny import SAMPLING, adapter_gradient, load_tiny, randomise_adapter
 from tests.helpers.training import Keeper, file_contents
 from vader_ray import models
-from vader_ray.alignment.algorithms.ddpo import Ddpo, clipped_loss, normalise, remember
-from vader_ray.alignment.algorithms.dpo import Dpo, preference_loss
+from vader_ray.alignment import algorithms
+from vader_ray.alignment.algorithms.ddpo import DDPOAlgorithm, DDPOSettings, PromptStatTracker, clipped_loss
+from vader_ray.alignment.algorithms.dpo import DiffusionDPOAlgorithm, DiffusionDPOSettings, preference_loss
 from vader_ray.alignment.base import StepContext
 from vader_ray.alignment.rollout import Batching, Rollout
 from vader_ray.config import (
     AdapterConfig,
-    ConfigError,
-    DdpoConfig,
-    DpoConfig,
     ModelConfig,
     SamplingConfig,
     load,
 )
+from vader_ray.errors import UserError
 from vader_ray.models.core.conditioning import Conditioning
 from vader_ray.models.core.transitions import noised
 from vader_ray.models.videocrafter2.scheduler import DynamicRescaleDDIMScheduler
@@ -80,10 +79,10 @@ def test_log_probability_and_score_function_of_a_linear_denoiser_have_their_clos
 
 
 def _accumulated(model: Any, chain: Any, advantages: Tensor, clip_range: float) -> float:
-    settings, nothing = DdpoConfig(name="ddpo", clip_range=clip_range), Conditioning({})
+    settings, nothing = DDPOSettings(clip_range=clip_range), Conditioning({})
     model.pipe.transformer.theta.grad = None
     rollout = Rollout(PROMPTS, nothing, SEEDS, [])
-    Ddpo(settings)._accumulate(model, chain, rollout, advantages, 1, 0.5)
+    DDPOAlgorithm(settings, model.sampling)._accumulate(model, chain, rollout, advantages, 1, 0.5)
     return float(model.pipe.transformer.theta.grad)
 
 
@@ -133,11 +132,11 @@ def test_clipped_loss_is_the_formula() -> None:
 
 
 def test_rewards_are_normalised_by_prompt_once_enough_are_known() -> None:
-    memory = {"a": [1.0, 2.0, 3.0]}
+    tracker = PromptStatTracker({"a": [1.0, 2.0, 3.0]}, buffer_size=3, min_count=3)
     prompts, values = ["a", "b", "b", "c"], [4.0, 1.0, 3.0, float("nan")]
-    remember(memory, prompts, values, 3)
-    assert memory == {"a": [2.0, 3.0, 4.0], "b": [1.0, 3.0]}
-    found = normalise(memory, prompts, [*values[:3], 0.0], 3)
+    tracker.add(prompts, values)
+    assert tracker.rewards == {"a": [2.0, 3.0, 4.0], "b": [1.0, 3.0]}
+    found = tracker.normalise(prompts, [*values[:3], 0.0])
     step = np.array([4.0, 1.0, 3.0, 0.0])
     expected = [1 / math.sqrt(2 / 3), *((step[1:] - step.mean()) / step.std())]
     assert found == pytest.approx(expected, rel=1e-6)  # 1e-8 is added to the deviation
@@ -251,7 +250,7 @@ def test_preference_loss_is_equation_14() -> None:
 
 @torch.no_grad()
 def _dpo_loss(
-    model: Any, conditioning: Any, chain: Any, sign: float, draws: int, settings: DpoConfig
+    model: Any, conditioning: Any, chain: Any, sign: float, draws: int, settings: DiffusionDPOSettings
 ) -> float:
     """The mean loss of one pair over its draws, from errors computed by hand."""
     generator, total = torch.Generator().manual_seed(draws), 0.0
@@ -273,16 +272,17 @@ def test_dpo_gradient_equals_finite_differences_of_the_papers_loss(tiny_pipeline
     conditioning, terms, settings = (
         model.encode(prompts),
         REWARD_TERMS["frame"],
-        DpoConfig(name="dpo", beta=3.0, num_draws=2),
+        DiffusionDPOSettings(beta=3.0, num_draws=2),
     )
-    rollout = Rollout(prompts, conditioning, SEEDS, [[range(FRAMES)] * 2], draws=[11, 12])
-    whole = StepContext(2, list, {})
-    (update,) = Dpo(settings, NUM_STEPS).updates(model, terms, rollout, Batching(2, 2, 3), whole)
+    rollout = Rollout(prompts, conditioning, SEEDS, [[range(FRAMES)] * 2], draw_seeds=[11, 12])
+    context = StepContext(2, list, torch.Generator(), {})
+    algorithm = DiffusionDPOAlgorithm(settings, model.sampling)
+    (update,) = algorithm.updates(model, terms, rollout, Batching(2, 2, 3), context)
     gradient = torch.cat([parameter.grad.flatten() for parameter in model.adapter_parameters()])
-    first, second = update.scored[0].objective.tolist()
+    first, second = update.outputs[0].objective.tolist()
     chain, sign = model.sample_trajectory(conditioning, SEEDS), 1.0 if first > second else -1.0
     expected = _dpo_loss(model, conditioning, chain, sign, 11, settings)
-    assert np.mean(update.measures["loss"]) == pytest.approx(expected, rel=1e-6)
+    assert np.mean(update.metrics["loss"]) == pytest.approx(expected, rel=1e-6)
     numeric = _numeric(model, lambda: _dpo_loss(model, conditioning, chain, sign, 11, settings))
     assert numeric == pytest.approx(float(gradient @ _direction(model)), rel=1e-5)
 
@@ -328,7 +328,7 @@ def test_resumed_run_equals_the_straight_run_bit_for_bit(
         "cost/denoiser_calls",
     )
     assert straight.metrics(*names)[3:] == resumed.metrics(*names)
-    assert bool(state.memory) == (name == "ddpo")
+    assert bool(state.algorithm_state) == (name == "ddpo")
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
@@ -386,7 +386,7 @@ def test_two_workers_equal_one(tiny_pipeline_folder: Path, tmp_path: Path) -> No
         for one, two in zip(_moments(alone), _moments(together), strict=True):
             torch.testing.assert_close(one, two, rtol=1e-7, atol=1e-12 + 1e-7 * float(one.abs().max()))
         states = [json.loads((folder / "state.json").read_text()) for folder in (alone, together)]
-        assert states[0]["memory"].keys() == states[1]["memory"].keys()
+        assert states[0]["algorithm_state"].keys() == states[1]["algorithm_state"].keys()
         assert states[0]["denoiser_calls"] == states[1]["denoiser_calls"]
 
 
@@ -467,17 +467,17 @@ def test_a_faulty_file_of_pairs_is_named(tmp_path: Path, row: dict[str, str], me
          "sampling.truncation_depth=2 has no effect on algorithm.name=ddpo; set it to 1, or name=vader"),
         (["algorithm.name=dpo", "videos_per_step=3"], "videos_per_step=3 gives runtime.num_workers=1 no equal number of them"),
         (["algorithm.name=dpo", "runtime.num_workers=4"], "choose a multiple of 8"),
-        (["algorithm.name=ppo"], "algorithm: there is no such algorithm; set name to one of ddpo, dpo, vader"),
-        (["algorithm.beta=1"], "algorithm.beta: there is no such setting; here are reference_penalty, name"),
+        (["algorithm.name=ppo"], "algorithm.name: there is no 'ppo'; give one of ddpo, dpo, vader, or a dotted name"),
+        (["algorithm.beta=1"], "algorithm.beta: there is no such setting; here are reference_penalty"),
         (["algorithm.name=dpo", "algorithm.clip_range=1"],
-         "algorithm.clip_range: there is no such setting; here are beta, name, num_draws, num_updates, pairs"),
+         "algorithm.clip_range: there is no such setting; here are beta, num_draws, num_updates, pairs"),
         (["algorithm.name=ddpo", "algorithm.buffer_size=2", "sampling.eta=1"], "min_count=16 is never reached by buffer_size=2"),
         (["algorithm.name=dpo", "algorithm.pairs=/nowhere.parquet"], "/nowhere.parquet is no file of pairs"),
     ],
 )  # fmt: skip
 def test_settings_that_do_not_apply_are_refused_with_their_remedy(changes: list[str], message: str) -> None:
-    with pytest.raises(ConfigError) as refusal:
-        load("shapes_hps", changes)
+    with pytest.raises(UserError) as refusal:
+        algorithms.check(load("shapes_hps", changes))
     assert message in str(refusal.value)
     assert "\n" not in str(refusal.value)
 

@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.scaling import Network, Parts, predict, slowest_of
 
-PARTS = Parts(prefix=4.0, graded=2.0, reward=1.0, fixed=0.5, spread=0.0, adapter_bytes=4_000_000)
+PARTS = Parts(prefix=4.0, grad_steps=2.0, reward=1.0, fixed=0.5, spread=0.0, adapter_bytes=4_000_000)
 
 
 @pytest.mark.parametrize("num_workers", [1, 2, 16, 128])

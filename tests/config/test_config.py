@@ -12,7 +12,8 @@ import torch
 import yaml
 
 from vader_ray.alignment.reward_gradient import RewardTerm
-from vader_ray.config import ConfigError, ExperimentConfig, flatten, load, recipe_names, split_image, validate
+from vader_ray.config import ExperimentConfig, flatten, load, recipe_names, split_image, validate
+from vader_ray.errors import UserError
 from vader_ray.metrics import measured_metrics
 from vader_ray.rewards import brightness
 
@@ -91,7 +92,7 @@ def test_overrides_reach_every_depth() -> None:
     ],
 )
 def test_what_cannot_work_is_refused_with_its_path_and_remedy(change: str, message: str) -> None:
-    with pytest.raises(ConfigError) as refusal:
+    with pytest.raises(UserError) as refusal:
         load("shapes_hps", [change])
     assert message in str(refusal.value)
     assert "\n" not in str(refusal.value)
@@ -115,7 +116,7 @@ def test_a_recipe_file_resolves_paths_beside_itself(tmp_path: Path, monkeypatch:
 )
 def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "bad.yaml").write_text(text)
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(UserError, match=message):
         load(str(tmp_path / "bad.yaml"))
 
 
@@ -185,5 +186,5 @@ def test_prompts_with_images(tmp_path: Path) -> None:
 def test_image_prompts_are_checked(tmp_path: Path, train: object, message: str) -> None:
     (tmp_path / "dog.png").touch()
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(UserError, match=message):
         _with_prompts(train, tmp_path)

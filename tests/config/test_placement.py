@@ -8,14 +8,15 @@ import pytest
 
 from tests.helpers.placed_rewards import CLIP, config_of, placed_reward
 from tests.helpers.recipe import tiny_document
-from vader_ray.config import ConfigError, validate
+from vader_ray.config import validate
+from vader_ray.errors import UserError
 
 
 def test_placements_that_cannot_work_are_refused_at_load() -> None:
-    with pytest.raises(ConfigError, match=r"two rewards have placement\.actor='pool'"):
+    with pytest.raises(UserError, match=r"two rewards have placement\.actor='pool'"):
         config_of(placed_reward(CLIP), placed_reward("brightness"))
     document = tiny_document(Path("unused"), rewards=[placed_reward(CLIP, num_replicas=0)])
-    with pytest.raises(ConfigError, match=r"rewards\.0\.placement\.num_replicas"):
+    with pytest.raises(UserError, match=r"rewards\.0\.placement\.num_replicas"):
         validate(document)
 
 

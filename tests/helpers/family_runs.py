@@ -59,7 +59,8 @@ def reseed(generators: Sequence[torch.Generator], seeds: Sequence[int], step: in
 
 
 def own_call(case: Case, model: Any, images: list[Path], videos: slice, loop: Any) -> Frames:
-    """Videos by the pipeline's own call from texts and pictures, with the noise that the project documents."""
+    """Videos by the pipeline's own call from texts and pictures, with the noise that the project
+    documents."""
     seeds, arguments = SEEDS[videos], dict(case.sampling) | case.call
     generators = [torch.Generator() for _ in seeds]
     stochastic = type(model.pipe.scheduler).__name__ == STOCHASTIC

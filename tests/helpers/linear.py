@@ -1,4 +1,5 @@
-"""The smallest pipeline whose gradient has a closed form: DDIM over ε = θ·x, with θ as the adapter, and an identity decoder."""
+"""The smallest pipeline whose gradient has a closed form: DDIM over ε = θ·x, with θ as the adapter, and an
+identity decoder."""
 
 from types import SimpleNamespace
 from typing import Any

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from tests.helpers.paths import REPOSITORY
 from tests.helpers.waiting import wait_until
-from vader_ray.orchestration.tracking.server import TrackingError, check_server
+from vader_ray.errors import UserError
+from vader_ray.orchestration.tracking.server import check_server
 
 
 def environment() -> dict[str, str]:
@@ -47,6 +48,6 @@ def server(uri: str, port: int, command: str = "server") -> Iterator[str]:
 def _works(address: str) -> bool:
     try:
         check_server(address)
-    except TrackingError:
+    except UserError:
         return False
     return True

@@ -84,7 +84,7 @@ def adapter_files(run: Path) -> dict[str, bytes]:
 
 def record(config: ExperimentConfig, folder: Path, name: str, storage: str | None = None) -> None:
     """Train in this process, without Ray, and record the run in `folder` and in MLflow as a worker does."""
-    runs = open_run_dir(config, folder / "runs", name, resume=False, storage=storage)
+    runs = open_run_dir(config, folder / "runs", name, storage=storage)
     run = mlflow_runs.start_run(config, name, runs.recipe.read_text())
     run_locally(config, runs, run)
     assert (

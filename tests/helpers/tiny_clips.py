@@ -44,7 +44,8 @@ def save_vjepa(folder: Path) -> Path:
 
 
 def save_action(folder: Path) -> Path:
-    """A VideoMAE classifier for 8 frames of 32 pixels, with the image processor that published checkpoints come with."""
+    """A VideoMAE classifier for 8 frames of 32 pixels, with the image processor that published checkpoints
+    come with."""
     torch.manual_seed(3)
     network = transformers.VideoMAEForVideoClassification(
         transformers.VideoMAEConfig(
@@ -103,7 +104,8 @@ OPTIONS = {
 
 
 def _randomise(network: nn.Module) -> None:
-    """Weights so large that another video gives clearly other features, as in a trained network; nothing stays zero."""
+    """Weights so large that another video gives clearly other features, as in a trained network; nothing
+    stays zero."""
     with torch.no_grad():
         for parameter in network.parameters():
             if parameter.ndim > 1:

@@ -72,7 +72,8 @@ def make_clip(folder: Path, *, eos_token_id: int = 49407) -> Path:
 
 
 def make_detector(folder: Path) -> Path:
-    """A YolosForObjectDetection with position embeddings in the middle layers, COCO-like labels and its processor."""
+    """A YolosForObjectDetection with position embeddings in the middle layers, COCO-like labels and its
+    processor."""
     torch.manual_seed(3)
     config = transformers.YolosConfig(
         hidden_size=32,

@@ -1,10 +1,10 @@
 """A tiny VideoCrafter2 checkpoint with random weights, in the published layout.
 
-Names and shapes in ``tests/data`` are those of the state dict of the published network (AILab-CVC/VideoCrafter at
-11bcd76, ``LatentDiffusion``, which loads ``model.ckpt`` strictly): ``published`` as configured by its
-``inference_t2v_512_v2.0.yaml``; ``tiny`` with 32 channels in multiples of 1, 2, 3 (transformers on two of three
-levels), heads of 16, one residual block per level, an autoencoder of 32, 64 channels and a text encoder of 128 channels,
-2 heads, 3 layers.
+Names and shapes in ``tests/data`` are those of the state dict of the published network
+(AILab-CVC/VideoCrafter at 11bcd76, ``LatentDiffusion``, which loads ``model.ckpt`` strictly): ``published``
+as configured by its ``inference_t2v_512_v2.0.yaml``; ``tiny`` with 32 channels in multiples of 1, 2, 3
+(transformers on two of three levels), heads of 16, one residual block per level, an autoencoder of 32, 64
+channels and a text encoder of 128 channels, 2 heads, 3 layers.
 """
 
 from __future__ import annotations

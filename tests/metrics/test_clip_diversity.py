@@ -19,10 +19,12 @@ from tests.helpers.recipe import tiny_config
 from tests.helpers.reward_inputs import as_pil, pictures, random_images
 from tests.helpers.tiny_clips import save_clip
 from vader_ray import metrics
-from vader_ray.config import ConfigError, ExperimentConfig, MetricConfig
+from vader_ray.alignment.decoding import decode_all
+from vader_ray.config import ExperimentConfig, MetricConfig
+from vader_ray.errors import UserError
 from vader_ray.orchestration.runs.launch import resolve_names
 from vader_ray.training.distributed import WorkerGroup
-from vader_ray.training.evaluation import decode_all, evaluate
+from vader_ray.training.evaluation import evaluate
 from vader_ray.training.experiment import build
 
 
@@ -95,7 +97,7 @@ def test_evaluation_reports_its_mean(tiny_pipeline_folder: Path, clip_folder: Pa
     with torch.no_grad():
         for video in seen.videos:
             latents = experiment.model.sample(experiment.condition([video.prompt]), [video.noise_seed])
-            features.append(build_metric(clip_folder).features(decode_all(experiment.model.decoder, latents)))
+            features.append(build_metric(clip_folder).features(decode_all(latents, experiment.model.decoder)))
     expected = by_scipy(torch.cat(features), [video.prompt for video in seen.videos])
     assert len(set(expected)) > 2
     # the evaluation samples several videos at once: float32 rounding
@@ -149,7 +151,7 @@ def test_two_workers_see_the_scores_of_one(
 def test_it_is_no_reward(tiny_pipeline_folder: Path, clip_folder: Path) -> None:
     config = recipe(tiny_pipeline_folder, clip_folder)
     assert resolve_names(config).eval_metrics[0].name == "spread"
-    with pytest.raises(ConfigError, match=r"there is no (reward )?'clip_diversity'"):
+    with pytest.raises(UserError, match=r"there is no (reward )?'clip_diversity'"):
         resolve_names(tiny_config(tiny_pipeline_folder, rewards=[{"reward": "clip_diversity"}]))
 
 

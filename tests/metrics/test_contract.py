@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from tests.helpers.tiny_clips import save_clip
 from vader_ray import metrics
-from vader_ray.config import ConfigError, MetricConfig, load
+from vader_ray.config import MetricConfig, load
+from vader_ray.errors import UserError
 from vader_ray.metrics import PairedMetric, SetMetric, VideoMetric
 from vader_ray.training.guard import check_guard
 
@@ -150,7 +151,7 @@ def test_a_dotted_name_reaches_outside(tmp_path: Path, monkeypatch: pytest.Monke
         ({"gian": 1}, "redness: there is no option 'gian'; it has gain"),
         ({"gain": "much"}, "redness.gain: .*number.*not 'much'"),
     ):
-        with pytest.raises(ConfigError, match=message):
+        with pytest.raises(UserError, match=message):
             metrics.check(MetricConfig.model_validate({"metric": "my.redness", **options}))
 
 
@@ -164,5 +165,5 @@ def test_a_dotted_name_reaches_outside(tmp_path: Path, monkeypatch: pytest.Monke
     ],
 )  # fmt: skip
 def test_what_cannot_be_measured_is_refused(settings: str, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(UserError, match=message):
         check_guard(load("shapes_hps", [settings]))

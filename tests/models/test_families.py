@@ -1,4 +1,5 @@
-"""Every family against its pipeline's own output and one monolithic graph, on tiny random weights in the published layout."""
+"""Every family against its pipeline's own output and one monolithic graph, on tiny random weights in the
+published layout."""
 
 from __future__ import annotations
 
@@ -92,7 +93,8 @@ def test_prefix_of_two_with_finish_of_one_equals_one_batch(
 
 
 def _monolithic(case: Case, model: Any, images: list[Path], graded: tuple[int, ...]) -> Tensor:
-    """Plain autograd through the pipeline's own loop and the library's own decoder: no hook, no checkpoint, no chunk.
+    """Plain autograd through the pipeline's own loop and the library's own decoder: no hook, no checkpoint,
+    no chunk.
 
     Predictions of steps that are not graded are cut off behind the denoiser, as Algorithm 1 says.
     """
@@ -124,7 +126,8 @@ def _monolithic(case: Case, model: Any, images: list[Path], graded: tuple[int, .
 
 @pytest.mark.parametrize("name", CASES)
 def test_staged_gradient_equals_the_monolithic_one(folders: Any, images: list[Path], name: str) -> None:
-    """Relative error of the whole gradient, for K = 1, 2 and N. Bounds: float64, except where the library casts."""
+    """Relative error of the whole gradient, for K = 1, 2 and N. Bounds: float64, except where the library
+    casts."""
     case = CASES[name]
     model = load_case(case, folders(name), case.schedulers[0], case.precision)
     conditioning = encode_prompts(model, images)[0:1]

@@ -1,4 +1,5 @@
-"""A user's loaded pipeline, wrapped: the library's own output, and the gradient of the same model from a recipe."""
+"""A user's loaded pipeline, wrapped: the library's own output, and the gradient of the same model from a
+recipe."""
 
 from __future__ import annotations
 
@@ -121,7 +122,7 @@ def test_what_cannot_be_wrapped_is_named(folders: Any, tmp_path: Path) -> None:
     unet = diffusers.UNet2DModel(sample_size=8, block_out_channels=(32,), down_block_types=("DownBlock2D",),
                                  up_block_types=("UpBlock2D",))  # fmt: skip
     images_only = diffusers.DDPMPipeline(unet, diffusers.DDPMScheduler())
-    message = "from_pipeline: DDPMPipeline is not a known video pipeline; give one of AnimateDiffPipeline, .*WanPipeline"
+    message = "from_pipeline: DDPMPipeline is not a known video pipeline; give one of Anim.*WanPipeline"
     with pytest.raises(ValueError, match=message):
         _wrap(images_only, case.sampling)
     pipe = diffusers.DiffusionPipeline.from_pretrained(folders("wan"))

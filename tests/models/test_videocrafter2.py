@@ -42,8 +42,8 @@ PROMPTS = ["a red fox leaps over a frozen stream", "two otters juggle pebbles"]
 SEEDS = [3, 4]
 STEPS, FRAMES = SAMPLING["num_inference_steps"], SAMPLING["num_frames"]
 AUTHORS = json.loads((TESTS / "data" / "videocrafter2_outputs.json").read_text())
-"""Summaries of what the published code computes with `random_weights` and `inputs`, in float32 on a CPU: AILab-CVC/
-VideoCrafter at 11bcd76, run once beside this project with open_clip 3.3 for its text encoder."""
+"""Summaries of what the published code computes with `random_weights` and `inputs`, in float32 on a CPU:
+AILab-CVC/ VideoCrafter at 11bcd76, run once beside this project with open_clip 3.3 for its text encoder."""
 
 
 @pytest.fixture(scope="module")
@@ -260,7 +260,8 @@ def test_what_the_model_cannot_sample_is_refused(
 
 
 def _monolithic(model: Any, terms: list[RewardTerm], graded: Sequence[int]) -> Tensor:
-    """Plain autograd through a hand-written loop and the whole decoder at once: no hook, no checkpoint, no pipeline."""
+    """Plain autograd through a hand-written loop and the whole decoder at once: no hook, no checkpoint, no
+    pipeline."""
     unet, vae, scheduler = model.pipe.unet, model.pipe.vae, model.pipe.scheduler
     conditioning = model.encode(PROMPTS).tensors
     scheduler.set_timesteps(STEPS)
@@ -294,7 +295,8 @@ def test_staged_gradient_equals_one_monolithic_graph(checkpoint: Path, graded: t
 
 
 def test_gradient_of_the_denoiser_equals_finite_differences(checkpoint: Path) -> None:
-    """float64, along a random direction of the adapter: its layers are recomputed in the backward pass, and exactly."""
+    """float64, along a random direction of the adapter: its layers are recomputed in the backward pass, and
+    exactly."""
     model, given = (
         load_tiny(checkpoint, precision="float64"),
         {name: value.double() for name, value in inputs().items()},

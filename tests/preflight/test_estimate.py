@@ -19,13 +19,15 @@ from tests.helpers.recipe import tiny_config, write_tiny
 from vader_ray import rewards
 from vader_ray.alignment.reward_gradient import score_and_gradient
 from vader_ray.cli import app
-from vader_ray.config import ConfigError, ExperimentConfig, ModelConfig, RewardConfig, override
+from vader_ray.config import ExperimentConfig, ModelConfig, RewardConfig, override
+from vader_ray.errors import UserError
 from vader_ray.models.core.conditioning import Conditioning
 from vader_ray.models.videocrafter2 import checkpoint
 from vader_ray.preflight import estimate, trackers
-from vader_ray.preflight.auto_tune import choose, find_remedies
+from vader_ray.preflight.auto_tune import choose_auto, suggest_settings
 from vader_ray.preflight.devices import DEVICES, Device
-from vader_ray.preflight.meta_device import META, on_paper
+from vader_ray.preflight.estimate import StepEstimate, estimate_step, num_bytes, plugin_networks
+from vader_ray.preflight.meta_device import META, meta_device_mode
 from vader_ray.preflight.trackers import OpCounter, PeakMemoryTracker
 from vader_ray.training.checkpoint import State
 from vader_ray.training.distributed import WorkerGroup
@@ -62,7 +64,7 @@ def _measured_bytes(config: ExperimentConfig) -> int:
     """Bytes at the peak of two training steps on the CPU: weights, conditioning, gradients, optimizer and activations."""
     experiment = build(config, torch.device("cpu"))
     optimizer, state = make_optimizer(config, experiment), State()
-    weights = estimate.num_bytes([*experiment.model.modules(), *estimate.reward_networks(experiment)])
+    weights = num_bytes([*experiment.model.modules(), *plugin_networks(experiment)])
     assert isinstance(experiment.conditioning, Conditioning)
     columns = [
         column for column in experiment.conditioning.tensors.values() if isinstance(column, torch.Tensor)
@@ -90,7 +92,7 @@ def _config(name: str, folder: Path) -> ExperimentConfig:
     )
 
 
-def _training_bytes(found: estimate.Count) -> int:
+def _training_bytes(found: StepEstimate) -> int:
     return found.weights_bytes + found.state_bytes + found.step_bytes
 
 
@@ -106,22 +108,22 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 )
 def test_counted_memory_is_that_of_the_training_loop(folder: Path, name: str, lever: str) -> None:
     config = override(_config(name, folder), LEVERS[lever])
-    assert _training_bytes(estimate.count(config)) == pytest.approx(_measured_bytes(config), rel=TOLERANCE)
+    assert _training_bytes(estimate_step(config)) == pytest.approx(_measured_bytes(config), rel=TOLERANCE)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["svd", "animatediff", "wan_i2v", "hunyuan_video", "mochi"])
 def test_every_kind_of_family_can_be_counted(folder: Path, name: str) -> None:
     config = _config(name, folder)
-    assert _training_bytes(estimate.count(config)) == pytest.approx(_measured_bytes(config), rel=TOLERANCE)
+    assert _training_bytes(estimate_step(config)) == pytest.approx(_measured_bytes(config), rel=TOLERANCE)
 
 
 @pytest.mark.slow
 def test_modelscope_with_a_reward_that_has_a_network(tiny_pipeline_folder: Path) -> None:
     config = tiny_config(tiny_pipeline_folder, rewards=[{"reward": "hps", "weights": "shapes:hps"}])
-    found = estimate.count(config)
+    found = estimate_step(config)
     assert _training_bytes(found) == pytest.approx(_measured_bytes(config), rel=TOLERANCE)
-    placed = estimate.count(override(config, ["rewards.0.placement.actor=hps"]))
+    placed = estimate_step(override(config, ["rewards.0.placement.actor=hps"]))
     assert placed.weights_bytes < 0.9 * found.weights_bytes
 
 
@@ -129,7 +131,7 @@ def test_modelscope_with_a_reward_that_has_a_network(tiny_pipeline_folder: Path)
 def test_a_count_reads_no_weights(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
     bare = tmp_path / "bare"
     shutil.copytree(tiny_pipeline_folder, bare, ignore=shutil.ignore_patterns("*.safetensors"))
-    assert estimate.count(tiny_config(bare)) == estimate.count(tiny_config(tiny_pipeline_folder))
+    assert estimate_step(tiny_config(bare)) == estimate_step(tiny_config(tiny_pipeline_folder))
 
 
 @pytest.mark.slow
@@ -137,9 +139,9 @@ def test_deep_truncation_is_extrapolated(tiny_pipeline_folder: Path, monkeypatch
     """Of four graded steps, counted whole and continued from two and three: memory within a per cent, work exactly."""
     config = tiny_config(tiny_pipeline_folder)
     deep = override(config, ["sampling.truncation_depth=4", "sampling.recompute=false"])
-    continued = estimate.count(deep)
+    continued = estimate_step(deep)
     monkeypatch.setattr(estimate, "DEPTHS", (3, 4))
-    direct = estimate.count(deep)
+    direct = estimate_step(deep)
     assert continued.peak_bytes == pytest.approx(direct.peak_bytes, rel=0.01)
     assert continued.flops == direct.flops
     assert continued.denoiser_calls == direct.denoiser_calls == 4 * 2 * 5  # videos, branches, denoising steps
@@ -159,7 +161,7 @@ def test_work_of_a_matrix_product_and_its_gradient() -> None:
 def test_attention_is_two_matrix_products_and_its_gradient_five(device: str) -> None:
     """4·S²·D·H for each element of the batch; backward computes the scores again: scores, ∂values, ∂scores, ∂queries, ∂keys."""
     batch, heads, tokens, size = 3, 2, 64, 16
-    with on_paper():
+    with meta_device_mode():
         query, key, value = (
             torch.zeros(batch, heads, tokens, size, device=device, requires_grad=True) for _ in range(3)
         )
@@ -174,7 +176,7 @@ def test_attention_is_two_matrix_products_and_its_gradient_five(device: str) -> 
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_queries_of_another_number_than_keys_and_a_mask_are_counted(masked: bool) -> None:
-    with on_paper():
+    with meta_device_mode():
         query, key, value = (
             torch.zeros(1, 2, tokens, 16, device=META, requires_grad=True) for tokens in (64, 77, 77)
         )
@@ -186,10 +188,8 @@ def test_queries_of_another_number_than_keys_and_a_mask_are_counted(masked: bool
 
 def test_every_attention_kernel_of_torch_has_a_formula() -> None:
     """Of `scaled_dot_product_attention`: one that a new version of torch adds must not be counted as free."""
-    prefix, composite = (
-        "aten::_scaled_dot_product_",
-        "attention_math",
-    )  # its matrix products are seen one by one
+    prefix = "aten::_scaled_dot_product_"
+    composite = "attention_math"  # its matrix products are counted one by one
     names = (
         name.partition(".")[0] for name in torch._C._dispatch_get_all_op_names() if name.startswith(prefix)
     )
@@ -214,12 +214,12 @@ def test_paper_keeps_what_fused_attention_keeps() -> None:
             assert result.requires_grad
             return meter.now
 
-    with on_paper():
+    with meta_device_mode():
         assert held(META) == held(torch.device("cpu"))
 
 
 def test_paper_knows_the_values_that_came_from_the_host_and_counts_what_goes_there() -> None:
-    with on_paper() as host:
+    with meta_device_mode() as host:
         mask = torch.tensor([[True, False, True]]).to(META)
         assert (mask.sum() + 1).item() == 3
         assert mask[0].nonzero().shape == (2, 1)
@@ -264,12 +264,12 @@ def test_the_lever_that_is_named_makes_it_fit(tiny_pipeline_folder: Path) -> Non
     config = tiny_config(
         tiny_pipeline_folder, sampling={**_SAMPLING, "recompute": False, "truncation_depth": 3}
     )
-    found = estimate.count(config)
+    found = estimate_step(config)
     half = _fits(0.5 * found.peak_bytes)
-    remedies = find_remedies(config, found, {"small": half})
-    assert set(remedies) == {"small"}
-    again = estimate.count(override(config, remedies["small"].overrides))
-    assert again == remedies["small"].count
+    suggestions = suggest_settings(config, found, {"small": half})
+    assert set(suggestions) == {"small"}
+    again = estimate_step(override(config, suggestions["small"].overrides))
+    assert again == suggestions["small"].estimate
     assert half(again.peak_bytes)
 
 
@@ -285,11 +285,11 @@ def test_auto_takes_the_fastest_that_fits(tiny_pipeline_folder: Path) -> None:
 
         return fits
 
-    assert choose(config, under(1e12)).sampling.recompute is False
-    assert choose(config, under(asked[0])).sampling.recompute is True
+    assert choose_auto(config, under(1e12)).sampling.recompute is False
+    assert choose_auto(config, under(asked[0])).sampling.recompute is True
     assert asked[0] == asked[1] > asked[2]
-    with pytest.raises(ConfigError, match="no setting fits, the smallest needs"):
-        choose(config, under(0))
+    with pytest.raises(UserError, match="no setting fits, the smallest needs"):
+        choose_auto(config, under(0))
 
 
 @pytest.mark.slow
@@ -298,13 +298,13 @@ def test_auto_batches_are_as_large_as_fits_and_no_larger_than_the_videos(tiny_pi
     config = tiny_config(tiny_pipeline_folder, sampling=_SAMPLING, videos_per_step=4, runtime=automatic)
 
     def sizes(limit: float) -> tuple[object, object]:
-        runtime = choose(config, lambda needed: needed < limit).runtime
+        runtime = choose_auto(config, lambda needed: needed < limit).runtime
         return runtime.prefix_batch_size, runtime.micro_batch_size
 
     assert sizes(1e12) == (4, 4)
     assert sizes(0) == (1, 1)
     two = override(config, ["runtime.prefix_batch_size=4", "runtime.micro_batch_size=2"])
-    assert sizes(estimate.count(two).peak_bytes + 1) == (4, 2)
+    assert sizes(estimate_step(two).peak_bytes + 1) == (4, 2)
 
 
 _SAMPLING: dict[str, Any] = {
@@ -333,7 +333,7 @@ def test_check_answers_for_several_devices(tiny_pipeline_folder: Path, tmp_path:
     recipe = str(write_tiny(tmp_path, tiny_pipeline_folder))
     result = CliRunner().invoke(app, ["check", recipe, "--devices", "h100,a10g"])
     assert result.exit_code == 0, result.output
-    assert "counted peak" in result.stdout
+    assert "peak" in result.stdout
     assert all(name in result.stdout for name in ("h100", "a10g"))
 
 
@@ -369,7 +369,7 @@ def test_a_reward_does_on_the_meta_device_the_work_that_it_does_on_the_cpu(name:
         assert scores.device.type == gradient.device.type == device.type
         return sum(operation.flops * times for operation, times in counter.operations.items()), gradient.shape
 
-    with on_paper():
+    with meta_device_mode():
         counted = work(META)
     assert counted == work(torch.device("cpu"))
     assert counted[0] > 0

@@ -1,4 +1,5 @@
-"""Clip rewards: parity with transformers' own processors and stock networks, gradients, batches, labels, and every error."""
+"""Clip rewards: parity with transformers' own processors and stock networks, gradients, batches, labels, and
+every error."""
 
 from __future__ import annotations
 
@@ -24,8 +25,10 @@ from vader_ray.rewards import action, check_contract, vjepa
 from vader_ray.weights import load_strictly, read_state_dict
 
 SHAPES = [(40, 64), (96, 54), (36, 36)]
-# The published processors resize 8-bit frames to 8-bit frames: 0.5/255 of rounding per pixel that float arithmetic has not.
-# 0.2 % of the score's range may differ; a short side that already fits (36 pixels for V-JEPA) needs no resizing, so there
+# The published processors resize 8-bit frames to 8-bit frames: 0.5/255 of rounding per pixel that float
+# arithmetic has not.
+# 0.2 % of the score's range may differ; a short side that already fits (36 pixels for V-JEPA) needs no
+# resizing, so there
 # float32 rounding alone is left.
 
 
@@ -51,7 +54,8 @@ def action_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def stock_loss(folder: Path, frames: Tensor, masks: list[list[Any]], *, whole: bool) -> Tensor:
-    """The loss by transformers' own processor and forward; ``whole`` as it is, else with attention to hidden tokens cut off."""
+    """The loss by transformers' own processor and forward; ``whole`` as it is, else with attention to hidden
+    tokens cut off."""
     network = transformers.VJEPA2Model.from_pretrained(folder).eval()
     pixels = transformers.VJEPA2VideoProcessor.from_pretrained(folder)(uint8(frames), return_tensors="pt")
     values = []
@@ -73,7 +77,8 @@ def stock_loss(folder: Path, frames: Tensor, masks: list[list[Any]], *, whole: b
 
 
 def blind(network: Any, hidden: Tensor) -> Any:
-    """The stock encoder with hidden tokens in place, to which no token attends: visible ones come out as if alone."""
+    """The stock encoder with hidden tokens in place, to which no token attends: visible ones come out as if
+    alone."""
 
     def attention(
         module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, scaling: float, **options: Any
@@ -175,7 +180,8 @@ def test_vjepa_gradient_is_its_finite_difference(vjepa_folder: Path, context: st
         step = 1e-6
         with torch.no_grad():
             difference = (score(frames + step * direction) - score(frames - step * direction))[0] / (2 * step)
-        # |prediction − target| has kinks: some of the 10⁴ differences may change sign within the step, each by 1e-6 / 1e4
+        # |prediction − target| has kinks: some of the 10⁴ differences may change sign within the step, each
+        # by 1e-6 / 1e4
         torch.testing.assert_close((gradient * direction).sum(), difference, rtol=1e-4, atol=1e-8)
 
 
@@ -197,7 +203,8 @@ def test_full_size_vjepa_checkpoint_fits() -> None:
 
 
 def vjepa2_vitl() -> dict[str, tuple[int, ...]]:
-    """The published checkpoint's names and shapes: 24 layers of 1024 in the encoder, 12 of 384 in the predictor."""
+    """The published checkpoint's names and shapes: 24 layers of 1024 in the encoder, 12 of 384 in the
+    predictor."""
     shapes: dict[str, tuple[int, ...]] = {
         "encoder.embeddings.patch_embeddings.proj.weight": (1024, 3, 2, 16, 16),
         "encoder.embeddings.patch_embeddings.proj.bias": (1024,),
@@ -333,7 +340,8 @@ def test_action_gradient_is_its_finite_difference(
 
 
 def videomae_base() -> dict[str, tuple[int, ...]]:
-    """The published checkpoint's names and shapes: 12 layers of 768, biases of queries and values by themselves, 400 labels."""
+    """The published checkpoint's names and shapes: 12 layers of 768, biases of queries and values by
+    themselves, 400 labels."""
     shapes: dict[str, tuple[int, ...]] = {
         "videomae.embeddings.patch_embeddings.projection.weight": (768, 3, 2, 16, 16),
         "videomae.embeddings.patch_embeddings.projection.bias": (768,),
@@ -411,7 +419,8 @@ HALF = {
     "vjepa": {torch.bfloat16: (0.002, 0.99), torch.float16: (0.0005, 0.999)},
     "action": {torch.bfloat16: (0.02, 0.99), torch.float16: (0.003, 0.999)},
 }
-"""Allowed deviation of the score and least cosine of the gradients: what the docstrings state, measured on tiny networks."""
+"""Allowed deviation of the score and least cosine of the gradients: what the docstrings state, measured on
+tiny networks."""
 
 
 def test_unusable_clip_weights_are_explained(vjepa_folder: Path, tmp_path: Path) -> None:

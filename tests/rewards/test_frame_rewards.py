@@ -1,4 +1,5 @@
-"""Frame rewards with a network: parity with the libraries' own PIL pipelines, finite differences, regions, precision, errors."""
+"""Frame rewards with a network: parity with the libraries' own PIL pipelines, finite differences, regions,
+precision, errors."""
 
 from __future__ import annotations
 
@@ -61,7 +62,8 @@ CASES = [
 
 
 # ---- scores: the library's own preprocessing on 8-bit images, then the published formula
-# PIL rounds to 8 bits between and after its two passes, float arithmetic does not: about 0.3/255 per pixel, several at edges.
+# PIL rounds to 8 bits between and after its two passes, float arithmetic does not: about 0.3/255 per pixel,
+# several at edges.
 # The score may move by 0.5 % of its range: 200 for ±100 · cosine, 1 for a probability.
 
 
@@ -103,7 +105,8 @@ def test_clip_rewards_are_the_published_score(
 def test_old_configs_find_the_end_of_the_prompt(
     eos_token_id: int, folders: dict[str, Path], tmp_path: Path
 ) -> None:
-    # the published PickScore and CLIP state 2, which was wrong when they were written and means "the highest token" since
+    # the published PickScore and CLIP state 2, which was wrong when they were written and means "the highest
+    # token" since
     folder = make_clip(tmp_path / "old", eos_token_id=eos_token_id)
     frames = pictures(32, 32)
     torch.testing.assert_close(
@@ -163,7 +166,8 @@ def test_hard_detection_is_the_mean_of_published_boxes(
 
 
 def clear_of_ties(logits: Tensor) -> float:
-    """A threshold near the authors' that no box is within 0.01 of: rounding of pixels must not decide what is kept."""
+    """A threshold near the authors' that no box is within 0.01 of: rounding of pixels must not decide what is
+    kept."""
     scores = logits.softmax(dim=-1)[..., :-1].amax(dim=-1)
     candidates = [0.2 + step / 200 for step in range(40)]
     return max(candidates, key=lambda threshold: float((scores - threshold).abs().min()))
@@ -288,7 +292,8 @@ def test_gradient_is_its_finite_difference(
         difference = reward(frames + step * direction, PROMPTS[:1]) - reward(
             frames - step * direction, PROMPTS[:1]
         )
-    # central difference: error of order step² = 1e-12 and rounding of 1e-16 · 100 / step = 1e-8, against slopes of order 1
+    # central difference: error of order step² = 1e-12 and rounding of 1e-16 · 100 / step = 1e-8, against
+    # slopes of order 1
     torch.testing.assert_close((gradient * direction).sum(), difference[0] / (2 * step), rtol=1e-5, atol=1e-7)
 
 
@@ -417,7 +422,8 @@ def test_half_precision_deviates_little(name: str, dtype: torch.dtype, folders: 
 def test_float16_keeps_gradients_below_its_smallest_number(
     name: str, weight: float, folders: dict[str, Path]
 ) -> None:
-    # 2⁻¹² is a pixel's share in 81 frames of 480×832 over that in 3 frames of 40×64; clip_score's scale is nearly 2⁷
+    # 2⁻¹² is a pixel's share in 81 frames of 480×832 over that in 3 frames of 40×64; clip_score's scale is
+    # nearly 2⁷
     frames = pictures(40, 64).requires_grad_()
     exact, half = build(name, folders), build(name, folders, dtype=torch.float16)
     wanted, scaled = (

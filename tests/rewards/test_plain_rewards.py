@@ -1,4 +1,5 @@
-"""Rewards without a network: the published formulas by other libraries, real JPEG files, moving patterns, finite differences."""
+"""Rewards without a network: the published formulas by other libraries, real JPEG files, moving patterns,
+finite differences."""
 
 from __future__ import annotations
 

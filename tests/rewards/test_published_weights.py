@@ -1,7 +1,8 @@
-"""Checkpoints with the names and shapes of the published files fit, at full size: frame rewards (HPS: test_rewards.py).
+"""Checkpoints with the names and shapes of the published files fit, at full size: frame rewards (HPS:
+test_rewards.py).
 
-Names and shapes are written out here from the architectures; only they matter, so the tensors lie on the meta device, except
-where the file itself is read.
+Names and shapes are written out here from the architectures; only they matter, so the tensors lie on the meta
+device, except where the file itself is read.
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ VIT_H_14 = {
         "patch_size": 14,
     },
 }
-"""What matters of config.json of yuvalkirstain/PickScore_v1, the CLIP of laion/CLIP-ViT-H-14-laion2B-s32B-b79K."""
+"""What matters of config.json of yuvalkirstain/PickScore_v1, the CLIP of
+laion/CLIP-ViT-H-14-laion2B-s32B-b79K."""
 
 VIT_L_14 = {
     "model_type": "clip",
@@ -232,7 +234,8 @@ def test_full_size_detector_scores(detector_folder: Path) -> None:
 
 
 def test_old_forms_of_a_clip_checkpoint_are_read(tmp_path: Path) -> None:
-    """``pytorch_model.bin`` in half precision with the ``position_ids`` that old versions of transformers saved."""
+    """``pytorch_model.bin`` in half precision with the ``position_ids`` that old versions of transformers
+    saved."""
     folder = make_clip(tmp_path / "clip")
     new: Any = rewards.build(RewardConfig(reward="clip_score", weights=str(folder)), device="cpu")
     assert isinstance(new, TransformersClipReward)

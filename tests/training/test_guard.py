@@ -13,7 +13,8 @@ from scipy import stats
 
 from tests.helpers.recipe import tiny_config, tiny_document
 from tests.helpers.training import Keeper
-from vader_ray.config import ConfigError, validate
+from vader_ray.config import validate
+from vader_ray.errors import UserError
 from vader_ray.training.checkpoint import State
 from vader_ray.training.evaluation import Evaluation
 from vader_ray.training.guard import apply_guard, check_guard
@@ -147,7 +148,7 @@ def test_without_a_guard_nothing_is_compared(tiny_pipeline_folder: Path) -> None
 def test_a_guard_that_cannot_work_is_refused(
     tiny_pipeline_folder: Path, watched: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(UserError, match=message):
         check_guard(guarded(tiny_pipeline_folder, **watched))
 
 

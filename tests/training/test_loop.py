@@ -19,6 +19,7 @@ from tests.helpers.recipe import tiny_config, write_tiny
 from tests.helpers.training import Keeper, file_contents
 from tests.helpers.video_files import decode
 from vader_ray.config import RewardConfig, load
+from vader_ray.errors import RunFailed
 from vader_ray.training import seeding
 from vader_ray.training.checkpoint import State
 from vader_ray.training.distributed import WorkerGroup
@@ -26,7 +27,6 @@ from vader_ray.training.experiment import build
 from vader_ray.training.inference import evaluate_adapter, generate_video
 from vader_ray.training.loop import is_due, train
 from vader_ray.training.model_cache import ModelCache
-from vader_ray.training.step import TrainingError
 from vader_ray.types import Frames, Granularity, Scores
 
 
@@ -256,7 +256,7 @@ def test_nonfinite_gradients_are_skipped_counted_and_fail_with_their_cause(
         tiny_pipeline_folder, rewards=[{"reward": "tests.training.test_loop", "label": "mine"}]
     )
     with pytest.raises(
-        TrainingError,
+        RunFailed,
         match=r"step 3: the gradient was nan for 3 steps in a row; reward 'mine' returned nan for video 8",
     ):
         train(config, on_step=keeper)

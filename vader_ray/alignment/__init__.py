@@ -1,1 +1,1 @@
-"""The algorithms: plain PyTorch, no input or output, no Ray, no diffusers."""
+"""The algorithms in plain PyTorch: no files, no Ray, no diffusers."""

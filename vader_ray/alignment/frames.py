@@ -1,17 +1,25 @@
-"""Which frames of a video a reward sees."""
+"""Rules that choose the frames of a video that a reward scores."""
 
 from __future__ import annotations
 
 import torch
 
+from vader_ray.errors import UserError
+
 
 def choose_frames(rule: str, num_frames: int, generator: torch.Generator) -> tuple[int, ...]:
-    """Ascending frame indices by a rule of `vader_ray.config.RewardConfig.frames`.
+    """Return ascending frame indices by a rule of `vader_ray.config.RewardConfig.frames`.
 
-    The mean over ``random:n`` frames is an unbiased estimate of the mean over all; the authors use ``random:1``.
+    The mean over ``random:n`` frames is an unbiased estimate of the mean over all; the VADER authors use
+    ``random:1``.
+
+    Args:
+        rule: the rule.
+        num_frames: number of frames of the video.
+        generator: source of ``random:n``; the other rules draw nothing.
 
     Raises:
-        ValueError: a frame is asked for that the video has not.
+        UserError: the rule chooses a frame beyond the end of the video.
     """
     name, _, number = rule.partition(":")
     if name == "all":
@@ -23,7 +31,7 @@ def choose_frames(rule: str, num_frames: int, generator: torch.Generator) -> tup
         return tuple(range(0, num_frames, count))
     limit = count + 1 if name == "frame" else count
     if limit > num_frames:
-        raise ValueError(f"frames={rule!r} asks for more than the {num_frames} frames of the video")
+        raise UserError(f"frames={rule!r} needs {limit} frames, and the video has {num_frames}")
     if name == "frame":
         return (count,)
     if name == "first":
@@ -32,5 +40,5 @@ def choose_frames(rule: str, num_frames: int, generator: torch.Generator) -> tup
 
 
 def every_frame_rule(rule: str) -> str:
-    """The rule for evaluation: what training estimates from random frames is there measured on all."""
+    """Return the rule for evaluations, which score all frames if training scores random ones."""
     return "all" if rule.startswith("random") else rule

@@ -1,25 +1,22 @@
-"""The staged reward gradient: ∂objective/∂frames of any rewards over all frames, at about the memory of one chunk.
+"""The staged reward gradient: ∂objective/∂frames for any rewards, at about the memory of one chunk of frames.
 
-The denoiser needs nothing from decoder and rewards but ∂R/∂latents, so the backward pass is cut at the frames:
-`decode` keeps of each chunk only its input (it is recomputed when its gradient is asked for), `ask` differentiates one
-reward at a time and chunk by chunk, or has other processes do it, and ``frames.backward(d_frames)`` goes on through the
-decoder into the graded denoising steps. Every stage is exact; the whole equals one monolithic autograd graph.
+The denoiser needs only ∂objective/∂latents from decoder and rewards, so the backward pass is split at the
+frames: `vader_ray.alignment.decoding.decode` keeps only the input of each chunk and decodes it again in the
+backward pass; `submit_rewards` differentiates one reward at a time, chunk by chunk, or has remote rewards do
+it; and ``frames.backward(d_frames)`` continues through the decoder into the gradient steps. Every stage is
+exact, so the result equals that of one autograd graph over denoiser, decoder and rewards.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
-from vader_ray.types import Frames, Latents, RemoteReward, Reward, Scores, VideoDecoder
-
-_Answer: TypeAlias = Callable[[], tuple[Scores, Frames]]
-"""The scores of one reward and ∂(sum of scores)/∂frames, when they are called for."""
+from vader_ray.errors import UserError
+from vader_ray.types import Frames, RemoteReward, Reward, RewardFuture, Scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,111 +24,135 @@ class RewardTerm:
     """One reward of the objective: ``weight · score``, or ``−weight · |score − target|``."""
 
     name: str
+    """Name in the logged metrics."""
     reward: Reward | RemoteReward
+    """The reward, in this process or in another one."""
     weight: float = 1.0
+    """Factor of the term in the objective."""
     target: float | None = None
+    """Score to reach; None raises the score without bound."""
     frames: str = "all"
+    """Rule that chooses the frames that are scored (`vader_ray.alignment.frames.choose_frames`)."""
 
     def value(self, scores: Scores) -> Scores:
-        """The term's share of the objective, per video."""
+        """Return the term's contribution to the objective, per video."""
         return self.weight * (scores if self.target is None else -(scores - self.target).abs())
 
     def slope(self, scores: Scores) -> Scores:
-        """∂value/∂score, per video."""
+        """Return ∂value/∂score, per video."""
         ones = torch.ones_like(scores)
         return self.weight * (ones if self.target is None else -torch.sign(scores - self.target))
 
 
 @dataclass(frozen=True, slots=True)
 class RewardOutput:
-    """What the rewards said of a batch of videos."""
+    """Scores of a batch of videos."""
 
     scores: dict[str, Scores]
+    """Score of each video, by reward."""
     objective: Scores
+    """Sum of the terms' contributions, per video."""
     gradient_norms: dict[str, Scores]
-    """Norm of each term's share of ∂objective/∂frames, per video: shows a mix that one term dominates."""
+    """L2 norm of each term's part of ∂objective/∂frames, per video, by reward; empty if no gradient was
+    computed. They show whether one term dominates the objective."""
 
 
-def decode(latents: Latents, decoder: VideoDecoder, wanted: Sequence[int]) -> tuple[Frames, list[int]]:
-    """The wanted frames (or a few more) with a graph that holds no activations of the decoder, and their indices."""
-    portions, indices, state = [], list[int](), None
-    for chunk in decoder.chunks(latents, wanted):
-        portion, state = checkpoint(
-            decoder.decode, latents, state, chunk, use_reentrant=False, preserve_rng_state=False
+@dataclass(frozen=True, slots=True)
+class ObjectiveFuture:
+    """The pending objective of a batch of videos and its gradient."""
+
+    frames: Frames
+    prompts: Sequence[str]
+    terms: Sequence[RewardTerm]
+    positions: Sequence[Tensor]
+    """For each term, the positions in ``frames`` of the frames that it scores, for `Tensor.gather`."""
+    pending: dict[int, RewardFuture[tuple[Scores, Frames]]]
+    """Requests to remote rewards, by the index of their term."""
+    chunk_size: int
+
+    def result(self) -> tuple[RewardOutput, Frames]:
+        """Compute local rewards, wait for remote ones; return scores and ∂(sum of the objective)/∂frames.
+
+        Terms are summed in their order, so the result does not depend on which rewards are remote.
+        """
+        local = dict[int, tuple[Scores, Frames]]()
+        if self.pending:  # otherwise one gradient at a time is in memory
+            local = {i: self._compute(i) for i in range(len(self.terms)) if i not in self.pending}
+        d_frames, objective = torch.zeros_like(self.frames), self.frames.new_zeros(len(self.frames))
+        scores, gradient_norms = dict[str, Scores](), dict[str, Scores]()
+        for i, term in enumerate(self.terms):
+            if i in self.pending:
+                values, gradient = self.pending[i].result()
+            else:
+                values, gradient = local.pop(i) if i in local else self._compute(i)
+            weighted = gradient * term.slope(values)[:, None, None, None, None]
+            d_frames.scatter_add_(1, self.positions[i], weighted.to(d_frames.dtype))
+            objective += term.value(values).to(objective.dtype)
+            scores[term.name] = values
+            gradient_norms[term.name] = weighted.flatten(1).norm(dim=1)
+        return RewardOutput(scores, objective, gradient_norms), d_frames
+
+    def _compute(self, i: int) -> tuple[Scores, Frames]:
+        reward = self.terms[i].reward
+        assert not isinstance(reward, RemoteReward)
+        return score_and_gradient(
+            reward, self.frames.gather(1, self.positions[i]), self.prompts, self.chunk_size
         )
-        portions.append(portion)
-        indices.extend(chunk)
-    return torch.cat(portions, dim=1), indices
 
 
-def ask(
+def submit_rewards(
     frames: Frames,
     indices: Sequence[int],
     prompts: Sequence[str],
     terms: Sequence[RewardTerm],
-    seen: Sequence[Sequence[Sequence[int]]],
+    frame_indices: Sequence[Sequence[Sequence[int]]],
     chunk_size: int,
-) -> Callable[[], tuple[RewardOutput, Frames]]:
-    """Send the frames to the rewards of other processes; the call that is returned computes the others' and waits.
+) -> ObjectiveFuture:
+    """Send frames to the remote rewards; `ObjectiveFuture.result` computes the others and waits.
 
-    It gives the scores, and ∂(sum of the objective over the batch)/∂frames as laid out in ``frames``, of which only the
-    values are used.
+    Args:
+        frames: decoded frames, of which only the values are used.
+        indices: index in the video of each of these frames.
+        prompts: text of each video's prompt.
+        terms: rewards of the objective.
+        frame_indices: indices in the video of the frames to score, for each term and each video.
+        chunk_size: number of frames of a video that a frame reward scores at once.
+    """
+    frames = frames.detach()
+    positions = gather_indices(frames, indices, frame_indices)
+    pending = {
+        i: term.reward.submit_gradient(frames.gather(1, positions[i]), prompts, chunk_size)
+        for i, term in enumerate(terms)
+        if isinstance(term.reward, RemoteReward)
+    }
+    return ObjectiveFuture(frames, prompts, terms, positions, pending, chunk_size)
+
+
+def gather_indices(
+    frames: Frames, indices: Sequence[int], frame_indices: Sequence[Sequence[Sequence[int]]]
+) -> list[Tensor]:
+    """Return for each term the tensor with which ``frames.gather(1, …)`` selects the frames it scores.
 
     Args:
         frames: decoded frames.
-        indices: which frame of the video each one is.
-        seen: for each term and each video, the indices of the frames that the reward looks at.
-        chunk_size: frames of a video that a frame reward sees at once.
+        indices: index in the video of each of these frames.
+        frame_indices: indices in the video of the frames to select, for each term and each video.
     """
-    frames = frames.detach()
-    places = [_places(frames, indices, chosen) for chosen in seen]
-    answers = [
-        _ask(term.reward, frames, where, prompts, chunk_size)
-        for term, where in zip(terms, places, strict=True)
+    position = {frame: i for i, frame in enumerate(indices)}
+    rows = [[[position[frame] for frame in row] for row in chosen] for chosen in frame_indices]
+    return [
+        torch.tensor(row, device=frames.device)[:, :, None, None, None].expand(-1, -1, *frames.shape[2:])
+        for row in rows
     ]
-    return lambda: _collect(frames, terms, places, answers)
-
-
-def _places(frames: Frames, indices: Sequence[int], chosen: Sequence[Sequence[int]]) -> Tensor:
-    """For `Tensor.gather`, where the chosen frames of each video are."""
-    place = {frame: position for position, frame in enumerate(indices)}
-    positions = torch.tensor([[place[frame] for frame in row] for row in chosen], device=frames.device)
-    return positions[:, :, None, None, None].expand(-1, -1, *frames.shape[2:])
-
-
-def _ask(
-    reward: Reward | RemoteReward, frames: Frames, where: Tensor, prompts: Sequence[str], chunk_size: int
-) -> _Answer:
-    if isinstance(reward, RemoteReward):
-        return reward.submit_gradient(frames.gather(1, where), prompts, chunk_size)
-    return lambda: score_and_gradient(reward, frames.gather(1, where), prompts, chunk_size)
-
-
-def _collect(
-    frames: Frames, terms: Sequence[RewardTerm], places: Sequence[Tensor], answers: Sequence[_Answer]
-) -> tuple[RewardOutput, Frames]:
-    """Sums in the order of the terms, whoever computes them; while others compute, this process does its own share."""
-    served = [isinstance(term.reward, RemoteReward) for term in terms]
-    done = {i: answer() for i, answer in enumerate(answers) if not served[i]} if any(served) else {}
-    d_frames, objective = torch.zeros_like(frames), frames.new_zeros(len(frames))
-    scores, gradient_norms = dict[str, Scores](), dict[str, Scores]()
-    for i, (term, where) in enumerate(zip(terms, places, strict=True)):
-        values, gradient = done.pop(i) if i in done else answers[i]()
-        share = gradient * term.slope(values)[:, None, None, None, None]
-        d_frames.scatter_add_(1, where, share.to(d_frames.dtype))
-        objective += term.value(values).to(objective.dtype)
-        scores[term.name] = values
-        gradient_norms[term.name] = share.flatten(1).norm(dim=1)
-    return RewardOutput(scores, objective, gradient_norms), d_frames
 
 
 def score_and_gradient(
     reward: Reward, frames: Frames, prompts: Sequence[str], chunk_size: int
 ) -> tuple[Scores, Frames]:
-    """One reward's scores and ∂(sum of scores)/∂frames, in chunks where it looks at single frames.
+    """Return one reward's scores and ∂(sum of scores)/∂frames; frame rewards are computed in chunks.
 
     Raises:
-        ValueError: the reward has no gradient, or not one score per video.
+        UserError: the reward has no gradient, or does not return one score per video.
     """
     num_frames = frames.shape[1]
     size = chunk_size if reward.granularity == "frame" else num_frames
@@ -149,32 +170,14 @@ def score_and_gradient(
 def _gradient(scores: Tensor, frames: Frames, reward: Reward) -> Tensor:
     name = type(reward).__module__
     if scores.shape != (len(frames),):
-        raise ValueError(
-            f"reward {name} returned shape {tuple(scores.shape)} for {len(frames)} videos; it must return one score per video"
+        raise UserError(
+            f"reward {name} returned shape {tuple(scores.shape)} for {len(frames)} videos; "
+            "it must return one score per video"
         )
     if not scores.requires_grad:
-        raise ValueError(
-            f"reward {name} has no gradient with respect to the frames; compute it with differentiable torch operations"
+        raise UserError(
+            f"reward {name} has no gradient with respect to the frames; "
+            "compute it with differentiable torch operations"
         )
     (gradient,) = torch.autograd.grad(scores.sum(), frames)
     return gradient
-
-
-def submit_scores(
-    reward: Reward | RemoteReward, frames: Frames, prompts: Sequence[str], chunk_size: int
-) -> Callable[[], Scores]:
-    """As `ask`, of one reward and without gradient."""
-    if isinstance(reward, RemoteReward):
-        return reward.submit_scores(frames, prompts, chunk_size)
-    return lambda: score_only(reward, frames, prompts, chunk_size)
-
-
-@torch.no_grad()
-def score_only(reward: Reward, frames: Frames, prompts: Sequence[str], chunk_size: int) -> Scores:
-    """One reward's scores without gradient, in chunks where it looks at single frames."""
-    num_frames = frames.shape[1]
-    size = chunk_size if reward.granularity == "frame" else num_frames
-    total = frames.new_zeros(len(frames))
-    for chunk in frames.split(size, dim=1):
-        total += (reward(chunk, prompts) * (chunk.shape[1] / num_frames)).to(total.dtype)
-    return total

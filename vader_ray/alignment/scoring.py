@@ -1,49 +1,77 @@
-"""Videos and their rewards without gradient, for algorithms that need no more."""
+"""Scores of videos without gradient: for evaluations, and for algorithms that need no reward gradient."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
-from vader_ray.alignment.reward_gradient import RewardOutput, RewardTerm, decode, submit_scores
+from vader_ray.alignment.decoding import decode
+from vader_ray.alignment.reward_gradient import RewardOutput, RewardTerm, gather_indices
 from vader_ray.alignment.rollout import Batching, Rollout
-from vader_ray.types import Latents, Trajectory, VideoModel
+from vader_ray.types import Frames, RemoteReward, Reward, Scores, Trajectory, TrajectoryModel
 
 
 @torch.no_grad()
 def sample_and_score(
-    model: VideoModel, terms: Sequence[RewardTerm], rollout: Rollout, batching: Batching
+    model: TrajectoryModel, terms: Sequence[RewardTerm], rollout: Rollout, batching: Batching
 ) -> tuple[list[Trajectory], list[RewardOutput]]:
-    """The rollout's videos with all samples of their denoising, and what the rewards say, ``batching.prefix`` at a time."""
-    trajectories, outcomes = list[Trajectory](), list[RewardOutput]()
+    """Sample a rollout's videos with their trajectories and score them, ``batching.prefix`` at a time."""
+    trajectories, outputs = list[Trajectory](), list[RewardOutput]()
     for part in rollout.parts(batching.prefix):
         trajectory = model.sample_trajectory(part.conditioning, part.seeds)
         assert trajectory.latents is not None
+        frames, indices = decode(trajectory.latents, model.decoder, part.wanted_frames())
+        scores = score(frames, indices, part.prompts, terms, part.frame_indices, batching.chunk)
         trajectories.append(trajectory)
-        outcomes.append(score(model, terms, part, trajectory.latents, batching.chunk))
-    return trajectories, outcomes
+        outputs.append(RewardOutput(scores, objective(terms, scores), {}))
+    return trajectories, outputs
 
 
 def score(
-    model: VideoModel, terms: Sequence[RewardTerm], rollout: Rollout, latents: Latents, chunk_size: int
-) -> RewardOutput:
-    """What the rewards say of decoded latents; rewards of other processes are asked before any answer is awaited."""
-    wanted = sorted({frame for chosen in rollout.seen for row in chosen for frame in row})
-    frames, indices = decode(latents, model.decoder, wanted)
-    place = {frame: position for position, frame in enumerate(indices)}
-    answers = []
-    for term, chosen in zip(terms, rollout.seen, strict=True):
-        seen = torch.stack(
-            [video[[place[frame] for frame in row]] for video, row in zip(frames, chosen, strict=True)]
-        )
-        answers.append(submit_scores(term.reward, seen, rollout.prompts, chunk_size))
-    scores = {term.name: answer() for term, answer in zip(terms, answers, strict=True)}
-    objective = torch.stack([term.value(scores[term.name]).to(frames.dtype) for term in terms]).sum(dim=0)
-    return RewardOutput(scores, objective, {})
+    frames: Frames,
+    indices: Sequence[int],
+    prompts: Sequence[str],
+    terms: Sequence[RewardTerm],
+    frame_indices: Sequence[Sequence[Sequence[int]]],
+    chunk_size: int,
+) -> dict[str, Scores]:
+    """Score decoded frames without gradient; local rewards are computed while remote ones are pending.
+
+    The arguments are those of `vader_ray.alignment.reward_gradient.submit_rewards`.
+
+    Returns:
+        Score of each video, by reward and in the order of the terms.
+    """
+    positions = gather_indices(frames, indices, frame_indices)
+    pending, scores = {}, dict[str, Scores]()
+    for term, position in zip(terms, positions, strict=True):
+        if isinstance(term.reward, RemoteReward):
+            chosen = frames.gather(1, position)
+            pending[term.name] = term.reward.submit_scores(chosen, prompts, chunk_size)
+    for term, position in zip(terms, positions, strict=True):
+        if not isinstance(term.reward, RemoteReward):
+            scores[term.name] = score_only(term.reward, frames.gather(1, position), prompts, chunk_size)
+    scores |= {name: future.result() for name, future in pending.items()}
+    return {term.name: scores[term.name] for term in terms}
 
 
-def objectives(scored: Sequence[RewardOutput]) -> Tensor:
-    """The objective of every video."""
-    return torch.cat([part.objective for part in scored])
+@torch.no_grad()
+def score_only(reward: Reward, frames: Frames, prompts: Sequence[str], chunk_size: int) -> Scores:
+    """Return one reward's scores without gradient; a frame reward is computed in chunks of frames."""
+    num_frames = frames.shape[1]
+    size = chunk_size if reward.granularity == "frame" else num_frames
+    total = frames.new_zeros(len(frames))
+    for chunk in frames.split(size, dim=1):
+        total += (reward(chunk, prompts) * (chunk.shape[1] / num_frames)).to(total.dtype)
+    return total
+
+
+def objective(terms: Sequence[RewardTerm], scores: dict[str, Scores]) -> Scores:
+    """Return the objective of each video: the sum of the terms' contributions."""
+    return torch.stack([term.value(scores[term.name]) for term in terms]).sum(dim=0)
+
+
+def objectives(outputs: Sequence[RewardOutput]) -> Scores:
+    """Concatenate the objectives of batches of videos."""
+    return torch.cat([output.objective for output in outputs])

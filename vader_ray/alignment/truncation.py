@@ -1,4 +1,4 @@
-"""Which denoising steps carry gradient: truncated backpropagation through sampling (VADER, arXiv 2407.08737, Alg. 1)."""
+"""Choice of the gradient steps: truncated backpropagation through sampling (Algorithm 1 of arXiv 2407.08737)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,12 @@ from vader_ray.types import TruncationPlan
 
 
 def draw_plan(sampling: SamplingConfig, generator: torch.Generator) -> TruncationPlan:
-    """The graded denoising steps of one step of training; only ``truncation="random"`` draws from the generator."""
+    """Choose the gradient steps of one training step.
+
+    Args:
+        sampling: the recipe's settings.
+        generator: source of ``truncation="random"``; the other choices draw nothing.
+    """
     assert sampling.recompute != "auto", "chosen before a run"
     return TruncationPlan(
         num_inference_steps=sampling.num_inference_steps,
@@ -20,11 +25,11 @@ def draw_plan(sampling: SamplingConfig, generator: torch.Generator) -> Truncatio
 
 
 def grad_steps(sampling: SamplingConfig, generator: torch.Generator) -> tuple[int, ...]:
-    """Ascending indices of the graded denoising steps.
+    """Return the ascending indices of the gradient steps; the noisiest denoising step is 0.
 
-    ``last``: VADER and DRaFT-K (arXiv 2309.17400). ``random``: AlignProp (arXiv 2310.03739) draws the depth uniformly.
-    ``uniform``: evenly spaced and ending with the last, so that early steps, which lay out the motion, are reached at
-    the cost of few.
+    ``last`` is the choice of VADER and DRaFT-K (arXiv 2309.17400). With ``random``, AlignProp (arXiv
+    2310.03739) draws the depth uniformly. ``uniform`` spaces the gradient steps evenly and ends with the last
+    denoising step, so that the gradient reaches early steps, which decide the motion, at the cost of few.
     """
     num_steps, depth = sampling.num_inference_steps, sampling.truncation_depth
     if sampling.truncation == "last":

@@ -50,7 +50,7 @@ def mix(
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="A folder.")],
 ) -> None:
-    """Write an adapter soup: one adapter whose effect is the weighted sum of the effects of several adapters."""
+    """Write an adapter soup: one adapter with the weighted sum of the effects of several adapters."""
     from vader_ray.models import mix_adapters
 
     parts = [_parse_part(text) for text in adapters]

@@ -33,7 +33,7 @@ def watch_notices(
     cloud: Annotated[Literal["aws", "gcp"], typer.Argument(help="The cloud of this machine.")],
     every: Annotated[float, typer.Option(help="Seconds between requests to the metadata service.")] = 5.0,
 ) -> None:
-    """Wait for the cloud's preemption notice and then drain this machine's Ray node, so that runs keep every step."""
+    """Drain this machine's Ray node when the cloud announces preemption, so that runs keep every step."""
     from vader_ray.orchestration.clusters.preemption import watch
 
     watch(cloud, every)

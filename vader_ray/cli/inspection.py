@@ -1,4 +1,4 @@
-"""Commands that look at recipes, at what they can name, and at past runs."""
+"""Commands that inspect recipes, plugins and past runs."""
 
 from __future__ import annotations
 
@@ -30,10 +30,11 @@ def check(
         ),
     ] = None,
 ) -> None:
-    """Validate a recipe, print what it loads, and compute one step's gradient on every worker without an update.
+    """Validate a recipe, print its contents, and compute one step's gradient on every worker, without update.
 
     With --devices nothing is loaded and no GPU is used: memory is counted, seconds are estimated.
-    Given a file of clusters/ instead, check that it is filled in, well-formed and made for the installed versions.
+    Given a file of clusters/ instead, check that it is filled in, well-formed and made for the installed
+    versions.
     """
     if _is_cluster_file(Path(recipe)):
         _check_cluster_file(Path(recipe))
@@ -98,10 +99,10 @@ def _print_contents(config: ExperimentConfig) -> None:
             details = f"weight {spec.weight:g}, frames {spec.frames}"
             print(f"{kind:7} {spec.name} ({details}): {options or 'no options'}")
     print(f"metrics {', '.join(metric.name for metric in config.all_metrics())}")
-    sampling = config.sampling
+    sampling, workers = config.sampling, config.runtime.num_workers
     print(
-        f"plan    {sampling.truncation} {sampling.truncation_depth} of {sampling.num_inference_steps} denoising "
-        f"steps, {config.num_steps} steps of {config.videos_per_step} videos on {config.runtime.num_workers} workers"
+        f"plan    {sampling.truncation} {sampling.truncation_depth} of {sampling.num_inference_steps} "
+        f"denoising steps, {config.num_steps} steps of {config.videos_per_step} videos on {workers} workers"
     )
 
 

@@ -33,7 +33,7 @@ def train(
     runs_dir: RunsDir = Path("runs"),
     storage: Storage = None,
 ) -> None:
-    """Align a model with reward gradients on Ray Train, tracked by MLflow. The last line is the run's folder."""
+    """Align a model with reward gradients on Ray Train, tracked by MLflow. Prints the run's folder last."""
     config = load_recipe(recipe, overrides, workers)
     from vader_ray.orchestration.runs.launch import train_run
 

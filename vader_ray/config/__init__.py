@@ -6,10 +6,19 @@ plain JSON.
 """
 
 from vader_ray.config.experiment import ExperimentConfig
-from vader_ray.config.loading import RECIPES, ConfigError, flatten, load, override, recipe_names, validate
+from vader_ray.config.loading import (
+    RECIPES,
+    explain,
+    flatten,
+    load,
+    override,
+    recipe_names,
+    validate,
+)
 from vader_ray.config.plugins import (
     DEFAULT_METRICS,
     RESERVED_METRIC_NAMES,
+    AlgorithmConfig,
     MetricConfig,
     PlacementConfig,
     PluginConfig,
@@ -18,10 +27,7 @@ from vader_ray.config.plugins import (
 )
 from vader_ray.config.schema import (
     AdapterConfig,
-    AlgorithmConfig,
     CheckpointConfig,
-    DdpoConfig,
-    DpoConfig,
     EvaluationConfig,
     GuardConfig,
     ModelConfig,
@@ -30,7 +36,6 @@ from vader_ray.config.schema import (
     RuntimeConfig,
     SamplingConfig,
     TrackingConfig,
-    VaderConfig,
 )
 from vader_ray.config.settings import ActivationCheckpointing, FrameRule, Precision, Settings
 from vader_ray.paths import Weights, locate, split_image
@@ -43,9 +48,6 @@ __all__ = [
     "AdapterConfig",
     "AlgorithmConfig",
     "CheckpointConfig",
-    "ConfigError",
-    "DdpoConfig",
-    "DpoConfig",
     "EvaluationConfig",
     "ExperimentConfig",
     "FrameRule",
@@ -62,8 +64,8 @@ __all__ = [
     "SamplingConfig",
     "Settings",
     "TrackingConfig",
-    "VaderConfig",
     "Weights",
+    "explain",
     "flatten",
     "is_metric_value",
     "load",

@@ -8,10 +8,15 @@ from typing import Any, Self
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from vader_ray.config.plugins import DEFAULT_METRICS, RESERVED_METRIC_NAMES, MetricConfig, RewardConfig
+from vader_ray.config.plugins import (
+    DEFAULT_METRICS,
+    RESERVED_METRIC_NAMES,
+    AlgorithmConfig,
+    MetricConfig,
+    RewardConfig,
+)
 from vader_ray.config.schema import (
     AdapterConfig,
-    AlgorithmConfig,
     CheckpointConfig,
     EvaluationConfig,
     GuardConfig,
@@ -21,15 +26,18 @@ from vader_ray.config.schema import (
     RuntimeConfig,
     SamplingConfig,
     TrackingConfig,
-    VaderConfig,
 )
 from vader_ray.config.settings import Settings
+
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+"""Names of recipes and of runs, which are names of folders."""
+MAX_NAME_LENGTH = 200
 
 
 class ExperimentConfig(Settings):
     """A recipe: all settings that decide the result of a run, and the metrics that it is known to reach."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(pattern=NAME_PATTERN, max_length=MAX_NAME_LENGTH)
     """Name of the recipe, with which the names of its runs begin."""
     description: str = ""
     """One line about the recipe, for lists and MLflow."""
@@ -40,7 +48,7 @@ class ExperimentConfig(Settings):
     ``algorithm.num_updates``."""
     videos_per_step: PositiveInt
     """Videos of one step, over all workers: the batch size, and the number of reward queries of a step."""
-    algorithm: AlgorithmConfig = VaderConfig()
+    algorithm: AlgorithmConfig = AlgorithmConfig()
     """``{name: vader}``, or a baseline: ``{name: ddpo, …}``, ``{name: dpo, …}``."""
     model: ModelConfig
     """The pretrained model."""
@@ -96,37 +104,6 @@ class ExperimentConfig(Settings):
             raise ValueError(
                 f"videos_per_step={self.videos_per_step} cannot be shared evenly by runtime.num_workers="
                 f"{self.runtime.num_workers}; choose a divisor"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _fits_the_algorithm(self) -> Self:
-        name, sampling = self.algorithm.name, self.sampling
-        if name == "vader":
-            return self
-        for field in (
-            "truncation",
-            "truncation_depth",
-            "window_start",
-            "backprop_through_input",
-            "recompute",
-            "prefix_cache",
-        ):
-            if (value := getattr(sampling, field)) != (default := type(sampling).model_fields[field].default):
-                raise ValueError(
-                    f"sampling.{field}={value} has no effect on algorithm.name={name}; "
-                    f"set it to {default}, or name=vader"
-                )
-        if name == "ddpo" and sampling.eta == 0:
-            raise ValueError(
-                "algorithm.name=ddpo needs stochastic denoising steps; "
-                "set sampling.eta to 1 (DDIM alone has it)"
-            )
-        if name == "dpo" and self.videos_per_step % (2 * self.runtime.num_workers):
-            raise ValueError(
-                f"algorithm.name=dpo makes pairs, and videos_per_step={self.videos_per_step} gives "
-                f"runtime.num_workers={self.runtime.num_workers} no equal number of them; "
-                f"choose a multiple of {2 * self.runtime.num_workers}"
             )
         return self
 

@@ -7,22 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from vader_ray.config.experiment import ExperimentConfig
-from vader_ray.config.schema import DdpoConfig, DpoConfig, VaderConfig
-from vader_ray.config.settings import Settings
 from vader_ray.errors import UserError
 from vader_ray.paths import PACKAGE
 
-_ALGORITHMS: dict[str, type[Settings]] = {"vader": VaderConfig, "ddpo": DdpoConfig, "dpo": DpoConfig}
-"""Section of each algorithm, by its name."""
 RECIPES = PACKAGE / "recipes"
 """Folder of the packaged recipes."""
-
-
-class ConfigError(UserError):
-    """A setting that the user can correct; the message names its path and the remedy."""
 
 
 def recipe_names() -> list[str]:
@@ -38,15 +30,15 @@ def load(recipe: str, overrides: Iterable[str] = ()) -> ExperimentConfig:
         overrides: settings that replace or add to those of the file; lists are addressed by index.
 
     Raises:
-        ConfigError: one line per problem, each with the field's path.
+        UserError: one line per problem, each with the field's path.
     """
     path = _recipe_path(recipe)
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path} cannot be read as YAML: {error}") from None
+        raise UserError(f"{path} cannot be read as YAML: {error}") from None
     if not isinstance(document, dict):
-        raise ConfigError(f"{path} must hold a mapping of settings, not {type(document).__name__}")
+        raise UserError(f"{path} must hold a mapping of settings, not {type(document).__name__}")
     for text in overrides:
         _override(document, text)
     return validate(document, folder=path.parent)
@@ -56,12 +48,12 @@ def validate(document: Mapping[str, Any], *, folder: Path | None = None) -> Expe
     """Validate the settings of a plain dict, as it comes from a recipe file or another process.
 
     Raises:
-        ConfigError: one line per problem, each with the field's path.
+        UserError: one line per problem, each with the field's path.
     """
     try:
         return ExperimentConfig.model_validate(document, context={"folder": folder})
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(error))) from None
+        raise UserError("\n".join(explain(error, ExperimentConfig))) from None
 
 
 def override(config: ExperimentConfig, overrides: Iterable[str]) -> ExperimentConfig:
@@ -93,7 +85,7 @@ def _recipe_path(recipe: str) -> Path:
     path = Path(recipe).expanduser()
     if path.is_file():
         return path.resolve()
-    raise ConfigError(
+    raise UserError(
         f"there is no recipe {recipe!r}; give the path of a YAML file or one of {', '.join(recipe_names())}"
     )
 
@@ -102,7 +94,7 @@ def _override(document: dict[str, Any], text: str) -> None:
     """Set ``a.b=value`` in a nested document; numbers are indices of lists; the value is read as YAML."""
     address, equals, value = text.partition("=")
     if not equals or not address:
-        raise ConfigError(f"{text!r} is not an override; write a.b=value")
+        raise UserError(f"{text!r} is not an override; write a.b=value")
     *parents, last = address.split(".")
     node: Any = document
     for key in parents:
@@ -110,7 +102,7 @@ def _override(document: dict[str, Any], text: str) -> None:
     try:
         parsed = yaml.safe_load(value)
     except yaml.YAMLError:
-        raise ConfigError(f"{address}: {value!r} is not a YAML value") from None
+        raise UserError(f"{address}: {value!r} is not a YAML value") from None
     if isinstance(parsed, str):
         parsed = _number(parsed)
     if isinstance(node, list):
@@ -130,29 +122,34 @@ def _number(text: str) -> str | float:
 def _child(node: Any, key: str, address: str) -> Any:
     child = node[_index(node, key, address)] if isinstance(node, list) else node.setdefault(key, {})
     if not isinstance(child, (dict, list)):
-        raise ConfigError(f"{address}: {key!r} is a value, not a section")
+        raise UserError(f"{address}: {key!r} is a value, not a section")
     return child
 
 
 def _index(items: list[Any], key: str, address: str) -> int:
     if not key.isdigit() or int(key) >= len(items):
-        raise ConfigError(f"{address}: {key!r} is no item of a list of {len(items)}")
+        raise UserError(f"{address}: {key!r} is no item of a list of {len(items)}")
     return int(key)
 
 
-def _explain(error: ValidationError) -> Iterator[str]:
+def explain(error: ValidationError, model: type[BaseModel], *, section: str = "") -> Iterator[str]:
+    """Yield one line per problem, which begins with the path of the setting.
+
+    Args:
+        error: pydantic's error.
+        model: the validated model.
+        section: path in the recipe of the validated settings; empty for the whole recipe.
+    """
     problems = error.errors()
     locations = [problem["loc"] for problem in problems]
     for problem in problems:
-        if any(
-            len(location) > len(problem["loc"]) and location[: len(problem["loc"])] == problem["loc"]
-            for location in locations
-        ):
+        location = problem["loc"]
+        if any(len(other) > len(location) and other[: len(location)] == location for other in locations):
             continue  # the section is refused only because of a field in it
-        path = ".".join(str(part) for part in _address(problem["loc"])) or "recipe"
+        path = ".".join([section] * bool(section) + [str(part) for part in location]) or "recipe"
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
-            message = f"there is no such setting; here are {', '.join(_siblings(problem['loc'][:-1]))}"
+            message = f"there is no such setting; here are {', '.join(_siblings(location[:-1], model))}"
         elif problem["type"] == "missing":
             message = "is required"
         elif "Value error" not in problem["msg"]:
@@ -160,15 +157,7 @@ def _explain(error: ValidationError) -> Iterator[str]:
         yield f"{path}: {message}"
 
 
-def _address(location: tuple[int | str, ...]) -> tuple[int | str, ...]:
-    """The location without the algorithm's name, which pydantic puts after ``algorithm``."""
-    return location[:1] + location[2:] if location[:1] == ("algorithm",) else location
-
-
-def _siblings(location: tuple[int | str, ...]) -> list[str]:
-    if location[:1] == ("algorithm",):
-        return sorted(_ALGORITHMS[str(location[1])].model_fields)
-    model: Any = ExperimentConfig
+def _siblings(location: tuple[int | str, ...], model: Any) -> list[str]:
     for part in location:
         if isinstance(part, str) and part in model.model_fields:
             model = model.model_fields[part].annotation

@@ -1,4 +1,5 @@
-"""The sections of a recipe that name a plugin: rewards and metrics, with their further keys as options."""
+"""The sections of a recipe that name a plugin: algorithm, rewards and metrics. Their further keys are its
+options."""
 
 from __future__ import annotations
 
@@ -7,6 +8,21 @@ from typing import Any, ClassVar, Literal
 from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from vader_ray.config.settings import FrameRule, Settings
+
+
+class AlgorithmConfig(Settings):
+    """The algorithm that turns rewards into gradients of the adapter; further keys are its own options."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str = "vader"
+    """A file of ``vader_ray/alignment/algorithms`` (``vader``, ``ddpo``, ``dpo``) or the dotted name of a
+    module or class of yours."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The algorithm's own settings, checked by `vader_ray.alignment.algorithms.check`."""
+        return dict(self.model_extra or {})
 
 
 class PlacementConfig(Settings):

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Literal, Self
 
 from pydantic import (
-    Discriminator,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
-    Tag,
     model_validator,
 )
 
 from vader_ray.config.settings import ActivationCheckpointing, Precision, Settings
-from vader_ray.paths import PairsFile, Prompts, Weights
+from vader_ray.paths import Prompts, Weights
 
 
 class ModelConfig(Settings):
@@ -112,82 +110,6 @@ class SamplingConfig(Settings):
                 "set truncation=window"
             )
         return self
-
-
-class VaderConfig(Settings):
-    """VADER: the gradient of the reward through the gradient steps that ``sampling`` chooses."""
-
-    name: Literal["vader"] = "vader"
-    """Name of the algorithm."""
-    reference_penalty: NonNegativeFloat = 0.0
-    """Coefficient β of −β · mean‖ε_adapter − ε_base‖² in the objective: the squared distance between the
-    denoiser's predictions with the adapter and without it for the same latents, a mean over elements and
-    gradient steps, a sum over the guidance branches. Keeps the model near the pretrained one; costs one more
-    denoiser call for each gradient step."""
-
-
-class DdpoConfig(Settings):
-    """DDPO with importance sampling: a policy gradient over the denoising steps; needs ``sampling.eta`` above
-    0."""
-
-    name: Literal["ddpo"]
-    """Name of the algorithm."""
-    num_updates: PositiveInt = 1
-    """Optimizer updates on the videos of one step, each over all of them."""
-    clip_range: PositiveFloat = 1e-4
-    """PPO's clip range of the importance ratio per latent element: beyond 1 ± this, a denoising step has no
-    gradient."""
-    max_advantage: PositiveFloat = 5.0
-    """Bound on the absolute advantage, in standard deviations of the reward."""
-    buffer_size: PositiveInt = 32
-    """Latest rewards of each prompt from which its mean and standard deviation are computed."""
-    min_count: PositiveInt = 16
-    """Rewards of a prompt from which on its own mean and standard deviation are used; before, those of the
-    step's videos."""
-
-    @model_validator(mode="after")
-    def _buffer_fills(self) -> Self:
-        if self.min_count > self.buffer_size:
-            raise ValueError(
-                f"min_count={self.min_count} is never reached by buffer_size={self.buffer_size}; "
-                "raise buffer_size"
-            )
-        return self
-
-
-class DpoConfig(Settings):
-    """Diffusion-DPO: prefer the better of two videos of one prompt, by denoising errors at the timesteps of
-    sampling."""
-
-    name: Literal["dpo"]
-    """Name of the algorithm."""
-    num_updates: PositiveInt = 1
-    """Optimizer updates on the pairs of one step, each over all of them with fresh timesteps and noise."""
-    num_draws: PositiveInt = 1
-    """Timesteps and noises drawn for each pair in each update; time is proportional to it."""
-    beta: PositiveFloat = 2000.0
-    """Strength of the KL penalty that keeps the model near the pretrained one; the authors use 2000 and
-    5000."""
-    pairs: PairsFile | None = None
-    """File of pairs, Parquet or JSON lines with the columns ``prompt``, ``winner`` and ``loser``: ``.mp4``
-    videos, or ``.npy`` frames as uint8 ``frames height width 3``. By default each step samples its pairs and
-    ranks them by the rewards."""
-
-
-def _algorithm_name(value: Any) -> Any:
-    return value.get("name", "vader") if isinstance(value, dict) else getattr(value, "name", None)
-
-
-AlgorithmConfig = Annotated[
-    Annotated[VaderConfig, Tag("vader")]
-    | Annotated[DdpoConfig, Tag("ddpo")]
-    | Annotated[DpoConfig, Tag("dpo")],
-    Discriminator(
-        _algorithm_name,
-        custom_error_type="algorithm",
-        custom_error_message="there is no such algorithm; set name to one of ddpo, dpo, vader",
-    ),
-]
 
 
 class PromptsConfig(Settings):

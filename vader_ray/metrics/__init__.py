@@ -13,7 +13,8 @@ from typing import Any, cast
 
 import torch
 
-from vader_ray.config import ConfigError, ExperimentConfig, MetricConfig
+from vader_ray.config import ExperimentConfig, MetricConfig
+from vader_ray.errors import UserError
 from vader_ray.metrics.base import Features, Metric, PairedMetric, SetMetric, VideoMetric
 from vader_ray.metrics.core.contract import check_contract
 from vader_ray.plugin_options import check_options, load_plugin
@@ -45,11 +46,11 @@ def resolve(name: str) -> type[Any]:
     """Return the class of a metric.
 
     Raises:
-        ConfigError: there is no such metric; the message gives the rule and the names.
+        UserError: there is no such metric; the message gives the rule and the names.
     """
     found = _METRICS.resolve(name)
     if not isinstance(found, type):
-        raise ConfigError(f"metric: {name} is a {type(found).__name__}; name a class")
+        raise UserError(f"metric: {name} is a {type(found).__name__}; name a class")
     return found
 
 
@@ -57,7 +58,7 @@ def check(spec: MetricConfig, *, folder: Path | None = None) -> MetricConfig:
     """Return the setting with absolute local paths; a relative one starts at ``folder``. Loads no weights.
 
     Raises:
-        ConfigError: unknown metric, unknown option, an option of the wrong type or a path that does not
+        UserError: unknown metric, unknown option, an option of the wrong type or a path that does not
             exist; one line each.
     """
     return spec.model_copy(update=check_options(resolve(spec.metric), spec, folder))
@@ -67,7 +68,7 @@ def build(spec: MetricConfig, *, device: torch.device | str) -> Metric:
     """Load a metric; its networks are frozen, in eval mode and on ``device``, in the precision of ``spec``.
 
     Raises:
-        ConfigError: as `check`, and weights that are missing, unreadable or of another network.
+        UserError: as `check`, and weights that are missing, unreadable or of another network.
     """
     return cast(Metric, load_plugin(resolve(spec.metric), spec, device=device))
 

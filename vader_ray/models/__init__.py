@@ -45,16 +45,16 @@ def resolve(family: str) -> Any:
     """Return the class of a family: a name of `names`, ``my.module`` or ``my.module.ClassName``.
 
     Raises:
-        ConfigError: there is no such family; the message gives the rule and the names.
+        UserError: there is no such family; the message gives the rule and the names.
     """
     return _FAMILIES.resolve(family)
 
 
 def fetch(model: ModelConfig) -> str:
-    """The folder of the model's weights; those of a hub id are downloaded first.
+    """Return the folder or file of the model's weights; those of a hub id are downloaded first.
 
     Raises:
-        ConfigError, ValueError: there is no such family, or the hub does not give the weights.
+        UserError: there is no such family, or the weights cannot be downloaded.
     """
     return str(resolve(model.family).fetch(model))
 
@@ -70,7 +70,21 @@ def build(
     activation_checkpointing: ActivationCheckpointing = "none",
     compile_blocks: bool = False,
 ) -> Any:
-    """A pretrained model on a device, with a fresh adapter unless there shall be none."""
+    """Load a pretrained model to a device and add a fresh adapter.
+
+    Args:
+        model: family, weights and precision.
+        sampling: size of the videos, number of denoising steps, guidance.
+        adapter: rank, alpha and target modules; None for no adapter.
+        seed: of the adapter's initial values.
+        chunk_size: frames that autoencoders of single frames decode at once.
+        device: of all networks; on the meta device they have no weights.
+        activation_checkpointing: which activations are recomputed in the backward pass.
+        compile_blocks: compile the denoiser's blocks.
+
+    Raises:
+        UserError: the weights cannot be loaded, or the model does not support a setting.
+    """
     built = resolve(model.family).load(model, sampling, chunk_size=chunk_size, device=device)
     if adapter is not None:
         built.add_adapter(adapter, seed)

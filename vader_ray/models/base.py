@@ -72,9 +72,10 @@ class VideoModel(TrajectoryPipeline):
     ) -> VideoModel:
         """Wrap a loaded diffusers video pipeline, with a fresh LoRA adapter that is ready for training.
 
-        The family is found by the pipeline's class. The pipeline is used, not copied: its networks are frozen
-        and set to eval mode, its progress bar is switched off, and the denoiser gets the adapter. Devices and
-        dtypes stay as they are; the adapter is float32.
+        The family is found by the pipeline's class; a family outside this package is used by calling the
+        method on its own class. The pipeline is used, not copied: its networks are frozen and set to eval
+        mode, its progress bar is switched off, and the denoiser gets the adapter. Devices and dtypes stay as
+        they are; the adapter is float32.
 
         Args:
             pipe: any pipeline of a known family, loaded by ``from_pretrained`` and moved to its device.
@@ -98,7 +99,7 @@ class VideoModel(TrajectoryPipeline):
             UserError: the class of the pipeline is unknown, its denoiser has an adapter of another program,
                 no layer matches ``target_modules``, or the pipeline cannot make videos of this size.
         """
-        family = _family_of(pipe)
+        family = cls if class_names(pipe) & set(cls.pipeline_classes) else _family_of(pipe)
         defaults = inspect.signature(type(pipe).__call__).parameters
         sampling = SamplingConfig(
             num_frames=num_frames,

@@ -1,4 +1,4 @@
-"""The parts of Ray that are used without being public; `ray` is pinned to one minor version because of them."""
+"""Uses of Ray's private functions, because of which `ray` is pinned to one minor version."""
 
 from __future__ import annotations
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 INTERPOLATED = "interpolated"
-"""Swept name, and MLflow tag, of a run that evaluates the interpolated adapters of other trials and trains nothing."""
+"""Swept name, and MLflow tag, of a run that evaluates the interpolated adapters of other trials and trains
+nothing."""
 
 
 def is_eligible(status: str, stopped_by_guard: bool) -> bool:
@@ -17,7 +18,7 @@ def is_eligible(status: str, stopped_by_guard: bool) -> bool:
 
 
 def pareto_front(scores: Mapping[str, Sequence[float]]) -> list[str]:
-    """Return the names whose scores no other name equals or exceeds in all entries and exceeds in at least one."""
+    """Return the names that no other dominates: none is at least equal in all scores and higher in one."""
 
     def dominates(one: Sequence[float], other: Sequence[float]) -> bool:
         pairs = list(zip(one, other, strict=True))

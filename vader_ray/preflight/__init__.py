@@ -1,1 +1,1 @@
-"""Estimate of a step's memory and time without weights and without a GPU."""
+"""Estimate of a training step's memory and time, without weights and without a GPU."""

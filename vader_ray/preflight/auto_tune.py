@@ -1,16 +1,17 @@
-"""Which settings make a recipe fit: those that a person is told, and those that ``auto`` chooses."""
+"""Settings with which a recipe fits into memory: suggestions for the user, and values for ``auto``."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from vader_ray.config import ConfigError, ExperimentConfig, override
+from vader_ray.config import ExperimentConfig, override
 from vader_ray.config.auto import auto_fields, with_settings
-from vader_ray.preflight.estimate import Count, count
+from vader_ray.errors import UserError
+from vader_ray.preflight.estimate import StepEstimate, estimate_step
 
 WORTHWHILE = 0.98
-"""A lever that leaves more of the peak than this is not worth a word."""
+"""Suggest a setting only if it lowers the peak below this fraction."""
 _FASTEST_FIRST = (
     (False, "none"),
     ("earlier", "none"),
@@ -20,43 +21,49 @@ _FASTEST_FIRST = (
     (True, "attention"),
     (True, "block"),
 )
-"""``sampling.recompute`` and ``runtime.activation_checkpointing`` by how much they compute twice. All exact."""
+"""Pairs of ``sampling.recompute`` and ``runtime.activation_checkpointing``, those that recompute least first.
+All are exact."""
+_BATCH_SIZES = ("runtime.prefix_batch_size", "runtime.micro_batch_size")
+"""Batch sizes that may be ``auto``, in the order in which they are doubled."""
 
 
 @dataclass(frozen=True, slots=True)
-class Remedy:
-    """Settings with which a recipe fits, and what it then needs."""
+class Suggestion:
+    """Settings with which a recipe fits into the memory of a device."""
 
     overrides: tuple[str, ...]
-    count: Count
+    """Settings as ``a.b=value``."""
+    estimate: StepEstimate
+    """Memory and work of a step with these settings."""
 
 
-def find_remedies(
-    config: ExperimentConfig, found: Count, fits: Mapping[str, Callable[[int], bool]]
-) -> dict[str, Remedy]:
-    """For each device by name, the settings that make the recipe fit; a device that none of them helps is left out.
+def suggest_settings(
+    config: ExperimentConfig, estimate: StepEstimate, fits: Mapping[str, Callable[[int], bool]]
+) -> dict[str, Suggestion]:
+    """Find settings with which the recipe fits; a device for which there are none is left out.
 
     Args:
-        found: what the recipe needs as it is.
-        fits: whether so many bytes fit on the device.
+        config: the recipe.
+        estimate: memory and work of its step.
+        fits: for each device by name, whether a number of bytes fits into its memory.
     """
-    overrides, peak = list[str](), found.peak_bytes
-    remedies, waiting = dict[str, Remedy](), dict(fits)
-    for lever in _levers(config):
-        if not waiting:
+    overrides, peak = list[str](), estimate.peak_bytes
+    suggestions, too_small = dict[str, Suggestion](), dict(fits)
+    for setting in _memory_settings(config):
+        if not too_small:
             break
-        tried = count(override(config, [*overrides, lever]))
+        tried = estimate_step(override(config, [*overrides, setting]))
         if tried.peak_bytes > WORTHWHILE * peak:
             continue
-        overrides, peak = [*overrides, lever], tried.peak_bytes
-        for name in [name for name, enough in waiting.items() if enough(peak)]:
-            remedies[name] = Remedy(tuple(overrides), tried)
-            del waiting[name]
-    return remedies
+        overrides, peak = [*overrides, setting], tried.peak_bytes
+        for name in [name for name, fits_device in too_small.items() if fits_device(peak)]:
+            suggestions[name] = Suggestion(tuple(overrides), tried)
+            del too_small[name]
+    return suggestions
 
 
-def _levers(config: ExperimentConfig) -> Iterator[str]:
-    """Settings that lower the peak: first the exact ones, then those that move work elsewhere, then those that round."""
+def _memory_settings(config: ExperimentConfig) -> Iterator[str]:
+    """Settings that lower the peak: exact ones, then other processes, then lower precision."""
     runtime, model = config.runtime, config.model
     if runtime.activation_checkpointing != "block":
         yield "runtime.activation_checkpointing=block"
@@ -64,76 +71,71 @@ def _levers(config: ExperimentConfig) -> Iterator[str]:
         yield "model.offload_decoder_cache=true"
     if config.sampling.recompute is not True:
         yield "sampling.recompute=true"
-    yield from (f"runtime.{name}=1" for name in _BATCHES if getattr(runtime, name) != 1)
-    for place, spec in enumerate(config.rewards):
+    for name in ("micro_batch_size", "decode_chunk_size", "prefix_batch_size"):
+        if getattr(runtime, name) != 1:
+            yield f"runtime.{name}=1"
+    for i, spec in enumerate(config.rewards):
         if spec.placement is None:
-            yield f"rewards.{place}.placement.actor={spec.reward.rsplit('.', 1)[-1]}"
-    yield from (
-        f"rewards.{place}.precision=bfloat16"
-        for place, spec in enumerate(config.rewards)
-        if spec.precision == "float32"
-    )
-    yield from (
-        f"model.{name}=bfloat16"
-        for name in ("precision", "decoder_precision")
-        if getattr(model, name) != "bfloat16"
-    )
+            yield f"rewards.{i}.placement.actor={spec.reward.rsplit('.', 1)[-1]}"
+    for i, spec in enumerate(config.rewards):
+        if spec.precision == "float32":
+            yield f"rewards.{i}.precision=bfloat16"
+    for name in ("precision", "decoder_precision"):
+        if getattr(model, name) != "bfloat16":
+            yield f"model.{name}=bfloat16"
 
 
-_BATCHES = ("micro_batch_size", "decode_chunk_size", "prefix_batch_size")
+def choose_auto(config: ExperimentConfig, fits: Callable[[int], bool]) -> ExperimentConfig:
+    """Replace every ``auto`` by the fastest choice that fits: recomputation first, then batch sizes.
 
-
-def choose(config: ExperimentConfig, fits: Callable[[int], bool]) -> ExperimentConfig:
-    """The recipe with every ``auto`` replaced: what is computed twice by the fastest exact setting that fits, then batches.
+    Args:
+        config: the recipe.
+        fits: whether a number of bytes fits into the free memory.
 
     Raises:
-        ConfigError: none fits.
+        UserError: no choice fits.
     """
-    left = auto_fields(config)
-    sizes = [field for field in _SIZES if field in left]
-    if left == sizes:
-        chosen = with_settings(config, dict.fromkeys(sizes, 1))
-    else:
-        chosen = _choose_kept(with_settings(config, dict.fromkeys(sizes, 1)), fits)
+    fields = auto_fields(config)
+    sizes = [field for field in _BATCH_SIZES if field in fields]
+    chosen = with_settings(config, dict.fromkeys(sizes, 1))
+    if fields != sizes:
+        chosen = _choose_recomputation(chosen, fits)
     for field in sizes:
-        chosen = _grown(chosen, field, fits)
+        chosen = _double(chosen, field, fits)
     return chosen
 
 
-_SIZES = ("runtime.prefix_batch_size", "runtime.micro_batch_size")
-
-
-def _choose_kept(config: ExperimentConfig, fits: Callable[[int], bool]) -> ExperimentConfig:
-    for chosen in _candidates(config):
-        if fits((needed := count(chosen)).peak_bytes):
-            return chosen
-    raise ConfigError(
+def _choose_recomputation(config: ExperimentConfig, fits: Callable[[int], bool]) -> ExperimentConfig:
+    for candidate in _recomputations(config):
+        if fits((estimate := estimate_step(candidate)).peak_bytes):
+            return candidate
+    raise UserError(
         f"sampling.recompute and runtime.activation_checkpointing: no setting fits, the smallest needs "
-        f"{needed.peak_bytes / 2**30:.1f} GiB; `vader-ray check RECIPE --devices …` names other settings"
+        f"{estimate.peak_bytes / 2**30:.1f} GiB; `vader-ray check RECIPE --devices …` names other settings"
     )
 
 
-def _grown(config: ExperimentConfig, field: str, fits: Callable[[int], bool]) -> ExperimentConfig:
-    """With a batch doubled as long as it fits and there are videos for it."""
+def _double(config: ExperimentConfig, field: str, fits: Callable[[int], bool]) -> ExperimentConfig:
+    """Double a batch size of 1 while the step fits and the worker has enough videos."""
     size = 2
     while size <= config.videos_per_step // config.runtime.num_workers:
         larger = with_settings(config, {field: size})
-        if not fits(count(larger).peak_bytes):
+        if not fits(estimate_step(larger).peak_bytes):
             break
         config, size = larger, 2 * size
     return config
 
 
-def _candidates(config: ExperimentConfig) -> Iterable[ExperimentConfig]:
+def _recomputations(config: ExperimentConfig) -> Iterable[ExperimentConfig]:
+    """The recipe with each choice of recomputation that it leaves open, the fastest first."""
     sampling, runtime = config.sampling, config.runtime
-    for recompute, kept in _FASTEST_FIRST:
-        if sampling.recompute not in ("auto", recompute) or runtime.activation_checkpointing not in (
-            "auto",
-            kept,
-        ):
+    for recompute, checkpointing in _FASTEST_FIRST:
+        if sampling.recompute not in ("auto", recompute):
+            continue
+        if runtime.activation_checkpointing not in ("auto", checkpointing):
             continue
         if sampling.recompute == "auto" and recompute == "earlier" and sampling.truncation_depth == 1:
-            continue  # the last graded step is the only one
+            continue  # there is no earlier gradient step
         yield with_settings(
-            config, {"sampling.recompute": recompute, "runtime.activation_checkpointing": kept}
+            config, {"sampling.recompute": recompute, "runtime.activation_checkpointing": checkpointing}
         )

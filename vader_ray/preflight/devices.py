@@ -1,8 +1,9 @@
-"""What devices hold and how fast they compute: data sheets, and how much of them a training step is assumed to reach.
+"""Memory and speed of devices by their data sheets, and the assumed utilisation of a training step.
 
-Memory is what PyTorch reports. TFLOP/s are dense ones of the vendor's data sheet. `seconds` is an estimate, and nothing here
-was measured: an operation takes as long as its arithmetic at the assumed utilisation, or as reading and writing its tensors,
-whichever is longer, and no kernel starts sooner than the processor can launch it.
+Memory is as PyTorch reports it. TFLOP/s are the dense ones of the vendor's data sheet. `Device.seconds` is an
+estimate, no measurement: an operation takes the time of its arithmetic at the assumed utilisation or the time
+to read and write its tensors, whichever is longer, and the processor needs a minimum time to launch each
+kernel.
 """
 
 from __future__ import annotations
@@ -14,49 +15,59 @@ from dataclasses import dataclass
 import psutil
 import torch
 
-from vader_ray.config import ConfigError
+from vader_ray.errors import UserError
 from vader_ray.preflight.trackers import Kind, OpRecord
 
 GIB = 2**30
 UTILISATION: dict[Kind, float] = {"matmul": 0.5, "convolution": 0.3, "other": 0.3}
-"""Share of the data sheet's TFLOP/s: 50 to 60 % is usual for the large matrices of transformers, 20 to 40 % for convolutions."""
+"""Assumed fraction of the data sheet's TFLOP/s. 50 to 60 % is usual for the large matrices of transformers,
+20 to 40 % for convolutions."""
 BANDWIDTH_SHARE = 0.7
+"""Assumed fraction of the data sheet's memory bandwidth."""
 LAUNCH_SECONDS = 6e-6
-"""Of one kernel without CUDA graphs, autograd included."""
+"""Seconds to launch one kernel without CUDA graphs, autograd included."""
 FRAGMENTATION = 1.05
-"""The allocator's blocks over the tensors in them."""
+"""Ratio of the allocator's blocks to the tensors in them."""
 LIBRARIES_GIB = 1.0
-"""CUDA's context, cuDNN's and cuBLAS's working memory, NCCL's buffers."""
+"""GiB of CUDA's context, of cuDNN's and cuBLAS's workspaces and of NCCL's buffers."""
 
 
 def fits(num_bytes: int, free_bytes: float) -> bool:
-    """Whether tensors of so many bytes fit into free memory, beside what is not counted."""
+    """Whether tensors of ``num_bytes`` fit into free memory, with fragmentation and libraries."""
     return num_bytes * FRAGMENTATION + LIBRARIES_GIB * GIB <= free_bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """One device of a worker."""
+    """Memory and speed of one device."""
 
     memory_gib: float
+    """Total memory in GiB, as PyTorch reports it."""
     half_tflops: float
-    """bfloat16 and float16, accumulated in float32."""
+    """TFLOP/s of bfloat16 and float16 with float32 accumulation."""
     tf32_tflops: float
-    """What PyTorch uses for float32 convolutions; its float32 matrix multiplications take `single_tflops`."""
+    """TFLOP/s of TF32, which PyTorch uses for float32 convolutions and not for matrix multiplications."""
     single_tflops: float
+    """TFLOP/s of float32."""
     terabytes_per_second: float
+    """Memory bandwidth in TB/s."""
     launch_seconds: float = LAUNCH_SECONDS
+    """Seconds to launch one kernel."""
 
     def fits(self, num_bytes: int) -> bool:
-        """Whether tensors of so many bytes fit beside what is not counted."""
+        """Whether tensors of ``num_bytes`` fit, with fragmentation and libraries."""
         return fits(num_bytes, self.memory_gib * GIB)
 
     def seconds(self, operations: Mapping[OpRecord, int]) -> float:
-        """An estimate of the time of these operations, one after the other."""
-        computing = sum(self._one(operation) * times for operation, times in operations.items())
+        """Estimate the time of operations that run one after the other.
+
+        Args:
+            operations: number of calls of each kernel.
+        """
+        computing = sum(self._operation_seconds(operation) * times for operation, times in operations.items())
         return max(computing, self.launch_seconds * sum(operations.values()))
 
-    def _one(self, operation: OpRecord) -> float:
+    def _operation_seconds(self, operation: OpRecord) -> float:
         arithmetic = operation.flops / (1e12 * self._tflops(operation) * UTILISATION[operation.kind])
         return max(arithmetic, operation.num_bytes / (1e12 * self.terabytes_per_second * BANDWIDTH_SHARE))
 
@@ -80,22 +91,22 @@ DEVICES = {
 
 
 def device(name: str) -> Device:
-    """The device of a name; ``cpu`` is this machine, whose speed is that of one matrix multiplication.
+    """Return the device of a name; ``cpu`` is this machine, measured with one matrix multiplication.
 
     Raises:
-        ConfigError: nobody knows it.
+        UserError: there is no device of this name.
     """
     if name == "cpu":
         tflops = _cpu_tflops()
         memory = psutil.virtual_memory().total / GIB
         return Device(memory, tflops, tflops, tflops, 0.02, launch_seconds=LAUNCH_SECONDS)
     if name not in DEVICES:
-        raise ConfigError(f"--devices: there is no {name!r}; choose from {', '.join((*DEVICES, 'cpu'))}")
+        raise UserError(f"--devices: there is no {name!r}; choose from {', '.join((*DEVICES, 'cpu'))}")
     return DEVICES[name]
 
 
 def _cpu_tflops() -> float:
-    """Of this process at the utilisation that is assumed of it."""
+    """Measure this process's TFLOP/s, at the assumed utilisation."""
     matrix = torch.rand(1024, 1024)
     matrix @ matrix
     started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""What ``vader-ray check --devices`` says: how much a recipe needs, on which devices it fits, and what makes it fit."""
+"""Report of ``vader-ray check --devices``: memory and time on devices, and settings that fit."""
 
 from __future__ import annotations
 
@@ -8,63 +8,69 @@ from operator import attrgetter
 from rich.console import RenderableType
 from rich.table import Table
 
-from vader_ray.config import ConfigError, ExperimentConfig
+from vader_ray.config import ExperimentConfig
 from vader_ray.config.auto import auto_fields
-from vader_ray.preflight.auto_tune import Remedy, choose, find_remedies
+from vader_ray.errors import UserError
+from vader_ray.preflight.auto_tune import Suggestion, choose_auto, suggest_settings
 from vader_ray.preflight.devices import GIB, Device, device
-from vader_ray.preflight.estimate import Count, count
+from vader_ray.preflight.estimate import StepEstimate, estimate_step
 
 
 def memory_report(config: ExperimentConfig, names: Sequence[str]) -> Iterator[RenderableType]:
-    """What to print for devices of these names, as it becomes known.
+    """Yield the parts of the report as they are computed.
+
+    Args:
+        config: the recipe.
+        names: names of the devices (`vader_ray.preflight.devices.DEVICES`, or ``cpu``).
 
     Raises:
-        ConfigError: the recipe does not fit on one of them; names the settings that help.
+        UserError: the recipe does not fit one of them; the message names the settings that help.
     """
     devices = {name: device(name) for name in names}
-    if left := auto_fields(config):
+    if fields := auto_fields(config):
         if len(devices) > 1:
-            raise ConfigError(
-                "--devices: the recipe leaves settings to the free memory (auto), so name one device"
+            raise UserError(
+                "--devices: the recipe has settings that depend on the free memory (auto); name one device"
             )
-        config = choose(config, devices[names[0]].fits)
-        yield "auto: " + ", ".join(f"{field}={attrgetter(field)(config)}" for field in left)
-    found = count(config)
-    yield _counted(found)
-    yield _table(found, devices)
-    small = {name: each.fits for name, each in devices.items() if not each.fits(found.peak_bytes)}
-    if small:
-        remedies = find_remedies(config, found, small)
-        raise ConfigError("\n".join(_too_small(name, found, remedies.get(name)) for name in small))
+        config = choose_auto(config, devices[names[0]].fits)
+        yield "auto: " + ", ".join(f"{field}={attrgetter(field)(config)}" for field in fields)
+    estimate = estimate_step(config)
+    yield _summary(estimate)
+    yield _table(estimate, devices)
+    too_small = {name: each.fits for name, each in devices.items() if not each.fits(estimate.peak_bytes)}
+    if too_small:
+        suggestions = suggest_settings(config, estimate, too_small)
+        raise UserError("\n".join(_refusal(name, estimate, suggestions.get(name)) for name in too_small))
 
 
-def _counted(found: Count) -> str:
+def _summary(estimate: StepEstimate) -> str:
     parts = {
-        "weights": found.weights_bytes,
-        "conditioning, gradients and optimizer": found.state_bytes,
-        "a step": found.step_bytes,
+        "weights": estimate.weights_bytes,
+        "conditioning, gradients and optimizer": estimate.state_bytes,
+        "a step": estimate.step_bytes,
     }
     listed = ", ".join(f"{name} {num_bytes / GIB:.2f}" for name, num_bytes in parts.items())
-    others = f"loading {found.load_bytes / GIB:.2f}, an evaluation {found.evaluation_bytes / GIB:.2f}"
+    others = f"loading {estimate.load_bytes / GIB:.2f}, an evaluation {estimate.evaluation_bytes / GIB:.2f}"
     return (
-        f"counted for one worker, GiB: {listed}; beside these: {others}, host memory {found.host_bytes / GIB:.2f}\n"
-        f"counted for one step: {found.flops / 1e12:.4g} TFLOP, {sum(found.operations.values()):,} kernels"
+        f"memory of one worker, GiB: {listed}; at other times: {others}; "
+        f"host memory {estimate.host_bytes / GIB:.2f}\n"
+        f"work of one step: {estimate.flops / 1e12:.4g} TFLOP, {sum(estimate.operations.values()):,} kernels"
     )
 
 
-def _table(found: Count, devices: dict[str, Device]) -> Table:
-    table = Table("device", "memory", "counted peak", "fits", "estimated s / step", box=None)
+def _table(estimate: StepEstimate, devices: dict[str, Device]) -> Table:
+    table = Table("device", "memory", "peak", "fits", "estimated s / step", box=None)
     for name, each in devices.items():
-        fits = "yes" if each.fits(found.peak_bytes) else "NO"
-        seconds = f"{each.seconds(found.operations):.3g}"
-        table.add_row(name, f"{each.memory_gib:.1f} GiB", f"{found.peak_bytes / GIB:.1f} GiB", fits, seconds)
+        fits = "yes" if each.fits(estimate.peak_bytes) else "NO"
+        seconds = f"{each.seconds(estimate.operations):.3g}"
+        peak = f"{estimate.peak_bytes / GIB:.1f} GiB"
+        table.add_row(name, f"{each.memory_gib:.1f} GiB", peak, fits, seconds)
     return table
 
 
-def _too_small(name: str, found: Count, remedy: Remedy | None) -> str:
-    if remedy is None:
-        return f"{name}: {found.peak_bytes / GIB:.1f} GiB do not fit, and no setting helps; use fewer frames or pixels"
-    overrides, peak = " ".join(remedy.overrides), remedy.count.peak_bytes / GIB
-    return (
-        f"{name}: {found.peak_bytes / GIB:.1f} GiB do not fit; {overrides} makes it {peak:.1f} GiB, which fit"
-    )
+def _refusal(name: str, estimate: StepEstimate, suggestion: Suggestion | None) -> str:
+    peak = f"{name}: {estimate.peak_bytes / GIB:.1f} GiB do not fit"
+    if suggestion is None:
+        return f"{peak}, and no setting helps; use fewer frames or pixels"
+    overrides, lower = " ".join(suggestion.overrides), suggestion.estimate.peak_bytes / GIB
+    return f"{peak}; {overrides} makes it {lower:.1f} GiB, which fit"

@@ -1,4 +1,7 @@
-"""Computing on paper: tensors of the meta device have sizes and no values, so a step of any size runs on any machine."""
+"""Run a training step on the meta device to measure its peak memory without a GPU.
+
+Tensors of the meta device have sizes and no values, so a step of any size runs on any machine.
+"""
 
 from __future__ import annotations
 
@@ -18,20 +21,21 @@ _ATTENTION = "scaled_dot_product_attention"
 _plain_attention = functional.scaled_dot_product_attention
 META = torch.device("meta")
 _SMALL = 2**16
-"""Elements of the largest tensor whose values are worth knowing."""
-_HARMLESS = (torch.bool, torch.bfloat16, torch.float16, torch.float32, torch.float64)
+"""Largest number of elements of a tensor whose values are kept."""
+_ASSUMED_ONE = (torch.bool, torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
 
 @contextmanager
-def on_paper() -> Iterator[Host]:
-    """Within, code that was written for a device runs on meta tensors; what it keeps in host memory meanwhile.
+def meta_device_mode() -> Iterator[HostMemoryTracker]:
+    """Run code that was written for a real device on meta tensors; yield a tracker of its host memory.
 
-    Everything that such code asks of a device or of values is answered by the modes below.
+    Within the context autocast and attention are replaced, and `_ConstantTracker` supplies the values of
+    tensors that the code reads.
     """
     with (
         _replaced(torch, "autocast", _Autocast),
         _replaced(functional, _ATTENTION, _attention),
-        _NoValues() as mode,
+        _ConstantTracker() as mode,
     ):
         yield mode.host
 
@@ -46,14 +50,17 @@ def _replaced(module: Any, name: str, value: object) -> Iterator[None]:
         setattr(module, name, original)
 
 
-class Host:
-    """Bytes of tensors that were moved from the device to host memory and are still needed, now and at the peak."""
+class HostMemoryTracker:
+    """Track the bytes of tensors that were moved from the device to host memory and are still alive."""
 
     def __init__(self) -> None:
-        self.now = self.peak = 0
+        self.now = 0
+        """Bytes of the tensors that are alive."""
+        self.peak = 0
+        """Largest value of ``now``."""
 
-    def take(self, tensor: Tensor) -> Tensor:
-        """Count a tensor until nobody holds it."""
+    def track(self, tensor: Tensor) -> Tensor:
+        """Count a tensor until its storage is freed, and return it."""
         self._add(tensor.numel() * tensor.element_size())
         weakref.finalize(tensor.untyped_storage(), self._add, -tensor.numel() * tensor.element_size())
         return tensor
@@ -64,7 +71,10 @@ class Host:
 
 
 class _Autocast(torch.autocast):
-    """Off on the meta device, which torch's own refuses: networks use it there to switch half precision off."""
+    """`torch.autocast` that is off for ``device_type="meta"``, for which torch raises.
+
+    Networks use it to switch half precision off.
+    """
 
     def __init__(self, device_type: str, *args: Any, **kwargs: Any) -> None:
         if device_type == META.type:
@@ -83,7 +93,7 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """Attention that keeps what the fused kernels of every device keep: the meta device has none and would hold the softmax."""
+    """Attention that keeps what fused kernels keep; torch on the meta device would keep the softmax."""
     heads = query.ndim == key.ndim == value.ndim == 4 and query.shape[1] == key.shape[1]
     if not (
         query.is_meta and heads and query.shape[-1] == key.shape[-1] == value.shape[-1] and not dropout_p
@@ -91,7 +101,9 @@ def _attention(
         return _plain_attention(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
         )
-    if attn_mask is not None and attn_mask.dtype == torch.bool:  # torch keeps what it adds to the scores
+    if (
+        attn_mask is not None and attn_mask.dtype == torch.bool
+    ):  # as torch does, which keeps the mask that it adds to the scores
         attn_mask = torch.where(attn_mask, query.new_zeros(()), query.new_full((), -torch.inf))
     result: Tensor = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale
@@ -99,42 +111,42 @@ def _attention(
     return result
 
 
-class _NoValues(TorchDispatchMode):
-    """Answers to those who ask for values.
+class _ConstantTracker(TorchDispatchMode):
+    """Keep the values of small constant tensors, so that ``.item()`` and masks work on the meta device.
 
-    What small tensors that came from the host hold is known, and so is what is computed from such alone: masks, indices,
-    timesteps. Of all else every condition holds, every place of a mask is set and every real number is 1; an integer may
-    decide a size, so it is refused, as the meta device does. A copy to the host is a real CPU tensor of that shape whose
-    elements all share one: it occupies no memory here.
+    Small tensors from the host have known values, and so do tensors that are computed from these alone:
+    masks, indices, timesteps. For other tensors, every condition is true, every element of a mask is set and
+    every real number is 1; reading an integer raises, since a size may depend on it. A copy to the host is a
+    CPU tensor of the same shape whose elements share one number: it occupies no memory here.
     """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._known = WeakTensorKeyDictionary()
-        self.host = Host()
+        self.host = HostMemoryTracker()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = kwargs or {}
         known = self._known_inputs(args, given)
         if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
-            return known[0][0].item() if known else _answer(args[0])
+            return known[0][0].item() if known else _assumed_value(args[0])
         if func is torch.ops.aten.nonzero.default and args[0].is_meta:
-            return self._places(args[0], known and func(*known[0]))
+            return self._nonzero(args[0], known and func(*known[0]))
         if func is torch.ops.aten._to_copy.default and args[0].is_meta and _to_host(given):
             return (
                 known[0][0].clone()
                 if known
-                else self.host.take(torch.zeros((), dtype=args[0].dtype).expand(args[0].shape))
+                else self.host.track(torch.zeros((), dtype=args[0].dtype).expand(args[0].shape))
             )
         result = func(*args, **given)
         if known and _is_small(result) and torch.Tag.nondeterministic_seeded not in func.tags:
-            self._learn(result, func(*known[0], **known[1]))
+            self._keep(result, func(*known[0], **known[1]))
         elif func._schema.is_mutable:
             tree_map_only(Tensor, lambda tensor: self._known.pop(tensor, None), (args, given))
         return result
 
     def _known_inputs(self, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
-        """The same inputs with their values on the CPU; None where there is no tensor among them or one is unknown."""
+        """The inputs with their values on the CPU; None if no input is a tensor or one has no known value."""
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         if not tensors or any(tensor.is_meta and tensor not in self._known for tensor in tensors):
             return None
@@ -142,14 +154,15 @@ class _NoValues(TorchDispatchMode):
         on_host: tuple[Any, Any] = tree_map_only(torch.device, lambda _: torch.device("cpu"), values)
         return on_host
 
-    def _places(self, mask: Tensor, places: Tensor | None) -> Tensor:
-        if places is None:
+    def _nonzero(self, mask: Tensor, indices: Tensor | None) -> Tensor:
+        """Indices of a mask's true elements; if its values are unknown, of all elements."""
+        if indices is None:
             return mask.new_empty(mask.numel(), mask.ndim, dtype=torch.long)
-        result = mask.new_empty(places.shape, dtype=torch.long)
-        self._known[result] = places
+        result = mask.new_empty(indices.shape, dtype=torch.long)
+        self._known[result] = indices
         return result
 
-    def _learn(self, result: Any, values: Any) -> None:
+    def _keep(self, result: Any, values: Any) -> None:
         for tensor, value in zip(tree_leaves(result), tree_leaves(values), strict=True):
             if isinstance(tensor, Tensor) and tensor.is_meta:
                 self._known[tensor] = value
@@ -164,7 +177,7 @@ def _is_small(result: Any) -> bool:
     return any(tensor.is_meta for tensor in tensors) and all(tensor.numel() <= _SMALL for tensor in tensors)
 
 
-def _answer(number: Tensor) -> Any:
-    if number.dtype in _HARMLESS:
+def _assumed_value(number: Tensor) -> Any:
+    if number.dtype in _ASSUMED_ONE:
         return torch.ones((), dtype=number.dtype, device="cpu").item()
     raise RuntimeError("a size depends on numbers that only a computation with weights gives")

@@ -1,4 +1,4 @@
-"""Memory and work of tensors on devices that have no allocator and no clock to ask."""
+"""Dispatch modes that track the memory and the kernel calls of tensors on any device, also on meta."""
 
 from __future__ import annotations
 
@@ -30,23 +30,29 @@ _ATTENTION = {
     }.items()
     for kernel in kernels
 }
-"""Attention kernels for which torch has no formula, with the one it has for the same computation: two matrix products forward
-(4·S²·D·H), five backward, since the scores are computed again (10·S²·D·H). A causal mask is counted as if it were full."""
+"""Attention kernels for which torch has no formula, with its formula for the same computation: two matrix
+products forward (4·S²·D·H), five backward, since the scores are computed again (10·S²·D·H). A causal mask
+counts as a full one."""
 FLOP_FORMULAS = ChainMap(flop_registry, _ATTENTION)
-"""Arithmetic of a kernel from its inputs: torch's formulas, which stay as they are, and those above."""
+"""Floating-point operations of a kernel as a function of its inputs: torch's formulas and those above."""
 
 
 class PeakMemoryTracker(TorchDispatchMode):
-    """Bytes of tensors made inside and still alive, now and at the peak: ``max_memory_allocated`` for a device without one.
+    """Track the bytes of tensors created within the context: ``max_memory_allocated`` for any device.
 
-    Sees every operation, also those of the backward pass and of recomputations; not the scratch space within a kernel.
-    ``device`` is the type of the devices to look at, by default all.
+    Includes the backward pass and recomputations, and excludes scratch memory within kernels.
+
+    Args:
+        device: type of the devices whose tensors are tracked, by default all.
     """
 
     def __init__(self, device: str | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._device = device
-        self.now = self.peak = 0
+        self.now = 0
+        """Bytes of the tensors that are alive."""
+        self.peak = 0
+        """Largest value of ``now``."""
         self._alive = set[int]()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -60,7 +66,7 @@ class PeakMemoryTracker(TorchDispatchMode):
             item.untyped_storage()._cdata for item in tree_leaves((args, kwargs)) if isinstance(item, Tensor)
         }
         for storage in (tensor.untyped_storage() for tensor in made):
-            if storage._cdata not in given | self._alive:  # views and in-place results bring no memory
+            if storage._cdata not in given | self._alive:  # views and in-place results allocate nothing
                 self._add(storage)
         return result
 
@@ -77,20 +83,20 @@ class PeakMemoryTracker(TorchDispatchMode):
 
 @dataclass(frozen=True, slots=True)
 class OpRecord:
-    """What one kernel does."""
+    """Kind and size of one kernel call."""
 
     kind: Kind
-    """Attention counts as matrix multiplication."""
+    """Kind of arithmetic; attention is a matrix multiplication."""
     num_bits: int
-    """Of its numbers."""
+    """Bits of one number."""
     flops: int
-    """A multiplication and an addition count as two; only matrix multiplications, convolutions and attention have any."""
+    """Floating-point operations, where a multiplication with an addition is two; 0 for other kinds."""
     num_bytes: int
-    """Read and written, if every input is read once."""
+    """Bytes read and written, if every input is read once."""
 
 
 class OpCounter(TorchDispatchMode):
-    """How often each operation of a device ran inside, also in the backward pass and in recomputations; views are none."""
+    """Count a device's kernel calls, including backward pass and recomputations, excluding views."""
 
     def __init__(self, device: str) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -112,7 +118,7 @@ def _is_view(func: Any) -> bool:
 
 def _operation(func: Any, args: Any, kwargs: Any, result: Any, tensors: list[Tensor]) -> OpRecord:
     num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-    # The first one decides: attention also hands over its softmax's denominators, which are float32 whatever it computes in.
+    # The first dtype: attention also returns its softmax's denominators, always in float32.
     packet, dtypes = func._overloadpacket, [tensor.dtype for tensor in tensors if tensor.is_floating_point()]
     num_bits = 8 * (dtypes[0].itemsize if dtypes else 4)
     if packet not in FLOP_FORMULAS:

@@ -19,7 +19,8 @@ from typing import cast
 import torch
 
 from vader_ray import types
-from vader_ray.config import ConfigError, RewardConfig
+from vader_ray.config import RewardConfig
+from vader_ray.errors import UserError
 from vader_ray.plugin_options import check_options, load_plugin
 from vader_ray.plugins import Registry
 from vader_ray.rewards.core.contract import check_contract
@@ -39,13 +40,13 @@ def resolve(name: str) -> type:
     """Return the class of a reward; a plain function is wrapped in a class of its own.
 
     Raises:
-        ConfigError: there is no such reward; the message gives the rule and the names.
+        UserError: there is no such reward; the message gives the rule and the names.
     """
     found = _REWARDS.resolve(name)
     if isinstance(found, FunctionType):
         return function_reward(found)
     if not isinstance(found, type):
-        raise ConfigError(f"reward: {name} is a {type(found).__name__}; name a class or a function")
+        raise UserError(f"reward: {name} is a {type(found).__name__}; name a class or a function")
     return found
 
 
@@ -55,7 +56,7 @@ def check(spec: RewardConfig, *, folder: Path | None = None) -> RewardConfig:
     Relative paths start at ``folder``.
 
     Raises:
-        ConfigError: unknown reward, unknown option, an option of the wrong type or a path that does not
+        UserError: unknown reward, unknown option, an option of the wrong type or a path that does not
             exist; one line each.
     """
     return spec.model_copy(update=check_options(resolve(spec.reward), spec, folder))
@@ -65,6 +66,6 @@ def build(spec: RewardConfig, *, device: torch.device | str) -> types.Reward:
     """Load a reward; its networks are frozen, in eval mode and on ``device``, in the precision of ``spec``.
 
     Raises:
-        ConfigError: as `check`, and weights that are missing, unreadable or of another network.
+        UserError: as `check`, and weights that are missing, unreadable or of another network.
     """
     return cast(types.Reward, load_plugin(resolve(spec.reward), spec, device=device))

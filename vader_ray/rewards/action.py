@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import VideoMAEConfig, VideoMAEForVideoClassification
 
-from vader_ray.config import ConfigError
+from vader_ray.errors import UserError
 from vader_ray.rewards.base import NetworkReward, frozen
 from vader_ray.rewards.core.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, normalise, squash
 from vader_ray.rewards.core.transformers_loading import load_folder
@@ -83,7 +83,7 @@ class ActionReward(NetworkReward):
         self.network = frozen(load_network(folder))
         self.processor = read_processor(folder)
         if self.processor.size != self.network.config.image_size:
-            raise ConfigError(
+            raise UserError(
                 f"{folder}: frames of {self.processor.size} pixels do not fit a network for "
                 f"{self.network.config.image_size}; give the processor of these weights"
             )
@@ -134,13 +134,13 @@ def find_label(action: str, labels: Sequence[str]) -> str:
     """Return the label that is meant by the option ``action``.
 
     Raises:
-        ConfigError: no label is close; the message suggests the nearest.
+        UserError: no label is close; the message suggests the nearest.
     """
     ranked = nearest_labels(action, tuple(labels))
     if ranked[0][1] >= CLOSE:
         return ranked[0][0]
     suggestions = ", ".join(repr(label) for label, _ in ranked[:NUM_SUGGESTIONS])
-    raise ConfigError(
+    raise UserError(
         f"no label of the {len(labels)} is close to action={action!r}; the nearest are {suggestions}"
     )
 

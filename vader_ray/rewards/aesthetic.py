@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from vader_ray.config import ConfigError
+from vader_ray.errors import UserError
 from vader_ray.rewards.base import FrameReward, frozen
 from vader_ray.rewards.core.preprocess import Preprocessing, crop, crop_region, normalise, squash
 from vader_ray.rewards.core.transformers_loading import (
@@ -70,7 +70,7 @@ class AestheticReward(FrameReward):
         self.encoder = frozen(load_encoder(encoder_folder))
         self.head = frozen(load_head(head_file if head_file.is_file() else head_file / HEAD_FILE))
         if self.head.num_features != self.encoder.config.projection_dim:
-            raise ConfigError(
+            raise UserError(
                 f"the head {head_file} takes {self.head.num_features} features but the encoder "
                 f"{encoder_folder} gives {self.encoder.config.projection_dim}; give a head that was trained "
                 "on this encoder"

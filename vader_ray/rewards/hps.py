@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vader_ray.config import ConfigError, Weights
+from vader_ray.config import Weights
+from vader_ray.errors import UserError
 from vader_ray.rewards.base import frozen
 from vader_ray.rewards.core.clip import PromptReward
 from vader_ray.rewards.core.preprocess import Preprocessing, letterbox, normalise, squash
@@ -91,7 +92,7 @@ def create(architecture: str, *, device: str | None = None) -> tuple[Any, Any]:
         device: of the network; by default torch's default device.
 
     Raises:
-        ConfigError: open_clip has no such architecture.
+        UserError: open_clip has no such architecture.
     """
     device = device or str(torch.get_default_device())
     name = f"local-dir:{architecture}" if Path(architecture).is_dir() else architecture
@@ -102,7 +103,7 @@ def create(architecture: str, *, device: str | None = None) -> tuple[Any, Any]:
             )
     except (RuntimeError, OSError, ValueError, TypeError, KeyError) as error:
         reason = " ".join(str(error).partition(". ")[0].split())
-        raise ConfigError(
+        raise UserError(
             f"open_clip cannot build the architecture {architecture!r} ({reason}); "
             f"give a name of open_clip.list_models() or a folder with a valid {CONFIG}"
         ) from error

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import YolosConfig, YolosForObjectDetection
 
-from vader_ray.config import ConfigError
+from vader_ray.errors import UserError
 from vader_ray.rewards.base import FrameReward, frozen
 from vader_ray.rewards.core.preprocess import Preprocessing, normalise, resize
 from vader_ray.rewards.core.transformers_loading import (
@@ -146,12 +146,12 @@ def class_index(name: str, labels: Mapping[int, str]) -> int:
     """Return the index of a class of the network.
 
     Raises:
-        ConfigError: there is no class of this name; the message gives the nearest ones.
+        UserError: there is no class of this name; the message gives the nearest ones.
     """
     indices = {label: index for index, label in labels.items() if label != NOT_A_CLASS}
     if name not in indices:
         near = get_close_matches(name.lower(), indices, n=3, cutoff=0.5) or sorted(indices)[:10]
-        raise ConfigError(
+        raise UserError(
             f"the detector has no class {name!r}; the nearest of its {len(indices)} are {', '.join(near)}"
         )
     return int(indices[name])
@@ -175,7 +175,7 @@ def _edges(path: Path) -> tuple[int, int]:
     if isinstance(size, int):
         return size, int(settings.get("max_size", LONGEST_EDGE))
     if not isinstance(size, dict) or "shortest_edge" not in size:
-        raise ConfigError(
+        raise UserError(
             f"{path} must have size.shortest_edge and has size={size!r}; copy it from the weights' hub "
             "repository"
         )

@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import VJEPA2Config, VJEPA2Model
 
-from vader_ray.config import ConfigError
 from vader_ray.errors import UserError
 from vader_ray.rewards.base import NetworkReward, frozen
 from vader_ray.rewards.core.transformers_loading import load_folder
@@ -86,7 +85,7 @@ class VJEPAReward(NetworkReward):
         self.grid: int = self.processor.size // self.network.config.patch_size  # type: ignore[operator]
         self.tubelet: int = self.network.config.tubelet_size
         if self.processor.size != self.network.config.crop_size or self.grid < 2:
-            raise ConfigError(
+            raise UserError(
                 f"{folder}: frames of {self.processor.size} pixels do not fit a network for "
                 f"{self.network.config.crop_size} in patches of {self.network.config.patch_size}, at least "
                 "2 × 2; give the processor of these weights"

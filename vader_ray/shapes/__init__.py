@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from vader_ray.errors import UserError
+
 __all__ = ["CHECKPOINTS", "PROMPTS", "checkpoint"]
 
 _ROOT = Path(__file__).parent
@@ -15,5 +17,5 @@ def checkpoint(name: str) -> Path:
     folder = CHECKPOINTS / name
     if not folder.is_dir():
         known = sorted(path.name for path in CHECKPOINTS.iterdir() if path.is_dir())
-        raise ValueError(f"no packaged checkpoint {name!r}; there are: {', '.join(known)}")
+        raise UserError(f"no packaged checkpoint {name!r}; there are: {', '.join(known)}")
     return folder

@@ -27,7 +27,7 @@ class CaptionAccuracyMetric(nn.Module):
         """Score each video for each attribute.
 
         Raises:
-            ValueError: a prompt does not name exactly one colour, shape and direction.
+            UserError: a prompt does not name exactly one colour, shape and direction.
         """
         follows: dict[str, Tensor] = self.classifier.follows(frames, list(prompts))
         return {attribute: right.float() for attribute, right in follows.items()}

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from vader_ray.errors import UserError
 from vader_ray.shapes import checkpoint
 from vader_ray.shapes.data import COLOURS, DIRECTIONS, NUM_FRAMES, SHAPES
 from vader_ray.weights import load_strictly, read_state_dict
@@ -56,7 +57,7 @@ class CaptionClassifier(nn.Module):
         """Compare each video with its caption: for each attribute, True where the two agree.
 
         Raises:
-            ValueError: a caption names no value of an attribute, or several.
+            UserError: a caption names no value of an attribute, or several.
         """
         dtype = next(self.parameters()).dtype
         logits = self(frames.to(dtype))
@@ -84,11 +85,11 @@ def caption_labels(captions: list[str], attribute: str) -> Int[Tensor, " caption
     """Return the index of the `attribute` that each caption names.
 
     Raises:
-        ValueError: a caption names no value of the attribute, or several.
+        UserError: a caption names no value of the attribute, or several.
     """
     words = LABELS[attribute]
     found = [[index for index, word in enumerate(words) if word in caption.split()] for caption in captions]
     for caption, indices in zip(captions, found, strict=True):
         if len(indices) != 1:
-            raise ValueError(f"expected one {attribute} out of {', '.join(words)} in the caption {caption!r}")
+            raise UserError(f"expected one {attribute} out of {', '.join(words)} in the caption {caption!r}")
     return torch.tensor(found)[:, 0]

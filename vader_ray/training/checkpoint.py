@@ -16,8 +16,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from vader_ray.errors import UserError
 from vader_ray.files import atomic_write
-from vader_ray.types import VideoModel
+from vader_ray.types import SamplingModel
 
 
 @dataclass(slots=True)
@@ -63,14 +64,14 @@ class State:
     """Messages of the guard."""
     stopped: str = ""
     """Message with which the guard ended the run; empty while it goes on."""
-    memory: dict[str, list[float]] = field(default_factory=dict)
+    algorithm_state: dict[str, list[float]] = field(default_factory=dict)
     """State of the algorithm between steps (DDPO: the latest rewards of each prompt)."""
 
 
 def save(
     folder: Path,
     state: State,
-    model: VideoModel,
+    model: SamplingModel,
     optimizer: torch.optim.Optimizer,
     best_adapter: Path,
     base: Mapping[str, Tensor],
@@ -94,12 +95,12 @@ def save(
 
 
 def restore(
-    folder: Path, model: VideoModel, optimizer: torch.optim.Optimizer
+    folder: Path, model: SamplingModel, optimizer: torch.optim.Optimizer
 ) -> tuple[State, dict[str, Tensor]]:
     """Load adapter and optimizer; return the state of the run, and the features of the base model's videos.
 
     Raises:
-        ValueError: the folder is no checkpoint, or one of another model.
+        UserError: the folder is no checkpoint, or one of another model.
     """
     try:
         state = State(**json.loads((folder / "state.json").read_text(encoding="utf-8")))
@@ -108,7 +109,7 @@ def restore(
             for name in ("optimizer.pt", "base.pt")
         )
     except (OSError, json.JSONDecodeError, TypeError, RuntimeError, EOFError) as error:
-        raise ValueError(
+        raise UserError(
             f"{folder} is not a complete checkpoint ({type(error).__name__}: {error}); "
             "continue from an earlier one"
         ) from None

@@ -10,12 +10,13 @@ from statistics import fmean
 import torch
 from torch import Tensor, nn
 
-from vader_ray.alignment.base import StepContext
 from vader_ray.config import ExperimentConfig
+from vader_ray.errors import UserError
+from vader_ray.training.checkpoint import State
 from vader_ray.training.distributed import WorkerGroup
 from vader_ray.training.experiment import Experiment, batching, build
 from vader_ray.training.loop import peak_gib
-from vader_ray.training.step import choose_algorithm, make_rollout, sum_and_clip
+from vader_ray.training.step import make_rollout, step_context, sum_and_clip
 from vader_ray.types import RemoteReward
 
 
@@ -46,19 +47,24 @@ def check_step(
     """Take one step; return its time and memory, and the adapter's gradient over all workers, on the CPU.
 
     Raises:
-        ValueError: something cannot be loaded, or the gradient is zero or not finite.
+        UserError: something cannot be loaded, or the gradient is zero or not finite.
     """
     experiment = build(config, device, remote)
-    algorithm, whole = choose_algorithm(config, 0), StepContext(config.videos_per_step, group.gather, {})
     rollout = make_rollout(config, experiment, list(group.share(config.videos_per_step)))
     started = time.monotonic()
     update = next(
-        algorithm.updates(experiment.model, experiment.terms, rollout, batching(config.runtime), whole)
+        experiment.algorithm.updates(
+            experiment.model,
+            experiment.terms,
+            rollout,
+            batching(config.runtime),
+            step_context(config, group, State()),
+        )
     )
     norm = sum_and_clip(experiment.model, group, float("inf"))
     seconds = time.monotonic() - started
     if not 0 < norm < float("inf"):
-        raise ValueError(
+        raise UserError(
             f"the adapter's gradient is {norm} for {len(update.grad_steps)} gradient steps "
             f"({update.grad_steps}); "
             "choose other gradient steps (sampling.truncation, truncation_depth), adapt other layers "
@@ -66,7 +72,7 @@ def check_step(
         )
     parameters = experiment.model.adapter_parameters()
     gradient = torch.cat([parameter.grad.flatten() for parameter in parameters if parameter.grad is not None])
-    names = update.scored[0].scores if update.scored else ()
+    names = update.outputs[0].scores if update.outputs else ()
     found = StepCheck(
         num_adapter_parameters=sum(parameter.numel() for parameter in parameters),
         weights_gib=_weights_bytes(experiment) / 2**30,
@@ -74,7 +80,7 @@ def check_step(
         step_seconds=seconds,
         gradient_norm=norm,
         scores={
-            name: fmean(value for part in update.scored for value in part.scores[name].tolist())
+            name: fmean(value for part in update.outputs for value in part.scores[name].tolist())
             for name in names
         },
     )

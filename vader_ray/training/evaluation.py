@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from vader_ray.alignment.decoding import decode_all
 from vader_ray.alignment.frames import choose_frames, every_frame_rule
-from vader_ray.alignment.reward_gradient import RewardTerm, submit_scores
+from vader_ray.alignment.scoring import objective, score
 from vader_ray.config import ExperimentConfig, split_image
 from vader_ray.metrics import Features, PairedMetric, SetMetric, VideoMetric
 from vader_ray.metrics.core.statistics import bootstrap_interval, draw_resamples, standard_error
@@ -19,7 +20,7 @@ from vader_ray.training.distributed import WorkerGroup
 from vader_ray.training.events import Video
 from vader_ray.training.experiment import EvalMetric, Experiment, batching
 from vader_ray.training.seeding import derive_seed
-from vader_ray.types import Frames, Latents, Scores, VideoDecoder
+from vader_ray.types import Frames, Scores
 
 
 @dataclass(frozen=True)
@@ -166,16 +167,15 @@ def _evaluate_batch(
     conditioning = experiment.condition([prompt for _, (prompt, _) in batch])
     prompts = [split_image(prompt)[1] for _, (prompt, _) in batch]
     seeds = [seed for _, (_, seed) in batch]
-    model, chunk_size = experiment.model, config.runtime.decode_chunk_size
-    latents = model.sample(conditioning, seeds)
-    frames = decode_all(model.decoder, latents)
-    pending = {
-        term.name: _submit(term, frames, prompts, chunk_size)
-        for term in (*experiment.terms, *experiment.eval_terms)
-    }
-    scores = {name: wait() for name, wait in pending.items()}
+    model, terms = experiment.model, (*experiment.terms, *experiment.eval_terms)
+    frames = decode_all(model.sample(conditioning, seeds), model.decoder)
+    num_frames = frames.shape[1]
+    chosen = [choose_frames(every_frame_rule(term.frames), num_frames, torch.Generator()) for term in terms]
+    frame_indices = [[indices] * len(batch) for indices in chosen]
+    chunk_size = config.runtime.decode_chunk_size
+    scores = score(frames, range(num_frames), prompts, terms, frame_indices, chunk_size)
     shown = [{name: float(values[row]) for name, values in scores.items()} for row in range(len(batch))]
-    scores["objective"] = torch.stack([term.value(scores[term.name]) for term in experiment.terms]).sum(dim=0)
+    scores["objective"] = objective(experiment.terms, scores)
     values, features = _measure(experiment.metrics, frames, prompts)
     return [
         _EvaluatedVideo(
@@ -213,25 +213,9 @@ def _measure(
     return values, features
 
 
-def decode_all(decoder: VideoDecoder, latents: Latents) -> Frames:
-    """Decode every frame, chunk by chunk."""
-    state, chunks = None, []
-    for chunk in decoder.chunks(latents, range(decoder.num_frames(latents))):
-        frames, state = decoder.decode(latents, state, chunk)
-        chunks.append(frames)
-    return torch.cat(chunks, dim=1)
-
-
 def to_uint8(frames: torch.Tensor) -> NDArray[np.uint8]:
     """Convert a video from ``frames 3 height width`` in [0, 1] to ``frames height width 3`` in 0…255."""
     pixels: NDArray[np.uint8] = (
         (frames.float().clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
     )
     return pixels
-
-
-def _submit(
-    term: RewardTerm, frames: Frames, prompts: Sequence[str], chunk_size: int
-) -> Callable[[], torch.Tensor]:
-    chosen = choose_frames(every_frame_rule(term.frames), frames.shape[1], torch.Generator())
-    return submit_scores(term.reward, frames[:, list(chosen)], prompts, chunk_size)

@@ -66,4 +66,4 @@ class StepEvent:
     checkpoint: Path | None = None
     """Checkpoint of this step, on worker 0. The receiver copies it before it returns."""
     state: State = field(default_factory=State, repr=False)
-    """State of the run after this step. Training changes it later, so the receiver uses it before it returns."""
+    """State of the run after this step. Training changes it later: the receiver uses it before it returns."""

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from vader_ray import metrics, models, rewards
+from vader_ray.alignment import algorithms
+from vader_ray.alignment.base import Algorithm
 from vader_ray.alignment.frames import choose_frames, every_frame_rule
 from vader_ray.alignment.reward_gradient import RewardTerm
 from vader_ray.alignment.rollout import Batching
 from vader_ray.config import (
-    DdpoConfig,
-    DpoConfig,
     ExperimentConfig,
     MetricConfig,
     RewardConfig,
@@ -21,11 +22,12 @@ from vader_ray.config import (
     SamplingConfig,
     split_image,
 )
+from vader_ray.errors import UserError
 from vader_ray.metrics import Metric
 from vader_ray.training.model_cache import ModelCache, conditioning_key, model_key, plugin_key
 from vader_ray.training.pairs import Pair, read_pairs
 from vader_ray.training.seeding import derive_seed
-from vader_ray.types import RemoteReward, Reward, Sliceable, VideoModel
+from vader_ray.types import RemoteReward, Reward, SamplingModel, Sliceable
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,9 @@ class EvalMetric:
 class Experiment:
     """All objects that one worker needs for a run."""
 
-    model: VideoModel
+    model: SamplingModel
+    algorithm: Algorithm[Any]
+    """The recipe's algorithm."""
     terms: list[RewardTerm]
     """The trained rewards."""
     eval_terms: list[RewardTerm]
@@ -59,7 +63,7 @@ class Experiment:
     rows: dict[str, int]
     """Row of each prompt in ``conditioning``."""
     pairs: Sequence[Pair] = ()
-    """Given pairs of videos for Diffusion-DPO; without them each step samples its own."""
+    """Given pairs of videos to train on; without them each step samples its videos."""
 
     @property
     def device(self) -> torch.device:
@@ -109,7 +113,7 @@ def build(
     return assemble(config, model, device, remote or {}, cache)
 
 
-def build_model(config: ExperimentConfig, device: torch.device) -> VideoModel:
+def build_model(config: ExperimentConfig, device: torch.device) -> SamplingModel:
     """Load the recipe's model with a fresh adapter and its text encoders."""
     assert config.runtime.activation_checkpointing != "auto", "chosen before a run"
     model = models.build(
@@ -122,7 +126,7 @@ def build_model(config: ExperimentConfig, device: torch.device) -> VideoModel:
         activation_checkpointing=config.runtime.activation_checkpointing,
         compile_blocks=config.runtime.compile == "blocks",
     )
-    built: VideoModel = model
+    built: SamplingModel = model
     return built
 
 
@@ -136,26 +140,23 @@ def batching(runtime: RuntimeConfig) -> Batching:
 
 def assemble(
     config: ExperimentConfig,
-    model: VideoModel,
+    model: SamplingModel,
     device: torch.device,
     remote: Mapping[str, RemoteReward],
     cache: ModelCache | None = None,
 ) -> Experiment:
     """Encode the prompts, free the text encoders, and load rewards and metrics."""
     cache = cache or ModelCache()
-    if isinstance(config.algorithm, DdpoConfig):
-        model.check_densities()
-    pairs = (
-        read_pairs(config.algorithm.pairs)
-        if isinstance(config.algorithm, DpoConfig) and config.algorithm.pairs
-        else ()
-    )
+    algorithm = algorithms.build(config)
+    algorithm.check_model(model)
+    pairs = () if algorithm.pairs_file is None else read_pairs(algorithm.pairs_file)
     prompts = list(
         dict.fromkeys((*config.prompts.train, *config.prompts.heldout, *(pair.prompt for pair in pairs)))
     )
     conditioning = cache.get_or_load(conditioning_key(config, device), lambda: _encode_all(model, prompts))
     return Experiment(
         model=model,
+        algorithm=algorithm,
         terms=[_term(spec, remote.get(spec.name), config.sampling, device, cache) for spec in config.rewards],
         eval_terms=[
             _term(spec, remote.get(spec.name), config.sampling, device, cache) for spec in config.eval_rewards
@@ -167,22 +168,22 @@ def assemble(
     )
 
 
-def _encode_all(model: VideoModel, prompts: Sequence[str]) -> Sliceable:
+def _encode_all(model: SamplingModel, prompts: Sequence[str]) -> Sliceable:
     conditioning = encode(model, prompts)
     model.free_text_encoders()
     return conditioning
 
 
-def encode(model: VideoModel, prompts: Sequence[str]) -> Sliceable:
+def encode(model: SamplingModel, prompts: Sequence[str]) -> Sliceable:
     """Encode prompts, each of which may name an image.
 
     Raises:
-        ValueError: an image does not exist.
+        UserError: an image does not exist.
     """
     parts = [split_image(prompt) for prompt in prompts]
     images, texts = [image for image, _ in parts if image is not None], [text for _, text in parts]
     if missing := [image for image in images if not image.is_file()]:
-        raise ValueError(
+        raise UserError(
             f"the image {missing[0]} does not exist; write `path/to/image.png | text` with an existing image"
         )
     return model.encode(texts, images) if images else model.encode(texts)
@@ -206,7 +207,7 @@ def load_reward(spec: RewardConfig, num_frames: int, height: int, width: int, de
     """Load a reward and check its contract on random frames, as many as it will get.
 
     Raises:
-        ValueError: the reward cannot be loaded or breaks the contract.
+        UserError: the reward cannot be loaded or breaks the contract.
     """
     reward = rewards.build(spec, device=device)
     if device.type == "meta":

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from vader_ray import metrics
-from vader_ray.config import ConfigError, ExperimentConfig, GuardConfig
+from vader_ray.config import ExperimentConfig, GuardConfig
+from vader_ray.errors import UserError
 from vader_ray.metrics.core.statistics import standard_error
 from vader_ray.training.checkpoint import State
 from vader_ray.training.evaluation import Evaluation
@@ -26,19 +27,19 @@ def check_guard(config: ExperimentConfig) -> None:
     """Refuse a guard that compares a metric that is never measured, or one whose bound has no scale.
 
     Raises:
-        ConfigError: names the metric and the remedy.
+        UserError: names the metric and the remedy.
     """
     measured = metrics.measured_metrics(config)
     known = [*config.reward_metrics(), *measured]
     if unknown := [metric for metric in config.guard.metrics if metric not in known]:
-        raise ConfigError(f"guard.metrics: {unknown[0]!r} is never measured; choose of {', '.join(known)}")
+        raise UserError(f"guard.metrics: {unknown[0]!r} is never measured; choose of {', '.join(known)}")
     zero_at_start = [
         metric
         for metric in config.guard.metrics
         if metric in measured and hasattr(measured[metric], "compare_with_base")
     ]
     if config.guard.unit != "absolute" and zero_at_start:
-        raise ConfigError(
+        raise UserError(
             f"guard.unit: {zero_at_start[0]} starts at 0, so its bound cannot be {config.guard.unit}; "
             "set guard.unit=absolute"
         )

@@ -10,12 +10,13 @@ from pathlib import Path
 import torch
 
 from vader_ray import models
+from vader_ray.alignment.decoding import decode_all
 from vader_ray.config import ExperimentConfig
 from vader_ray.config.auto import without_auto
 from vader_ray.errors import explain_write_errors
 from vader_ray.training.checkpoint import State
 from vader_ray.training.distributed import WorkerGroup
-from vader_ray.training.evaluation import decode_all, evaluate, to_uint8
+from vader_ray.training.evaluation import evaluate, to_uint8
 from vader_ray.training.events import StepEvent
 from vader_ray.training.experiment import Experiment, build, encode
 from vader_ray.training.loop import evaluate_and_select, run_costs
@@ -28,7 +29,7 @@ def evaluate_adapter(config: ExperimentConfig, adapter: Path | None) -> dict[str
     Metrics that compare with the base model's videos are left out.
 
     Raises:
-        ValueError: the adapter is missing, damaged or of another model.
+        UserError: the adapter is missing, damaged or of another model.
     """
     config = without_auto(_shaped_like(config, adapter))
     experiment = build(config, _device())
@@ -45,13 +46,13 @@ def evaluate_against_base(
     *,
     on_step: Callable[[StepEvent], object],
 ) -> State:
-    """Evaluate the pretrained model and then a saved adapter, and emit the events of the two ends of a training run.
+    """Evaluate the pretrained model and a saved adapter; emit the first and the last event of a training run.
 
-    The second event is that of the recipe's last step. It carries the adapter, and as best adapter the better of the two.
+    The last event carries the adapter, and as best adapter the better of the two.
 
     Args:
         experiment: the loaded recipe with a fresh adapter.
-        costs: what the saved adapter has cost, by the names in `State`.
+        costs: costs of the saved adapter by their field in `State`: reward queries, denoiser calls, seconds.
     """
     state, started, group = State(), time.monotonic(), WorkerGroup()
     with tempfile.TemporaryDirectory(prefix="vader_ray_") as scratch:
@@ -80,7 +81,7 @@ def generate_video(
     """Sample one video and write it as an mp4.
 
     Raises:
-        ValueError: the adapter is missing, damaged or of another model.
+        UserError: the adapter is missing, damaged or of another model.
     """
     torch.set_num_threads(config.runtime.num_threads)
     config = _shaped_like(config, adapter)
@@ -95,7 +96,7 @@ def generate_video(
     if adapter is not None:
         model.load_adapter(adapter)
     latents = model.sample(encode(model, [prompt]), [seed])
-    frames = to_uint8(decode_all(model.decoder, latents)[0])
+    frames = to_uint8(decode_all(latents, model.decoder)[0])
     with explain_write_errors(output):
         write_mp4(frames, output, config.evaluation.frames_per_second)
 
@@ -104,7 +105,7 @@ def merge_adapter(config: ExperimentConfig, adapter: Path, output: Path) -> list
     """Merge a saved adapter into the recipe's denoisers, in ``model.precision``; return the folders written.
 
     Raises:
-        ValueError: the adapter is missing, damaged or of another model, or its denoiser is not the library's.
+        UserError: the adapter is missing, damaged or of another model, or its denoiser is not the library's.
     """
     config = _shaped_like(config, adapter)
     model = models.build(

@@ -47,8 +47,8 @@ def train(
             about to be preempted.
 
     Raises:
-        TrainingError: the gradient was not finite for several steps in a row.
-        ValueError: weights, rewards or the checkpoint do not fit the recipe.
+        RunFailed: the gradient was not finite for several steps in a row.
+        UserError: weights, rewards or the checkpoint do not fit the recipe.
     """
     experiment = experiment or build(config)
     optimizer = make_optimizer(config, experiment)

@@ -108,7 +108,7 @@ def read_mp4(path: Path) -> PixelFrames:
 
 
 def _enlarge(frames: PixelFrames, side: int) -> PixelFrames:
-    """PixelFrames whose short side is at least `side`, each pixel repeated a whole number of times."""
+    """Enlarge frames to a short side of at least `side`, each pixel repeated a whole number of times."""
     factor = -(-side // min(frames.shape[1:3]))
     return frames.repeat(factor, axis=1).repeat(factor, axis=2) if factor > 1 else frames
 

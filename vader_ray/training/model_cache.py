@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from vader_ray.alignment import algorithms
 from vader_ray.config import ExperimentConfig, PluginConfig, SamplingConfig
 
 
@@ -37,7 +38,7 @@ def model_key(config: ExperimentConfig, device: torch.device) -> str:
     The prompts are part of it: the text encoders are freed once these are encoded.
     """
     chosen = config.model_dump(mode="json", include={"model", "sampling", "prompts", "runtime"})
-    chosen["pairs"] = str(getattr(config.algorithm, "pairs", None))
+    chosen["pairs"] = algorithms.build(config).pairs_file
     for field in (
         "truncation",
         "truncation_depth",

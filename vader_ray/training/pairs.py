@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import torch
 
 from vader_ray.config import SamplingConfig
+from vader_ray.errors import UserError
 from vader_ray.types import Frames
 
 _COLUMNS = ("prompt", "winner", "loser")
@@ -34,7 +35,7 @@ def read_pairs(file: str) -> tuple[Pair, ...]:
     """Read the pairs of a Parquet or JSON lines file; relative paths of videos start at its folder.
 
     Raises:
-        ValueError: a column is missing, or a video does not exist.
+        UserError: a column is missing, or a video does not exist.
     """
     path = Path(file)
     try:
@@ -43,16 +44,14 @@ def read_pairs(file: str) -> tuple[Pair, ...]:
             Pair(row["prompt"], path.parent / row["winner"], path.parent / row["loser"]) for row in rows
         )
     except (KeyError, TypeError, ValueError, OSError) as error:
-        raise ValueError(
+        raise UserError(
             f"algorithm.pairs: {path} needs {', '.join(_COLUMNS)} in every row "
             f"({type(error).__name__}: {error})"
         ) from None
     if missing := [video for pair in pairs for video in (pair.winner, pair.loser) if not video.is_file()]:
-        raise ValueError(
-            f"algorithm.pairs: the video {missing[0]} of {path} does not exist; correct its path"
-        )
+        raise UserError(f"algorithm.pairs: the video {missing[0]} of {path} does not exist; correct its path")
     if not pairs:
-        raise ValueError(f"algorithm.pairs: {path} holds no pair; give one row per pair")
+        raise UserError(f"algorithm.pairs: {path} holds no pair; give one row per pair")
     return pairs
 
 
@@ -64,12 +63,12 @@ def read_frames(path: Path, sampling: SamplingConfig) -> Frames:
     """Read the frames of one video, without batch dimension, in [0, 1].
 
     Raises:
-        ValueError: the file cannot be read, or its shape is not the recipe's.
+        UserError: the file cannot be read, or its shape is not the recipe's.
     """
     pixels = np.load(path) if path.suffix == ".npy" else _decode(path, sampling)
     expected = (sampling.num_frames, sampling.height, sampling.width, 3)
     if pixels.shape != expected or pixels.dtype != np.uint8:
-        raise ValueError(
+        raise UserError(
             f"algorithm.pairs: {path} holds {pixels.dtype} {pixels.shape}, the recipe's sampling makes uint8 "
             f"{expected} (frames, height, width, 3); convert the video, or change sampling"
         )
@@ -82,7 +81,7 @@ def _decode(path: Path, sampling: SamplingConfig) -> np.ndarray[tuple[int, ...],
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-i", str(path), "-vf", scale]
     done = subprocess.run([*command, "-f", "rawvideo", "-pix_fmt", "rgb24", "-"], capture_output=True)
     if done.returncode:
-        raise ValueError(
+        raise UserError(
             f"algorithm.pairs: {path} cannot be read as a video: "
             f"{done.stderr.decode(errors='replace').strip()}"
         )

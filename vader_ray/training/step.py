@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import fmean
 
 import torch
 from torch import Tensor
 
-from vader_ray.alignment.algorithms.ddpo import Ddpo
-from vader_ray.alignment.algorithms.dpo import Dpo
-from vader_ray.alignment.algorithms.vader import Vader
-from vader_ray.alignment.base import Algorithm, StepContext, UpdateResult
+from vader_ray.alignment.base import StepContext, UpdateResult
 from vader_ray.alignment.frames import choose_frames
 from vader_ray.alignment.rollout import Rollout
 from vader_ray.alignment.scoring import objectives
-from vader_ray.alignment.truncation import draw_plan
-from vader_ray.config import DdpoConfig, DpoConfig, ExperimentConfig, split_image
+from vader_ray.config import ExperimentConfig, split_image
 from vader_ray.errors import RunFailed
 from vader_ray.training.checkpoint import State
 from vader_ray.training.distributed import WorkerGroup
@@ -25,11 +21,7 @@ from vader_ray.training.events import RewardQuery
 from vader_ray.training.experiment import Experiment, batching
 from vader_ray.training.pairs import read_frames
 from vader_ray.training.seeding import derive_seed, generator, prompt_of
-from vader_ray.types import VideoModel
-
-
-class TrainingError(RunFailed):
-    """A run cannot continue; the message gives the cause and what to change."""
+from vader_ray.types import SamplingModel, TrajectoryModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,53 +44,51 @@ def train_step(
     """Take one step of the recipe's algorithm; return its metrics and its reward queries over all workers.
 
     Raises:
-        TrainingError: the gradient was not finite for several steps in a row.
+        RunFailed: the gradient was not finite for several steps in a row.
     """
-    algorithm = choose_algorithm(config, state.step)
     first = state.step * config.videos_per_step
     videos = [first + index for index in group.share(config.videos_per_step)]
     rollout = make_rollout(config, experiment, videos)
-    whole = StepContext(config.videos_per_step, group.gather, state.memory)
+    context = step_context(config, group, state)
     optimizer.zero_grad(set_to_none=True)
     state.step += 1
     calls, norms, measured = experiment.model.denoiser_calls, list[float](), list[dict[str, list[float]]]()
     results: list[QueryResult] = []
-    for update in algorithm.updates(
-        experiment.model, experiment.terms, rollout, batching(config.runtime), whole
+    for update in experiment.algorithm.updates(
+        experiment.model, experiment.terms, rollout, batching(config.runtime), context
     ):
         if not norms:
             results = group.gather(_query_results(rollout, videos, update, state.step, wall_seconds))
         norms.append(sum_and_clip(experiment.model, group, config.optimizer.max_grad_norm))
         _update(config, optimizer, norms[-1], state, results)
-        measured.extend(group.gather([update.measures]))
+        measured.extend(group.gather([update.metrics]))
     queries = tuple(result.query for result in results)
     state.reward_queries += len(queries)
     state.denoiser_calls += sum(group.gather([experiment.model.denoiser_calls - calls]))
     return _metrics(results, state) | {"train/grad_norm": fmean(norms)} | _means(measured), queries
 
 
-def choose_algorithm(config: ExperimentConfig, step: int) -> Algorithm:
-    """Return the recipe's algorithm for one step: VADER draws its gradient steps."""
-    settings = config.algorithm
-    if isinstance(settings, DdpoConfig):
-        return Ddpo(settings)
-    if isinstance(settings, DpoConfig):
-        return Dpo(settings, config.sampling.num_inference_steps)
-    plan = draw_plan(config.sampling, generator(config.seed, "truncation", step))
-    return Vader(replace(plan, reference_weight=settings.reference_penalty))
+def step_context(config: ExperimentConfig, group: WorkerGroup, state: State) -> StepContext:
+    """Return the part of the next step that is the same on all workers."""
+    return StepContext(
+        num_videos=config.videos_per_step,
+        gather=group.gather,
+        generator=generator(config.seed, "truncation", state.step),
+        algorithm_state=state.algorithm_state,
+    )
 
 
 def make_rollout(config: ExperimentConfig, experiment: Experiment, videos: Sequence[int]) -> Rollout:
     """Prepare prompts, conditioning, noise and scored frames of videos, from the seed and their indices."""
     if experiment.pairs:
         return _given_rollout(config, experiment, videos)
-    group_size = 2 if isinstance(config.algorithm, DpoConfig) else 1
+    group_size = experiment.algorithm.group_size
     prompts = [prompt_of(config.prompts.train, config.seed, video // group_size) for video in videos]
     return Rollout(
         prompts=[split_image(prompt)[1] for prompt in prompts],
         conditioning=experiment.condition(prompts),
         seeds=[derive_seed(config.seed, "noise", video) for video in videos],
-        seen=[
+        frame_indices=[
             [
                 choose_frames(
                     term.frames, config.sampling.num_frames, generator(config.seed, "frames", video, index)
@@ -107,13 +97,15 @@ def make_rollout(config: ExperimentConfig, experiment: Experiment, videos: Seque
             ]
             for index, term in enumerate(experiment.terms)
         ],
-        draws=[derive_seed(config.seed, "algorithm", video) for video in videos],
+        draw_seeds=[derive_seed(config.seed, "algorithm", video) for video in videos],
     )
 
 
 def _given_rollout(config: ExperimentConfig, experiment: Experiment, videos: Sequence[int]) -> Rollout:
     """Pairs from a file, the better one first: no video is sampled and no reward computed."""
-    pairs = [prompt_of(experiment.pairs, config.seed, video // 2) for video in videos]
+    model, group_size = experiment.model, experiment.algorithm.group_size
+    assert isinstance(model, TrajectoryModel)
+    pairs = [prompt_of(experiment.pairs, config.seed, video // group_size) for video in videos]
     prompts = [pair.prompt for pair in pairs]
     paths = [pair.loser if video % 2 else pair.winner for pair, video in zip(pairs, videos, strict=True)]
     frames = torch.stack([read_frames(path, config.sampling) for path in paths])
@@ -121,13 +113,13 @@ def _given_rollout(config: ExperimentConfig, experiment: Experiment, videos: Seq
         prompts=[split_image(prompt)[1] for prompt in prompts],
         conditioning=experiment.condition(prompts),
         seeds=(seeds := [derive_seed(config.seed, "noise", video) for video in videos]),
-        seen=[],
-        draws=[derive_seed(config.seed, "algorithm", video) for video in videos],
-        given=experiment.model.encode_videos(frames, seeds),
+        frame_indices=[],
+        draw_seeds=[derive_seed(config.seed, "algorithm", video) for video in videos],
+        given=model.encode_videos(frames, seeds),
     )
 
 
-def sum_and_clip(model: VideoModel, group: WorkerGroup, max_norm: float) -> float:
+def sum_and_clip(model: SamplingModel, group: WorkerGroup, max_norm: float) -> float:
     """Sum the adapter's gradients over workers and clip them; return their norm before clipping."""
     parameters = model.adapter_parameters()
     for parameter in parameters:
@@ -140,11 +132,11 @@ def sum_and_clip(model: VideoModel, group: WorkerGroup, max_norm: float) -> floa
 def _query_results(
     rollout: Rollout, videos: Sequence[int], update: UpdateResult, step: int, wall_seconds: float
 ) -> list[QueryResult]:
-    if not update.scored:
+    if not update.outputs:
         return []
-    scores = _rows([part.scores for part in update.scored], len(videos))
-    norms = _rows([part.gradient_norms for part in update.scored], len(videos))
-    objective = objectives(update.scored).tolist()
+    scores = _rows([part.scores for part in update.outputs], len(videos))
+    norms = _rows([part.gradient_norms for part in update.outputs], len(videos))
+    objective = objectives(update.outputs).tolist()
     return [
         QueryResult(
             RewardQuery(step, video, prompt, seed, scores[i], objective[i], update.grad_steps, wall_seconds),
@@ -177,7 +169,7 @@ def _update(
     state.nonfinite_steps += 1
     state.nonfinite_in_a_row += 1
     if state.nonfinite_in_a_row >= config.optimizer.max_nonfinite_steps:
-        raise TrainingError(
+        raise RunFailed(
             f"step {state.step}: the gradient was {norm} for {state.nonfinite_in_a_row} steps in a row; "
             f"{_cause(results)}"
         )

@@ -48,7 +48,8 @@ def _video(model: Any, case: Any, pipe: Any) -> Tensor:
 def test_stock_diffusers_makes_the_same_video_of_an_exported_file(
     folders: Any, tmp_path: Path, form: str
 ) -> None:
-    """Bit for bit, though diffusers folds ComfyUI's alpha into the weights: alpha / rank is a power of two here."""
+    """Bit for bit, though diffusers folds ComfyUI's alpha into the weights: alpha / rank is a power of two
+    here."""
     case = CASES["wan"]
     model = load_case(case, folders("wan"))
     model.save_adapter(tmp_path / "adapter")
@@ -130,7 +131,8 @@ def test_two_denoisers_go_into_two_folders(folders: Any, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("bare", [False, True])
 def test_exports_of_exports_are_the_adapter_itself(folders: Any, tmp_path: Path, bare: bool) -> None:
-    """Ours → peft → diffusers → ours; a bare peft state dict has its rank in its shapes and the authors' alpha."""
+    """Ours → peft → diffusers → ours; a bare peft state dict has its rank in its shapes and the authors'
+    alpha."""
     model, other = (load_case(CASES["svd"], folders("svd")) for _ in range(2))
     source = tmp_path / ("adapter.pt" if bare else "adapter")
     if bare:

@@ -1,4 +1,5 @@
-"""Mixed adapters: the weighted sum of what peft says that each changes, and models at the ends and in between."""
+"""Mixed adapters: the weighted sum of what peft says that each changes, and models at the ends and in
+between."""
 
 from __future__ import annotations
 

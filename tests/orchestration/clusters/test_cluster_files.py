@@ -24,7 +24,7 @@ from tests.helpers.mock_aws import REGION, mock_aws
 from tests.helpers.runs import start
 from tests.helpers.waiting import wait_until
 from vader_ray.cli import app
-from vader_ray.config import ConfigError
+from vader_ray.errors import UserError
 from vader_ray.orchestration.clusters.cluster_files import check_cluster_file, is_cluster_file
 from vader_ray.orchestration.clusters.connection import runtime_env
 from vader_ray.orchestration.clusters.worker_setup import HOOK
@@ -45,7 +45,7 @@ def test_each_placeholder_left_is_named(name: str, tmp_path: Path) -> None:
     assert 1 <= len(placeholders) <= 5
     for placeholder in placeholders:
         left = filled(name, tmp_path, **{placeholder: placeholder})
-        with pytest.raises(ConfigError, match=rf"{placeholder} is not filled in \(line \d"):
+        with pytest.raises(UserError, match=rf"{placeholder} is not filled in \(line \d"):
             check_cluster_file(left)
 
 
@@ -92,7 +92,7 @@ def test_a_mistake_is_named(name: str, before: str, after: str, message: str, tm
     path = filled(name, tmp_path)
     assert before in path.read_text()
     path.write_text(path.read_text().replace(before, after))
-    with pytest.raises(ConfigError, match=re.escape(message)):
+    with pytest.raises(UserError, match=re.escape(message)):
         check_cluster_file(path)
 
 

@@ -26,7 +26,7 @@ from tests.helpers.paths import REPOSITORY
 from tests.helpers.recipe import tiny_config, write_tiny
 from tests.helpers.runs import CLI, adapter_files, checkpoint_states, checkpoint_step, tracked_step
 from tests.helpers.waiting import wait_until
-from vader_ray.config import ConfigError
+from vader_ray.errors import UserError
 from vader_ray.orchestration.clusters import connection as orchestration
 from vader_ray.orchestration.runs.query_log import read_queries
 from vader_ray.training.events import StepEvent
@@ -265,7 +265,7 @@ def test_missing_nodes_are_waited_for(
     machine = {"num_workers": num_nodes + 1, "use_gpu": False}
     config = tiny_config(tmp_path, videos_per_step=num_nodes + 1, runtime=machine)
     with (
-        pytest.raises(ConfigError, match=f"has {num_nodes}; lower --workers"),
+        pytest.raises(UserError, match=f"has {num_nodes}; lower --workers"),
         orchestration.connected(config),
     ):
         pass

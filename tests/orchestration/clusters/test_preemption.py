@@ -21,7 +21,7 @@ from tests.helpers.network import free_port
 from tests.helpers.paths import REPOSITORY
 from tests.helpers.runs import CLI
 from tests.helpers.waiting import wait_until
-from vader_ray.config import ConfigError
+from vader_ray.errors import UserError
 from vader_ray.orchestration.clusters.preemption import aws_notice, gcp_notice, watch
 from vader_ray.orchestration.ray_private import is_node_draining
 
@@ -99,7 +99,7 @@ def test_notices_are_read_as_the_clouds_give_them(service: Service) -> None:
 def test_a_machine_of_another_kind_is_told_so(cloud: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setenv("GCE_METADATA_HOST", "127.0.0.1:9")
-    with pytest.raises(ConfigError, match=f"no metadata service of {cloud} answers here"):
+    with pytest.raises(UserError, match=f"no metadata service of {cloud} answers here"):
         watch(cloud, every=1)
 
 

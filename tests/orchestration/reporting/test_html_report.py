@@ -22,7 +22,7 @@ from tests.helpers.network import free_port
 from tests.helpers.recipe import tiny_config
 from tests.helpers.runs import record
 from vader_ray.cli import app
-from vader_ray.config import ConfigError
+from vader_ray.errors import UserError
 from vader_ray.orchestration.reporting.figures import Series, curves, write
 from vader_ray.orchestration.reporting.html_report import write_report
 from vader_ray.orchestration.reporting.past_runs import find_runs
@@ -151,13 +151,13 @@ def test_equal_figures_are_equal_files_with_the_numbers_in_them(tmp_path: Path) 
 def test_what_cannot_be_reported_is_one_sentence(
     store: str, tmp_path: Path, targets: list[str], message: str
 ) -> None:
-    with pytest.raises(ConfigError, match=message) as error:
+    with pytest.raises(UserError, match=message) as error:
         write_report(targets, tmp_path / "report.html", store)
     assert "\n" not in str(error.value)
 
 
 def test_a_missing_store_and_an_unreachable_server_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"there is no MLflow database .*/mlflow.db; give --tracking-uri"):
+    with pytest.raises(UserError, match=r"there is no MLflow database .*/mlflow.db; give --tracking-uri"):
         write_report(["rates"], tmp_path / "report.html", f"sqlite:///{tmp_path}/mlflow.db")
     assert not (tmp_path / "mlflow.db").exists()
     port = free_port()

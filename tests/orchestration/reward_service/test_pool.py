@@ -18,16 +18,17 @@ from tests.helpers.paths import REPOSITORY
 from tests.helpers.placed_rewards import BROKEN, CENTRE, CLIP, PAIRS, config_of, placed_reward, random_frames
 from tests.helpers.recipe import tiny_config, write_tiny
 from tests.helpers.runs import start
-from tests.helpers.waiting import wait_until
 from vader_ray import cli
 from vader_ray.alignment.algorithms.vader import accumulate_gradient
-from vader_ray.alignment.reward_gradient import score_and_gradient, score_only
+from vader_ray.alignment.reward_gradient import score_and_gradient
+from vader_ray.alignment.scoring import score_only
 from vader_ray.alignment.truncation import draw_plan
-from vader_ray.config import ConfigError, ExperimentConfig
+from vader_ray.config import ExperimentConfig
+from vader_ray.errors import RunFailed, UserError
 from vader_ray.orchestration.reward_service import pool
 from vader_ray.training.experiment import batching, build, load_reward
 from vader_ray.training.seeding import generator
-from vader_ray.training.step import TrainingError, make_rollout
+from vader_ray.training.step import make_rollout
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 CPU = torch.device("cpu")
@@ -53,17 +54,19 @@ def test_an_actor_answers_as_the_worker_would_to_the_last_bit(
 ) -> None:
     config, frames = config_of(placed_reward(reward, num_replicas=num_replicas)), random_frames()
     local = load_reward(config.rewards[0].model_copy(update={"placement": None}), 3, 8, 8, CPU)
-    with pool.serving(config) as pools:
+    with pool.start_pools(config) as pools:
         (pooled,) = pools.values()
-        answers = [
+        futures = [
             pooled.submit_gradient(frames, PROMPTS, 2) for _ in range(3)
         ]  # all on their way before one is fetched
         expected_scores, expected = score_and_gradient(local, frames, PROMPTS, 2)
-        for answer in answers:
-            scores, gradient = answer()
+        for future in futures:
+            scores, gradient = future.result()
             assert torch.equal(scores, expected_scores)
             assert torch.equal(gradient, expected)
-        assert torch.equal(pooled.submit_scores(frames, PROMPTS, 2)(), score_only(local, frames, PROMPTS, 2))
+        assert torch.equal(
+            pooled.submit_scores(frames, PROMPTS, 2).result(), score_only(local, frames, PROMPTS, 2)
+        )
     assert expected.any()
 
 
@@ -84,7 +87,7 @@ def test_the_adapters_gradient_is_the_same_with_served_rewards(
 
     def gradient(rewards: list[dict[str, Any]]) -> torch.Tensor:
         config = tiny_config(tiny_pipeline_folder, rewards=rewards)
-        with pool.serving(config) as pools:
+        with pool.start_pools(config) as pools:
             experiment = build(config, CPU, pools)
             plan = draw_plan(config.sampling, generator(config.seed, "truncation", 0))
             rollout = make_rollout(config, experiment, [0, 1, 2, 3])
@@ -103,8 +106,8 @@ def test_half_precision_bends_the_gradient_a_little(cluster: None) -> None:
     """8 bits of mantissa in bfloat16, 11 in float16: half a unit of the last place in frames and gradient."""
     frames = random_frames()
     for transport, bound in (("bfloat16", 2**-7), ("float16", 2**-10)):
-        with pool.serving(config_of(placed_reward(CLIP, transport=transport))) as pools:
-            _, gradient = pools["Clip"].submit_gradient(frames, PROMPTS, 2)()
+        with pool.start_pools(config_of(placed_reward(CLIP, transport=transport))) as pools:
+            _, gradient = pools["Clip"].submit_gradient(frames, PROMPTS, 2).result()
         config = config_of({"reward": CLIP})
         expected = score_and_gradient(load_reward(config.rewards[0], 3, 8, 8, CPU), frames, PROMPTS, 2)[1]
         relative = (gradient - expected).norm() / expected.norm()
@@ -119,26 +122,26 @@ def _broken(how: str, tmp_path: Path, **placement: Any) -> ExperimentConfig:
 
 
 def test_an_error_in_a_reward_arrives_with_its_own_message(cluster: None, tmp_path: Path) -> None:
-    with pool.serving(_broken("error", tmp_path)) as pools:
-        answer = pools["Broken"].submit_gradient(random_frames(), ["break", "it"], 2)
+    with pool.start_pools(_broken("error", tmp_path)) as pools:
+        future = pools["Broken"].submit_gradient(random_frames(), ["break", "it"], 2)
         with pytest.raises(
-            TrainingError, match="reward 'Broken' in actor 'pool': the lamp of the projector is broken"
+            RunFailed, match="reward 'Broken' in actor 'pool': the lamp of the projector is broken"
         ):
-            answer()
+            future.result()
 
 
 def test_a_nan_names_the_reward_and_the_prompt(cluster: None, tmp_path: Path) -> None:
-    with pool.serving(_broken("nan", tmp_path)) as pools:
-        answer = pools["Broken"].submit_gradient(random_frames(), ["break", "it"], 2)
+    with pool.start_pools(_broken("nan", tmp_path)) as pools:
+        future = pools["Broken"].submit_gradient(random_frames(), ["break", "it"], 2)
         with pytest.raises(
-            TrainingError, match="reward 'Broken' in actor 'pool': it answered nan for a video of 'break'"
+            RunFailed, match="reward 'Broken' in actor 'pool': it returned nan for a video of 'break'"
         ):
-            answer()
+            future.result()
 
 
 def test_a_silent_actor_is_restarted_and_asked_again(cluster: None, tmp_path: Path) -> None:
-    with pool.serving(_broken("silence", tmp_path, timeout_seconds=4)) as pools:
-        scores = pools["Broken"].submit_scores(random_frames(), ["break", "it"], 2)()
+    with pool.start_pools(_broken("silence", tmp_path, timeout_seconds=4)) as pools:
+        scores = pools["Broken"].submit_scores(random_frames(), ["break", "it"], 2).result()
     torch.testing.assert_close(scores, random_frames().mean(dim=(1, 2, 3, 4)))
     assert (tmp_path / "mark").exists()
 
@@ -147,12 +150,12 @@ def test_an_actor_that_stays_silent_ends_the_run_with_the_setting_to_change(
     cluster: None, tmp_path: Path
 ) -> None:
     config = config_of(placed_reward(CLIP, options={"seconds": 5.0}, timeout_seconds=0.5, max_retries=1))
-    with pool.serving(config) as pools:
-        answer = pools["Clip"].submit_scores(random_frames(), PROMPTS, 2)
+    with pool.start_pools(config) as pools:
+        future = pools["Clip"].submit_scores(random_frames(), PROMPTS, 2)
         with pytest.raises(
-            TrainingError, match=r"gave no answer within placement\.timeout_seconds=0\.5, 2 times; raise it"
+            RunFailed, match=r"returned nothing within placement\.timeout_seconds=0\.5, 2 times; raise it"
         ):
-            answer()
+            future.result()
 
 
 def test_a_reward_that_cannot_be_loaded_is_told_before_the_workers_start(
@@ -161,23 +164,26 @@ def test_a_reward_that_cannot_be_loaded_is_told_before_the_workers_start(
     empty = tmp_path / "HPS.pt"
     empty.write_bytes(b"")
     config = config_of(placed_reward("hps", options={"weights": str(empty)}))
-    with pytest.raises(ConfigError, match=r"hps: .*HPS\.pt \(0 bytes\) cannot be read"), pool.serving(config):
+    with (
+        pytest.raises(UserError, match=r"hps: .*HPS\.pt \(0 bytes\) cannot be read"),
+        pool.start_pools(config),
+    ):
         pass
 
 
 def test_an_actor_checks_its_reward_on_the_frames_that_it_will_see(cluster: None) -> None:
-    reward = placed_reward(PAIRS, runtime_env={"env_vars": {"TEST_FACTOR": "3"}}) | {"frames": "first:2"}
-    with pool.serving(config_of(reward)) as pools:
+    placed = placed_reward(PAIRS, runtime_env={"env_vars": {"TEST_FACTOR": "3"}}) | {"frames": "first:2"}
+    with pool.start_pools(config_of(placed)) as pools:
         seen = random_frames()[:, :2]
-        scores = pools["Pairs"].submit_scores(seen, PROMPTS, 2)()
+        scores = pools["Pairs"].submit_scores(seen, PROMPTS, 2).result()
     torch.testing.assert_close(scores, 3 * (seen[:, 0] * seen[:, 1]).mean(dim=(1, 2, 3)))
 
 
 def test_a_runtime_environment_that_cannot_be_made_is_named(cluster: None) -> None:
     config = config_of(placed_reward(CLIP, runtime_env={"working_dir": "no/such/folder"}))
     with (
-        pytest.raises(ConfigError, match=r"Clip\.placement\.runtime_env: no/such/folder is not a valid path"),
-        pool.serving(config),
+        pytest.raises(UserError, match=r"Clip\.placement\.runtime_env: no/such/folder is not a valid path"),
+        pool.start_pools(config),
     ):
         pass
 
@@ -187,22 +193,22 @@ def test_a_runtime_environment_that_cannot_be_made_is_named(cluster: None) -> No
 
 def test_a_shared_pool_is_found_again_and_guarded(cluster: None) -> None:
     config = config_of(placed_reward(CLIP, "shared-clip", shared=True, num_replicas=2))
-    with pool.serving(config) as pools:
-        first = {actor._actor_id for actor in pools["Clip"]._actors}
-    with pool.serving(config) as pools:
-        assert {actor._actor_id for actor in pools["Clip"]._actors} == first
-        assert pools["Clip"].submit_scores(random_frames(), PROMPTS, 2)().shape == (2,)
+    with pool.start_pools(config) as pools:
+        first = {actor._actor_id for actor in pools["Clip"]._replicas}
+    with pool.start_pools(config) as pools:
+        assert {actor._actor_id for actor in pools["Clip"]._replicas} == first
+        assert pools["Clip"].submit_scores(random_frames(), PROMPTS, 2).result().shape == (2,)
     other = config_of(placed_reward(CENTRE, "shared-clip", shared=True))
     with (
         pytest.raises(
-            ConfigError, match=r"the shared pool 'shared-clip' holds .*Clip.* this recipe asks for .*Centre"
+            UserError, match=r"the shared pool 'shared-clip' contains .*Clip.* this recipe needs .*Centre"
         ),
-        pool.serving(other),
+        pool.start_pools(other),
     ):
         pass
     assert pool.describe_pools()["shared-clip"]["reward"] == CLIP
     assert pool.stop_pool("shared-clip") == 2
-    with pytest.raises(ConfigError, match="there is no shared pool 'shared-clip'"):
+    with pytest.raises(UserError, match="there is no shared pool 'shared-clip'"):
         pool.stop_pool("shared-clip")
 
 

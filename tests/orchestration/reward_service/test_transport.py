@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.helpers.placed_rewards import random_frames
-from vader_ray.orchestration.reward_service.transport import pack, unpack
+from vader_ray.orchestration.reward_service.transport import decode_frames, encode_frames
 
 CPU = torch.device("cpu")
 WHOLE = (slice(0, 8), slice(0, 8))
@@ -19,7 +19,7 @@ def test_what_travels_arrives_within_its_precision(transport: str, error: float)
         torch.randn(2, 3, 3, 8, 8, generator=torch.Generator().manual_seed(1))
         * torch.tensor([1e-9, 1e6])[:, None, None, None, None]
     )
-    arrived = unpack(pack(gradient, WHOLE, transport, scaled=True), CPU)
+    arrived = decode_frames(encode_frames(gradient, WHOLE, transport, is_gradient=True), CPU)
     largest = gradient.flatten(1).abs().amax(dim=1)
     assert ((arrived - gradient).flatten(1).abs().amax(dim=1) <= error * largest).all()
     assert (arrived != 0).float().mean() > 0.99
@@ -27,13 +27,15 @@ def test_what_travels_arrives_within_its_precision(transport: str, error: float)
 
 def test_only_the_region_travels() -> None:
     frames = random_frames()
-    packed = pack(frames, (slice(2, 6), slice(1, 8)), "float32")
-    assert packed.pixels.shape == (2, 3, 3, 4, 7)
-    arrived = unpack(packed, CPU)
+    encoded = encode_frames(frames, (slice(2, 6), slice(1, 8)), "float32")
+    assert encoded.pixels.shape == (2, 3, 3, 4, 7)
+    arrived = decode_frames(encoded, CPU)
     torch.testing.assert_close(arrived[..., 2:6, 1:], frames[..., 2:6, 1:], rtol=0, atol=0)
     assert not arrived[..., :2, :].any()
     assert not arrived[..., :1].any()
 
 
 def test_a_gradient_of_zeros_travels() -> None:
-    assert not unpack(pack(torch.zeros(2, 1, 3, 8, 8), WHOLE, "float16", scaled=True), CPU).any()
+    assert not decode_frames(
+        encode_frames(torch.zeros(2, 1, 3, 8, 8), WHOLE, "float16", is_gradient=True), CPU
+    ).any()

@@ -1,4 +1,4 @@
-"""Real Ray processes: worker counts, lost workers, a killed driver, and what is left in MLflow and on disk."""
+"""Runs in real Ray processes: worker counts, lost workers, a killed driver, results in MLflow and on disk."""
 
 from __future__ import annotations
 
@@ -92,12 +92,12 @@ def test_the_mlflow_run_is_complete(straight: tuple[Path, Path, str]) -> None:
     stored = client.get_run(json.loads((run / "summary.json").read_text())["mlflow_run_id"])
     assert stored.info.status == "FINISHED"
     assert stored.data.params["sampling.truncation_depth"] == "1"
-    wanted = {"train/reward/brightness", "train/grad_norm", "eval/reward/brightness", "eval/gain/brightness", "time/step_seconds",
-              "memory/peak_gib", "cost/denoiser_calls", "cost/wall_seconds"}  # fmt: skip
+    wanted = {"train/reward/brightness", "train/grad_norm", "eval/reward/brightness", "eval/gain/brightness",
+              "time/step_seconds", "memory/peak_gib", "cost/denoiser_calls", "cost/wall_seconds"}  # fmt: skip
     assert wanted <= stored.data.metrics.keys()
     top = {artifact.path for artifact in client.list_artifacts(stored.info.run_id)}
-    assert {"recipe.yaml", "environment.txt", "adapter", "best_adapter", "videos", "images", "queries", "before_after.png",
-            "gallery.html"} <= top  # fmt: skip
+    assert {"recipe.yaml", "environment.txt", "adapter", "best_adapter", "videos", "images", "queries",
+            "before_after.png", "gallery.html"} <= top  # fmt: skip
     _assert_recorded_exactly_once(folder, run, 12, 4)
 
 
@@ -199,8 +199,12 @@ def test_an_error_of_a_worker_reaches_the_user_as_one_sentence(
     recipe = write_tiny(tmp_path, tiny_pipeline_folder, rewards=[{"reward": "lab.flat"}])
     done = subprocess.run(
         [CLI, "train", str(recipe), "--run-name", "flat"],
-        cwd=tmp_path, capture_output=True, text=True, timeout=120, env=os.environ | {"PYTHONPATH": str(tmp_path)},
-    )  # fmt: skip
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | {"PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"},
+    )
     assert done.returncode == 2
     assert "Traceback" not in done.stderr + done.stdout
     assert "reward 'flat' has no gradient" in done.stderr

@@ -1,4 +1,4 @@
-"""Run folders in S3 (moto on loopback) and in a shared folder: copies, resume on another machine, queries exactly once."""
+"""Run folders in S3 (moto on loopback) and in a shared folder: copies, resume elsewhere, queries once."""
 
 from __future__ import annotations
 
@@ -22,11 +22,18 @@ from tests.helpers.paths import REPOSITORY
 from tests.helpers.recipe import tiny_config, write_tiny
 from tests.helpers.runs import CLI, adapter_files, kill_driver, record, start, tracked_step
 from tests.helpers.waiting import wait_until
-from vader_ray.config import ConfigError
+from vader_ray.errors import UserError
 from vader_ray.orchestration.reporting.html_report import write_report
 from vader_ray.orchestration.reporting.past_runs import find_runs
-from vader_ray.orchestration.runs.run_dir import KEPT_BY_RAY, RunDir, open_run_dir, working_copy, write_json
-from vader_ray.orchestration.runs.storage import Mirror, delete, join, normalised, resolve, subfolders
+from vader_ray.orchestration.runs.run_dir import KEPT_BY_RAY, RunDir, claim_run_dir, working_copy, write_json
+from vader_ray.orchestration.runs.storage import (
+    Mirror,
+    delete_from_run,
+    join,
+    normalised,
+    resolve,
+    subfolders,
+)
 from vader_ray.orchestration.tracking.server import check_server
 
 
@@ -66,15 +73,15 @@ def test_a_copy_follows_changes_and_deletions(place: str, tmp_path: Path) -> Non
     ours, theirs = Mirror(here, place), Mirror(there, place)
     ours.pull()
     assert not here.exists()
-    _fill(here, {"a": "1", "b/c": "2", "b/d": ""})
+    _fill(here, {"run.json": "{}", "a": "1", "b/c": "2", "b/d": ""})
     ours.push()
     theirs.pull()
-    assert _tree(there) == {"a": "1", "b/c": "2", "b/d": ""}
+    assert _tree(there) == {"run.json": "{}", "a": "1", "b/c": "2", "b/d": ""}
     (there / "b" / "c").unlink()
     _fill(there, {"a": "one", "K=2,lr=0.001/x y.json": "3"})
     theirs.push()
     ours.pull()
-    assert _tree(here) == {"a": "one", "b/d": "", "K=2,lr=0.001/x y.json": "3"}
+    assert _tree(here) == {"run.json": "{}", "a": "one", "b/d": "", "K=2,lr=0.001/x y.json": "3"}
 
 
 def test_what_has_not_changed_is_not_copied_again(place: str, tmp_path: Path) -> None:
@@ -104,14 +111,15 @@ def test_unfinished_files_and_rays_folders_stay(place: str, tmp_path: Path) -> N
     assert (tmp_path / "here" / "checkpoints" / "f").exists()
 
 
-def test_folders_are_listed_and_deleted(place: str, tmp_path: Path) -> None:
-    _fill(tmp_path / "here", {"one/a": "1", "two/b": "2"})
+def test_folders_are_listed_and_deleted_in_runs_alone(place: str, tmp_path: Path) -> None:
+    _fill(tmp_path / "here", {"run/run.json": "{}", "run/tune/a": "1", "other/tune/b": "2"})
     Mirror(tmp_path / "here", place).push()
-    assert subfolders(place) == ["one", "two"]
-    delete(join(place, "one"))
-    delete(join(place, "three"))
+    assert subfolders(place) == ["other", "run"]
+    delete_from_run(join(place, "run"), "tune")
+    delete_from_run(join(place, "run"), "nothing")
+    delete_from_run(join(place, "other"), "tune")
     Mirror(tmp_path / "there", place).pull()
-    assert _tree(tmp_path / "there") == {"two/b": "2"}
+    assert _tree(tmp_path / "there") == {"run/run.json": "{}", "other/tune/b": "2"}
 
 
 def test_options_of_a_uri_stay_at_its_end(monkeypatch: pytest.MonkeyPatch, s3: str, tmp_path: Path) -> None:
@@ -126,22 +134,29 @@ def test_options_of_a_uri_stay_at_its_end(monkeypatch: pytest.MonkeyPatch, s3: s
 
 
 def test_an_unknown_storage_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"--storage ftp://host/runs: .*; give s3://BUCKET/PREFIX"):
+    with pytest.raises(UserError, match=r"--storage ftp://host/runs: .*; give s3://BUCKET/PREFIX"):
         normalised("ftp://host/runs")
 
 
 def test_a_run_is_found_by_its_copy_alone(place: str, tmp_path: Path) -> None:
     config = tiny_config(tmp_path)
-    folder = open_run_dir(config, tmp_path / "one", None, resume=False, storage=place)
-    write_json(folder.metadata, {"identity": config.fingerprint(), "storage": folder.storage})
-    folder.push()
-    elsewhere = open_run_dir(config, tmp_path / "two", None, resume=True, storage=place)
-    assert elsewhere.name == folder.name
-    assert elsewhere.read_metadata() == folder.read_metadata()
-    with pytest.raises(ConfigError, match=r"keeps its checkpoints in .*with --storage"):
-        open_run_dir(config, tmp_path / "two", folder.name, resume=True)
-    with pytest.raises(ConfigError, match="there is no run 'other' in"):
-        open_run_dir(config, tmp_path / "two", "other", resume=True, storage=place)
+    with claim_run_dir(config, tmp_path / "one", None, resume=False, storage=place) as folder:
+        write_json(folder.metadata, {"identity": config.fingerprint(), "storage": folder.storage})
+        folder.push()
+    with claim_run_dir(config, tmp_path / "two", None, resume=True, storage=place) as elsewhere:
+        assert elsewhere.name == folder.name
+        assert elsewhere.read_metadata() == folder.read_metadata()
+    with (
+        pytest.raises(UserError, match=r"keeps its checkpoints in .*with --storage"),
+        claim_run_dir(config, tmp_path / "two", folder.name, resume=True),
+    ):
+        pass
+    with (
+        pytest.raises(UserError, match="there is no run 'other' in"),
+        claim_run_dir(config, tmp_path / "two", "other", resume=True, storage=place),
+    ):
+        pass
+    assert not (tmp_path / "two" / "other").exists()
 
 
 def test_a_worker_without_the_drivers_disk_works_on_the_copy(place: str, tmp_path: Path) -> None:
@@ -157,7 +172,7 @@ def test_a_worker_without_the_drivers_disk_works_on_the_copy(place: str, tmp_pat
     driver.pull()
     assert (driver.queries / "q").read_text() == "1"
     with (
-        pytest.raises(ConfigError, match="is not on this machine; give --storage"),
+        pytest.raises(UserError, match="is not on this machine; give --storage"),
         working_copy("/of/another/machine/run", None),
     ):
         pass

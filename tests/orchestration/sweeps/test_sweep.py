@@ -1,4 +1,4 @@
-"""Sweeps: their scripts, what they leave in MLflow, a killed driver, trials that cannot work, and who is best."""
+"""Sweeps: scripts, results in MLflow, a killed driver, trials that cannot work, and the best trial."""
 
 from __future__ import annotations
 
@@ -271,8 +271,10 @@ def test_soups_of_single_reward_adapters_compete_without_training_and_are_evalua
         alone[f"eval/reward/{name}"] for name in ("brightness", "sharpness")
     ]
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
-    run, parent = (client.get_run(json.loads((folder / "run.json").read_text())["mlflow_run_id"]) for folder in (
-        sweep / mix["trial"], sweep))  # fmt: skip
+    run, parent = (
+        client.get_run(json.loads((folder / "run.json").read_text())["mlflow_run_id"])
+        for folder in (sweep / mix["trial"], sweep)
+    )
     assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
     assert (run.data.tags["interpolated"], run.data.metrics["cost/reward_queries"]) == ("True", 16)
     assert "mix=1:1:0,interpolated=True" in done.stdout.partition("Pareto front of")[0]

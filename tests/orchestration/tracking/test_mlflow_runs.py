@@ -24,9 +24,10 @@ from tests.helpers.recipe import tiny_config
 from tests.helpers.waiting import wait_until
 from vader_ray import config as settings
 from vader_ray.cli import app
+from vader_ray.errors import UserError
 from vader_ray.orchestration.runs.run_dir import open_run_dir
 from vader_ray.orchestration.tracking import mlflow_runs, sender
-from vader_ray.orchestration.tracking.server import TrackingError, check_server, tracking_uri
+from vader_ray.orchestration.tracking.server import check_server, tracking_uri
 from vader_ray.orchestration.tracking.tracker import Tracker
 from vader_ray.training.events import StepEvent
 
@@ -110,13 +111,13 @@ def test_uri_is_explicit_then_environment_then_here(tmp_path: Path, monkeypatch:
 
 @pytest.mark.parametrize("wrong", ["./mlruns", "file:///data/mlruns", "localhost:5000"])
 def test_what_is_no_server_is_refused(wrong: str) -> None:
-    with pytest.raises(TrackingError, match="not an MLflow server or database"):
+    with pytest.raises(UserError, match="not an MLflow server or database"):
         tracking_uri(wrong)
 
 
 def test_a_server_that_is_down_is_reported() -> None:
     with pytest.raises(
-        TrackingError, match=r"tracking.uri: MLflow at http://127.0.0.1:\d+ does not work \(.*refused\)"
+        UserError, match=r"tracking.uri: MLflow at http://127.0.0.1:\d+ does not work \(.*refused\)"
     ):
         check_server(f"http://127.0.0.1:{free_port()}")
 
@@ -124,14 +125,14 @@ def test_a_server_that_is_down_is_reported() -> None:
 def test_a_server_that_fails_is_tried_twice_and_no_more() -> None:
     """MLflow's own default is to try for four minutes."""
     with failing_server(hang=False) as failing:
-        with pytest.raises(TrackingError, match=rf"MLflow at {failing.address} does not work"):
+        with pytest.raises(match=rf"MLflow at {failing.address} does not work"):
             check_server(failing.address)
         assert failing.num_connections == 2
 
 
 def test_an_unwritable_database_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(TrackingError, match="make it writable"):
+    with pytest.raises(UserError, match="make it writable"):
         check_server(f"sqlite:///{tmp_path}/file/mlflow.db")
 
 
@@ -188,14 +189,14 @@ def test_a_child_run_that_was_opened_and_not_noted_down_is_found_again(uri: str,
 
 
 def test_a_run_of_another_server_cannot_be_continued(uri: str) -> None:
-    with pytest.raises(TrackingError, match=r"cannot continue run 0000.*not found"):
+    with pytest.raises(UserError, match=r"cannot continue run 0000.*not found"):
         mlflow_runs.start_run(recipe(uri), "run", "", resume_run_id="0" * 32)
 
 
 def test_a_deleted_experiment_is_reported(uri: str) -> None:
     experiment_id = mlflow_runs.start_run(recipe(uri), "run", "").experiment_id
     MlflowClient(tracking_uri=uri).delete_experiment(experiment_id)
-    with pytest.raises(TrackingError, match="was deleted in MLflow"):
+    with pytest.raises(UserError, match="was deleted in MLflow"):
         open_run(uri)
 
 
@@ -246,7 +247,7 @@ def test_files_arrive(uri: str, folder: Path) -> None:
 
 
 def test_a_database_of_another_machine_is_reported(tmp_path: Path, folder: Path) -> None:
-    with pytest.raises(TrackingError, match="not on this machine"):
+    with pytest.raises(UserError, match="not on this machine"):
         Tracker(f"sqlite:///{tmp_path}/elsewhere.db", "0" * 32, folder)
     assert not (tmp_path / "elsewhere.db").exists()
 
@@ -378,7 +379,7 @@ def test_a_later_process_delivers_first_and_goes_on(uri: str, folder: Path) -> N
 def test_results_of_another_run_are_not_mixed_in(uri: str, folder: Path) -> None:
     run_id = open_run(uri)
     log_to_nobody(run_id, folder)
-    with pytest.raises(TrackingError, match=f"holds results of MLflow run {run_id}"):
+    with pytest.raises(UserError, match=f"holds results of MLflow run {run_id}"):
         Tracker(uri, open_run(uri), folder)
 
 
@@ -462,7 +463,7 @@ def test_a_run_whose_server_is_killed_and_started_again_is_there_once(
     config = tiny_config(
         tiny_pipeline_folder, tracking={"uri": f"http://127.0.0.1:{port}", "system_metrics": False}
     )
-    folder = open_run_dir(config, tmp_path / "runs", "mine", resume=False)
+    folder = open_run_dir(config, tmp_path / "runs", "mine")
     waited = list[bool]()
     with ExitStack() as running:
         running.enter_context(server(uri, port))

@@ -1,74 +1,107 @@
-"""VADER: ascend the reward by its gradient through the last denoising steps (arXiv 2407.08737, Algorithm 1)."""
+"""VADER: ascend the reward by its gradient through the last denoising steps (arXiv 2407.08737)."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import TypeAlias
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
-from vader_ray.alignment.base import StepContext, UpdateResult
-from vader_ray.alignment.reward_gradient import RewardOutput, RewardTerm, ask, decode
+from pydantic import NonNegativeFloat
+
+from vader_ray.alignment.base import Algorithm, StepContext, UpdateResult
+from vader_ray.alignment.decoding import decode
+from vader_ray.alignment.reward_gradient import ObjectiveFuture, RewardOutput, RewardTerm, submit_rewards
 from vader_ray.alignment.rollout import Batching, Rollout
-from vader_ray.types import Frames, RemoteReward, TruncationPlan, VideoModel
+from vader_ray.alignment.truncation import draw_plan
+from vader_ray.config import Settings
+from vader_ray.types import Frames, RemoteReward, SamplingModel, TruncationPlan
 
-Answer: TypeAlias = Callable[[], tuple[RewardOutput, Frames]]
+
+class VaderSettings(Settings):
+    """Options of VADER; ``sampling`` chooses the gradient steps."""
+
+    reference_penalty: NonNegativeFloat = 0.0
+    """Coefficient β of −β · mean‖ε_adapter − ε_base‖² in the objective: the squared distance between the
+    denoiser's predictions with the adapter and without it for the same latents, a mean over elements and
+    gradient steps, a sum over the guidance branches. Keeps the model near the pretrained one; costs one more
+    denoiser call for each gradient step."""
 
 
-@dataclass(frozen=True, slots=True)
-class Vader:
-    """One update per step, by the gradient of the reward."""
+class VaderAlgorithm(Algorithm[VaderSettings]):
+    """One optimizer update per step, by the gradient of the reward."""
 
-    plan: TruncationPlan
+    settings_class = VaderSettings
+    uses_gradient_steps = True
 
     def updates(
         self,
-        model: VideoModel,
+        model: SamplingModel,
         terms: Sequence[RewardTerm],
         rollout: Rollout,
         batching: Batching,
-        whole: StepContext,
+        context: StepContext,
     ) -> Iterator[UpdateResult]:
-        """See `vader_ray.alignment.base.Algorithm`."""
-        scored = accumulate_gradient(model, terms, rollout, self.plan, batching, scale=1 / whole.num_videos)
-        yield UpdateResult(scored, self.plan.grad_steps)
+        """Add the gradient of the mean objective over the step's videos, and yield once."""
+        plan = draw_plan(self.sampling, context.generator)
+        outputs = accumulate_gradient(
+            model,
+            terms,
+            rollout,
+            plan,
+            batching,
+            scale=1 / context.num_videos,
+            reference_penalty=self.settings.reference_penalty,
+        )
+        yield UpdateResult(outputs, plan.grad_steps)
 
 
 def accumulate_gradient(
-    model: VideoModel,
+    model: SamplingModel,
     terms: Sequence[RewardTerm],
     rollout: Rollout,
     plan: TruncationPlan,
     batching: Batching,
     *,
     scale: float,
+    reference_penalty: float = 0.0,
 ) -> list[RewardOutput]:
-    """Add −scale · ∂(sum of the objective)/∂adapter to the adapter's gradients; the scores, micro-batch by micro-batch.
+    """Add −scale · ∂(sum of the objective)/∂adapter to the adapter's gradients; return the scores.
 
-    Where the plan pulls, its distance to the pretrained model is part of the objective, and not of the scores.
-    ``scale`` is one over the videos of the step on all workers, so that the sum of the workers' gradients is that of
-    the mean objective. The minus makes an optimizer that descends ascend the reward. While rewards of other processes
-    answer for one micro-batch, the next is sampled and decoded: two graphs are in memory then, and the sums are the same.
+    The minus makes an optimizer that descends ascend the objective. While remote rewards compute one
+    micro-batch, the next is sampled and decoded: the graphs of two micro-batches are then in memory, and the
+    sums are the same.
+
+    Args:
+        model: the model with its adapter.
+        terms: rewards of the objective.
+        rollout: prompts, conditioning and noise seeds of the videos.
+        plan: gradient steps of the sampling.
+        batching: numbers of videos and frames in memory at once.
+        scale: 1 / number of videos of the step over all workers, so that the sum of the workers' gradients is
+            that of the mean objective.
+        reference_penalty: see `VaderSettings`; part of the gradient and not of the returned objective.
     """
-    plan = replace(plan, reference_weight=scale * plan.reference_weight)
+    plan = replace(plan, reference_weight=scale * reference_penalty / len(plan.grad_steps))
     lookahead = int(any(isinstance(term.reward, RemoteReward) for term in terms))
-    waiting, outcomes = deque[tuple[Frames, Answer]](), list[RewardOutput]()
+    pending, outputs = deque[tuple[Frames, ObjectiveFuture]](), list[RewardOutput]()
     for part in rollout.parts(batching.prefix):
         state = model.sample_prefix(part.conditioning, plan, part.seeds)
         for start in range(0, len(part), batching.micro):
             stop = min(start + batching.micro, len(part))
             micro = part.part(start, stop)
             latents = model.sample_with_grad(state[slice(start, stop)], micro.conditioning, plan)
-            wanted = sorted({frame for chosen in micro.seen for row in chosen for frame in row})
-            frames, indices = decode(latents, model.decoder, wanted)
-            waiting.append((frames, ask(frames, indices, micro.prompts, terms, micro.seen, batching.chunk)))
-            if len(waiting) > lookahead:
-                outcomes.append(_settle(*waiting.popleft(), scale))
-    return outcomes + [_settle(*left, scale) for left in waiting]
+            frames, indices = decode(latents, model.decoder, micro.wanted_frames())
+            future = submit_rewards(
+                frames, indices, micro.prompts, terms, micro.frame_indices, batching.chunk
+            )
+            pending.append((frames, future))
+            if len(pending) > lookahead:
+                outputs.append(_backward(*pending.popleft(), scale))
+    return outputs + [_backward(*last, scale) for last in pending]
 
 
-def _settle(frames: Frames, answer: Answer, scale: float) -> RewardOutput:
-    """Wait for the rewards and go back through decoder and graded denoising steps."""
-    scored, d_frames = answer()
+def _backward(frames: Frames, future: ObjectiveFuture, scale: float) -> RewardOutput:
+    """Wait for the rewards, and backpropagate through decoder and gradient steps."""
+    output, d_frames = future.result()
     frames.backward(d_frames.mul_(-scale))
-    return scored
+    return output

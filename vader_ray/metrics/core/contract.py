@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vader_ray.errors import UserError
 from vader_ray.metrics.base import PairedMetric, SetMetric, VideoMetric
 from vader_ray.rewards.core.contract import PROMPTS, check_scores, is_same, random_frames
 from vader_ray.types import Frames
@@ -26,16 +27,16 @@ def check_contract(
     """Check a metric on two random videos: shapes, finite numbers, and independent videos.
 
     Raises:
-        ValueError: names the metric and what is wrong.
+        UserError: names the metric and what is wrong.
     """
     subject = f"metric {name!r}"
     if not isinstance(metric, VideoMetric | SetMetric | PairedMetric):
-        raise ValueError(
+        raise UserError(
             f"{subject} must declare unit and higher_is_better, and have either __call__ and parts, "
             "features and compare, or features and compare_with_base"
         )
     if not isinstance(metric.unit, str) or not isinstance(metric.higher_is_better, bool):
-        raise ValueError(f"{subject} must declare unit (a text) and higher_is_better (True or False)")
+        raise UserError(f"{subject} must declare unit (a text) and higher_is_better (True or False)")
     frames = random_frames(num_frames, height, width).to(device)
     if isinstance(metric, VideoMetric):
         _check_video_metric(metric, frames, subject)
@@ -46,7 +47,7 @@ def check_contract(
         return
     check_scores(metric.compare_with_base(features, features.flip(0)), subject)
     if metric.compare_with_base(features, features).any():
-        raise ValueError(f"{subject} must give 0 for the base model's own videos")
+        raise UserError(f"{subject} must give 0 for the base model's own videos")
 
 
 def _check_video_metric(metric: VideoMetric, frames: Frames, subject: str) -> None:
@@ -56,7 +57,7 @@ def _check_video_metric(metric: VideoMetric, frames: Frames, subject: str) -> No
     for video, prompt in enumerate(PROMPTS):
         alone = _by_part(metric, frames[video : video + 1], (prompt,), subject)
         if not all(is_same(alone[part][0], scores[video]) for part, scores in together.items()):
-            raise ValueError(
+            raise UserError(
                 f"{subject} leaks between videos: the score of one changes with another in its batch"
             )
 
@@ -67,7 +68,7 @@ def _by_part(metric: VideoMetric, frames: Frames, prompts: tuple[str, ...], subj
     found = dict(scores) if isinstance(scores, Mapping) else {"": scores}
     if tuple(found) != (metric.parts or ("",)):
         given = ", ".join(found) if isinstance(scores, Mapping) else "a single score"
-        raise ValueError(
+        raise UserError(
             f"{subject} declares parts={metric.parts} and returned {given}; return one score per part"
         )
     return found
@@ -81,11 +82,11 @@ def _check_features(metric: SetMetric | PairedMetric, frames: Frames, subject: s
         or len(features) != len(PROMPTS)
         or not features.isfinite().all()
     ):
-        raise ValueError(f"{subject} must give finite features of shape (videos, features) for 2 videos")
+        raise UserError(f"{subject} must give finite features of shape (videos, features) for 2 videos")
     for video in range(len(PROMPTS)):
         alone = metric.features(frames[video : video + 1])
         if not is_same(alone[0].float(), features[video].float()):
-            raise ValueError(
+            raise UserError(
                 f"{subject} leaks between videos: the features of one change with another in its batch"
             )
     return features

@@ -199,7 +199,7 @@ class LoopHook:
             with torch.no_grad(), disabled([denoiser]):
                 base = _cast_output(forward(**inputs), torch.promote_types(dtype, torch.float32))
             self.denoiser_calls += len(latents)
-            result = _with_reference_penalty(result, base, plan.reference_weight / len(plan.grad_steps))
+            result = _with_reference_penalty(result, base, plan.reference_weight)
         return result
 
     def _decode(self, latents: Tensor, *args: Any, **kwargs: Any) -> Any:

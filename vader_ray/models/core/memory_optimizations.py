@@ -79,7 +79,8 @@ def compile_blocks(parts: Iterable[nn.Module]) -> None:
 
     Parts of one class share the compiled code, so compilation takes seconds and not minutes.
 
-    diffusers' own ``compile_repeated_blocks`` compiles the blocks of its transformers, but not of its 3D UNets.
+    diffusers' own ``compile_repeated_blocks`` compiles the blocks of its transformers, but not of its 3D
+    UNets.
     """
     for part in parts:
         part.forward = torch.compile(part.forward)  # type: ignore[method-assign]

@@ -79,7 +79,7 @@ class TrajectoryPipeline(SamplingPipeline):
         """Check that the probability of each denoising step is known.
 
         Raises:
-            ValueError: it is not under this scheduler.
+            UserError: it is not under this scheduler.
         """
         transitions.check_density(self.pipe.scheduler)
 

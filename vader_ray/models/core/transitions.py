@@ -10,6 +10,7 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
+from vader_ray.errors import UserError
 from vader_ray.types import Scores
 
 
@@ -22,10 +23,10 @@ def check_density(scheduler: Any) -> None:
     """Check that the probability density of the scheduler's step is known.
 
     Raises:
-        ValueError: it is not.
+        UserError: it is not.
     """
     if not has_density(scheduler):
-        raise ValueError(
+        raise UserError(
             "algorithm.name=ddpo needs the probability of each denoising step, which "
             f"{type(scheduler).__name__} does not give; set sampling.scheduler=DDIMScheduler where the "
             "family can use it (modelscope, animatediff), or choose algorithm.name=vader or dpo"
@@ -76,7 +77,7 @@ def noised(scheduler: Any, clean: Tensor, noise: Tensor, step: int) -> tuple[Ten
         step: denoising step; 0 is the noisiest.
 
     Raises:
-        ValueError: it is not known what the denoiser predicts under this scheduler.
+        UserError: it is not known what the denoiser predicts under this scheduler.
     """
     signal, level = _signal_and_noise(scheduler, step)
     kind = scheduler.config.get("prediction_type", "flow_prediction" if _is_flow(scheduler) else None)
@@ -88,7 +89,7 @@ def noised(scheduler: Any, clean: Tensor, noise: Tensor, step: int) -> tuple[Ten
         "flow_prediction": lambda: noise - clean,
     }
     if kind not in targets or scheduler.config.get("invert_sigmas"):
-        raise ValueError(
+        raise UserError(
             f"algorithm.name=dpo: what the denoiser predicts under {type(scheduler).__name__} "
             f"(prediction_type {kind!r}, inverted sigmas or unknown) has no denoising error here; choose "
             "algorithm.name=vader"

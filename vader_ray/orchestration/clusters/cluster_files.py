@@ -15,7 +15,7 @@ import ray
 import yaml
 from pydantic import ValidationError
 
-from vader_ray.config import ConfigError
+from vader_ray.errors import UserError
 from vader_ray.orchestration.clusters.kuberay import KINDS
 from vader_ray.orchestration.ray_private import prepare_config, validate_config
 
@@ -40,7 +40,7 @@ def check_cluster_file(path: Path) -> str:
     """A line that says what was checked.
 
     Raises:
-        ConfigError: one line per problem: a placeholder that is not filled in, a wrong field, a version that does not match.
+        UserError: one line per problem: a placeholder that is not filled in, a wrong field, a version that does not match.
     """
     text = path.read_text(encoding="utf-8")
     problems = [*_placeholders(text), *_versions(text)]
@@ -51,7 +51,7 @@ def check_cluster_file(path: Path) -> str:
         kind = "Ray's launcher" if any(map(_is_launcher, documents)) else "KubeRay"
         more = [problem for document in documents for problem in _schema_errors(document)]
     if problems := [*problems, *more]:
-        raise ConfigError("\n".join(f"{path}: {problem}" for problem in problems))
+        raise UserError("\n".join(f"{path}: {problem}" for problem in problems))
     return (
         f"{path}: valid for {kind}, complete, made for Ray {ray.__version__} and vader_ray {_PACKAGE_VERSION}"
     )
@@ -61,7 +61,7 @@ def _documents(path: Path) -> list[Any]:
     try:
         return list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
     except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path} cannot be read as YAML: {error}") from None
+        raise UserError(f"{path} cannot be read as YAML: {error}") from None
 
 
 def _is_launcher(document: Any) -> bool:

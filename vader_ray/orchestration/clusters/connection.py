@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from math import ceil
 from typing import Any
 
@@ -16,7 +16,9 @@ import ray
 import torch
 from ray.autoscaler.sdk import request_resources
 
-from vader_ray.config import ConfigError, ExperimentConfig, RuntimeConfig
+from vader_ray.config import ExperimentConfig, RuntimeConfig
+from vader_ray.errors import UserError, first_line
+from vader_ray.orchestration.clusters import private_cluster
 from vader_ray.orchestration.clusters.worker_setup import HOOK
 from vader_ray.orchestration.tracking.mlflow_client import quiet_environment
 
@@ -37,31 +39,39 @@ _POLL_SECONDS = 2.0
 
 
 @contextmanager
-def connected(config: ExperimentConfig, *, num_runs: int = 1) -> Iterator[None]:
+def connected(
+    config: ExperimentConfig, *, num_runs: int = 1, needs_state_api: bool = False
+) -> Iterator[None]:
     """A cluster: the one of ``RAY_ADDRESS`` or of the surrounding job, else one of this machine, made for so many runs at once.
 
+    Args:
+        needs_state_api: Ray's dashboard, which has the State API, is started with a cluster of this machine.
+
     Raises:
-        ConfigError: the cluster has not what the workers need, so that Ray would wait for ever.
+        UserError: the cluster has not what the workers need, so that Ray would wait for ever.
     """
     environment = _ENVIRONMENT | quiet_environment()
     for name, value in environment.items():
         os.environ.setdefault(name, value)
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    if "RAY_ADDRESS" in os.environ:
-        ray.init(runtime_env=runtime_env(environment | _forwarded()), **quiet)
-    else:
-        os.environ.setdefault(
-            "RAY_AUTH_MODE", "disabled"
-        )  # a private cluster on loopback: no token file is left behind
-        num_cpus = max(os.cpu_count() or 1, _needed(config, num_runs=num_runs)["CPU"])
-        ray.init(address="local", num_cpus=num_cpus, runtime_env=runtime_env({}), **quiet)
-    try:
+    with ExitStack() as stack:
+        if "RAY_ADDRESS" in os.environ:
+            stack.callback(ray.shutdown)
+            try:
+                ray.init(runtime_env=runtime_env(environment | _forwarded()), **quiet)
+            except ConnectionError as error:
+                raise UserError(
+                    f"RAY_ADDRESS={os.environ['RAY_ADDRESS']}: no Ray cluster can be reached there "
+                    f"({first_line(error)}); correct it, or unset it to use this machine"
+                ) from None
+        else:
+            num_cpus = max(os.cpu_count() or 1, _needed(config, num_runs=num_runs)["CPU"])
+            more = {"num_cpus": num_cpus, "runtime_env": runtime_env({}), **quiet}
+            stack.enter_context(private_cluster.start(include_dashboard=needs_state_api, **more))
         if config.runtime.wait_minutes:
             _wait_for_nodes(config, num_runs)
         _check_resources(config)
         yield
-    finally:
-        ray.shutdown()
 
 
 def _forwarded() -> dict[str, str]:
@@ -98,12 +108,12 @@ def existing() -> Iterator[None]:
     """The cluster of ``RAY_ADDRESS``, or the one that runs on this machine.
 
     Raises:
-        ConfigError: there is none.
+        UserError: there is none.
     """
     try:
         ray.init(address="auto", logging_level=logging.ERROR, log_to_driver=False)
     except ConnectionError as error:
-        raise ConfigError(
+        raise UserError(
             f"no Ray cluster answers ({error}); set RAY_ADDRESS to the one that is meant"
         ) from error
     try:
@@ -152,7 +162,7 @@ def _check_resources(config: ExperimentConfig) -> None:
     smallest = config.model_copy(update={"runtime": config.runtime.model_copy(update={"num_workers": least})})
     for name, amount in _needed(smallest, "GPU" if uses_gpu(config.runtime) else "CPU").items():
         if available.get(name, 0) < amount:
-            raise ConfigError(
+            raise UserError(
                 f"runtime.num_workers={least} and the placed rewards need {amount} {name}s, the Ray "
                 f"cluster has {available.get(name, 0):g}; lower --workers or placement.num_{name.lower()}s, or add nodes"
             )

@@ -17,7 +17,7 @@ from urllib.request import Request, urlopen
 
 import ray
 
-from vader_ray.config import ConfigError
+from vader_ray.errors import UserError
 
 GOOGLE_SECONDS = 30
 """What Google gives between notice and end."""
@@ -56,7 +56,7 @@ def watch(cloud: str, every: float) -> None:
     """Ask the cloud every so many seconds; on its notice drain this machine's Ray node and return.
 
     Raises:
-        ConfigError: this machine has no such metadata service, or no Ray.
+        UserError: this machine has no such metadata service, or no Ray.
     """
     notice, asked = NOTICES[cloud], False
     while True:
@@ -64,7 +64,7 @@ def watch(cloud: str, every: float) -> None:
             seconds = notice()
         except OSError as error:
             if not asked:
-                raise ConfigError(
+                raise UserError(
                     f"no metadata service of {cloud} answers here ({error}); run this on a machine of {cloud}"
                 ) from None
             print(f"the metadata service does not answer: {error}", file=sys.stderr, flush=True)
@@ -79,7 +79,7 @@ def _drain(seconds: float) -> None:
     try:
         ray.init(address="auto", log_to_driver=False, logging_level="warning")
     except ConnectionError:
-        raise ConfigError(
+        raise UserError(
             f"this machine is taken back in {seconds:.0f} seconds, and no Ray runs on it"
         ) from None
     context = ray.get_runtime_context()

@@ -16,7 +16,7 @@ import jinja2
 import numpy as np
 from PIL import Image
 
-from vader_ray.config import ConfigError
+from vader_ray.errors import UserError
 from vader_ray.orchestration.reporting.past_runs import PastRun, differing, differing_settings, find_runs
 from vader_ray.orchestration.reporting.report_figures import (
     describe_bands,
@@ -61,7 +61,7 @@ def write_report(targets: Sequence[str], output: Path, uri: str | None = None) -
         targets: experiments, sweeps and runs, by name; runs also by their MLflow id or their folder.
 
     Raises:
-        TrackingError, ConfigError: MLflow does not answer or does not know them, nothing was measured, or the page cannot be
+        UserError: MLflow does not answer or does not know them, nothing was measured, or the page cannot be
             written.
     """
     address = tracking_uri(uri)
@@ -72,7 +72,7 @@ def write_report(targets: Sequence[str], output: Path, uri: str | None = None) -
     except MlflowException as error:
         raise unusable(address, error) from None
     except OSError as error:
-        raise ConfigError(
+        raise UserError(
             f"the report cannot be written to {output} ({error.strerror}); give another --output"
         ) from None
     return output.resolve()

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from vader_ray.config import ConfigError
+from vader_ray.errors import UserError
 from vader_ray.orchestration.selection import INTERPOLATED
 from vader_ray.orchestration.tracking.mlflow_client import MlflowClient, MlflowException
 from vader_ray.orchestration.tracking.server import SQLITE, check_server, database_path, unusable
@@ -139,11 +139,11 @@ def find_runs(uri: str, targets: Sequence[str]) -> list[PastRun]:
         targets: names of experiments, names of sweeps or runs (also as the path of their folder), ids of MLflow runs.
 
     Raises:
-        TrackingError: MLflow does not answer.
-        ConfigError: it does not know one of the targets, or none of the runs was ever evaluated.
+        UserError: MLflow does not answer.
+        UserError: it does not know one of the targets, or none of the runs was ever evaluated.
     """
     if uri.startswith(SQLITE) and not database_path(uri).is_file():
-        raise ConfigError(
+        raise UserError(
             f"there is no MLflow database {database_path(uri)}; give --tracking-uri or set MLFLOW_TRACKING_URI"
         )
     check_server(uri)
@@ -158,7 +158,7 @@ def find_runs(uri: str, targets: Sequence[str]) -> list[PastRun]:
     except (MlflowException, OSError) as error:
         raise unusable(uri, error) from None
     if not any(run.last("eval/objective") is not None for run in runs):
-        raise ConfigError(
+        raise UserError(
             f"none of the {len(runs)} runs of {', '.join(targets)} has metrics of an evaluation; "
             "look at their status in MLflow, or name runs that came as far as their first evaluation"
         )
@@ -181,7 +181,7 @@ def _matching(client: MlflowClient, uri: str, target: str) -> list[Any]:
             children = [child for run in runs for child in _search(client, everywhere, _child_of(run))]
             return [*runs, *children]
     known = ", ".join(repr(item.name) for item in client.search_experiments() if item.name != "Default")
-    raise ConfigError(
+    raise UserError(
         f"MLflow at {uri} has no experiment, sweep or run {target!r}; its experiments are {known or 'none'} (--tracking-uri "
         "names another server or database)"
     )

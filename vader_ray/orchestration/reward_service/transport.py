@@ -1,4 +1,4 @@
-"""How frames and gradients travel between processes: numpy arrays, which Ray shares without a copy on one machine."""
+"""Encoding of frames and gradients: NumPy arrays, which Ray shares without a copy on one machine."""
 
 from __future__ import annotations
 
@@ -9,30 +9,55 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vader_ray.types import Frames, Granularity
+
 Region: TypeAlias = tuple[slice, slice]
-"""The rows and columns of the frames that a reward looks at."""
+"""Rows and columns of the frames that influence a reward."""
+
+
+@dataclass(frozen=True, slots=True)
+class RewardSpec:
+    """Properties of a reward that its callers need and that are known once it is loaded."""
+
+    granularity: Granularity
+    unit: str
+    region: Region
+    """Only this region is sent; outside it the gradient is zero."""
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedFrames:
-    """A video batch on its way: the part that counts, in the precision that was asked for."""
+    """A region of a batch of frames, or of gradients, in the precision of its transport."""
 
     pixels: NDArray[Any]
-    """``bfloat16``, which numpy has not, as its 16 bits."""
+    """``batch frames 3 rows columns``; bfloat16, which NumPy lacks, as int16 with the same bits."""
     dtype: str
+    """Name of the torch dtype."""
     scale: tuple[float, ...] | None
-    """Power of two, per video, by which half precision was multiplied; None is 1 for all."""
+    """Power of two, per video, by which a gradient in half precision was multiplied; None is 1 for all."""
     region: Region
+    """Region of the frames that ``pixels`` contains."""
     height: int
+    """Height of the full frames in pixels."""
     width: int
+    """Width of the full frames in pixels."""
 
 
-def pack(frames: Tensor, region: Region, transport: str, *, scaled: bool = False) -> EncodedFrames:
-    """The region of a batch of frames (or of gradients, ``scaled`` to the range of half precision) as bytes."""
+def encode_frames(
+    frames: Frames, region: Region, transport: str, *, is_gradient: bool = False
+) -> EncodedFrames:
+    """Encode the region of a batch of frames.
+
+    Args:
+        frames: frames, or gradients with respect to frames.
+        region: rows and columns that are sent.
+        transport: name of the torch dtype in which they are sent.
+        is_gradient: scale each video to the range of half precision.
+    """
     height, width = frames.shape[-2:]
     part = frames.detach()[..., region[0], region[1]]
     scale = None
-    if scaled and transport != "float32":
+    if is_gradient and transport != "float32":
         scale = _scale(part)
         part = part * torch.tensor(scale).to(part)[:, None, None, None, None]
     part = part.to(device="cpu", dtype=getattr(torch, transport)).contiguous()
@@ -40,22 +65,22 @@ def pack(frames: Tensor, region: Region, transport: str, *, scaled: bool = False
     return EncodedFrames(bits.numpy(), transport, scale, region, height, width)
 
 
-def unpack(packed: EncodedFrames, device: torch.device) -> Tensor:
-    """The batch in float32 at its full size; outside the region it is zero."""
-    # What Ray shares is read-only, which torch cannot hold: one copy.
-    bits = torch.from_numpy(packed.pixels.copy()).to(device)
-    part = (bits.view(torch.bfloat16) if packed.dtype == "bfloat16" else bits).float()
-    if packed.scale is not None:
-        part /= torch.tensor(packed.scale, device=device)[:, None, None, None, None]
-    if part.shape[-2:] == (packed.height, packed.width):
+def decode_frames(encoded: EncodedFrames, device: torch.device) -> Frames:
+    """Decode to float32 at the full size; zero outside the region."""
+    # one copy, since Ray's shared memory is read-only, which torch does not support
+    bits = torch.from_numpy(encoded.pixels.copy()).to(device)
+    part = (bits.view(torch.bfloat16) if encoded.dtype == "bfloat16" else bits).float()
+    if encoded.scale is not None:
+        part /= torch.tensor(encoded.scale, device=device)[:, None, None, None, None]
+    if part.shape[-2:] == (encoded.height, encoded.width):
         return part
-    full = part.new_zeros(*part.shape[:-2], packed.height, packed.width)
-    full[..., packed.region[0], packed.region[1]] = part
+    full = part.new_zeros(*part.shape[:-2], encoded.height, encoded.width)
+    full[..., encoded.region[0], encoded.region[1]] = part
     return full
 
 
 def _scale(part: Tensor) -> tuple[float, ...]:
-    """For each video, the power of two that brings its largest value to between 1 and 2; 1 for zeros."""
+    """Per video, the power of two that scales its largest value to between 1 and 2; 1 if all are 0."""
     largest = part.flatten(1).abs().amax(dim=1).float().cpu()
     exponent = torch.where(largest > 0, largest.log2().floor(), torch.zeros_like(largest))
     return tuple(torch.exp2(-exponent.clamp(-100, 100)).tolist())

@@ -1,4 +1,4 @@
-"""A dry run of a recipe: load everything and compute one step's gradient on every worker, without an update."""
+"""A dry run of a recipe: load everything and compute one step's gradient on every worker."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from vader_ray.config import ExperimentConfig
 from vader_ray.errors import UserError
 from vader_ray.orchestration.clusters import connection
 from vader_ray.orchestration.reward_service import pool
+from vader_ray.orchestration.reward_service.remote_reward import PooledReward
 from vader_ray.orchestration.runs.launch import resolve_auto
 from vader_ray.orchestration.runs.worker import train_device
 from vader_ray.training.distributed import WorkerGroup
@@ -26,7 +27,7 @@ from vader_ray.training.dry_run import StepCheck, check_step
 
 class _Job(TypedDict):
     config: dict[str, Any]
-    remote_rewards: Mapping[str, pool.PooledReward]
+    remote_rewards: Mapping[str, PooledReward]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,7 @@ def dry_run(config: ExperimentConfig) -> DryRun:
     config = resolve_auto(config)
     with (
         connection.connected(config),
-        pool.serving(config) as remote_rewards,
+        pool.start_pools(config) as remote_rewards,
         TemporaryDirectory(prefix="vader_ray_check_") as storage,
     ):
         trainer = TorchTrainer(
@@ -69,7 +70,7 @@ def dry_run(config: ExperimentConfig) -> DryRun:
 
 
 def _dry_run_worker(job: _Job) -> str | tuple[StepCheck, list[str]]:
-    """Return the measurements and the digest of the gradient on every worker, or the message of a `UserError`."""
+    """Return the measurements and the gradient's digest of every worker, or the message of a `UserError`."""
     context = ray.train.get_context()
     group = WorkerGroup(context.get_world_rank(), context.get_world_size())
     config = settings.validate(job["config"])

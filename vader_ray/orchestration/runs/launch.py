@@ -1,4 +1,4 @@
-"""The driver of a run: open its folder and MLflow run, start Ray Train, display the progress, write the summary."""
+"""The driver of a run: open its folder and MLflow run, start Ray Train, and write the summary."""
 
 from __future__ import annotations
 
@@ -16,15 +16,17 @@ from ray.util.queue import Empty, Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from vader_ray import metrics, models, rewards
+from vader_ray.alignment import algorithms
 from vader_ray.config import ExperimentConfig
 from vader_ray.config.auto import auto_fields
 from vader_ray.errors import RunFailed, UserError, last_line
 from vader_ray.orchestration import ray_private
 from vader_ray.orchestration.clusters import connection
 from vader_ray.orchestration.reward_service import pool
+from vader_ray.orchestration.reward_service.remote_reward import PooledReward
 from vader_ray.orchestration.runs.finish import finish_run
 from vader_ray.orchestration.runs.progress import Progress
-from vader_ray.orchestration.runs.run_dir import RunDir, open_run_dir
+from vader_ray.orchestration.runs.run_dir import RunDir, claim_run_dir
 from vader_ray.orchestration.runs.summary import RunStatus, RunSummary
 from vader_ray.orchestration.runs.worker import Job, run_worker
 from vader_ray.orchestration.tracking import mlflow_runs
@@ -35,16 +37,18 @@ from vader_ray.training.guard import check_guard
 
 
 def resolve_names(config: ExperimentConfig, folder: Path | None = None) -> ExperimentConfig:
-    """Resolve every name of the recipe and check every option of rewards and metrics; load no weights.
+    """Resolve every name of the recipe and check the options of every plugin; load no weights.
 
     Paths in these options become absolute; a relative one starts at ``folder`` (the recipe's).
 
     Raises:
-        UserError: unknown family, reward, metric or option, a path that does not exist, or a guard that cannot work.
+        UserError: unknown algorithm, family, reward, metric or option, a path that does not exist, or a guard or
+            an algorithm that cannot work with the other settings.
     """
     models.resolve(config.model.family)
     check_guard(config)
     checked = {
+        "algorithm": algorithms.check(config, folder=folder),
         "rewards": tuple(rewards.check(spec, folder=folder) for spec in config.rewards),
         "eval_rewards": tuple(rewards.check(spec, folder=folder) for spec in config.eval_rewards),
         "eval_metrics": tuple(metrics.check(spec, folder=folder) for spec in config.eval_metrics),
@@ -53,7 +57,7 @@ def resolve_names(config: ExperimentConfig, folder: Path | None = None) -> Exper
 
 
 def resolve_auto(config: ExperimentConfig) -> ExperimentConfig:
-    """Return the recipe with every ``auto`` replaced by the fastest setting that fits the workers' free memory.
+    """Replace every ``auto`` of the recipe by the fastest setting that fits the workers' free memory.
 
     Raises:
         UserError: no setting fits.
@@ -62,7 +66,7 @@ def resolve_auto(config: ExperimentConfig) -> ExperimentConfig:
         return config
     with connection.connected(config):
         free = connection.free_bytes(config.runtime)
-    return auto_tune.choose(config, lambda num_bytes: fits(num_bytes, free))
+    return auto_tune.choose_auto(config, lambda num_bytes: fits(num_bytes, free))
 
 
 def train_run(
@@ -78,47 +82,55 @@ def train_run(
     Args:
         run_name: name of the run's folder; by default the recipe's name and the time.
         resume: continue the named run, or the recipe's latest unfinished one.
-        storage: keep checkpoints and a copy of the folder there, for machines without a common disk: a URI or a shared folder.
+        storage: keep checkpoints and a copy of the folder there, for machines without a common disk: a URI or
+            a shared folder.
 
     Raises:
         UserError: the settings cannot work; mostly raised before any work is done.
         RunFailed: the run ended early; its results so far are kept and it can be resumed.
     """
     config = resolve_auto(resolve_names(config))
-    folder = open_run_dir(config, runs_dir, run_name, resume=resume, storage=storage)
-    if folder.is_complete(config.num_steps) and (summary := folder.read_summary()) is not None:
-        return summary
+    with claim_run_dir(config, runs_dir, run_name, resume=resume, storage=storage) as folder:
+        summary = folder.read_summary()
+        if summary is not None and folder.is_complete(config.num_steps):
+            return summary
+        mlflow_run = _open_mlflow_run(config, folder)
+        status: RunStatus = "failed"
+        error: str | None = None
+        try:
+            with (
+                connection.connected(config),
+                pool.start_pools(config) as remote_rewards,
+                Progress(config.num_steps, eval_metric=config.selection_metric()) as progress,
+            ):
+                launch(config, folder, mlflow_run, remote_rewards, on_step=progress.update, log=progress.log)
+            status = "completed"
+        except KeyboardInterrupt:
+            status = "interrupted"
+            raise
+        except BaseException as exception:
+            error = last_line(exception)
+            raise
+        finally:
+            summary = finish_run(config, folder, mlflow_run, status, error=error)
+    return summary
+
+
+def _open_mlflow_run(config: ExperimentConfig, folder: RunDir) -> mlflow_runs.MlflowRun:
+    """Open the MLflow run of the folder, a new one or that of an earlier session, and record it there."""
     known_run_id = folder.read_metadata().get("mlflow_run_id")
     recipe = folder.recipe.read_text(encoding="utf-8")
     mlflow_run = mlflow_runs.start_run(config, folder.name, recipe, resume_run_id=known_run_id)
     folder.write_metadata(config, mlflow_run)
     folder.push()
-    status: RunStatus = "failed"
-    error: str | None = None
-    try:
-        with (
-            connection.connected(config),
-            pool.serving(config) as remote_rewards,
-            Progress(config.num_steps, eval_metric=config.selection_metric()) as progress,
-        ):
-            launch(config, folder, mlflow_run, remote_rewards, on_step=progress.update, log=progress.log)
-        status = "completed"
-    except KeyboardInterrupt:
-        status = "interrupted"
-        raise
-    except BaseException as exception:
-        error = last_line(exception)
-        raise
-    finally:
-        summary = finish_run(config, folder, mlflow_run, status, error=error)
-    return summary
+    return mlflow_run
 
 
 def launch(
     config: ExperimentConfig,
     folder: RunDir,
     mlflow_run: mlflow_runs.MlflowRun,
-    remote_rewards: Mapping[str, pool.PooledReward],
+    remote_rewards: Mapping[str, PooledReward],
     *,
     on_step: Callable[[StepEvent], None],
     log: Callable[[str], None],

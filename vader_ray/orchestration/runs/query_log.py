@@ -1,7 +1,8 @@
 """Every reward query of a run in Parquet, exactly once, also after ``kill -9`` and resume.
 
-Rows are held in memory until the checkpoint that covers them; `QueryLog.commit` then writes them as one atomic part
-file. A run that continues from the checkpoint of a step calls `QueryLog.rewind` with that step first.
+Rows are held in memory until the checkpoint that covers them; `QueryLog.commit` then writes them as one
+atomic part file. A run that continues from the checkpoint of a step calls `QueryLog.rewind` with that step
+first.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ REWARD_PREFIX = "reward/"
 
 
 class QueryLog:
-    """Writer of the part files ``steps-FIRST-LAST.parquet``, each with the queries of the steps FIRST to LAST."""
+    """Writer of part files ``steps-FIRST-LAST.parquet``, each with the queries of these steps."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -32,7 +33,7 @@ class QueryLog:
         self._queries.extend(queries)
 
     def commit(self, step: int) -> None:
-        """Write the queries added since the last commit; call it before the checkpoint of `step` is handed over."""
+        """Write the queries since the last commit; call it before the checkpoint of `step` is handed over."""
         if self._queries:
             path = self._folder / f"steps-{self._committed + 1:08d}-{step:08d}.parquet"
             with atomic_write(path, durable=True) as unfinished:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -14,16 +15,21 @@ from typing import Any
 import yaml
 
 from vader_ray.config import ExperimentConfig, flatten
+from vader_ray.config.experiment import MAX_NAME_LENGTH, NAME_PATTERN
 from vader_ray.errors import UserError
-from vader_ray.files import write_text
+from vader_ray.files import UNFINISHED, write_text
+from vader_ray.orchestration.runs import run_lock
 from vader_ray.orchestration.runs import storage as stored
-from vader_ray.orchestration.runs.storage import Mirror
+from vader_ray.orchestration.runs.storage import LOCK_FILE, RUN_FILE, Mirror
 from vader_ray.orchestration.runs.summary import RunSummary
 from vader_ray.orchestration.tracking.mlflow_runs import MlflowRun
 from vader_ray.training.checkpoint import State
 
 KEPT_BY_RAY = ("checkpoints", "tune")
 """Subfolders that Ray itself writes to the storage."""
+
+BEFORE_A_RUN = {"recipe.yaml", "soup", LOCK_FILE}
+"""Files and subfolders that may exist in a run's folder before its `RUN_FILE`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +54,7 @@ class RunDir:
     @property
     def metadata(self) -> Path:
         """Fingerprint of the recipe, MLflow run and storage."""
-        return self.path / "run.json"
+        return self.path / RUN_FILE
 
     @property
     def summary(self) -> Path:
@@ -91,7 +97,7 @@ class RunDir:
 
     @property
     def soup(self) -> Path:
-        """Of a run that only evaluates an adapter soup: ``adapter/``, and ``costs.json`` with what its parts cost."""
+        """The adapter soup to evaluate, if the run trains nothing: ``adapter/`` and its ``costs.json``."""
         return self.path / "soup"
 
     @property
@@ -133,7 +139,7 @@ class RunDir:
         write_json(self.metadata, document | more)
 
     def read_metadata(self) -> dict[str, Any]:
-        """Return what `write_metadata` recorded; empty for a new run."""
+        """Return the metadata of `write_metadata`; empty for a new run."""
         return json.loads(self.metadata.read_text(encoding="utf-8")) if self.metadata.exists() else {}
 
     def read_mlflow_run(self) -> MlflowRun:
@@ -164,28 +170,65 @@ class RunDir:
         return finished or summary.stop_reason is not None
 
 
-def open_run_dir(
+@contextmanager
+def claim_run_dir(
     config: ExperimentConfig, root: Path, run_name: str | None, *, resume: bool, storage: str | None = None
-) -> RunDir:
-    """Open the folder of a new run, or of one that the same recipe started, here or in its copy in the storage.
+) -> Iterator[RunDir]:
+    """Open the folder of a new run, or of a run of the same recipe, and lock it for this driver.
 
-    Without a name, a new run is named after its recipe and the time, and ``resume`` finds the recipe's latest run.
+    Without a name, a new run is named after its recipe and the time, and ``resume`` finds the recipe's latest
+    run.
 
     Raises:
-        UserError: there is nothing to resume, the name belongs to another recipe or storage, or the folder
-            cannot be written.
+        UserError: the name cannot be a run's, another driver works on the run, there is nothing to resume, or
+            as in `open_run_dir`.
     """
+    if run_name is not None:
+        check_run_name(run_name)
     root, uri = root.expanduser().resolve(), stored.normalised(storage)
     if resume and run_name is None and uri is not None:
         _find_runs(config, root, uri)
     name = run_name or (_latest(config, root) if resume else f"{config.name}-{datetime.now():%Y%m%d-%H%M%S}")
+    copy = stored.join(uri, name) if uri is not None else None
+    if resume and not ((root / name / RUN_FILE).exists() or (copy and RUN_FILE in stored.names_in(copy))):
+        raise UserError(f"there is no run {name!r} in {uri or root} to resume; start it without --resume")
+    instead = (
+        "start a new one without --resume" if resume and run_name is None else "choose another --run-name"
+    )
+    with run_lock.hold(root / name, copy, instead=instead):
+        yield open_run_dir(config, root, name, storage=storage)
+
+
+def check_run_name(name: str) -> None:
+    """Refuse the name of a run that is not the plain name of one folder.
+
+    Raises:
+        UserError: the name has other characters, or is too long.
+    """
+    if len(name) > MAX_NAME_LENGTH or not re.fullmatch(NAME_PATTERN, name):
+        raise UserError(
+            f"--run-name {name!r} cannot name a run; begin with a letter or a digit, go on with letters, "
+            f"digits, '.', '_' and '-', at most {MAX_NAME_LENGTH} characters"
+        )
+
+
+def open_run_dir(config: ExperimentConfig, root: Path, name: str, *, storage: str | None = None) -> RunDir:
+    """Open the folder of a new run, or of a run of the same recipe, here or from its copy in the storage.
+
+    Raises:
+        UserError: the name belongs to another recipe or storage, or to a folder without a run, or the folder
+            cannot be written.
+    """
+    if name in ("", ".", "..") or "/" in name:
+        raise UserError(f"{name!r} cannot be the name of a folder; change the values that it is made of")
+    root, uri = root.expanduser().resolve(), stored.normalised(storage)
     mirror = Mirror(root / name, stored.join(uri, name), skip=KEPT_BY_RAY) if uri is not None else None
     folder = RunDir(root / name, mirror)
     _check_storage(folder, folder.read_metadata())
     folder.pull()
     known = folder.read_metadata()
-    if resume and not known:
-        raise UserError(f"there is no run {name!r} in {uri or root} to resume; start it without --resume")
+    if not known:
+        _check_vacant(folder)
     if known and (different := _differences(known["identity"], config)):
         raise UserError(
             f"the run {name!r} was started with other settings ({', '.join(different[:3])}); "
@@ -199,7 +242,7 @@ def open_run_dir(
 def working_copy(
     folder: str, storage: str | None, *, skip: tuple[str, ...] = KEPT_BY_RAY
 ) -> Iterator[RunDir]:
-    """Yield the run's folder for a process on any machine: the driver's own, or a temporary copy of the storage's.
+    """Yield the run's folder on any machine: the driver's own, or a temporary copy of the storage's.
 
     Args:
         folder: path on the driver's machine.
@@ -232,7 +275,7 @@ def write_json(path: Path, document: dict[str, Any]) -> None:
 def _find_runs(config: ExperimentConfig, root: Path, uri: str) -> None:
     """Fetch metadata and summaries of the recipe's runs from the storage."""
     for name in stored.subfolders(uri):
-        if name.startswith(f"{config.name}-"):
+        if name.startswith(f"{config.name}-") and not run_lock.is_held(root / name):
             Mirror(root / name, stored.join(uri, name)).pull(("run.json", "summary.json"))
 
 
@@ -247,6 +290,20 @@ def _check_storage(folder: RunDir, known: dict[str, Any]) -> None:
                 else f"with --storage {recorded.removesuffix('/' + folder.name)}"
             )
         )
+
+
+def _check_vacant(folder: RunDir) -> None:
+    """Refuse a folder with files that are no run's, since a run replaces and deletes files in its folder."""
+    here = {path.name for path in folder.path.iterdir()} if folder.path.is_dir() else set()
+    for folder_or_uri, names in (
+        (str(folder.path), here),
+        (folder.storage, stored.names_in(folder.storage) if folder.storage else set()),
+    ):
+        if others := {name for name in names if not name.endswith(UNFINISHED)} - BEFORE_A_RUN:
+            raise UserError(
+                f"{folder_or_uri} has files ({', '.join(sorted(others)[:3])}) but no {RUN_FILE}, "
+                "so it is no run's folder; choose another --run-name"
+            )
 
 
 def _create(folder: RunDir, config: ExperimentConfig) -> None:
@@ -273,7 +330,8 @@ def _latest(config: ExperimentConfig, root: Path) -> str:
         ):
             return folder.name
     raise UserError(
-        f"there is no unfinished run of {config.name!r} with these settings in {root}; start one without --resume"
+        f"there is no unfinished run of {config.name!r} with these settings in {root}; "
+        "start one without --resume"
     )
 
 

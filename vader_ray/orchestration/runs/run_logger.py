@@ -25,7 +25,7 @@ MAX_ALARMS = 10
 
 
 class RunLogger:
-    """Log steps in order. Steps after `resumed_step` that an earlier process has logged are replaced or recognised."""
+    """Log steps in order, each once, even if an earlier process has logged steps after `resumed_step`."""
 
     def __init__(
         self,
@@ -50,7 +50,8 @@ class RunLogger:
     def record(self, event: StepEvent) -> None:
         """Log a step: files first, so that every file that MLflow refers to exists.
 
-        Call it before the step's checkpoint is handed over; a run that is killed and continued then has each step once.
+        Call it before the step's checkpoint is handed over; a run that is killed and continued then has each
+        step once.
         """
         self._queries.add(event.queries)
         if event.checkpoint is not None:
@@ -69,7 +70,7 @@ class RunLogger:
             self._folder.push()
 
     def _write_videos(self, step: int, videos: Sequence[Video]) -> None:
-        """Write the held-out videos of an evaluation: mp4 files, a contact sheet, and the comparison with step 0."""
+        """Write an evaluation's held-out videos: mp4 files, a contact sheet, a comparison with step 0."""
         frames_per_second = self._config.evaluation.frames_per_second
         for index, video in enumerate(videos):
             path = self._folder.videos / f"step-{step:06d}" / f"{index:02d}-{_slug(video.prompt)}.mp4"
@@ -87,10 +88,10 @@ class RunLogger:
         write_text(self._folder.gallery, page)
 
     def close(self, alarms: Sequence[str]) -> str | None:
-        """Log the results and deliver what waits for MLflow.
+        """Log the results and deliver everything that waits for MLflow.
 
         Returns:
-            A message about what MLflow did not take, unless the driver will deliver it.
+            A message about undelivered results, unless the driver will deliver them.
         """
         if alarms:
             self._tracker.log_tag("vader_ray.guard", "\n".join(alarms[-MAX_ALARMS:]))

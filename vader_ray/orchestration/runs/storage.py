@@ -1,20 +1,28 @@
-"""Copies of run folders on any file system of pyarrow: S3, Google Cloud Storage, or a disk that machines share.
+"""Copies of run folders on any file system of pyarrow: S3, Google Cloud Storage, a shared disk.
 
 A run's folder is written and read locally; a `Mirror` transfers the files that differ.
 """
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import shutil
 from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 from pyarrow import fs
 
 from vader_ray.errors import UserError, first_line
 from vader_ray.files import UNFINISHED, atomic_write
+
+RUN_FILE = "run.json"
+"""File that identifies a folder's run. Without it, or with another one, nothing is deleted there."""
+LOCK_FILE = "run.lock"
+"""File in a run's folder, and in its copy, while a driver works on the run. It is not copied."""
 
 Stamp = tuple[int, int]
 """Size in bytes and time of the last change in ns; a file with the same stamp is taken as unchanged."""
@@ -30,13 +38,14 @@ def resolve(uri: str) -> tuple[fs.FileSystem, str]:
         system, path = fs.FileSystem.from_uri(uri)
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(
-            f"--storage {uri}: {first_line(error)}; give s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or a shared folder"
+            f"--storage {uri}: {first_line(error)}; "
+            "give s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or a shared folder"
         ) from None
     return system, path
 
 
 def normalised(storage: str | None) -> str | None:
-    """Return the storage as a URI, or as an absolute path if it is a folder; refuse file systems that pyarrow lacks."""
+    """Return the storage as a URI or an absolute path; refuse file systems that pyarrow lacks."""
     if storage is None:
         return None
     uri = storage if "://" in storage else str(Path(storage).expanduser().resolve())
@@ -57,10 +66,38 @@ def subfolders(uri: str) -> list[str]:
     return sorted(info.base_name for info in found if info.type == fs.FileType.Directory)
 
 
-def delete(uri: str) -> None:
-    """Delete a folder and its contents, if it exists."""
+def names_in(uri: str) -> set[str]:
+    """Return the names of all files and subfolders of a folder; empty if there is no such folder."""
     system, root = resolve(uri)
-    system.delete_dir_contents(root, missing_dir_ok=True)
+    return {info.base_name for info in system.get_file_info(fs.FileSelector(root, allow_not_found=True))}
+
+
+def delete_from_run(uri: str, name: str) -> None:
+    """Empty a subfolder of a run's folder, if it exists; if there is no run, delete nothing."""
+    system, root = resolve(uri)
+    if system.get_file_info(f"{root}/{RUN_FILE}").type == fs.FileType.File:
+        system.delete_dir_contents(f"{root}/{name}", missing_dir_ok=True)
+
+
+def read_json(system: fs.FileSystem, path: str) -> dict[str, Any] | None:
+    """Return the content of a JSON file, None if there is none."""
+    if system.get_file_info(path).type != fs.FileType.File:
+        return None
+    with system.open_input_stream(path) as stream:
+        content: dict[str, Any] = json.loads(stream.read())
+    return content
+
+
+def write_file(system: fs.FileSystem, path: str, content: bytes | BinaryIO) -> None:
+    """Write a file atomically: object stores do so by themselves, on a disk it is renamed."""
+    on_disk = system.type_name == "local"
+    if on_disk:
+        system.create_dir(os.path.dirname(path), recursive=True)
+    written = path + UNFINISHED if on_disk else path
+    with system.open_output_stream(written) as stream:
+        shutil.copyfileobj(io.BytesIO(content) if isinstance(content, bytes) else content, stream)
+    if on_disk:
+        system.move(written, path)
 
 
 class Mirror:
@@ -82,8 +119,13 @@ class Mirror:
 
         Args:
             names: fetch only these files, and delete no local file.
+
+        Raises:
+            UserError: the local folder belongs to another run than the copy, or to none.
         """
         there = self._there()
+        if names is None and RUN_FILE in there:
+            self._check_one_run()
         wanted = there if names is None else {name: stamp for name, stamp in there.items() if name in names}
         for name, (_, changed_ns) in wanted.items():
             with atomic_write(self._folder / name) as unfinished:
@@ -93,10 +135,11 @@ class Mirror:
                 ):
                     shutil.copyfileobj(source, target)
                 os.utime(unfinished, ns=(changed_ns, changed_ns))
-        if names is None and there:
+        if names is None and RUN_FILE in there:
             for name in self._local().keys() - there.keys():
                 (self._folder / name).unlink()
-            self._here = self._local()
+        if names is None:
+            self._here = {name: stamp for name, stamp in self._local().items() if name in there}
 
     def push(self) -> None:
         """Copy local changes since the last `pull` or `push`, deletions included."""
@@ -104,21 +147,29 @@ class Mirror:
         for name, stamp in sorted(now.items()):
             if self._here.get(name) != stamp:
                 self._upload(name)
-        for name in self._here.keys() - now.keys():
-            self._system.delete_file(f"{self._root}/{name}")
+        if deleted := self._here.keys() - now.keys():
+            self._check_one_run()
+            for name in deleted:
+                self._system.delete_file(f"{self._root}/{name}")
         self._here = now
 
     def _upload(self, name: str) -> None:
-        """Upload a file atomically: object stores do so by themselves, on a disk it is renamed."""
-        target = f"{self._root}/{name}"
-        on_disk = self._system.type_name == "local"
-        if on_disk:
-            self._system.create_dir(os.path.dirname(target), recursive=True)
-        written = target + UNFINISHED if on_disk else target
-        with (self._folder / name).open("rb") as source, self._system.open_output_stream(written) as stream:
-            shutil.copyfileobj(source, stream)
-        if on_disk:
-            self._system.move(written, target)
+        with (self._folder / name).open("rb") as source:
+            write_file(self._system, f"{self._root}/{name}", source)
+
+    def _check_one_run(self) -> None:
+        """Refuse to make a folder and its copy equal if they do not belong to the same run."""
+        if self._local().keys() <= {"recipe.yaml"}:  # the run did not begin
+            return
+        ours, theirs = (
+            read_json(system, f"{root}/{RUN_FILE}")
+            for system, root in ((fs.LocalFileSystem(), self._folder), (self._system, self._root))
+        )
+        if ours is None or theirs is None or ours.get("mlflow_run_id") != theirs.get("mlflow_run_id"):
+            raise UserError(
+                f"{self._folder} and {self.uri} do not belong to one run ({RUN_FILE} is missing or differs), "
+                "so neither may replace the other; move one of them away, or choose another --run-name"
+            )
 
     def _there(self) -> dict[str, Stamp]:
         selector = fs.FileSelector(self._root, allow_not_found=True, recursive=True)
@@ -139,5 +190,7 @@ class Mirror:
                 yield str(path.relative_to(self._folder)), path.stat()
 
     def _is_copied(self, name: str) -> bool:
+        if name == LOCK_FILE:
+            return False
         *folders, _ = parts = Path(name).parts
         return self._skip.isdisjoint(folders) and not any(part.endswith(UNFINISHED) for part in parts)

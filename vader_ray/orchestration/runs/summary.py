@@ -1,4 +1,4 @@
-"""The outcome of a run as one object: written once to ``summary.json``, read by the command line, sweeps and Python."""
+"""The outcome of a run: one object, written to ``summary.json`` when the run ends."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ REWARD = "eval/reward/"
 
 
 class Gain(BaseModel):
-    """Mean paired difference of a metric on held-out videos, after the last evaluation minus before training."""
+    """Gain of a metric on held-out videos: the paired difference, last evaluation minus before training."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -27,7 +27,7 @@ class Gain(BaseModel):
 
 
 class RunSummary(BaseModel):
-    """The outcome of a run. Metrics are means over the held-out videos, under their MLflow names (``eval/…``)."""
+    """The outcome of a run. Metrics are means over the held-out videos, by MLflow name (``eval/…``)."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, ser_json_inf_nan="constants"
@@ -38,8 +38,8 @@ class RunSummary(BaseModel):
     path: Path
     """Run folder."""
     status: RunStatus
-    """``completed``: all steps were taken; ``stopped``: by the guard or by a sweep's scheduler; ``interrupted``: by the user;
-    ``failed``: by an error."""
+    """``completed``: all steps were taken; ``stopped``: by the guard or a sweep's scheduler; ``interrupted``:
+    by the user; ``failed``: by an error."""
     stop_reason: str | None
     """The guard's message if the guard stopped the run."""
     error: str | None
@@ -111,7 +111,7 @@ class RunSummary(BaseModel):
 
     @property
     def mlflow_url(self) -> str:
-        """Address of the run's page in MLflow; for a database, its URI, which ``mlflow ui --backend-store-uri`` opens."""
+        """Address of the run's page in MLflow; of a database only the URI, for ``mlflow ui``."""
         if not self.tracking_uri.startswith("http"):
             return self.tracking_uri
         return run_page(self.tracking_uri, self.mlflow_experiment_id, self.mlflow_run_id)

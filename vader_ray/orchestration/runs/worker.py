@@ -1,4 +1,4 @@
-"""The worker of a run: build what the recipe names, train it, and log every step."""
+"""The worker of a run: build the recipe's model and rewards, train, and log every step."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ray.util.queue import Queue
 
 from vader_ray import config as settings
 from vader_ray.errors import RunFailed, UserError
-from vader_ray.orchestration.reward_service.pool import PooledReward
+from vader_ray.orchestration.reward_service.remote_reward import PooledReward
 from vader_ray.orchestration.runs.run_dir import RunDir, working_copy
 from vader_ray.orchestration.runs.run_logger import RunLogger
 from vader_ray.orchestration.tracking.mlflow_runs import MlflowRun
@@ -40,7 +40,8 @@ class Job(TypedDict):
     remote_rewards: Mapping[str, PooledReward]
     """Rewards that are computed by actors, by name."""
     messages: NotRequired[Queue]
-    """Queue to the driver: ``("step", StepEvent)``, ``("log", text)``, ``("user_error", text)``, ``("failed", text)``."""
+    """Queue to the driver: ``("step", StepEvent)``, ``("log", text)``, ``("user_error", text)``, ``("failed",
+    text)``."""
 
 
 class Host(Protocol):
@@ -70,9 +71,9 @@ class Host(Protocol):
 def run_worker(job: Job, host: Host | None = None) -> None:
     """Train the job's recipe on this worker, from its start or its last checkpoint.
 
-    Ray Train calls this function in every worker process, a sweep in the process of a trial with one worker. Rank 0 logs
-    each step to the run's folder and to MLflow before the host passes it on. In a run that holds an adapter soup, nothing
-    is trained: the soup is evaluated.
+    Ray Train calls this function in every worker process, a sweep in the process of a trial with one worker.
+    Rank 0 logs each step to the run's folder and to MLflow before the host passes it on. In a run that holds
+    an adapter soup, nothing is trained: the soup is evaluated.
     """
     host = RayTrainHost(job["messages"]) if host is None else host
     try:

@@ -1,7 +1,7 @@
 """Adapter soups: baselines of a sweep that merge the adapters of its trials and train nothing.
 
-Rewarded soups, arXiv 2306.04488. A soup is a run of the sweep like a trial, with folder and MLflow run; its costs are those
-of the trials that it is made of.
+Rewarded soups, arXiv 2306.04488. A soup is a run of the sweep like a trial, with folder and MLflow run; its
+costs are those of the trials that it is made of.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ Values = dict[str, Any]
 
 @dataclass(frozen=True)
 class SweepDefinition:
-    """A question, and the trials that answer it. Each file of ``sweeps/`` holds one."""
+    """Definition of a sweep: base recipe, search space and budget. Each file of ``sweeps/`` holds one."""
 
     name: str
     question: str
@@ -31,21 +31,24 @@ class SweepDefinition:
     default_overrides: tuple[str, ...]
     """Overrides that shorten the trials of that recipe to minutes; not applied to another recipe."""
     space: Mapping[str, Any]
-    """Swept name → `tune.grid_search` (all values) or a domain of Ray Tune (``tune.loguniform(1e-4, 1e-2)``)."""
+    """Swept name → `tune.grid_search` (all values) or a domain of Ray Tune (``tune.loguniform(1e-4,
+    1e-2)``)."""
     settings: Callable[[Values, ExperimentConfig], dict[str, Any]]
     """Returns the recipe's fields (dotted) that a trial sets, from its values and the sweep's recipe."""
     search: Literal["grid", "random", "tpe"] = "grid"
-    """``grid``: all combinations; ``random``: independent draws from the domains, each with all combinations of the grid's
+    """``grid``: all combinations; ``random``: independent draws, each with all combinations of the grid's
     names; ``tpe``: Optuna proposes each trial from the results so far (tree-structured Parzen estimator)."""
     num_trials: int | None = None
     """Default number of trials; None runs the whole grid."""
     scheduler: Literal["asha"] | None = None
     """``asha`` stops trials that fall behind at equal reward queries."""
     plot_curves: bool = False
-    """Write figures of reward against cost to ``curves/``; the space needs ``reward``, ``method``, ``setting``, ``seed``."""
+    """Write figures of reward against cost to ``curves/``; the space needs ``reward``, ``method``,
+    ``setting``, ``seed``."""
     soup_weights: Callable[[Values], Sequence[float]] | None = None
-    """Returns a trial's weights of several ingredients (e.g. rewards), which sum to one. At the end, every trial with
-    several ingredients is compared with an adapter soup: the single-ingredient adapters merged with the same weights."""
+    """Returns a trial's weights of several ingredients, e.g. rewards; their sum is one. At the end, every trial
+    with several ingredients is compared with an adapter soup: the adapters of the single ingredients, merged with
+    the same weights."""
     pareto: bool = False
     """Print the trials on the Pareto front of the recipe's rewards."""
 
@@ -122,6 +125,6 @@ def trial_name(values: Values) -> str:
 
 
 def rounded(value: Any) -> Any:
-    """Round a float to three digits, so that it appears in full in the trial's name; turn NumPy numbers into Python's."""
+    """Round a float to three digits, which a trial's name can hold; NumPy numbers become Python's."""
     plain = value.item() if isinstance(value, np.generic) else value
     return float(f"{plain:.3g}") if isinstance(plain, float) else plain

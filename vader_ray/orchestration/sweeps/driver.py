@@ -1,7 +1,7 @@
 """The driver of a sweep: its trials, MLflow's parent run, the results and the report.
 
-Every trial is a run of its own in the sweep's folder. A sweep is continued from that folder, not from Ray Tune's: a trial
-with a summary is over, any other continues from its checkpoint.
+Every trial is a run of its own in the sweep's folder. A sweep is continued from that folder, not from Ray
+Tune's: a trial with a summary is over, any other continues from its checkpoint.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from vader_ray.orchestration.reporting.data_efficiency import show_curves
 from vader_ray.orchestration.reporting.html_report import figures_folder, write_report
 from vader_ray.orchestration.reporting.past_runs import find_runs
 from vader_ray.orchestration.runs.launch import resolve_names
-from vader_ray.orchestration.runs.run_dir import RunDir, open_run_dir
+from vader_ray.orchestration.runs.run_dir import RunDir, claim_run_dir
 from vader_ray.orchestration.sweeps.adapter_soup import make_soups
 from vader_ray.orchestration.sweeps.definition import BaseRecipe, SweepDefinition, draw
 from vader_ray.orchestration.sweeps.trial_table import SweepResult, TrialResult, print_results, write_table
@@ -36,15 +36,17 @@ def run_sweep(
     storage: str | None = None,
     resume: bool = False,
 ) -> SweepResult:
-    """Run a sweep to its end, or continue the latest unfinished one with the same settings, and print its results.
+    """Run a sweep, or continue the latest unfinished one with the same settings, and print its results.
 
     Args:
-        base_recipe: a loaded recipe, a packaged recipe's name or the path of a YAML file; by default the definition's.
+        base_recipe: a loaded recipe, a packaged recipe's name or the path of a YAML file; by default the
+            definition's.
         overrides: settings of the recipe, ``a.b=value``.
         workers_per_trial: Ray Train workers of each trial.
         max_concurrent: number of trials that run at once; by default as many as the cluster has room for.
         num_trials: number of trials; by default the definition's.
-        storage: keep checkpoints and a copy of the folder there, for machines without a common disk: a URI or a shared folder.
+        storage: keep checkpoints and a copy of the folder there, for machines without a common disk: a URI or
+            a shared folder.
 
     Raises:
         UserError: the settings cannot work; raised before any work is done.
@@ -55,8 +57,14 @@ def run_sweep(
     recipe = BaseRecipe.of(definition, base_recipe, [*overrides, workers])
     resolved = resolve_names(recipe.load(), recipe.folder)
     config = resolved.model_copy(update={"name": definition.name, "description": definition.question})
-    folder = open_run_dir(config, runs_dir, None, resume=resume, storage=storage)
-    trials = _open_trials(definition, recipe, config, folder, num_trials)
+    with claim_run_dir(config, runs_dir, None, resume=resume, storage=storage) as folder:
+        trials = _open_trials(definition, recipe, config, folder, num_trials)
+        return _run_to_its_end(trials, num_trials=num_trials, max_concurrent=max_concurrent)
+
+
+def _run_to_its_end(trials: TrialSet, *, num_trials: int | None, max_concurrent: int | None) -> SweepResult:
+    """Run the trials and soups, then write and print the table and the report."""
+    definition, folder = trials.definition, trials.folder
     wanted = num_trials or definition.num_trials or len(trials.trials)
     everything = list(trials.trials)
     status: mlflow_runs.Status = "FAILED"
@@ -76,7 +84,7 @@ def run_sweep(
         _close(trials, result, status)
     _report(definition, folder, trials.parent)
     folder.push()
-    print_results(definition, config, result, trials.parent)
+    print_results(definition, trials.config, result, trials.parent)
     if status == "FAILED":
         raise RunFailed(f"no trial of {folder.path} succeeded; the table has the reasons")
     return result
@@ -121,7 +129,7 @@ def _close(trials: TrialSet, result: SweepResult, status: mlflow_runs.Status) ->
 
 
 def _report(definition: SweepDefinition, folder: RunDir, parent: mlflow_runs.MlflowRun) -> None:
-    """Write the report and figures and add them to the sweep's MLflow run; without evaluations, print why there are none."""
+    """Write the report and figures, if there was an evaluation, and add them to the sweep's MLflow run."""
     try:
         page = write_report([folder.name], folder.path / "report.html", parent.uri)
         files = []

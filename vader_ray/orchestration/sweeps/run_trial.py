@@ -1,4 +1,4 @@
-"""One trial of a sweep in a process of Ray Tune: a run of its recipe whose evaluations are reported to Tune."""
+"""One trial of a sweep in a process of Ray Tune: a run whose evaluations are reported to Tune."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vader_ray.config import ExperimentConfig
 from vader_ray.errors import RunFailed, UserError
 from vader_ray.files import atomic_write
 from vader_ray.orchestration import ray_private
-from vader_ray.orchestration.reward_service.pool import PooledReward
+from vader_ray.orchestration.reward_service.remote_reward import PooledReward
 from vader_ray.orchestration.runs.finish import finish_run
 from vader_ray.orchestration.runs.launch import launch
 from vader_ray.orchestration.runs.run_dir import RunDir, working_copy
@@ -41,8 +41,9 @@ def run_trial(
 ) -> None:
     """Run or continue a trial. A `UserError` or `RunFailed` ends it as failed, with the message.
 
-    Other errors are raised: the process may be lost, which Tune replaces, and the trial continues from its checkpoint.
-    With one worker, the worker runs in this process; with more, this process is the driver of Ray Train workers.
+    Other errors are raised: the process may be lost, which Tune replaces, and the trial continues from its
+    checkpoint. With one worker, the worker runs in this process; with more, this process is the driver of Ray
+    Train workers.
 
     Args:
         params: ``folder`` and ``storage`` of the trial.

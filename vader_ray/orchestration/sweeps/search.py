@@ -1,4 +1,4 @@
-"""The order of a sweep's trials: first the waiting ones, then what Optuna proposes from the results so far."""
+"""The search of a sweep: waiting trials first, then Optuna's proposals from the results so far."""
 
 from __future__ import annotations
 

@@ -74,9 +74,11 @@ class TrialResult:
     def row(self) -> dict[str, Any]:
         """Return the trial as a row of the table.
 
-        Columns: ``trial``, the swept names, ``status``, ``error``, ``folder``, ``mlflow_run_id``, ``stop_reason``,
-        ``selected`` (the selection metric with the best adapter), ``best_step``, for each reward R ``before/R``,
-        ``after/R`` (last evaluation), ``best/R`` (best adapter), ``gain/R`` and ``standard_error/R``, and the costs.
+        Columns: ``trial``, the swept names, ``status``, ``error``, ``folder``, ``mlflow_run_id``,
+            ``stop_reason``,
+        ``selected`` (the selection metric with the best adapter), ``best_step``, for each reward R
+        ``before/R``, ``after/R`` (last evaluation), ``best/R`` (best adapter), ``gain/R`` and
+        ``standard_error/R``, and the costs.
         """
         row: dict[str, Any] = {"trial": self.name, **self.values, "status": self.status, "error": self.error}
         if self.path is not None:

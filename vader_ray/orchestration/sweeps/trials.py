@@ -105,7 +105,7 @@ class TrialSet:
     trials: list[Trial] = field(default_factory=list)
 
     def add(self, *new: Values) -> Trial:
-        """Add trials, with recipe and folder or the reason why their settings cannot work, and return the last one."""
+        """Add trials, each with recipe and folder or the reason why it cannot run; return the last one."""
         self.trials += [self.prepare(values) for values in new]
         self.record()
         return self.trials[-1]
@@ -133,6 +133,6 @@ class TrialSet:
                 "name a setting instead of auto",
             )
         name = trial_name(values)
-        folder = open_run_dir(config, self.folder.path, name, resume=False)
+        folder = open_run_dir(config, self.folder.path, name)
         storage = join(self.folder.storage, name) if self.folder.storage is not None else None
         return Trial(values, config, folder=folder, storage=storage)

@@ -15,7 +15,7 @@ from vader_ray.orchestration.clusters import connection
 from vader_ray.orchestration.reward_service import pool
 from vader_ray.orchestration.runs.finish import finish_run
 from vader_ray.orchestration.runs.run_dir import KEPT_BY_RAY
-from vader_ray.orchestration.runs.storage import delete, join
+from vader_ray.orchestration.runs.storage import delete_from_run
 from vader_ray.orchestration.sweeps.run_trial import QUERIES, run_trial
 from vader_ray.orchestration.sweeps.search import SELECTED, OptunaProposer, QueuedSearcher
 from vader_ray.orchestration.sweeps.trials import Trial, TrialSet
@@ -46,8 +46,13 @@ def tune_trials(trials: TrialSet, *, num_trials: int, max_concurrent: int | None
         os.environ.setdefault(name, value)
     listener = _Listener()
     with (
-        connection.connected(config, num_runs=min(max_concurrent or 1, num_trials)),
-        pool.serving(config) as remote_rewards,
+        connection.connected(
+            config,
+            num_runs=min(max_concurrent or 1, num_trials),
+            # Ray Train uses it to notice that a stopped trial's controller has gone, and frees its CPUs
+            needs_state_api=config.runtime.num_workers > 1,
+        ),
+        pool.start_pools(config) as remote_rewards,
     ):
         trainable = tune.with_parameters(
             run_trial,
@@ -56,7 +61,7 @@ def tune_trials(trials: TrialSet, *, num_trials: int, max_concurrent: int | None
             skip=KEPT_BY_RAY if config.runtime.num_workers > 1 else (),
         )
         storage_path = folder.storage or str(folder.path)
-        delete(join(storage_path, "tune"))  # of an earlier session: never read
+        delete_from_run(storage_path, "tune")  # of an earlier session: never read
         tune.Tuner(
             tune.with_resources(trainable, _resources(config)),
             tune_config=tune.TuneConfig(
@@ -128,7 +133,7 @@ class _Queue:
 
 def _check_pools(config: ExperimentConfig, trial: Trial) -> None:
     """Refuse a trial that changes a placed reward, whose actors are started once for all trials."""
-    if trial.config is not None and pool.pooled(trial.config) != pool.pooled(config):
+    if trial.config is not None and pool.pool_settings(trial.config) != pool.pool_settings(config):
         raise UserError(
             f"{trial.name} changes a reward that has a placement, whose actors are shared by all trials; "
             "sweep other fields or remove the placement"
@@ -136,14 +141,14 @@ def _check_pools(config: ExperimentConfig, trial: Trial) -> None:
 
 
 def _resources(config: ExperimentConfig) -> dict[str, float]:
-    """Return the resources of a trial's process; the driver of Train workers needs none and runs on the head node."""
+    """Return the resources of a trial's process; a driver of Train workers needs none, on the head."""
     if config.runtime.num_workers > 1:
         return {"cpu": 0, "node:__internal_head__": 0.001}
     return {"cpu": 0, "gpu": 1} if connection.uses_gpu(config.runtime) else {"cpu": 1}
 
 
 def _asha(config: ExperimentConfig) -> tune.schedulers.AsyncHyperBandScheduler:
-    """Return ASHA by reward queries: it stops the worse half at an eighth, a quarter and half of the budget."""
+    """Return ASHA: at 1/8, 1/4 and 1/2 of the reward queries it stops the worse half of the trials."""
     budget = config.num_steps * config.videos_per_step
     return tune.schedulers.AsyncHyperBandScheduler(
         time_attr=QUERIES,

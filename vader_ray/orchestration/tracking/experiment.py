@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from vader_ray.errors import UserError
 from vader_ray.orchestration.tracking.mlflow_client import Experiment, MlflowClient, MlflowException
 from vader_ray.orchestration.tracking.pages import CHARTS_VIEW, charts_view
-from vader_ray.orchestration.tracking.server import SQLITE, TrackingError, database_path
+from vader_ray.orchestration.tracking.server import SQLITE, database_path
 
 KIND_TAG = "mlflow.experimentKind"
 KIND = "custom_model_development"
@@ -21,7 +22,7 @@ def find_or_create_experiment(client: MlflowClient, uri: str, name: str) -> str:
     """
     experiment = client.get_experiment_by_name(name) or _create(client, uri, name)
     if experiment.lifecycle_stage != "active":
-        raise TrackingError(
+        raise UserError(
             f"tracking.experiment: {name!r} was deleted in MLflow; restore it there or choose another name"
         )
     for tag, value in _missing_tags(experiment.tags).items():

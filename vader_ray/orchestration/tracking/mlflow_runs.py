@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from vader_ray import config as settings
-from vader_ray.errors import RunFailed
+from vader_ray.errors import RunFailed, UserError
 from vader_ray.orchestration.tracking.environment import describe_environment, git_commit
 from vader_ray.orchestration.tracking.experiment import find_or_create_experiment
 from vader_ray.orchestration.tracking.mlflow_client import MlflowClient, MlflowException, Param, root_cause
 from vader_ray.orchestration.tracking.outbox import now_ms, path_in_folder, read
 from vader_ray.orchestration.tracking.sender import CLOSING_SECONDS, Sender
-from vader_ray.orchestration.tracking.server import TrackingError, check_server, tracking_uri, unusable
+from vader_ray.orchestration.tracking.server import check_server, tracking_uri, unusable
 
 LONGEST_PARAMETER = 500
 """Characters of a parameter's value in MLflow; longer values are cut and end with a hash."""
@@ -51,7 +51,7 @@ def start_run(
     """Open a run in MLflow: a new one with parameters, tags, recipe and environment, or the one of `resume_run_id` again.
 
     Raises:
-        TrackingError: MLflow cannot be used, or has no run `resume_run_id`.
+        UserError: MLflow cannot be used, or has no run `resume_run_id`.
     """
     uri = tracking_uri(config.tracking.uri)
     check_server(uri)
@@ -134,7 +134,7 @@ def _reopen(client: MlflowClient, uri: str, run_id: str) -> MlflowRun:
     try:
         client.update_run(run_id, status="RUNNING")
     except MlflowException as error:
-        raise TrackingError(
+        raise UserError(
             f"MLflow at {uri} cannot continue run {run_id} ({root_cause(error)}); "
             "give the tracking.uri that the run was started with, or start a new run"
         ) from None

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from vader_ray.errors import UserError
 from vader_ray.files import atomic_write
 
 FILE_NAME = "undelivered.jsonl"
@@ -21,7 +22,7 @@ class Outbox:
     """The events of one run that wait; `events` and the file always agree.
 
     Raises:
-        ValueError: the folder has events of another run.
+        UserError: the folder has events of another run.
     """
 
     def __init__(self, folder: Path, *, uri: str, run_id: str) -> None:
@@ -29,7 +30,7 @@ class Outbox:
         self._header = {"uri": uri, "run_id": run_id}
         header, self.events = read(folder)
         if header and header["run_id"] != run_id:
-            raise ValueError(
+            raise UserError(
                 f"{self.path} holds results of MLflow run {header['run_id']} that were never delivered; deliver them with "
                 f"`vader-ray sync {folder}`, or delete the file, or use another folder"
             )

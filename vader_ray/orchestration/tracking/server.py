@@ -13,10 +13,6 @@ SQLITE = "sqlite:///"
 URI_SCHEMES = ("http://", "https://", SQLITE, "postgresql", "mysql", "mssql", "databricks")
 
 
-class TrackingError(UserError):
-    """MLflow cannot be used with these settings; the message has the remedy."""
-
-
 def tracking_uri(uri: str | None) -> str:
     """Return the tracking URI: `uri`, else ``MLFLOW_TRACKING_URI``, else ``mlflow.db`` in the working directory.
 
@@ -24,7 +20,7 @@ def tracking_uri(uri: str | None) -> str:
     """
     chosen = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}mlflow.db"
     if not chosen.startswith(URI_SCHEMES):
-        raise TrackingError(
+        raise UserError(
             f"tracking.uri: {chosen!r} is not an MLflow server or database; "
             f"give http(s)://HOST:PORT or {SQLITE}/absolute/path/mlflow.db"
         )
@@ -35,7 +31,7 @@ def check_server(uri: str) -> None:
     """Check that MLflow works; the first use creates the tables of a SQLite database (about 6 s).
 
     Raises:
-        TrackingError: the server does not respond within seconds, or the database cannot be written.
+        UserError: the server does not respond within seconds, or the database cannot be written.
     """
     try:
         if uri.startswith(SQLITE):
@@ -59,9 +55,9 @@ def _check_writable(database: Path) -> None:
         connection.close()
 
 
-def unusable(uri: str, error: BaseException) -> TrackingError:
+def unusable(uri: str, error: BaseException) -> UserError:
     """Return the error for the user in place of an error of MLflow."""
     remedy = "make it writable" if uri.startswith(SQLITE) else "start it"
-    return TrackingError(
+    return UserError(
         f"tracking.uri: MLflow at {uri} does not work ({root_cause(error)}); {remedy}, or choose another one"
     )

@@ -7,11 +7,12 @@ from pathlib import Path
 
 from PIL import Image
 
+from vader_ray.errors import UserError
 from vader_ray.orchestration.tracking.environment import gpu_names
 from vader_ray.orchestration.tracking.mlflow_client import start_system_metrics
 from vader_ray.orchestration.tracking.outbox import Event, now_ms, path_in_folder
 from vader_ray.orchestration.tracking.sender import CLOSING_SECONDS, STEP_METRIC, Sender
-from vader_ray.orchestration.tracking.server import SQLITE, TrackingError, database_path
+from vader_ray.orchestration.tracking.server import SQLITE, database_path
 
 
 class Tracker:
@@ -27,7 +28,7 @@ class Tracker:
         on_message: called with a line when MLflow fails and when it works again.
 
     Raises:
-        TrackingError: the SQLite database is not on this machine, or the folder has results of another run.
+        UserError: the SQLite database is not on this machine, or the folder has results of another run.
     """
 
     def __init__(
@@ -45,7 +46,7 @@ class Tracker:
         try:
             self._sender = Sender(uri, run_id, folder, on_message=on_message)
         except ValueError as error:
-            raise TrackingError(str(error)) from None
+            raise UserError(str(error)) from None
         self._sender.drop_end()
         self._sender.flush(CLOSING_SECONDS)
         self._last_step = self._sender.last_step
@@ -119,7 +120,7 @@ class Tracker:
 
 def _check_visible(uri: str) -> None:
     if uri.startswith(SQLITE) and not database_path(uri).is_file():
-        raise TrackingError(
+        raise UserError(
             f"tracking.uri: {database_path(uri)} is not on this machine, where rank 0's worker runs; "
             "start `mlflow server` on the machine of the database and set tracking.uri=http://HOST:PORT"
         )

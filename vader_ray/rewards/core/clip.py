@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
-from vader_ray.config import ConfigError
+from vader_ray.errors import UserError
 from vader_ray.rewards.base import FrameReward, frozen
 from vader_ray.rewards.core.preprocess import crop, crop_region, normalise
 from vader_ray.rewards.core.transformers_loading import check_model_type, image_statistics, load_folder
@@ -81,7 +81,7 @@ class TransformersClipReward(PromptReward):
         self.image_size: int = self.clip.config.vision_config.image_size
         self.num_tokens: int = self.clip.config.text_config.max_position_embeddings
         if (num_words := self.clip.config.text_config.vocab_size) < len(self.tokenizer):
-            raise ConfigError(
+            raise UserError(
                 f"the tokenizer {tokenizer_folder} has {len(self.tokenizer)} tokens but the network "
                 f"{folder} only {num_words}; give the tokenizer that it was trained with"
             )
@@ -125,7 +125,7 @@ def load_clip(folder: Path) -> CLIPModel:
     """Load the CLIP of a folder in transformers' format, every weight of it.
 
     Raises:
-        ConfigError: the folder has another architecture, or its files are missing, truncated or of another
+        UserError: the folder has another architecture, or its files are missing, truncated or of another
             network.
     """
     check_model_type(folder, "clip")
@@ -138,17 +138,17 @@ def load_tokenizer(folder: Path) -> CLIPTokenizer:
     """Load the tokenizer of a folder.
 
     Raises:
-        ConfigError: there is none, or it is damaged.
+        UserError: there is none, or it is damaged.
     """
     if not (folder / "tokenizer.json").is_file():
-        raise ConfigError(
+        raise UserError(
             f"{folder} has no tokenizer.json; copy {' and '.join(TOKENIZER_FILES)} of its hub repository "
             "there"
         )
     try:
         return CLIPTokenizer.from_pretrained(folder)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(
+        raise UserError(
             f"{folder}/tokenizer.json cannot be read ({type(error).__name__}); download it again"
         ) from error
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 
-from vader_ray.config import ConfigError
+from vader_ray.errors import UserError
 from vader_ray.types import Frames, Granularity, Scores
 
 
@@ -17,7 +17,7 @@ class FunctionReward:
             one score per video, differentiable in the frames.
 
     Raises:
-        ConfigError: the function cannot be called with two positional arguments.
+        UserError: the function cannot be called with two positional arguments.
     """
 
     granularity: Granularity = "clip"
@@ -53,7 +53,7 @@ def _check_signature(function: Callable[..., object]) -> None:
     try:
         inspect.signature(function).bind(None, ())
     except TypeError as error:
-        raise ConfigError(
+        raise UserError(
             f"the function {function.__qualname__} is no reward ({error}); its signature must be f(frames, "
             "prompts)"
         ) from None

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from vader_ray.config import ConfigError
+from vader_ray.errors import UserError
 from vader_ray.weights import load_strictly, read_state_dict
 
 TRANSFORMERS_FILES = ("config.json", "preprocessor_config.json", "model.safetensors")
@@ -20,12 +20,12 @@ def read_json(path: Path) -> Any:
     """Return the content of a JSON file from the folder of the weights.
 
     Raises:
-        ConfigError: it is missing or damaged.
+        UserError: it is missing or damaged.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ConfigError(
+        raise UserError(
             f"{path} cannot be read ({type(error).__name__}); copy it from the weights' hub repository"
         ) from error
 
@@ -34,12 +34,12 @@ def check_model_type(folder: Path, *expected: str) -> None:
     """Check the architecture that a folder's ``config.json`` gives.
 
     Raises:
-        ConfigError: it is not one of the expected.
+        UserError: it is not one of the expected.
     """
     config = read_json(folder / "config.json")
     found = config.get("model_type") if isinstance(config, dict) else None
     if found not in expected:
-        raise ConfigError(
+        raise UserError(
             f"{folder} has a network of the type {found!r}, not {' or '.join(expected)}; give one of that "
             "type"
         )
@@ -63,7 +63,7 @@ def load_folder(
         renamed: new names of published names, used if the network of the installed transformers has them.
 
     Raises:
-        ConfigError: the file is missing or damaged, or has other weights.
+        UserError: the file is missing or damaged, or has other weights.
     """
     files = [folder / name for name in ("model.safetensors", "pytorch_model.bin")]
     source = next((file for file in files if file.is_file()), files[0])
@@ -82,5 +82,5 @@ def image_statistics(folder: Path) -> tuple[list[float], list[float]]:
     path = folder / "preprocessor_config.json"
     settings = read_json(path)
     if not isinstance(settings, dict) or not {"image_mean", "image_std"} <= settings.keys():
-        raise ConfigError(f"{path} has no image_mean and image_std; copy it from the weights' hub repository")
+        raise UserError(f"{path} has no image_mean and image_std; copy it from the weights' hub repository")
     return settings["image_mean"], settings["image_std"]

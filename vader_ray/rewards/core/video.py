@@ -8,7 +8,7 @@ from pathlib import Path
 from jaxtyping import Float
 from torch import Tensor
 
-from vader_ray.config import ConfigError
+from vader_ray.errors import UserError
 from vader_ray.rewards.core.preprocess import crop, crop_region, normalise
 from vader_ray.rewards.core.transformers_loading import check_model_type, read_json
 from vader_ray.types import Frames
@@ -46,11 +46,11 @@ def obtain_folder(source: str, model_type: str, *files: str) -> Path:
     """Return the folder of a checkpoint of the architecture ``model_type``.
 
     Raises:
-        ConfigError: the folder or a file is missing, or the architecture is another.
+        UserError: the folder or a file is missing, or the architecture is another.
     """
     folder = resolve_weights(source, *files)
     if not folder.is_dir():
-        raise ConfigError(f"{folder} is a file; give the folder with its {' and '.join(files)}")
+        raise UserError(f"{folder} is a file; give the folder with its {' and '.join(files)}")
     check_model_type(folder, model_type)
     return folder
 
@@ -59,14 +59,14 @@ def read_processor(folder: Path) -> Processor:
     """Read the processor of a checkpoint.
 
     Raises:
-        ConfigError: there is none, or its crop is larger than the resized frame.
+        UserError: there is none, or its crop is larger than the resized frame.
     """
     path = next((folder / name for name in PROCESSORS if (folder / name).is_file()), folder / PROCESSORS[0])
     settings = read_json(path)
     short = settings["size"]["shortest_edge"]
     size = settings["crop_size"]["height"]
     if short < size:
-        raise ConfigError(
+        raise UserError(
             f"{path} crops {size} pixels from a short side of {short}; give the processor of these weights"
         )
     return Processor(short, size, tuple(settings["image_mean"]), tuple(settings["image_std"]))
