@@ -306,7 +306,7 @@ def _add_monolithic_gradient(subject: Subject, case: Case) -> None:
     for video in range(len(rollout)):
         part = rollout.part(video, video + 1)
         latents = _sample_with_graph(subject.model, part, case.depth)
-        images = latents[:, :, list(part.seen[0][0])].transpose(1, 2).flatten(0, 1)
+        images = latents[:, :, list(part.frame_indices[0][0])].transpose(1, 2).flatten(0, 1)
         decoded = vae.decode(images.to(vae.dtype) / vae.config.scaling_factor).sample
         frames = (decoded / 2 + 0.5).clamp(0, 1)[None]
         (-subject.term.reward(frames, part.prompts).sum() / len(rollout)).backward()
@@ -553,7 +553,7 @@ def machine(device: torch.device) -> dict[str, Any]:
     """Hardware and versions."""
     return {
         "device": torch.cuda.get_device_name() if device.type == "cuda" else device.type,
-        "processor": platform.processor() or platform.runtime(),
+        "processor": platform.processor() or platform.machine(),
         "num_cores": psutil.cpu_count(),
         "num_threads": torch.get_num_threads(),
         "platform": platform.platform(),
@@ -600,7 +600,7 @@ def main(
         document = (
             settings
             | asdict(subject.size)
-            | {"runtime": machine(place), "graphs_mib": graphs, "ratios": summary}
+            | {"machine": machine(place), "graphs_mib": graphs, "ratios": summary}
         )
         output.write_text(
             json.dumps(document | {"rows": [{"name": str(row.case)} | asdict(row) for row in rows]}, indent=2)

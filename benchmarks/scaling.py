@@ -5,17 +5,17 @@
     python benchmarks/scaling.py shapes_vjepa --replicas 4           # rewards in 4 actors instead of in the workers
 
 Measured in one process: the seconds that one video takes to be sampled without gradient (prefix), to be sampled and decoded
-with gradient and back (graded), and to be rewarded (reward); what a step takes beside its videos (fixed); how much equal steps
+with gradient and back (grad_steps), and to be rewarded (reward); what a step takes beside its videos (fixed); how much equal steps
 differ (spread). With those, for W workers of n videos each,
 
-    step = slowest of W · n · (prefix + graded + reward) + fixed + all-reduce of the adapter's gradients
+    step = slowest of W · n · (prefix + grad_steps + reward) + fixed + all-reduce of the adapter's gradients
 
 where the slowest of W normal variables lies at the quantile (W - 3/8) / (W + 1/4) (Blom: Statistical Estimates and Transformed
 Beta-Variables, 1958), and the all-reduce is recursive halving and doubling:
 2 · log2(W) messages, 2 · (W - 1) / W of the bytes (Thakur, Rabenseifner, Gropp: Optimization of Collective Communication
 Operations in MPICH, 2005). With R replicas of the rewards, their answers overlap with the sampling of the next video:
 
-    step = max(slowest · n · (prefix + graded), videos · reward / R) + reward + fixed + all-reduce
+    step = max(slowest · n · (prefix + grad_steps), videos · reward / R) + reward + fixed + all-reduce
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Parts:
     """Seconds of the parts of a step; the first three are of one video."""
 
     prefix: float
-    graded: float
+    grad_steps: float
     reward: float
     fixed: float
     spread: float

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["RAY_worker_niceness"] = "0"  # Ray's default of 15 starves its workers where other tests run
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  Ray's default of 15 starves its workers where other tests run
 
 from jaxtyping import install_import_hook
 

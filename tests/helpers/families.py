@@ -13,6 +13,7 @@ import torch
 import transformers as t
 from PIL import Image
 
+from vader_ray.config import Precision
 from vader_ray.shapes.train._tokenizer import build_tokenizer
 
 
@@ -25,7 +26,7 @@ class Case:
     sampling: dict[str, Any]
     schedulers: tuple[str | None, ...] = (None,)
     images: bool = False
-    precision: str = "float64"
+    precision: Precision = "float64"
     """Of the gradient test; Wan keeps some layers in float32 whatever is asked."""
     tolerance: float = 1e-10
     call: dict[str, Any] = field(default_factory=dict)

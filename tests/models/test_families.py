@@ -31,7 +31,8 @@ from tests.helpers.recipe import tiny_config
 from tests.helpers.tiny import randomise_adapter
 from vader_ray import models
 from vader_ray.alignment.algorithms.vader import accumulate_gradient
-from vader_ray.alignment.reward_gradient import RewardTerm, decode
+from vader_ray.alignment.decoding import decode
+from vader_ray.alignment.reward_gradient import RewardTerm
 from vader_ray.alignment.rollout import Batching, Rollout
 from vader_ray.config import AdapterConfig
 from vader_ray.training.events import StepEvent

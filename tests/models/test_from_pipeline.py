@@ -105,7 +105,7 @@ def test_videocrafter2_equals_the_recipe(tmp_path: Path) -> None:
 
 
 def test_settings_that_are_not_given_are_the_pipelines_own(tiny_pipeline_folder: Path, folders: Any) -> None:
-    size = {"num_frames": 3, "height": 16, "width": 16}
+    size: dict[str, Any] = {"num_frames": 3, "height": 16, "width": 16}
     modelscope = diffusers.DiffusionPipeline.from_pretrained(tiny_pipeline_folder)
     sampling = VideoModel.from_pipeline(modelscope, **size).sampling
     assert (sampling.num_inference_steps, sampling.guidance_scale, sampling.eta) == (50, 9.0, 0.0)
@@ -113,7 +113,8 @@ def test_settings_that_are_not_given_are_the_pipelines_own(tiny_pipeline_folder:
     model = VideoModel.from_pipeline(svd, **size, target_modules=["to_q"])
     assert (model.sampling.num_inference_steps, model.sampling.guidance_scale) == (25, 3.0)
     rank, alpha = 16, 16.0
-    settings = model.denoiser.peft_config["default"]
+    denoiser: Any = model.denoiser
+    settings = denoiser.peft_config["default"]
     assert (settings.r, settings.lora_alpha, settings.target_modules) == (rank, alpha, {"to_q"})
 
 

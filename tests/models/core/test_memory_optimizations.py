@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,11 @@ def test_recomputed_blocks_have_the_same_gradient_in_less_memory(wan: Path, reco
 def test_recomputed_blocks_of_unets(tiny_pipeline_folder: Path, tmp_path: Path, kind: Any) -> None:
     """UNets have no checkpointing of the library's, or one of their residual blocks alone."""
     checkpoint = videocrafter2.write_checkpoint(tmp_path, videocrafter2.random_weights())
-    for load in (lambda: load_tiny(tiny_pipeline_folder), lambda: videocrafter2.load_tiny(checkpoint)):
+    loaders: tuple[Callable[[], Any], ...] = (
+        lambda: load_tiny(tiny_pipeline_folder),
+        lambda: videocrafter2.load_tiny(checkpoint),
+    )
+    for load in loaders:
         found = []
         for applied in ("none", kind):
             model = load()

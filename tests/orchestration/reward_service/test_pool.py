@@ -18,6 +18,7 @@ from tests.helpers.paths import REPOSITORY
 from tests.helpers.placed_rewards import BROKEN, CENTRE, CLIP, PAIRS, config_of, placed_reward, random_frames
 from tests.helpers.recipe import tiny_config, write_tiny
 from tests.helpers.runs import start
+from tests.helpers.waiting import wait_until
 from vader_ray import cli
 from vader_ray.alignment.algorithms.vader import accumulate_gradient
 from vader_ray.alignment.reward_gradient import score_and_gradient
@@ -172,8 +173,8 @@ def test_a_reward_that_cannot_be_loaded_is_told_before_the_workers_start(
 
 
 def test_an_actor_checks_its_reward_on_the_frames_that_it_will_see(cluster: None) -> None:
-    placed = placed_reward(PAIRS, runtime_env={"env_vars": {"TEST_FACTOR": "3"}}) | {"frames": "first:2"}
-    with pool.start_pools(config_of(placed)) as pools:
+    reward = placed_reward(PAIRS, runtime_env={"env_vars": {"TEST_FACTOR": "3"}}) | {"frames": "first:2"}
+    with pool.start_pools(config_of(reward)) as pools:
         seen = random_frames()[:, :2]
         scores = pools["Pairs"].submit_scores(seen, PROMPTS, 2).result()
     torch.testing.assert_close(scores, 3 * (seen[:, 0] * seen[:, 1]).mean(dim=(1, 2, 3)))

@@ -27,9 +27,9 @@ def test_what_travels_arrives_within_its_precision(transport: str, error: float)
 
 def test_only_the_region_travels() -> None:
     frames = random_frames()
-    encoded = encode_frames(frames, (slice(2, 6), slice(1, 8)), "float32")
-    assert encoded.pixels.shape == (2, 3, 3, 4, 7)
-    arrived = decode_frames(encoded, CPU)
+    packed = encode_frames(frames, (slice(2, 6), slice(1, 8)), "float32")
+    assert packed.pixels.shape == (2, 3, 3, 4, 7)
+    arrived = decode_frames(packed, CPU)
     torch.testing.assert_close(arrived[..., 2:6, 1:], frames[..., 2:6, 1:], rtol=0, atol=0)
     assert not arrived[..., :2, :].any()
     assert not arrived[..., :1].any()

@@ -125,7 +125,7 @@ def test_a_server_that_is_down_is_reported() -> None:
 def test_a_server_that_fails_is_tried_twice_and_no_more() -> None:
     """MLflow's own default is to try for four minutes."""
     with failing_server(hang=False) as failing:
-        with pytest.raises(match=rf"MLflow at {failing.address} does not work"):
+        with pytest.raises(UserError, match=rf"MLflow at {failing.address} does not work"):
             check_server(failing.address)
         assert failing.num_connections == 2
 
