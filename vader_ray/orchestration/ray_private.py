@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import ray
+from ray._common.utils import get_default_system_temp_dir
+from ray._private import ray_constants
 from ray.autoscaler._private.util import prepare_config as prepare_config
 from ray.autoscaler._private.util import validate_config as validate_config
+
+LOOPBACK_ENVIRONMENT = {ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0"}
+"""Environment of child processes with which they do what `loopback_node_address` does in this process."""
 
 
 def is_node_draining() -> bool:
@@ -18,3 +25,28 @@ def is_node_draining() -> bool:
 def logs_folder() -> Path:
     """Return the folder of Ray's logs on this machine."""
     return Path(ray._private.worker._global_node.get_logs_dir_path())
+
+
+def temporary_folder() -> Path:
+    """Return the folder in which Ray makes the folder of its clusters' files."""
+    return Path(get_default_system_temp_dir())
+
+
+def reload_authentication() -> None:
+    """Make Ray's core read authentication mode and token again, which it otherwise reads once per process."""
+    ray._raylet.Config.initialize("")
+    ray._raylet.AuthenticationTokenLoader.instance().reset_cache()
+
+
+@contextmanager
+def loopback_node_address() -> Iterator[None]:
+    """Let `ray.init` start its node on the loopback address, as it does by itself on macOS and Windows alone.
+
+    Its argument ``_node_ip_address`` has no such effect: Ray replaces a loopback address by a network's.
+    """
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before

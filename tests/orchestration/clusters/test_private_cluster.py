@@ -115,7 +115,7 @@ def test_every_port_is_on_the_loopback_interface(cluster: PrivateCluster) -> Non
 
 
 def _as_nobody(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run Python as another user, with the right to read all files, for Python's own may be in a folder of ours."""
+    """Run Python as another user who may read all files, since Python's own can be in a folder of ours."""
     reading = ("--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search")
     command = [*BECOME_NOBODY, *reading, sys.executable, "-c", code]
     nobody = _environment(HOME="/nonexistent", **environment)
@@ -127,7 +127,8 @@ import http.client, json, urllib.error, urllib.request
 for port in {ports}:
     for path in ("/api/jobs/", "/api/job_agent/jobs/"):
         body = json.dumps({{"entrypoint": "touch {trace}"}}).encode()
-        sent = urllib.request.Request(f"http://127.0.0.1:{{port}}{{path}}", body, {{"Content-Type": "application/json"}})
+        headers = {{"Content-Type": "application/json"}}
+        sent = urllib.request.Request(f"http://127.0.0.1:{{port}}{{path}}", body, headers)
         try:
             print(port, path, urllib.request.urlopen(sent, timeout=5).status)
         except urllib.error.HTTPError as error:
@@ -157,8 +158,9 @@ def test_another_user_cannot_post_a_job_to_any_port(cluster: PrivateCluster, tmp
 
 
 LOOPBACK = {
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"
-}  # otherwise Ray looks for the cluster on the network's address
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # otherwise Ray looks for the cluster on the network's address
+    "RAY_NUM_REDIS_GET_RETRIES": "2",  # so many attempts, a second each
+}
 
 CONNECT = """
 import logging, os, ray

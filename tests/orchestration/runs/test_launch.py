@@ -202,7 +202,7 @@ def test_an_error_of_a_worker_reaches_the_user_as_one_sentence(
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=400,
         env=os.environ | {"PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"},
     )
     assert done.returncode == 2

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Self
 
 import numpy as np
 import torch
@@ -44,9 +43,9 @@ class DDPOSettings(Settings):
     step's videos."""
 
     @model_validator(mode="after")
-    def _buffer_fills(self) -> Self:
+    def _buffer_fills(self) -> DDPOSettings:
         if self.min_count > self.buffer_size:
-            raise ValueError(
+            raise UserError(
                 f"min_count={self.min_count} is never reached by buffer_size={self.buffer_size}; "
                 "raise buffer_size"
             )

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from vader_ray.alignment.reward_gradient import score_and_gradient
 from vader_ray.alignment.scoring import score_only
 from vader_ray.config import RewardConfig
+from vader_ray.errors import UserError
 from vader_ray.orchestration.reward_service.transport import (
     EncodedFrames,
     RewardSpec,
@@ -56,7 +57,7 @@ class RewardActor:
         """Return one score per video.
 
         Raises:
-            ValueError: a score is not finite.
+            UserError: a score is not finite.
         """
         decoded = decode_frames(frames, self._device)
         scores = score_only(self._loaded(decoded), decoded, prompts, chunk_size)
@@ -69,13 +70,13 @@ class RewardActor:
         """Return one score per video, and ∂(sum of scores)/∂frames.
 
         Raises:
-            ValueError: a score or the gradient is not finite.
+            UserError: a score or the gradient is not finite.
         """
         decoded = decode_frames(frames, self._device)
         scores, gradient = score_and_gradient(self._loaded(decoded), decoded, prompts, chunk_size)
         _check_finite(scores, prompts)
         if not gradient.isfinite().all():
-            raise ValueError(
+            raise UserError(
                 f"its gradient with respect to the frames is not finite; the prompts were {list(prompts)}"
             )
         return scores.cpu().numpy(), encode_frames(gradient, frames.region, frames.dtype, is_gradient=True)
@@ -95,4 +96,4 @@ def reward_settings(config: RewardConfig) -> dict[str, Any]:
 def _check_finite(scores: Scores, prompts: Sequence[str]) -> None:
     for score, prompt in zip(scores.tolist(), prompts, strict=True):
         if not isfinite(score):
-            raise ValueError(f"it returned {score} for a video of {prompt!r}")
+            raise UserError(f"it returned {score} for a video of {prompt!r}")

@@ -225,10 +225,9 @@ def open_run_dir(config: ExperimentConfig, root: Path, name: str, *, storage: st
     mirror = Mirror(root / name, stored.join(uri, name), skip=KEPT_BY_RAY) if uri is not None else None
     folder = RunDir(root / name, mirror)
     _check_storage(folder, folder.read_metadata())
+    _check_vacant(folder)
     folder.pull()
     known = folder.read_metadata()
-    if not known:
-        _check_vacant(folder)
     if known and (different := _differences(known["identity"], config)):
         raise UserError(
             f"the run {name!r} was started with other settings ({', '.join(different[:3])}); "
@@ -294,12 +293,10 @@ def _check_storage(folder: RunDir, known: dict[str, Any]) -> None:
 
 def _check_vacant(folder: RunDir) -> None:
     """Refuse a folder with files that are no run's, since a run replaces and deletes files in its folder."""
-    here = {path.name for path in folder.path.iterdir()} if folder.path.is_dir() else set()
-    for folder_or_uri, names in (
-        (str(folder.path), here),
-        (folder.storage, stored.names_in(folder.storage) if folder.storage else set()),
-    ):
-        if others := {name for name in names if not name.endswith(UNFINISHED)} - BEFORE_A_RUN:
+    for folder_or_uri in filter(None, (str(folder.path), folder.storage)):
+        names = stored.names_in(folder_or_uri)
+        others = {name for name in names if not name.endswith(UNFINISHED)} - BEFORE_A_RUN
+        if others and RUN_FILE not in names:
             raise UserError(
                 f"{folder_or_uri} has files ({', '.join(sorted(others)[:3])}) but no {RUN_FILE}, "
                 "so it is no run's folder; choose another --run-name"

@@ -144,7 +144,7 @@ class Mirror:
     def push(self) -> None:
         """Copy local changes since the last `pull` or `push`, deletions included."""
         now = self._local()
-        for name, stamp in sorted(now.items()):
+        for name, stamp in sorted(now.items(), key=lambda item: (item[0] != RUN_FILE, item)):
             if self._here.get(name) != stamp:
                 self._upload(name)
         if deleted := self._here.keys() - now.keys():

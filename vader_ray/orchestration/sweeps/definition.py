@@ -46,9 +46,11 @@ class SweepDefinition:
     """Write figures of reward against cost to ``curves/``; the space needs ``reward``, ``method``,
     ``setting``, ``seed``."""
     soup_weights: Callable[[Values], Sequence[float]] | None = None
-    """Returns a trial's weights of several ingredients, e.g. rewards; their sum is one. At the end, every trial
-    with several ingredients is compared with an adapter soup: the adapters of the single ingredients, merged with
-    the same weights."""
+    """Returns a trial's weights of several ingredients, e.g. rewards; their sum is one.
+
+    At the end, every trial with several ingredients is compared with an adapter soup: the adapters of the
+    single ingredients, merged with the same weights.
+    """
     pareto: bool = False
     """Print the trials on the Pareto front of the recipe's rewards."""
 
