@@ -158,6 +158,49 @@ def write_vjepa(folder: Path) -> Path:
     return folder
 
 
+def write_pickscore(folder: Path) -> Path:
+    """``yuvalkirstain/PickScore_v1``, a CLIP ViT-H-14, with a small tokenizer."""
+    text = {
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+    }
+    vision = {
+        "hidden_size": 1280,
+        "intermediate_size": 5120,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 16,
+        "patch_size": 14,
+    }
+    return write_clip(folder, text, vision, projection_dim=1024)
+
+
+def write_clip_vit_l(folder: Path) -> Path:
+    """``openai/clip-vit-large-patch14``, which the aesthetic reward sees through."""
+    text = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
+    vision = {
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "patch_size": 14,
+    }
+    return write_clip(folder, text, vision, projection_dim=768)
+
+
+def write_clip(folder: Path, text: dict[str, int], vision: dict[str, int], *, projection_dim: int) -> Path:
+    """The configuration files of a CLIP in transformers' format."""
+    parts = {
+        name: {**sizes, "projection_dim": projection_dim}
+        for name, sizes in {"text_config": text, "vision_config": vision}.items()
+    }
+    t.CLIPConfig(**parts, projection_dim=projection_dim).save_pretrained(folder)
+    t.CLIPImageProcessor().save_pretrained(folder)
+    tokenizer(77).save_pretrained(folder)
+    return folder
+
+
 BLOCK = "runtime.activation_checkpointing=block"
 ALL = "rewards.0.frames=all"
 CASES: dict[str, tuple[tuple[str, ...], ...]] = {
@@ -169,6 +212,11 @@ CASES: dict[str, tuple[tuple[str, ...], ...]] = {
 """Packaged recipes and the settings with which they are counted."""
 PUBLISHED = {"modelscope_hps": modelscope, "svd_vjepa": svd, "wan_1_3b_hps": wan_1_3b}
 """VideoCrafter2's sizes are part of its family."""
+HELDOUT: dict[str, tuple[str, Callable[[Path], Path]]] = {
+    "pickscore": ("weights", write_pickscore),
+    "aesthetic": ("encoder", write_clip_vit_l),
+}
+"""Per held-out reward, its setting that names a folder of configuration files, and what writes them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +240,9 @@ def memory_report(recipe: str, overrides: tuple[str, ...], folder: Path) -> Row:
         found.append(f"model.weights={write_configuration(PUBLISHED[recipe], folder / recipe)}")
     if recipe == "svd_vjepa":
         found.append(f"rewards.0.weights={write_vjepa(folder / 'vjepa')}")
+    for index, reward in enumerate(load(recipe).eval_rewards):
+        setting, write = HELDOUT[reward.reward]
+        found.append(f"eval_rewards.{index}.{setting}={write(folder / reward.reward)}")
     config = load(recipe, [*found, *overrides])
     needed = estimate.estimate_step(config)
     return Row(

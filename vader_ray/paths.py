@@ -7,6 +7,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 
+from vader_ray.prompt_files import COLUMN, read_prompt_file
+
 PACKAGE = Path(__file__).parent
 SHAPES_PREFIX = "shapes:"
 """Prefix of the names of packaged weights and prompts: those of the embedded shapes data set."""
@@ -56,7 +58,7 @@ def _from_recipe(path: str, info: ValidationInfo) -> Path:
 
 
 def _read_prompts(value: object, info: ValidationInfo) -> object:
-    """Read a file with one prompt per line when the recipe is read, so that a run records its prompts."""
+    """Read a file of prompts when the recipe is read, so that a run records its prompts."""
     if not isinstance(value, str):
         return value
     if value.startswith(SHAPES_PREFIX):
@@ -66,16 +68,7 @@ def _read_prompts(value: object, info: ValidationInfo) -> object:
         path = _from_recipe(value, info)
     if path.is_dir():
         return _read_images(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"cannot read the prompt file {path} ({type(error).__name__}); give a text file, one prompt per "
-            "line, or a folder of images"
-        ) from None
-    prompts = tuple(line.strip() for line in text.splitlines() if line.strip())
-    if not prompts:
-        raise ValueError(f"{path} holds no prompt; write one prompt per line")
+    prompts = read_prompt_file(path, info.data.get("column", COLUMN))
     return tuple(_image_in(prompt, path.parent) for prompt in prompts)
 
 

@@ -6,10 +6,13 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
 import pytest
 import torch
 import yaml
+from pyarrow import parquet
 
 from vader_ray.alignment.reward_gradient import RewardTerm
 from vader_ray.config import ExperimentConfig, flatten, load, recipe_names, split_image, validate
@@ -36,6 +39,18 @@ def test_every_recipe_parses_and_crosses_a_process_border_unchanged(recipe: str)
         assert config.expected_metrics, "a recipe that anyone can run states the number it reaches"
     assert set(config.expected_metrics) <= {*config.reward_metrics(), *measured_metrics(config)}
     assert validate(json.loads(json.dumps(config.model_dump(mode="json")))) == config
+
+
+@pytest.mark.parametrize("recipe", recipe_names())
+def test_every_recipe_measures_rewards_that_it_does_not_train_and_is_guarded_by_one(recipe: str) -> None:
+    config = load(recipe)
+    assert config.eval_rewards
+    assert not {reward.reward for reward in config.rewards} & {
+        reward.reward for reward in config.eval_rewards
+    }
+    untrained = {f"eval/reward/{reward.name}" for reward in config.eval_rewards}
+    assert untrained & set(config.guard_metrics())
+    assert config.selection_metric() in untrained
 
 
 def test_recipes_never_say_where_they_run() -> None:
@@ -75,7 +90,7 @@ def test_overrides_reach_every_depth() -> None:
         ("num_steps=many", "num_steps: Input should be a valid integer"),
         ("sampling.window_start=3", "window_start=3 has no effect on truncation=last; set truncation=window"),
         ("prompts.train=/nowhere.txt", "prompts.train: cannot read the prompt file /nowhere.txt"),
-        ("prompts.train=/dev/null", "prompts.train: /dev/null holds no prompt; write one prompt per line"),
+        ("prompts.train=/dev/null", "prompts.train: cannot read the prompt file /dev/null"),
         ("prompts.train=shapes:heldout", "held-out prompts are also trained on"),
         ("model.weights=/nowhere", "model.weights: /nowhere does not exist; give an existing path, a hub id"),
         ("model.weights=shapes:nothing", "names no packaged checkpoint; there are a"),
@@ -188,3 +203,149 @@ def test_image_prompts_are_checked(tmp_path: Path, train: object, message: str) 
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=message):
         _with_prompts(train, tmp_path)
+
+
+PROMPT_FILES: dict[str, Any] = {
+    "prompts.txt": b"a cat\n\n  a dog, running \n",
+    "with_bom.txt": b"\xef\xbb\xbfa cat\r\na dog, running\r\n",
+    "prompts.csv": b'id,prompt\n1,a cat\n2," a dog, running "\n',
+    "of_excel.CSV": b'\xef\xbb\xbfprompt;not a delimiter,prompt\r\n1,a cat\r\n\r\n2,"a dog, running"\r\n',
+    "prompts.jsonl": b'{"id": 1, "prompt": "a cat"}\n\n{"prompt": "a dog, running"}\n',
+    "prompts.parquet": {"id": [1, 2], "prompt": ["a cat", " a dog, running"]},
+}
+
+
+def _write(path: Path, content: Any) -> Path:
+    if isinstance(content, dict):
+        parquet.write_table(pa.table(content), path)
+    else:
+        path.write_bytes(content)
+    return path
+
+
+def _read(path: Path, *overrides: str) -> tuple[str, ...]:
+    return load("shapes_hps", [f"prompts.train={path}", *overrides]).prompts.train
+
+
+@pytest.mark.parametrize("name", PROMPT_FILES)
+def test_prompt_files_are_read_as_what_they_are(tmp_path: Path, name: str) -> None:
+    path = _write(tmp_path / name, PROMPT_FILES[name])
+    assert _read(path) == ("a cat", "a dog, running")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("captions.csv", b"prompt,caption\nno,a cat\nno,a dog\n"),
+        ("captions.jsonl", b'{"caption": "a cat", "prompt": 3}\n{"caption": "a dog"}\n'),
+        ("captions.parquet", {"prompt": [1, 2], "caption": ["a cat", "a dog"]}),
+    ],
+)
+def test_the_column_of_prompts_can_be_named(tmp_path: Path, name: str, content: Any) -> None:
+    path = _write(tmp_path / name, content)
+    assert _read(path, "prompts.column=caption") == ("a cat", "a dog")
+    inline = load("shapes_hps", ["prompts.train=[a cat, a dog]"])
+    assert (
+        load("shapes_hps", [f"prompts.train={path}", "prompts.column=caption"]).fingerprint()
+        == inline.fingerprint()
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("cat.txt", b"a cat\n\xff\xfe", "is not text in UTF-8; save it with this encoding"),
+        ("cat.txt", b"a cat\0\n", "holds NUL characters, which no text has"),
+        (
+            "cat.txt",
+            b" \n\n",
+            "holds no prompt; give a .txt file with one prompt per line or a .csv, .jsonl, .parquet file",
+        ),
+        (
+            "cat.png",
+            b"\x89PNG",
+            "is not known to be a file of prompts by its suffix '.png'; give a .txt file",
+        ),
+        ("cat", b"a cat", "is not known to be a file of prompts by its suffix ''; give a .txt file"),
+        (
+            "cat.csv",
+            b"a cat\na dog\n",
+            "must have exactly one column 'prompt' and has 'a cat'; set prompts.column",
+        ),
+        ("cat.csv", b"", "must have exactly one column 'prompt' and has none"),
+        (
+            "cat.csv",
+            b"prompt,prompt\na,b\n",
+            "must have exactly one column 'prompt' and has 'prompt', 'prompt'",
+        ),
+        ("cat.csv", b"prompt\n", "holds no prompt"),
+        (
+            "cat.csv",
+            b"prompt\na cat, running\n",
+            ", line 2 has more cells than the first line has columns; put double quotes",
+        ),
+        (
+            "cat.csv",
+            b"prompt,id\na cat,1\n ,2\n",
+            ", line 3: the column 'prompt' is empty; write a prompt there",
+        ),
+        ("cat.csv", b'prompt\n"a cat" runs"\n', " is not CSV after its line 1 ("),
+        ("cat.jsonl", b"a cat\n", ", line 1 is not a JSON object; write one {"),
+        ("cat.jsonl", b'["a cat"]\n', ", line 1 is not a JSON object; write one {"),
+        (
+            "cat.jsonl",
+            b'{"prompt": "a"}\n{"text": "a"}\n',
+            ", line 2 must have exactly one column 'prompt' and has 'text'",
+        ),
+        (
+            "cat.jsonl",
+            b'{"prompt": ["a cat"]}\n',
+            ", line 1: the column 'prompt' holds a value of type list; give text",
+        ),
+        ("cat.jsonl", b'{"prompt": null}\n', ", line 1: the column 'prompt' is empty"),
+        (
+            "cat.jsonl",
+            b'{"prompt": "a\\u0000cat"}\n',
+            ", line 1: a prompt has a NUL character or half of a UTF-16 pair",
+        ),
+        (
+            "cat.jsonl",
+            b'{"prompt": "a\\ud800cat"}\n',
+            ", line 1: a prompt has a NUL character or half of a UTF-16 pair",
+        ),
+        ("cat.parquet", b"a cat\n", "is not a sound Parquet file (ArrowInvalid); write it again"),
+        (
+            "cat.parquet",
+            {"text": ["a cat"]},
+            "must have exactly one column 'prompt' and has 'text'; set prompts.column",
+        ),
+        ("cat.parquet", {"prompt": ["a cat", None]}, ", row 2: the column 'prompt' is empty"),
+        (
+            "cat.parquet",
+            {"prompt": [1.5]},
+            ", row 1: the column 'prompt' holds a value of type float; give text",
+        ),
+        (
+            "cat.parquet",
+            {"prompt": [b"a cat"]},
+            ", row 1: the column 'prompt' holds a value of type bytes; give text",
+        ),
+    ],
+)
+def test_what_is_not_prompts_is_refused_in_one_sentence(
+    tmp_path: Path, name: str, content: Any, message: str
+) -> None:
+    path = _write(tmp_path / name, content)
+    with pytest.raises(UserError) as refusal:
+        _read(path)
+    assert str(refusal.value).startswith(f"prompts.train: {path}")
+    assert message in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_table_of_prompts_names_images_beside_itself(tmp_path: Path) -> None:
+    (tmp_path / "dog.png").touch()
+    (tmp_path / "prompts.csv").write_text('prompt\n"dog.png | a dog, running"\n')
+    assert _with_prompts("prompts.csv", tmp_path).prompts.train == (
+        f"{tmp_path / 'dog.png'} | a dog, running",
+    )

@@ -13,6 +13,7 @@ import torch
 from torch.nn import functional
 from typer.testing import CliRunner
 
+from benchmarks.preflight import write_pickscore
 from tests.helpers import videocrafter2_tiny as videocrafter2
 from tests.helpers.families import CASES, save, save_images
 from tests.helpers.recipe import tiny_config, write_tiny
@@ -159,7 +160,7 @@ def test_work_of_a_matrix_product_and_its_gradient() -> None:
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_attention_is_two_matrix_products_and_its_gradient_five(device: str) -> None:
-    """4·S²·D·H for each element of the batch; backward computes the scores again: scores, ∂values, ∂scores, ∂queries, ∂keys."""
+    """4·S²·D·H per element of the batch; backward: scores again, ∂values, ∂scores, ∂queries, ∂keys."""
     batch, heads, tokens, size = 3, 2, 64, 16
     with meta_device_mode():
         query, key, value = (
@@ -338,8 +339,9 @@ def test_check_answers_for_several_devices(tiny_pipeline_folder: Path, tmp_path:
 
 
 @pytest.mark.slow
-def test_check_refuses_what_cannot_fit_and_names_the_lever() -> None:
-    result = CliRunner().invoke(app, ["check", "videocrafter2_hps", "--devices", "rtx4090"])
+def test_check_refuses_what_cannot_fit_and_names_the_lever(tmp_path: Path) -> None:
+    heldout = f"eval_rewards.0.weights={write_pickscore(tmp_path)}"
+    result = CliRunner().invoke(app, ["check", "videocrafter2_hps", heldout, "--devices", "rtx4090"])
     assert result.exit_code == 2, result.output
     message = r"rtx4090: ([\d.]+) GiB do not fit; runtime.activation_checkpointing=block makes it ([\d.]+) GiB, which fit"
     found = re.search(message, result.stderr)

@@ -34,6 +34,6 @@ def watch_notices(
     every: Annotated[float, typer.Option(help="Seconds between requests to the metadata service.")] = 5.0,
 ) -> None:
     """Drain this machine's Ray node when the cloud announces preemption, so that runs keep every step."""
-    from vader_ray.orchestration.clusters.preemption import watch
+    from vader_ray.orchestration.clusters.preemption import watch_preemption
 
-    watch(cloud, every)
+    watch_preemption(cloud, every)

@@ -139,6 +139,7 @@ class ExperimentConfig(Settings):
             "description",
         }
         identity = self.model_dump(mode="json", exclude=without_effect_on_a_step)
+        identity["prompts"].pop("column")  # the prompts that were read from it are here
         identity["sampling"].pop("recompute")  # exact, and `auto` may choose another on another machine
         for reward in (*identity["rewards"], *identity["eval_rewards"]):
             transport = (reward.pop("placement") or {}).get("transport", "float32")

@@ -15,6 +15,7 @@ from pydantic import (
 
 from vader_ray.config.settings import ActivationCheckpointing, Precision, Settings
 from vader_ray.paths import Prompts, Weights
+from vader_ray.prompt_files import COLUMN
 
 
 class ModelConfig(Settings):
@@ -113,12 +114,15 @@ class SamplingConfig(Settings):
 
 
 class PromptsConfig(Settings):
-    """Prompts, as lists or as files with one prompt per line.
+    """Prompts, as lists or as files.
 
+    A ``.txt`` file has one prompt per line; of a ``.csv``, ``.jsonl`` or ``.parquet`` file one column is read.
     For image-to-video models each prompt is ``path/to/image.png | text``, or a folder of images whose file
     names are the texts. Rewards and metrics get the text.
     """
 
+    column: str = COLUMN
+    """Column of ``.csv``, ``.jsonl`` and ``.parquet`` files that holds the prompts."""
     train: Prompts
     """Prompts of the training videos: all once, in an order drawn from the seed, before any is repeated."""
     heldout: Prompts

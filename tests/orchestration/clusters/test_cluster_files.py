@@ -40,8 +40,8 @@ def test_a_filled_in_file_is_valid(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", FILES)
 def test_each_placeholder_left_is_named(name: str, tmp_path: Path) -> None:
-    said = re.sub(r"(^|\s)#(?!SBATCH).*", "", (CLUSTERS / name).read_text(), flags=re.MULTILINE)
-    placeholders = sorted(set(re.findall(r"<[A-Z_]+>", said)))
+    code = re.sub(r"(^|\s)#(?!SBATCH).*", "", (CLUSTERS / name).read_text(), flags=re.MULTILINE)
+    placeholders = sorted(set(re.findall(r"<[A-Z_]+>", code)))
     assert 1 <= len(placeholders) <= 5
     for placeholder in placeholders:
         left = filled(name, tmp_path, **{placeholder: placeholder})
@@ -74,7 +74,12 @@ def test_the_alternatives_in_comments_are_valid(tmp_path: Path) -> None:
         ("aws.yaml", "==2.60.0", "==2.59.0", "Ray 2.59.0 is named"),
         ("aws.yaml", "max_workers: 10", "max_workers: [", "cannot be read as YAML"),
         ("local.yaml", "head_ip:", "had_ip:", "head_ip"),
-        ("kuberay-cluster.yaml", "minReplicas: 0", "minReplica: 0", "spec.workerGroupSpecs.0.minReplica"),
+        (
+            "kuberay-cluster.yaml",
+            "minReplicas: 0",
+            "minReplica: 0",
+            "spec.workerGroupSpecs.0: Additional properties are not allowed ('minReplica'",
+        ),
         (
             "kuberay-cluster.yaml",
             "minReplicas: 0",
@@ -83,7 +88,13 @@ def test_the_alternatives_in_comments_are_valid(tmp_path: Path) -> None:
         ),
         ("kuberay-cluster.yaml", "name: shm #", "name: shn #", "mounts 'shm'"),
         ("kuberay-cluster.yaml", 'rayVersion: "2.60.0"', 'rayVersion: "2.9.0"', "Ray 2.9.0 is named"),
-        ("kuberay-job.yaml", "entrypoint:", "entry:", "spec.entrypoint: Field required"),
+        ("kuberay-job.yaml", "entrypoint:", "entry:", "spec: 'entrypoint' is a required property"),
+        (
+            "kuberay-job.yaml",
+            "entrypoint:",
+            "clusterSelector: {a: b}\n  entrypoint:",
+            "either rayClusterSpec",
+        ),
         ("kuberay-job.yaml", "vader-ray:0.1.0", "vader-ray:0.0.9", "vader_ray 0.0.9 is named"),
         ("slurm.sbatch", "sleep 1\ndone", "sleep 1", "syntax error"),
     ],

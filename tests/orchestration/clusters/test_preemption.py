@@ -22,7 +22,7 @@ from tests.helpers.paths import REPOSITORY
 from tests.helpers.runs import CLI
 from tests.helpers.waiting import wait_until
 from vader_ray.errors import UserError
-from vader_ray.orchestration.clusters.preemption import aws_notice, gcp_notice, watch
+from vader_ray.orchestration.clusters.preemption import aws_notice, gcp_notice, watch_preemption
 from vader_ray.orchestration.ray_private import is_node_draining
 
 TOKEN = "a token"
@@ -99,8 +99,8 @@ def test_notices_are_read_as_the_clouds_give_them(service: Service) -> None:
 def test_a_machine_of_another_kind_is_told_so(cloud: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setenv("GCE_METADATA_HOST", "127.0.0.1:9")
-    with pytest.raises(UserError, match=f"no metadata service of {cloud} answers here"):
-        watch(cloud, every=1)
+    with pytest.raises(UserError, match=f"no metadata service of {cloud} can be reached"):
+        watch_preemption(cloud, every=1)
 
 
 @ray.remote(num_cpus=1)

@@ -36,7 +36,7 @@ def _run(
     history["eval/reward/hps"] = {2 * place: value for place, value in enumerate(values)}
     swept = {"reward": "hps", "method": method, "setting": setting, "seed": str(seed)}
     tags = swept | {"trial": ",".join(f"{name}={value}" for name, value in swept.items())}
-    return PastRun(MlflowClient("http://127.0.0.1:1"), "id", "run", status, 0, {}, tags, history)
+    return PastRun(MlflowClient("http://127.0.0.1:1"), "id", "0", "run", status, 0, {}, tags, history)
 
 
 def _curve(method: str, setting: str, values: list[list[float]], per_point: float = 16) -> Curve:
@@ -75,7 +75,7 @@ def test_efficiency_is_read_where_the_curve_first_reaches_the_best_other_end() -
     dpo = _curve("dpo", "a", [[0, 0.1, 0.1, 0.1]], 32)
     (line,) = efficiency([vader, ddpo, dpo], "vader")
     assert line == (
-        "hps: vader is at ddpo's 0.5 after 96 reward queries after 8: 1/12 of the reward queries, "
+        "hps: vader reaches ddpo's 0.5 after 96 reward queries after 8: 1/12 of the reward queries, "
         "1/1.5 of the denoiser calls, 1/1.5 of the seconds"
     )
     (line,) = efficiency([dpo, ddpo], "dpo")

@@ -103,7 +103,7 @@ def test_the_page_holds_every_run_with_what_mlflow_has_of_it(store: str, report:
     one = find_runs(store, ["rate-0.05-seed-0"])[0]
     before, after = one.first("eval/reward/brightness"), one.last("eval/reward/brightness")
     assert f"{before:.4g} → {after:.4g}" in page
-    assert "colorfulness (never trained)" in page
+    assert "colorfulness (held out)" in page
     assert "eval/distance_to_base rose to" in page
     assert "a white circle moving left" in page
     assert f"mlflow artifacts download -r {find_runs(store, ['rates'])[0].run_id} -a recipe.yaml" in page

@@ -85,6 +85,30 @@ def test_a_run_leaves_its_results_and_prints_their_folder_last(straight: tuple[P
     assert Path(summary["before_after"]).stat().st_size > 1000
 
 
+def test_a_run_without_a_guard_states_it_in_one_line_and_in_its_summary(
+    straight: tuple[Path, Path, str],
+) -> None:
+    folder, recipe, printed = straight
+    lines = printed.splitlines()
+    (stated,) = [
+        index
+        for index, line in enumerate(lines)
+        if line.startswith("no guard: no held-out metric is compared")
+    ]
+    assert "the best adapter is chosen by eval/objective; set eval_rewards or guard.metrics" in lines[stated]
+    assert stated < min(index for index, line in enumerate(lines) if line.startswith("step "))
+    summary = json.loads((folder / "runs" / "straight" / "summary.json").read_text())
+    assert summary["guard_metrics"] == []
+
+    guarded = _train(
+        folder, recipe, "--run-name", "guarded", "num_steps=1", "guard.metrics=[eval/motion]"
+    ).stdout
+    assert "no guard" not in guarded
+    assert json.loads((folder / "runs" / "guarded" / "summary.json").read_text())["guard_metrics"] == [
+        "eval/motion"
+    ]
+
+
 def test_the_mlflow_run_is_complete(straight: tuple[Path, Path, str]) -> None:
     folder, _, _ = straight
     run = folder / "runs" / "straight"

@@ -390,7 +390,7 @@ def test_a_file_that_vanished_is_named_and_does_not_block(uri: str, folder: Path
     told: list[str] = []
     tracker = Tracker(uri, run_id, folder, system_metrics=False, on_message=told.append)
     assert tracker.close() is None
-    assert told == [f"{folder}/a.txt was deleted before MLflow could take it; it will be missing there"]
+    assert told == [f"{folder}/a.txt was deleted before it was delivered; MLflow will not have it"]
 
 
 @pytest.mark.slow

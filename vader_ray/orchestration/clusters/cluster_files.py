@@ -1,4 +1,4 @@
-"""Files of ``clusters/``, checked before they start anything: filled in, well-formed, made for the installed versions."""
+"""Checks of the files in ``clusters/``: placeholders, fields, and versions that match the installed ones."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ import click
 import jsonschema
 import ray
 import yaml
-from pydantic import ValidationError
 
 from vader_ray.errors import UserError
-from vader_ray.orchestration.clusters.kuberay import KINDS
+from vader_ray.orchestration.clusters.kuberay import kuberay_errors
 from vader_ray.orchestration.ray_private import prepare_config, validate_config
 
 _PACKAGE_VERSION = metadata.version("vader-ray")
@@ -28,7 +27,7 @@ _VERSIONS = {
 
 
 def is_cluster_file(path: Path) -> bool:
-    """Whether a file is a batch script, or YAML of Ray's launcher or of KubeRay; a recipe is none of them."""
+    """Return whether a file is a batch script, or YAML of Ray's cluster launcher or KubeRay, and not a recipe."""
     if not path.is_file():
         return False
     return path.suffix == ".sbatch" or any(
@@ -37,10 +36,10 @@ def is_cluster_file(path: Path) -> bool:
 
 
 def check_cluster_file(path: Path) -> str:
-    """A line that says what was checked.
+    """Check a file and return a line about it.
 
     Raises:
-        UserError: one line per problem: a placeholder that is not filled in, a wrong field, a version that does not match.
+        UserError: one line per error: a placeholder that is not filled in, a wrong field, another version.
     """
     text = path.read_text(encoding="utf-8")
     problems = [*_placeholders(text), *_versions(text)]
@@ -73,11 +72,11 @@ def _is_kuberay(document: Any) -> bool:
 
 
 def _placeholders(text: str) -> Iterator[str]:
-    """Placeholders outside of comments; directives of Slurm look like comments and count."""
+    """Yield the placeholders outside comments; Slurm directives have the form of comments and are included."""
     lines: dict[str, list[int]] = {}
     for number, line in enumerate(text.splitlines(), start=1):
-        said = line if line.startswith("#SBATCH") else re.sub(r"(^|\s)#.*", "", line)
-        for name in _PLACEHOLDER.findall(said):
+        code = line if line.startswith("#SBATCH") else re.sub(r"(^|\s)#.*", "", line)
+        for name in _PLACEHOLDER.findall(code):
             lines.setdefault(name, []).append(number)
     for name, numbers in lines.items():
         yield f"{name} is not filled in (line {', '.join(map(str, dict.fromkeys(numbers)))})"
@@ -87,22 +86,18 @@ def _versions(text: str) -> Iterator[str]:
     for package, (pattern, installed) in _VERSIONS.items():
         named = {next(filter(None, groups.groups())) for groups in pattern.finditer(text)}
         for other in sorted(named - {installed}):
-            yield f"{package} {other} is named, {installed} is installed here; all machines need the same"
+            yield f"{package} {other} is named, {installed} is installed here; all machines need the same version"
 
 
 def _schema_errors(document: Any) -> Iterator[str]:
     if _is_launcher(document):
         yield from _launcher_errors(document)
-    elif _is_kuberay(document) and (kind := KINDS.get(document.get("kind", ""))) is not None:
-        try:
-            kind.model_validate(document)
-        except ValidationError as error:
-            for problem in error.errors():
-                yield f"{'.'.join(map(str, problem['loc']))}: {problem['msg'].removeprefix('Value error, ')}"
+    elif _is_kuberay(document) and document.get("kind") in ("RayCluster", "RayJob"):
+        yield from kuberay_errors(document)
 
 
 def _launcher_errors(document: dict[str, Any]) -> Iterator[str]:
-    """What the launcher of the installed Ray finds wrong."""
+    """Yield the errors that the installed Ray's cluster launcher finds."""
     try:
         validate_config(prepare_config(document))
     except jsonschema.ValidationError as error:

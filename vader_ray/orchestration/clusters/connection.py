@@ -1,4 +1,4 @@
-"""The one place where Ray is started, quietly, and asked what it has."""
+"""Connections to Ray: join a cluster or start a private one, wait for nodes, query resources."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from vader_ray.orchestration.tracking.mlflow_client import quiet_environment
 
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # otherwise a worker's print comes out twice
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # else a worker's print appears twice
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # report() blocks for up to this long
     "RAY_TRAIN_METRICS_ENABLED": "0",
-    "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "1800",  # workers that disagree fail instead of waiting for ever
+    "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "1800",  # workers that diverge fail instead of waiting for each other
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TOKENIZERS_PARALLELISM": "false",
 }
 
 _FORWARDED = ("AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION", "HF_HUB_OFFLINE")
-"""What the driver's environment says about storage and weights; the processes of another machine do not inherit it.
-Nothing secret: Ray's dashboard shows it."""
+"""Variables on storage and weights that processes on other machines get from the driver. No secrets: Ray's dashboard shows
+them."""
 _POLL_SECONDS = 2.0
 
 
@@ -42,13 +42,15 @@ _POLL_SECONDS = 2.0
 def connected(
     config: ExperimentConfig, *, num_runs: int = 1, needs_state_api: bool = False
 ) -> Iterator[None]:
-    """A cluster: the one of ``RAY_ADDRESS`` or of the surrounding job, else one of this machine, made for so many runs at once.
+    """Connect to the cluster of ``RAY_ADDRESS`` or of the surrounding Ray job, else start a private one on this machine.
 
     Args:
-        needs_state_api: Ray's dashboard, which has the State API, is started with a cluster of this machine.
+        config: recipe whose workers need the resources.
+        num_runs: runs at the same time, for which a private cluster has enough CPU slots.
+        needs_state_api: start a private cluster with Ray's dashboard, which has the State API.
 
     Raises:
-        UserError: the cluster has not what the workers need, so that Ray would wait for ever.
+        UserError: the cluster cannot be reached, or lacks resources, so that Ray would wait for ever.
     """
     environment = _ENVIRONMENT | quiet_environment()
     for name, value in environment.items():
@@ -79,7 +81,7 @@ def _forwarded() -> dict[str, str]:
 
 
 def runtime_env(environment: dict[str, str]) -> dict[str, Any]:
-    """Ray's settings of all processes, without what the surrounding Ray job has set: Ray refuses to be told twice."""
+    """Return the runtime environment, without settings of the surrounding Ray job: Ray refuses a setting that is given twice."""
     job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("runtime_env", {})
     already = job.get("env_vars", {})
     settings: dict[str, Any] = {
@@ -91,7 +93,7 @@ def runtime_env(environment: dict[str, str]) -> dict[str, Any]:
 
 
 def _wait_for_nodes(config: ExperimentConfig, num_runs: int) -> None:
-    """Ask the autoscaler for what so many runs need, and return when it is there, or the time is over."""
+    """Request the resources of the runs from the autoscaler and wait for them, at most ``runtime.wait_minutes``."""
     kind = "GPU" if uses_gpu(config.runtime) else "CPU"
     needed = _needed(config, kind, num_runs=num_runs)
     until = time.monotonic() + 60 * config.runtime.wait_minutes
@@ -100,22 +102,20 @@ def _wait_for_nodes(config: ExperimentConfig, num_runs: int) -> None:
         while ray.cluster_resources().get(kind, 0) < needed[kind] and time.monotonic() < until:
             time.sleep(_POLL_SECONDS)
     finally:
-        request_resources(bundles=[])  # idle nodes may go again
+        request_resources(bundles=[])  # idle nodes may be removed again
 
 
 @contextmanager
 def existing() -> Iterator[None]:
-    """The cluster of ``RAY_ADDRESS``, or the one that runs on this machine.
+    """Connect to the cluster of ``RAY_ADDRESS``, or to the one that runs on this machine.
 
     Raises:
-        UserError: there is none.
+        UserError: no cluster can be reached.
     """
     try:
         ray.init(address="auto", logging_level=logging.ERROR, log_to_driver=False)
     except ConnectionError as error:
-        raise UserError(
-            f"no Ray cluster answers ({error}); set RAY_ADDRESS to the one that is meant"
-        ) from error
+        raise UserError(f"no Ray cluster can be reached ({error}); set RAY_ADDRESS to its address") from error
     try:
         yield
     finally:
@@ -123,12 +123,12 @@ def existing() -> Iterator[None]:
 
 
 def uses_gpu(runtime: RuntimeConfig) -> bool:
-    """One GPU per worker when the recipe says so, or when it says nothing and the cluster has any."""
+    """Return ``runtime.use_gpu``, or if it is not set, whether the cluster has a GPU."""
     return bool(ray.cluster_resources().get("GPU")) if runtime.use_gpu is None else runtime.use_gpu
 
 
 def free_bytes(runtime: RuntimeConfig) -> int:
-    """Memory that is free on a worker's device: of one GPU, or this worker's share of this node."""
+    """Return the free memory of a worker's device: of a GPU, or the worker's share of this node."""
     if not uses_gpu(runtime):
         return int(psutil.virtual_memory().available // runtime.num_workers)
     free: int = ray.get(ray.remote(num_gpus=1, num_cpus=0)(_free_gpu_bytes).remote())
@@ -139,15 +139,15 @@ def _free_gpu_bytes() -> int:
     return int(torch.cuda.mem_get_info()[0])
 
 
-def room_for(config: ExperimentConfig) -> int:
-    """How many runs the cluster can hold at once, when they share the actors of the placed rewards."""
+def max_concurrent_runs(config: ExperimentConfig) -> int:
+    """Return the number of runs that fit on the cluster at the same time, if they share the actors of rewards."""
     kind = "GPU" if uses_gpu(config.runtime) else "CPU"
     free = ray.cluster_resources().get(kind, 0) - _needed(config, kind, num_runs=0)[kind]
     return int(free // config.runtime.num_workers)
 
 
 def _needed(config: ExperimentConfig, kind: str | None = None, *, num_runs: int = 1) -> dict[str, int]:
-    """CPUs and GPUs of the runs' workers (each has one of ``kind``; by default a CPU) and of the rewards' own actors."""
+    """Return the CPUs and GPUs of the runs' workers (one ``kind`` each, by default CPU) and of the rewards' actors."""
     needed = {"CPU": 0.0, "GPU": 0.0}
     needed[kind or "CPU"] += num_runs * config.runtime.num_workers
     for spec in (*config.rewards, *config.eval_rewards):
@@ -163,6 +163,6 @@ def _check_resources(config: ExperimentConfig) -> None:
     for name, amount in _needed(smallest, "GPU" if uses_gpu(config.runtime) else "CPU").items():
         if available.get(name, 0) < amount:
             raise UserError(
-                f"runtime.num_workers={least} and the placed rewards need {amount} {name}s, the Ray "
+                f"runtime.num_workers={least} and the rewards with a placement need {amount} {name}s, the Ray "
                 f"cluster has {available.get(name, 0):g}; lower --workers or placement.num_{name.lower()}s, or add nodes"
             )

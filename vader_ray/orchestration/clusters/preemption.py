@@ -1,6 +1,6 @@
-"""The notice that a cloud gives before it takes a machine back: heard on the machine itself, handed to Ray as a drained node.
+"""Poll a cloud's metadata service for preemption of this machine, and drain its Ray node.
 
-Runs keep every step on a node that is being drained. Ray hears of it from its launcher on Kubernetes alone, not from the clouds.
+On a node that is being drained, runs checkpoint every step. Ray itself detects preemption on Kubernetes only.
 """
 
 from __future__ import annotations
@@ -20,18 +20,20 @@ import ray
 from vader_ray.errors import UserError
 
 GOOGLE_SECONDS = 30
-"""What Google gives between notice and end."""
+"""Time between Google's notice and the end of the machine."""
 
 
 def aws_notice() -> float | None:
-    """Seconds until Amazon takes this spot machine back, None while it does not want it.
+    """Return the seconds until Amazon takes this spot machine back, or None without a notice.
 
     Source: "Spot Instance interruption notices" of the EC2 user guide; metadata service, version 2.
     """
     endpoint = os.environ.get("AWS_EC2_METADATA_SERVICE_ENDPOINT", "http://169.254.169.254").rstrip("/")
-    token = _ask(f"{endpoint}/latest/api/token", {"X-aws-ec2-metadata-token-ttl-seconds": "60"}, method="PUT")
+    token = _request(
+        f"{endpoint}/latest/api/token", {"X-aws-ec2-metadata-token-ttl-seconds": "60"}, method="PUT"
+    )
     try:
-        action = _ask(
+        action = _request(
             f"{endpoint}/latest/meta-data/spot/instance-action", {"X-aws-ec2-metadata-token": token}
         )
     except HTTPError as error:
@@ -43,33 +45,39 @@ def aws_notice() -> float | None:
 
 
 def gcp_notice() -> float | None:
-    """The same of Google, for spot and preemptible machines. Source: "Preemptible VM instances" of Compute Engine's manual."""
+    """Return the seconds until Google takes this spot or preemptible machine back, or None without a notice.
+
+    Source: "Preemptible VM instances" of Compute Engine's manual.
+    """
     host = os.environ.get("GCE_METADATA_HOST", "metadata.google.internal")
-    preempted = _ask(f"http://{host}/computeMetadata/v1/instance/preempted", {"Metadata-Flavor": "Google"})
+    preempted = _request(
+        f"http://{host}/computeMetadata/v1/instance/preempted", {"Metadata-Flavor": "Google"}
+    )
     return float(GOOGLE_SECONDS) if preempted.strip() == "TRUE" else None
 
 
 NOTICES: dict[str, Callable[[], float | None]] = {"aws": aws_notice, "gcp": gcp_notice}
+"""Function that polls each cloud."""
 
 
-def watch(cloud: str, every: float) -> None:
-    """Ask the cloud every so many seconds; on its notice drain this machine's Ray node and return.
+def watch_preemption(cloud: str, every: float) -> None:
+    """Poll the cloud every `every` seconds; on a notice drain this machine's Ray node and return.
 
     Raises:
-        UserError: this machine has no such metadata service, or no Ray.
+        UserError: this machine has no such metadata service, or Ray does not run on it.
     """
-    notice, asked = NOTICES[cloud], False
+    notice, has_responded = NOTICES[cloud], False
     while True:
         try:
             seconds = notice()
         except OSError as error:
-            if not asked:
+            if not has_responded:
                 raise UserError(
-                    f"no metadata service of {cloud} answers here ({error}); run this on a machine of {cloud}"
+                    f"no metadata service of {cloud} can be reached ({error}); run this on a machine of {cloud}"
                 ) from None
-            print(f"the metadata service does not answer: {error}", file=sys.stderr, flush=True)
+            print(f"the metadata service does not respond: {error}", file=sys.stderr, flush=True)
             seconds = None
-        asked = True
+        has_responded = True
         if seconds is not None:
             return _drain(seconds)
         time.sleep(every)
@@ -80,7 +88,7 @@ def _drain(seconds: float) -> None:
         ray.init(address="auto", log_to_driver=False, logging_level="warning")
     except ConnectionError:
         raise UserError(
-            f"this machine is taken back in {seconds:.0f} seconds, and no Ray runs on it"
+            f"the cloud takes this machine back in {seconds:.0f} seconds, and Ray does not run on it"
         ) from None
     context = ray.get_runtime_context()
     node, address = context.get_node_id(), context.gcs_address
@@ -90,11 +98,20 @@ def _drain(seconds: float) -> None:
         "--reason-message",
         "the cloud takes this machine back",
     ]
-    where = ["--address", address, "--node-id", node, "--deadline-remaining-seconds", str(int(seconds))]
-    subprocess.run([sys.executable, "-m", "ray.scripts.scripts", "drain-node", *where, *reason], check=True)
-    print(f"this machine is taken back in {seconds:.0f} seconds; Ray drains node {node}", flush=True)
+    address_and_node = [
+        "--address",
+        address,
+        "--node-id",
+        node,
+        "--deadline-remaining-seconds",
+        str(int(seconds)),
+    ]
+    subprocess.run(
+        [sys.executable, "-m", "ray.scripts.scripts", "drain-node", *address_and_node, *reason], check=True
+    )
+    print(f"the cloud takes this machine back in {seconds:.0f} seconds; Ray drains node {node}", flush=True)
 
 
-def _ask(url: str, headers: dict[str, str], method: str = "GET") -> str:
-    with urlopen(Request(url, headers=headers, method=method), timeout=5) as answer:
-        return str(answer.read().decode())
+def _request(url: str, headers: dict[str, str], method: str = "GET") -> str:
+    with urlopen(Request(url, headers=headers, method=method), timeout=5) as response:
+        return str(response.read().decode())

@@ -21,14 +21,14 @@ _LOOPBACK = "127.0.0.1"
 
 @contextmanager
 def start(*, include_dashboard: bool, **settings: Any) -> Iterator[None]:
-    """Start a cluster for the length of the block.
+    """Start a cluster for the duration of the block.
 
-    Its processes demand a random token, which only the environment of the driver and of its child processes holds, listen on
+    Its processes require a random token, which only the environment of the driver and of its child processes holds, listen on
     the loopback interface (Ray's; torch's store of a process group with several workers listens on all), and keep their files
     in a folder that only this user can enter. Afterwards the driver's environment is as it was.
 
     Args:
-        include_dashboard: start Ray's dashboard too, with its State API; it demands the token like everything else.
+        include_dashboard: start Ray's dashboard too, with its State API; it requires the token as well.
         settings: more arguments of ``ray.init``.
 
     Raises:
@@ -54,7 +54,7 @@ def start(*, include_dashboard: bool, **settings: Any) -> Iterator[None]:
 
 @contextmanager
 def _set_environment(variables: dict[str, str]) -> Iterator[None]:
-    """Set variables of this process for the length of the block, and have Ray's core read its token again."""
+    """Set variables of this process for the duration of the block, and make Ray's core read its token again."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     _reload_authentication()
@@ -70,16 +70,16 @@ def _set_environment(variables: dict[str, str]) -> Iterator[None]:
 
 
 def _reload_authentication() -> None:
-    """Ray's core reads mode and token once in a process."""
+    """Make Ray's core read mode and token again; by itself it reads them once per process."""
     ray._raylet.Config.initialize("")
     ray._raylet.AuthenticationTokenLoader.instance().reset_cache()
 
 
 @contextmanager
 def _node_address_is_loopback() -> Iterator[None]:
-    """Let Ray take the loopback address for its node, which it does by itself on macOS and Windows alone.
+    """Make Ray use the loopback address for its node, as it does by default on macOS and Windows only.
 
-    ``_node_ip_address`` is of no use: `ray.init` replaces a loopback address in it by that of a network. The child processes
+    ``_node_ip_address`` has no effect: `ray.init` replaces a loopback address in it by that of a network. The child processes
     get the same setting from the environment, which Ray reads at its import; the driver has imported it long before.
     """
     before = ray_constants.ENABLE_RAY_CLUSTER
@@ -96,7 +96,7 @@ def _loopback_interface() -> str:
 
 
 def _own_folder() -> Path:
-    """Where Ray keeps logs and sockets of this user's clusters; a short path, for a socket's has at most 107 bytes."""
+    """Return the folder of logs and sockets of this user's clusters; short, because a socket's path has at most 107 bytes."""
     folder = Path(get_default_system_temp_dir()) / f"ray_{os.getuid()}"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if folder.is_symlink() or folder.stat().st_uid != os.getuid():

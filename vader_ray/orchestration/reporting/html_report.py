@@ -1,4 +1,4 @@
-"""One page about an experiment, a sweep or some runs, from what MLflow holds: complete in itself, for screens and paper."""
+"""HTML report about an experiment, a sweep or runs, from MLflow's data: one self-contained page for screen and print."""
 
 from __future__ import annotations
 
@@ -30,16 +30,18 @@ from vader_ray.orchestration.reporting.report_figures import (
     value_of,
 )
 from vader_ray.orchestration.tracking.mlflow_client import MlflowException
-from vader_ray.orchestration.tracking.server import SQLITE, tracking_uri, unusable
+from vader_ray.orchestration.tracking.pages import how_to_open
+from vader_ray.orchestration.tracking.server import tracking_uri, unusable
 from vader_ray.training.media import read_mp4
 
-MOST_PROMPTS, MOST_VIDEO_RUNS = 3, 8
-MOST_VIDEO_BYTES = 24_000_000
-"""Of all videos of a page."""
-STILL_SIDE, STILLS = 128, 4
-"""Height in pixels, and number, of the frames that stand for a video on paper."""
-MOST_COLUMNS = 5
-"""Differing settings that get a column of the table."""
+MAX_PROMPTS, MAX_VIDEO_RUNS = 3, 8
+"""Held-out prompts and runs whose videos are on the page."""
+MAX_VIDEO_BYTES = 24_000_000
+"""Size of all videos of the page."""
+STILL_HEIGHT, NUM_STILLS = 128, 4
+"""Height in pixels and number of the frames that replace a video in print."""
+MAX_COLUMNS = 5
+"""Differing settings with a column in the table."""
 
 
 @dataclass(frozen=True)
@@ -47,22 +49,27 @@ class Clip:
     """A video of the page."""
 
     label: str
+    """Run and step, below the video."""
     prompt: str
+    """Held-out prompt."""
     mp4: str
+    """The video, base64."""
     poster: str
+    """First frame as JPEG, base64."""
     strip: str
-    """All three base64; a strip of frames is what paper shows."""
+    """Frames side by side as JPEG, base64; printed instead of the video."""
 
 
 def write_report(targets: Sequence[str], output: Path, uri: str | None = None) -> Path:
-    """Write the page, and its figures as SVG and PNG into ``OUTPUT_figures/`` beside it; the page's path.
+    """Write the page, and its figures as SVG and PNG to ``OUTPUT_figures/`` next to it; return the page's path.
 
     Args:
-        targets: experiments, sweeps and runs, by name; runs also by their MLflow id or their folder.
+        targets: names of experiments, sweeps and runs; ids or folders of runs.
+        output: path of the page.
+        uri: server or database, as the setting ``tracking.uri``.
 
     Raises:
-        UserError: MLflow does not answer or does not know them, nothing was measured, or the page cannot be
-            written.
+        UserError: MLflow cannot be used or lacks the targets, no run has an evaluation, or the page cannot be written.
     """
     address = tracking_uri(uri)
     runs = find_runs(address, targets)
@@ -79,7 +86,7 @@ def write_report(targets: Sequence[str], output: Path, uri: str | None = None) -
 
 
 def figures_folder(output: Path) -> Path:
-    """Where the figures of a page lie."""
+    """Return the folder of a page's figures."""
     return output.with_name(f"{output.stem}_figures")
 
 
@@ -90,11 +97,11 @@ def _render(targets: Sequence[str], runs: list[PastRun], uri: str, output: Path)
     clips, left_out = _clips(evaluated)
     bands = describe_bands(groups)
     sections = [
-        ("rewards", "Trained rewards", f"On prompts that were never trained on. {bands}", draw_rewards(groups, trained, folder)),
-        ("heldout", "Rewards that nobody trained", f"They expose reward hacking. {bands}", draw_rewards(groups, heldout, folder)),
+        ("rewards", "Trained rewards", f"Means over held-out prompts, which were not trained on. {bands}", draw_rewards(groups, trained, folder)),
+        ("heldout", "Held-out rewards", f"Measured but not trained: a fall shows reward hacking. {bands}", draw_rewards(groups, heldout, folder)),
         ("metrics", "Metrics", "Measured in every evaluation and never trained.", draw_metrics(groups, folder)),
-        ("trade-offs", "Trade-offs", "No other run beats those on the front in all rewards.", draw_trade_offs(groups, folder)),
-        ("effects", "Effect of each setting", "A dot per run; the line joins the means.", draw_effects(groups, folder)),
+        ("trade-offs", "Trade-offs", "No other run exceeds a run on the Pareto front in all rewards.", draw_trade_offs(groups, folder)),
+        ("effects", "Effect of each setting", "One dot per run; the line connects the means.", draw_effects(groups, folder)),
     ]  # fmt: skip
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True,
@@ -131,12 +138,12 @@ def _title(targets: Sequence[str], runs: Sequence[PastRun]) -> str:
 
 
 def _facts(runs: Sequence[PastRun]) -> list[tuple[str, str]]:
-    """What was run and what it cost, over all runs."""
+    """Return number, status, costs and code of all runs."""
 
     def total(metric: str) -> float:
         return sum(
-            run.last(metric) or 0.0 for run in runs if not run.is_mix
-        )  # a mix repeats what its parts have cost
+            run.last(metric) or 0.0 for run in runs if not run.is_soup
+        )  # the costs of a soup are those of its ingredients
 
     states = [run.status for run in runs]
     commits = sorted(
@@ -155,7 +162,7 @@ def _facts(runs: Sequence[PastRun]) -> list[tuple[str, str]]:
         ("with evaluations", _duration(total("cost/wall_seconds"))),
         (
             "GPU hours",
-            f"{total('cost/gpu_hours'):.2f}" if total("cost/gpu_hours") else "none, trained on CPUs",
+            f"{total('cost/gpu_hours'):.2f}" if total("cost/gpu_hours") else "none (CPUs only)",
         ),
         ("GPUs", "; ".join(gpus)),
         ("code", ", ".join(commits)),
@@ -164,7 +171,7 @@ def _facts(runs: Sequence[PastRun]) -> list[tuple[str, str]]:
 
 
 def _recipes(runs: Sequence[PastRun]) -> list[dict[str, Any]]:
-    """Per recipe what all its runs have in common."""
+    """Return, per recipe, the settings that all its runs share."""
     recipes = []
     for name in dict.fromkeys(run.recipe_name for run in runs if run.settings):
         members = [run for run in runs if run.recipe_name == name]
@@ -180,14 +187,14 @@ def _recipes(runs: Sequence[PastRun]) -> list[dict[str, Any]]:
 
 
 def _setup(run: PastRun, varied: set[str]) -> str:
-    """The settings that matter most, in a sentence; those that differ between runs are named as such."""
+    """Describe the main settings in a sentence; settings that differ between runs are marked."""
 
     def value(field: str) -> str:
-        return f"(differing {short(field)})" if field in varied else run.settings.get(field, "?")
+        return f"({short(field)} differs)" if field in varied else run.settings.get(field, "?")
 
-    watched = f", measures {', '.join(run.heldout)}" if run.heldout else ""
+    heldout = f" (held out: {', '.join(run.heldout)})" if run.heldout else ""
     return (
-        f"Trains {', '.join(run.rewards)}{watched}: {value('model.family')} {value('model.weights')}, "
+        f"Trained on {', '.join(run.rewards)}{heldout}: {value('model.family')} {value('model.weights')}, "
         f"{value('num_steps')} steps of {value('videos_per_step')} videos, learning rate {value('optimizer.learning_rate')}, "
         f"rank {value('adapter.rank')}; {value('sampling.truncation')} {value('sampling.truncation_depth')} of "
         f"{value('sampling.num_inference_steps')} denoising steps carry gradient."
@@ -195,11 +202,11 @@ def _setup(run: PastRun, varied: set[str]) -> str:
 
 
 def _table(runs: Sequence[PastRun], trained: Sequence[str], heldout: Sequence[str]) -> dict[str, Any]:
-    """Headings and rows; a cell that begins a row is its run."""
-    fields = differing(runs)[:MOST_COLUMNS]
-    rewards = [*trained, *(f"{name} (never trained)" for name in heldout)]
+    """Return headings and rows of the table; the first cell of a row is the run's name."""
+    fields = differing(runs)[:MAX_COLUMNS]
+    rewards = [*trained, *(f"{name} (held out)" for name in heldout)]
     headings = ["run", "status", *map(short, fields), *rewards, "steps", "reward queries", "denoiser calls", "training",
-                "GPU hours", "best adapter", "guard", "MLflow's id"]  # fmt: skip
+                "GPU hours", "best adapter", "guard", "MLflow run id"]  # fmt: skip
     rows = []
     for run in runs:
         rows.append([
@@ -214,7 +221,7 @@ def _table(runs: Sequence[PastRun], trained: Sequence[str], heldout: Sequence[st
 
 
 def _best(run: PastRun) -> str:
-    """The step whose adapter is kept, and the measure that chose it."""
+    """Return the step of the best adapter, and the metric by which it was selected."""
     step = run.last("eval/best_step")
     chosen = run.settings.get("evaluation.select", "None")
     metric = (
@@ -230,9 +237,9 @@ def _best(run: PastRun) -> str:
 
 
 def _fired(run: PastRun) -> str:
-    watched = run.history.get("guard/fired", {})
-    steps = [str(step) for step in sorted(watched) if watched[step]]
-    return f"fired at {', '.join(steps)}" if steps else "quiet" if watched else "–"
+    fired = run.history.get("guard/fired", {})
+    steps = [str(step) for step in sorted(fired) if fired[step]]
+    return f"fired at {', '.join(steps)}" if steps else "no alarm" if fired else "–"
 
 
 def _change(run: PastRun, name: str) -> str:
@@ -264,7 +271,7 @@ def _duration(seconds: float | None) -> str:
 
 
 def _clips(runs: Sequence[PastRun]) -> tuple[list[tuple[str, list[Clip]]], int]:
-    """Per prompt the base model's video and each run's last one; and how many runs are left out."""
+    """Return, per prompt, the base model's video and each run's best and last ones; and the number of runs left out."""
     rows: dict[str, list[Clip]] = {}
     shown, bases, spent, left_out = 0, set[tuple[str, ...]](), 0, 0
     for run in runs:
@@ -275,9 +282,9 @@ def _clips(runs: Sequence[PastRun]) -> tuple[list[tuple[str, list[Clip]]], int]:
         best = int(run.last("eval/best_step") or 0)
         wanted += [(best, f"{run.name}, best adapter")] if best in steps[1:-1] else []
         wanted += [(steps[-1], run.name)] if steps[-1] else []
-        files = [(step, label, run.videos(step, MOST_PROMPTS)) for step, label in wanted]
+        files = [(step, label, run.videos(step, MAX_PROMPTS)) for step, label in wanted]
         size = sum(len(mp4) for _, _, mp4s in files for mp4 in mp4s)
-        if shown == MOST_VIDEO_RUNS or spent + size > MOST_VIDEO_BYTES:
+        if shown == MAX_VIDEO_RUNS or spent + size > MAX_VIDEO_BYTES:
             left_out += 1
             continue
         shown, spent = shown + 1, spent + size
@@ -292,7 +299,7 @@ def _clips(runs: Sequence[PastRun]) -> tuple[list[tuple[str, list[Clip]]], int]:
 
 
 def _base(run: PastRun) -> tuple[str, ...]:
-    """What the base model's videos depend on."""
+    """Return the settings on which the base model's videos depend."""
     free = (
         "sampling.truncation",
         "sampling.window",
@@ -306,9 +313,9 @@ def _base(run: PastRun) -> tuple[str, ...]:
 
 
 def _prompts(run: PastRun, count: int) -> list[str]:
-    """The texts of the first held-out prompts; prompts come round again."""
-    prompts = run.recipe.get("prompts", {}).get("heldout") or [f"video {place + 1}" for place in range(count)]
-    return [str(prompts[place % len(prompts)]).rpartition(" | ")[2] for place in range(count)]
+    """Return the texts of the first held-out prompts, repeated as evaluations repeat them."""
+    prompts = run.recipe.get("prompts", {}).get("heldout") or [f"video {index + 1}" for index in range(count)]
+    return [str(prompts[index % len(prompts)]).rpartition(" | ")[2] for index in range(count)]
 
 
 def _clip(label: str, prompt: str, mp4: bytes) -> Clip:
@@ -316,7 +323,7 @@ def _clip(label: str, prompt: str, mp4: bytes) -> Clip:
         path = Path(folder) / "video.mp4"
         path.write_bytes(mp4)
         frames = read_mp4(path)
-    chosen = frames[np.linspace(0, len(frames) - 1, min(STILLS, len(frames))).round().astype(int)]
+    chosen = frames[np.linspace(0, len(frames) - 1, min(NUM_STILLS, len(frames))).round().astype(int)]
     return Clip(
         label, prompt, base64.b64encode(mp4).decode(), _jpeg(frames[0]), _jpeg(np.concatenate(chosen, axis=1))
     )
@@ -324,7 +331,7 @@ def _clip(label: str, prompt: str, mp4: bytes) -> Clip:
 
 def _jpeg(pixels: Any) -> str:
     image = Image.fromarray(pixels)
-    image = image.resize((round(image.width * STILL_SIDE / image.height), STILL_SIDE))
+    image = image.resize((round(image.width * STILL_HEIGHT / image.height), STILL_HEIGHT))
     stream = io.BytesIO()
     image.save(stream, "JPEG", quality=85)
     return base64.b64encode(stream.getvalue()).decode()
@@ -333,13 +340,12 @@ def _jpeg(pixels: Any) -> str:
 def _commands(
     targets: Sequence[str], runs: Sequence[PastRun], uri: str, output: Path
 ) -> list[tuple[str, str]]:
-    """What to type to make the runs, and this page, again."""
+    """Return the commands that repeat the runs and this page, each with a heading."""
     commands = []
     for script in dict.fromkeys(run.tags["sweep"].rsplit("-", 2)[0] for run in runs if "sweep" in run.tags):
         commands.append(("The sweep", f"python sweeps/{script}.py"))
-    if uri.startswith(SQLITE):
-        commands.append(("MLflow's pages", f"mlflow ui --backend-store-uri {shlex.quote(uri)}"))
-    commands.append(("One run, by its id of the table", "\n".join(_again(runs[0], uri))))
+    commands.append(("MLflow", how_to_open(uri, runs[0].experiment_id)))
+    commands.append(("One run, by its MLflow run id", "\n".join(_repeat(runs[0], uri))))
     quoted = " ".join(shlex.quote(target) for target in targets)
     commands.append(
         (
@@ -350,6 +356,6 @@ def _commands(
     return commands
 
 
-def _again(run: PastRun, uri: str) -> Iterator[str]:
+def _repeat(run: PastRun, uri: str) -> Iterator[str]:
     yield f"MLFLOW_TRACKING_URI={shlex.quote(uri)} mlflow artifacts download -r {run.run_id} -a recipe.yaml -d ."
     yield f"vader-ray train recipe.yaml --workers {run.settings.get('runtime.num_workers', '1')}"

@@ -1,4 +1,4 @@
-"""Runs as MLflow remembers them: settings, metrics step by step, tags, videos. Nothing else is read."""
+"""Past runs, read from MLflow alone: settings, metrics of every step, tags and videos."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vader_ray.orchestration.tracking.server import SQLITE, check_server, databa
 
 CURVES = ("eval/", "guard/", "cost/")
 """Prefixes of the metrics whose history is read."""
-WHERE_AND_HOW = (
+_WITHOUT_EFFECT = (
     "name",
     "runtime.",
     "tracking.",
@@ -28,7 +28,7 @@ WHERE_AND_HOW = (
     "evaluation.num_shown",
     "evaluation.frames_per",
 )
-"""Settings that do not make one run differ from another."""
+"""Prefixes of the settings that have no effect on the result of a run."""
 _ENDED = {
     "FINISHED": "completed",
     "FAILED": "failed",
@@ -43,70 +43,79 @@ class PastRun:
     """One run of a recipe."""
 
     client: MlflowClient
+    """Client of the server or database that has the run."""
     run_id: str
+    """MLflow's id of the run; empty for a trial that was refused before it had a run."""
+    experiment_id: str
+    """MLflow's id of the run's experiment."""
     name: str
+    """Name of the run."""
     status: str
-    """completed, stopped, failed, interrupted, or unfinished: it is running, or its process was lost."""
+    """``completed``, ``stopped``, ``failed``, ``interrupted``, or ``unfinished`` for a run that is running or was lost."""
     started_ms: int
+    """Start in milliseconds since 1970."""
     settings: dict[str, str]
-    """Dotted field → value, as it was logged."""
+    """Value of each dotted field, as logged."""
     tags: dict[str, str]
+    """MLflow's tags of the run."""
     history: dict[str, dict[int, float]]
-    """Metric → step → value."""
+    """Value of each metric at each step."""
 
     @property
     def recipe_name(self) -> str:
+        """Name of the recipe."""
         return self.tags.get("recipe", "")
 
     @property
     def rewards(self) -> list[str]:
-        """The trained rewards, in the recipe's order."""
+        """Names of the trained rewards, in the recipe's order."""
         return _reward_names(self.settings, "rewards")
 
     @property
     def heldout(self) -> list[str]:
-        """The rewards that are only measured."""
+        """Names of the held-out rewards, which are measured but not trained."""
         return _reward_names(self.settings, "eval_rewards")
 
     @property
     def swept(self) -> dict[str, str]:
-        """Of a sweep's trial: swept name → value."""
+        """Value of each swept name, if the run is a trial of a sweep."""
         parts = set(self.tags.get("trial", "").split(","))
         return {name: value for name, value in self.tags.items() if f"{name}={value}" in parts}
 
     @property
-    def is_mix(self) -> bool:
-        """Whether it mixes the adapters of other trials and trained nothing itself."""
+    def is_soup(self) -> bool:
+        """Whether the run evaluates interpolated adapters of other trials and trained nothing."""
         return INTERPOLATED in self.swept
 
     @cached_property
     def recipe(self) -> dict[str, Any]:
-        """The resolved recipe, empty where the run has none."""
+        """The resolved recipe; empty if the run has none."""
         with tempfile.TemporaryDirectory() as folder:
             path = self._download("recipe.yaml", folder)
             document = yaml.safe_load(path.read_text(encoding="utf-8")) if path else None
         return document if isinstance(document, dict) else {}
 
     def last(self, metric: str) -> float | None:
-        """The latest value of a metric."""
+        """Return the last value of a metric."""
         points = self.history.get(metric, {})
         return points[max(points)] if points else None
 
     def best(self, metric: str) -> float | None:
-        """The value of a metric with the adapter that is kept."""
+        """Return the value of a metric with the best adapter."""
         step = self.last("eval/best_step")
         return None if step is None else self.history.get(metric, {}).get(int(step))
 
     @property
     def stopped_by_guard(self) -> bool:
+        """Whether the guard ended the run."""
         return self.settings.get("guard.action") == "stop" and bool(self.last("guard/fired"))
 
     def first(self, metric: str) -> float | None:
-        """The value of a metric before training."""
+        """Return the value of a metric before training."""
         return self.history.get(metric, {}).get(0)
 
     def video_steps(self) -> list[int]:
-        """The steps whose held-out videos were kept."""
+        """List the steps with stored held-out videos."""
         names = [
             item.path.rsplit("-", 1)[-1]
             for item in self.client.list_artifacts(self.run_id, "videos")
@@ -115,7 +124,7 @@ class PastRun:
         return sorted(int(name) for name in names if name.isdigit())
 
     def videos(self, step: int, most: int) -> list[bytes]:
-        """The first so many mp4 files of a step, in the order of the held-out prompts."""
+        """Return the first mp4 files of a step, `most` at most, in the order of the held-out prompts."""
         paths = sorted(
             item.path for item in self.client.list_artifacts(self.run_id, f"videos/step-{step:06d}")
         )
@@ -133,14 +142,14 @@ class PastRun:
 
 
 def find_runs(uri: str, targets: Sequence[str]) -> list[PastRun]:
-    """The runs that experiments, sweeps and runs consist of, by time; a sweep's parent is represented by its trials.
+    """Find the runs of experiments, sweeps and single runs, sorted by time; a sweep's trials replace its parent run.
 
     Args:
-        targets: names of experiments, names of sweeps or runs (also as the path of their folder), ids of MLflow runs.
+        uri: server or database.
+        targets: names of experiments, names of sweeps or runs (also as paths of their folders), ids of MLflow runs.
 
     Raises:
-        UserError: MLflow does not answer.
-        UserError: it does not know one of the targets, or none of the runs was ever evaluated.
+        UserError: MLflow cannot be used, does not have one of the targets, or no run has an evaluation.
     """
     if uri.startswith(SQLITE) and not database_path(uri).is_file():
         raise UserError(
@@ -160,13 +169,13 @@ def find_runs(uri: str, targets: Sequence[str]) -> list[PastRun]:
     if not any(run.last("eval/objective") is not None for run in runs):
         raise UserError(
             f"none of the {len(runs)} runs of {', '.join(targets)} has metrics of an evaluation; "
-            "look at their status in MLflow, or name runs that came as far as their first evaluation"
+            "look at their status in MLflow, or name runs that have finished their first evaluation"
         )
     return runs
 
 
 def _matching(client: MlflowClient, uri: str, target: str) -> list[Any]:
-    """What a target names: an experiment, a run by its id, or all runs and sweeps of that name."""
+    """Return the MLflow runs of a target: of an experiment, a run id, or all runs and sweeps of that name."""
     experiment = client.get_experiment_by_name(target)
     if experiment is not None:
         return _search(client, [experiment.experiment_id], "")
@@ -205,7 +214,7 @@ def _is_parent(run: Any) -> bool:
 
 
 def _refused(client: MlflowClient, parent: Any) -> Iterator[PastRun]:
-    """The trials of a sweep whose settings could not work: they have no run, only a row in the parent's table."""
+    """Yield the trials of a sweep with invalid settings, which have no run but a row in the parent's table."""
     if not any(item.path == "trials.json" for item in client.list_artifacts(parent.info.run_id)):
         return
     with tempfile.TemporaryDirectory() as folder:
@@ -221,7 +230,17 @@ def _refused(client: MlflowClient, parent: Any) -> Iterator[PastRun]:
                 "recipe": parent.data.tags.get("recipe", ""),
                 **swept,
             }
-            yield PastRun(client, "", row["trial"], "failed", parent.info.start_time, {}, tags, {})
+            yield PastRun(
+                client,
+                "",
+                parent.info.experiment_id,
+                row["trial"],
+                "failed",
+                parent.info.start_time,
+                {},
+                tags,
+                {},
+            )
 
 
 def _read(client: MlflowClient, run: Any) -> PastRun:
@@ -233,6 +252,7 @@ def _read(client: MlflowClient, run: Any) -> PastRun:
     return PastRun(
         client=client,
         run_id=run.info.run_id,
+        experiment_id=run.info.experiment_id,
         name=run.info.run_name,
         status=run.data.tags.get("status", _ENDED[run.info.status])
         if run.info.status != "RUNNING"
@@ -245,7 +265,7 @@ def _read(client: MlflowClient, run: Any) -> PastRun:
 
 
 def _reward_names(settings: dict[str, str], section: str) -> list[str]:
-    """Labels, or else the last part of the names, as `RewardConfig.name`."""
+    """Return the names of a section's rewards: the label, else the last part of the dotted name, as `RewardConfig.name`."""
     names: list[str] = []
     while (reward := settings.get(f"{section}.{len(names)}.reward")) is not None:
         label = settings.get(f"{section}.{len(names)}.label", "None")
@@ -254,7 +274,7 @@ def _reward_names(settings: dict[str, str], section: str) -> list[str]:
 
 
 def differing(runs: Iterable[PastRun]) -> list[str]:
-    """What runs differ in: a sweep's own names, else settings that decide a result; ``seed`` comes last."""
+    """List the fields in which runs differ, ``seed`` last: swept names for trials, else settings with an effect on results."""
     runs = list(runs)
     return (
         _varied([run.swept for run in runs]) if all(run.swept for run in runs) else differing_settings(runs)
@@ -262,13 +282,13 @@ def differing(runs: Iterable[PastRun]) -> list[str]:
 
 
 def differing_settings(runs: Iterable[PastRun]) -> list[str]:
-    """The settings that decide a result and that runs differ in."""
+    """List the settings in which runs differ and that have an effect on results."""
     return _varied([run.settings for run in runs if run.settings])
 
 
 def _varied(tables: Sequence[dict[str, str]]) -> list[str]:
     names = list(
-        dict.fromkeys(name for table in tables for name in table if not name.startswith(WHERE_AND_HOW))
+        dict.fromkeys(name for table in tables for name in table if not name.startswith(_WITHOUT_EFFECT))
     )
     varied = [name for name in names if len({table.get(name) for table in tables}) > 1]
     return sorted(varied, key=lambda name: name == "seed")

@@ -1,4 +1,4 @@
-"""Which figures a report has: runs in, groups over seeds, curves, trade-offs and effects out."""
+"""Figures of a report: runs grouped over seeds, reward curves, metrics, trade-offs and effects of settings."""
 
 from __future__ import annotations
 
@@ -25,23 +25,29 @@ AXES = {
     "cost/gpu_hours": "GPU hours of training steps",
     SECONDS: "seconds of training steps",
 }
-MOST_FIELDS, MOST_FIELDS_IN_A_LABEL = 6, 3
+MAX_FIELDS = 6
+"""Differing fields whose effects are drawn."""
+MAX_FIELDS_IN_LABEL = 3
+"""Fields in the label of a group; with more, the label is the name of its first run."""
 
 
 @dataclass(frozen=True)
 class RunGroup:
-    """Runs that differ by their seed alone."""
+    """Runs that differ in their seed only."""
 
     label: str
+    """Text in legends."""
     runs: list[PastRun]
+    """One run per seed."""
 
     def best(self, metric: str) -> float | None:
-        """The mean of a metric with the adapters that the runs keep."""
+        """Return the mean of a metric over the best adapters of the runs."""
         values = [value for run in self.runs if (value := run.best(metric)) is not None]
         return fmean(values) if values else None
 
     @property
     def is_eligible(self) -> bool:
+        """Whether all runs may be on the Pareto front."""
         return all(is_eligible(run.status, run.stopped_by_guard) for run in self.runs)
 
 
@@ -50,44 +56,46 @@ class Drawn:
     """A figure in a page."""
 
     svg: str
+    """SVG element."""
     name: str
-    """Of its files."""
+    """Name of its files, without suffix."""
     caption: str
+    """Sentence below the figure, also its text for screen readers."""
 
 
 def grouped(runs: Sequence[PastRun]) -> list[RunGroup]:
-    """Runs with equal settings but for the seed, in the order of their first one."""
+    """Group runs that differ in their seed only, in the order of their first run."""
     fields = [field for field in differing(runs) if field != "seed"]
     members: dict[tuple[str | None, ...], list[PastRun]] = {}
     for run in runs:
         members.setdefault(tuple(value_of(run, field) for field in fields), []).append(run)
     if len(members) == 1:
         return [RunGroup(runs[0].recipe_name or runs[0].name, list(runs))]
-    few = len(fields) <= MOST_FIELDS_IN_A_LABEL
+    few = len(fields) <= MAX_FIELDS_IN_LABEL
     return [RunGroup(", ".join(f"{short(field)}={value}" for field, value in zip(fields, values, strict=True) if value) if few
                   else members_[0].name, members_) for values, members_ in members.items()]  # fmt: skip
 
 
 def value_of(run: PastRun, field: str) -> str | None:
-    """A swept value or a setting of a run."""
+    """Return a swept value of a run, else the value of a setting."""
     return run.swept.get(field, run.settings.get(field))
 
 
 def short(field: str) -> str:
-    """The last part of a dotted field, with its place where it belongs to a list: ``rewards.0.weight``."""
+    """Return the last part of a dotted field, or the whole field if it has an index: ``rewards.0.weight``."""
     parts = field.split(".")
     return field if any(part.isdigit() for part in parts) else parts[-1]
 
 
 def reward_names(runs: Sequence[PastRun]) -> tuple[list[str], list[str]]:
-    """The rewards that some run trained, and those that were only measured."""
+    """Return the rewards that any run trained, and those that no run trained."""
     trained = list(dict.fromkeys(name for run in runs for name in run.rewards))
     heldout = list(dict.fromkeys(name for run in runs for name in run.heldout))
     return trained, [name for name in heldout if name not in trained]
 
 
 def draw_rewards(groups: Sequence[RunGroup], names: Sequence[str], folder: Path) -> Iterator[Drawn]:
-    """Each reward against each cost."""
+    """Draw each reward against each cost."""
     for name in names:
         for axis, label in _axes(groups):
             caption = f"Held-out {name} against {label}."
@@ -107,31 +115,31 @@ def draw_metrics(groups: Sequence[RunGroup], folder: Path) -> Iterator[Drawn]:
 
 
 def draw_trade_offs(groups: Sequence[RunGroup], folder: Path) -> Iterator[Drawn]:
-    """Pairs of rewards: all trained ones, or the trained and the first held-out one."""
+    """Draw pairs of rewards: of all trained ones, or of the only trained and the first held-out one."""
     trained, heldout = reward_names([run for group in groups for run in group.runs])
     names = trained if len(trained) > 1 else [*trained, *heldout[:1]]
     if len(names) < 2 or len(groups) < 2:
         return
     front = set(pareto_front(_scores(groups, names)))
     for one, other in combinations(names[:4], 2):
-        places = [
+        scores = [
             (group.label, group.best(f"eval/reward/{one}"), group.best(f"eval/reward/{other}"))
             for group in groups
         ]
         points = [
-            Point(label, x, y, label in front) for label, x, y in places if x is not None and y is not None
+            Point(label, x, y, label in front) for label, x, y in scores if x is not None and y is not None
         ]
         if len(points) > 1:
             figure = figures.trade_off(points, title=f"{one} and {other}", x_label=one, y_label=other)
-            caption = f"Held-out {one} and {other} with the adapters that are kept. Filled: on the Pareto front of {', '.join(names)}."
+            caption = f"Held-out {one} and {other} of the best adapters. Filled: on the Pareto front of {', '.join(names)}."
             yield _drawn(figure, f"trade-off-{one}-{other}", caption, folder)
 
 
 def draw_effects(groups: Sequence[RunGroup], folder: Path) -> Iterator[Drawn]:
-    """What each field that differs does to the first trained reward and to the first held-out one, by trained runs."""
-    runs = [run for group in groups for run in group.runs if not run.is_mix]
+    """Draw the first trained and the first held-out reward against each differing field, without soups."""
+    runs = [run for group in groups for run in group.runs if not run.is_soup]
     trained, heldout = reward_names(runs)
-    for field in [field for field in differing(runs) if field != "seed"][:MOST_FIELDS]:
+    for field in [field for field in differing(runs) if field != "seed"][:MAX_FIELDS]:
         for name in (*trained[:1], *heldout[:1]):
             found = [(value_of(run, field), run.last(f"eval/reward/{name}")) for run in runs]
             points = [(value, last) for value, last in found if value is not None and last is not None]
@@ -140,7 +148,7 @@ def draw_effects(groups: Sequence[RunGroup], folder: Path) -> Iterator[Drawn]:
                 yield _drawn(
                     figure,
                     f"effect-{field}-{name}",
-                    f"Held-out {name} at the end, by {field}: runs and means.",
+                    f"Held-out {name} after training, by {field}: runs and means.",
                     folder,
                 )
 
@@ -157,7 +165,7 @@ def _curves(
     lines = [line for group in groups if (line := series(group, metric, axis)).x]
     if lines:
         if any(line.marked for line in lines):
-            caption += " A cross: the guard has fired."
+            caption += " Crosses: the guard fired."
         figure = figures.curves(lines, title=title, x_label=axis_label, y_label="mean of held-out videos")
         yield _drawn(
             figure,
@@ -168,7 +176,7 @@ def _curves(
 
 
 def series(group: RunGroup, metric: str, axis: str) -> Series:
-    """Means over seeds with their band (`_band`), at every step that has both metrics."""
+    """Return the means over seeds, with their band (`_band`), at every step that has both metrics."""
     steps = sorted({step for run in group.runs for step in run.history.get(metric, ())})
     x: list[float] = []
     y: list[float] = []
@@ -176,27 +184,27 @@ def series(group: RunGroup, metric: str, axis: str) -> Series:
     high: list[float] = []
     marked: list[int] = []
     for step in steps:
-        seen = [
+        measured = [
             run
             for run in group.runs
             if step in run.history.get(metric, ()) and step in run.history.get(axis, ())
         ]
-        if not seen:
+        if not measured:
             continue
-        values = [run.history[metric][step] for run in seen]
-        bounds = _band(seen, metric, step)
-        if any(_fired(run, metric, step) for run in seen):
+        values = [run.history[metric][step] for run in measured]
+        bounds = _band(measured, metric, step)
+        if any(_fired(run, metric, step) for run in measured):
             marked.append(len(x))
-        x.append(fmean(run.history[axis][step] for run in seen))
+        x.append(fmean(run.history[axis][step] for run in measured))
         y.append(fmean(values))
         low += [bounds[0]] if bounds else []
         high += [bounds[1]] if bounds else []
-    whole = len(low) == len(x)
-    return Series(group.label, x, y, low if whole else (), high if whole else (), marked)
+    complete = len(low) == len(x)
+    return Series(group.label, x, y, low if complete else (), high if complete else (), marked)
 
 
 def _band(runs: Sequence[PastRun], metric: str, step: int) -> tuple[float, float] | None:
-    """The mean over seeds ± the standard error of the gain; of a single run the interval of its gain, where there is one."""
+    """Return mean ± standard error of the gain over seeds; for a single run the interval of its gain, if it has one."""
     if len(runs) == 1:
         return _interval(runs[0], metric, step)
     mean, error = fmean(run.history[metric][step] for run in runs), gain_error(runs, metric, step)
@@ -204,14 +212,14 @@ def _band(runs: Sequence[PastRun], metric: str, step: int) -> tuple[float, float
 
 
 def gain_error(runs: Sequence[PastRun], metric: str, step: int) -> float:
-    """Standard error of the mean gain over the start: of the gain, for each seed has held-out noise of its own."""
+    """Return the standard error of the mean gain over the start; of the gain, because each seed has its own held-out noise."""
     return standard_error(
         [run.history[metric][step] - first for run in runs if (first := run.first(metric)) is not None]
     )
 
 
 def _interval(run: PastRun, metric: str, step: int) -> tuple[float, float] | None:
-    """The 95 % interval of the paired gain, around what was before training."""
+    """Return the 95 % interval of the paired gain, added to the value before training."""
     name = metric.removeprefix("eval/").removeprefix("reward/")
     bounds = [run.history.get(f"eval/gain_{side}/{name}", {}).get(step) for side in ("low", "high")]
     before = run.first(metric)
@@ -225,14 +233,14 @@ def _fired(run: PastRun, metric: str, step: int) -> bool:
 
 
 def describe_bands(groups: Sequence[RunGroup]) -> str:
-    """What lines and bands mean."""
+    """Return a sentence that explains lines and bands."""
     if any(len(group.runs) > 1 for group in groups):
         return "Lines are means over seeds, bands the standard error of their gain; with a single seed, its 95 % interval."
     return "Bands are 95 % bootstrap intervals of the paired gain."
 
 
 def _axes(groups: Sequence[RunGroup]) -> list[tuple[str, str]]:
-    """GPU hours where any were spent, else seconds."""
+    """Return the cost axes: with GPU hours if there are any, else with seconds."""
     with_gpu = any((run.last("cost/gpu_hours") or 0) > 0 for group in groups for run in group.runs)
     unused = SECONDS if with_gpu else "cost/gpu_hours"
     return [(axis, label) for axis, label in AXES.items() if axis != unused]

@@ -77,6 +77,7 @@ def summarize(
         gains=_gains(state.last_metrics),
         selection_metric=config.selection_metric(),
         best_step=state.best_step if state.best_metrics else None,
+        guard_metrics=config.guard_metrics(),
         alarms=tuple(state.alarms),
         expected_metrics=dict(config.expected_metrics),
         adapter=folder.at_home(folder.adapter),

@@ -95,6 +95,7 @@ def train_run(
         if summary is not None and folder.is_complete(config.num_steps):
             return summary
         mlflow_run = _open_mlflow_run(config, folder)
+        warn_without_guard(config)
         status: RunStatus = "failed"
         error: str | None = None
         try:
@@ -124,6 +125,16 @@ def _open_mlflow_run(config: ExperimentConfig, folder: RunDir) -> mlflow_runs.Ml
     folder.write_metadata(config, mlflow_run)
     folder.push()
     return mlflow_run
+
+
+def warn_without_guard(config: ExperimentConfig) -> None:
+    """Print one line if the guard of this recipe compares no metric."""
+    if not config.guard_metrics():
+        print(
+            "no guard: no held-out metric is compared, so reward hacking is not noticed, and the best adapter is "
+            f"chosen by {config.selection_metric()}; set eval_rewards or guard.metrics, and guard.action=flag",
+            flush=True,
+        )
 
 
 def launch(

@@ -70,6 +70,8 @@ class RunSummary(BaseModel):
     """Metric by which the best adapter is chosen."""
     best_step: int | None
     """Step of the best adapter; 0 means that no evaluation was better than the pretrained model."""
+    guard_metrics: tuple[str, ...]
+    """Metrics that the guard compared; none means that the run had no guard."""
     alarms: tuple[str, ...]
     """The guard's messages, in order."""
     expected_metrics: dict[str, float]

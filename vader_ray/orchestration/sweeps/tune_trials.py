@@ -67,7 +67,9 @@ def tune_trials(trials: TrialSet, *, num_trials: int, max_concurrent: int | None
             tune_config=tune.TuneConfig(
                 search_alg=QueuedSearcher(queue.next, queue.complete),
                 num_samples=-1,  # as many as the queue has
-                max_concurrent_trials=min(max_concurrent or num_trials, connection.room_for(config)),
+                max_concurrent_trials=min(
+                    max_concurrent or num_trials, connection.max_concurrent_runs(config)
+                ),
                 scheduler=_asha(config) if definition.scheduler == "asha" else None,
                 reuse_actors=True,  # a new process imports for longer than a small trial trains
                 trial_name_creator=lambda trial: trial.config["trial"],
