@@ -114,7 +114,8 @@ def test_a_truncated_weight_file_is_named(tiny_pipeline_folder: Path, tmp_path: 
 
 @pytest.mark.parametrize("kind", ["models", "rewards", "metrics"])
 def test_list_describes_every_file_of_the_folder(kind: str) -> None:
-    """Plugins are alone in their folder, besides the shared code in ``base.py``, ``core/`` and ``adapters/``."""
+    """Plugins are alone in their folder, besides the shared code in ``base.py``, ``core/`` and
+    ``adapters/``."""
     result = CliRunner().invoke(app, ["list", kind])
     assert result.exit_code == 0
     plugins = {path.stem for path in (PACKAGE / kind).iterdir() if not path.name.startswith("_")}

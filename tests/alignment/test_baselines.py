@@ -1,4 +1,5 @@
-"""DDPO and Diffusion-DPO: closed forms, the papers' formulas written again, finite differences, and exact continuation."""
+"""DDPO and Diffusion-DPO: closed forms, the papers' formulas written again, finite differences, and exact
+continuation."""
 
 from __future__ import annotations
 
@@ -87,7 +88,8 @@ def _accumulated(model: Any, chain: Any, advantages: Tensor, clip_range: float) 
 
 
 def test_gradient_at_ratio_one_is_the_policy_gradient() -> None:
-    """∂(mean loss)/∂θ = −mean over videos and steps of A·∂log p/∂θ (arXiv 2305.13301, the score function estimator)."""
+    """∂(mean loss)/∂θ = −mean over videos and steps of A·∂log p/∂θ (arXiv 2305.13301, the score function
+    estimator)."""
     model = linear_model(0.2, 3, (1, 1, 2, 3), eta=0.7)
     chain, advantages = (
         model.sample_trajectory(Conditioning({}), SEEDS),
@@ -189,7 +191,8 @@ def test_log_probabilities_of_a_pipeline_equal_those_of_its_chain_and_finite_dif
 
 
 def _error_by_hand(model: Any, chain: Any, conditioning: Any, seed: int, step: int, kind: str) -> Tensor:
-    """‖target − prediction‖² per element by the library's own noising and velocity, the conditional branch alone."""
+    """‖target − prediction‖² per element by the library's own noising and velocity, the conditional branch
+    alone."""
     scheduler, clean = model.pipe.scheduler, chain.samples[-1]
     timestep = scheduler.timesteps[step]
     noise = (
@@ -353,7 +356,9 @@ from vader_ray.training.loop import train
 names, rank, folder = sys.argv[1].split(","), int(sys.argv[2]), Path(sys.argv[3])
 torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
 def keep(name):
-    return lambda report: report.checkpoint and shutil.copytree(report.checkpoint, folder / name / str(report.step))
+    return lambda report: (
+        report.checkpoint and shutil.copytree(report.checkpoint, folder / name / str(report.step))
+    )
 for name in names:
     config = ExperimentConfig.model_validate_json((folder / f"{name}.json").read_text())
     train(config, group=WorkerGroup(rank, 2), on_step=keep(name))
@@ -368,7 +373,8 @@ def _moments(folder: Path) -> list[Tensor]:
 
 @pytest.mark.slow
 def test_two_workers_equal_one(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
-    """float64, so that only the order of sums differs; without fresh advantages the second step would show it."""
+    """float64, so that only the order of sums differs; without fresh advantages the second step would show
+    it."""
     for name in ALGORITHMS:
         config = _config(
             tiny_pipeline_folder, name, num_steps=2, evaluation={"every": 2, "num_videos": 2, "num_shown": 1}
@@ -462,16 +468,20 @@ def test_a_faulty_file_of_pairs_is_named(tmp_path: Path, row: dict[str, str], me
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (["algorithm.name=ddpo"], "algorithm.name=ddpo needs stochastic denoising steps; set sampling.eta to 1"),
+        (["algorithm.name=ddpo"],
+         "algorithm.name=ddpo needs stochastic denoising steps; set sampling.eta to 1"),
         (["algorithm.name=ddpo", "sampling.eta=1", "sampling.truncation_depth=2"],
          "sampling.truncation_depth=2 has no effect on algorithm.name=ddpo; set it to 1, or name=vader"),
-        (["algorithm.name=dpo", "videos_per_step=3"], "videos_per_step=3 gives runtime.num_workers=1 no equal number of them"),
+        (["algorithm.name=dpo", "videos_per_step=3"],
+         "videos_per_step=3 gives runtime.num_workers=1 no equal number of them"),
         (["algorithm.name=dpo", "runtime.num_workers=4"], "choose a multiple of 8"),
-        (["algorithm.name=ppo"], "algorithm.name: there is no 'ppo'; give one of ddpo, dpo, vader, or a dotted name"),
+        (["algorithm.name=ppo"],
+         "algorithm.name: there is no 'ppo'; give one of ddpo, dpo, vader, or a dotted name"),
         (["algorithm.beta=1"], "algorithm.beta: there is no such setting; here are reference_penalty"),
         (["algorithm.name=dpo", "algorithm.clip_range=1"],
          "algorithm.clip_range: there is no such setting; here are beta, num_draws, num_updates, pairs"),
-        (["algorithm.name=ddpo", "algorithm.buffer_size=2", "sampling.eta=1"], "min_count=16 is never reached by buffer_size=2"),
+        (["algorithm.name=ddpo", "algorithm.buffer_size=2", "sampling.eta=1"],
+         "min_count=16 is never reached by buffer_size=2"),
         (["algorithm.name=dpo", "algorithm.pairs=/nowhere.parquet"], "/nowhere.parquet is no file of pairs"),
     ],
 )  # fmt: skip
@@ -491,7 +501,8 @@ def test_ddpo_refuses_a_scheduler_whose_density_is_unknown(tiny_pipeline_folder:
 
 @pytest.mark.slow
 def test_ddpo_raises_the_reward_on_held_out_prompts(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
-    """Diffusion-DPO would not: the errors of this random denoiser say nothing about how probable its videos are."""
+    """Diffusion-DPO would not: the errors of this random denoiser say nothing about how probable its videos
+    are."""
     keeper = Keeper(tmp_path)
     config = _config(
         tiny_pipeline_folder,
@@ -563,7 +574,8 @@ FLOW_AND_VELOCITY = ["svd", "animatediff", "cogvideox", "wan", "wan_a14b", "ltx"
 @pytest.mark.filterwarnings("ignore:In CPU autocast, but the target dtype is not supported:UserWarning")
 @pytest.mark.parametrize("name", FLOW_AND_VELOCITY)
 def test_every_family_denoises_the_noised_sample_itself(tmp_path: Path, name: str) -> None:
-    """Wherever the loop is entered, the scheduler would get the very sample that was noised, and errors have gradient."""
+    """Wherever the loop is entered, the scheduler would get the very sample that was noised, and errors have
+    gradient."""
     case = CASES[name]
     settings = ModelConfig(family=case.family, weights=str(save(case, tmp_path)))
     model = models.build(

@@ -47,7 +47,8 @@ def _staged(
 def _monolithic(
     model: Any, terms: list[RewardTerm], graded: Sequence[int], reference_weight: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """Plain autograd through a hand-written loop and the whole decoder at once: no hook, no checkpoint, no pipeline."""
+    """Plain autograd through a hand-written loop and the whole decoder at once: no hook, no checkpoint, no
+    pipeline."""
     unet, vae, scheduler = model.pipe.unet, model.pipe.vae, model.pipe.scheduler
     conditioning = model.encode(PROMPTS).tensors
     embeds = torch.cat([conditioning["negative_prompt_embeds"], conditioning["prompt_embeds"]])
@@ -126,7 +127,8 @@ def test_truncation_changes_the_gradient(tiny_pipeline_folder: Path) -> None:
 
 
 def test_gradient_equals_finite_differences(tiny_pipeline_folder: Path) -> None:
-    """float64, K = N, along a random direction; central differences of step 1e-5 are good to about 1e-7 here."""
+    """float64, K = N, along a random direction; central differences of step 1e-5 are good to about 1e-7
+    here."""
     model = load_tiny(tiny_pipeline_folder, precision="float64")
     randomise_adapter(model)
     terms, parameters = REWARD_TERMS["mix"], model.adapter_parameters()
@@ -154,7 +156,8 @@ def test_gradient_equals_finite_differences(tiny_pipeline_folder: Path) -> None:
 def test_truncated_gradient_of_a_linear_denoiser_has_its_closed_form(
     graded: tuple[int, ...], chain: bool
 ) -> None:
-    """x₍ᵢ₊₁₎ = aᵢxᵢ + bᵢε, ε = θxᵢ, with DDIM's aᵢ = √(ᾱ′/ᾱ) and bᵢ = √(1−ᾱ′) − aᵢ√(1−ᾱ) (arXiv 2010.02502, Eq. 12).
+    """x₍ᵢ₊₁₎ = aᵢxᵢ + bᵢε, ε = θxᵢ, with DDIM's aᵢ = √(ᾱ′/ᾱ) and bᵢ = √(1−ᾱ′) − aᵢ√(1−ᾱ) (arXiv 2010.02502,
+    Eq. 12).
 
     So ∂x₀/∂θ = Σ over graded i of bᵢxᵢ·Π over j > i of (aⱼ + θbⱼ where j is graded and chained, else aⱼ).
     """

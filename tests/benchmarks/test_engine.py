@@ -1,4 +1,5 @@
-"""What `benchmarks/engine.py` shows: all frames, exactly, at the memory of one, whatever the truncation depth."""
+"""What `benchmarks/engine.py` shows: all frames, exactly, at the memory of one, whatever the truncation
+depth."""
 
 from __future__ import annotations
 

@@ -53,7 +53,8 @@ def screenshot(page: Page, name: str, folder: Path) -> None:
 
 
 def assert_shown(locator: Locator, name: str, *, state: Literal["visible", "attached"] = "visible") -> None:
-    """Fail with the element's name unless it appears within half a minute; a curve without area is only attached."""
+    """Fail with the element's name unless it appears within half a minute; a curve without area is only
+    attached."""
     from playwright.sync_api import expect
 
     expect(locator, f"{name} does not appear").to_be_attached(timeout=30_000)

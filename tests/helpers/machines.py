@@ -1,6 +1,8 @@
-"""Machines made of namespaces: two with a network, processes and names of their own, and a client beside them.
+"""Machines made of namespaces: two with a network, processes and names of their own, and a client beside
+them.
 
-They share this machine's disk, processors and Python environment. All ends with one process, after which the kernel clears up.
+They share this machine's disk, processors and Python environment. All ends with one process, after which the
+kernel clears up.
 """
 
 from __future__ import annotations

@@ -23,7 +23,8 @@ def environment() -> dict[str, str]:
 
 @contextmanager
 def server(uri: str, port: int, command: str = "server") -> Iterator[str]:
-    """Run ``mlflow server`` or ``mlflow ui`` on a SQLite database; at the end kill it, without a chance to tidy up."""
+    """Run ``mlflow server`` or ``mlflow ui`` on a SQLite database; at the end kill it, without a chance to
+    tidy up."""
     arguments = ["--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     if command == "server":
         artifacts = Path(uri.removeprefix("sqlite:///")).parent / "server-artifacts"

@@ -38,7 +38,8 @@ def start(
 
 
 def kill_driver(process: subprocess.Popen[str]) -> None:
-    """Kill a driver with SIGKILL, as a lost machine would, and wait until the Ray processes below it have left."""
+    """Kill a driver with SIGKILL, as a lost machine would, and wait until the Ray processes below it have
+    left."""
     below = psutil.Process(process.pid).children(recursive=True)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -47,7 +48,8 @@ def kill_driver(process: subprocess.Popen[str]) -> None:
 
 
 def tracked_step(database: Path, run: Path) -> int:
-    """The last step that MLflow has of a run, read from the database while the run goes on; -1 before the first."""
+    """The last step that MLflow has of a run, read from the database while the run goes on; -1 before the
+    first."""
     if not (run / "run.json").exists() or not database.exists():
         return -1
     run_id = json.loads((run / "run.json").read_text()).get("mlflow_run_id", "")

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 
 def decode(path: Path) -> tuple[str, NDArray[np.uint8]]:
-    """Return ffmpeg's description of the stream, and its frames. (imageio_ffmpeg's own reader leaves pipes open.)"""
+    """Return ffmpeg's description of the stream, and its frames. (imageio_ffmpeg's own reader leaves pipes
+    open.)"""
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-i", str(path), "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
     done = subprocess.run(command, capture_output=True, check=True)
     stream = re.search(r"Stream #0:0.*Video: (.*)", done.stderr.decode())

@@ -44,8 +44,8 @@ pytestmark = [
 ]
 
 TOLERANCE = 0.06
-"""The meta device lays some gradients out otherwise than the CPU, and of networks this tiny that is up to 4.7 % (Wan's decoder,
-one frame at a time); a prediction is asked to be within 15 %."""
+"""The meta device lays some gradients out otherwise than the CPU: for networks this tiny up to 4.7 % (Wan's
+decoder, one frame at a time). A prediction must be within 15 %."""
 STEPS = 5
 LEVERS = {
     "recompute": (),
@@ -62,7 +62,8 @@ LEVERS = {
 
 
 def _measured_bytes(config: ExperimentConfig) -> int:
-    """Bytes at the peak of two training steps on the CPU: weights, conditioning, gradients, optimizer and activations."""
+    """Bytes at the peak of two training steps on the CPU: weights, conditioning, gradients, optimizer and
+    activations."""
     experiment = build(config, torch.device("cpu"))
     optimizer, state = make_optimizer(config, experiment), State()
     weights = num_bytes([*experiment.model.modules(), *plugin_networks(experiment)])
@@ -137,7 +138,8 @@ def test_a_count_reads_no_weights(tiny_pipeline_folder: Path, tmp_path: Path) ->
 
 @pytest.mark.slow
 def test_deep_truncation_is_extrapolated(tiny_pipeline_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of four graded steps, counted whole and continued from two and three: memory within a per cent, work exactly."""
+    """Of four graded steps, counted whole and continued from two and three: memory within a per cent, work
+    exactly."""
     config = tiny_config(tiny_pipeline_folder)
     deep = override(config, ["sampling.truncation_depth=4", "sampling.recompute=false"])
     continued = estimate_step(deep)
@@ -343,7 +345,8 @@ def test_check_refuses_what_cannot_fit_and_names_the_lever(tmp_path: Path) -> No
     heldout = f"eval_rewards.0.weights={write_pickscore(tmp_path)}"
     result = CliRunner().invoke(app, ["check", "videocrafter2_hps", heldout, "--devices", "rtx4090"])
     assert result.exit_code == 2, result.output
-    message = r"rtx4090: ([\d.]+) GiB do not fit; runtime.activation_checkpointing=block makes it ([\d.]+) GiB, which fit"
+    setting = "runtime.activation_checkpointing=block"
+    message = rf"rtx4090: ([\d.]+) GiB do not fit; {setting} makes it ([\d.]+) GiB, which fit"
     found = re.search(message, result.stderr)
     assert found is not None, result.stderr
     needed, remedied = (int(float(gib) * 2**30) for gib in found.groups())

@@ -1,4 +1,5 @@
-"""The embedded shapes: its videos show what their captions say, and its checkpoints load as their libraries load them."""
+"""The embedded shapes: its videos show what their captions say, and its checkpoints load as their libraries
+load them."""
 
 import shutil
 from collections.abc import Callable
@@ -275,7 +276,8 @@ def test_surprise_with_the_whole_context_is_what_the_library_computes() -> None:
     ours, truth = guess_and_goal(model, pixels, visible, hidden, whole_context=True)
     assert torch.equal(ours, output.last_hidden_state)
     assert torch.equal(truth, goal)
-    # What the paper's context must not know: the pixels of hidden tokens, here all of the lower right quarter.
+    # What the paper's context must not know: the pixels of hidden tokens, here all of the lower right
+    # quarter.
     hidden = torch.arange(256)[(torch.arange(256) % 64 // 8 >= 4) & (torch.arange(256) % 8 >= 4)]
     visible = torch.tensor(sorted(set(range(256)) - set(hidden.tolist())))
     changed = pixels.clone()

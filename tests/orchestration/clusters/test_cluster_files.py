@@ -184,7 +184,8 @@ def test_ray_up_asks_aws_for_the_head(tmp_path: Path) -> None:
         assert head["IamInstanceProfile"]["Arn"] == arn
         assert head["Placement"]["AvailabilityZone"] in (f"{REGION}a", f"{REGION}b")
         assert {
-            "ray-cluster-name": "vader-ray", "ray-node-type": "head", "ray-user-node-type": "head", "project": "vader-ray"
+            "ray-cluster-name": "vader-ray", "ray-node-type": "head", "ray-user-node-type": "head",
+            "project": "vader-ray",
         }.items() <= tags.items()  # fmt: skip
         (group,) = ec2.describe_security_groups(
             GroupIds=[group["GroupId"] for group in head["SecurityGroups"]]
@@ -205,7 +206,8 @@ def test_ray_up_asks_aws_for_the_head(tmp_path: Path) -> None:
 
 
 def _launched(path: Path, ec2: Any, environment: dict[str, str], folder: Path) -> Any:
-    """The head's instance once ``ray up`` has launched it. No SSH is found on its PATH: nothing leaves this machine."""
+    """The head's instance once ``ray up`` has launched it. No SSH is found on its PATH: nothing leaves this
+    machine."""
     assert yaml.safe_load(path.read_text())["provider"]["use_internal_ips"] is True
     command = [sys.executable, "-m", "ray.scripts.scripts", "up", "--yes", "--no-config-cache", str(path)]
     nowhere = (

@@ -1,6 +1,8 @@
-"""``clusters/local.yaml`` for real: two machines (namespaces, each with a sshd) and a client, as in docs/clusters.md.
+"""``clusters/local.yaml`` for real: two machines (namespaces, each with a sshd) and a client, as in
+docs/clusters.md.
 
-The file's installation finds ``vader-ray`` there and does nothing, since they share this machine's Python environment.
+The file's installation finds ``vader-ray`` there and does nothing, since they share this machine's Python
+environment.
 """
 
 from __future__ import annotations
@@ -78,7 +80,8 @@ def test_a_sweep_on_two_machines_from_up_to_down(
     assert "0.0/2.0 CPU" in status
     here = "http://127.0.0.1:8265"
     client(
-        f"(ray dashboard {file} > /dev/null 2>&1 &); until curl --silent --output /dev/null {here}; do sleep 0.5; done"
+        f"(ray dashboard {file} > /dev/null 2>&1 &); "
+        f"until curl --silent --output /dev/null {here}; do sleep 0.5; done"
     )
     sweep = f"python sweeps/hps_k_sweep.py --recipe {recipe} --num-trials 2 --max-concurrent 2"
     said = client(f"ray job submit --address {here} --working-dir . -- {sweep}")

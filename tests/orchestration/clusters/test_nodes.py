@@ -148,7 +148,8 @@ def test_a_lost_node_is_replaced_and_the_adapter_is_the_same(
 def slow(
     tiny_pipeline_folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, Path, dict[str, Any]]:
-    """A recipe whose reward takes a second per video; where it is, itself, and the adapter of one undisturbed worker."""
+    """A recipe whose reward takes a second per video; where it is, itself, and the adapter of one undisturbed
+    worker."""
     folder = tmp_path_factory.mktemp("slow")
     changes: dict[str, Any] = {
         "num_steps": 30,

@@ -1,4 +1,5 @@
-"""Notices that a cloud takes a machine back: read from servers that speak the clouds' protocols, handed to a real Ray node."""
+"""Notices that a cloud takes a machine back: read from servers that speak the clouds' protocols, handed to a
+real Ray node."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""``clusters/slurm.sbatch`` in a real allocation: Slurm's controller and two nodes on machines made of namespaces."""
+"""``clusters/slurm.sbatch`` in a real allocation: Slurm's controller and two nodes on machines made of
+namespaces."""
 
 from __future__ import annotations
 
@@ -19,8 +20,8 @@ from vader_ray.orchestration.runs.query_log import read_queries
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
-# The nodes claim what the file asks for. There is no GPU behind these, and nothing in Ray counts on Slurm's word. The
-# spool's path is short: sockets lie in it.
+# The nodes claim what the file asks for. There is no GPU behind these, and nothing in Ray counts on Slurm's
+# word. The spool's path is short: sockets lie in it.
 CONFIGURATION = """
 ClusterName=tests
 SlurmctldHost=client({client})
@@ -94,7 +95,8 @@ def test_a_job_that_is_put_back_into_the_queue_goes_on_with_its_run(
         checkpoint={"every": 1},
     )
     # where a node has two processors, three workers are on both
-    train = f"vader-ray train {recipe} --workers 3 --run-name mine --runs-dir {tmp_path}/runs runtime.use_gpu=false"
+    options = f"--workers 3 --run-name mine --runs-dir {tmp_path}/runs runtime.use_gpu=false"
+    train = f"vader-ray train {recipe} {options}"
     job = _submit(cluster, tmp_path, train)
     checkpoints = tmp_path / "shared" / "runs" / "mine" / "checkpoints"
     job.wait(lambda: len(list(checkpoints.glob("checkpoint_*/state.json"))) > 0)

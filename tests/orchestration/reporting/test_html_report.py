@@ -1,4 +1,5 @@
-"""Reports: real runs in a real MLflow store, the page in a real browser, and what is said when there is nothing to report.
+"""Reports: real runs in a real MLflow store, the page in a real browser, and what is said when there is
+nothing to report.
 
 ``VADER_RAY_SCREENSHOTS=folder`` keeps the screenshots.
 """
@@ -38,7 +39,8 @@ GUARD = {"metrics": ["eval/distance_to_base"], "unit": "absolute", "bound": 1e-9
 
 @pytest.fixture(scope="module")
 def store(tiny_pipeline_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Two learning rates with two seeds each, all recorded as in a run, and one run that failed before its first step."""
+    """Two learning rates with two seeds each, all recorded as in a run, and one run that failed before its
+    first step."""
     folder = tmp_path_factory.mktemp("store")
     uri = f"sqlite:///{folder}/mlflow.db"
     for rate in (0.01, 0.05):
@@ -113,7 +115,8 @@ def test_the_page_holds_every_run_with_what_mlflow_has_of_it(store: str, report:
 def test_figures_lie_beside_the_page_and_the_page_asks_for_nothing_else(report: Path) -> None:
     folder = report.with_name("report_figures")
     names = {path.stem for path in folder.glob("*.svg")}
-    wanted = {"reward-brightness-reward_queries", "reward-colorfulness-denoiser_calls", "reward-sharpness-train_seconds",
+    wanted = {"reward-brightness-reward_queries", "reward-colorfulness-denoiser_calls",
+              "reward-sharpness-train_seconds",
               "distance_to_base-reward_queries", "trade-off-brightness-sharpness",
               "effect-optimizer.learning_rate-brightness"}  # fmt: skip
     assert wanted <= names == {path.stem for path in folder.glob("*.png")}

@@ -1,4 +1,5 @@
-"""Rewards in Ray actors: bit-identical answers, half precision, lost and silent actors, errors, shared pools."""
+"""Rewards in Ray actors: bit-identical answers, half precision, lost and silent actors, errors, shared
+pools."""
 
 from __future__ import annotations
 
@@ -73,7 +74,8 @@ def test_an_actor_answers_as_the_worker_would_to_the_last_bit(
 def test_the_adapters_gradient_is_the_same_with_served_rewards(
     cluster: None, tiny_pipeline_folder: Path
 ) -> None:
-    """Two rewards in actors and one here, several micro-batches, so that one is sampled while another is scored."""
+    """Two rewards in actors and one here, several micro-batches, so that one is sampled while another is
+    scored."""
     plain = [
         {"reward": CLIP, "weight": 2.0},
         {"reward": "brightness", "target": 0.4},

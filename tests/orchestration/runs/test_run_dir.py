@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -18,12 +17,12 @@ from mlflow import MlflowClient
 
 from tests.helpers.paths import REPOSITORY
 from tests.helpers.recipe import tiny_config, write_tiny
+from tests.helpers.runs import CLI, start
+from tests.helpers.waiting import wait_until
 from vader_ray.errors import UserError
 from vader_ray.orchestration.runs import run_lock
 from vader_ray.orchestration.runs.run_dir import RunDir, claim_run_dir, write_json
 from vader_ray.orchestration.runs.storage import LOCK_FILE, Mirror
-
-CLI = str(Path(sys.executable).parent / "vader-ray")
 
 
 def _fill(folder: Path, files: dict[str, str]) -> None:
@@ -210,14 +209,6 @@ def test_a_lock_of_another_machine_is_free_when_it_is_no_longer_refreshed(tmp_pa
     assert not (copy / LOCK_FILE).exists()
 
 
-def _wait_for(path: Path, pattern: str, driver: subprocess.Popen[bytes], log: Path) -> None:
-    until = time.monotonic() + 240
-    while not list(path.glob(pattern)):
-        assert driver.poll() is None, log.read_text()
-        assert time.monotonic() < until, log.read_text()
-        time.sleep(0.1)
-
-
 def _statuses(folder: Path) -> list[str]:
     client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
@@ -233,11 +224,8 @@ def test_a_second_train_of_the_same_name_changes_nothing(tiny_pipeline_folder: P
         tmp_path / "log",
     )
     command = [CLI, "train", str(recipe), "--run-name", "mine"]
-    with (
-        log.open("w") as output,
-        subprocess.Popen(command, cwd=tmp_path, stdout=output, stderr=output) as first,
-    ):
-        _wait_for(run, "run.json", first, log)
+    with start(command, tmp_path, log) as first:
+        wait_until((run / "run.json").exists, process=first, explain=log.read_text)
         second = subprocess.run(
             [*command, "--resume"], cwd=tmp_path, capture_output=True, text=True, timeout=240
         )
@@ -261,14 +249,11 @@ def test_a_second_driver_of_a_sweep_changes_nothing(tiny_pipeline_folder: Path, 
     recipe, log = write_tiny(tmp_path, tiny_pipeline_folder), tmp_path / "log"
     script = str(REPOSITORY / "sweeps" / "hps_k_sweep.py")
     command = [sys.executable, script, "--recipe", str(recipe), "--num-trials", "2"]
-    with (
-        log.open("w") as output,
-        subprocess.Popen(
-            command, cwd=tmp_path, stdout=output, stderr=output, start_new_session=True
-        ) as first,
-    ):
+    with start(command, tmp_path, log) as first:
         try:
-            _wait_for(tmp_path, "runs/*/K=1/run.json", first, log)
+            wait_until(
+                lambda: list(tmp_path.glob("runs/*/K=1/run.json")), process=first, explain=log.read_text
+            )
             second = subprocess.run(
                 [*command, "--resume"], cwd=tmp_path, capture_output=True, text=True, timeout=240
             )

@@ -1,4 +1,5 @@
-"""MLflow through real databases and a real server: each result arrives once, and a dead server never stops anybody."""
+"""MLflow through real databases and a real server: each result arrives once, and a dead server never stops
+anybody."""
 
 from __future__ import annotations
 
@@ -96,7 +97,7 @@ def silent(_line: str) -> None:
     return
 
 
-# ---------------------------------------------------------------------------------------------------------- the address
+# ---- the address
 
 
 def test_uri_is_explicit_then_environment_then_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,7 +137,7 @@ def test_an_unwritable_database_is_reported(tmp_path: Path) -> None:
         check_server(f"sqlite:///{tmp_path}/file/mlflow.db")
 
 
-# ---------------------------------------------------------------------------------------------------------- the driver
+# ---- the driver
 
 
 def test_a_run_opens_with_all_that_reproduces_it(uri: str) -> None:
@@ -200,7 +201,7 @@ def test_a_deleted_experiment_is_reported(uri: str) -> None:
         open_run(uri)
 
 
-# ---------------------------------------------------------------------------------------------------------- the worker
+# ---- the worker
 
 
 def test_a_resumed_run_has_each_step_once(uri: str, folder: Path) -> None:
@@ -278,7 +279,8 @@ logger = tracker.Tracker(run.uri, run.run_id, Path({str(folder)!r}))
 logger.log(1, {metrics(1)!r})
 logger.close()
 mlflow_runs.end_run(run.uri, run.run_id, "FINISHED", folder=Path({str(folder)!r}))
-nobody = tracker.Tracker("http://127.0.0.1:{free_port()}", run.run_id, Path({str(folder)!r}), on_message=lambda line: None)
+address, folder = "http://127.0.0.1:{free_port()}", Path({str(folder)!r})
+nobody = tracker.Tracker(address, run.run_id, folder, on_message=lambda line: None)
 nobody.log(2, {metrics(2)!r})
 nobody.close()
 """
@@ -288,11 +290,12 @@ nobody.close()
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-# ------------------------------------------------------------------------------------------------------ while it is dead
+# ---- while the server is down
 
 
 def log_to_nobody(run_id: str, folder: Path) -> list[str]:
-    """Steps 0 to 4, an image, a file and the end of a run, while its server is down; what the user was told."""
+    """Steps 0 to 4, an image, a file and the end of a run, while its server is down; what the user was
+    told."""
     told: list[str] = []
     nobody = f"http://127.0.0.1:{free_port()}"
     (folder / "a.txt").write_text("a")
