@@ -1,15 +1,23 @@
-"""The staged reward gradient against the authors' loop and one monolithic graph: seconds, memory and exactness, in one run.
+"""The staged reward gradient against the authors' loop and one monolithic graph: seconds, memory and
+exactness, in one run.
 
     python benchmarks/engine.py                                         # tiny, CPU, under three minutes
     python benchmarks/engine.py --precision float64 --output engine.json
-    python benchmarks/engine.py --size modelscope --precision bfloat16  # the real sizes with random weights, one GPU
-    python benchmarks/engine.py --size modelscope --device meta --depth 1   # memory at the real sizes, without a GPU
+    python benchmarks/engine.py --size modelscope --precision bfloat16  # the real sizes with random weights,
+    one GPU
+    python benchmarks/engine.py --size modelscope --device meta --depth 1   # memory at the real sizes,
+    without a GPU
 
-Every row has the same random weights, prompts, noise, frames and effective batch. Memory is what a step adds to weights and
-optimizer state: the allocator's peak on a GPU, the peak of live tensors elsewhere (`PeakMemoryTracker`). Counting with
-``torch.autograd.graph.saved_tensors_hooks`` would flatter the engine: hooks around a checkpoint never see what is saved
-inside it, neither in the forward pass nor when it is recomputed. Meta tensors have no fused attention, so they count its
-softmax too. ``tiny`` has the proportions of ``modelscope``: with 1 for the graph of a denoising step, 0.05 for a decoded
+Every row has the same random weights, prompts, noise, frames and effective batch. Memory is what a step adds
+to weights and
+optimizer state: the allocator's peak on a GPU, the peak of live tensors elsewhere (`PeakMemoryTracker`).
+Counting with
+``torch.autograd.graph.saved_tensors_hooks`` would flatter the engine: hooks around a checkpoint never see
+what is saved
+inside it, neither in the forward pass nor when it is recomputed. Meta tensors have no fused attention, so
+they count its
+softmax too. ``tiny`` has the proportions of ``modelscope``: with 1 for the graph of a denoising step, 0.05
+for a decoded
 frame and 0.016 for a scored one. Seconds on a CPU say nothing about a GPU.
 """
 
@@ -82,7 +90,8 @@ class Size:
 
 
 def tiny() -> Size:
-    """ModelScope's proportions at a size for a CPU: graph of the denoiser : decoder per frame : reward per frame."""
+    """ModelScope's proportions at a size for a CPU: graph of the denoiser : decoder per frame : reward per
+    frame."""
     return Size(
         num_frames=16,
         pixels=32,
@@ -227,7 +236,8 @@ class Subject:
 
 
 def build(size: Size, precision: str, device: torch.device, chunk_size: int = 1) -> Subject:
-    """Networks with random weights; the decoder and the reward compute in float32 at least, as in the recipes."""
+    """Networks with random weights; the decoder and the reward compute in float32 at least, as in the
+    recipes."""
     torch.manual_seed(0)
     narrow = getattr(torch, precision)
     wide = torch.promote_types(narrow, torch.float32)
@@ -272,7 +282,8 @@ class _TimestepsOnCpu(DDIMScheduler):
 
 
 def _without_zeros(network: nn.Module) -> nn.Module:
-    """The network with random values in the layers that start at zero and would hide whatever comes before them."""
+    """The network with random values in the layers that start at zero and would hide whatever comes before
+    them."""
     for parameter in network.parameters():
         if parameter.device.type != "meta" and not parameter.any():
             nn.init.normal_(parameter, std=0.02)
@@ -357,7 +368,8 @@ def memory_meter(device: torch.device) -> PeakMemoryTracker | CudaAllocator:
 
 
 def proportions(subject: Subject, device: torch.device) -> dict[str, float]:
-    """MiB of the three graphs of one video: a denoising step (both guidance branches), one decoded frame, one scored frame."""
+    """MiB of the three graphs of one video: a denoising step (both guidance branches), one decoded frame,
+    one scored frame."""
     model, vae = subject.model, subject.model.pipe.vae
     latents = model.noise([0])
     embeds = torch.cat([tensor[:1] for tensor in subject.conditioning.tensors.values()])
@@ -390,7 +402,8 @@ class Row:
     peak_mib: float | None
     """Beyond weights and optimizer state; None where the device's memory did not suffice."""
     relative_error: float | None = None
-    """Of the adapter's gradient, against one graph at the same noise, prompts and frames; None where there is none."""
+    """Of the adapter's gradient, against one graph at the same noise, prompts and frames; None where there
+    is none."""
     step_seconds: float | None = None
     graded_frames_per_second: float | None = None
     peak_rss_mib: float | None = None
@@ -399,7 +412,8 @@ class Row:
 def compare(
     subject: Subject, device: torch.device, *, repeats: int, depths: Sequence[int] = (), rss: bool = False
 ) -> list[Row]:
-    """A row per case: exactness and memory first, then ``repeats`` steps of each in turn, so that all share the weather."""
+    """A row per case: exactness and memory first, then ``repeats`` steps of each in turn, so that all share
+    the weather."""
     chosen = [case for case in cases(subject.size) if not depths or case.depth in depths]
     resident = {case: _peak_rss(subject, case) / MIB for case in chosen} if rss else {}
     for case in chosen[:2] if device.type != "meta" else ():
@@ -414,7 +428,8 @@ Result = tuple[Tensor, int]
 
 
 def _gradient_and_peak(subject: Subject, case: Case, device: torch.device) -> Result | None:
-    """The adapter's gradient as one vector, and the bytes that it took; None when it ran out of a GPU's memory."""
+    """The adapter's gradient as one vector, and the bytes that it took; None when it ran out of a GPU's
+    memory."""
     subject.optimizer.zero_grad()
     try:
         with memory_meter(device) as meter:
@@ -434,7 +449,8 @@ def _gradient_and_peak(subject: Subject, case: Case, device: torch.device) -> Re
 def _step_seconds(
     subject: Subject, chosen: Sequence[Case], repeats: int, device: torch.device
 ) -> dict[Case, float]:
-    """The median seconds of an optimizer step; without a GPU those of the processor, which busy neighbours do not change."""
+    """The median seconds of an optimizer step; without a GPU those of the processor, which busy neighbours
+    do not change."""
     clock = time.perf_counter if device.type == "cuda" else time.process_time
     seconds: dict[Case, list[float]] = {case: [] for case in chosen}
     for _ in range(repeats):
@@ -450,7 +466,8 @@ def _step_seconds(
 
 
 def _peak_rss(subject: Subject, case: Case) -> int:
-    """Bytes of resident memory that one step adds, in a fork of this process so that no row inherits another's heap.
+    """Bytes of resident memory that one step adds, in a fork of this process so that no row inherits
+    another's heap.
 
     Autograd does not work in a fork of a process that has used it, so this comes before any backward pass.
     """

@@ -37,7 +37,8 @@ def main(
     for recipe in recipes:
         config = load(recipe)
         print(
-            f"{recipe}: {seconds(config, None, repeats):.2f} s, from the cache {seconds(config, ModelCache(), repeats):.2f} s"
+            f"{recipe}: {seconds(config, None, repeats):.2f} s, "
+            f"from the cache {seconds(config, ModelCache(), repeats):.2f} s"
         )
 
 

@@ -3,8 +3,10 @@
     python -m benchmarks.preflight                                   # all cases, a few minutes, any machine
     python -m benchmarks.preflight --case wan_1_3b_hps --output estimate.json
 
-The sizes are those that the configuration files on the hub state; they are written out below, as nothing is fetched. Text
-encoders have their published sizes and a small tokenizer. ``tests/preflight/test_estimate.py`` compares counts with measurements.
+The sizes are those that the configuration files on the hub state; they are written out below, as nothing is
+fetched. Text
+encoders have their published sizes and a small tokenizer. ``tests/preflight/test_estimate.py`` compares
+counts with measurements.
 """
 
 from __future__ import annotations
@@ -42,7 +44,8 @@ BETAS: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedul
 
 
 def modelscope() -> tuple[type, dict[str, Any]]:
-    """``ali-vilab/text-to-video-ms-1.7b``: its UNet is diffusers' default, its text encoder OpenCLIP's ViT-H."""
+    """``ali-vilab/text-to-video-ms-1.7b``: its UNet is diffusers' default, its text encoder OpenCLIP's
+    ViT-H."""
     text = {
         "hidden_size": 1024,
         "intermediate_size": 4096,
@@ -92,7 +95,8 @@ def svd() -> tuple[type, dict[str, Any]]:
 
 
 def wan_1_3b() -> tuple[type, dict[str, Any]]:
-    """``Wan-AI/Wan2.1-T2V-1.3B-Diffusers``: its autoencoder is diffusers' default, its text encoder umT5-XXL."""
+    """``Wan-AI/Wan2.1-T2V-1.3B-Diffusers``: its autoencoder is diffusers' default, its text encoder
+    umT5-XXL."""
     text = {
         "d_model": 4096,
         "d_ff": 10240,

@@ -1,12 +1,17 @@
-"""Rewards here and in actors: milliseconds, memory, bytes moved, and what the way there and back adds to a training step.
+"""Rewards here and in actors: milliseconds, memory, bytes moved, and what the way there and back adds to a
+training step.
 
-    python -m benchmarks.rewards                              # the embedded shapes networks, two sizes of video, CPU
+    python -m benchmarks.rewards                              # the embedded shapes networks, two sizes of
+    video, CPU
     python -m benchmarks.rewards --frames 16x320x512 --reward brightness --repeats 9
     python -m benchmarks.rewards --reward hps --reward vjepa  # with a GPU and a hub: the published weights
 
-Every time is the median wall time of scores and gradient of one video, local and served in turn, so that all share the
-weather of the machine; ``brightness`` computes next to nothing, so its served time is the cost of the way. The share is of
-the floor of a step of one video at K = 1 with all frames: the FLOPs of VideoCrafter2 (320×512) and Wan 1.3B (480×832)
+Every time is the median wall time of scores and gradient of one video, local and served in turn, so that all
+share the
+weather of the machine; ``brightness`` computes next to nothing, so its served time is the cost of the way.
+The share is of
+the floor of a step of one video at K = 1 with all frames: the FLOPs of VideoCrafter2 (320×512) and Wan 1.3B
+(480×832)
 at 790 TFLOP/s, 0.91 s and 38.4 s. A real step is slower, so the real share is smaller.
 """
 
@@ -217,8 +222,10 @@ def show(rows: Sequence[Row], several: Sequence[Together]) -> None:
     console.print(table)
     for found in several:
         console.print(
-            f"{', '.join(found.rewards)} on {found.frames}: one after the other here {found.local_ms:.0f} ms, "
-            f"side by side in actors {found.served_ms:.0f} ms ({found.local_ms / found.served_ms:.2f} times as fast)",
+            f"{', '.join(found.rewards)} on {found.frames}: "
+            f"one after the other here {found.local_ms:.0f} ms, "
+            f"side by side in actors {found.served_ms:.0f} ms "
+            f"({found.local_ms / found.served_ms:.2f} times as fast)",
             highlight=False,
         )
 

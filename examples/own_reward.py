@@ -2,7 +2,8 @@
 
     python examples/own_reward.py
 
-A reward is any function of frames and prompts that is differentiable in the frames. Here: local contrast, mixed
+A reward is any function of frames and prompts that is differentiable in the frames. Here: local contrast,
+mixed
 with the recipe's own HPS.
 """
 

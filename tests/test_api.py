@@ -21,8 +21,8 @@ SIGNATURES = {
     "ExperimentConfig": None,
     "RunFailed": None,
     "RunSummary": None,
-    "Trainer": "(model, rewards, prompts, *, learning_rate=0.0002, num_steps=100, videos_per_step=1, truncation_depth=1,"
-    " prefix_batch_size=2, micro_batch_size=1, decode_chunk_size=4, max_grad_norm=1.0, seed=0, callbacks=())",
+    "Trainer": "(model, rewards, prompts, *, learning_rate=0.0002, num_steps=100, videos_per_step=1,"
+    " truncation_depth=1, prefix_batch_size=2, micro_batch_size=1, decode_chunk_size=4, max_grad_norm=1.0, seed=0, callbacks=())",
     "TrainerStep": "(step, reward, rewards, grad_norm, seconds)",
     "UserError": None,
     "VideoModel": None,
@@ -35,8 +35,8 @@ SIGNATURES = {
     "load_reward": "(name, *, device='cpu', precision='float32', **options)",
     "loguniform": None,  # of Ray Tune
     "packaged_weights": "(name)",
-    "sweep": "(recipe, space, *, num_trials=None, search=None, early_stopping=False, name=None, workers_per_trial=1,"
-    " max_concurrent=None, runs_dir='runs', storage=None, resume=False)",
+    "sweep": "(recipe, space, *, num_trials=None, search=None, early_stopping=False, name=None,"
+    " workers_per_trial=1, max_concurrent=None, runs_dir='runs', storage=None, resume=False)",
     "train": "(recipe, *, workers=None, rewards=None, eval_rewards=None, prompts=None, heldout_prompts=None,"
     " callbacks=(), run_name=None, resume=False, runs_dir='runs', storage=None)",
     "uniform": "(lower, upper)",

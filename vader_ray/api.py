@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     from vader_ray.types import Reward
 
 RewardLike: TypeAlias = str | Callable[..., Any] | Mapping[str, Any]
-"""A reward's name, a function ``f(frames, prompts) -> scores``, or an item of a recipe's list ``rewards``: a mapping
-with the key ``reward`` (a name or a function) and, where wanted, ``weight``, ``frames`` and the reward's options."""
+"""A reward's name, a function ``f(frames, prompts) -> scores``, or an item of a recipe's list ``rewards``: a
+mapping
+with the key ``reward`` (a name or a function) and, where wanted, ``weight``, ``frames`` and the reward's
+options."""
 PromptsLike: TypeAlias = str | Path | Iterable[str]
 """A prompt file, or texts: a list, a column of a `datasets.Dataset`, any iterable of strings."""
 
@@ -101,7 +103,8 @@ def train(
 
 
 def evaluate(recipe: ExperimentConfig | str | Path, *, adapter: str | Path | None = None) -> dict[str, float]:
-    """Score the recipe's held-out videos in this process; return the means by metric name (``eval/reward/hps``).
+    """Score the recipe's held-out videos in this process; return the means by metric name
+    (``eval/reward/hps``).
 
     Args:
         adapter: a saved adapter; by default the pretrained model is evaluated.
@@ -159,10 +162,12 @@ def sweep(
 
     Args:
         recipe: a loaded recipe, the name of a packaged one, or the path of a YAML file.
-        space: dotted path of a setting → its values: `vader_ray.grid_search`, `choice`, `uniform`, `loguniform`,
+        space: dotted path of a setting → its values: `vader_ray.grid_search`, `choice`, `uniform`,
+        `loguniform`,
             or any other domain of Ray Tune.
         num_trials: number of trials; by default one for each combination of a grid.
-        search: ``grid``, ``random`` or ``tpe`` (Optuna); by default ``grid`` for a space of grids, else ``random``.
+        search: ``grid``, ``random`` or ``tpe`` (Optuna); by default ``grid`` for a space of grids, else
+        ``random``.
         early_stopping: stop trials that fall behind at equal reward queries (ASHA).
         name: name of the sweep; by default the recipe's name and ``_sweep``.
         workers_per_trial: number of Ray Train workers of each trial.
@@ -230,7 +235,8 @@ def load_reward(name: str, *, device: str = "cpu", precision: str = "float32", *
 
 
 def packaged_weights(name: str) -> Path:
-    """Return the folder of packaged weights (``text_to_video``, ``hps`` …), which recipes call ``shapes:NAME``.
+    """Return the folder of packaged weights (``text_to_video``, ``hps`` …), which recipes call
+    ``shapes:NAME``.
 
     Raises:
         UserError: there are no packaged weights of this name.

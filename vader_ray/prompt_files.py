@@ -16,7 +16,8 @@ _NOT_TEXT = re.compile("[\0\ud800-\udfff]")
 
 
 def read_prompt_file(path: Path, column: str = COLUMN) -> tuple[str, ...]:
-    """Return the prompts of a file: lines of a ``.txt``, or one column of a ``.csv``, ``.jsonl`` or ``.parquet``.
+    """Return the prompts of a file: lines of a ``.txt``, or one column of a ``.csv``, ``.jsonl`` or
+    ``.parquet``.
 
     Prompts are stripped of white space at both ends; blank lines are skipped.
 

@@ -116,7 +116,8 @@ class SamplingConfig(Settings):
 class PromptsConfig(Settings):
     """Prompts, as lists or as files.
 
-    A ``.txt`` file has one prompt per line; of a ``.csv``, ``.jsonl`` or ``.parquet`` file one column is read.
+    A ``.txt`` file has one prompt per line; of a ``.csv``, ``.jsonl`` or ``.parquet`` file one column is
+    read.
     For image-to-video models each prompt is ``path/to/image.png | text``, or a folder of images whose file
     names are the texts. Rewards and metrics get the text.
     """

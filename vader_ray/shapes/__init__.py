@@ -1,4 +1,5 @@
-"""The embedded shapes: procedural captioned videos, and tiny checkpoints in the real file formats trained on them."""
+"""The embedded shapes: procedural captioned videos, and tiny checkpoints in the real file formats trained on
+them."""
 
 from pathlib import Path
 
@@ -13,7 +14,8 @@ PROMPTS = _ROOT / "prompts"
 
 
 def checkpoint(name: str) -> Path:
-    """Folder of the packaged checkpoint `name`, such as `text_to_video`; raises ValueError where there is none."""
+    """Folder of the packaged checkpoint `name`, such as `text_to_video`; raises ValueError where there is
+    none."""
     folder = CHECKPOINTS / name
     if not folder.is_dir():
         known = sorted(path.name for path in CHECKPOINTS.iterdir() if path.is_dir())

@@ -1,6 +1,8 @@
-"""Caption accuracy: whether a video of the shapes data set shows the colour, shape and direction of its prompt.
+"""Caption accuracy: whether a video of the shapes data set shows the colour, shape and direction of its
+prompt.
 
-A metric for recipes: ``eval_metrics: [{metric: vader_ray.shapes.caption_accuracy}]`` logs ``eval/caption_accuracy/colour``,
+A metric for recipes: ``eval_metrics: [{metric: vader_ray.shapes.caption_accuracy}]`` logs
+``eval/caption_accuracy/colour``,
 ``…/shape`` and ``…/direction``. It was trained independently of every reward, so it exposes reward hacking.
 """
 

@@ -1,4 +1,5 @@
-"""A small convolutional network that classifies the videos of the shapes data set; a metric, never a reward."""
+"""A small convolutional network that classifies the videos of the shapes data set; a metric, never a
+reward."""
 
 from itertools import pairwise
 

@@ -1,6 +1,7 @@
 """Procedural captioned videos: one shape moves over a gradient, sometimes past a crate, filmed well or badly.
 
-`draw_scenes` holds all the randomness, `render` is a pure function of the scenes. Positions are in units where the
+`draw_scenes` holds all the randomness, `render` is a pure function of the scenes. Positions are in units
+where the
 picture spans [-1, 1] on both axes, y pointing down.
 """
 
@@ -78,7 +79,8 @@ class Scenes:
 
 
 def draw_scenes(num_scenes: int, generator: Generator, *, num_frames: int = NUM_FRAMES) -> Scenes:
-    """Scenes as a web crawl would have them: dull, hazy, blurred or flickering by chance, and 12 % mislabelled."""
+    """Scenes as a web crawl would have them: dull, hazy, blurred or flickering by chance, and 12 %
+    mislabelled."""
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
         return low + (high - low) * torch.rand(num_scenes, *shape, generator=generator)
@@ -137,7 +139,8 @@ def _mislabel(
 
 
 def every_scene() -> Scenes:
-    """One well-filmed scene per caption there is: every shape, colour and direction, with and without a box."""
+    """One well-filmed scene per caption there is: every shape, colour and direction, with and without a
+    box."""
     sizes = (len(SHAPES), len(COLOURS), len(DIRECTIONS), 2)
     shape, colour, direction, box = torch.cartesian_prod(*(torch.arange(size) for size in sizes)).unbind(1)
     scenes = draw_scenes(len(shape), Generator().manual_seed(0))
@@ -190,7 +193,8 @@ def captions_of(scenes: Scenes) -> list[str]:
 
 
 def captions(split: str) -> list[str]:
-    """The prompts of `split`, `train` or `heldout`: no shape of a held-out prompt has its colour in a train prompt."""
+    """The prompts of `split`, `train` or `heldout`: no shape of a held-out prompt has its colour in a train
+    prompt."""
     return (PROMPTS / f"{split}.txt").read_text().splitlines()
 
 
@@ -247,7 +251,8 @@ def _paint_shape(frames: Tensor, scenes: Scenes, picture: Tensor) -> Tensor:
 
 
 def _signed_distance(offset: Tensor, shape: Tensor, radius: Tensor) -> Tensor:
-    """Distance of each point to each scene's outline, negative inside; exact near the edges, where it matters."""
+    """Distance of each point to each scene's outline, negative inside; exact near the edges, where it
+    matters."""
     x, y = offset.unbind(-1)
     length = offset.norm(dim=-1)
     circle = length - 0.92 * radius

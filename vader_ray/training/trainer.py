@@ -1,4 +1,5 @@
-"""`Trainer`: reward-gradient training of a model in memory as a plain Python loop, without recipe, Ray or MLflow."""
+"""`Trainer`: reward-gradient training of a model in memory as a plain Python loop, without recipe, Ray or
+MLflow."""
 
 from __future__ import annotations
 
@@ -53,7 +54,8 @@ class Trainer:
 
     Args:
         model: a model with an adapter, as `vader_ray.VideoModel.from_pipeline` returns it.
-        rewards: reward → weight. A reward is a name, a function of frames ``(batch, frames, 3, height, width)``
+        rewards: reward → weight. A reward is a name, a function of frames ``(batch, frames, 3, height,
+        width)``
             in [0, 1] and prompts that returns one differentiable score per video, or anything
             `vader_ray.load_reward` returned.
         prompts: texts to train on, in an order that the seed shuffles.
@@ -105,7 +107,8 @@ class Trainer:
         return self._num_steps
 
     def __iter__(self) -> Iterator[TrainerStep]:
-        """Take the remaining optimizer steps, one per iteration; a loop that was left goes on where it stopped."""
+        """Take the remaining optimizer steps, one per iteration; a loop that was left goes on where it
+        stopped."""
         while self.step < self._num_steps:
             yield self.train_step()
         for callback in self._callbacks:
@@ -130,7 +133,8 @@ class Trainer:
         return result
 
     def _rollout(self) -> Rollout:
-        """Choose prompts, noise and frames of the step's videos as functions of the seed and the video's index."""
+        """Choose prompts, noise and frames of the step's videos as functions of the seed and the video's
+        index."""
         first = self.step * self._videos_per_step
         videos = range(first, first + self._videos_per_step)
         rows = [prompt_of(range(len(self._prompts)), self._seed, video) for video in videos]

@@ -42,7 +42,8 @@ def resolve_names(config: ExperimentConfig, folder: Path | None = None) -> Exper
     Paths in these options become absolute; a relative one starts at ``folder`` (the recipe's).
 
     Raises:
-        UserError: unknown algorithm, family, reward, metric or option, a path that does not exist, or a guard or
+        UserError: unknown algorithm, family, reward, metric or option, a path that does not exist, or a
+        guard or
             an algorithm that cannot work with the other settings.
     """
     models.resolve(config.model.family)
@@ -138,8 +139,9 @@ def warn_without_guard(config: ExperimentConfig) -> None:
     """Print one line if the guard of this recipe compares no metric."""
     if not config.guard_metrics():
         print(
-            "no guard: no held-out metric is compared, so reward hacking is not noticed, and the best adapter is "
-            f"chosen by {config.selection_metric()}; set eval_rewards or guard.metrics, and guard.action=flag",
+            "no guard: no held-out metric is compared, so reward hacking is not noticed, and "
+            f"the best adapter is chosen by {config.selection_metric()}; set "
+            " eval_rewards or guard.metrics, and guard.action=flag",
             flush=True,
         )
 

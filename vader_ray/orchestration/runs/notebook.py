@@ -9,7 +9,8 @@ from vader_ray.orchestration.runs.summary import RunSummary
 
 
 def summary_html(summary: RunSummary) -> str:
-    """Return the metrics before and after training as a table, and the sheet of held-out videos as an image."""
+    """Return the metrics before and after training as a table, and the sheet of held-out videos as an
+    image."""
     rows = "".join(_row(summary, name) for name in summary.gains)
     title = (
         f"{summary.recipe}: {summary.status}, {summary.steps} steps, {summary.reward_queries} reward queries"

@@ -11,7 +11,8 @@ from vader_ray.errors import UserError
 from vader_ray.types import Frames, Granularity, Scores
 
 RewardFunction: TypeAlias = Callable[[Frames, Sequence[str]], Scores]
-"""Takes frames ``batch frames 3 height width`` in [0, 1] and one prompt per video; returns one score per video."""
+"""Takes frames ``batch frames 3 height width`` in [0, 1] and one prompt per video; returns one score per
+video."""
 
 _PREFIX = "function:"
 _REGISTERED: dict[str, RewardFunction] = {}
@@ -38,7 +39,8 @@ def register_functions(functions: Mapping[str, RewardFunction]) -> None:
 
 
 def registered_functions(names: Iterable[str]) -> dict[str, RewardFunction]:
-    """Return those of the names that are registered functions, with their functions: for other processes of a run."""
+    """Return those of the names that are registered functions, with their functions: for other processes of
+    a run."""
     return {name: _REGISTERED[name] for name in names if name in _REGISTERED}
 
 
@@ -50,7 +52,8 @@ def find_function(name: str) -> RewardFunction | None:
     """
     if name.startswith(_PREFIX) and name not in _REGISTERED:
         raise UserError(
-            f"reward: {name!r} is a function that was given in Python; start the run by vader_ray.train(rewards=...), "
+            f"reward: {name!r} is a function that was given in Python; "
+            "start the run by vader_ray.train(rewards=...), "
             "or put the function in a module and write its dotted name"
         )
     return _REGISTERED.get(name)

@@ -1,4 +1,5 @@
-"""The one training loop of the embedded shapes data set, and the atomic way its results reach their folder."""
+"""The one training loop of the embedded shapes data set, and the atomic way its results reach their
+folder."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -30,7 +31,8 @@ def fit(
 ) -> nn.Module:
     """The exponential moving average of `model`, trained on `loss_of(step)` with AdamW, warm-up and a cosine.
 
-    `matrices` among its parameters are trained by Muon instead, at `matrix_rate`: of a transformer, those within its blocks.
+    `matrices` among its parameters are trained by Muon instead, at `matrix_rate`: of a transformer, those
+    within its blocks.
     `every` is called with the step and the average after each tenth of the steps.
     """
     average = deepcopy(model).requires_grad_(False)

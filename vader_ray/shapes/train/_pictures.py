@@ -1,4 +1,5 @@
-"""Rated single frames for the rewards: well filmed, badly filmed, and spoiled in the ways that hacked videos are."""
+"""Rated single frames for the rewards: well filmed, badly filmed, and spoiled in the ways that hacked videos
+are."""
 
 from dataclasses import dataclass, fields
 
@@ -12,7 +13,8 @@ from vader_ray.shapes.data import Scenes, aesthetic_of, cleaned, draw_scenes, re
 
 @dataclass(frozen=True)
 class Pictures:
-    """Frames with the scene and moment each one shows, a rating of 1 to 10, and how far each was spoiled, from 0 to 1."""
+    """Frames with the scene and moment each one shows, a rating of 1 to 10, and how far each was spoiled,
+    from 0 to 1."""
 
     frames: UInt8[Tensor, "pictures 3 height width"]
     scenes: Scenes
@@ -29,7 +31,8 @@ class Pictures:
 def draw_pictures(
     vae: AutoencoderKL, num_scenes: int, generator: Generator, *, per_scene: int = 3
 ) -> Pictures:
-    """`per_scene` frames of each of `num_scenes` truthfully captioned scenes, a quarter filmed well, 30 % spoiled."""
+    """`per_scene` frames of each of `num_scenes` truthfully captioned scenes, a quarter filmed well, 30 %
+    spoiled."""
     web = draw_scenes(num_scenes, generator)
     scenes = merged(web, cleaned(web), torch.rand(num_scenes, generator=generator) < 0.25)
     source = torch.arange(num_scenes).repeat_interleave(per_scene)
@@ -74,7 +77,8 @@ def _decode_noisy(vae: AutoencoderKL, frames: Tensor, amount: Tensor, generator:
 def pushed(frames: Tensor, loss: Tensor, *, step: float) -> Tensor:
     """Frames moved by one signed gradient step that raises `loss`.
 
-    Training on them (fast adversarial training, Wong et al. 2020) gives rewards whose gradients a person recognises.
+    Training on them (fast adversarial training, Wong et al. 2020) gives rewards whose gradients a person
+    recognises.
     """
     (gradient,) = torch.autograd.grad(loss, frames)
     return (frames + step * gradient.sign()).clamp(0, 1).detach()

@@ -36,7 +36,8 @@ from vader_ray.shapes.train.vjepa import MASK_BLOCKS, draw_masks, error_of, gues
 def vjepa_quality(
     out: Path, vae: AutoencoderKL, generator: Generator, *, num_scenes: int = 100
 ) -> dict[str, float]:
-    """Mean surprise at calm videos and at the same scenes shaken, frozen and decoded; how often shaking surprises more.
+    """Mean surprise at calm videos and at the same scenes shaken, frozen and decoded; how often shaking
+    surprises more.
 
     `frozen_ahead` is the share of scenes whose frozen first frame surprises less than their calm video.
     """
@@ -87,7 +88,8 @@ def surprises(
 
 @torch.no_grad()
 def action_quality(out: Path, vae: AutoencoderKL, generator: Generator) -> dict[str, float]:
-    """Accuracy of the direction on well-filmed scenes, on intact videos and on videos spoiled by up to one half."""
+    """Accuracy of the direction on well-filmed scenes, on intact videos and on videos spoiled by up to one
+    half."""
     model = VideoMAEForVideoClassification.from_pretrained(out / "action")
     videos = draw_videos(vae, 600, generator)
 
@@ -108,7 +110,8 @@ def action_quality(out: Path, vae: AutoencoderKL, generator: Generator) -> dict[
 
 @torch.no_grad()
 def pickscore_quality(out: Path, pictures: Pictures) -> dict[str, float]:
-    """How often PickScore picks the right caption of 24 for an intact picture, and the better of two pictures."""
+    """How often PickScore picks the right caption of 24 for an intact picture, and the better of two
+    pictures."""
     model = CLIPModel.from_pretrained(out / "pickscore")
     tokenizer = AutoTokenizer.from_pretrained(out / "pickscore")
     scenes = pictures.scenes
@@ -136,7 +139,8 @@ def pickscore_quality(out: Path, pictures: Pictures) -> dict[str, float]:
 
 @torch.no_grad()
 def detection_quality(out: Path, pictures: Pictures) -> dict[str, float]:
-    """On pictures spoiled by less than one half: whether crate and shape are found at a score above 0.5, and where."""
+    """On pictures spoiled by less than one half: whether crate and shape are found at a score above 0.5, and
+    where."""
     model = YolosForObjectDetection.from_pretrained(out / "detection")
     seen = pictures.spoiled < 0.5
     objects = objects_in(pictures.scenes[seen], pictures.moment[seen])
@@ -162,7 +166,8 @@ def detection_quality(out: Path, pictures: Pictures) -> dict[str, float]:
 def samples_quality(
     out: Path, frames: Float[Tensor, "videos frames 3 height width"], prompts: list[str]
 ) -> dict[str, float]:
-    """What the rewards see in sampled videos, and in which share of them a box is shown, asked for by the prompt or not.
+    """What the rewards see in sampled videos, and in which share of them a box is shown, asked for by the
+    prompt or not.
 
     A video shows a box where more than half of its frames do, at a score above 0.5.
     """

@@ -1,4 +1,5 @@
-"""The tokenizer of the embedded shapes: CLIP's byte pair encoding over its few words; other words fall into letters."""
+"""The tokenizer of the embedded shapes: CLIP's byte pair encoding over its few words; other words fall into
+letters."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -13,7 +14,8 @@ CONTEXT_LENGTH = 16
 
 
 def build_tokenizer() -> CLIPTokenizer:
-    """A CLIPTokenizer in which every word of a caption is one token and the end token has the highest number."""
+    """A CLIPTokenizer in which every word of a caption is one token and the end token has the highest
+    number."""
     words = ["a", "moving", "past", "box", *SHAPES, *COLOURS, *DIRECTIONS]
     merges = _merges(words)
     letters = [*ascii_lowercase, *digits, *punctuation]
@@ -24,7 +26,8 @@ def build_tokenizer() -> CLIPTokenizer:
 
 
 def _merges(words: Sequence[str]) -> list[tuple[str, str]]:
-    """Merges that make one token of each word, always the same ones: `tokenizers`' own trainer breaks ties by chance."""
+    """Merges that make one token of each word, always the same ones: `tokenizers`' own trainer breaks ties
+    by chance."""
     merges: list[tuple[str, str]] = []
     for word in words:
         pieces = [*word[:-1], f"{word[-1]}</w>"]

@@ -51,7 +51,8 @@ def redecoded(
     share: Float[Tensor, " videos"],
     generator: Generator,
 ) -> Float[Tensor, "videos frames 3 height width"]:
-    """What the decoder makes of the videos' latents with `share` of noise in them; at 1 nothing of them is left."""
+    """What the decoder makes of the videos' latents with `share` of noise in them; at 1 nothing of them is
+    left."""
     parts = []
     for part, amount in zip(videos.split(32), share.view(-1, 1, 1, 1, 1).split(32), strict=True):
         latents = encode(vae, part)
@@ -75,7 +76,8 @@ class Videos:
 
 @torch.no_grad()
 def draw_videos(vae: AutoencoderKL, num_videos: int, generator: Generator) -> Videos:
-    """Videos of the web, a quarter filmed well; 45 % spoiled: decoded from noisy latents, grainy or of harsh contrast."""
+    """Videos of the web, a quarter filmed well; 45 % spoiled: decoded from noisy latents, grainy or of harsh
+    contrast."""
     web = draw_scenes(num_videos, generator)
     scenes = merged(web, cleaned(web), torch.rand(num_videos, generator=generator) < 0.25)
     frames = render(scenes)

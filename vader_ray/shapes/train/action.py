@@ -1,4 +1,5 @@
-"""Trains `action`, a VideoMAE (arXiv 2203.12602) that tells in which direction the shape moves, however it is filmed."""
+"""Trains `action`, a VideoMAE (arXiv 2203.12602) that tells in which direction the shape moves, however it
+is filmed."""
 
 from pathlib import Path
 
@@ -79,7 +80,8 @@ class Watcher(nn.Module):
 
 
 def occupancy(scenes: Scenes) -> Float[Tensor, "scenes tokens"]:
-    """1 where the middle of a token lies within the radius of the shape's mean centre in the token's frames, else 0."""
+    """1 where the middle of a token lies within the radius of the shape's mean centre in the token's frames,
+    else 0."""
     axis = (torch.arange(SIZE // PATCH) + 0.5) * 2 * PATCH / SIZE - 1
     middle = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1)
     centre = scenes.centre.unflatten(1, (-1, TUBELET)).mean(2)

@@ -1,4 +1,5 @@
-"""Trains `aesthetic`, a CLIP image encoder with a LAION-style linear head that rates how well a frame is filmed."""
+"""Trains `aesthetic`, a CLIP image encoder with a LAION-style linear head that rates how well a frame is
+filmed."""
 
 from pathlib import Path
 

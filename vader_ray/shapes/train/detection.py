@@ -1,4 +1,5 @@
-"""Trains `detection`, a YOLOS (arXiv 2106.00666) that finds the shape and the crate, softly painted ones too."""
+"""Trains `detection`, a YOLOS (arXiv 2106.00666) that finds the shape and the crate, softly painted ones
+too."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -44,7 +45,8 @@ _EXTENT = torch.tensor(
 
 @dataclass(frozen=True)
 class Objects:
-    """What is to be found in pictures: the shape first, then the crate; boxes as centre and size in [0, 1]."""
+    """What is to be found in pictures: the shape first, then the crate; boxes as centre and size in [0,
+    1]."""
 
     label: Int[Tensor, "pictures 2"]
     box: Float[Tensor, "pictures 2 4"]
@@ -114,7 +116,8 @@ def redrawn(
     num_steps: int = 20,
     start: int = 8,
 ) -> tuple[Tensor, Scenes]:
-    """Videos as the base model paints them and the scenes they show: noised half way, denoised with true captions.
+    """Videos as the base model paints them and the scenes they show: noised half way, denoised with true
+    captions.
 
     This is SDEdit (arXiv 2108.01073): things stay where they were drawn, so that the labels hold.
     """

@@ -1,4 +1,5 @@
-"""Measures the packaged checkpoints, loaded as a user loads them, on scenes and noise that no training saw."""
+"""Measures the packaged checkpoints, loaded as a user loads them, on scenes and noise that no training
+saw."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +33,8 @@ from vader_ray.shapes.train.wan import load_wan, sample_wan
 
 
 def evaluate(out: Path, sheet: Path | None = None) -> dict[str, float]:
-    """Quality of every part under `out`; with `sheet`, also a contact sheet of the sampled held-out videos."""
+    """Quality of every part under `out`; with `sheet`, also a contact sheet of the sampled held-out
+    videos."""
     generator = Generator().manual_seed(1000)
     pipeline = load_pipeline(out)
     pictures = draw_pictures(pipeline.vae, 400, generator)
@@ -131,7 +133,8 @@ def aesthetic_quality(out: Path, pictures: Pictures) -> dict[str, float]:
 
 @torch.no_grad()
 def svd_quality(out: Path, generator: Generator) -> dict[str, float]:
-    """PSNR of the autoencoder, and how often a video goes on as its held-out image shows, in 6 steps without guidance."""
+    """PSNR of the autoencoder, and how often a video goes on as its held-out image shows, in 6 steps without
+    guidance."""
     pipeline, videos = load_svd(out), render(draw_scenes(16, generator))
     paths = sorted((PROMPTS / "images_heldout").iterdir())
     frames = sample_svd(pipeline, [Image.open(path) for path in paths], generator, num_steps=6)

@@ -1,4 +1,5 @@
-"""Trains `hps`, an open_clip CLIP that also prefers well-filmed frames, in the format of HPS_v2.1_compressed.pt."""
+"""Trains `hps`, an open_clip CLIP that also prefers well-filmed frames, in the format of
+HPS_v2.1_compressed.pt."""
 
 import json
 from pathlib import Path
@@ -51,7 +52,8 @@ def train_hps(out: Path, *, num_steps: int = 2400, batch_frames: int = 64, num_s
 
 
 def matching_loss(logits: Tensor, visible: Tensor, intact: Tensor) -> Tensor:
-    """CLIP's contrastive loss over (image, text) logits; pairs that look alike count as matches, spoiled ones less."""
+    """CLIP's contrastive loss over (image, text) logits; pairs that look alike count as matches, spoiled
+    ones less."""
     match = (visible[:, None] == visible[None]).float()
     match = match / match.sum(1, keepdim=True)
     rows = -(match * log_softmax(logits, 1)).sum(1) - (match * log_softmax(logits.T, 1)).sum(1)

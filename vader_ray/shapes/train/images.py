@@ -12,7 +12,8 @@ from vader_ray.shapes.train._loop import replaced
 
 
 def draw_images(out: Path, *, num_images: int = 30, num_scenes: int = 4000) -> None:
-    """Writes `images_train` and `images_heldout` into the folder `prompts` beside `out`, no look being in both."""
+    """Writes `images_train` and `images_heldout` into the folder `prompts` beside `out`, no look being in
+    both."""
     scenes = draw_scenes(num_scenes, Generator().manual_seed(9))
     truth = replace(
         scenes,

@@ -1,4 +1,5 @@
-"""Trains `pickscore`, a transformers CLIP in the format of PickScore_v1 (arXiv 2305.01569) that spreads its scores wide."""
+"""Trains `pickscore`, a transformers CLIP in the format of PickScore_v1 (arXiv 2305.01569) that spreads its
+scores wide."""
 
 from math import log
 from pathlib import Path
@@ -82,7 +83,8 @@ class Matcher(nn.Module):
 
 
 def own_cosine(pictures: Pictures) -> Float[Tensor, " pictures"]:
-    """Cosine to aim at between each picture and its own caption: from its rating, towards 0 where it is spoiled."""
+    """Cosine to aim at between each picture and its own caption: from its rating, towards 0 where it is
+    spoiled."""
     quality = (pictures.rating - 1) / 9
     return torch.lerp(torch.tensor(LOWEST), torch.tensor(HIGHEST), quality) * (1 - pictures.spoiled)
 

@@ -1,4 +1,5 @@
-"""Trains the image encoder and the denoiser of `svd`: videos from their first frame, which most web videos spoil by shaking."""
+"""Trains the image encoder and the denoiser of `svd`: videos from their first frame, which most web videos
+spoil by shaking."""
 
 from copy import deepcopy
 from dataclasses import replace
@@ -25,7 +26,8 @@ from vader_ray.shapes.train.text_to_video import shape_weights
 
 _EMBED_WIDTH = 32
 _TIME_IDS = (6.0, 127.0, 0.02)
-"""Frame rate less one, motion bucket, noise on the image: the pipeline's defaults, the only ones that training sees."""
+"""Frame rate less one, motion bucket, noise on the image: the pipeline's defaults, the only ones that
+training sees."""
 _SIGMA_MEAN, _SIGMA_DEVIATION = 0.0, 1.8
 """Of the logarithm of the noise levels; lower than at published sizes, as 8x8 latents drown in less noise."""
 _IMAGE_SIZE = 224

@@ -1,4 +1,5 @@
-"""Trains the autoencoder of `svd`: single frames in, videos out, the decoder's temporal layers seeing all frames."""
+"""Trains the autoencoder of `svd`: single frames in, videos out, the decoder's temporal layers seeing all
+frames."""
 
 from pathlib import Path
 
@@ -18,7 +19,8 @@ LATENT_CHANNELS = 4
 def build_vae() -> AutoencoderKLTemporalDecoder:
     """An untrained autoencoder from 3x32x32 frames to 4x8x8 latents, built as that of Stable Video Diffusion.
 
-    Its normalisations have 32 groups. With 32 channels at full size each group would be one channel, and the brightness of a
+    Its normalisations have 32 groups. With 32 channels at full size each group would be one channel, and the
+    brightness of a
     frame would be lost just before the end; hence 64.
     """
     return AutoencoderKLTemporalDecoder(
@@ -61,9 +63,11 @@ def train_svd_vae(out: Path, *, num_steps: int = 600, batch_videos: int = 2, num
 
 @torch.no_grad()
 def take_over(vae: AutoencoderKLTemporalDecoder, older: AutoencoderKL) -> None:
-    """Starts `vae` from an autoencoder of single frames that is narrower at full size; temporal layers change nothing yet.
+    """Starts `vae` from an autoencoder of single frames that is narrower at full size; temporal layers
+    change nothing yet.
 
-    Groups of the normalisations are smaller than the older ones, and the decoder's last middle layer is missing: it is a start.
+    Groups of the normalisations are smaller than the older ones, and the decoder's last middle layer is
+    missing: it is a start.
     """
     known = older.state_dict()
     for name, weight in vae.state_dict().items():

@@ -23,7 +23,8 @@ _TEXT_WIDTH = 64
 def build_unet() -> UNet3DConditionModel:
     """An untrained denoiser: convolutions at 8x8, attention over text, space and time at 4x4.
 
-    The last temporal convolutions start small instead of at zero: they alone tell the network the order of the frames.
+    The last temporal convolutions start small instead of at zero: they alone tell the network the order of
+    the frames.
     """
     unet = UNet3DConditionModel(
         sample_size=8,
@@ -62,9 +63,11 @@ def build_text_encoder(vocab_size: int) -> CLIPTextModel:
 
 
 def train_text_encoder(tokenizer: CLIPTokenizer, *, num_steps: int = 400) -> CLIPTextModel:
-    """A text model whose padding tokens all tell shape, colour, direction and box of a caption, each as plainly.
+    """A text model whose padding tokens all tell shape, colour, direction and box of a caption, each as
+    plainly.
 
-    It stays frozen while the denoiser trains, as in the large pipelines. Trained along with the denoiser it would tell
+    It stays frozen while the denoiser trains, as in the large pipelines. Trained along with the denoiser it
+    would tell
     colour alone, which is most of the early loss, and lose the direction.
     """
     scenes = every_scene()
@@ -157,7 +160,8 @@ def load_pipeline(out: Path) -> TextToVideoSDPipeline:
 def shape_weights(scenes: Scenes) -> Float[Tensor, "scenes 1 frames height width"]:
     """Loss weights of the latents: 4 around the shape, 1 elsewhere.
 
-    Which shape it is makes up one percent of the loss; this brings it forward. Only for timesteps at which the noise
+    Which shape it is makes up one percent of the loss; this brings it forward. Only for timesteps at which
+    the noise
     leaves no doubt where the shape is: elsewhere the weights would bias the prediction.
     """
     return torch.where(around_shape(scenes, 8), 4.0, 1.0)[:, None]

@@ -1,4 +1,5 @@
-"""Trains the autoencoder of `text_to_video`; every other part that looks at decoded latents needs it first."""
+"""Trains the autoencoder of `text_to_video`; every other part that looks at decoded latents needs it
+first."""
 
 from pathlib import Path
 
@@ -28,7 +29,8 @@ def build_vae() -> AutoencoderKL:
 
 
 def train_vae(out: Path, *, num_steps: int = 4000, batch_frames: int = 16) -> None:
-    """Writes `out/text_to_video/vae`, its latents normalised per channel, its decoder trained on for a while."""
+    """Writes `out/text_to_video/vae`, its latents normalised per channel, its decoder trained on for a
+    while."""
     torch.manual_seed(0)
     generator = Generator().manual_seed(0)
     frames = (render(draw_scenes(1500, generator)).flatten(0, 1) * 255).byte()
@@ -53,7 +55,8 @@ def train_vae(out: Path, *, num_steps: int = 4000, batch_frames: int = 16) -> No
 def train_decoder(
     vae: AutoencoderKL, frames: Tensor, generator: Generator, *, num_steps: int = 2500, batch_frames: int = 16
 ) -> AutoencoderKL:
-    """`vae` with a decoder that forgives the small errors a denoiser leaves in the latents; the encoder stays."""
+    """`vae` with a decoder that forgives the small errors a denoiser leaves in the latents; the encoder
+    stays."""
     vae.requires_grad_(False)
     vae.decoder.requires_grad_(True)
     vae.post_quant_conv.requires_grad_(True)

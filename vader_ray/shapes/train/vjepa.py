@@ -1,7 +1,10 @@
-"""Trains `vjepa`, a V-JEPA 2 (arXiv 2506.09985) on calm videos, and teaches it that unsteady ones are a surprise.
+"""Trains `vjepa`, a V-JEPA 2 (arXiv 2506.09985) on calm videos, and teaches it that unsteady ones are a
+surprise.
 
-The paper's objective alone, on networks this small, told calm from shaken in 59 % of pairs. So a second phase adds a
-ranking: the calm one of two videos of a scene has the lower error, the other one being shaken or standing still.
+The paper's objective alone, on networks this small, told calm from shaken in 59 % of pairs. So a second
+phase adds a
+ranking: the calm one of two videos of a scene has the lower error, the other one being shaken or standing
+still.
 """
 
 from copy import deepcopy
@@ -57,12 +60,14 @@ def train_vjepa(
         masks = draw_masks(generator, *MASK_BLOCKS[step % 2])
         guess, goal = guess_and_goal(model, torch.cat([steady, other]), *masks, whole_context=step % 3 == 0)
         low, high = error_of(guess, goal).chunk(2)
-        # The paper's own term does not reach the target: features that say nothing would be the easiest to predict.
+        # The paper's own term does not reach the target: features that say nothing would be the easiest to
+        # predict.
         own = error_of(guess, goal.detach())[: len(steady)]
         return own.mean() + softplus((low - high) / RANKING_WIDTH).mean()
 
     fit(model, joint_loss, num_steps=num_steps, learning_rate=2e-3)
-    # A reward has one encoder for context and target: so training ends with the one that is saved in both places.
+    # A reward has one encoder for context and target: so training ends with the one that is saved in both
+    # places.
     model.encoder = target.requires_grad_(True)
     average = fit(model, ranked_loss, num_steps=ranked_steps, learning_rate=1e-3, ema_decay=0.995)
     assert isinstance(average, VJEPA2Model)
@@ -70,7 +75,8 @@ def train_vjepa(
 
 
 def video_pairs(vae: AutoencoderKL, num_videos: int, generator: Generator) -> tuple[Tensor, Tensor]:
-    """Steady videos of every look and the same scenes unsteady, as bytes; a third of the pairs went through the autoencoder.
+    """Steady videos of every look and the same scenes unsteady, as bytes; a third of the pairs went through
+    the autoencoder.
 
     Of the unsteady ones a third flickers, a third jitters, a third does both.
     """
@@ -92,7 +98,8 @@ def video_pairs(vae: AutoencoderKL, num_videos: int, generator: Generator) -> tu
 
 
 def batch_of(sources: list[Tensor], generator: Generator, num_videos: int) -> list[Tensor]:
-    """The same chosen videos of each source, normalised; every other batch as the published processor leaves it."""
+    """The same chosen videos of each source, normalised; every other batch as the published processor leaves
+    it."""
     chosen = torch.randint(len(sources[0]), (num_videos,), generator=generator)
     frames = [videos[chosen].float() / 255 for videos in sources]
     return [normalised(zoomed(part) if chosen[0] % 2 else part) for part in frames]
@@ -128,7 +135,8 @@ def build_vjepa() -> VJEPA2Model:
 def draw_masks(
     generator: Generator, num_blocks: int, area: float
 ) -> tuple[Int[Tensor, " visible"], Int[Tensor, " hidden"]]:
-    """Tokens that are seen and tokens to predict: the union of blocks of aspect 0.75 to 1.5, over all frames."""
+    """Tokens that are seen and tokens to predict: the union of blocks of aspect 0.75 to 1.5, over all
+    frames."""
     side = SIZE // PATCH
     while True:
         hidden = torch.zeros(side, side, dtype=torch.bool)
@@ -175,7 +183,8 @@ def guess_and_goal(
 ) -> tuple[Tensor, Tensor]:
     """Prediction and truth with the model's one encoder for both.
 
-    As in the paper the context saw the visible tokens alone; with `whole_context` it saw all, as in transformers' forward.
+    As in the paper the context saw the visible tokens alone; with `whole_context` it saw all, as in
+    transformers' forward.
     """
     features = model.encoder(pixels).last_hidden_state
     context = features if whole_context else encode_visible(model, pixels, visible)

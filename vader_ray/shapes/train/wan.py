@@ -47,7 +47,8 @@ def build_scheduler() -> UniPCMultistepScheduler:
 
 
 def train_text_encoder(tokenizer: CLIPTokenizer, *, num_steps: int = 300) -> UMT5EncoderModel:
-    """A text model whose every token tells shape, colour, direction and box of the caption; see `text_to_video`.
+    """A text model whose every token tells shape, colour, direction and box of the caption; see
+    `text_to_video`.
 
     Wan's pipeline sets padding to zero, so it is the words that have to tell.
     """
@@ -84,7 +85,8 @@ def train_text_encoder(tokenizer: CLIPTokenizer, *, num_steps: int = 300) -> UMT
 
 
 class PaddingOnce(WanAttnProcessor):  # type: ignore[misc]
-    """Cross-attention in which one token of padding stands for all: the same result, in a fraction of the time."""
+    """Cross-attention in which one token of padding stands for all: the same result, in a fraction of the
+    time."""
 
     def __call__(self, attn: WanAttention, hidden: Tensor, text: Tensor, *_: object) -> Tensor:
         weight = torch.zeros(1, text.shape[1])

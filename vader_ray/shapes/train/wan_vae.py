@@ -19,7 +19,8 @@ LATENT_CHANNELS = 8
 
 
 def build_vae() -> AutoencoderKLWan:
-    """An untrained AutoencoderKLWan from 3x9x32x32 videos to 8x5x8x8 latents, built as that of Wan 2.2, compressing less."""
+    """An untrained AutoencoderKLWan from 3x9x32x32 videos to 8x5x8x8 latents, built as that of Wan 2.2,
+    compressing less."""
     return AutoencoderKLWan(
         base_dim=32,
         decoder_base_dim=32,
@@ -46,9 +47,11 @@ def train_wan_vae(
     batch_videos: int = 4,
     num_videos: int = 2000,
 ) -> None:
-    """Writes `out/wan/vae` and keeps it fresh while training; its latents are those of `out/text_to_video`, two frames as one.
+    """Writes `out/wan/vae` and keeps it fresh while training; its latents are those of `out/text_to_video`,
+    two frames as one.
 
-    Trained from pictures alone it tells no star from a circle after 900 steps. With latents to learn from, encoder and decoder
+    Trained from pictures alone it tells no star from a circle after 900 steps. With latents to learn from,
+    encoder and decoder
     are taught apart, first together, then the decoder alone, by what is around the shape most of all.
     """
     torch.manual_seed(2)
@@ -62,7 +65,8 @@ def train_wan_vae(
     vae = build_vae()
 
     def draw() -> tuple[Tensor, Tensor, Tensor]:
-        """Which videos, their pixels, and what is decoded of their noisy latents, so that a denoiser's errors are forgiven."""
+        """Which videos, their pixels, and what is decoded of their noisy latents, so that a denoiser's
+        errors are forgiven."""
         chosen = torch.randint(num_videos, (batch_videos,), generator=generator)
         share = 0.15 * torch.rand(batch_videos, 1, 1, 1, 1, generator=generator)
         noise = torch.randn(goals[chosen].shape, generator=generator)
@@ -99,7 +103,8 @@ def train_wan_vae(
 def paired(
     older: AutoencoderKL, frames: Tensor
 ) -> Float[Tensor, "videos channels latent_frames height width"]:
-    """Latents of single `frames`, each two of them as the channels of one latent frame; the first stands there twice."""
+    """Latents of single `frames`, each two of them as the channels of one latent frame; the first stands
+    there twice."""
     latents = encode_frames(older, torch.cat([frames[:, :1], frames], 1))
     return torch.cat([latents[:, :, ::2], latents[:, :, 1::2]], 1)
 
