@@ -520,7 +520,7 @@ def test_unusable_weights_are_explained(name: str, folders: dict[str, Path], tmp
     )
     (foreign / "preprocessor_config.json").write_text("{}")
     (foreign / "model.safetensors").write_bytes((folders[name] / "model.safetensors").read_bytes())
-    refused(name, "preprocessor_config.json states no image_mean", weights=str(foreign), **extra)
+    refused(name, "preprocessor_config.json has no image_mean", weights=str(foreign), **extra)
     (foreign / "config.json").unlink()
     refused(name, "config.json cannot be read", weights=str(foreign), **extra)
     refused(
