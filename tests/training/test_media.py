@@ -80,8 +80,9 @@ def test_mp4_index_comes_first(tmp_path: Path) -> None:
 
 
 def test_unwritable_video_says_why(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match=r"ffmpeg could not write .*missing"):
-        media.write_mp4(moving_bar(4, 32, 32), tmp_path / "missing" / "video.mp4", 8)
+    with pytest.raises(RuntimeError, match=r"ffmpeg could not write .*video\.mp4: .*-1"):
+        media.write_mp4(moving_bar(4, 32, 32), tmp_path / "video.mp4", frames_per_second=-1)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("size", "tile"), [(32, 160), (64, 128), (512, 160)])
