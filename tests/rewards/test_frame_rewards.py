@@ -250,7 +250,7 @@ def test_both_ways_to_write_a_size_are_read(folders: dict[str, Path], tmp_path: 
     path.write_text(json.dumps({"size": 800}))
     assert object_detection._edges(path) == (800, 1333)
     path.write_text(json.dumps({"size": {"height": 48, "width": 80}}))
-    with pytest.raises(ValueError, match=r"must have size.shortest_edge and has size=\{'height': 48"):
+    with pytest.raises(ValueError, match=r"must have size\.shortest_edge and has size=\{'height': 48"):
         object_detection._edges(path)
 
 
@@ -520,7 +520,7 @@ def test_unusable_weights_are_explained(name: str, folders: dict[str, Path], tmp
     )
     (foreign / "preprocessor_config.json").write_text("{}")
     (foreign / "model.safetensors").write_bytes((folders[name] / "model.safetensors").read_bytes())
-    refused(name, "preprocessor_config.json states no image_mean", weights=str(foreign), **extra)
+    refused(name, "preprocessor_config.json has no image_mean", weights=str(foreign), **extra)
     (foreign / "config.json").unlink()
     refused(name, "config.json cannot be read", weights=str(foreign), **extra)
     refused(
