@@ -79,6 +79,12 @@ def test_mp4_index_comes_first(tmp_path: Path) -> None:
     assert data.index(b"moov") < data.index(b"mdat")
 
 
+def test_an_error_of_ffmpeg_is_reported_and_leaves_no_file(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"ffmpeg could not write .*video\.mp4: .*-1"):
+        media.write_mp4(moving_bar(4, 32, 32), tmp_path / "video.mp4", frames_per_second=-1)
+    assert not list(tmp_path.iterdir())
+
+
 def test_unwritable_video_says_why(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="file"):
