@@ -43,16 +43,21 @@ def _staged(
     batching: Batching,
     reference_penalty: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    rollout = _rollout(model, terms)
-    outputs = accumulate_gradient(
-        model, terms, rollout, plan, batching, scale=0.5, reference_penalty=reference_penalty
+    outcomes = accumulate_gradient(
+        model,
+        terms,
+        _rollout(model, terms),
+        plan,
+        batching,
+        scale=0.5,
+        reference_penalty=reference_penalty,
     )
-    objective = torch.cat([output.objective for output in outputs])
+    objective = torch.cat([outcome.objective for outcome in outcomes])
     return objective, torch.cat([parameter.grad.flatten() for parameter in model.adapter_parameters()])
 
 
 def _monolithic(
-    model: Any, terms: list[RewardTerm], graded: Sequence[int], reference_penalty: float = 0.0
+    model: Any, terms: list[RewardTerm], graded: Sequence[int], reference_weight: float = 0.0
 ) -> tuple[Tensor, Tensor]:
     """Plain autograd through a hand-written loop and the whole decoder at once: no hook, no checkpoint, no
     pipeline."""
@@ -64,7 +69,7 @@ def _monolithic(
     for index, timestep in enumerate(scheduler.timesteps):
         with torch.set_grad_enabled(index in graded):
             predicted = unet(torch.cat([latents] * 2), timestep, embeds).sample
-        if reference_penalty and index in graded:
+        if reference_weight and index in graded:
             with torch.no_grad(), model.without_adapter():
                 base = unet(torch.cat([latents] * 2), timestep, embeds).sample
             distance = distance + (predicted - base).square().flatten(1).mean(dim=1).sum() / len(graded)
@@ -74,7 +79,7 @@ def _monolithic(
     images = vae.decode(latents.transpose(1, 2).flatten(0, 1) / vae.config.scaling_factor).sample
     frames = (images / 2 + 0.5).clamp(0, 1).unflatten(0, (len(PROMPTS), FRAMES))
     objective = objective_of(terms, frames, PROMPTS)
-    loss = -0.5 * (objective.sum() - reference_penalty * distance)
+    loss = -0.5 * (objective.sum() - reference_weight * distance)
     gradients = torch.autograd.grad(
         loss, model.adapter_parameters(), allow_unused=True, materialize_grads=True
     )
@@ -105,13 +110,13 @@ def test_staged_equals_monolithic(
 @pytest.mark.parametrize(
     ("batching", "recompute"), [(Batching(2, 1, 1), True), (Batching(2, 2, 3), False)], ids=["one", "both"]
 )
-def test_the_reference_penalty_is_that_of_one_graph(
+def test_the_penalty_of_the_distance_to_the_base_is_that_of_one_graph(
     tiny_pipeline_folder: Path, graded: tuple[int, ...], batching: Batching, recompute: bool
 ) -> None:
     model = load_tiny(tiny_pipeline_folder, precision="float64", chunk_size=batching.chunk)
     randomise_adapter(model)
     _, without = _monolithic(model, REWARD_TERMS["frame"], graded)
-    _, expected = _monolithic(model, REWARD_TERMS["frame"], graded, reference_penalty=3.0)
+    _, expected = _monolithic(model, REWARD_TERMS["frame"], graded, reference_weight=3.0)
     _, gradient = _staged(
         model,
         REWARD_TERMS["frame"],
