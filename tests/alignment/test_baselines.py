@@ -609,7 +609,7 @@ def test_mochis_inverted_sigmas_are_refused() -> None:
         noised(scheduler, torch.zeros(1), torch.zeros(1), 0)
 
 
-def test_given_videos_of_the_world_survive_its_autoencoder() -> None:
+def test_given_videos_of_shapes_survive_their_autoencoder() -> None:
     config = load("shapes_hps")
     model = models.build(
         config.model, config.sampling, None, seed=0, chunk_size=4, device=torch.device("cpu")

@@ -47,10 +47,10 @@ TOLERANCE = 0.06
 """The meta device lays some gradients out otherwise than the CPU: for networks this tiny up to 4.7 % (Wan's
 decoder, one frame at a time). A prediction must be within 15 %."""
 STEPS = 5
-LEVERS = {
+SETTINGS = {
     "recompute": (),
     "three steps kept": ("sampling.recompute=false", "sampling.truncation_depth=3"),
-    "three steps replayed": ("sampling.truncation_depth=3",),
+    "three steps recomputed": ("sampling.truncation_depth=3",),
     "blocks recomputed": ("sampling.recompute=false", "runtime.activation_checkpointing=block"),
     "one frame": ("rewards.0.frames=first:1",),
     "one by one": (
@@ -105,11 +105,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "lever"),
-    [*(("wan", lever) for lever in LEVERS), *((name, "three steps kept") for name in ("cogvideox", "ltx"))],
+    ("name", "setting"),
+    [
+        *(("wan", setting) for setting in SETTINGS),
+        *((name, "three steps kept") for name in ("cogvideox", "ltx")),
+    ],
 )
-def test_counted_memory_is_that_of_the_training_loop(folder: Path, name: str, lever: str) -> None:
-    config = override(_config(name, folder), LEVERS[lever])
+def test_counted_memory_is_that_of_the_training_loop(folder: Path, name: str, setting: str) -> None:
+    config = override(_config(name, folder), SETTINGS[setting])
     assert _training_bytes(estimate_step(config)) == pytest.approx(_measured_bytes(config), rel=TOLERANCE)
 
 
@@ -209,7 +212,7 @@ def _matmul_flops(counter: OpCounter) -> int:
     )
 
 
-def test_paper_keeps_what_fused_attention_keeps() -> None:
+def test_attention_on_meta_keeps_what_fused_kernels_keep() -> None:
     def held(device: torch.device) -> int:
         query, key, value = (torch.zeros(1, 2, 64, 16, device=device, requires_grad=True) for _ in range(3))
         with PeakMemoryTracker(device.type) as meter:
@@ -221,7 +224,7 @@ def test_paper_keeps_what_fused_attention_keeps() -> None:
         assert held(META) == held(torch.device("cpu"))
 
 
-def test_paper_knows_the_values_that_came_from_the_host_and_counts_what_goes_there() -> None:
+def test_meta_tensors_from_the_host_have_values_and_copies_to_the_host_are_counted() -> None:
     with meta_device_mode() as host:
         mask = torch.tensor([[True, False, True]]).to(META)
         assert (mask.sum() + 1).item() == 3
@@ -263,7 +266,7 @@ def _fits(num_bytes: float) -> Callable[[int], bool]:
 
 
 @pytest.mark.slow
-def test_the_lever_that_is_named_makes_it_fit(tiny_pipeline_folder: Path) -> None:
+def test_a_suggested_setting_makes_it_fit(tiny_pipeline_folder: Path) -> None:
     config = tiny_config(
         tiny_pipeline_folder, sampling={**_SAMPLING, "recompute": False, "truncation_depth": 3}
     )
@@ -279,18 +282,18 @@ def test_the_lever_that_is_named_makes_it_fit(tiny_pipeline_folder: Path) -> Non
 @pytest.mark.slow
 def test_auto_takes_the_fastest_that_fits(tiny_pipeline_folder: Path) -> None:
     config = tiny_config(tiny_pipeline_folder, sampling={**_SAMPLING, "recompute": "auto"})
-    asked = list[int]()
+    needs = list[int]()
 
     def under(limit: float) -> Callable[[int], bool]:
         def fits(needed: int) -> bool:
-            asked.append(needed)
+            needs.append(needed)
             return needed < limit
 
         return fits
 
     assert choose_auto(config, under(1e12)).sampling.recompute is False
-    assert choose_auto(config, under(asked[0])).sampling.recompute is True
-    assert asked[0] == asked[1] > asked[2]
+    assert choose_auto(config, under(needs[0])).sampling.recompute is True
+    assert needs[0] == needs[1] > needs[2]
     with pytest.raises(UserError, match="no setting fits, the smallest needs"):
         choose_auto(config, under(0))
 
@@ -332,7 +335,7 @@ def test_seconds_are_a_roofline() -> None:
 
 
 @pytest.mark.slow
-def test_check_answers_for_several_devices(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
+def test_check_reports_several_devices(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
     recipe = str(write_tiny(tmp_path, tiny_pipeline_folder))
     result = CliRunner().invoke(app, ["check", recipe, "--devices", "h100,a10g"])
     assert result.exit_code == 0, result.output
@@ -341,7 +344,7 @@ def test_check_answers_for_several_devices(tiny_pipeline_folder: Path, tmp_path:
 
 
 @pytest.mark.slow
-def test_check_refuses_what_cannot_fit_and_names_the_lever(tmp_path: Path) -> None:
+def test_check_refuses_what_cannot_fit_and_suggests_a_setting(tmp_path: Path) -> None:
     heldout = f"eval_rewards.0.weights={write_pickscore(tmp_path)}"
     result = CliRunner().invoke(app, ["check", "videocrafter2_hps", heldout, "--devices", "rtx4090"])
     assert result.exit_code == 2, result.output

@@ -1,4 +1,4 @@
-"""Rewards in Ray actors: bit-identical answers, half precision, lost and silent actors, errors, shared
+"""Rewards in Ray actors: bit-identical results, half precision, lost and silent actors, errors, shared
 pools."""
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ def cluster() -> Iterator[None]:
     ray.shutdown()
 
 
-# ---- answers
+# ---- results
 
 
 @pytest.mark.parametrize("reward", [CLIP, CENTRE, "brightness"])
 @pytest.mark.parametrize("num_replicas", [1, 2])
-def test_an_actor_answers_as_the_worker_would_to_the_last_bit(
+def test_a_replica_computes_what_the_worker_would_to_the_last_bit(
     cluster: None, reward: str, num_replicas: int
 ) -> None:
     config, frames = config_of(placed_reward(reward, num_replicas=num_replicas)), random_frames()
@@ -141,7 +141,7 @@ def test_a_nan_names_the_reward_and_the_prompt(cluster: None, tmp_path: Path) ->
             future.result()
 
 
-def test_a_silent_actor_is_restarted_and_asked_again(cluster: None, tmp_path: Path) -> None:
+def test_a_silent_replica_is_restarted_and_its_request_repeated(cluster: None, tmp_path: Path) -> None:
     with pool.start_pools(_broken("silence", tmp_path, timeout_seconds=4)) as pools:
         scores = pools["Broken"].submit_scores(random_frames(), ["break", "it"], 2).result()
     torch.testing.assert_close(scores, random_frames().mean(dim=(1, 2, 3, 4)))
@@ -239,7 +239,7 @@ def _actor_that_computes_a_gradient(driver: int) -> psutil.Process | None:
 def test_a_run_survives_the_loss_of_an_actor_and_ends_with_the_local_adapter(
     tiny_pipeline_folder: Path, tmp_path: Path
 ) -> None:
-    """Two rewards in two actors; one is killed with SIGKILL while it answers in the middle of a step."""
+    """Two rewards in two actors; one is killed with SIGKILL while it computes in the middle of a step."""
     slow = {"seconds": 0.4}
     (tmp_path / "local").mkdir()
     local = write_tiny(

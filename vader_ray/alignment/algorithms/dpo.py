@@ -149,7 +149,7 @@ def preference_loss(
         errors: denoising errors of the trained model; videos 2k and 2k + 1 are a pair.
         reference: denoising errors of the pretrained model.
         first_is_better: for each pair 1, −1, or 0 if neither is better, which gives loss 0. NaN gives NaN.
-        beta: strength of the pull to the pretrained model.
+        beta: strength of the KL penalty that keeps the model near the pretrained one.
     """
     gained = (errors - reference).unflatten(0, (-1, 2))
     signs = first_is_better.to(gained)
