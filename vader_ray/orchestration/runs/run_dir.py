@@ -304,12 +304,11 @@ def _check_vacant(folder: RunDir) -> None:
 
 
 def _create(folder: RunDir, config: ExperimentConfig) -> None:
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
-        folder.recipe.write_text(
-            yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
-            encoding="utf-8",
-        )
+        if not folder.recipe.exists() or folder.recipe.read_text(encoding="utf-8") != text:
+            folder.recipe.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(
             f"the run folder {folder.path} cannot be written ({error.strerror}); give another --runs-dir"
