@@ -382,7 +382,7 @@ def test_a_later_process_delivers_first_and_goes_on(uri: str, folder: Path) -> N
 def test_results_of_another_run_are_not_mixed_in(uri: str, folder: Path) -> None:
     run_id = open_run(uri)
     log_to_nobody(run_id, folder)
-    with pytest.raises(UserError, match=f"holds results of MLflow run {run_id}"):
+    with pytest.raises(UserError, match=f"has results of MLflow run {run_id}"):
         Tracker(uri, open_run(uri), folder)
 
 
