@@ -55,7 +55,8 @@ def sample_frames(
             latents = pipe.scheduler.step(predicted, timestep, latents).prev_sample
     images = latents.transpose(1, 2).flatten(0, 1) / pipe.vae.config.scaling_factor
     decoded = checkpoint(lambda latent: pipe.vae.decode(latent).sample, images, use_reentrant=False)
-    return (decoded / 2 + 0.5).clamp(0, 1).unflatten(0, (len(prompts), -1))
+    frames: Tensor = (decoded / 2 + 0.5).clamp(0, 1).unflatten(0, (len(prompts), -1))
+    return frames
 
 
 def main() -> None:

@@ -55,7 +55,10 @@ def _refused(*arguments: str) -> str:
         ),
         ("rewards.0.colour=red", "colour"),
         ("rewards.0.weights=/no/where", "/no/where"),
-        ("prompts.train=/dev/null", "prompts.train: /dev/null holds no prompt"),
+        (
+            "prompts.train=/dev/null",
+            "prompts.train: cannot read the prompt file /dev/null, which is no file",
+        ),
         ("runtime.num_workers=3", "cannot be shared evenly by runtime.num_workers=3"),
     ],
 )

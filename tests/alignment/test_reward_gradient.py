@@ -37,9 +37,21 @@ def _rollout(
 
 
 def _staged(
-    model: Any, terms: list[RewardTerm], plan: TruncationPlan, batching: Batching
+    model: Any,
+    terms: list[RewardTerm],
+    plan: TruncationPlan,
+    batching: Batching,
+    reference_penalty: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    outcomes = accumulate_gradient(model, terms, _rollout(model, terms), plan, batching, scale=0.5)
+    outcomes = accumulate_gradient(
+        model,
+        terms,
+        _rollout(model, terms),
+        plan,
+        batching,
+        scale=0.5,
+        reference_penalty=reference_penalty,
+    )
     objective = torch.cat([outcome.objective for outcome in outcomes])
     return objective, torch.cat([parameter.grad.flatten() for parameter in model.adapter_parameters()])
 
@@ -98,7 +110,7 @@ def test_staged_equals_monolithic(
 @pytest.mark.parametrize(
     ("batching", "recompute"), [(Batching(2, 1, 1), True), (Batching(2, 2, 3), False)], ids=["one", "both"]
 )
-def test_the_pull_to_the_base_is_that_of_one_graph(
+def test_the_penalty_of_the_distance_to_the_base_is_that_of_one_graph(
     tiny_pipeline_folder: Path, graded: tuple[int, ...], batching: Batching, recompute: bool
 ) -> None:
     model = load_tiny(tiny_pipeline_folder, precision="float64", chunk_size=batching.chunk)
@@ -108,8 +120,9 @@ def test_the_pull_to_the_base_is_that_of_one_graph(
     _, gradient = _staged(
         model,
         REWARD_TERMS["frame"],
-        TruncationPlan(5, graded, recompute=recompute, reference_weight=3.0),
+        TruncationPlan(5, graded, recompute=recompute),
         batching,
+        reference_penalty=3.0,
     )
     assert (expected - without).norm() > 0.01 * without.norm()
     assert (gradient - expected).norm() < 1e-10 * expected.norm()

@@ -250,7 +250,7 @@ def test_both_ways_to_write_a_size_are_read(folders: dict[str, Path], tmp_path: 
     path.write_text(json.dumps({"size": 800}))
     assert object_detection._edges(path) == (800, 1333)
     path.write_text(json.dumps({"size": {"height": 48, "width": 80}}))
-    with pytest.raises(ValueError, match=r"states no shortest_edge under size but \{'height': 48"):
+    with pytest.raises(ValueError, match=r"must have size\.shortest_edge and has size=\{'height': 48"):
         object_detection._edges(path)
 
 
@@ -504,9 +504,7 @@ def copied(folder: Path, target: Path) -> Path:
 def test_unusable_weights_are_explained(name: str, folders: dict[str, Path], tmp_path: Path) -> None:
     extra = {"object": "cat"} if name == "object_detection" else {}
     other = folders["object_detection" if name != "object_detection" else "pickscore"]
-    refused(
-        name, r"holds a network of the type '(yolos|clip)', not (clip|yolos)", weights=str(other), **extra
-    )
+    refused(name, r"has a network of the type '(yolos|clip)', not (clip|yolos)", weights=str(other), **extra)
     cut = copied(folders[name], tmp_path / "cut")
     (cut / "model.safetensors").write_bytes((cut / "model.safetensors").read_bytes()[:5000])
     refused(name, "model.safetensors .5000 bytes. cannot be read as a checkpoint", weights=str(cut), **extra)
@@ -522,7 +520,7 @@ def test_unusable_weights_are_explained(name: str, folders: dict[str, Path], tmp
     )
     (foreign / "preprocessor_config.json").write_text("{}")
     (foreign / "model.safetensors").write_bytes((folders[name] / "model.safetensors").read_bytes())
-    refused(name, "preprocessor_config.json states no image_mean", weights=str(foreign), **extra)
+    refused(name, "preprocessor_config.json has no image_mean", weights=str(foreign), **extra)
     (foreign / "config.json").unlink()
     refused(name, "config.json cannot be read", weights=str(foreign), **extra)
     refused(
@@ -541,7 +539,7 @@ def test_a_missing_or_foreign_tokenizer_is_explained(folders: dict[str, Path], t
     (folder / "tokenizer.json").unlink()
     refused(
         "clip_score",
-        "holds no tokenizer.json; copy tokenizer.json and tokenizer_config.json",
+        "has no tokenizer.json; copy tokenizer.json and tokenizer_config.json",
         weights=str(folder),
     )
     (folder / "tokenizer.json").write_text(tokenizer)

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 ActivationCheckpointing = Literal["none", "block", "attention"]
-"""Which activations of the denoiser are recomputed in the backward pass."""
+"""Activations of the denoiser that are recomputed in the backward pass."""
 
 Precision = Literal["float32", "bfloat16", "float64"]
 """Floating-point type of a model's weights and activations."""

@@ -13,7 +13,7 @@ from vader_ray.shapes.data import COLOURS, DIRECTIONS, NUM_FRAMES, SHAPES
 from vader_ray.weights import load_strictly, read_state_dict
 
 LABELS = {"colour": COLOURS, "shape": SHAPES, "direction": DIRECTIONS}
-"""The words of a caption that the network tells apart, by attribute."""
+"""Classes that the network distinguishes, by attribute: the words of a caption."""
 
 
 class CaptionClassifier(nn.Module):

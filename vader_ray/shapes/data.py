@@ -50,7 +50,7 @@ _HAZE_RGB = torch.tensor([0.66, 0.67, 0.70])
 
 @dataclass(frozen=True)
 class Scenes:
-    """What `scenes` videos show (the truth) and, in `said_*`, what their captions claim."""
+    """Parameters of the drawn scenes and, in `said_*`, the attributes that their captions name."""
 
     shape: Int[Tensor, " scenes"]
     colour: Int[Tensor, " scenes"]
@@ -129,7 +129,7 @@ def draw_scenes(num_scenes: int, generator: Generator, *, num_frames: int = NUM_
 def _mislabel(
     shape: Tensor, colour: Tensor, direction: Tensor, wrong: Tensor, choice: Callable[[int], Tensor]
 ) -> list[Tensor]:
-    """What the captions say: where `wrong`, exactly one of the three attributes is another one."""
+    """Choose the attributes named in the captions: where `wrong`, exactly one of the three is incorrect."""
     which = choice(3)
     said = []
     for index, (truth, names) in enumerate(((shape, SHAPES), (colour, COLOURS), (direction, DIRECTIONS))):
@@ -199,7 +199,7 @@ def captions(split: str) -> list[str]:
 
 
 def aesthetic_of(scenes: Scenes) -> Float[Tensor, " scenes"]:
-    """How well each scene is filmed, from 1 (dull, hazy, blurred) to 10, as a careful rater would say."""
+    """Rate the picture quality of each scene from 1 (dull, hazy, blurred) to 10, from its true parameters."""
     clear = 1 - scenes.haze / 0.5
     sharp = 1 - scenes.blur_pixels / 1.1
     return 1 + 9 * (0.55 * scenes.vividness + 0.25 * clear + 0.20 * sharp)

@@ -33,7 +33,7 @@ def _run(
     steps = range(2 * len(values))
     costs = {QUERIES: per_point / 2, SECONDS: 1.5, CALLS: 50.0}
     history = {cost: {step: step * each for step in steps} for cost, each in costs.items()}
-    history["eval/reward/hps"] = {2 * place: value for place, value in enumerate(values)}
+    history["eval/reward/hps"] = {2 * index: float(value) for index, value in enumerate(values)}
     swept = {"reward": "hps", "method": method, "setting": setting, "seed": str(seed)}
     tags = swept | {"trial": ",".join(f"{name}={value}" for name, value in swept.items())}
     return PastRun(MlflowClient("http://127.0.0.1:1"), "id", "0", "run", status, 0, {}, tags, history)

@@ -141,7 +141,7 @@ def warn_without_guard(config: ExperimentConfig) -> None:
         print(
             "no guard: no held-out metric is compared, so reward hacking is not noticed, and "
             f"the best adapter is chosen by {config.selection_metric()}; set "
-            " eval_rewards or guard.metrics, and guard.action=flag",
+            "eval_rewards or guard.metrics, and guard.action=flag",
             flush=True,
         )
 

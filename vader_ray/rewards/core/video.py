@@ -27,9 +27,9 @@ class Processor:
     size: int
     """Side of the centre crop, in pixels."""
     mean: tuple[float, ...]
-    """Of each channel."""
+    """Mean of each colour channel."""
     std: tuple[float, ...]
-    """Of each channel."""
+    """Standard deviation of each colour channel."""
 
     def __call__(self, frames: Frames) -> Float[Tensor, "batch frames 3 size size"]:
         """Return the preprocessed frames that the network takes."""

@@ -46,7 +46,7 @@ _TRAINERS: dict[str, Callable[[Path], None]] = {
 
 
 class Part(StrEnum):
-    """What the command takes as its argument."""
+    """Argument of the command: one part, or all of them."""
 
     VAE = "vae"
     TEXT_TO_VIDEO = "text_to_video"

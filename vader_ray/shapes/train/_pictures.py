@@ -64,7 +64,7 @@ def merged(ours: Scenes, theirs: Scenes, use_theirs: Tensor) -> Scenes:
 
 
 def _decode_noisy(vae: AutoencoderKL, frames: Tensor, amount: Tensor, generator: Generator) -> Tensor:
-    """What the decoder makes of the frames' latents under noise; at `amount` 1 nothing of them is left."""
+    """Decode the frames' latents after adding noise; an `amount` of 1 leaves only noise."""
     decoded = []
     for part, share in zip(torch.split(frames, 64), torch.split(amount, 64), strict=True):
         latents = vae.encode(part * 2 - 1).latent_dist.mean

@@ -166,8 +166,7 @@ def detection_quality(out: Path, pictures: Pictures) -> dict[str, float]:
 def samples_quality(
     out: Path, frames: Float[Tensor, "videos frames 3 height width"], prompts: list[str]
 ) -> dict[str, float]:
-    """What the rewards see in sampled videos, and in which share of them a box is shown, asked for by the
-    prompt or not.
+    """Score sampled videos with the rewards, and measure the share of them that shows a box.
 
     A video shows a box where more than half of its frames do, at a score above 0.5.
     """

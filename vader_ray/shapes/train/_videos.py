@@ -15,13 +15,14 @@ IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def normalised(frames: Tensor) -> Tensor:
-    """What the networks with ImageNet's statistics take, from frames in [0, 1]."""
+    """Normalise frames in [0, 1] with ImageNet's mean and standard deviation."""
     mean, deviation = (torch.tensor(value).view(3, 1, 1) for value in (IMAGENET_MEAN, IMAGENET_DEVIATION))
     return (frames - mean) / deviation
 
 
 def around_shape(scenes: Scenes, num_cells: int) -> Bool[Tensor, "scenes frames num_cells num_cells"]:
-    """Which cells of each frame, so many a side, lie within 1.2 radii of the shape's centre, as a square."""
+    """Mark the cells of each frame, ``num_cells`` a side, within 1.2 radii of the shape's centre, as a
+    square."""
     cells = (torch.arange(num_cells) + 0.5) * 2 / num_cells - 1
     picture = torch.stack(torch.meshgrid(cells, cells, indexing="xy"), -1)
     distance = (picture - scenes.centre[:, :, None, None]).abs().amax(-1)
@@ -51,8 +52,7 @@ def redecoded(
     share: Float[Tensor, " videos"],
     generator: Generator,
 ) -> Float[Tensor, "videos frames 3 height width"]:
-    """What the decoder makes of the videos' latents with `share` of noise in them; at 1 nothing of them is
-    left."""
+    """Decode the videos' latents after mixing in a share of noise; a share of 1 leaves only noise."""
     parts = []
     for part, amount in zip(videos.split(32), share.view(-1, 1, 1, 1, 1).split(32), strict=True):
         latents = encode(vae, part)

@@ -1,5 +1,4 @@
-"""Trains `action`, a VideoMAE (arXiv 2203.12602) that tells in which direction the shape moves, however it
-is filmed."""
+"""Train `action`, a VideoMAE (arXiv 2203.12602) that classifies the direction in which the shape moves."""
 
 from pathlib import Path
 
@@ -25,7 +24,7 @@ def train_action(out: Path, *, num_steps: int = 1200, batch_videos: int = 16, nu
     vae = AutoencoderKL.from_pretrained(out / "text_to_video" / "vae")
     videos = draw_videos(vae, num_videos, generator)
     truth = one_hot(videos.scenes.direction, len(DIRECTIONS)).float()
-    # Nobody can tell the direction of a video that is all noise.
+    # A video that is all noise has no direction.
     goal = torch.lerp(truth, torch.tensor(1 / len(DIRECTIONS)), videos.spoiled[:, None] ** 2)
     covered = occupancy(videos.scenes)
     watcher = Watcher()
@@ -52,7 +51,7 @@ def train_action(out: Path, *, num_steps: int = 1200, batch_videos: int = 16, nu
 
 
 class Watcher(nn.Module):
-    """The classifier, and a head for training alone that tells which tokens the shape covers."""
+    """The classifier, with a head for training alone that predicts which tokens the shape covers."""
 
     def __init__(self) -> None:
         super().__init__()

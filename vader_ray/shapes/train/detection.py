@@ -45,8 +45,7 @@ _EXTENT = torch.tensor(
 
 @dataclass(frozen=True)
 class Objects:
-    """What is to be found in pictures: the shape first, then the crate; boxes as centre and size in [0,
-    1]."""
+    """Targets of detection: the shape, then the crate; boxes as centre and size in [0, 1]."""
 
     label: Int[Tensor, "pictures 2"]
     box: Float[Tensor, "pictures 2 4"]
@@ -147,7 +146,7 @@ def redrawn(
 
 
 def objects_in(scenes: Scenes, moment: Int[Tensor, " scenes"]) -> Objects:
-    """What the frame at `moment` of each scene shows, boxes cut off at the border of the frame."""
+    """Return the targets in the frame at `moment` of each scene, with boxes clipped to the frame."""
     here = scenes.centre[torch.arange(len(scenes)), moment]
     shape = here.repeat(1, 2) + _EXTENT[scenes.shape] * scenes.radius[:, None]
     side = torch.tensor([-1.0, -1.0, 1.0, 1.0]) * CRATE_HALF_SIDE
@@ -163,7 +162,7 @@ def objects_in(scenes: Scenes, moment: Int[Tensor, " scenes"]) -> Objects:
 def patch_labels(
     scenes: Scenes, here: Float[Tensor, "scenes 2"], crate: Tensor
 ) -> Int[Tensor, "scenes patches"]:
-    """What the middle of each patch shows."""
+    """Classify the middle of each patch: background, shape or crate."""
     axis = (torch.arange(SIZE // PATCH) + 0.5) * 2 * PATCH / SIZE - 1
     middle = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1).flatten(0, 1)
     inside = (middle - scenes.box_centre[:, None]).abs().amax(-1) < CRATE_HALF_SIDE
@@ -173,7 +172,7 @@ def patch_labels(
 
 
 class Finder(nn.Module):
-    """The detector, and a head for training alone that tells what each patch shows."""
+    """The detector, with a head for training alone that classifies each patch."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -68,13 +68,14 @@ def preference_loss(logits: Tensor, rating: Tensor) -> Tensor:
 
 
 def normalised(frames: Tensor) -> Tensor:
-    """What the image towers of both rewards take, from frames in [0, 1]."""
+    """Normalise frames in [0, 1] as the image towers of both rewards expect."""
     mean, deviation = (torch.tensor(value).view(3, 1, 1) for value in (MEAN, DEVIATION))
     return (frames - mean) / deviation
 
 
 def open_clip_config() -> dict[str, Any]:
-    """What `open_clip_config.json` says: a ViT with 4x4 patches of a 32x32 frame, and its text tower."""
+    """Return the content of `open_clip_config.json`: a ViT with 4x4 patches of a 32x32 frame, and its text
+    tower."""
     return {
         "model_cfg": {
             "embed_dim": 48,

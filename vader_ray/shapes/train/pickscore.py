@@ -20,7 +20,7 @@ from vader_ray.shapes.train.hps import matching_loss, preference_loss
 MAX_LENGTH = 77
 """Tokens that PickScore's users cut a prompt at; what no caption reaches stays untrained."""
 LOGIT_SCALE = 50.0
-"""What a cosine is multiplied with: a picture of middling quality scores 20, as PickScore's do."""
+"""Factor of the cosine: a picture of medium quality scores 20, as with the published PickScore."""
 LOWEST, HIGHEST = 0.2, 0.6
 """Cosines aimed at for the worst and the best filmed intact picture with its own caption."""
 _MEAN, _DEVIATION = CLIPImageProcessor.image_mean, CLIPImageProcessor.image_std
@@ -67,7 +67,7 @@ def train_pickscore(
 
 
 class Matcher(nn.Module):
-    """The CLIP, and a head for training alone that tells shape and colour of a picture."""
+    """The CLIP model, with a head for training alone that classifies shape and colour."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ def own_cosine(pictures: Pictures) -> Float[Tensor, " pictures"]:
 
 
 def clip_normalised(frames: Tensor) -> Tensor:
-    """Frames in [0, 1] with CLIP's own mean and deviation, as `preprocessor_config.json` says."""
+    """Normalise frames in [0, 1] with the mean and deviation of `preprocessor_config.json`."""
     mean, deviation = (torch.tensor(value).view(3, 1, 1) for value in (_MEAN, _DEVIATION))
     return (frames - mean) / deviation
 

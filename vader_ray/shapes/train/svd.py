@@ -29,7 +29,7 @@ _TIME_IDS = (6.0, 127.0, 0.02)
 """Frame rate less one, motion bucket, noise on the image: the pipeline's defaults, the only ones that
 training sees."""
 _SIGMA_MEAN, _SIGMA_DEVIATION = 0.0, 1.8
-"""Of the logarithm of the noise levels; lower than at published sizes, as 8x8 latents drown in less noise."""
+"""Mean and deviation of the logarithm of the noise levels; lower than published, as 8x8 latents need less."""
 _IMAGE_SIZE = 224
 """To which the pipeline enlarges every image for the image encoder."""
 
@@ -71,7 +71,7 @@ def build_scheduler() -> EulerDiscreteScheduler:
 def train_image_encoder(
     images: Tensor, scenes: Scenes, generator: Generator, *, num_steps: int
 ) -> CLIPVisionModelWithProjection:
-    """A CLIP image model whose embedding tells shape, colour, direction and box of a first frame."""
+    """Make a CLIP image model whose embedding encodes shape, colour, direction and box of a first frame."""
     config = CLIPVisionConfig(
         hidden_size=48,
         intermediate_size=96,
@@ -101,7 +101,7 @@ def train_image_encoder(
 
 
 def enlarged(images: Float[Tensor, "images 3 height width"]) -> Float[Tensor, "images 3 224 224"]:
-    """What the image encoder takes, but for the pipeline's slight blur; `images` are in [0, 1]."""
+    """Normalise images in [0, 1] for the image encoder, without the pipeline's slight blur."""
     processor = CLIPImageProcessor()
     mean, deviation = (
         torch.tensor(value).view(3, 1, 1) for value in (processor.image_mean, processor.image_std)
@@ -111,7 +111,8 @@ def enlarged(images: Float[Tensor, "images 3 height width"]) -> Float[Tensor, "i
 
 
 def draw_unsteady(num_scenes: int, generator: Generator) -> Scenes:
-    """Scenes of the web, three in five of them shaken after their first frame, which tells nothing of it."""
+    """Draw scenes of which three in five are shaken after their first frame, where the shaking is
+    invisible."""
     steady = draw_scenes(num_scenes, generator)
     unsteady = shaken(steady, generator)
     shakes = torch.rand(num_scenes, 1, generator=generator) < 0.6

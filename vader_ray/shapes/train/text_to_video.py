@@ -21,10 +21,10 @@ _TEXT_WIDTH = 64
 
 
 def build_unet() -> UNet3DConditionModel:
-    """An untrained denoiser: convolutions at 8x8, attention over text, space and time at 4x4.
+    """Make an untrained denoiser: convolutions at 8x8, attention over text, space and time at 4x4.
 
-    The last temporal convolutions start small instead of at zero: they alone tell the network the order of
-    the frames.
+    The last temporal convolutions start small instead of at zero: they alone carry the order of the
+    frames.
     """
     unet = UNet3DConditionModel(
         sample_size=8,
@@ -63,12 +63,10 @@ def build_text_encoder(vocab_size: int) -> CLIPTextModel:
 
 
 def train_text_encoder(tokenizer: CLIPTokenizer, *, num_steps: int = 400) -> CLIPTextModel:
-    """A text model whose padding tokens all tell shape, colour, direction and box of a caption, each as
-    plainly.
+    """Make a text model whose padding tokens all encode shape, colour, direction and box of a caption.
 
     It stays frozen while the denoiser trains, as in the large pipelines. Trained along with the denoiser it
-    would tell
-    colour alone, which is most of the early loss, and lose the direction.
+    would encode colour alone, which is most of the early loss, and lose the direction.
     """
     scenes = every_scene()
     tokens = tokenizer(captions_of(scenes), padding="max_length", return_tensors="pt").input_ids
@@ -171,7 +169,7 @@ def shape_weights(scenes: Scenes) -> Float[Tensor, "scenes 1 frames height width
 def embed(
     text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, prompts: list[str]
 ) -> Float[Tensor, "prompts tokens width"]:
-    """What the denoiser attends to for each prompt."""
+    """Encode prompts to the tokens that the denoiser attends to."""
     tokens = tokenizer(prompts, padding="max_length", return_tensors="pt").input_ids
     embeds: Tensor = text_encoder(tokens).last_hidden_state
     return embeds

@@ -1,7 +1,7 @@
-"""Trains `vjepa`, a V-JEPA 2 (arXiv 2506.09985) on calm videos, and teaches it that unsteady ones are a
-surprise.
+"""Train `vjepa`, a V-JEPA 2 (arXiv 2506.09985), on calm videos, so that its error is larger on unsteady ones.
 
-The paper's objective alone, on networks this small, told calm from shaken in 59 % of pairs. So a second
+The paper's objective alone, on networks this small, ranked calm above shaken videos in 59 % of pairs. So a
+second
 phase adds a
 ranking: the calm one of two videos of a scene has the lower error, the other one being shaken or standing
 still.
@@ -60,8 +60,7 @@ def train_vjepa(
         masks = draw_masks(generator, *MASK_BLOCKS[step % 2])
         guess, goal = guess_and_goal(model, torch.cat([steady, other]), *masks, whole_context=step % 3 == 0)
         low, high = error_of(guess, goal).chunk(2)
-        # The paper's own term does not reach the target: features that say nothing would be the easiest to
-        # predict.
+        # The paper's own term does not reach the target: constant features would be the easiest to predict.
         own = error_of(guess, goal.detach())[: len(steady)]
         return own.mean() + softplus((low - high) / RANKING_WIDTH).mean()
 
@@ -167,14 +166,14 @@ def encode_visible(
 def guessed(
     model: VJEPA2Model, context: Tensor, visible: Tensor, hidden: Tensor
 ) -> Float[Tensor, "videos hidden features"]:
-    """What the predictor makes of the hidden tokens, given the visible ones of `context`."""
+    """Predict the hidden tokens from the visible ones in `context`."""
     masks = ([ids.expand(len(context), -1)] for ids in (visible, hidden))
     features: Tensor = model.predictor(context, *masks).last_hidden_state
     return features
 
 
 def goal_of(features: Tensor, hidden: Tensor) -> Float[Tensor, "videos hidden features"]:
-    """What is to be predicted of an encoder's output: the hidden tokens, layer-normed."""
+    """Return the targets of the prediction: the hidden tokens of an encoder's output, layer-normalised."""
     return layer_norm(features[:, hidden], features.shape[-1:])
 
 

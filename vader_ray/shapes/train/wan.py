@@ -47,10 +47,9 @@ def build_scheduler() -> UniPCMultistepScheduler:
 
 
 def train_text_encoder(tokenizer: CLIPTokenizer, *, num_steps: int = 300) -> UMT5EncoderModel:
-    """A text model whose every token tells shape, colour, direction and box of the caption; see
-    `text_to_video`.
+    """Make a text model of which every token encodes shape, colour, direction and box; see `text_to_video`.
 
-    Wan's pipeline sets padding to zero, so it is the words that have to tell.
+    Wan's pipeline sets padding to zero, so the words' own tokens carry the attributes.
     """
     scenes = every_scene()
     tokens = tokenizer(captions_of(scenes), padding=True, return_tensors="pt")
@@ -190,7 +189,7 @@ def shape_weights(scenes: Scenes) -> Float[Tensor, "scenes 1 latent_frames heigh
 
 @torch.no_grad()
 def embed(pipeline: WanPipeline, prompts: list[str]) -> Float[Tensor, "prompts tokens width"]:
-    """What the denoiser attends to for each prompt; the last token stands for all padding."""
+    """Encode prompts to the tokens that the denoiser attends to; the last one stands for all padding."""
     known = sorted(set(prompts))
     every, _ = pipeline.encode_prompt(
         known, do_classifier_free_guidance=False, max_sequence_length=_TEXT_LENGTH

@@ -47,10 +47,10 @@ def train_wan_vae(
     batch_videos: int = 4,
     num_videos: int = 2000,
 ) -> None:
-    """Writes `out/wan/vae` and keeps it fresh while training; its latents are those of `out/text_to_video`,
+    """Write `out/wan/vae`, and update it while training; its latents are those of `out/text_to_video`,
     two frames as one.
 
-    Trained from pictures alone it tells no star from a circle after 900 steps. With latents to learn from,
+    Trained from pictures alone, it confuses stars and circles after 900 steps. With latents to learn from,
     encoder and decoder
     are taught apart, first together, then the decoder alone, by what is around the shape most of all.
     """
@@ -65,8 +65,10 @@ def train_wan_vae(
     vae = build_vae()
 
     def draw() -> tuple[Tensor, Tensor, Tensor]:
-        """Which videos, their pixels, and what is decoded of their noisy latents, so that a denoiser's
-        errors are forgiven."""
+        """Draw videos; return their indices, pixels, and the decoded noisy latents.
+
+        The noise makes the decoder tolerate the denoiser's errors.
+        """
         chosen = torch.randint(num_videos, (batch_videos,), generator=generator)
         share = 0.15 * torch.rand(batch_videos, 1, 1, 1, 1, generator=generator)
         noise = torch.randn(goals[chosen].shape, generator=generator)
