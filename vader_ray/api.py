@@ -163,11 +163,10 @@ def sweep(
     Args:
         recipe: a loaded recipe, the name of a packaged one, or the path of a YAML file.
         space: dotted path of a setting → its values: `vader_ray.grid_search`, `choice`, `uniform`,
-        `loguniform`,
-            or any other domain of Ray Tune.
+            `loguniform`, or any other domain of Ray Tune.
         num_trials: number of trials; by default one for each combination of a grid.
         search: ``grid``, ``random`` or ``tpe`` (Optuna); by default ``grid`` for a space of grids, else
-        ``random``.
+            ``random``.
         early_stopping: stop trials that fall behind at equal reward queries (ASHA).
         name: name of the sweep; by default the recipe's name and ``_sweep``.
         workers_per_trial: number of Ray Train workers of each trial.

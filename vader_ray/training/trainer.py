@@ -54,10 +54,9 @@ class Trainer:
 
     Args:
         model: a model with an adapter, as `vader_ray.VideoModel.from_pipeline` returns it.
-        rewards: reward → weight. A reward is a name, a function of frames ``(batch, frames, 3, height,
-        width)``
-            in [0, 1] and prompts that returns one differentiable score per video, or anything
-            `vader_ray.load_reward` returned.
+        rewards: reward → weight. A reward is a name, a function of frames
+            ``(batch, frames, 3, height, width)`` in [0, 1] and prompts that returns one differentiable
+            score per video, or anything `vader_ray.load_reward` returned.
         prompts: texts to train on, in an order that the seed shuffles.
         learning_rate: learning rate of AdamW.
         num_steps: number of optimizer steps of the iteration.
