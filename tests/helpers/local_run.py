@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from vader_ray.config import ExperimentConfig
+from vader_ray.orchestration.runs.functions import pack_functions
 from vader_ray.orchestration.runs.run_dir import RunDir
 from vader_ray.orchestration.runs.worker import Job, run_worker
 from vader_ray.orchestration.sweeps.run_trial import TuneHost
@@ -27,11 +28,11 @@ def run_locally(
 ) -> None:
     """Train and log like a worker."""
     job = Job(
-        functions={},
         config=config.model_dump(mode="json"),
         folder=str(folder.path),
         storage=folder.storage,
         mlflow_run=mlflow_run,
         remote_rewards={},
+        functions=pack_functions([]),
     )
     run_worker(job, LocalHost(config, folder, use_gpu=False, report=on_step))

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from vader_ray import metrics, models, rewards
+from vader_ray import metrics, models
 from vader_ray.alignment import algorithms
 from vader_ray.alignment.base import Algorithm
 from vader_ray.alignment.frames import choose_frames, every_frame_rule
@@ -24,6 +24,7 @@ from vader_ray.config import (
 )
 from vader_ray.errors import UserError
 from vader_ray.metrics import Metric
+from vader_ray.training.load_reward import load_reward
 from vader_ray.training.model_cache import ModelCache, conditioning_key, model_key, plugin_key
 from vader_ray.training.pairs import Pair, read_pairs
 from vader_ray.training.seeding import derive_seed
@@ -201,23 +202,6 @@ def _term(
 
     reward = remote or cache.get_or_load(plugin_key(spec, sampling, device), load)
     return RewardTerm(spec.name, reward, spec.weight, spec.target, spec.frames)
-
-
-def load_reward(spec: RewardConfig, num_frames: int, height: int, width: int, device: torch.device) -> Reward:
-    """Load a reward and check its contract on random frames, as many as it will get.
-
-    Raises:
-        UserError: the reward cannot be loaded or breaks the contract.
-    """
-    reward = rewards.build(spec, device=device)
-    if device.type == "meta":
-        return reward
-    seen = len(choose_frames(spec.frames, num_frames, torch.Generator()))
-    shown = 2 if reward.granularity == "frame" else seen
-    rewards.check_contract(
-        reward, name=spec.name, device=device, num_frames=shown, height=height, width=width
-    )
-    return reward
 
 
 def _metric(

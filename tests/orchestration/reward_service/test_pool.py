@@ -18,7 +18,7 @@ import torch
 from tests.helpers.paths import REPOSITORY
 from tests.helpers.placed_rewards import BROKEN, CENTRE, CLIP, PAIRS, config_of, placed_reward, random_frames
 from tests.helpers.recipe import tiny_config, write_tiny
-from tests.helpers.runs import start
+from tests.helpers.runs import record, start
 from tests.helpers.waiting import wait_until
 from vader_ray.alignment.algorithms.vader import accumulate_gradient
 from vader_ray.alignment.reward_gradient import score_and_gradient
@@ -27,7 +27,9 @@ from vader_ray.alignment.truncation import draw_plan
 from vader_ray.config import ExperimentConfig
 from vader_ray.errors import RunFailed, UserError
 from vader_ray.orchestration.reward_service import pool
-from vader_ray.training.experiment import batching, build, load_reward
+from vader_ray.orchestration.runs.launch import resolve_names
+from vader_ray.training.experiment import batching, build
+from vader_ray.training.load_reward import load_reward
 from vader_ray.training.seeding import generator
 from vader_ray.training.step import make_rollout
 
@@ -151,7 +153,7 @@ def test_a_silent_replica_is_restarted_and_its_request_repeated(cluster: None, t
 def test_an_actor_that_stays_silent_ends_the_run_with_the_setting_to_change(
     cluster: None, tmp_path: Path
 ) -> None:
-    config = config_of(placed_reward(CLIP, options={"seconds": 5.0}, timeout_seconds=0.5, max_retries=1))
+    config = config_of(placed_reward(CLIP, options={"seconds": 2.0}, timeout_seconds=0.5, max_retries=1))
     with pool.start_pools(config) as pools:
         future = pools["Clip"].submit_scores(random_frames(), PROMPTS, 2)
         with pytest.raises(
@@ -237,21 +239,18 @@ def _actor_that_computes_a_gradient(driver: int) -> psutil.Process | None:
 
 
 def test_a_run_survives_the_loss_of_an_actor_and_ends_with_the_local_adapter(
-    tiny_pipeline_folder: Path, tmp_path: Path
+    tiny_pipeline_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two rewards in two actors; one is killed with SIGKILL while it computes in the middle of a step."""
     slow = {"seconds": 0.4}
-    (tmp_path / "local").mkdir()
-    local = write_tiny(
-        tmp_path / "local", tiny_pipeline_folder, rewards=[{"reward": CLIP, **slow}, {"reward": "brightness"}]
-    )
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    plain = tiny_config(tiny_pipeline_folder, rewards=[{"reward": CLIP}, {"reward": "brightness"}])
+    record(resolve_names(plain), tmp_path, "plain")
     placed = write_tiny(
         tmp_path,
         tiny_pipeline_folder,
         rewards=[placed_reward(CLIP, "a", options=slow), placed_reward("brightness", "b")],
     )
-    plain = _run(tmp_path, local, "plain")
-    assert plain.wait(timeout=300) == 0, (tmp_path / "plain.log").read_text()
     process = _run(tmp_path, placed, "placed")
     actor = wait_until(lambda: _actor_that_computes_a_gradient(process.pid), process=process)
     assert actor is not None

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import isfinite
+from threading import Event
 from typing import Any
 
+import ray
 import torch
 from numpy.typing import NDArray
 
@@ -19,8 +21,11 @@ from vader_ray.orchestration.reward_service.transport import (
     decode_frames,
     encode_frames,
 )
-from vader_ray.training.experiment import load_reward
+from vader_ray.training.load_reward import load_reward
 from vader_ray.types import Frames, Reward, Scores
+
+STATUS_GROUP = "status"
+"""Concurrency group of calls that do not wait for the request in progress."""
 
 
 class RewardActor:
@@ -37,10 +42,17 @@ class RewardActor:
         self._config = RewardConfig.model_validate(settings)
         self._device = torch.device("cuda" if num_gpus else "cpu")
         self._reward: Reward | None = None
+        self._load_ended = Event()
 
+    @ray.method(concurrency_group=STATUS_GROUP)  # type: ignore[untyped-decorator]
     def settings(self) -> dict[str, Any]:
-        """Return the settings of the reward."""
+        """Return the settings of the reward, also while it computes."""
         return reward_settings(self._config)
+
+    @ray.method(concurrency_group=STATUS_GROUP)  # type: ignore[untyped-decorator]
+    def wait_until_loaded(self) -> None:
+        """Return when a request has loaded the reward, or has failed to."""
+        self._load_ended.wait()
 
     def prepare(self, num_frames: int, height: int, width: int) -> RewardSpec:
         """Load the reward and check its contract on videos of this size.
@@ -48,7 +60,10 @@ class RewardActor:
         Raises:
             UserError: the reward cannot be loaded or breaks its contract.
         """
-        self._reward = load_reward(self._config, num_frames, height, width, self._device)
+        try:
+            self._reward = load_reward(self._config, num_frames, height, width, self._device)
+        finally:
+            self._load_ended.set()
         region = getattr(self._reward, "region", None)
         rows_columns = region(height, width) if region else (slice(0, height), slice(0, width))
         return RewardSpec(self._reward.granularity, self._reward.unit, rows_columns)

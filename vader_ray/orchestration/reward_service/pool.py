@@ -21,12 +21,13 @@ from ray.util import list_named_actors
 from vader_ray.alignment.frames import choose_frames
 from vader_ray.config import ExperimentConfig, PlacementConfig, RewardConfig, SamplingConfig
 from vader_ray.errors import UserError, first_line
-from vader_ray.orchestration.reward_service.actor import RewardActor, reward_settings
+from vader_ray.orchestration.reward_service.actor import STATUS_GROUP, RewardActor, reward_settings
 from vader_ray.orchestration.reward_service.remote_reward import PooledReward
 
 NAMESPACE = "vader_ray"
 """Ray namespace of the shared pools."""
 _PREFIX = "reward:"
+_ACTOR: Any = ray.remote(concurrency_groups={STATUS_GROUP: 2})(RewardActor)
 
 
 @contextmanager
@@ -120,7 +121,7 @@ def _start_replicas(spec: RewardConfig, placement: PlacementConfig, num_threads:
             "lifetime": "detached",
             "get_if_exists": True,
         }
-        actor_class = ray.remote(RewardActor).options(**options, **(shared if placement.shared else {}))
+        actor_class = _ACTOR.options(**options, **(shared if placement.shared else {}))
         replicas.append(actor_class.remote(settings, placement.num_gpus, num_threads))
     if placement.shared and (existing := _get(spec, [replicas[0].settings.remote()])[0]) != settings:
         raise UserError(

@@ -124,6 +124,9 @@ class PooledReward:
 
 
 def _restart(replica: ActorHandle) -> None:
-    """Kill a replica and wait until Ray has restarted it; Ray then repeats its pending requests."""
+    """Kill a replica, which Ray restarts with its pending requests, and wait until it has loaded its reward.
+
+    The time-out of the repeated request therefore does not include the start.
+    """
     ray.kill(replica, no_restart=False)
-    ray.get(replica.settings.remote(), timeout=START_SECONDS)
+    ray.get(replica.wait_until_loaded.remote(), timeout=START_SECONDS)

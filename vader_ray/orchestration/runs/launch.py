@@ -25,6 +25,7 @@ from vader_ray.orchestration.clusters import connection
 from vader_ray.orchestration.reward_service import pool
 from vader_ray.orchestration.reward_service.remote_reward import PooledReward
 from vader_ray.orchestration.runs.finish import finish_run
+from vader_ray.orchestration.runs.functions import pack_functions
 from vader_ray.orchestration.runs.progress import Progress
 from vader_ray.orchestration.runs.run_dir import RunDir, claim_run_dir
 from vader_ray.orchestration.runs.summary import RunStatus, RunSummary
@@ -175,7 +176,7 @@ def launch(
         storage=folder.storage,
         mlflow_run=mlflow_run,
         remote_rewards=remote_rewards,
-        functions=rewards.registered_functions(config.reward_names()),
+        functions=pack_functions(config.reward_names()),
         messages=messages,
     )
     lowest, highest = config.runtime.min_workers, config.runtime.num_workers

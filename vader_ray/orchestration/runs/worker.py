@@ -14,13 +14,12 @@ from ray.train.torch import get_device
 from ray.util.queue import Queue
 
 from vader_ray import config as settings
-from vader_ray import rewards
 from vader_ray.errors import RunFailed, UserError
 from vader_ray.orchestration.reward_service.remote_reward import PooledReward
+from vader_ray.orchestration.runs.functions import unpack_functions
 from vader_ray.orchestration.runs.run_dir import RunDir, working_copy
 from vader_ray.orchestration.runs.run_logger import RunLogger
 from vader_ray.orchestration.tracking.mlflow_runs import MlflowRun
-from vader_ray.rewards import RewardFunction
 from vader_ray.training.distributed import WorkerGroup
 from vader_ray.training.events import StepEvent
 from vader_ray.training.experiment import build
@@ -41,8 +40,8 @@ class Job(TypedDict):
     mlflow_run: MlflowRun
     remote_rewards: Mapping[str, PooledReward]
     """Rewards that are computed by actors, by name."""
-    functions: Mapping[str, RewardFunction]
-    """Rewards given as Python functions, by the name in the recipe."""
+    functions: bytes
+    """Rewards given as Python functions, from `pack_functions`."""
     messages: NotRequired[Queue]
     """Queue to the driver: ``("step", StepEvent)``, ``("log", text)``, ``("user_error", text)``, ``("failed",
     text)``."""
@@ -82,7 +81,7 @@ def run_worker(job: Job, host: Host | None = None) -> None:
     host = RayTrainHost(job["messages"]) if host is None else host
     try:
         with host.open(job) as (folder, resume_from):
-            rewards.register_functions(job["functions"])
+            unpack_functions(job["functions"])
             config = settings.validate(job["config"])
             step = _step_of(resume_from)
             logger = None

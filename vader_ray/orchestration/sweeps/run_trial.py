@@ -12,18 +12,17 @@ import torch
 from ray import tune
 
 from vader_ray import config as settings
-from vader_ray import rewards
 from vader_ray.config import ExperimentConfig
 from vader_ray.errors import RunFailed, UserError
 from vader_ray.files import atomic_write
 from vader_ray.orchestration import ray_private
 from vader_ray.orchestration.reward_service.remote_reward import PooledReward
 from vader_ray.orchestration.runs.finish import finish_run
+from vader_ray.orchestration.runs.functions import unpack_functions
 from vader_ray.orchestration.runs.launch import launch
 from vader_ray.orchestration.runs.run_dir import RunDir, working_copy
 from vader_ray.orchestration.runs.worker import Job, run_worker
 from vader_ray.orchestration.sweeps.search import SELECTED
-from vader_ray.rewards import RewardFunction
 from vader_ray.training.distributed import WorkerGroup
 from vader_ray.training.events import StepEvent
 from vader_ray.training.model_cache import ModelCache
@@ -38,7 +37,7 @@ _CACHE = ModelCache()
 def run_trial(
     params: dict[str, Any],
     remote_rewards: Mapping[str, PooledReward],
-    functions: Mapping[str, RewardFunction],
+    functions: bytes,
     use_gpu: bool,
     skip: tuple[str, ...],
 ) -> None:
@@ -50,10 +49,10 @@ def run_trial(
 
     Args:
         params: ``folder`` and ``storage`` of the trial.
-        functions: rewards given as Python functions, by the name in the recipe.
+        functions: rewards given as Python functions, from `pack_functions`.
         skip: subfolders that this process does not copy.
     """
-    rewards.register_functions(functions)
+    unpack_functions(functions)
     with working_copy(params["folder"], params["storage"], skip=skip) as folder:
         config, mlflow_run = settings.load(str(folder.recipe)), folder.read_mlflow_run()
         report = _Report(config)

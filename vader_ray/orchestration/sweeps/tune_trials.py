@@ -9,12 +9,12 @@ from typing import Any
 
 from ray import tune
 
-from vader_ray import rewards
 from vader_ray.config import ExperimentConfig
 from vader_ray.errors import UserError, last_line
 from vader_ray.orchestration.clusters import connection
 from vader_ray.orchestration.reward_service import pool
 from vader_ray.orchestration.runs.finish import finish_run
+from vader_ray.orchestration.runs.functions import pack_functions
 from vader_ray.orchestration.runs.run_dir import KEPT_BY_RAY
 from vader_ray.orchestration.runs.storage import delete_from_run
 from vader_ray.orchestration.sweeps.run_trial import QUERIES, run_trial
@@ -58,7 +58,7 @@ def tune_trials(trials: TrialSet, *, num_trials: int, max_concurrent: int | None
         trainable = tune.with_parameters(
             run_trial,
             remote_rewards=remote_rewards,
-            functions=rewards.registered_functions(config.reward_names()),
+            functions=pack_functions(config.reward_names()),
             use_gpu=connection.uses_gpu(config.runtime),
             skip=KEPT_BY_RAY if config.runtime.num_workers > 1 else (),
         )
