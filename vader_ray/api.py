@@ -44,7 +44,7 @@ def load_recipe(
     return load(str(recipe), {**(overrides or {}), **settings})
 
 
-def train(
+def train(  # noqa: PLR0913
     recipe: ExperimentConfig | str | Path,
     *,
     workers: int | None = None,
@@ -144,7 +144,7 @@ def generate(
     return Path(output).resolve()
 
 
-def sweep(
+def sweep(  # noqa: PLR0913
     recipe: ExperimentConfig | str | Path,
     space: Mapping[str, Any],
     *,

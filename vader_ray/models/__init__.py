@@ -59,7 +59,7 @@ def fetch(model: ModelConfig) -> str:
     return str(resolve(model.family).fetch(model))
 
 
-def build(
+def build(  # noqa: PLR0913
     model: ModelConfig,
     sampling: SamplingConfig,
     adapter: AdapterConfig | None,

@@ -54,7 +54,7 @@ class VideoModel(TrajectoryPipeline):
         return cls(pipe, sampling, DecoderOptions.of(model, chunk_size))
 
     @classmethod
-    def from_pipeline(
+    def from_pipeline(  # noqa: PLR0913
         cls,
         pipe: Any,
         *,

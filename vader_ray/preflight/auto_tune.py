@@ -71,18 +71,16 @@ def _memory_settings(config: ExperimentConfig) -> Iterator[str]:
         yield "model.offload_decoder_cache=true"
     if config.sampling.recompute is not True:
         yield "sampling.recompute=true"
-    for name in ("micro_batch_size", "decode_chunk_size", "prefix_batch_size"):
-        if getattr(runtime, name) != 1:
-            yield f"runtime.{name}=1"
-    for i, spec in enumerate(config.rewards):
-        if spec.placement is None:
-            yield f"rewards.{i}.placement.actor={spec.reward.rsplit('.', 1)[-1]}"
-    for i, spec in enumerate(config.rewards):
-        if spec.precision == "float32":
-            yield f"rewards.{i}.precision=bfloat16"
-    for name in ("precision", "decoder_precision"):
-        if getattr(model, name) != "bfloat16":
-            yield f"model.{name}=bfloat16"
+    sizes = ("micro_batch_size", "decode_chunk_size", "prefix_batch_size")
+    yield from (f"runtime.{name}=1" for name in sizes if getattr(runtime, name) != 1)
+    local = [  # noqa: F841
+        (i, spec.reward.rsplit(".", 1)[-1]) for i, spec in enumerate(config.rewards) if not spec.placement
+    ]
+    yield from (f"rewards.{i}.placement.actor={name}" for i, name in names.items())
+    wide = [i for i, spec in enumerate(config.rewards) if spec.precision == "float32"]
+    yield from (f"rewards.{i}.precision=bfloat16" for i in wide)
+    precisions = ("precision", "decoder_precision")
+    yield from (f"model.{name}=bfloat16" for name in precisions if getattr(model, name) != "bfloat16")
 
 
 def choose_auto(config: ExperimentConfig, fits: Callable[[int], bool]) -> ExperimentConfig:

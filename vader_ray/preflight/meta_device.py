@@ -83,7 +83,7 @@ class _Autocast(torch.autocast):
             super().__init__(device_type, *args, **kwargs)
 
 
-def _attention(
+def _attention(  # noqa: PLR0913
     query: Tensor,
     key: Tensor,
     value: Tensor,

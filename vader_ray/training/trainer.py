@@ -73,7 +73,7 @@ class Trainer:
         UserError: an unknown reward, or one without a finite gradient with respect to the frames.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         model: Any,
         rewards: Mapping[RewardLike, float],

@@ -69,7 +69,7 @@ def accept_host_tensors(network: nn.Module) -> None:
     network.register_forward_pre_hook(_inputs_to_meta, with_kwargs=True)
 
 
-def _inputs_to_meta(network: nn.Module, args: Any, kwargs: Any) -> Any:
+def _inputs_to_meta(_network: nn.Module, args: Any, kwargs: Any) -> Any:
     return tree_map_only(Tensor, lambda tensor: tensor.to("meta"), (args, kwargs))
 
 

@@ -77,7 +77,7 @@ class VideoCrafterPipeline(DiffusionPipeline):  # type: ignore[misc]
         return features
 
     @torch.no_grad()
-    def __call__(
+    def __call__(  # noqa: PLR0913
         self,
         prompt: Sequence[str] = (),
         *,

@@ -21,7 +21,7 @@ class DynamicRescaleDDIMScheduler(DDIMScheduler):  # type: ignore[misc]
     """
 
     @register_to_config  # type: ignore[untyped-decorator]
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         num_train_timesteps: int = 1000,
         beta_start: float = 0.00085,

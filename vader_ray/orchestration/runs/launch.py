@@ -215,7 +215,7 @@ def launch(
 def _fit(trainer: TorchTrainer, outcome: list[Any]) -> None:
     try:
         outcome.append(trainer.fit())
-    except BaseException as error:  # handed to the main thread, which raises it
+    except BaseException as error:  # noqa: BLE001  handed to the main thread, which raises it
         outcome.append(error)
 
 

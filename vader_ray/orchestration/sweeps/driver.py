@@ -24,7 +24,7 @@ from vader_ray.orchestration.sweeps.tune_trials import tune_trials
 from vader_ray.orchestration.tracking import mlflow_runs
 
 
-def run_sweep(
+def run_sweep(  # noqa: PLR0913
     definition: SweepDefinition,
     base_recipe: ExperimentConfig | str | None = None,
     *,

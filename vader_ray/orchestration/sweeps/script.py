@@ -18,7 +18,7 @@ def sweep_script(definition: SweepDefinition) -> None:
     )
 
     @script.command(help=definition.question)
-    def run(
+    def run(  # noqa: PLR0913
         overrides: Overrides = None,
         recipe: Annotated[
             str | None,

@@ -84,7 +84,7 @@ class Sender:
                     break
                 self._send(client, batch)
                 sent.update(id(event) for event in batch)
-        except Exception as error:  # any error of MLflow: training continues, and events wait
+        except Exception as error:  # noqa: BLE001  any error of MLflow: training continues, and events wait
             self._failed(error)
         else:
             self._succeeded()

@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from vader_ray.files import atomic_write
 
 
-def fit(
+def fit(  # noqa: PLR0913
     model: nn.Module,
     loss_of: Callable[[int], Tensor],
     *,
