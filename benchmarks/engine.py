@@ -1,24 +1,17 @@
-"""The staged reward gradient against the authors' loop and one monolithic graph: seconds, memory and
-exactness, in one run.
+"""Compare the staged reward gradient with the authors' loop and with one graph: seconds, memory, exactness.
 
     python benchmarks/engine.py                                         # tiny, CPU, under three minutes
     python benchmarks/engine.py --precision float64 --output engine.json
-    python benchmarks/engine.py --size modelscope --precision bfloat16  # the real sizes with random weights,
-    one GPU
-    python benchmarks/engine.py --size modelscope --device meta --depth 1   # memory at the real sizes,
-    without a GPU
+    python benchmarks/engine.py --size modelscope --precision bfloat16  # real sizes, random weights, one GPU
+    python benchmarks/engine.py --size modelscope --device meta --depth 1   # memory at real sizes, no GPU
 
 Every row has the same random weights, prompts, noise, frames and effective batch. Memory is what a step adds
-to weights and
-optimizer state: the allocator's peak on a GPU, the peak of live tensors elsewhere (`PeakMemoryTracker`).
-Counting with
-``torch.autograd.graph.saved_tensors_hooks`` would flatter the engine: hooks around a checkpoint never see
-what is saved
-inside it, neither in the forward pass nor when it is recomputed. Meta tensors have no fused attention, so
-they count its
-softmax too. ``tiny`` has the proportions of ``modelscope``: with 1 for the graph of a denoising step, 0.05
-for a decoded
-frame and 0.016 for a scored one. Seconds on a CPU say nothing about a GPU.
+to weights and optimizer state: the allocator's peak on a GPU, the peak of live tensors elsewhere
+(`PeakMemoryTracker`). ``torch.autograd.graph.saved_tensors_hooks`` would count too little for the engine:
+hooks around a checkpoint do not see what is saved inside it, neither in the forward pass nor when it is
+recomputed. Meta tensors have no fused attention, so the memory of its softmax is included. The size ``tiny``
+has the memory proportions of ``modelscope``: a decoded frame needs 0.05 and a scored frame 0.016 of the graph
+of a denoising step. Seconds on a CPU cannot be compared with those on a GPU.
 """
 
 from __future__ import annotations

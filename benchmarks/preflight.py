@@ -3,10 +3,9 @@
     python -m benchmarks.preflight                                   # all cases, a few minutes, any machine
     python -m benchmarks.preflight --case wan_1_3b_hps --output estimate.json
 
-The sizes are those that the configuration files on the hub state; they are written out below, as nothing is
-fetched. Text
-encoders have their published sizes and a small tokenizer. ``tests/preflight/test_estimate.py`` compares
-counts with measurements.
+Nothing is downloaded: the sizes below are copied from the configuration files on the hub. Text encoders have
+their published sizes and a small tokenizer. ``tests/preflight/test_estimate.py`` compares such estimates with
+measurements.
 """
 
 from __future__ import annotations

@@ -1,18 +1,14 @@
-"""Rewards here and in actors: milliseconds, memory, bytes moved, and what the way there and back adds to a
-training step.
+"""Time rewards in the worker and in Ray actors: milliseconds, memory, bytes moved, and the transport's share.
 
-    python -m benchmarks.rewards                              # the embedded shapes networks, two sizes of
-    video, CPU
+    python -m benchmarks.rewards                              # embedded networks, two video sizes, CPU
     python -m benchmarks.rewards --frames 16x320x512 --reward brightness --repeats 9
     python -m benchmarks.rewards --reward hps --reward vjepa  # with a GPU and a hub: the published weights
 
-Every time is the median wall time of scores and gradient of one video, local and served in turn, so that all
-share the
-weather of the machine; ``brightness`` computes next to nothing, so its served time is the cost of the way.
-The share is of
-the floor of a step of one video at K = 1 with all frames: the FLOPs of VideoCrafter2 (320×512) and Wan 1.3B
-(480×832)
-at 790 TFLOP/s, 0.91 s and 38.4 s. A real step is slower, so the real share is smaller.
+Each time is the median wall time of scores and gradient of one video. Local and remote calls alternate, so
+that both see the same load of the machine. ``brightness`` computes next to nothing, so its remote time is the
+time of the transport. The share is relative to the shortest possible step of one video at K = 1 with all
+frames: the FLOPs of VideoCrafter2 (320×512) and Wan 1.3B (480×832) at 790 TFLOP/s, 0.91 s and 38.4 s. A real
+step takes longer, so the real share is smaller.
 """
 
 from __future__ import annotations

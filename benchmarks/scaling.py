@@ -1,26 +1,21 @@
-"""How long a step takes on 1 to 1024 workers: predicted from parts measured here, and compared with 1 and 2
-real workers.
+"""Predict the seconds of a step on 1 to 1024 workers from measured parts; compare with 1 and 2 real workers.
 
     python benchmarks/scaling.py shapes_hps                          # some minutes on a CPU
     python benchmarks/scaling.py modelscope_hps --bandwidth 25      # on one GPU; between nodes 25 Gbit/s
-    python benchmarks/scaling.py shapes_vjepa --replicas 4           # rewards in 4 actors instead of in the
-    workers
+    python benchmarks/scaling.py shapes_vjepa --replicas 4           # rewards in 4 actors
 
-Measured in one process: the seconds that one video takes to be sampled without gradient (prefix), to be
-sampled and decoded
-with gradient and back (grad_steps), and to be rewarded (reward); what a step takes beside its videos
-(fixed); how much equal steps
-differ (spread). With those, for W workers of n videos each,
+One process measures, for one video, the seconds of sampling without gradient (prefix), of sampling and
+decoding with gradient, forward and backward (grad_steps), and of its reward (reward); the seconds of a step
+that do not depend on its videos (fixed); and the deviation between equal steps (spread). From these, for W
+workers of n videos each,
 
     step = slowest of W · n · (prefix + grad_steps + reward) + fixed + all-reduce of the adapter's gradients
 
 where the slowest of W normal variables lies at the quantile (W - 3/8) / (W + 1/4) (Blom: Statistical
-Estimates and Transformed
-Beta-Variables, 1958), and the all-reduce is recursive halving and doubling:
+Estimates and Transformed Beta-Variables, 1958), and the all-reduce is recursive halving and doubling:
 2 · log2(W) messages, 2 · (W - 1) / W of the bytes (Thakur, Rabenseifner, Gropp: Optimization of Collective
-Communication
-Operations in MPICH, 2005). With R replicas of the rewards, their answers overlap with the sampling of the
-next video:
+Communication Operations in MPICH, 2005). With R replicas of the rewards, they compute while the worker
+samples the next video:
 
     step = max(slowest · n · (prefix + grad_steps), videos · reward / R) + reward + fixed + all-reduce
 """

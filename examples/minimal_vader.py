@@ -6,8 +6,7 @@ model and its reward model come from the package, so that the file runs on a lap
     python examples/minimal_vader.py
 
 The engine computes the same gradient (tests/examples/test_minimal_vader.py), with all frames of long videos
-in
-bounded memory, any scheduler and pipeline, several workers, checkpoints and evaluation.
+in bounded memory, any scheduler and pipeline, several workers, checkpoints and evaluation.
 """
 
 import torch

@@ -2,9 +2,8 @@
 
     python examples/own_reward.py
 
-A reward is any function of frames and prompts that is differentiable in the frames. Here: local contrast,
-mixed
-with the recipe's own HPS.
+A reward is any function of frames and prompts that is differentiable in the frames. Here it is local
+contrast, mixed with the recipe's own HPS.
 """
 
 from torch import Tensor

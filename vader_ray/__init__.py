@@ -1,8 +1,7 @@
 """Align video diffusion models with reward gradients (VADER, arXiv 2407.08737) on Ray, tracked by MLflow.
 
 The names below are the public Python API; each is imported when it is first used, so ``import vader_ray``
-imports
-no framework. ``vader-ray --help`` lists the commands.
+imports no framework. ``vader-ray --help`` lists the commands.
 """
 
 from __future__ import annotations

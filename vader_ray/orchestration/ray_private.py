@@ -13,7 +13,7 @@ from ray.autoscaler._private.util import prepare_config as prepare_config
 from ray.autoscaler._private.util import validate_config as validate_config
 
 LOOPBACK_ENVIRONMENT = {ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0"}
-"""Environment of child processes with which they do what `loopback_node_address` does in this process."""
+"""Environment variables by which child processes do what `loopback_node_address` does in this process."""
 
 
 def is_node_draining() -> bool:
@@ -40,9 +40,10 @@ def reload_authentication() -> None:
 
 @contextmanager
 def loopback_node_address() -> Iterator[None]:
-    """Let `ray.init` start its node on the loopback address, as it does by itself on macOS and Windows alone.
+    """Let `ray.init` start its node on the loopback address, as by default on macOS and Windows only.
 
     Its argument ``_node_ip_address`` has no such effect: Ray replaces a loopback address by a network's.
+    Child processes need `LOOPBACK_ENVIRONMENT`, which Ray reads at its import.
     """
     before = ray_constants.ENABLE_RAY_CLUSTER
     ray_constants.ENABLE_RAY_CLUSTER = False

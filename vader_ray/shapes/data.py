@@ -1,8 +1,7 @@
-"""Procedural captioned videos: one shape moves over a gradient, sometimes past a crate, filmed well or badly.
+"""Procedural captioned videos: one shape moves over a gradient, sometimes past a crate, clean or faulty.
 
-`draw_scenes` holds all the randomness, `render` is a pure function of the scenes. Positions are in units
-where the
-picture spans [-1, 1] on both axes, y pointing down.
+`draw_scenes` is the random part; `render` is a pure function of the scenes. The picture spans [-1, 1] on both
+axes, y pointing down.
 """
 
 from collections.abc import Callable
@@ -79,8 +78,7 @@ class Scenes:
 
 
 def draw_scenes(num_scenes: int, generator: Generator, *, num_frames: int = NUM_FRAMES) -> Scenes:
-    """Scenes as a web crawl would have them: dull, hazy, blurred or flickering by chance, and 12 %
-    mislabelled."""
+    """Draw uncurated scenes: dull, hazy, blurred or flickering by chance, and 12 % with a wrong caption."""
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
         return low + (high - low) * torch.rand(num_scenes, *shape, generator=generator)

@@ -11,10 +11,9 @@ from typing import Any
 
 import psutil
 import ray
-from ray._common.utils import get_default_system_temp_dir
-from ray._private import ray_constants
 
 from vader_ray.errors import UserError
+from vader_ray.orchestration import ray_private
 
 _LOOPBACK = "127.0.0.1"
 
@@ -35,16 +34,15 @@ def start(*, include_dashboard: bool, **settings: Any) -> Iterator[None]:
     Raises:
         UserError: the folder belongs to another user.
     """
-    environment = {
+    environment = ray_private.LOOPBACK_ENVIRONMENT | {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
-        ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0",  # in child processes, see `_node_address_is_loopback`
         "GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME") or _loopback_interface(),
     }
     folder = _own_folder() / "ray"  # Ray makes the folder that it is given writable for everybody
     with _set_environment(environment):
         try:
-            with _node_address_is_loopback():
+            with ray_private.loopback_node_address():
                 ray.init(
                     address="local", include_dashboard=include_dashboard, _temp_dir=str(folder), **settings
                 )
@@ -58,7 +56,7 @@ def _set_environment(variables: dict[str, str]) -> Iterator[None]:
     """Set environment variables for the duration of the block, and make Ray's core read its token again."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
-    _reload_authentication()
+    ray_private.reload_authentication()
     try:
         yield
     finally:
@@ -67,29 +65,7 @@ def _set_environment(variables: dict[str, str]) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-        _reload_authentication()
-
-
-def _reload_authentication() -> None:
-    """Make Ray's core read mode and token again; by itself it reads them once per process."""
-    ray._raylet.Config.initialize("")
-    ray._raylet.AuthenticationTokenLoader.instance().reset_cache()
-
-
-@contextmanager
-def _node_address_is_loopback() -> Iterator[None]:
-    """Make Ray use the loopback address for its node, as it does by default on macOS and Windows only.
-
-    ``_node_ip_address`` has no effect: `ray.init` replaces a loopback address in it by that of a network. The
-    child processes get the same setting from the environment, which Ray reads at its import; the driver has
-    imported it long before.
-    """
-    before = ray_constants.ENABLE_RAY_CLUSTER
-    ray_constants.ENABLE_RAY_CLUSTER = False
-    try:
-        yield
-    finally:
-        ray_constants.ENABLE_RAY_CLUSTER = before
+        ray_private.reload_authentication()
 
 
 def _loopback_interface() -> str:
@@ -102,7 +78,7 @@ def _own_folder() -> Path:
 
     Its path is short, because the path of a socket has at most 107 bytes.
     """
-    folder = Path(get_default_system_temp_dir()) / f"ray_{os.getuid()}"
+    folder = ray_private.temporary_folder() / f"ray_{os.getuid()}"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if folder.is_symlink() or folder.stat().st_uid != os.getuid():
         raise UserError(f"{folder} belongs to another user; set RAY_TMPDIR to a folder of your own")

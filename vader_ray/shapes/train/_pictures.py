@@ -33,8 +33,8 @@ def draw_pictures(
 ) -> Pictures:
     """`per_scene` frames of each of `num_scenes` truthfully captioned scenes, a quarter filmed well, 30 %
     spoiled."""
-    web = draw_scenes(num_scenes, generator)
-    scenes = merged(web, cleaned(web), torch.rand(num_scenes, generator=generator) < 0.25)
+    uncurated = draw_scenes(num_scenes, generator)
+    scenes = merged(uncurated, cleaned(uncurated), torch.rand(num_scenes, generator=generator) < 0.25)
     source = torch.arange(num_scenes).repeat_interleave(per_scene)
     chosen = torch.rand(num_scenes, 8, generator=generator).argsort(1)[:, :per_scene].flatten()
     frames = render(scenes)[source, chosen]

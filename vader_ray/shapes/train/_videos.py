@@ -36,7 +36,7 @@ def steadied(scenes: Scenes) -> Scenes:
 
 
 def shaken(scenes: Scenes, generator: Generator, *, flicker: bool = True, jitter: bool = True) -> Scenes:
-    """The same scenes with more flicker and jitter, each as strong as in the unsteady third of the web."""
+    """Return the same scenes with more flicker and jitter, as strong as in the unsteady third of all."""
     num = len(scenes)
     step = torch.rand(num, 1, 1, generator=generator) * 0.7 + 0.3
     centre = scenes.centre + jitter * step * 2 / SIZE * torch.randn(num, NUM_FRAMES, 2, generator=generator)
@@ -76,10 +76,9 @@ class Videos:
 
 @torch.no_grad()
 def draw_videos(vae: AutoencoderKL, num_videos: int, generator: Generator) -> Videos:
-    """Videos of the web, a quarter filmed well; 45 % spoiled: decoded from noisy latents, grainy or of harsh
-    contrast."""
-    web = draw_scenes(num_videos, generator)
-    scenes = merged(web, cleaned(web), torch.rand(num_videos, generator=generator) < 0.25)
+    """Draw uncurated videos and 25 % clean ones; 45 % are decoded from noisy latents, grainy or harsh."""
+    uncurated = draw_scenes(num_videos, generator)
+    scenes = merged(uncurated, cleaned(uncurated), torch.rand(num_videos, generator=generator) < 0.25)
     frames = render(scenes)
     kind, amount = torch.rand(2, num_videos, generator=generator)
     decoded, grainy, harsh = kind < 0.25, (kind >= 0.25) & (kind < 0.35), (kind >= 0.35) & (kind < 0.45)

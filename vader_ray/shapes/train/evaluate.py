@@ -79,7 +79,7 @@ def psnr_db(decoded: Tensor, videos: Float[Tensor, "videos frames 3 height width
 
 
 def caption_classifier_quality(generator: Generator) -> dict[str, float]:
-    """Accuracy of the packaged caption classifier on 400 web videos against the truth."""
+    """Accuracy of the packaged caption classifier on 400 uncurated videos."""
     scenes = draw_scenes(400, generator)
     scenes = replace(
         scenes, said_shape=scenes.shape, said_colour=scenes.colour, said_direction=scenes.direction

@@ -1,4 +1,4 @@
-"""Draws the image prompts: first frames of web scenes, named by what they show."""
+"""Draw the image prompts: first frames of uncurated scenes, with file names that say what they show."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,5 +1,7 @@
-"""Trains the image encoder and the denoiser of `svd`: videos from their first frame, which most web videos
-spoil by shaking."""
+"""Train the image encoder and the denoiser of `svd`, which continues a video from its first frame.
+
+Many of its training videos flicker or shake, which V-JEPA's reward can improve.
+"""
 
 from copy import deepcopy
 from dataclasses import replace

@@ -17,11 +17,10 @@ LATENT_CHANNELS = 4
 
 
 def build_vae() -> AutoencoderKLTemporalDecoder:
-    """An untrained autoencoder from 3x32x32 frames to 4x8x8 latents, built as that of Stable Video Diffusion.
+    """Return an untrained autoencoder of 3x32x32 frames and 4x8x8 latents, like Stable Video Diffusion's.
 
     Its normalisations have 32 groups. With 32 channels at full size each group would be one channel, and the
-    brightness of a
-    frame would be lost just before the end; hence 64.
+    last normalisation would remove the frame's brightness; hence 64 channels.
     """
     return AutoencoderKLTemporalDecoder(
         block_out_channels=(64, 32, 64),

@@ -1,4 +1,4 @@
-"""Trains the denoiser and the text encoder of `text_to_video` on latents of web-like videos."""
+"""Train the denoiser and the text encoder of `text_to_video` on latents of uncurated videos."""
 
 from copy import deepcopy
 from pathlib import Path
@@ -158,9 +158,8 @@ def load_pipeline(out: Path) -> TextToVideoSDPipeline:
 def shape_weights(scenes: Scenes) -> Float[Tensor, "scenes 1 frames height width"]:
     """Loss weights of the latents: 4 around the shape, 1 elsewhere.
 
-    Which shape it is makes up one percent of the loss; this brings it forward. Only for timesteps at which
-    the noise
-    leaves no doubt where the shape is: elsewhere the weights would bias the prediction.
+    Without them the kind of shape decides one percent of the loss. They are for timesteps with so little
+    noise that the shape's place is certain: at others the weights would bias the prediction.
     """
     return torch.where(around_shape(scenes, 8), 4.0, 1.0)[:, None]
 

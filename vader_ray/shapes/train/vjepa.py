@@ -1,10 +1,8 @@
 """Train `vjepa`, a V-JEPA 2 (arXiv 2506.09985), on calm videos, so that its error is larger on unsteady ones.
 
 The paper's objective alone, on networks this small, ranked calm above shaken videos in 59 % of pairs. So a
-second
-phase adds a
-ranking: the calm one of two videos of a scene has the lower error, the other one being shaken or standing
-still.
+second phase adds a ranking loss on pairs of videos of one scene: the calm video must have a lower error than
+the other, which shakes or stands still.
 """
 
 from copy import deepcopy

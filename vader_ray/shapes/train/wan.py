@@ -1,4 +1,4 @@
-"""Trains the text encoder and the denoiser of `wan` on latents of web-like videos, by flow matching."""
+"""Train the text encoder and the denoiser of `wan` on latents of uncurated videos, by flow matching."""
 
 from copy import deepcopy
 from math import log

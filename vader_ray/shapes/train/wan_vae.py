@@ -50,9 +50,9 @@ def train_wan_vae(
     """Write `out/wan/vae`, and update it while training; its latents are those of `out/text_to_video`,
     two frames as one.
 
-    Trained from pictures alone, it confuses stars and circles after 900 steps. With latents to learn from,
-    encoder and decoder
-    are taught apart, first together, then the decoder alone, by what is around the shape most of all.
+    Trained on pictures alone, it confuses stars and circles after 900 steps. With given latents, encoder and
+    decoder have separate losses; both are trained first, then the decoder alone, with a larger weight around
+    the shape.
     """
     torch.manual_seed(2)
     generator = Generator().manual_seed(2)
