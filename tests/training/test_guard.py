@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from math import nan
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import pytest
 from scipy import stats
+from torch import Tensor
 
 from tests.helpers.recipe import tiny_config, tiny_document
 from tests.helpers.training import Keeper
+from vader_ray import rewards
 from vader_ray.config import validate
 from vader_ray.errors import UserError
 from vader_ray.training.checkpoint import State
 from vader_ray.training.evaluation import Evaluation
+from vader_ray.training.events import StepEvent
+from vader_ray.training.experiment import build
 from vader_ray.training.guard import apply_guard, check_guard
 from vader_ray.training.loop import train
 
@@ -122,6 +127,57 @@ def test_against_the_base_model_a_peak_in_between_does_not_count(tiny_pipeline_f
     peak = [[1.0, 1.1], [5.0, 5.1], [2.0, 2.2]]
     assert sequence(guarded(tiny_pipeline_folder, reference="base"), peak)[1] == [[], [], []]
     assert sequence(guarded(tiny_pipeline_folder, reference="best"), peak)[1][2]
+
+
+@pytest.mark.parametrize("unit", ["standard_errors", "absolute", "relative"])
+def test_a_metric_that_is_not_a_number_is_beyond_every_bound(tiny_pipeline_folder: Path, unit: str) -> None:
+    config = guarded(tiny_pipeline_folder, unit=unit, bound=0.5)
+    state, told, metrics = sequence(config, [[1.0, 2.0], [nan, 2.0], [1.0, 2.5]])
+    assert [len(messages) for messages in told] == [0, 1, 0]
+    assert "guard: eval/reward/colorfulness fell to nan from" in told[1][0]
+    assert [measured["guard/fired"] for measured in metrics] == [0, 1, 0]
+    assert state.guard_reference["eval/reward/colorfulness"] == [1.0, 2.5]
+
+
+def test_a_finite_value_replaces_a_reference_that_is_not_a_number(tiny_pipeline_folder: Path) -> None:
+    state, told, _ = sequence(guarded(tiny_pipeline_folder, bound=0.5), [[nan, 1.0], [1.0, 2.0], [1.0, 2.0]])
+    assert [len(messages) for messages in told] == [1, 0, 0]
+    assert state.guard_reference_step["eval/reward/colorfulness"] == 1
+
+
+@pytest.mark.parametrize(("bad_steps", "best_step"), [((0,), 2), ((2,), 1), ((0, 1, 2), 0)])
+def test_an_adapter_whose_score_is_not_a_number_never_becomes_the_best(
+    tiny_pipeline_folder: Path, tmp_path: Path, bad_steps: tuple[int, ...], best_step: int
+) -> None:
+    """The held-out reward, by which the best adapter is chosen, is 1, 2, 3 in the evaluations, or NaN."""
+    steps = list[int]()  # of the evaluations so far; empty while the reward is loaded and checked
+
+    def rising(frames: Tensor, prompts: list[str]) -> Tensor:
+        step = steps[-1] if steps else 0
+        value = nan if steps and step in bad_steps else step + 1.0
+        return frames.mean(dim=(1, 2, 3, 4)) + 2 * value
+
+    name = rewards.register_function(rising)
+    config = tiny_config(
+        tiny_pipeline_folder,
+        num_steps=2,
+        eval_rewards=[{"reward": name, "label": "rising"}],
+        evaluation={"every": 1, "num_videos": 2, "num_shown": 1},
+    )
+    experiment = build(config)
+    steps.append(0)
+    keeper = Keeper(tmp_path)
+
+    def on_step(event: StepEvent) -> None:
+        keeper(event)
+        steps.append(event.step + 1)
+
+    state = train(config, experiment, on_step=on_step)
+    assert state.best_step == best_step
+    said = [report.alarms for report in keeper.reports]
+    for step in range(3):
+        expected = f"eval/reward/rising is nan in the evaluation of step {step}"
+        assert any(expected in alarm for alarm in said[step]) == (step in bad_steps)
 
 
 def test_without_a_guard_nothing_is_compared(tiny_pipeline_folder: Path) -> None:

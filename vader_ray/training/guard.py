@@ -5,7 +5,8 @@ Its memory is part of the run's state, so a resumed run fires at the same step a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from math import isfinite
 from statistics import fmean
 
 from vader_ray import metrics
@@ -64,7 +65,8 @@ def apply_guard(
         now, sign = evaluation.values(metric), evaluation.sign(metric)
         differences = [sign * (before - after) for before, after in zip(reference, now, strict=True)]
         amount = fall(config.guard, differences, reference)
-        steps = [*state.guard_over.get(metric, ()), state.step] if amount > config.guard.bound else []
+        is_beyond = not amount <= config.guard.bound  # NaN is beyond every bound
+        steps = [*state.guard_over.get(metric, ()), state.step] if is_beyond else []
         state.guard_over[metric] = steps
         name = metric.removeprefix("eval/")
         logged[f"guard/fall/{name}"] = fmean(differences)
@@ -87,6 +89,21 @@ def is_over(state: State) -> bool:
     return any(state.guard_over.values())
 
 
+def exceeds(value: float, best: float) -> bool:
+    """Whether a value is finite and higher than the best one so far, or the first finite one."""
+    return isfinite(value) and not (isfinite(best) and value <= best)
+
+
+def nonfinite_metrics(config: ExperimentConfig, metrics: Mapping[str, float], step: int) -> list[str]:
+    """Return one message per reward or guarded metric of an evaluation that is NaN or infinite."""
+    names = dict.fromkeys((*config.reward_metrics(), *config.guard_metrics()))
+    return [
+        f"{name} is {metrics[name]} in the evaluation of step {step}: this adapter cannot become the best one"
+        for name in names
+        if not isfinite(metrics[name])
+    ]
+
+
 def fall(guard: GuardConfig, differences: Sequence[float], reference: Sequence[float]) -> float:
     """Return the mean paired difference in the bound's unit; infinite if it is positive and the unit is 0."""
     mean = fmean(differences)
@@ -104,7 +121,7 @@ def _reference(
     """Step and values of the evaluation that a metric is compared with: the base model's, or its best one."""
     now, known = evaluation.values(metric), state.guard_reference.get(metric)
     sign = evaluation.sign(metric)
-    is_better = known is not None and sign * fmean(now) > sign * fmean(known)
+    is_better = known is not None and exceeds(sign * fmean(now), sign * fmean(known))
     if known is None or (guard.reference == "best" and is_better):
         state.guard_reference[metric], state.guard_reference_step[metric] = now, state.step
     return state.guard_reference_step[metric], state.guard_reference[metric]

@@ -56,10 +56,10 @@ def train(
         best_adapter = Path(scratch) / "best_adapter"
         if resume_from is None:
             state, started = State(), time.monotonic()
-            first, _ = evaluate_and_select(config, experiment, group, state, best_adapter, None)
+            first, alarms = evaluate_and_select(config, experiment, group, state, best_adapter, None)
             base = first.base_features
             metrics = first.metrics | run_costs(state, experiment.device, started)
-            on_step(StepEvent(0, metrics, videos=first.videos, state=state))
+            on_step(StepEvent(0, metrics, videos=first.videos, alarms=alarms, state=state))
         else:
             state, base = checkpoint.restore(resume_from, experiment.model, optimizer)
             shutil.copytree(resume_from / "best_adapter", best_adapter)
@@ -71,7 +71,7 @@ def train(
             state.train_seconds += metrics["time/step_seconds"]
             state.worker_seconds += metrics["time/step_seconds"] * group.world_size
             videos: tuple[Video, ...] = ()
-            alarms: tuple[str, ...] = ()
+            alarms = ()
             if is_due(state.step, config.evaluation.every, is_last=state.step == config.num_steps):
                 evaluation, alarms = evaluate_and_select(config, experiment, group, state, best_adapter, base)
                 metrics, videos = metrics | evaluation.metrics, evaluation.videos
@@ -126,9 +126,12 @@ def evaluate_and_select(
     metrics |= paired_gains(state.before, evaluation.scores, generator(config.seed, "bootstrap"))
     guarded, alarms = guard.apply_guard(config, evaluation, state)
     metrics |= guarded
+    invalid = guard.nonfinite_metrics(config, metrics, state.step)
+    alarms += invalid
     state.alarms += alarms
     selection = config.selection_metric()
-    if state.step == 0 or (metrics[selection] > state.best_metrics[selection] and not guard.is_over(state)):
+    is_better = state.step == 0 or guard.exceeds(metrics[selection], state.best_metrics[selection])
+    if state.step == 0 or (is_better and not invalid and not guard.is_over(state)):
         state.best_metrics, state.best_step = dict(metrics), state.step
         experiment.model.save_adapter(best_adapter)
     metrics["eval/best_step"] = float(state.best_step)

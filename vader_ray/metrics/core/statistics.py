@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isfinite, nan
 from statistics import stdev
 
 import torch
@@ -16,7 +17,9 @@ NUM_RESAMPLES, CONFIDENCE = 2000, 0.95
 
 
 def standard_error(values: Sequence[float]) -> float:
-    """Return the standard error of the mean; 0 for a single value."""
+    """Return the standard error of the mean; 0 for a single value, NaN if any value is not finite."""
+    if not all(map(isfinite, values)):
+        return nan
     return stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
 
 

@@ -89,8 +89,7 @@ class _Report:
         if selected is None:
             return
         metrics = {QUERIES: int(event.metrics["cost/reward_queries"]), SELECTED: selected}
-        stopped_by_guard = event.alarms and self._config.guard.action == "stop"
-        if event.step == self._config.num_steps or stopped_by_guard:
+        if event.step == self._config.num_steps or event.state.stopped:
             self.last = metrics
         else:
             tune.report(metrics)  # Tune may end this process here
