@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from math import nan
 from pathlib import Path
@@ -152,7 +153,7 @@ def test_an_adapter_whose_score_is_not_a_number_never_becomes_the_best(
     """The held-out reward, by which the best adapter is chosen, is 1, 2, 3 in the evaluations, or NaN."""
     steps = list[int]()  # of the evaluations so far; empty while the reward is loaded and checked
 
-    def rising(frames: Tensor, prompts: list[str]) -> Tensor:
+    def rising(frames: Tensor, prompts: Sequence[str]) -> Tensor:
         step = steps[-1] if steps else 0
         value = nan if steps and step in bad_steps else step + 1.0
         return frames.mean(dim=(1, 2, 3, 4)) + 2 * value

@@ -1,28 +1,43 @@
 """Model families, their adapters and the wrapper for loaded pipelines.
 
-``vader_ray/models/wan.py`` is the family ``wan``; its class is ``WanModel``.
+``vader_ray/models/wan.py`` is the family ``wan``; its class is ``WanModel``. Families and adapters are
+imported when they are first used, because diffusers and peft take seconds to import.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from vader_ray.config import ActivationCheckpointing, AdapterConfig, ModelConfig, SamplingConfig
-from vader_ray.models.adapters.export import Format as AdapterFormat
-from vader_ray.models.adapters.export import export as export_adapter
-from vader_ray.models.adapters.files import read_shape as adapter_shape
-from vader_ray.models.adapters.lora import load_into as load_adapter
-from vader_ray.models.adapters.merge import mix as mix_adapters
-from vader_ray.models.base import VideoModel
 from vader_ray.plugins import Registry
+
+if TYPE_CHECKING:
+    from vader_ray.models.adapters.export import Format as AdapterFormat
+    from vader_ray.models.adapters.export import export as export_adapter
+    from vader_ray.models.adapters.files import read_shape as adapter_shape
+    from vader_ray.models.adapters.lora import load_into as load_adapter
+    from vader_ray.models.adapters.merge import mix as mix_adapters
+    from vader_ray.models.base import VideoModel
+
+_IMPORTED_LATER = {
+    "AdapterFormat": ("adapters.export", "Format"),
+    "VideoModel": ("base", "VideoModel"),
+    "adapter_shape": ("adapters.files", "read_shape"),
+    "export_adapter": ("adapters.export", "export"),
+    "load_adapter": ("adapters.lora", "load_into"),
+    "mix_adapters": ("adapters.merge", "mix"),
+}
+"""Name of this package → module and name of its definition."""
 
 __all__ = [
     "AdapterFormat",
     "VideoModel",
     "adapter_shape",
     "build",
+    "check_family",
     "export_adapter",
     "fetch",
     "load_adapter",
@@ -34,6 +49,13 @@ __all__ = [
 _FAMILIES = Registry(
     "vader_ray.models", kind="Model", noun="model.family", shared=("adapters", "base", "core")
 )
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _IMPORTED_LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, original = _IMPORTED_LATER[name]
+    return getattr(import_module(f"{__name__}.{module}"), original)
 
 
 def names() -> list[str]:
@@ -48,6 +70,16 @@ def resolve(family: str) -> Any:
         UserError: there is no such family; the message gives the rule and the names.
     """
     return _FAMILIES.resolve(family)
+
+
+def check_family(family: str) -> None:
+    """Check that a family exists, without an import if it is one of this package.
+
+    Raises:
+        UserError: as `resolve`.
+    """
+    if family not in names():
+        resolve(family)
 
 
 def fetch(model: ModelConfig) -> str:

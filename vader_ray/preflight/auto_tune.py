@@ -73,10 +73,8 @@ def _memory_settings(config: ExperimentConfig) -> Iterator[str]:
         yield "sampling.recompute=true"
     sizes = ("micro_batch_size", "decode_chunk_size", "prefix_batch_size")
     yield from (f"runtime.{name}=1" for name in sizes if getattr(runtime, name) != 1)
-    local = [  # noqa: F841
-        (i, spec.reward.rsplit(".", 1)[-1]) for i, spec in enumerate(config.rewards) if not spec.placement
-    ]
-    yield from (f"rewards.{i}.placement.actor={name}" for i, name in names.items())
+    local = {i: spec.reward.rsplit(".", 1)[-1] for i, spec in enumerate(config.rewards) if not spec.placement}
+    yield from (f"rewards.{i}.placement.actor={name}" for i, name in local.items())
     wide = [i for i, spec in enumerate(config.rewards) if spec.precision == "float32"]
     yield from (f"rewards.{i}.precision=bfloat16" for i in wide)
     precisions = ("precision", "decoder_precision")

@@ -62,7 +62,7 @@ def _sent_by_value(packages: set[str]) -> Iterator[None]:
 
 
 def _is_installed(module: ModuleType) -> bool:
-    """Tell whether a module is built in, of the standard library, of an installed package or of this one."""
+    """Return whether a module is built in, of the standard library, of an installed package or of ours."""
     file = getattr(module, "__file__", None)
     name = module.__name__.partition(".")[0]
     folders = tuple(sysconfig.get_paths()[kind] for kind in ("stdlib", "platstdlib", "purelib", "platlib"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import queue
 import threading
 from collections.abc import Callable, Mapping
@@ -44,10 +45,9 @@ def resolve_names(config: ExperimentConfig, folder: Path | None = None) -> Exper
 
     Raises:
         UserError: unknown algorithm, family, reward, metric or option, a path that does not exist, or a
-        guard or
-            an algorithm that cannot work with the other settings.
+            guard or an algorithm that cannot work with the other settings.
     """
-    models.resolve(config.model.family)
+    models.check_family(config.model.family)
     check_guard(config)
     checked = {
         "algorithm": algorithms.check(config, folder=folder),
@@ -233,7 +233,7 @@ def _follow(
             continue
         match kind:
             case "step":
-                on_step(content)
+                on_step(pickle.loads(content))
             case "log":
                 log(content)
             case "user_error":

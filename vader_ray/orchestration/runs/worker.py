@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
@@ -43,8 +44,8 @@ class Job(TypedDict):
     functions: bytes
     """Rewards given as Python functions, from `pack_functions`."""
     messages: NotRequired[Queue]
-    """Queue to the driver: ``("step", StepEvent)``, ``("log", text)``, ``("user_error", text)``, ``("failed",
-    text)``."""
+    """Queue to the driver: ``("step", pickled StepEvent)``, ``("log", text)``, ``("user_error", text)``,
+    ``("failed", text)``."""
 
 
 class Host(Protocol):
@@ -137,9 +138,8 @@ class RayTrainHost:
 
     def on_step(self, event: StepEvent) -> None:
         if self.group.rank == 0:
-            self._messages.put(
-                ("step", StepEvent(event.step, event.metrics, alarms=event.alarms, is_kept=event.is_kept))
-            )
+            small = StepEvent(event.step, event.metrics, alarms=event.alarms, is_kept=event.is_kept)
+            self._messages.put(("step", pickle.dumps(small)))  # so the queue's process imports no torch
         if event.is_kept:
             saved = ray.train.Checkpoint.from_directory(event.checkpoint) if event.checkpoint else None
             ray.train.report({"step": event.step}, checkpoint=saved)
