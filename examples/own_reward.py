@@ -26,7 +26,7 @@ def contrast(frames: Tensor, prompts: list[str]) -> Tensor:
 
 def main() -> None:
     """Train for eight steps and print what changed on held-out prompts."""
-    recipe = vr.load_recipe("shapes_hps", num_steps=8, expected_metrics={})
+    recipe = vr.load_recipe("shapes_hps", {"evaluation.num_videos": 8}, num_steps=8, expected_metrics={})
     hps = {"reward": "hps", "weights": "shapes:hps", "weight": 1.0}
     result = vr.train(recipe, rewards=[hps, {"reward": contrast, "weight": 0.5}], workers=2)
     for name, gain in result.gains.items():

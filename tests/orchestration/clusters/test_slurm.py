@@ -46,7 +46,7 @@ NodeName=machine1 NodeAddr={nodes[0]} CPUs=32 RealMemory=1000 Gres=gpu:4
 NodeName=machine2 NodeAddr={nodes[1]} CPUs=32 RealMemory=1000 Gres=gpu:4
 PartitionName=gpu Nodes=machine[1-2] State=UP
 """
-NUM_STEPS = 8
+NUM_STEPS = 5
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "OMP_NUM_THREADS": "1",
@@ -91,7 +91,7 @@ def test_a_job_that_is_put_back_into_the_queue_goes_on_with_its_run(
         tiny_pipeline_folder,
         num_steps=NUM_STEPS,
         videos_per_step=3,
-        evaluation={"every": 4, "num_videos": 2},
+        evaluation={"every": NUM_STEPS, "num_videos": 2},
         checkpoint={"every": 1},
     )
     # where a node has two processors, three workers are on both

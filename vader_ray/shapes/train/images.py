@@ -1,4 +1,4 @@
-"""Draw the image prompts: first frames of uncurated scenes, with file names that say what they show."""
+"""Draw the image prompts: first frames of uncurated scenes, with file names that name what they show."""
 
 from dataclasses import replace
 from pathlib import Path
