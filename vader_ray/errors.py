@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 
 
@@ -19,6 +20,12 @@ class RunFailed(RuntimeError):
 
     The command ends with exit status 1.
     """
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return ``"did you mean 'hps'? "`` for a name that is close to a known one, else an empty text."""
+    nearest = get_close_matches(name, list(known), n=1, cutoff=0.65)
+    return f"did you mean {nearest[0]!r}? " if nearest else ""
 
 
 def first_line(error: BaseException) -> str:

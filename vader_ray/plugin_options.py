@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from torch import nn
 
 from vader_ray.config import PluginConfig
-from vader_ray.errors import UserError
+from vader_ray.errors import UserError, did_you_mean
 
 
 def check_options(plugin: type, spec: PluginConfig, folder: Path | None = None) -> dict[str, Any]:
@@ -67,7 +67,9 @@ def _option_model(plugin: type, spec: PluginConfig) -> type[BaseModel]:
         annotation = Any if parameter.annotation is parameter.empty else parameter.annotation
         default = ... if parameter.default is parameter.empty else parameter.default
         fields[parameter.name] = (annotation, default)
-    strict = ConfigDict(extra="forbid", protected_namespaces=(), arbitrary_types_allowed=True)
+    strict = ConfigDict(
+        extra="forbid", allow_inf_nan=False, protected_namespaces=(), arbitrary_types_allowed=True
+    )
     return create_model(f"{plugin.__module__}.{plugin.__qualname__}", __config__=strict, **fields)
 
 
@@ -76,7 +78,8 @@ def _explain(label: str, model: type[BaseModel], problem: Any) -> str:
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
         known = ", ".join(sorted(model.model_fields)) or "no options"
-        return f"{label}: there is no option {option!r}; it has {known}"
+        nearest = did_you_mean(option, model.model_fields)
+        return f"{label}: there is no option {option!r}; {nearest}it has {known}"
     if problem["type"] == "missing":
         return f"{label}.{option}: is required"
     if "Value error" not in problem["msg"]:

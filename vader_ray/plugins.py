@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from vader_ray.errors import UserError
+from vader_ray.errors import UserError, did_you_mean
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +50,9 @@ class Registry:
         parent, dot, attribute = name.rpartition(".")
         if not dot or not all(part.isidentifier() for part in name.split(".")):
             raise UserError(
-                f"{self.noun}: there is no {name!r}; give one of {', '.join(self.names())}, or a dotted "
-                f"name of your own: my.module (the only class there whose name ends in {self.kind}) or "
-                "my.module.ClassName"
+                f"{self.noun}: there is no {name!r}; {did_you_mean(name, self.names())}give one of "
+                f"{', '.join(self.names())}, or a dotted name of your own: my.module (the only class there "
+                f"whose name ends in {self.kind}) or my.module.ClassName"
             )
         if (module := _import_if_found(name)) is not None:
             return self.only_class(module)

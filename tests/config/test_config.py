@@ -16,6 +16,7 @@ from pyarrow import parquet
 
 from vader_ray.alignment.reward_gradient import RewardTerm
 from vader_ray.config import ExperimentConfig, flatten, load, recipe_names, split_image, validate
+from vader_ray.config.yaml_text import parse_yaml
 from vader_ray.errors import UserError
 from vader_ray.metrics import measured_metrics
 from vader_ray.rewards import brightness
@@ -104,6 +105,16 @@ def test_overrides_reach_every_depth() -> None:
         ("rewards.5.weight=1", "'5' is no item of a list of 1"),
         ("num_steps.more=1", "'num_steps' is a value, not a section"),
         ("num_steps", "'num_steps' is not an override; write a.b=value"),
+        ("num_step=3", "num_step: there is no such setting; did you mean 'num_steps'? here are adapter, "),
+        ("sampling.guidance=3", "did you mean 'guidance_scale'? here are backprop_through_input"),
+        ("optimizer.learning_rate=.nan", "optimizer.learning_rate: Input should be a finite number, not nan"),
+        ("optimizer.learning_rate=.inf", "optimizer.learning_rate: Input should be a finite number, not inf"),
+        ("rewards.0.weight=.nan", "rewards.0.weight: Input should be a finite number, not nan"),
+        ("optimizer.betas=[0.9, 1.0]", "optimizer.betas.1: Input should be less than 1, not 1.0"),
+        ("optimizer.betas=[-0.1, 0.5]", "optimizer.betas.0: Input should be greater than or equal to 0"),
+        ("seed=9223372036854775808", "seed: Input should be less than 9223372036854775808"),
+        ("name=[[[", "name: '[[[' is not a YAML value"),
+        ("description={a: 1, a: 2}", "description: '{a: 1, a: 2}' is not a YAML value"),
     ],
 )
 def test_what_cannot_work_is_refused_with_its_path_and_remedy(change: str, message: str) -> None:
@@ -125,9 +136,40 @@ def test_a_recipe_file_resolves_paths_beside_itself(tmp_path: Path, monkeypatch:
     assert config.model.weights == str(tmp_path / "weights")
 
 
+LAUGHS = "a0: &a0 [x]\n" + "\n".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 8))
+"""Eight lines whose aliases stand for more than ten million values."""
+
+
+def test_keys_that_a_merge_brings_may_be_given_again() -> None:
+    assert parse_yaml("base: &base {a: 1, b: 2}\nmine: {<<: *base, b: 3}")["mine"] == {"a": 1, "b": 3}
+
+
+def test_a_file_too_large_for_a_recipe_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "huge.yaml").open("wb") as file:
+        file.truncate(2**34)
+    with pytest.raises(UserError, match=r"huge.yaml has 17179869184 bytes; a recipe has at most 16777216"):
+        load(str(tmp_path / "huge.yaml"))
+
+
+def test_a_recipe_of_nearly_this_name_is_suggested() -> None:
+    with pytest.raises(UserError, match=r"there is no recipe 'shape_hps'; did you mean 'shapes_hps'\? give"):
+        load("shape_hps")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("[1, 2]", "must hold a mapping"), ("a: [", "cannot be read as YAML"), ("a: 1", "name: is required")],
+    [
+        ("[1, 2]", "must hold a mapping"),
+        ("a: [", "cannot be read as YAML"),
+        ("a: 1", "name: is required"),
+        ("", "must hold a mapping of settings, not NoneType"),
+        ("seed: 1\nname: x\nseed: 2", "'seed' is given in line 1 and again in line 3"),
+        ("model: {family: a, family: b}", "'family' is given in line 1 and again in line 1"),
+        ("a: " + "[" * 5000, "cannot be read as YAML: it is nested too deeply"),
+        ("a: &a [*a]", "an alias contains itself"),
+        (LAUGHS, "its aliases expand to 23456798 values; at most 1000000 are read"),
+        ("a: 2020-99-99", "cannot be read as YAML: month must be in 1..12"),
+    ],
 )
 def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "bad.yaml").write_text(text)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any, Self
 
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from vader_ray.config.plugins import (
     DEFAULT_METRICS,
@@ -41,7 +41,7 @@ class ExperimentConfig(Settings):
     """Name of the recipe, with which the names of its runs begin."""
     description: str = ""
     """One line about the recipe, for lists and MLflow."""
-    seed: NonNegativeInt = 0
+    seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of every random choice: adapter, prompts, noise, frames, gradient steps."""
     num_steps: PositiveInt
     """Training steps. A step samples ``videos_per_step`` videos and makes one optimizer update, or

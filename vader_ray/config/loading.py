@@ -10,7 +10,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from vader_ray.config.experiment import ExperimentConfig
-from vader_ray.errors import UserError
+from vader_ray.config.yaml_text import MAX_BYTES, parse_yaml
+from vader_ray.errors import UserError, did_you_mean
 from vader_ray.paths import PACKAGE
 
 RECIPES = PACKAGE / "recipes"
@@ -38,7 +39,9 @@ def load(recipe: str, overrides: Overrides = ()) -> ExperimentConfig:
     """
     path = _recipe_path(recipe)
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if (num_bytes := path.stat().st_size) > MAX_BYTES:
+            raise UserError(f"{path} has {num_bytes} bytes; a recipe has at most {MAX_BYTES}")
+        document = parse_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{path} cannot be read as YAML: {error}") from None
     if not isinstance(document, dict):
@@ -88,7 +91,8 @@ def _recipe_path(recipe: str) -> Path:
     if path.is_file():
         return path.resolve()
     raise UserError(
-        f"there is no recipe {recipe!r}; give the path of a YAML file or one of {', '.join(recipe_names())}"
+        f"there is no recipe {recipe!r}; {did_you_mean(recipe, recipe_names())}give the path of a YAML file "
+        f"or one of {', '.join(recipe_names())}"
     )
 
 
@@ -104,7 +108,7 @@ def _parse(text: str) -> tuple[str, Any]:
     if not equals or not address:
         raise UserError(f"{text!r} is not an override; write a.b=value")
     try:
-        parsed = yaml.safe_load(value)
+        parsed = parse_yaml(value)
     except yaml.YAMLError:
         raise UserError(f"{address}: {value!r} is not a YAML value") from None
     return address, _number(parsed) if isinstance(parsed, str) else parsed
@@ -160,7 +164,9 @@ def explain(error: ValidationError, model: type[BaseModel], *, section: str = ""
         path = ".".join([section] * bool(section) + [str(part) for part in location]) or "recipe"
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
-            message = f"there is no such setting; here are {', '.join(_siblings(location[:-1], model))}"
+            known = _siblings(location[:-1], model)
+            nearest = did_you_mean(str(location[-1]), known)
+            message = f"there is no such setting; {nearest}here are {', '.join(known)}"
         elif problem["type"] == "missing":
             message = "is required"
         elif "Value error" not in problem["msg"]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import (
     Field,
@@ -16,6 +16,9 @@ from pydantic import (
 from vader_ray.config.settings import ActivationCheckpointing, Precision, Settings
 from vader_ray.paths import Prompts, Weights
 from vader_ray.prompt_files import COLUMN
+
+DecayRate = Annotated[float, Field(ge=0.0, lt=1.0)]
+"""Decay rate of a running average."""
 
 
 class ModelConfig(Settings):
@@ -144,7 +147,7 @@ class OptimizerConfig(Settings):
 
     learning_rate: PositiveFloat = 2e-4
     """Learning rate, constant over the run."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[DecayRate, DecayRate] = (0.9, 0.999)
     """Decay rates of the running averages of the gradient and of its square."""
     eps: PositiveFloat = 1e-8
     """Term added to the denominator of the update, for numerical stability."""

@@ -22,5 +22,9 @@ class Settings(BaseModel):
     """Base of every section: immutable, without unknown keys, described by the sentence under each field."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=()
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
     )

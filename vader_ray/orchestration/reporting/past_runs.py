@@ -10,8 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from vader_ray.config.yaml_text import parse_yaml
 from vader_ray.errors import UserError
 from vader_ray.orchestration.selection import INTERPOLATED
 from vader_ray.orchestration.tracking.mlflow_client import MlflowClient, MlflowException
@@ -93,7 +92,7 @@ class PastRun:
         """The resolved recipe; empty if the run has none."""
         with tempfile.TemporaryDirectory() as folder:
             path = self._download("recipe.yaml", folder)
-            document = yaml.safe_load(path.read_text(encoding="utf-8")) if path else None
+            document = parse_yaml(path.read_text(encoding="utf-8")) if path else None
         return document if isinstance(document, dict) else {}
 
     def last(self, metric: str) -> float | None:
