@@ -535,7 +535,7 @@ def test_a_dotted_name_reaches_outside(tmp_path: Path, monkeypatch: pytest.Monke
         ("my_rewards.two", {}, r"whose name ends in Reward and defines AReward, BReward; .*two\.ClassName"),
         ("my_rewards.colour.__name__", {}, "is a str; name a class or a function"),
         ("my_rewards.colour", {"gain": "much"}, r"colour\.gain: .*number.*not 'much'"),
-        ("my_rewards.colour", {"gian": 1}, rr"no option 'gian'; did you mean 'gain'\? it has gain"),
+        ("my_rewards.colour", {"gian": 1}, r"no option 'gian'; did you mean 'gain'\? it has gain"),
         ("my_rewards.colour.Blue", {}, "my_rewards.colour defines no 'Blue'"),
         ("my_rewards.shape", {}, "my_rewards defines no 'shape'"),
         ("my_rewards", {}, "reward: there is no 'my_rewards'; give one of action, aesthetic, brightness, "),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -167,6 +168,22 @@ def test_a_killed_run_continues_as_if_nothing_had_happened(straight: tuple[Path,
     _train(folder, recipe, "--run-name", "killed", "--resume")
     assert adapter_files(run) == adapter_files(folder / "runs" / "straight")
     _assert_recorded_exactly_once(folder, run, NUM_STEPS, 4)
+
+
+@pytest.mark.slow
+def test_sigterm_ends_a_run_like_ctrl_c(straight: tuple[Path, Path, str]) -> None:
+    folder, recipe, _ = straight
+    process = _start_and_wait_for_a_step_after_a_checkpoint(folder, recipe, "terminated")
+    process.send_signal(signal.SIGTERM)
+    printed = folder / "terminated.log"
+    assert process.wait(timeout=120) == 130, printed.read_text()
+    assert printed.read_text().splitlines()[-1] == "stopped; `--resume` continues from the last checkpoint"
+    assert "Traceback" not in printed.read_text()
+    summary = json.loads((folder / "runs" / "terminated" / "summary.json").read_text())
+    assert summary["status"] == "interrupted"
+    assert summary["steps"] > 0
+    run = MlflowClient(f"sqlite:///{folder}/mlflow.db").get_run(summary["mlflow_run_id"])
+    assert (run.info.status, run.data.tags["status"]) == ("KILLED", "interrupted")
 
 
 def _worker_of(driver: int) -> psutil.Process | None:

@@ -31,6 +31,7 @@ from vader_ray.orchestration.runs.progress import Progress
 from vader_ray.orchestration.runs.run_dir import RunDir, claim_run_dir
 from vader_ray.orchestration.runs.summary import RunStatus, RunSummary
 from vader_ray.orchestration.runs.worker import Job, run_worker
+from vader_ray.orchestration.signals import sigterm_interrupts
 from vader_ray.orchestration.tracking import mlflow_runs
 from vader_ray.preflight import auto_tune
 from vader_ray.preflight.devices import fits
@@ -94,7 +95,10 @@ def train_run(
         RunFailed: the run ended early; its results so far are kept and it can be resumed.
     """
     config = resolve_auto(resolve_names(config))
-    with claim_run_dir(config, runs_dir, run_name, resume=resume, storage=storage) as folder:
+    with (
+        claim_run_dir(config, runs_dir, run_name, resume=resume, storage=storage) as folder,
+        sigterm_interrupts(),
+    ):
         summary = folder.read_summary()
         if summary is not None and folder.is_complete(config.num_steps):
             return summary

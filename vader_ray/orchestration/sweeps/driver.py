@@ -16,6 +16,7 @@ from vader_ray.orchestration.reporting.html_report import figures_folder, write_
 from vader_ray.orchestration.reporting.past_runs import find_runs
 from vader_ray.orchestration.runs.launch import resolve_names, warn_without_guard
 from vader_ray.orchestration.runs.run_dir import RunDir, claim_run_dir
+from vader_ray.orchestration.signals import sigterm_interrupts
 from vader_ray.orchestration.sweeps.adapter_soup import make_soups
 from vader_ray.orchestration.sweeps.definition import BaseRecipe, SweepDefinition, draw
 from vader_ray.orchestration.sweeps.trial_table import SweepResult, TrialResult, print_results, write_table
@@ -57,7 +58,10 @@ def run_sweep(  # noqa: PLR0913
     recipe = BaseRecipe.of(definition, base_recipe, [*overrides, workers])
     resolved = resolve_names(recipe.load(), recipe.folder)
     config = resolved.model_copy(update={"name": definition.name, "description": definition.question})
-    with claim_run_dir(config, runs_dir, None, resume=resume, storage=storage) as folder:
+    with (
+        claim_run_dir(config, runs_dir, None, resume=resume, storage=storage) as folder,
+        sigterm_interrupts(),
+    ):
         warn_without_guard(config)
         trials = _open_trials(definition, recipe, config, folder, num_trials)
         return _run_to_its_end(trials, num_trials=num_trials, max_concurrent=max_concurrent)

@@ -1,0 +1,38 @@
+"""SIGTERM as Ctrl-C."""
+
+from __future__ import annotations
+
+import signal
+import threading
+
+import pytest
+
+from vader_ray.orchestration.signals import sigterm_interrupts
+
+
+@pytest.mark.parametrize("sigint", [signal.default_int_handler, signal.SIG_IGN])
+def test_the_first_sigterm_interrupts_and_others_do_nothing(sigint: signal.Handlers) -> None:
+    """Also where Ctrl-C is ignored, as in the background of a script."""
+    before = signal.getsignal(signal.SIGTERM)
+    before_sigint = signal.signal(signal.SIGINT, sigint)
+    try:
+        with sigterm_interrupts():
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGINT, before_sigint)
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_another_thread_changes_no_handler() -> None:
+    before, seen = signal.getsignal(signal.SIGTERM), list[object]()
+
+    def run() -> None:
+        with sigterm_interrupts():
+            seen.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert seen == [before]
