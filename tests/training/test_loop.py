@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +19,8 @@ from tests.helpers.recipe import tiny_config, write_tiny
 from tests.helpers.training import Keeper, file_contents
 from tests.helpers.video_files import decode
 from vader_ray.config import RewardConfig, load
-from vader_ray.errors import RunFailed
-from vader_ray.training import seeding
+from vader_ray.errors import RunFailed, UserError
+from vader_ray.training import checkpoint, seeding
 from vader_ray.training.checkpoint import State
 from vader_ray.training.distributed import WorkerGroup
 from vader_ray.training.experiment import build
@@ -267,19 +267,73 @@ def _damage(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-@pytest.mark.parametrize("part", ["state.json", "optimizer.pt", "adapter/adapter_model.safetensors"])
-def test_a_damaged_checkpoint_is_refused_by_name(
-    tiny_pipeline_folder: Path, tmp_path: Path, part: str
+def _flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.fixture(scope="module")
+def sound_checkpoint(tiny_pipeline_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint of a run after two steps."""
+    folder = tmp_path_factory.mktemp("sound")
+    train(tiny_config(tiny_pipeline_folder, num_steps=2), on_step=Keeper(folder))
+    return folder / "2"
+
+
+CHECKPOINT_FILES = [
+    "state.json",
+    "optimizer.pt",
+    "base.pt",
+    "manifest.json",
+    "adapter/adapter_model.safetensors",
+    "adapter/adapter_config.json",
+    "best_adapter/adapter_model.safetensors",
+    "best_adapter/adapter_config.json",
+]
+
+
+def test_these_are_all_files_of_a_checkpoint(sound_checkpoint: Path) -> None:
+    found = [
+        str(path.relative_to(sound_checkpoint)) for path in sound_checkpoint.rglob("*") if path.is_file()
+    ]
+    assert sorted(found) == sorted(CHECKPOINT_FILES)
+    checkpoint.verify(sound_checkpoint)
+
+
+@pytest.mark.parametrize("name", CHECKPOINT_FILES)
+@pytest.mark.parametrize("damage", [_damage, _flip_a_bit, lambda path: path.write_bytes(b""), Path.unlink])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(
+    sound_checkpoint: Path, tmp_path: Path, name: str, damage: Callable[[Path], object]
 ) -> None:
-    config = tiny_config(tiny_pipeline_folder, num_steps=2)
-    train(config, on_step=Keeper(tmp_path))
-    _damage(tmp_path / "2" / part)
-    with pytest.raises(ValueError, match=r"2(/adapter)? is (not a complete checkpoint|damaged)"):
-        train(
-            config.model_copy(update={"num_steps": 4}),
-            on_step=Keeper(tmp_path / "more"),
-            resume_from=tmp_path / "2",
-        )
+    bad, said = tmp_path / "4", list[str]()
+    shutil.copytree(sound_checkpoint, bad)
+    damage(bad / name)
+    expected = (
+        rf"{bad} is not a complete checkpoint: ({name}|[a-z_./]+) (is (missing|damaged)|cannot be read)"
+    )
+    with pytest.raises(UserError, match=expected):
+        checkpoint.verify(bad)
+    assert checkpoint.choose_undamaged([bad, sound_checkpoint], said.append) == sound_checkpoint
+    assert len(said) == 1
+    with pytest.raises(
+        UserError, match="and there is no earlier one; start the run again under another name"
+    ):
+        checkpoint.choose_undamaged([bad], said.append)
+
+
+def test_a_run_without_checkpoints_starts_at_its_beginning() -> None:
+    assert checkpoint.choose_undamaged([], print) is None
+
+
+def test_a_damaged_checkpoint_is_not_loaded(
+    tiny_pipeline_folder: Path, tmp_path: Path, sound_checkpoint: Path
+) -> None:
+    bad = tmp_path / "2"
+    shutil.copytree(sound_checkpoint, bad)
+    _flip_a_bit(bad / "optimizer.pt")
+    with pytest.raises(UserError, match=r"2 is not a complete checkpoint: optimizer\.pt is damaged"):
+        train(tiny_config(tiny_pipeline_folder, num_steps=4), on_step=print, resume_from=bad)
 
 
 def test_a_checkpoint_of_another_adapter_is_refused(tiny_pipeline_folder: Path, tmp_path: Path) -> None:

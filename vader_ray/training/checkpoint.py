@@ -1,24 +1,29 @@
 """Checkpoints: folders with all that an exact continuation needs.
 
 ``adapter/`` and ``best_adapter/`` in the model's own adapter format, ``optimizer.pt``, ``state.json``, and
-``base.pt``: the features of the base model's held-out videos for the metrics that compare with them. A
-checkpoint is written under another name and renamed, so a folder with the final name is complete.
+``base.pt``: the features of the base model's held-out videos for the metrics that compare with them.
+``manifest.json`` has the SHA-256 of every other file. A checkpoint is written under another name and renamed,
+so a folder with the final name is complete.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from vader_ray.errors import UserError
+from vader_ray.errors import UserError, first_line
 from vader_ray.files import atomic_write
 from vader_ray.types import SamplingModel
+
+MANIFEST = "manifest.json"
+"""File of a checkpoint with the SHA-256 of the others."""
 
 
 @dataclass(slots=True)
@@ -91,7 +96,60 @@ def save(
         torch.save(optimizer.state_dict(), unfinished / "optimizer.pt")
         torch.save(dict(base), unfinished / "base.pt")
         (unfinished / "state.json").write_text(json.dumps(asdict(state), indent=1), encoding="utf-8")
+        (unfinished / MANIFEST).write_text(json.dumps(_digests(unfinished), indent=1), encoding="utf-8")
     return folder
+
+
+def verify(folder: Path) -> None:
+    """Check that every file of a checkpoint is there with the bytes that were written.
+
+    Raises:
+        UserError: names the checkpoint and the first file that is missing or damaged.
+    """
+    try:
+        expected = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        found = _digests(folder)
+        wrong = sorted(name for name, digest in expected.items() if found.get(name) != digest)
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"{folder} is not a complete checkpoint: {MANIFEST} cannot be read ({first_line(error)})"
+        ) from None
+    if wrong:
+        how = "damaged" if wrong[0] in found else "missing"
+        raise UserError(f"{folder} is not a complete checkpoint: {wrong[0]} is {how}")
+
+
+def choose_undamaged(folders: Iterable[Path], log: Callable[[str], None]) -> Path | None:
+    """Return the first undamaged checkpoint of those of a run, latest first; None if there are none at all.
+
+    Args:
+        log: receives one message for each damaged one.
+
+    Raises:
+        UserError: all are damaged.
+    """
+    damaged: UserError | None = None
+    for folder in folders:
+        try:
+            verify(folder)
+        except UserError as error:
+            log(f"{error}; the run continues from the checkpoint before it, if there is one")
+            damaged = error
+        else:
+            return folder
+    if damaged is not None:
+        raise UserError(f"{damaged}, and there is no earlier one; start the run again under another name")
+    return None
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file of a checkpoint but its manifest, by its path in the folder."""
+    digests = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path != folder / MANIFEST:
+            with path.open("rb") as file:
+                digests[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digests
 
 
 def restore(
@@ -100,8 +158,9 @@ def restore(
     """Load adapter and optimizer; return the state of the run, and the features of the base model's videos.
 
     Raises:
-        UserError: the folder is no checkpoint, or one of another model.
+        UserError: the folder is no checkpoint, a damaged one, or one of another model.
     """
+    verify(folder)
     try:
         state = State(**json.loads((folder / "state.json").read_text(encoding="utf-8")))
         saved, base = (
@@ -109,10 +168,7 @@ def restore(
             for name in ("optimizer.pt", "base.pt")
         )
     except (OSError, json.JSONDecodeError, TypeError, RuntimeError, EOFError) as error:
-        raise UserError(
-            f"{folder} is not a complete checkpoint ({type(error).__name__}: {error}); "
-            "continue from an earlier one"
-        ) from None
+        raise UserError(f"{folder} is not a checkpoint of this version ({first_line(error)})") from None
     model.load_adapter(folder / "adapter")
     optimizer.load_state_dict(saved)
     return state, base

@@ -147,12 +147,12 @@ def test_check_finds_bit_equal_gradients_on_both_workers(straight: tuple[Path, P
 
 
 def _start_and_wait_for_a_step_after_a_checkpoint(
-    folder: Path, recipe: Path, name: str
+    folder: Path, recipe: Path, name: str, *, at_least: int = 1
 ) -> subprocess.Popen[str]:
     log, run = folder / f"{name}.log", folder / "runs" / name
     process = start([CLI, "train", str(recipe), "--run-name", name], folder, log)
     wait_until(
-        lambda: tracked_step(folder / "mlflow.db", run) > checkpoint_step(run / "checkpoints") > 0,
+        lambda: tracked_step(folder / "mlflow.db", run) > checkpoint_step(run / "checkpoints") >= at_least,
         process=process,
         explain=log.read_text,
     )
@@ -160,12 +160,17 @@ def _start_and_wait_for_a_step_after_a_checkpoint(
 
 
 @pytest.mark.slow
-def test_a_killed_run_continues_as_if_nothing_had_happened(straight: tuple[Path, Path, str]) -> None:
+def test_a_killed_run_continues_before_a_damaged_checkpoint_as_if_nothing_had_happened(
+    straight: tuple[Path, Path, str],
+) -> None:
     folder, recipe, _ = straight
     run = folder / "runs" / "killed"
-    kill_driver(_start_and_wait_for_a_step_after_a_checkpoint(folder, recipe, "killed"))
+    kill_driver(_start_and_wait_for_a_step_after_a_checkpoint(folder, recipe, "killed", at_least=4))
     assert not (run / "summary.json").exists()
-    _train(folder, recipe, "--run-name", "killed", "--resume")
+    latest = sorted((run / "checkpoints").glob("checkpoint_*"))[-1]
+    (latest / "optimizer.pt").write_bytes((latest / "optimizer.pt").read_bytes()[:-1])
+    printed = _train(folder, recipe, "--run-name", "killed", "--resume").stdout
+    assert f"{latest} is not a complete checkpoint: optimizer.pt is damaged; the run continues" in printed
     assert adapter_files(run) == adapter_files(folder / "runs" / "straight")
     _assert_recorded_exactly_once(folder, run, NUM_STEPS, 4)
 

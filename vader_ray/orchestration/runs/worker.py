@@ -11,6 +11,7 @@ from typing import Any, NotRequired, Protocol, TypedDict
 
 import ray.train
 import torch
+from pyarrow.fs import FileSelector, FileType
 from ray.train.torch import get_device
 from ray.util.queue import Queue
 
@@ -21,6 +22,7 @@ from vader_ray.orchestration.runs.functions import unpack_functions
 from vader_ray.orchestration.runs.run_dir import RunDir, working_copy
 from vader_ray.orchestration.runs.run_logger import RunLogger
 from vader_ray.orchestration.tracking.mlflow_runs import MlflowRun
+from vader_ray.training.checkpoint import choose_undamaged
 from vader_ray.training.distributed import WorkerGroup
 from vader_ray.training.events import StepEvent
 from vader_ray.training.experiment import build
@@ -133,8 +135,10 @@ class RayTrainHost:
             folder = None
             if self.group.rank == 0:
                 folder = stack.enter_context(working_copy(job["folder"], job["storage"]))
-            checkpoint = ray.train.get_checkpoint()
-            yield folder, Path(stack.enter_context(checkpoint.as_directory())) if checkpoint else None
+            latest = ray.train.get_checkpoint()
+            candidates = [] if latest is None else [latest, *_earlier_checkpoints(latest)]
+            folders = (Path(stack.enter_context(candidate.as_directory())) for candidate in candidates)
+            yield folder, choose_undamaged(folders, self.log if self.group.rank == 0 else lambda text: None)
 
     def on_step(self, event: StepEvent) -> None:
         if self.group.rank == 0:
@@ -152,6 +156,15 @@ class RayTrainHost:
 
     def fail(self, error: UserError | RunFailed) -> None:
         self._messages.put(("user_error" if isinstance(error, UserError) else "failed", str(error)))
+
+
+def _earlier_checkpoints(latest: ray.train.Checkpoint) -> list[ray.train.Checkpoint]:
+    """Return the run's checkpoints before this one, latest first; their names begin with the time."""
+    root, _, name = latest.path.rpartition("/")
+    found = latest.filesystem.get_file_info(FileSelector(root))
+    names = {info.base_name for info in found if info.type == FileType.Directory}
+    earlier = sorted((other for other in names if "checkpoint_" <= other < name), reverse=True)
+    return [ray.train.Checkpoint(f"{root}/{other}", latest.filesystem) for other in earlier]
 
 
 def train_device() -> torch.device:

@@ -23,6 +23,7 @@ from vader_ray.orchestration.runs.launch import launch
 from vader_ray.orchestration.runs.run_dir import RunDir, working_copy
 from vader_ray.orchestration.runs.worker import Job, run_worker
 from vader_ray.orchestration.sweeps.search import SELECTED
+from vader_ray.training.checkpoint import choose_undamaged
 from vader_ray.training.distributed import WorkerGroup
 from vader_ray.training.events import StepEvent
 from vader_ray.training.model_cache import ModelCache
@@ -113,8 +114,7 @@ class TuneHost:
 
     @contextmanager
     def open(self, job: Job) -> Iterator[tuple[RunDir, Path | None]]:
-        checkpoints = kept_checkpoints(self._folder.checkpoints)
-        yield self._folder, checkpoints[-1] if checkpoints else None
+        yield self._folder, choose_undamaged(reversed(kept_checkpoints(self._folder.checkpoints)), self.log)
 
     def on_step(self, event: StepEvent) -> None:
         if event.is_kept and event.checkpoint is not None:
