@@ -23,9 +23,8 @@ demo: $(VENV)/installed
 test: $(VENV)/installed-dev
 	$(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile -m "not slow and not browser"
 
-# tests of clusters wait about as long as they compute: hence three processes on two cores
 test-all: $(VENV)/installed-dev
-	$(VENV)/bin/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder --durations 25
+	$(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 25
 
 gate: $(VENV)/installed-dev
 	$(VENV)/bin/ruff format --check .

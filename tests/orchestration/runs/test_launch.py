@@ -167,7 +167,7 @@ def test_a_killed_run_continues_before_a_damaged_checkpoint_as_if_nothing_had_ha
     run = folder / "runs" / "killed"
     kill_driver(_start_and_wait_for_a_step_after_a_checkpoint(folder, recipe, "killed", at_least=4))
     assert not (run / "summary.json").exists()
-    latest = sorted((run / "checkpoints").glob("checkpoint_*"))[-1]
+    latest = sorted((run / "checkpoints").glob("checkpoint_*/state.json"))[-1].parent
     (latest / "optimizer.pt").write_bytes((latest / "optimizer.pt").read_bytes()[:-1])
     printed = _train(folder, recipe, "--run-name", "killed", "--resume").stdout
     assert f"{latest} is not a complete checkpoint: optimizer.pt is damaged; the run continues" in printed
