@@ -15,6 +15,9 @@ from ray.autoscaler._private.util import validate_config as validate_config
 LOOPBACK_ENVIRONMENT = {ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0"}
 """Environment variables by which child processes do what `loopback_node_address` does in this process."""
 
+START_TIMED_OUT = "timed out during startup"
+"""Part of the message of `ray.init`'s plain ``Exception`` when a node takes more than 30 seconds."""
+
 
 def is_node_draining() -> bool:
     """Return whether the node of this process is being drained, since it will be taken away."""

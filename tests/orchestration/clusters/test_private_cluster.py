@@ -211,3 +211,51 @@ def test_the_driver_ends_with_the_environment_that_it_began_with(cluster: Privat
     before, after = json.loads(cluster.driver.stdout.readline())
     assert before == after == {"RAY_AUTH_TOKEN_PATH": "/of/the/user"}
     assert cluster.driver.wait(timeout=60) == 0
+
+
+LATE_START = """
+import subprocess, sys
+import psutil
+import ray
+from tests.helpers.recipe import tiny_config
+from vader_ray.errors import RunFailed
+from vader_ray.orchestration.clusters import connection
+
+start, late = ray.init, []
+wait = [sys.executable, "-c", "import time; time.sleep(1000)"]
+other = subprocess.Popen(wait, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+def start_late(**settings):
+    if len(late) < int(sys.argv[1]):
+        late.append(subprocess.Popen([*wait, settings["_temp_dir"]], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).pid)
+        raise Exception("The current node timed out during startup. This could happen because ...")
+    return start(**settings)
+
+ray.init = start_late
+try:
+    with connection.connected(tiny_config("/tmp")):
+        assert ray.get(ray.remote(lambda: 1).remote()) == 1
+except RunFailed as error:
+    print(error)
+print(len(late), [pid for pid in late if psutil.pid_exists(pid)], other.poll())
+other.kill()
+"""
+
+
+@pytest.mark.parametrize(
+    ("num_late", "printed"),
+    [
+        (1, "1 [] None\n"),
+        (
+            9,
+            "Ray's processes did not start within 30 seconds, 4 times: this machine is too busy; start the "
+            "command again when it has less to do\n4 [] None\n",
+        ),
+    ],
+)
+def test_ray_is_started_again_where_its_processes_are_late(num_late: int, printed: str) -> None:
+    """The first starts fail as on a busy machine, and leave a process behind."""
+    done = subprocess.run(
+        [sys.executable, "-c", LATE_START, str(num_late)], cwd=REPOSITORY, capture_output=True, text=True
+    )
+    assert done.stdout == printed, done.stderr

@@ -5,17 +5,18 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 import ray
 
-from vader_ray.errors import UserError
+from vader_ray.errors import RunFailed, UserError
 from vader_ray.orchestration import ray_private
 
 _LOOPBACK = "127.0.0.1"
+START_ATTEMPTS = 4
 
 
 @contextmanager
@@ -33,6 +34,7 @@ def start(*, include_dashboard: bool, **settings: Any) -> Iterator[None]:
 
     Raises:
         UserError: the folder belongs to another user.
+        RunFailed: Ray did not start, because the machine is too busy.
     """
     environment = ray_private.LOOPBACK_ENVIRONMENT | {
         "RAY_AUTH_MODE": "token",
@@ -43,12 +45,42 @@ def start(*, include_dashboard: bool, **settings: Any) -> Iterator[None]:
     with _set_environment(environment):
         try:
             with ray_private.loopback_node_address():
-                ray.init(
-                    address="local", include_dashboard=include_dashboard, _temp_dir=str(folder), **settings
-                )
+                _init(str(folder), include_dashboard=include_dashboard, **settings)
             yield
         finally:
             ray.shutdown()
+
+
+def _init(folder: str, **settings: Any) -> None:
+    """Start Ray; on a busy machine, where its processes take too long, start it again."""
+    for _ in range(START_ATTEMPTS):
+        before = _processes_with(folder)
+        try:
+            ray.init(address="local", _temp_dir=folder, **settings)
+        except Exception as error:
+            if ray_private.START_TIMED_OUT not in str(error):
+                raise
+            late = _processes_with(folder) - before
+            for process in late:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+            psutil.wait_procs(late, timeout=30)
+        else:
+            return
+    raise RunFailed(
+        f"Ray's processes did not start within 30 seconds, {START_ATTEMPTS} times: this machine is too busy; "
+        "start the command again when it has less to do"
+    )
+
+
+def _processes_with(folder: str) -> set[psutil.Process]:
+    """Return the descendants of this process whose command line has the folder, as those of Ray have."""
+    found = set()
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if folder in " ".join(process.cmdline()):
+                found.add(process)
+    return found
 
 
 @contextmanager
