@@ -223,11 +223,12 @@ from vader_ray.orchestration.clusters import connection
 
 start, late = ray.init, []
 wait = [sys.executable, "-c", "import time; time.sleep(1000)"]
-other = subprocess.Popen(wait, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+other = subprocess.Popen(wait, **silent)
 
 def start_late(**settings):
     if len(late) < int(sys.argv[1]):
-        late.append(subprocess.Popen([*wait, settings["_temp_dir"]], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).pid)
+        late.append(subprocess.Popen([*wait, settings["_temp_dir"]], **silent).pid)
         raise Exception("The current node timed out during startup. This could happen because ...")
     return start(**settings)
 
