@@ -114,7 +114,10 @@ def test_overrides_reach_every_depth() -> None:
         ("optimizer.betas=[-0.1, 0.5]", "optimizer.betas.0: Input should be greater than or equal to 0"),
         ("seed=9223372036854775808", "seed: Input should be less than 9223372036854775808"),
         ("name=[[[", "name: '[[[' is not a YAML value"),
-        ("description={a: 1, a: 2}", "description: '{a: 1, a: 2}' is not a YAML value"),
+        (
+            "description={a: 1, a: 2}",
+            "description: '{a: 1, a: 2}' is not a YAML value ('a' is given in",
+        ),
     ],
 )
 def test_what_cannot_work_is_refused_with_its_path_and_remedy(change: str, message: str) -> None:

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from vader_ray.orchestration.signals import sigterm_interrupts
+from vader_ray.orchestration.signals import restore_sigterm_handler, sigterm_interrupts
 
 
 @pytest.mark.parametrize("sigint", [signal.default_int_handler, signal.SIG_IGN])
@@ -19,9 +19,17 @@ def test_the_first_sigterm_interrupts_and_others_do_nothing(sigint: signal.Handl
         with sigterm_interrupts():
             with pytest.raises(KeyboardInterrupt):
                 signal.raise_signal(signal.SIGTERM)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # as `ray.init` replaces it
+            restore_sigterm_handler()
             signal.raise_signal(signal.SIGTERM)
     finally:
         signal.signal(signal.SIGINT, before_sigint)
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_without_a_surrounding_context_the_handler_stays() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    restore_sigterm_handler()
     assert signal.getsignal(signal.SIGTERM) == before
 
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from vader_ray.config.experiment import ExperimentConfig
 from vader_ray.config.yaml_text import MAX_BYTES, parse_yaml
-from vader_ray.errors import UserError, did_you_mean
+from vader_ray.errors import UserError, did_you_mean, first_line
 from vader_ray.paths import PACKAGE
 
 RECIPES = PACKAGE / "recipes"
@@ -109,8 +109,8 @@ def _parse(text: str) -> tuple[str, Any]:
         raise UserError(f"{text!r} is not an override; write a.b=value")
     try:
         parsed = parse_yaml(value)
-    except yaml.YAMLError:
-        raise UserError(f"{address}: {value!r} is not a YAML value") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{address}: {value!r} is not a YAML value ({first_line(error)})") from None
     return address, _number(parsed) if isinstance(parsed, str) else parsed
 
 

@@ -1,4 +1,4 @@
-"""YAML of people: duplicate keys are refused, and a small file cannot expand to a huge document."""
+"""Read YAML that people write: no duplicate keys, and no small file that expands to a huge document."""
 
 from __future__ import annotations
 

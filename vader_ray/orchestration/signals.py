@@ -9,30 +9,49 @@ from contextlib import contextmanager
 from types import FrameType
 
 
-@contextmanager
-def sigterm_interrupts() -> Iterator[None]:
-    """Let the first SIGTERM raise KeyboardInterrupt in the main thread, and ignore further ones.
+class _Handler:
+    """Handler of SIGTERM that has an effect once."""
 
-    `ray.init` installs a handler of its own, which ends the process at once: enter this context again after
-    it. In another thread, where Python cannot set handlers, do nothing.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    received = False
+    def __init__(self) -> None:
+        self._received = False
 
-    def interrupt(_signum: int, _frame: FrameType | None) -> None:
-        nonlocal received
-        if received:
+    def __call__(self, signum: int, frame: FrameType | None) -> None:
+        if self._received:
             return
-        received = True
+        self._received = True
         if callable(signal.getsignal(signal.SIGINT)):
             signal.raise_signal(signal.SIGINT)  # Ray Tune, for example, handles it in its own way
         else:
             raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+
+_active: list[_Handler] = []
+"""The handlers of the surrounding `sigterm_interrupts`, outermost first."""
+
+
+@contextmanager
+def sigterm_interrupts() -> Iterator[None]:
+    """Let the first SIGTERM raise KeyboardInterrupt in the main thread, and ignore further ones.
+
+    In another thread, where Python cannot set handlers, do nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = _Handler()
+    before = signal.signal(signal.SIGTERM, handler)
+    _active.append(handler)
     try:
         yield
     finally:
+        _active.remove(handler)
         signal.signal(signal.SIGTERM, before if before is not None else signal.SIG_DFL)
+
+
+def restore_sigterm_handler() -> None:
+    """Set the handler of the surrounding `sigterm_interrupts` again; call it after `ray.init`.
+
+    Ray replaces it by one that ends the process at once.
+    """
+    if _active and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _active[-1])

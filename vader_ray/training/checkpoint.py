@@ -100,8 +100,11 @@ def save(
     return folder
 
 
-def verify(folder: Path) -> None:
+def verify(folder: Path, name: str | None = None) -> None:
     """Check that every file of a checkpoint is there with the bytes that were written.
+
+    Args:
+        name: name of the checkpoint for messages, by default its folder; a copy has another folder.
 
     Raises:
         UserError: names the checkpoint and the first file that is missing or damaged.
@@ -112,26 +115,27 @@ def verify(folder: Path) -> None:
         wrong = sorted(name for name, digest in expected.items() if found.get(name) != digest)
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(
-            f"{folder} is not a complete checkpoint: {MANIFEST} cannot be read ({first_line(error)})"
+            f"{name or folder} is not a complete checkpoint: {MANIFEST} cannot be read ({first_line(error)})"
         ) from None
     if wrong:
         how = "damaged" if wrong[0] in found else "missing"
-        raise UserError(f"{folder} is not a complete checkpoint: {wrong[0]} is {how}")
+        raise UserError(f"{name or folder} is not a complete checkpoint: {wrong[0]} is {how}")
 
 
-def choose_undamaged(folders: Iterable[Path], log: Callable[[str], None]) -> Path | None:
-    """Return the first undamaged checkpoint of those of a run, latest first; None if there are none at all.
+def choose_undamaged(checkpoints: Iterable[tuple[str, Path]], log: Callable[[str], None]) -> Path | None:
+    """Return the folder of a run's latest undamaged checkpoint; None if there are none at all.
 
     Args:
+        checkpoints: name and folder of each, latest first.
         log: receives one message for each damaged one.
 
     Raises:
         UserError: all are damaged.
     """
     damaged: UserError | None = None
-    for folder in folders:
+    for name, folder in checkpoints:
         try:
-            verify(folder)
+            verify(folder, name)
         except UserError as error:
             log(f"{error}; the run continues from the checkpoint before it, if there is one")
             damaged = error

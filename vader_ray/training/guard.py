@@ -98,7 +98,7 @@ def nonfinite_metrics(config: ExperimentConfig, metrics: Mapping[str, float], st
     """Return one message per reward or guarded metric of an evaluation that is NaN or infinite."""
     names = dict.fromkeys((*config.reward_metrics(), *config.guard_metrics()))
     return [
-        f"{name} is {metrics[name]} in the evaluation of step {step}: this adapter cannot become the best one"
+        f"{name} is {metrics[name]} in the evaluation of step {step}, which counts as worse than any number"
         for name in names
         if not isfinite(metrics[name])
     ]

@@ -130,8 +130,10 @@ def evaluate_and_select(
     alarms += invalid
     state.alarms += alarms
     selection = config.selection_metric()
-    is_better = state.step == 0 or guard.exceeds(metrics[selection], state.best_metrics[selection])
-    if state.step == 0 or (is_better and not invalid and not guard.is_over(state)):
+    is_acceptable = not invalid and not guard.is_over(state)
+    if state.step == 0 or (
+        is_acceptable and guard.exceeds(metrics[selection], state.best_metrics[selection])
+    ):
         state.best_metrics, state.best_step = dict(metrics), state.step
         experiment.model.save_adapter(best_adapter)
     metrics["eval/best_step"] = float(state.best_step)

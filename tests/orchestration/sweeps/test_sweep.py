@@ -27,6 +27,7 @@ from vader_ray.orchestration.runs.finish import summarize
 from vader_ray.orchestration.runs.run_dir import RunDir
 from vader_ray.orchestration.runs.summary import RunSummary
 from vader_ray.orchestration.selection import pareto_front
+from vader_ray.orchestration.sweeps import run_trial
 from vader_ray.orchestration.sweeps.adapter_soup import make_soups
 from vader_ray.orchestration.sweeps.definition import (
     BaseRecipe,
@@ -42,6 +43,7 @@ from vader_ray.orchestration.sweeps.search import OptunaProposer
 from vader_ray.orchestration.sweeps.trial_table import SweepResult, TrialResult, best_of, front_of
 from vader_ray.orchestration.sweeps.trials import Trial, TrialSet
 from vader_ray.orchestration.tracking.mlflow_runs import MlflowRun
+from vader_ray.training.events import StepEvent
 from vader_ray.training.inference import evaluate_adapter
 from vader_ray.training.loop import train
 
@@ -205,6 +207,20 @@ def test_a_summary_survives_json(tiny_pipeline_folder: Path, tmp_path: Path) -> 
     lowest = summary.model_copy(update={"metrics_best": {"eval/objective": float("-inf")}})
     lowest.write(folder.summary)
     assert folder.read_summary() == lowest
+
+
+@pytest.mark.parametrize(("action", "is_last"), [("stop", True), ("flag", False)])
+def test_a_step_with_which_the_guard_ends_a_trial_is_reported_last(
+    monkeypatch: pytest.MonkeyPatch, action: str, is_last: bool
+) -> None:
+    """Events of a trial's workers come without their state."""
+    told = list[dict[str, float]]()
+    monkeypatch.setattr("ray.tune.report", told.append)
+    report = run_trial._Report(tiny_config(Path("unused"), guard={"action": action}))
+    metrics = {"cost/reward_queries": 4.0, "eval/objective": 0.5}
+    report(StepEvent(1, metrics | {"guard/fired": 0.0}))
+    report(StepEvent(2, metrics | {"guard/fired": 1.0}))
+    assert (len(told), report.last is not None) == ((1, True) if is_last else (2, False))
 
 
 def test_the_last_checkpoints_of_a_trial_are_kept(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from vader_ray.config import ExperimentConfig, RuntimeConfig
 from vader_ray.errors import UserError, first_line
 from vader_ray.orchestration.clusters import private_cluster
 from vader_ray.orchestration.clusters.worker_setup import HOOK
-from vader_ray.orchestration.signals import sigterm_interrupts
+from vader_ray.orchestration.signals import restore_sigterm_handler
 from vader_ray.orchestration.tracking.mlflow_client import quiet_environment
 
 _ENVIRONMENT = {
@@ -71,7 +71,7 @@ def connected(
             num_cpus = max(os.cpu_count() or 1, _needed(config, num_runs=num_runs)["CPU"])
             more = {"num_cpus": num_cpus, "runtime_env": runtime_env({}), **quiet}
             stack.enter_context(private_cluster.start(include_dashboard=needs_state_api, **more))
-        stack.enter_context(sigterm_interrupts())
+        restore_sigterm_handler()
         if config.runtime.wait_minutes:
             _wait_for_nodes(config, num_runs)
         _check_resources(config)

@@ -16,7 +16,7 @@ from vader_ray.errors import RunFailed, UserError
 from vader_ray.orchestration import ray_private
 
 _LOOPBACK = "127.0.0.1"
-START_ATTEMPTS = 4
+_START_ATTEMPTS = 4
 
 
 @contextmanager
@@ -53,7 +53,7 @@ def start(*, include_dashboard: bool, **settings: Any) -> Iterator[None]:
 
 def _init(folder: str, **settings: Any) -> None:
     """Start Ray; on a busy machine, where its processes take too long, start it again."""
-    for _ in range(START_ATTEMPTS):
+    for _ in range(_START_ATTEMPTS):
         before = _processes_with(folder)
         try:
             ray.init(address="local", _temp_dir=folder, **settings)
@@ -68,8 +68,8 @@ def _init(folder: str, **settings: Any) -> None:
         else:
             return
     raise RunFailed(
-        f"Ray's processes did not start within 30 seconds, {START_ATTEMPTS} times: this machine is too busy; "
-        "start the command again when it has less to do"
+        f"Ray's processes did not start within 30 seconds, {_START_ATTEMPTS} times: this machine is too "
+        "busy; start the command again when it has less to do"
     )
 
 

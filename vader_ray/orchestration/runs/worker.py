@@ -137,8 +137,8 @@ class RayTrainHost:
                 folder = stack.enter_context(working_copy(job["folder"], job["storage"]))
             latest = ray.train.get_checkpoint()
             candidates = [] if latest is None else [latest, *_earlier_checkpoints(latest)]
-            folders = (Path(stack.enter_context(candidate.as_directory())) for candidate in candidates)
-            yield folder, choose_undamaged(folders, self.log if self.group.rank == 0 else lambda text: None)
+            named = ((each.path, Path(stack.enter_context(each.as_directory()))) for each in candidates)
+            yield folder, choose_undamaged(named, self.log if self.group.rank == 0 else lambda text: None)
 
     def on_step(self, event: StepEvent) -> None:
         if self.group.rank == 0:

@@ -90,7 +90,9 @@ class _Report:
         if selected is None:
             return
         metrics = {QUERIES: int(event.metrics["cost/reward_queries"]), SELECTED: selected}
-        if event.step == self._config.num_steps or event.state.stopped:
+        # the state of a step does not travel from the workers of a trial to its process
+        stopped_by_guard = self._config.guard.action == "stop" and event.metrics.get("guard/fired")
+        if event.step == self._config.num_steps or stopped_by_guard:
             self.last = metrics
         else:
             tune.report(metrics)  # Tune may end this process here
@@ -114,7 +116,9 @@ class TuneHost:
 
     @contextmanager
     def open(self, job: Job) -> Iterator[tuple[RunDir, Path | None]]:
-        yield self._folder, choose_undamaged(reversed(kept_checkpoints(self._folder.checkpoints)), self.log)
+        latest_first = reversed(kept_checkpoints(self._folder.checkpoints))
+        named = ((f"{self._folder.name}/{path.name}", path) for path in latest_first)
+        yield self._folder, choose_undamaged(named, self.log)
 
     def on_step(self, event: StepEvent) -> None:
         if event.is_kept and event.checkpoint is not None:
