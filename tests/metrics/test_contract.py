@@ -148,7 +148,7 @@ def test_a_dotted_name_reaches_outside(tmp_path: Path, monkeypatch: pytest.Monke
     assert isinstance(built, VideoMetric)
     metrics.check_contract(built)
     for options, message in (
-        ({"gian": 1}, "redness: there is no option 'gian'; it has gain"),
+        ({"gian": 1}, r"redness: there is no option 'gian'; did you mean 'gain'\? it has gain"),
         ({"gain": "much"}, "redness.gain: .*number.*not 'much'"),
     ):
         with pytest.raises(UserError, match=message):

@@ -28,7 +28,8 @@ def test_a_dotted_name_reaches_a_family_outside(tmp_path: Path, monkeypatch: pyt
     for name, message in (
         (
             "wam",
-            "model.family: there is no 'wam'; give one of animatediff, .*ends in Model.* my.module.ClassName",
+            r"model.family: there is no 'wam'; did you mean 'wan'\? give one of animatediff, "
+            r".*ends in Model.* my.module.ClassName",
         ),
         ("base", "there is no 'base'"),
         (
