@@ -31,6 +31,7 @@ from vader_ray.training.model_cache import ModelCache
 from vader_ray.types import Frames, Granularity, Scores
 
 
+@pytest.mark.slow
 def test_resumed_run_equals_the_straight_run_bit_for_bit(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
     config = tiny_config(
         tiny_pipeline_folder,
@@ -117,6 +118,7 @@ def test_what_a_run_does_not_need_leaves_the_shelf(tiny_pipeline_folder: Path) -
     assert model() is None
 
 
+@pytest.mark.slow
 def test_the_trained_reward_rises_on_held_out_prompts(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
     keeper = Keeper(tmp_path)
     state = train(tiny_config(tiny_pipeline_folder), on_step=keeper)

@@ -30,6 +30,7 @@ def _trainer(folder: Path, **changes: Any) -> Trainer:
     return Trainer(model, changes.pop("rewards", {"brightness": 1.0}), PROMPTS, **(settings | changes))
 
 
+@pytest.mark.slow
 def test_its_steps_equal_those_of_a_recipe(tiny_pipeline_folder: Path) -> None:
     trainer = _trainer(tiny_pipeline_folder)
     rewards = [step.reward for step in trainer]

@@ -25,7 +25,7 @@ from vader_ray.config import load
 from vader_ray.orchestration.runs.launch import warn_without_guard
 from vader_ray.orchestration.runs.query_log import read_queries
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 NUM_STEPS = 8
 
 
@@ -126,7 +126,6 @@ def test_the_mlflow_run_is_complete(straight: tuple[Path, Path, str]) -> None:
     _assert_recorded_exactly_once(folder, run, NUM_STEPS, 4)
 
 
-@pytest.mark.slow
 def test_two_workers_give_the_adapter_of_one(straight: tuple[Path, Path, str]) -> None:
     folder, recipe, _ = straight
     _train(folder, recipe, "--run-name", "two", "--workers", "2")
@@ -135,7 +134,6 @@ def test_two_workers_give_the_adapter_of_one(straight: tuple[Path, Path, str]) -
     assert one.abs().max() > 0
 
 
-@pytest.mark.slow
 def test_check_finds_bit_equal_gradients_on_both_workers(straight: tuple[Path, Path, str]) -> None:
     folder, recipe, _ = straight
     done = subprocess.run(
@@ -159,7 +157,6 @@ def _start_and_wait_for_a_step_after_a_checkpoint(
     return process
 
 
-@pytest.mark.slow
 def test_a_killed_run_continues_before_a_damaged_checkpoint_as_if_nothing_had_happened(
     straight: tuple[Path, Path, str],
 ) -> None:
@@ -175,7 +172,6 @@ def test_a_killed_run_continues_before_a_damaged_checkpoint_as_if_nothing_had_ha
     _assert_recorded_exactly_once(folder, run, NUM_STEPS, 4)
 
 
-@pytest.mark.slow
 def test_sigterm_ends_a_run_like_ctrl_c(straight: tuple[Path, Path, str]) -> None:
     folder, recipe, _ = straight
     process = _start_and_wait_for_a_step_after_a_checkpoint(folder, recipe, "terminated")
@@ -199,7 +195,6 @@ def _worker_of(driver: int) -> psutil.Process | None:
     return None
 
 
-@pytest.mark.slow
 def test_a_worker_killed_in_the_middle_of_a_step_is_replaced(straight: tuple[Path, Path, str]) -> None:
     folder, recipe, _ = straight
     run = folder / "runs" / "orphan"
@@ -212,7 +207,6 @@ def test_a_worker_killed_in_the_middle_of_a_step_is_replaced(straight: tuple[Pat
     _assert_recorded_exactly_once(folder, run, NUM_STEPS, 4)
 
 
-@pytest.mark.slow
 def test_a_finished_run_is_not_repeated_and_other_settings_are_refused(
     straight: tuple[Path, Path, str],
 ) -> None:
@@ -233,7 +227,6 @@ def test_a_finished_run_is_not_repeated_and_other_settings_are_refused(
     assert "the run 'straight' was started with other settings (seed)" in other.stderr
 
 
-@pytest.mark.slow
 def test_an_error_of_a_worker_reaches_the_user_as_one_sentence(
     tiny_pipeline_folder: Path, tmp_path: Path
 ) -> None:
@@ -257,7 +250,6 @@ def test_an_error_of_a_worker_reaches_the_user_as_one_sentence(
     assert json.loads((tmp_path / "runs" / "flat" / "summary.json").read_text())["status"] == "failed"
 
 
-@pytest.mark.slow
 def test_the_guard_stops_all_workers_and_says_why_everywhere(
     tiny_pipeline_folder: Path, tmp_path: Path
 ) -> None:
@@ -296,7 +288,6 @@ def test_the_guard_stops_all_workers_and_says_why_everywhere(
     assert (run / "summary.json").stat().st_mtime_ns == written  # it is over, not unfinished
 
 
-@pytest.mark.slow
 def test_a_run_stays_with_its_cluster_when_another_is_started_on_the_machine(
     tiny_pipeline_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -178,6 +178,7 @@ def test_a_worker_without_the_drivers_disk_works_on_the_copy(place: str, tmp_pat
         pass
 
 
+@pytest.mark.slow
 def test_a_run_in_s3_is_reported_where_nothing_is_left_of_it(
     tiny_pipeline_folder: Path, tmp_path: Path, s3: str
 ) -> None:
