@@ -1,5 +1,5 @@
 # make demo       install, run the main job on the embedded shapes data set, show reward before and after
-# make test       install, run the tests that need neither minutes nor a browser (5 minutes on two cores)
+# make test       install, run the tests that need neither minutes nor a browser (7 minutes on two cores)
 # make test-all   install, run every test (needs Chromium, and what each skipped test names)
 # make docs       install, build the documentation site into site/
 PYTHON ?= python3
