@@ -11,6 +11,10 @@ from ray._common.utils import get_default_system_temp_dir
 from ray._private import ray_constants
 from ray.autoscaler._private.util import prepare_config as prepare_config
 from ray.autoscaler._private.util import validate_config as validate_config
+from ray.train import WorkerGroupError
+from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
+
+from vader_ray.errors import describe
 
 LOOPBACK_ENVIRONMENT = {ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0"}
 """Environment variables by which child processes do what `loopback_node_address` does in this process."""
@@ -28,6 +32,20 @@ def is_node_draining() -> bool:
 def logs_folder() -> Path:
     """Return the folder of Ray's logs on this machine."""
     return Path(ray._private.worker._global_node.get_logs_dir_path())
+
+
+def describe_failure(error: BaseException | None) -> tuple[str, str] | None:
+    """Return a message and the traceback of the error with which Ray Train has ended; None without one."""
+    if error is None:
+        return None
+    cause: BaseException = error
+    if isinstance(error, WorkerGroupError):
+        rank, cause = min(error.worker_failures.items())
+        message = f"worker {rank} failed: "
+    else:
+        message = "Ray Train gave up: "
+    base = cause._base_exc if isinstance(cause, UserExceptionWithTraceback) else cause
+    return message + describe(base), f"{error}\n\nRay's logs are in {logs_folder()}\n"
 
 
 def temporary_folder() -> Path:

@@ -21,6 +21,7 @@ from vader_ray.alignment import algorithms
 from vader_ray.config import ExperimentConfig
 from vader_ray.config.auto import auto_fields
 from vader_ray.errors import RunFailed, UserError, last_line
+from vader_ray.files import write_text
 from vader_ray.orchestration import ray_private
 from vader_ray.orchestration.clusters import connection
 from vader_ray.orchestration.reward_service import pool
@@ -204,16 +205,23 @@ def launch(
     thread = threading.Thread(target=_fit, args=(trainer, outcome), daemon=True)
     thread.start()
     try:
-        _follow(thread, messages, on_step, log)
+        failure = _follow(thread, messages, on_step, log)
     finally:
         folder.pull()
-    (result,) = outcome
+    if failure is None:
+        (result,) = outcome
+        failure = ray_private.describe_failure(result if isinstance(result, BaseException) else result.error)
+    if failure is not None:
+        raise _run_failed(*failure, folder)
+
+
+def _run_failed(text: str, traceback: str, folder: RunDir) -> RunFailed:
+    """Write the traceback to the run's folder and return the error that names the file."""
+    if not traceback:
+        return RunFailed(text)
+    write_text(folder.error_log, traceback)
     resume = f"continue with --resume --run-name {folder.name}"
-    if isinstance(result, BaseException):
-        logs = ray_private.logs_folder()
-        raise RunFailed(f"Ray Train gave up: {last_line(result)}; logs are in {logs}; {resume}")
-    if result.error is not None:
-        raise RunFailed(f"the workers failed: {last_line(result.error)}; {resume}")
+    return RunFailed(f"{text}; the traceback is in {folder.error_log}; {resume}")
 
 
 def _fit(trainer: TorchTrainer, outcome: list[Any]) -> None:
@@ -228,8 +236,15 @@ def _follow(
     messages: Queue,
     on_step: Callable[[StepEvent], None],
     log: Callable[[str], None],
-) -> None:
-    """Pass on the workers' messages until Ray Train has ended."""
+) -> tuple[str, str] | None:
+    """Pass on the workers' messages until Ray Train has ended.
+
+    Returns:
+        Message and traceback of the failure that a worker has reported, or None.
+
+    Raises:
+        UserError: a worker met a mistake that the user can correct.
+    """
     while thread.is_alive() or not messages.empty():
         try:
             kind, content = messages.get(timeout=0.5)
@@ -243,4 +258,6 @@ def _follow(
             case "user_error":
                 raise UserError(content)
             case "failed":
-                raise RunFailed(content)
+                text, traceback = content
+                return text, traceback
+    return None

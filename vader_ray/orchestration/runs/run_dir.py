@@ -62,6 +62,11 @@ class RunDir:
         return self.path / "summary.json"
 
     @property
+    def error_log(self) -> Path:
+        """Traceback of the error of a reward, a metric or a worker that ended the run."""
+        return self.path / "error.log"
+
+    @property
     def state(self) -> Path:
         """State of the run after the last step that rank 0 has logged."""
         return self.path / "state.json"

@@ -16,7 +16,7 @@ from ray.train.torch import get_device
 from ray.util.queue import Queue
 
 from vader_ray import config as settings
-from vader_ray.errors import RunFailed, UserError
+from vader_ray.errors import RunFailed, UserError, cause_traceback
 from vader_ray.orchestration.reward_service.remote_reward import PooledReward
 from vader_ray.orchestration.runs.functions import unpack_functions
 from vader_ray.orchestration.runs.run_dir import RunDir, working_copy
@@ -47,7 +47,7 @@ class Job(TypedDict):
     """Rewards given as Python functions, from `pack_functions`."""
     messages: NotRequired[Queue]
     """Queue to the driver: ``("step", pickled StepEvent)``, ``("log", text)``, ``("user_error", text)``,
-    ``("failed", text)``."""
+    ``("failed", (text, traceback of the cause or an empty text))``."""
 
 
 class Host(Protocol):
@@ -155,7 +155,10 @@ class RayTrainHost:
         return ray.train.get_preemption_info() is not None
 
     def fail(self, error: UserError | RunFailed) -> None:
-        self._messages.put(("user_error" if isinstance(error, UserError) else "failed", str(error)))
+        if isinstance(error, UserError):
+            self._messages.put(("user_error", str(error)))
+        else:
+            self._messages.put(("failed", (str(error), cause_traceback(error))))
 
 
 def _earlier_checkpoints(latest: ray.train.Checkpoint) -> list[ray.train.Checkpoint]:
