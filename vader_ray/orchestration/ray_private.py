@@ -11,6 +11,7 @@ from ray._common.utils import get_default_system_temp_dir
 from ray._private import ray_constants
 from ray.autoscaler._private.util import prepare_config as prepare_config
 from ray.autoscaler._private.util import validate_config as validate_config
+from ray.experimental.internal_kv import _internal_kv_exists, _internal_kv_put
 from ray.train import WorkerGroupError
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 
@@ -18,6 +19,12 @@ from vader_ray.errors import describe
 
 LOOPBACK_ENVIRONMENT = {ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0"}
 """Environment variables by which child processes do what `loopback_node_address` does in this process."""
+
+_LOST = {"raylet": "raylet", "gcs_server": "gcs_server (the cluster's control service)"}
+"""Processes without which a cluster cannot go on."""
+
+_NAMESPACE = "vader_ray"
+"""Namespace of this package's entries in the cluster's key-value store."""
 
 START_TIMED_OUT = "timed out during startup"
 """Part of the message of `ray.init`'s plain ``Exception`` when a node takes more than 30 seconds."""
@@ -34,10 +41,25 @@ def logs_folder() -> Path:
     return Path(ray._private.worker._global_node.get_logs_dir_path())
 
 
-def describe_failure(error: BaseException | None) -> tuple[str, str] | None:
-    """Return a message and the traceback of the error with which Ray Train has ended; None without one."""
-    if error is None:
-        return None
+def lost_process() -> str | None:
+    """Return the name of a process of this driver's private cluster that has ended by itself, or None."""
+    node = ray._private.worker._global_node
+    names = (name for name, _ in node.dead_processes()) if node is not None else iter(())
+    return next((_LOST[name] for name in names if name in _LOST), None)
+
+
+def request_end(key: str) -> None:
+    """Leave a request for the workers of a run in the cluster."""
+    _internal_kv_put(key, b"1", namespace=_NAMESPACE)
+
+
+def is_end_requested(key: str) -> bool:
+    """Return whether `request_end` was called, by any process of the cluster."""
+    return bool(_internal_kv_exists(key, namespace=_NAMESPACE))
+
+
+def describe_failure(error: BaseException) -> tuple[str, str]:
+    """Return a message and the traceback of the error with which Ray Train has ended."""
     cause: BaseException = error
     if isinstance(error, WorkerGroupError):
         rank, cause = min(error.worker_failures.items())

@@ -17,6 +17,7 @@ from ray.util.queue import Queue
 
 from vader_ray import config as settings
 from vader_ray.errors import RunFailed, UserError, cause_traceback
+from vader_ray.orchestration import ray_private
 from vader_ray.orchestration.reward_service.remote_reward import PooledReward
 from vader_ray.orchestration.runs.functions import unpack_functions
 from vader_ray.orchestration.runs.run_dir import RunDir, working_copy
@@ -45,6 +46,8 @@ class Job(TypedDict):
     """Rewards that are computed by actors, by name."""
     functions: bytes
     """Rewards given as Python functions, from `pack_functions`."""
+    end_key: NotRequired[str]
+    """Name of the driver's request to end, for `vader_ray.orchestration.ray_private.is_end_requested`."""
     messages: NotRequired[Queue]
     """Queue to the driver: ``("step", pickled StepEvent)``, ``("log", text)``, ``("user_error", text)``,
     ``("failed", (text, traceback of the cause or an empty text))``."""
@@ -64,6 +67,9 @@ class Host(Protocol):
     def on_step(self, event: StepEvent) -> None:
         """Pass on a step that has been logged, and keep its checkpoint."""
 
+    def should_end(self) -> bool:
+        """Return whether the run ends after this step with a checkpoint; the same on all workers."""
+
     def log(self, message: str) -> None:
         """Print a message for the user."""
 
@@ -81,7 +87,7 @@ def run_worker(job: Job, host: Host | None = None) -> None:
     Rank 0 logs each step to the run's folder and to MLflow before the host passes it on. In a run that holds
     an adapter soup, nothing is trained: the soup is evaluated.
     """
-    host = RayTrainHost(job["messages"]) if host is None else host
+    host = RayTrainHost(job["messages"], job["end_key"]) if host is None else host
     try:
         with host.open(job) as (folder, resume_from):
             unpack_functions(job["functions"])
@@ -110,7 +116,10 @@ def run_worker(job: Job, host: Host | None = None) -> None:
                     on_step=on_step,
                     resume_from=resume_from,
                     should_checkpoint=host.is_preempted,
+                    should_end=host.should_end,
                 )
+                if state.step < config.num_steps and not state.stopped:
+                    return  # the driver, which has requested it, delivers what waits
             if logger is not None and (undelivered := logger.close(state.alarms)):
                 host.log(undelivered)
     except (UserError, RunFailed) as error:
@@ -123,11 +132,11 @@ class RayTrainHost:
 
     cache: ModelCache | None = None
 
-    def __init__(self, messages: Queue) -> None:
+    def __init__(self, messages: Queue, end_key: str) -> None:
         context = ray.train.get_context()
         self.group = WorkerGroup(context.get_world_rank(), context.get_world_size())
         self.device = train_device()
-        self._messages = messages
+        self._messages, self._end_key = messages, end_key
 
     @contextmanager
     def open(self, job: Job) -> Iterator[tuple[RunDir | None, Path | None]]:
@@ -153,6 +162,9 @@ class RayTrainHost:
 
     def is_preempted(self) -> bool:
         return ray.train.get_preemption_info() is not None
+
+    def should_end(self) -> bool:
+        return any(self.group.gather([self.group.rank == 0 and ray_private.is_end_requested(self._end_key)]))
 
     def fail(self, error: UserError | RunFailed) -> None:
         if isinstance(error, UserError):

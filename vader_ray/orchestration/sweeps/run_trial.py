@@ -134,6 +134,9 @@ class TuneHost:
     def is_preempted(self) -> bool:
         return ray_private.is_node_draining()
 
+    def should_end(self) -> bool:
+        return False
+
     def fail(self, error: UserError | RunFailed) -> None:
         """Leave the error to `run_trial`."""
 
