@@ -210,6 +210,9 @@ class CheckpointConfig(Settings):
     """Steps between checkpoints; one more is written at the end."""
     keep: PositiveInt = 2
     """Number of latest checkpoints that are kept on disk."""
+    retry_minutes: NonNegativeFloat = Field(default=10.0, le=25.0)
+    """Longest pause in minutes while a full disk or an unreachable storage refuses checkpoints and results;
+    then the run ends and can be resumed."""
 
 
 class TrackingConfig(Settings):

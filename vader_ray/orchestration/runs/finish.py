@@ -51,7 +51,10 @@ def finish_run(
         print(undelivered)
     summary = summarize(config, folder, mlflow_run, state, status, error)
     summary.write(folder.summary)
-    folder.push()
+    try:
+        folder.push()
+    except OSError as error:
+        print(f"{folder.storage} did not take the summary ({describe(error)}); it is in {folder.summary}")
     return summary
 
 

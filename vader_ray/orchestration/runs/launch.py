@@ -19,7 +19,7 @@ from vader_ray import metrics, models, rewards
 from vader_ray.alignment import algorithms
 from vader_ray.config import ExperimentConfig
 from vader_ray.config.auto import auto_fields
-from vader_ray.errors import RunFailed
+from vader_ray.errors import RunFailed, first_line
 from vader_ray.files import write_text
 from vader_ray.orchestration import ray_private
 from vader_ray.orchestration.clusters import connection
@@ -29,6 +29,7 @@ from vader_ray.orchestration.runs.finish import ends_recorded, finish_run
 from vader_ray.orchestration.runs.follow import EndRequest, Failure, follow
 from vader_ray.orchestration.runs.functions import pack_functions
 from vader_ray.orchestration.runs.progress import Progress
+from vader_ray.orchestration.runs.repair import DamagedFile
 from vader_ray.orchestration.runs.run_dir import RunDir, claim_run_dir
 from vader_ray.orchestration.runs.summary import RunSummary
 from vader_ray.orchestration.runs.worker import Job, run_worker
@@ -100,7 +101,7 @@ def train_run(
         claim_run_dir(config, runs_dir, run_name, resume=resume, storage=storage) as folder,
         sigterm_interrupts(),
     ):
-        summary = folder.read_summary()
+        summary = _read_or_rebuild_summary(config, folder)
         if summary is not None and folder.is_complete(config.num_steps):
             return summary
         mlflow_run = _open_mlflow_run(config, folder)
@@ -119,6 +120,21 @@ def train_run(
             with ends_recorded(config, folder, mlflow_run):  # before Ray is stopped, which may fail
                 launch(config, folder, mlflow_run, remote_rewards, on_step=update, log=progress.log)
         return finish_run(config, folder, mlflow_run)
+
+
+def _read_or_rebuild_summary(config: ExperimentConfig, folder: RunDir) -> RunSummary | None:
+    """Return the summary; write a damaged one again if all steps were taken, else delete it."""
+    try:
+        return folder.read_summary()
+    except DamagedFile:
+        state = folder.read_state()
+    if state.step < config.num_steps and not state.stopped:
+        print(f"{folder.summary} was damaged; it was deleted, and the run continues", flush=True)
+        folder.summary.unlink()
+        return None
+    summary = finish_run(config, folder, folder.read_mlflow_run())
+    print(f"{folder.summary} was damaged; it was written again from {folder.state}", flush=True)
+    return summary
 
 
 def _open_mlflow_run(config: ExperimentConfig, folder: RunDir) -> mlflow_runs.MlflowRun:
@@ -200,7 +216,7 @@ def launch(
             end = EndRequest(job["end_key"], is_wanted, config.runtime.grace_seconds)
             failure = follow(thread, messages, end, on_step=on_step, log=log)
     finally:
-        folder.pull()
+        _pull(folder)
     if failure is None:
         (result,) = outcome
         failure = _failure_of(result if isinstance(result, BaseException) else result.error)
@@ -208,6 +224,14 @@ def launch(
         raise _run_failed(failure, folder)
     if end.is_made and folder.read_state().step < config.num_steps:
         raise KeyboardInterrupt
+
+
+def _pull(folder: RunDir) -> None:
+    """Fetch what the workers have written; if the storage is lost, an earlier error is what counts."""
+    try:
+        folder.pull()
+    except OSError as error:
+        print(f"{folder.storage} cannot be read ({first_line(error)}); {folder.path} may lack the last steps")
 
 
 def _failure_of(error: BaseException | None) -> Failure | None:
