@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray._common.utils import get_default_system_temp_dir
@@ -39,6 +40,22 @@ def is_node_draining() -> bool:
 def logs_folder() -> Path:
     """Return the folder of Ray's logs on this machine."""
     return Path(ray._private.worker._global_node.get_logs_dir_path())
+
+
+@contextmanager
+def quiet_loss() -> Iterator[None]:
+    """Keep Ray from printing the end of the raylet's log when the raylet is lost; the log itself remains."""
+    before = ray._private.worker.print_to_stdstream
+
+    def print_other(data: dict[str, Any], *arguments: Any, **options: Any) -> None:
+        if not any(line.startswith("Raylet is terminated") for line in data["lines"]):
+            before(data, *arguments, **options)
+
+    ray._private.worker.print_to_stdstream = print_other
+    try:
+        yield
+    finally:
+        ray._private.worker.print_to_stdstream = before
 
 
 def lost_process() -> str | None:

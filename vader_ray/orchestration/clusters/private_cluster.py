@@ -42,7 +42,7 @@ def start(*, include_dashboard: bool, **settings: Any) -> Iterator[None]:
         "GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME") or _loopback_interface(),
     }
     folder = _own_folder() / "ray"  # Ray makes the folder that it is given writable for everybody
-    with _set_environment(environment):
+    with _set_environment(environment), ray_private.quiet_loss():
         try:
             with ray_private.loopback_node_address():
                 _init(str(folder), include_dashboard=include_dashboard, **settings)
