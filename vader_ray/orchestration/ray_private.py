@@ -12,6 +12,7 @@ from ray._common.utils import get_default_system_temp_dir
 from ray._private import ray_constants
 from ray.autoscaler._private.util import prepare_config as prepare_config
 from ray.autoscaler._private.util import validate_config as validate_config
+from ray.exceptions import ActorDiedError
 from ray.experimental.internal_kv import _internal_kv_exists, _internal_kv_put
 from ray.train import WorkerGroupError
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
@@ -78,13 +79,21 @@ def is_end_requested(key: str) -> bool:
 def describe_failure(error: BaseException) -> tuple[str, str]:
     """Return a message and the traceback of the error with which Ray Train has ended."""
     cause: BaseException = error
+    if isinstance(error, ActorDiedError):
+        return "Ray Train's controller process was killed or has crashed", f"{error}\n"
     if isinstance(error, WorkerGroupError):
         rank, cause = min(error.worker_failures.items())
         message = f"worker {rank} failed: "
     else:
         message = "Ray Train gave up: "
     base = cause._base_exc if isinstance(cause, UserExceptionWithTraceback) else cause
-    return message + describe(base), f"{error}\n\nRay's logs are in {logs_folder()}\n"
+    what = "its process was killed or has ended by itself" if _is_death(base) else describe(base)
+    return message + what, f"{error}\n\nRay's logs are in {logs_folder()}\n"
+
+
+def _is_death(error: BaseException) -> bool:
+    """Return whether an error of a worker is the end of its process."""
+    return isinstance(error, ActorDiedError) or isinstance(error.__cause__, ActorDiedError)
 
 
 def temporary_folder() -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import resource
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import torch
 
 from vader_ray.config import ExperimentConfig
+from vader_ray.files import scratch_folder
 from vader_ray.metrics import Features
 from vader_ray.training import checkpoint, guard
 from vader_ray.training.checkpoint import State
@@ -54,8 +54,8 @@ def train(
     """
     experiment = experiment or build(config)
     optimizer = make_optimizer(config, experiment)
-    with tempfile.TemporaryDirectory(prefix="vader_ray_") as scratch:
-        best_adapter = Path(scratch) / "best_adapter"
+    with scratch_folder() as scratch:
+        best_adapter = scratch / "best_adapter"
         if resume_from is None:
             state, started = State(), time.monotonic()
             first, alarms = evaluate_and_select(config, experiment, group, state, best_adapter, None)
@@ -84,7 +84,7 @@ def train(
             is_kept = is_due_now or ends or should_checkpoint()
             if is_kept and group.rank == 0:
                 saved = checkpoint.save(
-                    Path(scratch) / "checkpoint", state, experiment.model, optimizer, best_adapter, base
+                    scratch / "checkpoint", state, experiment.model, optimizer, best_adapter, base
                 )
             on_step(StepEvent(state.step, metrics, queries, videos, alarms, is_kept, saved, state))
             if ends:

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
@@ -18,7 +17,7 @@ from pydantic import ValidationError
 from vader_ray.config import ExperimentConfig, flatten
 from vader_ray.config.experiment import MAX_NAME_LENGTH, NAME_PATTERN
 from vader_ray.errors import UserError
-from vader_ray.files import UNFINISHED, write_text
+from vader_ray.files import UNFINISHED, scratch_folder, write_text
 from vader_ray.orchestration.runs import repair, run_lock
 from vader_ray.orchestration.runs import storage as stored
 from vader_ray.orchestration.runs.storage import LOCK_FILE, RUN_FILE, Mirror
@@ -276,8 +275,8 @@ def working_copy(
             )
         yield RunDir(home)
         return
-    with TemporaryDirectory(prefix="vader_ray_run_") as scratch:
-        path = Path(scratch) / home.name
+    with scratch_folder() as scratch:
+        path = scratch / home.name
         copy = RunDir(path, Mirror(path, storage, skip=skip), home)
         copy.pull()
         yield copy
