@@ -25,6 +25,9 @@ LOOPBACK_ENVIRONMENT = {ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0"}
 _LOST = {"raylet": "raylet", "gcs_server": "gcs_server (the cluster's control service)"}
 """Processes without which a cluster cannot go on."""
 
+_LOSSES = ("Raylet is terminated", "A worker died or was killed")
+"""Beginnings of Ray's messages on the loss of a process."""
+
 _NAMESPACE = "vader_ray"
 """Namespace of this package's entries in the cluster's key-value store."""
 
@@ -45,11 +48,11 @@ def logs_folder() -> Path:
 
 @contextmanager
 def quiet_loss() -> Iterator[None]:
-    """Keep Ray from printing the end of the raylet's log when the raylet is lost; the log itself remains."""
+    """Keep Ray from printing paragraphs when one of its processes is lost; its logs have them."""
     before = ray._private.worker.print_to_stdstream
 
     def print_other(data: dict[str, Any], *arguments: Any, **options: Any) -> None:
-        if not any(line.startswith("Raylet is terminated") for line in data["lines"]):
+        if not any(line.startswith(_LOSSES) for line in data["lines"]):
             before(data, *arguments, **options)
 
     ray._private.worker.print_to_stdstream = print_other

@@ -172,19 +172,19 @@ def test_a_killed_run_continues_before_a_damaged_checkpoint_as_if_nothing_had_ha
     _assert_recorded_exactly_once(folder, run, NUM_STEPS, 4)
 
 
-def test_sigterm_ends_a_run_like_ctrl_c(straight: tuple[Path, Path, str]) -> None:
+def test_sigterm_ends_a_run_with_a_checkpoint_of_its_last_step(straight: tuple[Path, Path, str]) -> None:
     folder, recipe, _ = straight
     process = _start_and_wait_for_a_step_after_a_checkpoint(folder, recipe, "terminated")
     process.send_signal(signal.SIGTERM)
-    printed = folder / "terminated.log"
+    printed, run = folder / "terminated.log", folder / "runs" / "terminated"
     assert process.wait(timeout=120) == 130, printed.read_text()
     assert printed.read_text().splitlines()[-1] == "stopped; `--resume` continues from the last checkpoint"
     assert "Traceback" not in printed.read_text()
-    summary = json.loads((folder / "runs" / "terminated" / "summary.json").read_text())
+    summary = json.loads((run / "summary.json").read_text())
     assert summary["status"] == "interrupted"
-    assert summary["steps"] > 0
-    run = MlflowClient(f"sqlite:///{folder}/mlflow.db").get_run(summary["mlflow_run_id"])
-    assert (run.info.status, run.data.tags["status"]) == ("KILLED", "interrupted")
+    assert summary["steps"] == checkpoint_step(run / "checkpoints") > 0
+    stored = MlflowClient(f"sqlite:///{folder}/mlflow.db").get_run(summary["mlflow_run_id"])
+    assert (stored.info.status, stored.data.tags["status"]) == ("KILLED", "interrupted")
 
 
 def _worker_of(driver: int) -> psutil.Process | None:
