@@ -15,7 +15,7 @@ from ray.autoscaler._private.util import validate_config as validate_config
 from ray.exceptions import ActorDiedError
 from ray.experimental.internal_kv import _internal_kv_exists, _internal_kv_put
 from ray.train import WorkerGroupError
-from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
+from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerHealthCheckFailedError
 
 from vader_ray.errors import describe
 
@@ -96,7 +96,9 @@ def describe_failure(error: BaseException) -> tuple[str, str]:
 
 def _is_death(error: BaseException) -> bool:
     """Return whether an error of a worker is the end of its process."""
-    return isinstance(error, ActorDiedError) or isinstance(error.__cause__, ActorDiedError)
+    if isinstance(error, WorkerHealthCheckFailedError):
+        error = error.health_check_failure
+    return isinstance(error, ActorDiedError)
 
 
 def temporary_folder() -> Path:

@@ -59,7 +59,7 @@ def test_a_write_is_repeated_and_its_pause_is_printed_once() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", ["full", "read-only"])
+@pytest.mark.parametrize("fault", ["full", pytest.param("read-only", marks=pytest.mark.chaos)])
 def test_a_disk_that_can_be_written_again_leaves_the_run_unchanged(
     fault: str, tiny_pipeline_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -34,6 +35,8 @@ def retry_writes(write: Callable[[], T], path: object, *, minutes: float, log: C
     while True:
         try:
             result = write()
+        except (FileNotFoundError, PermissionError):
+            raise  # waiting does not help
         except OSError as error:
             if first is None:
                 log(f"{_refusal(path, error)}; training pauses and tries again for {minutes:g} minutes")
@@ -80,4 +83,5 @@ def size_of(folder: Path) -> int:
 
 
 def _refusal(path: object, error: OSError) -> str:
-    return f"{path} cannot be written ({error.strerror or first_line(error)})"
+    reason = os.strerror(error.errno) if error.errno is not None else first_line(error)
+    return f"{path} cannot be written ({reason})"
