@@ -259,7 +259,7 @@ class RuntimeConfig(Settings):
     """Number of times that lost workers are replaced and the run continues from its last checkpoint."""
     grace_seconds: NonNegativeFloat = 20.0
     """Longest wait after SIGTERM for the step in progress to end with a checkpoint. Slurm and Kubernetes kill
-    a process 30 seconds after SIGTERM, ``docker stop`` after 10, unless they are told otherwise."""
+    a process 30 seconds after SIGTERM, ``docker stop`` after 10, by default."""
     wait_minutes: NonNegativeFloat = 0.0
     """Longest wait in minutes for nodes that an autoscaler starts; with 0, a run that needs more than the
     cluster has is refused at once. Set ``use_gpu: true`` with it: before its first node has started, a
