@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.helpers.local_run import run_locally
 from tests.helpers.recipe import tiny_config
+from tests.helpers.small_disk import fill, free, small_disk
 from vader_ray.errors import UserError
+from vader_ray.orchestration.runs.run_dir import KEPT_BY_RAY, open_run_dir
+from vader_ray.orchestration.runs.storage import Mirror
+from vader_ray.orchestration.tracking import mlflow_runs
 from vader_ray.training import checkpoint
 from vader_ray.training.checkpoint import State, choose_undamaged, restore, save
+from vader_ray.training.events import StepEvent
 from vader_ray.training.experiment import Experiment, build
 from vader_ray.training.loop import make_optimizer
 
@@ -77,3 +84,36 @@ def test_no_damaged_file_of_a_checkpoint_is_loaded(
         assert choose_undamaged(candidates, printed.append) == earlier
         assert len(printed) == 1
     assert restore(saved, experiment.model, optimizer)[0] == State(step=2)
+
+
+@pytest.mark.chaos
+def test_a_storage_that_refuses_files_for_a_while_has_them_all_at_the_end(
+    tiny_pipeline_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tiny_config(
+        tiny_pipeline_folder,
+        num_steps=3,
+        evaluation={"every": 3, "num_videos": 2, "num_shown": 1},
+        checkpoint={"every": 1, "retry_minutes": 1},
+        tracking={"uri": f"sqlite:///{tmp_path}/mlflow.db", "system_metrics": False},
+    )
+    with small_disk(tmp_path / "shared", megabytes=4) as storage:
+        folder = open_run_dir(config, tmp_path / "runs", "mine", storage=str(storage))
+        run = mlflow_runs.start_run(config, "mine", folder.recipe.read_text())
+        folder.write_metadata(config, run)
+        folder.push()
+
+        def fill_for_a_while(event: StepEvent) -> None:
+            if event.step == 1:
+                fill(storage)
+                threading.Timer(8, free, [storage]).start()
+
+        run_locally(config, folder, run, fill_for_a_while)
+        printed = capsys.readouterr().out
+        assert "did not take the run's files" in printed
+        assert "can be written again; training continues" in printed
+        copy = tmp_path / "copy"
+        Mirror(copy, f"{storage}/mine", skip=KEPT_BY_RAY).pull()
+        files = {path.relative_to(copy): path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+        assert {Path("state.json"), Path("adapter/adapter_model.safetensors")} <= files.keys()
+        assert all((folder.path / name).read_bytes() == content for name, content in files.items())
