@@ -27,7 +27,8 @@ LEGEND_LETTERS = 34
 """Characters per row of the legend: labels up to half as long are set in two columns."""
 DOTS_PER_INCH = 160
 MAX_TICKS = 12
-"""Values of a setting with a tick of their own; of more numbers, matplotlib chooses the ticks."""
+"""Values of a setting with a tick of their own; with more numbers, matplotlib chooses the ticks and no line
+connects the means."""
 MAX_LABELLED = 24
 """Points of a figure of trade-offs that all have a label."""
 
@@ -113,7 +114,7 @@ def trade_off(points: Sequence[Point], *, title: str, x_label: str, y_label: str
 
 
 def effect(points: Sequence[tuple[object, float]], *, title: str, x_label: str, y_label: str) -> Figure:
-    """Draw a metric against the values of a setting: a dot per run, and a line through the means."""
+    """Draw a metric against the values of a setting: a dot per run, and a line through the means of few values."""
     values = sorted({value for value, _ in points}, key=_sort_key)
     numbers = [_as_number(value) for value in values]
     numeric = [number for number in numbers if number is not None]
@@ -127,8 +128,9 @@ def effect(points: Sequence[tuple[object, float]], *, title: str, x_label: str, 
         alpha=0.55,
         markersize=6,
     )
-    means = [_mean([y for other, y in points if other == value]) for value in values]
-    axes.plot([positions[value] for value in values], means, "-", color=COLOURS[1], linewidth=1.6)
+    if len(values) <= MAX_TICKS:
+        means = [_mean([y for other, y in points if other == value]) for value in values]
+        axes.plot([positions[value] for value in values], means, "-", color=COLOURS[1], linewidth=1.6)
     if len(numeric) == len(values) and min(numeric) > 0 and max(numeric) / min(numeric) >= 10:
         axes.set_xscale("log")
     if len(values) <= MAX_TICKS or len(numeric) < len(values):

@@ -110,7 +110,7 @@ def _render(targets: Sequence[str], runs: list[PastRun], uri: str, output: Path)
          draw_metrics(shown, folder)),
         ("trade-offs", "Trade-offs", "No other run exceeds a run on the Pareto front in all rewards.",
          draw_trade_offs(groups, folder)),
-        ("effects", "Effect of each setting", "One dot per run; the line connects the means.",
+        ("effects", "Effect of each setting", "One dot per run; a line connects the means of few values.",
          draw_effects(groups, folder)),
     ]  # fmt: skip
     environment = jinja2.Environment(

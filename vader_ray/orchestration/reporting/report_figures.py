@@ -167,7 +167,7 @@ def draw_effects(groups: Sequence[RunGroup], folder: Path) -> Iterator[Drawn]:
                 yield _drawn(
                     figure,
                     f"effect-{field}-{name}",
-                    f"Held-out {name} after training, by {field}: runs and means.",
+                    f"Held-out {name} after training, by {field}.",
                     folder,
                 )
 
