@@ -114,7 +114,7 @@ def trade_off(points: Sequence[Point], *, title: str, x_label: str, y_label: str
 
 
 def effect(points: Sequence[tuple[object, float]], *, title: str, x_label: str, y_label: str) -> Figure:
-    """Draw a metric against the values of a setting: a dot per run, and a line through the means of few values."""
+    """Draw a metric against the values of a setting: a dot per run; few values have a line of means."""
     values = sorted({value for value, _ in points}, key=_sort_key)
     numbers = [_as_number(value) for value in values]
     numeric = [number for number in numbers if number is not None]
