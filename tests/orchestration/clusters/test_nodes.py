@@ -208,8 +208,11 @@ def test_workers_go_with_a_checkpoint_and_come_back_and_the_adapter_is_the_same(
         )
         node = next(node for node in cluster.worker_nodes if _has_worker(node))
         _drain(cluster, node)
-        wait_until(
-            lambda: any(state["step"] % _EVERY for state in _states(folder, "elastic")),
+        wait_until(  # the step after the checkpoint begins when Ray Train has registered it
+            lambda: any(
+                state["step"] % _EVERY and tracked_step(folder / "mlflow.db", run) > state["step"]
+                for state in _states(folder, "elastic")
+            ),
             process=process,
             explain=log.read_text,
         )
