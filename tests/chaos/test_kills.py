@@ -15,6 +15,7 @@ import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -36,7 +37,10 @@ PROCESSES = {
     "all": "",
 }
 """Process to kill, and the text of its command line."""
-REWARDS = [{"reward": "brightness"}, {"reward": "sharpness", "placement": {"actor": "pool", "num_cpus": 0}}]
+REWARDS: list[dict[str, Any]] = [
+    {"reward": "brightness"},
+    {"reward": "sharpness", "placement": {"actor": "pool", "num_cpus": 0}},
+]
 
 
 @dataclass(frozen=True)
