@@ -41,6 +41,9 @@ REWARDS: list[dict[str, Any]] = [
     {"reward": "brightness"},
     {"reward": "sharpness", "placement": {"actor": "pool", "num_cpus": 0}},
 ]
+    {"reward": "brightness"},
+    {"reward": "sharpness", "placement": {"actor": "pool", "num_cpus": 0}},
+]
 
 
 @dataclass(frozen=True)
