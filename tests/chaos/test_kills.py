@@ -41,9 +41,6 @@ REWARDS: list[dict[str, Any]] = [
     {"reward": "brightness"},
     {"reward": "sharpness", "placement": {"actor": "pool", "num_cpus": 0}},
 ]
-    {"reward": "brightness"},
-    {"reward": "sharpness", "placement": {"actor": "pool", "num_cpus": 0}},
-]
 
 
 @dataclass(frozen=True)
