@@ -131,7 +131,7 @@ def test_an_error_in_a_reward_arrives_with_its_own_message(cluster: None, tmp_pa
         future = pools["Broken"].submit_gradient(random_frames(), ["break", "it"], 2)
         with pytest.raises(
             RunFailed,
-            match="in actor 'pool': reward 'Broken' raised RuntimeError: the lamp of the projector is "
+            match="reward 'Broken' in actor 'pool': it raised RuntimeError: the lamp of the projector is "
             rf"broken \({served_rewards.__file__}:\d+ in __call__\)",
         ):
             future.result()
