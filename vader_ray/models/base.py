@@ -17,6 +17,7 @@ from torch import nn
 
 from vader_ray.config import ActivationCheckpointing, AdapterConfig, ModelConfig, SamplingConfig
 from vader_ray.errors import UserError
+from vader_ray.files import give_ordinary_mode
 from vader_ray.models.adapters import export, lora
 from vader_ray.models.core import memory_optimizations
 from vader_ray.models.core.decoders import DecoderOptions
@@ -182,6 +183,7 @@ class VideoModel(TrajectoryPipeline):
                 )
             export.merge(denoiser)
             denoiser.save_pretrained(folder / name)
+            give_ordinary_mode((folder / name).glob("*.safetensors"))
             folders.append(folder / name)
         return folders
 
