@@ -7,19 +7,27 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 
+from vader_ray.uris import redact
+
 
 class UserError(ValueError):
     """A mistake that the user can correct; the message names the given value, the expected one and a remedy.
 
-    The command ends with exit status 2.
+    The command ends with exit status 2. Passwords of URIs are taken out of the message.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(redact(message))
 
 
 class RunFailed(RuntimeError):
     """A run that ended without its result: the message gives the cause and how to continue.
 
-    The command ends with exit status 1.
+    The command ends with exit status 1. Passwords of URIs are taken out of the message.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(redact(message))
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -29,13 +37,19 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or the name of its class if the message is empty."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """Return the first line of an error's message, or the name of its class if the message is empty.
+
+    Passwords of URIs are taken out.
+    """
+    return redact((str(error).strip().splitlines() or [type(error).__name__])[0])
 
 
 def last_line(error: BaseException) -> str:
-    """Return the last line of an error's message: of a remote traceback, the exception itself."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
+    """Return the last line of an error's message: of a remote traceback, the exception itself.
+
+    Passwords of URIs are taken out.
+    """
+    return redact((str(error).strip().splitlines() or [type(error).__name__])[-1])
 
 
 @contextmanager

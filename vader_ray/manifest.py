@@ -20,7 +20,7 @@ def write_manifest(folder: Path, files: Iterable[Path]) -> None:
 
 
 def find_damage(folder: Path) -> str | None:
-    """Return which file of a folder's manifest is missing or damaged, None if all are as they were written."""
+    """Return which file of a folder's manifest is missing or damaged, None if all are unchanged."""
     try:
         expected = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         if not isinstance(expected, dict) or not expected:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -15,11 +16,12 @@ import yaml
 from pyarrow import parquet
 
 from vader_ray.alignment.reward_gradient import RewardTerm
-from vader_ray.config import ExperimentConfig, flatten, load, recipe_names, split_image, validate
+from vader_ray.config import ExperimentConfig, flatten, load, override, recipe_names, split_image, validate
 from vader_ray.config.yaml_text import parse_yaml
 from vader_ray.errors import UserError
 from vader_ray.metrics import measured_metrics
 from vader_ray.rewards import brightness
+from vader_ray.uris import full_uri
 
 MINIMAL = """
 name: mine
@@ -394,3 +396,14 @@ def test_a_table_of_prompts_names_images_beside_itself(tmp_path: Path) -> None:
     assert _with_prompts("prompts.csv", tmp_path).prompts.train == (
         f"{tmp_path / 'dog.png'} | a dog, running",
     )
+
+
+def test_a_password_in_the_tracking_uri_stays_in_memory() -> None:
+    config = load("shapes_hps", ["tracking.uri=http://me:canary@host"])
+    assert full_uri(config.tracking.uri or "") == "http://me:canary@host"
+    assert "canary" not in f"{config} {config!r} {config.model_dump()} {config.model_dump_json()}"
+    assert config.model_dump(mode="json")["tracking"]["uri"] == "http://***@host"
+    for kept in (override(config, ["seed=3"]), pickle.loads(pickle.dumps(config))):
+        assert full_uri(kept.tracking.uri or "") == "http://me:canary@host"
+    with pytest.raises(UserError, match=r"tracking: .*http://\*\*\*@host"):
+        load("shapes_hps", ["tracking=http://me:canary@host"])

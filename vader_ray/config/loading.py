@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from vader_ray.config.experiment import ExperimentConfig
+from vader_ray.config.settings import KEEP_PASSWORDS
 from vader_ray.config.yaml_text import MAX_BYTES, parse_yaml
 from vader_ray.errors import UserError, did_you_mean, first_line
 from vader_ray.paths import PACKAGE
@@ -64,7 +65,7 @@ def validate(document: Mapping[str, Any], *, folder: Path | None = None) -> Expe
 
 def override(config: ExperimentConfig, overrides: Overrides) -> ExperimentConfig:
     """Return the recipe with some settings changed."""
-    document = config.model_dump(mode="json", exclude_none=True)
+    document = config.model_dump(mode="json", exclude_none=True, context=KEEP_PASSWORDS)
     _apply(document, overrides)
     return validate(document)
 

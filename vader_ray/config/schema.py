@@ -13,7 +13,7 @@ from pydantic import (
     model_validator,
 )
 
-from vader_ray.config.settings import ActivationCheckpointing, Precision, Settings
+from vader_ray.config.settings import ActivationCheckpointing, Precision, SecretUri, Settings
 from vader_ray.paths import Prompts, Weights
 from vader_ray.prompt_files import COLUMN
 
@@ -215,9 +215,9 @@ class CheckpointConfig(Settings):
 class TrackingConfig(Settings):
     """Destination of the run's records in MLflow."""
 
-    uri: str | None = None
+    uri: SecretUri | None = None
     """URI of the tracking server or database; by default ``MLFLOW_TRACKING_URI``, else ``mlflow.db`` in the
-    working directory."""
+    working directory. A password in it is in no file of a run; better set ``MLFLOW_TRACKING_URI``."""
     experiment: str = "vader_ray"
     """Name of the MLflow experiment; it is created if it does not exist."""
     system_metrics: bool = True

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    SerializationInfo,
+)
+
+from vader_ray.uris import Uri, full_uri, redact
 
 ActivationCheckpointing = Literal["none", "block", "attention"]
 """Activations of the denoiser that are recomputed in the backward pass."""
@@ -16,6 +25,18 @@ FrameRule = Annotated[
     str, Field(pattern=r"^(all|first_middle_last|(random|first|stride):[1-9]\d*|frame:\d+)$")
 ]
 """Rule that chooses frames of a video."""
+
+
+KEEP_PASSWORDS = {"keep_passwords": True}
+"""Context of ``model_dump`` for settings that stay in memory; any other dump is without passwords."""
+
+
+def _dump_uri(uri: str, info: SerializationInfo) -> str:
+    return full_uri(uri) if info.context == KEEP_PASSWORDS else redact(uri)
+
+
+SecretUri = Annotated[str, AfterValidator(Uri), PlainSerializer(_dump_uri, return_type=str)]
+"""A URI that may contain a password."""
 
 
 class Settings(BaseModel):

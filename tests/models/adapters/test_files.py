@@ -283,5 +283,5 @@ def test_diffusers_metadata_is_checked_like_settings(adapter: Path, tmp_path: Pa
 
 
 def test_a_name_with_a_nul_is_no_adapter() -> None:
-    with pytest.raises(UserError, match="is damaged .*null byte|has no adapter"):
+    with pytest.raises(UserError, match=r"is damaged .*null byte|has no adapter"):
         adapter_shape(Path("a\0b"))

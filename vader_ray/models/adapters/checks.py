@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -65,7 +65,7 @@ def check_weights(weights: Mapping[str, Tensor], rank: int, source: Path) -> Non
             raise _refused(source, f"{name} has values that are not finite")
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[int | float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
@@ -75,5 +75,6 @@ def _shown(value: Any) -> str:
 
 def _refused(source: Path, problem: str) -> UserError:
     return UserError(
-        f"the adapter in {source} is damaged or no LoRA: {problem}; take another copy or an earlier checkpoint"
+        f"the adapter in {source} is damaged or no LoRA: {problem}; take another copy or an earlier "
+        "checkpoint"
     )

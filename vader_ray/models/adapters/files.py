@@ -130,7 +130,8 @@ def read_bare(file: Path) -> dict[str, Tensor]:
         raise UserError(
             f"{file} must have layers of one rank, not of {sorted(ranks)}; give a peft state dict of one LoRA"
         )
-    check_weights(weights, *ranks, file)
+    (rank,) = ranks
+    check_weights(weights, rank, file)
     return weights
 
 

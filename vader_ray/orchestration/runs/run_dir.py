@@ -24,6 +24,7 @@ from vader_ray.orchestration.runs.storage import LOCK_FILE, RUN_FILE, Mirror
 from vader_ray.orchestration.runs.summary import RunSummary
 from vader_ray.orchestration.tracking.mlflow_runs import MlflowRun
 from vader_ray.training.checkpoint import State
+from vader_ray.uris import Uri, redact
 
 KEPT_BY_RAY = ("checkpoints", "tune")
 """Subfolders that Ray itself writes to the storage."""
@@ -132,7 +133,7 @@ class RunDir:
         document = {
             "identity": config.fingerprint(),
             "mlflow_run_id": mlflow_run.run_id,
-            "tracking_uri": mlflow_run.uri,
+            "tracking_uri": redact(mlflow_run.uri),
             "experiment_id": mlflow_run.experiment_id,
             "storage": self.storage,
         }
@@ -142,10 +143,10 @@ class RunDir:
         """Return the metadata of `write_metadata`; empty for a new run."""
         return json.loads(self.metadata.read_text(encoding="utf-8")) if self.metadata.exists() else {}
 
-    def read_mlflow_run(self) -> MlflowRun:
-        """Return the MLflow run that `write_metadata` recorded."""
+    def read_mlflow_run(self, uri: Uri) -> MlflowRun:
+        """Return the MLflow run that `write_metadata` recorded; the recorded URI has no password."""
         known = self.read_metadata()
-        return MlflowRun(known["tracking_uri"], known["experiment_id"], known["mlflow_run_id"])
+        return MlflowRun(uri, known["experiment_id"], known["mlflow_run_id"])
 
     def write_state(self, state: State) -> None:
         """Record the state after a step."""

@@ -18,6 +18,7 @@ from pyarrow import fs
 
 from vader_ray.errors import UserError, first_line
 from vader_ray.files import UNFINISHED, atomic_write
+from vader_ray.uris import has_secret
 
 RUN_FILE = "run.json"
 """File that identifies a folder's run. Without it, or with another one, nothing is deleted there."""
@@ -45,9 +46,19 @@ def resolve(uri: str) -> tuple[fs.FileSystem, str]:
 
 
 def normalised(storage: str | None) -> str | None:
-    """Return the storage as a URI or an absolute path; refuse file systems that pyarrow lacks."""
+    """Return the storage as a URI or an absolute path.
+
+    Raises:
+        UserError: it has a password, or pyarrow has no such file system.
+    """
     if storage is None:
         return None
+    if has_secret(storage):
+        raise UserError(
+            f"--storage {storage} has a password or key, which would get into Ray's files; give the storage "
+            "without it, and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (S3), "
+            "GOOGLE_APPLICATION_CREDENTIALS (Google Cloud), or use the machine's own role"
+        )
     uri = storage if "://" in storage else str(Path(storage).expanduser().resolve())
     resolve(uri)
     return uri.rstrip("/")

@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 
 from vader_ray.errors import UserError
 from vader_ray.files import atomic_write
+from vader_ray.uris import redact
 
 FILE_NAME = "undelivered.jsonl"
 """File in the run's folder; there is none while no results wait."""
@@ -28,7 +29,7 @@ class Outbox:
 
     def __init__(self, folder: Path, *, uri: str, run_id: str) -> None:
         self.path = folder / FILE_NAME
-        self._header = {"uri": uri, "run_id": run_id}
+        self._header = {"uri": redact(uri), "run_id": run_id}
         header, self.events = read(folder)
         if header and header["run_id"] != run_id:
             raise UserError(
@@ -66,7 +67,7 @@ class Outbox:
 def read(folder: Path) -> tuple[Event, list[Event]]:
     """Return the header and the events, without an incomplete last line.
 
-    The header has ``uri`` and ``run_id``, and is empty if no file exists.
+    The header has ``uri``, without its password, and ``run_id``, and is empty if no file exists.
     """
     path = folder / FILE_NAME
     if not path.exists():

@@ -7,25 +7,47 @@ import sqlite3
 from pathlib import Path
 
 from vader_ray.errors import UserError
-from vader_ray.orchestration.tracking.mlflow_client import MlflowClient, MlflowException, root_cause
+from vader_ray.orchestration.tracking.mlflow_client import MlflowException, connect, root_cause
+from vader_ray.uris import Uri, is_redacted, redact, without_user
 
 SQLITE = "sqlite:///"
+_CREDENTIALS = ({"MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"}, {"MLFLOW_TRACKING_TOKEN"})
 URI_SCHEMES = ("http://", "https://", SQLITE, "postgresql", "mysql", "mssql", "databricks")
 
 
-def tracking_uri(uri: str | None) -> str:
+def tracking_uri(uri: str | None) -> Uri:
     """Return the tracking URI: `uri`, else ``MLFLOW_TRACKING_URI``, else ``mlflow.db`` in the working
     directory.
 
-    The path of a SQLite database becomes absolute, so that it is valid in every process of this machine.
+    The path of a SQLite database becomes absolute, so that it is valid in every process of this machine. The
+    password that a URI from a file of a run lacks is taken from the environment.
+
+    Raises:
+        UserError: the URI is none of MLflow's, or its password is nowhere.
     """
-    chosen = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}mlflow.db"
+    chosen = Uri(uri or os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}mlflow.db")
     if not chosen.startswith(URI_SCHEMES):
         raise UserError(
             f"tracking.uri: {chosen!r} is not an MLflow server or database; "
             f"give http(s)://HOST:PORT or {SQLITE}/absolute/path/mlflow.db"
         )
-    return f"{SQLITE}{database_path(chosen).resolve()}" if chosen.startswith(SQLITE) else chosen
+    if chosen.startswith(SQLITE):
+        return Uri(f"{SQLITE}{database_path(chosen).resolve()}")
+    return _with_password(chosen) if is_redacted(chosen) else chosen
+
+
+def _with_password(uri: Uri) -> Uri:
+    given = os.environ.get("MLFLOW_TRACKING_URI", "")
+    if redact(given) == redact(uri) and not is_redacted(given):
+        return Uri(given)
+    is_server = uri.startswith("http")
+    if is_server and any(names <= os.environ.keys() for names in _CREDENTIALS):
+        return Uri(without_user(uri))
+    more = ", or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD" if is_server else ""
+    raise UserError(
+        f"tracking.uri: {uri} lacks its password, which no file of a run contains; set "
+        f"MLFLOW_TRACKING_URI to the whole URI{more}"
+    )
 
 
 def check_server(uri: str) -> None:
@@ -37,7 +59,7 @@ def check_server(uri: str) -> None:
     try:
         if uri.startswith(SQLITE):
             _check_writable(database_path(uri))
-        MlflowClient(tracking_uri=uri).search_experiments(max_results=1)
+        connect(uri).search_experiments(max_results=1)
     except (MlflowException, OSError, sqlite3.Error) as error:
         raise unusable(uri, error) from None
 
