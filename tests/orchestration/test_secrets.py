@@ -30,6 +30,7 @@ from vader_ray.orchestration.sweeps.definition import SweepDefinition
 from vader_ray.orchestration.sweeps.driver import run_sweep
 from vader_ray.orchestration.sweeps.search import QueuedSearcher
 from vader_ray.orchestration.tracking import mlflow_runs
+from vader_ray.orchestration.tracking.sender import Sender
 from vader_ray.uris import Uri
 
 USER, CANARY = "researcher", "canary-3f8a1c"
@@ -153,6 +154,17 @@ def test_no_file_of_a_sweep_has_the_password(
     assert CANARY not in captured.out + captured.err
     assert (result.path / "report.html").exists()
     assert (result.path / "tune" / "tuner.pkl").exists()
+
+
+def test_results_that_wait_for_a_server_have_no_password(tmp_path: Path) -> None:
+    said = list[str]()
+    uri = f"http://{USER}:{CANARY}@127.0.0.1:{free_port()}"
+    sender = Sender(uri, "1", tmp_path, on_message=said.append)
+    sender.post({"kind": "tag", "name": "a", "value": "b"})
+    said.append(sender.undelivered() or "")
+    assert [CANARY in text for text in said] == [False, False]
+    assert all("MLflow at http://***@127.0.0.1:" in text for text in said)
+    assert CANARY not in (tmp_path / "undelivered.jsonl").read_text()
 
 
 def test_the_searcher_that_tune_pickles_has_no_trials() -> None:
