@@ -55,18 +55,20 @@ class Machine:
         return [str(path) for path in self.files() if any(form in path.read_bytes() for form in FORMS)]
 
 
-@pytest.fixture
-def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    root = tmp_path_factory.mktemp("machine")
     for name in ("work", "server"):
-        (tmp_path / name).mkdir()
+        (root / name).mkdir()
     ray_folder = Path(tempfile.mkdtemp(prefix="vr", dir="/tmp"))  # the paths of Ray's sockets must be short
-    monkeypatch.setenv("RAY_TMPDIR", str(ray_folder))
-    monkeypatch.chdir(tmp_path / "work")
     with (
-        server(f"sqlite:///{tmp_path}/server/mlflow.db", free_port()) as address,
+        pytest.MonkeyPatch.context() as patch,
+        server(f"sqlite:///{root}/server/mlflow.db", free_port()) as address,
         behind_password(address, USER, CANARY) as uri,
     ):
-        yield Machine(tmp_path / "work", ray_folder, tmp_path / "server", uri)
+        patch.setenv("RAY_TMPDIR", str(ray_folder))
+        patch.chdir(root / "work")
+        yield Machine(root / "work", ray_folder, root / "server", uri)
     shutil.rmtree(ray_folder)
 
 
