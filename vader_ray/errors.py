@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import sysconfig
+import threading
+import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
+from types import FrameType
 
 from vader_ray.uris import redact
 
@@ -28,6 +32,54 @@ class RunFailed(RuntimeError):
 
     def __init__(self, message: str) -> None:
         super().__init__(redact(message))
+
+
+@contextmanager
+def explain_plugin_errors(subject: str) -> Iterator[None]:
+    """Turn any exception of a reward's or metric's own code into a `RunFailed` with the line that raised it.
+
+    This includes ``sys.exit`` and what is no ``Exception``. A `UserError`, a `RunFailed` and Ctrl-C, which
+    Python raises in the main thread alone, pass.
+
+    Args:
+        subject: the reward or metric, for the message.
+    """
+    try:
+        yield
+    except (UserError, RunFailed, GeneratorExit):
+        raise
+    except BaseException as error:
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        if isinstance(error, KeyboardInterrupt) and in_main_thread:
+            raise
+        raise RunFailed(f"{subject} raised {describe(error)} ({_own_line(error)})") from error
+
+
+def describe(error: BaseException) -> str:
+    """Return the class and the message of an error in one line of at most 400 characters."""
+    message = " ".join(str(error).split())[:400]
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__
+
+
+def cause_traceback(error: BaseException) -> str:
+    """Return the traceback of an error's cause; empty if it has none."""
+    return "".join(traceback.format_exception(error.__cause__)) if error.__cause__ is not None else ""
+
+
+def _own_line(error: BaseException) -> str:
+    """Return file, line and function of the innermost call outside Python's folders of packages.
+
+    If all calls are inside them, as those of an installed plugin are, return the innermost one of all.
+    """
+    frames = [(frame, line) for frame, line in traceback.walk_tb(error.__traceback__)][1:]
+    own = [(frame, line) for frame, line in frames if not _is_installed(frame)]
+    frame, line = (own or frames)[-1]
+    return f"{frame.f_code.co_filename}:{line} in {frame.f_code.co_name}"
+
+
+def _is_installed(frame: FrameType) -> bool:
+    folders = tuple(sysconfig.get_paths()[kind] for kind in ("stdlib", "platstdlib", "purelib", "platlib"))
+    return frame.f_code.co_filename.startswith((*folders, "<frozen", "<@beartype"))
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -210,6 +210,9 @@ class CheckpointConfig(Settings):
     """Steps between checkpoints; one more is written at the end."""
     keep: PositiveInt = 2
     """Number of latest checkpoints that are kept on disk."""
+    retry_minutes: NonNegativeFloat = Field(default=10.0, le=25.0)
+    """Longest pause in minutes while a full disk or an unreachable storage refuses checkpoints and results;
+    then the run ends and can be resumed."""
 
 
 class TrackingConfig(Settings):
@@ -254,6 +257,9 @@ class RuntimeConfig(Settings):
     """CPU threads of torch in each worker."""
     max_failures: NonNegativeInt = 3
     """Number of times that lost workers are replaced and the run continues from its last checkpoint."""
+    grace_seconds: NonNegativeFloat = 20.0
+    """Longest wait after SIGTERM for the step in progress to end with a checkpoint. Slurm and Kubernetes kill
+    a process 30 seconds after SIGTERM, ``docker stop`` after 10, by default."""
     wait_minutes: NonNegativeFloat = 0.0
     """Longest wait in minutes for nodes that an autoscaler starts; with 0, a run that needs more than the
     cluster has is refused at once. Set ``use_gpu: true`` with it: before its first node has started, a

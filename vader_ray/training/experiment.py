@@ -22,7 +22,7 @@ from vader_ray.config import (
     SamplingConfig,
     split_image,
 )
-from vader_ray.errors import UserError
+from vader_ray.errors import UserError, explain_plugin_errors
 from vader_ray.metrics import Metric
 from vader_ray.training.load_reward import load_reward
 from vader_ray.training.model_cache import ModelCache, conditioning_key, model_key, plugin_key
@@ -219,12 +219,13 @@ def _load_metric(spec: MetricConfig, sampling: SamplingConfig, device: torch.dev
     if device.type == "meta":
         return metric
     seen = len(choose_frames(every_frame_rule(spec.frames), sampling.num_frames, torch.Generator()))
-    metrics.check_contract(
-        metric,
-        name=spec.name,
-        device=device,
-        num_frames=seen,
-        height=sampling.height,
-        width=sampling.width,
-    )
+    with explain_plugin_errors(f"metric {spec.name!r}"):
+        metrics.check_contract(
+            metric,
+            name=spec.name,
+            device=device,
+            num_frames=seen,
+            height=sampling.height,
+            width=sampling.width,
+        )
     return metric

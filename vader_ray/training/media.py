@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import errno
 import html
+import os
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -83,9 +85,10 @@ def write_mp4(frames: PixelFrames, path: Path, frames_per_second: float) -> None
             [*command, str(unfinished)], input=pixels.tobytes(), capture_output=True, check=False
         )
         if done.returncode:
-            raise RuntimeError(
-                f"ffmpeg could not write {path}: {done.stderr.decode(errors='replace').strip()}"
-            )
+            message = done.stderr.decode(errors="replace").strip()
+            if (full := os.strerror(errno.ENOSPC)) in message:
+                raise OSError(errno.ENOSPC, full, str(path))
+            raise RuntimeError(f"ffmpeg could not write {path}: {message}")
 
 
 def read_mp4(path: Path) -> PixelFrames:

@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from tests.helpers.paths import REPOSITORY
+from vader_ray.orchestration.clusters import private_cluster
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -260,3 +261,17 @@ def test_ray_is_started_again_where_its_processes_are_late(num_late: int, printe
         [sys.executable, "-c", LATE_START, str(num_late)], cwd=REPOSITORY, capture_output=True, text=True
     )
     assert done.stdout == printed, done.stderr
+
+
+def test_files_of_ended_clusters_are_swept_and_those_of_running_ones_stay(tmp_path: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-c", "pass"])
+    process.wait()
+    ended = [tmp_path / f"session_2026-01-0{day}_10-00-00_000000_{process.pid}" for day in range(1, 6)]
+    running = tmp_path / f"session_2026-01-01_09-00-00_000000_{os.getpid()}"
+    for session in (*ended, running):
+        (session / "logs").mkdir(parents=True)
+        (session / "logs" / "raylet.out").touch()
+        os.utime(session / "logs" / "raylet.out", (0, 0))
+    os.utime(ended[0] / "logs" / "raylet.out")
+    private_cluster._sweep_sessions(tmp_path)
+    assert sorted(tmp_path.iterdir()) == sorted([running, ended[0], *ended[2:]])

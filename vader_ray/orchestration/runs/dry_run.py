@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from tempfile import TemporaryDirectory
 from typing import Any, TypedDict
 
 import ray.train
@@ -16,6 +15,7 @@ from ray.train.v2.api.config import LoggingConfig
 from vader_ray import config as settings
 from vader_ray.config import ExperimentConfig
 from vader_ray.errors import UserError
+from vader_ray.files import scratch_folder
 from vader_ray.orchestration.clusters import connection
 from vader_ray.orchestration.reward_service import pool
 from vader_ray.orchestration.reward_service.remote_reward import PooledReward
@@ -50,7 +50,7 @@ def dry_run(config: ExperimentConfig) -> DryRun:
     with (
         connection.connected(config),
         pool.start_pools(config) as remote_rewards,
-        TemporaryDirectory(prefix="vader_ray_check_") as storage,
+        scratch_folder() as storage,
     ):
         trainer = TorchTrainer(
             _dry_run_worker,
@@ -59,7 +59,7 @@ def dry_run(config: ExperimentConfig) -> DryRun:
                 num_workers=config.runtime.num_workers, use_gpu=connection.uses_gpu(config.runtime)
             ),
             run_config=RunConfig(
-                name="check", storage_path=storage, logging_config=LoggingConfig(log_level="ERROR")
+                name="check", storage_path=str(storage), logging_config=LoggingConfig(log_level="ERROR")
             ),
         )
         result = trainer.fit().return_value
