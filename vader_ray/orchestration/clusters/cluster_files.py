@@ -114,8 +114,8 @@ def _open_doors(text: str) -> Iterator[str]:
     for number, line in enumerate(text.splitlines(), start=1):
         if re.search(r"RAY_AUTH_MODE(=|, value: )[\"']?disabled", re.sub(r"(^|\s)#.*", "", line)):
             yield (
-                f"RAY_AUTH_MODE=disabled (line {number}): everyone who reaches Ray's ports can run code on the "
-                "cluster; set token"
+                f"RAY_AUTH_MODE=disabled (line {number}): everyone who reaches Ray's ports can run code on "
+                "the cluster; set token"
             )
 
 

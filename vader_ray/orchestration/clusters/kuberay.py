@@ -1,4 +1,4 @@
-"""Errors in Kubernetes resources of a Ray cluster, found without a server by JSON Schemas and further rules."""
+"""Errors in the Kubernetes resources of a Ray cluster, found without a server by JSON Schemas and rules."""
 
 from __future__ import annotations
 

@@ -237,7 +237,7 @@ def _follow(
             continue
         match kind:
             case "step":
-                on_step(pickle.loads(content))
+                on_step(pickle.loads(content))  # noqa: S301 (of this run's workers)
             case "log":
                 log(content)
             case "user_error":
