@@ -15,6 +15,14 @@ from ray.autoscaler._private.util import validate_config as validate_config
 LOOPBACK_ENVIRONMENT = {ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0"}
 """Environment variables by which child processes do what `loopback_node_address` does in this process."""
 
+NO_METRICS_ENVIRONMENT = {
+    "RAY_enable_metrics_collection": "0",
+    "AUTOSCALER_METRIC_PORT": "-1",
+    "DASHBOARD_METRIC_PORT": "-1",
+}
+"""Environment variables by which no process of Ray opens a port for metrics, which needs no token. The last
+two are not valid ports: the processes log that, and continue without metrics."""
+
 START_TIMED_OUT = "timed out during startup"
 """Part of the message of `ray.init`'s plain ``Exception`` when a node takes more than 30 seconds."""
 
@@ -28,6 +36,11 @@ def is_node_draining() -> bool:
 def logs_folder() -> Path:
     """Return the folder of Ray's logs on this machine."""
     return Path(ray._private.worker._global_node.get_logs_dir_path())
+
+
+def session_folder() -> Path:
+    """Return the folder of the files of this process's cluster on this machine."""
+    return Path(ray._private.worker._global_node.get_session_dir_path())
 
 
 def temporary_folder() -> Path:

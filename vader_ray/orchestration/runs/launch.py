@@ -27,6 +27,7 @@ from vader_ray.orchestration.reward_service import pool
 from vader_ray.orchestration.reward_service.remote_reward import PooledReward
 from vader_ray.orchestration.runs.finish import finish_run
 from vader_ray.orchestration.runs.functions import pack_functions
+from vader_ray.orchestration.runs.process_group import ProcessGroupConfig
 from vader_ray.orchestration.runs.progress import Progress
 from vader_ray.orchestration.runs.run_dir import RunDir, claim_run_dir
 from vader_ray.orchestration.runs.summary import RunStatus, RunSummary
@@ -187,6 +188,7 @@ def launch(
     trainer = TorchTrainer(
         run_worker,
         train_loop_config=dict(job),
+        torch_config=ProcessGroupConfig(),
         scaling_config=ScalingConfig(
             num_workers=highest if lowest is None else (lowest, highest),
             use_gpu=connection.uses_gpu(config.runtime),
