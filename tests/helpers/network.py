@@ -66,7 +66,7 @@ class _Refuse(BaseHTTPRequestHandler):
         self.send_header("Content-Length", "0")
         self.end_headers()
 
-    do_POST = do_GET
+    do_POST = do_GET  # noqa: N815 (names of the interface)
 
     def log_message(self, *_: object) -> None:
         """Print nothing."""
