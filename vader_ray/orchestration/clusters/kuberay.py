@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +50,10 @@ def _resource_errors(resource: dict[str, Any]) -> Iterator[str]:
     errors = list(jsonschema.Draft202012Validator(chosen).iter_errors(resource))
     for error in errors:
         yield f"{'.'.join(map(str, error.absolute_path)) or 'top level'}: {error.message}"
-    rules = {"RayCluster": partial(_cluster_errors, path="spec"), "RayJob": _job_errors}
-    if not errors and resource["kind"] in rules:
-        yield from rules[resource["kind"]](resource["spec"])
+    if not errors and resource["kind"] == "RayCluster":
+        yield from _cluster_errors(resource["spec"], "spec")
+    elif not errors and resource["kind"] == "RayJob":
+        yield from _job_errors(resource["spec"])
 
 
 def _job_errors(job: dict[str, Any]) -> Iterator[str]:
