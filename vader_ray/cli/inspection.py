@@ -15,7 +15,7 @@ from vader_ray.config import ExperimentConfig, load, locate, recipe_names
 from vader_ray.console import Overrides
 from vader_ray.errors import UserError
 
-CLUSTER_SUFFIXES = (".yaml", ".yml", ".sbatch")
+CLUSTER_SUFFIXES = (".yaml", ".yml", ".json", ".sbatch", ".sh")
 
 
 def check(

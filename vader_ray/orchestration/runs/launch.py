@@ -28,6 +28,7 @@ from vader_ray.orchestration.reward_service.remote_reward import PooledReward
 from vader_ray.orchestration.runs.finish import ends_recorded, finish_run
 from vader_ray.orchestration.runs.follow import EndRequest, Failure, follow
 from vader_ray.orchestration.runs.functions import pack_functions
+from vader_ray.orchestration.runs.process_group import ProcessGroupConfig
 from vader_ray.orchestration.runs.progress import Progress
 from vader_ray.orchestration.runs.repair import DamagedFile
 from vader_ray.orchestration.runs.run_dir import RunDir, claim_run_dir
@@ -195,6 +196,7 @@ def launch(
     trainer = TorchTrainer(
         run_worker,
         train_loop_config=dict(job),
+        torch_config=ProcessGroupConfig(),
         scaling_config=ScalingConfig(
             num_workers=highest if lowest is None else (lowest, highest),
             use_gpu=connection.uses_gpu(config.runtime),

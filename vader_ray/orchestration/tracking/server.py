@@ -80,7 +80,10 @@ def _check_writable(database: Path) -> None:
 
 def unusable(uri: str, error: BaseException) -> UserError:
     """Return the error for the user in place of an error of MLflow."""
+    cause = root_cause(error)
     remedy = "make it writable" if uri.startswith(SQLITE) else "start it"
+    if "error code 401" in cause:
+        remedy = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD to those of a user of this server"
     return UserError(
-        f"tracking.uri: MLflow at {uri} does not work ({root_cause(error)}); {remedy}, or choose another one"
+        f"tracking.uri: MLflow at {uri} does not work ({cause}); {remedy}, or choose another one"
     )
