@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from vader_ray.config import ExperimentConfig, RewardConfig, load, override
-from vader_ray.errors import UserError
+from vader_ray.config import ExperimentConfig, RewardConfig, load, override, section
+from vader_ray.errors import UserError, did_you_mean
 from vader_ray.paths import SHAPES_PREFIX, locate
 
 if TYPE_CHECKING:
@@ -189,7 +189,8 @@ def sweep(  # noqa: PLR0913
     is_grid = all(isinstance(domain, dict) for domain in space.values())
     chosen = search or ("grid" if is_grid else "random")
     if chosen not in ("grid", "random", "tpe"):
-        raise UserError(f"search={search!r}: choose 'grid', 'random' or 'tpe'")
+        nearest = did_you_mean(str(search), ("grid", "random", "tpe"))
+        raise UserError(f"search={search!r}: {nearest}choose 'grid', 'random' or 'tpe'")
     definition = SweepDefinition(
         name=name or f"{config.name}_sweep",
         question=f"Sweep of {', '.join(space)} over {config.name}",
@@ -229,7 +230,7 @@ def load_reward(name: str, *, device: str = "cpu", precision: str = "float32", *
     """
     from vader_ray import rewards
 
-    spec = RewardConfig.model_validate({"reward": name, "precision": precision, **options})
+    spec = section(RewardConfig, {"reward": name, "precision": precision, **options}, "load_reward")
     return rewards.build(rewards.check(spec), device=device)
 
 
@@ -243,7 +244,8 @@ def packaged_weights(name: str) -> Path:
     folder = Path(locate(SHAPES_PREFIX + name))
     if not folder.is_dir():
         names = ", ".join(sorted(path.name for path in folder.parent.iterdir() if path.is_dir()))
-        raise UserError(f"there are no packaged weights {name!r}; there are {names}")
+        nearest = did_you_mean(name, names.split(", "))
+        raise UserError(f"there are no packaged weights {name!r}; {nearest}there are {names}")
     return folder
 
 

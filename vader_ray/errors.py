@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -36,6 +37,37 @@ def first_line(error: BaseException) -> str:
 def last_line(error: BaseException) -> str:
     """Return the last line of an error's message: of a remote traceback, the exception itself."""
     return (str(error).strip().splitlines() or [type(error).__name__])[-1]
+
+
+def check_output(path: Path, *, suffix: str = "") -> None:
+    """Check before long work that a file can be written; its folder need not exist yet.
+
+    Args:
+        suffix: end of the file's name that its format needs.
+
+    Raises:
+        UserError: the path is a folder, has another suffix, or cannot be written.
+    """
+    if os.path.isdir(path):
+        raise UserError(f"{path} is a folder; give the path of a file, such as {path / f'output{suffix}'}")
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise UserError(f"{path} is a device or a named pipe; give the path of a file")
+    if suffix and path.suffix.lower() != suffix:
+        raise UserError(f"{path} does not end in {suffix}, the format that is written; give such a path")
+    check_output_folder(path.parent)
+
+
+def check_output_folder(path: Path) -> None:
+    """Check before long work that a folder exists and can be written, or that it can be created.
+
+    Raises:
+        UserError: it cannot.
+    """
+    existing = next(folder for folder in (path, *path.absolute().parents) if os.path.lexists(folder))
+    if not os.path.isdir(existing):
+        raise UserError(f"{path} cannot be written ({existing} is no folder); choose another path")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"{path} cannot be written ({existing} is read-only for you); choose another path")
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import time
+from math import isfinite
 from collections.abc import Callable
 from datetime import UTC, datetime
 from urllib.error import HTTPError
@@ -66,6 +67,8 @@ def watch_preemption(cloud: str, every: float) -> None:
     Raises:
         UserError: this machine has no such metadata service, or Ray does not run on it.
     """
+    if not (every > 0 and isfinite(every)):
+        raise UserError(f"--every {every}: give the seconds between requests, a finite number above 0")
     notice, has_responded = NOTICES[cloud], False
     while True:
         try:

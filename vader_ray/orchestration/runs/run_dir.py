@@ -212,6 +212,18 @@ def check_run_name(name: str) -> None:
         )
 
 
+def check_folder_name(name: str) -> None:
+    """Refuse the name of a trial that cannot be a folder's.
+
+    Raises:
+        UserError: it has a slash or a NUL character, or is too long or empty.
+    """
+    if name in ("", ".", "..") or set(name) & set("/\0") or len(name.encode()) > MAX_NAME_LENGTH:
+        raise UserError(
+            f"{name[:MAX_NAME_LENGTH]!r} cannot be the name of a folder; change the values that it is made of"
+        )
+
+
 def open_run_dir(config: ExperimentConfig, root: Path, name: str, *, storage: str | None = None) -> RunDir:
     """Open the folder of a new run, or of a run of the same recipe, here or from its copy in the storage.
 
@@ -219,8 +231,7 @@ def open_run_dir(config: ExperimentConfig, root: Path, name: str, *, storage: st
         UserError: the name belongs to another recipe or storage, or to a folder without a run, or the folder
             cannot be written.
     """
-    if name in ("", ".", "..") or "/" in name:
-        raise UserError(f"{name!r} cannot be the name of a folder; change the values that it is made of")
+    check_folder_name(name)
     root, uri = root.expanduser().resolve(), stored.normalised(storage)
     mirror = Mirror(root / name, stored.join(uri, name), skip=KEPT_BY_RAY) if uri is not None else None
     folder = RunDir(root / name, mirror)

@@ -186,8 +186,11 @@ def deliver_waiting(folder: Path) -> str:
     """Deliver the results that wait in a run's folder to the MLflow run recorded there; return a message.
 
     Raises:
+        UserError: the folder is missing, or its waiting results are damaged.
         RunFailed: MLflow did not take all of them.
     """
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no folder; give the folder of a run, such as runs/NAME")
     header, events = read(folder)
     if not events:
         return f"nothing waits in {folder}"
