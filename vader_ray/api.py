@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from vader_ray.config import ExperimentConfig, RewardConfig, load, override, section
-from vader_ray.errors import UserError, did_you_mean
+from vader_ray.errors import UserError, did_you_mean, first_line
 from vader_ray.paths import SHAPES_PREFIX, locate
 
 if TYPE_CHECKING:
@@ -228,9 +228,15 @@ def load_reward(name: str, *, device: str = "cpu", precision: str = "float32", *
     Raises:
         UserError: unknown reward or option, or weights that cannot be read.
     """
+    import torch
+
     from vader_ray import rewards
 
     spec = section(RewardConfig, {"reward": name, "precision": precision, **options}, "load_reward")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device={device!r}: {first_line(error)}; give cpu, or cuda on a machine with a GPU") from None
     return rewards.build(rewards.check(spec), device=device)
 
 

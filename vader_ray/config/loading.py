@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from reprlib import Repr
+from types import NoneType, UnionType
 from typing import Any, TypeAlias, TypeVar, get_args
 
 import yaml
@@ -183,10 +184,25 @@ def explain(error: ValidationError, model: type[BaseModel], *, section: str = ""
     sections = {problem["loc"][:depth] for problem in problems for depth in range(len(problem["loc"]))}
     fields = [problem for problem in problems if problem["loc"] not in sections]
     for problem in islice(fields, MAX_PROBLEMS):  # a section is refused only because of a field in it
-        path = ".".join([section] * bool(section) + [str(part) for part in problem["loc"]]) or "recipe"
+        path = ".".join([section] * bool(section) + _address(problem["loc"], model)) or "recipe"
         yield f"{path}: {_message(problem, model)}"
     if len(fields) > MAX_PROBLEMS:
         yield f"{len(fields) - MAX_PROBLEMS} more settings are refused; correct these first"
+
+
+def _address(location: Iterable[int | str], model: type[BaseModel]) -> list[str]:
+    """Return the keys of a location, without the names that pydantic adds for the types of a union."""
+    keys, is_union = list[str](), False
+    section: Any = model
+    for part in location:
+        if isinstance(part, str) and is_union:
+            continue
+        keys.append(str(part))
+        if section is not None and part in section.model_fields:
+            annotation = section.model_fields[str(part)].annotation
+            is_union = isinstance(annotation, UnionType) and len({*get_args(annotation)} - {NoneType}) > 1
+            section = _section_of(annotation)
+    return keys
 
 
 def _message(problem: Any, model: type[BaseModel]) -> str:

@@ -23,6 +23,7 @@ from vader_ray.orchestration.runs import storage as stored
 from vader_ray.orchestration.runs.storage import LOCK_FILE, RUN_FILE, Mirror
 from vader_ray.orchestration.runs.summary import RunSummary
 from vader_ray.orchestration.tracking.mlflow_runs import MlflowRun
+from vader_ray.paths import expand_user
 from vader_ray.training.checkpoint import State
 
 KEPT_BY_RAY = ("checkpoints", "tune")
@@ -185,7 +186,7 @@ def claim_run_dir(
     """
     if run_name is not None:
         check_run_name(run_name)
-    root, uri = root.expanduser().resolve(), stored.normalised(storage)
+    root, uri = expand_user(root).resolve(), stored.normalised(storage)
     if resume and run_name is None and uri is not None:
         _find_runs(config, root, uri)
     name = run_name or (_latest(config, root) if resume else f"{config.name}-{datetime.now():%Y%m%d-%H%M%S}")
@@ -232,7 +233,7 @@ def open_run_dir(config: ExperimentConfig, root: Path, name: str, *, storage: st
             cannot be written.
     """
     check_folder_name(name)
-    root, uri = root.expanduser().resolve(), stored.normalised(storage)
+    root, uri = expand_user(root).resolve(), stored.normalised(storage)
     mirror = Mirror(root / name, stored.join(uri, name), skip=KEPT_BY_RAY) if uri is not None else None
     folder = RunDir(root / name, mirror)
     _check_storage(folder, folder.read_metadata())

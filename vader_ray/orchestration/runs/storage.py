@@ -16,7 +16,8 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 from pyarrow import fs
 
-from vader_ray.errors import UserError, first_line
+from vader_ray.errors import UserError, check_output_folder, first_line
+from vader_ray.paths import expand_user
 from vader_ray.files import UNFINISHED, atomic_write
 
 RUN_FILE = "run.json"
@@ -48,7 +49,12 @@ def normalised(storage: str | None) -> str | None:
     """Return the storage as a URI or an absolute path; refuse file systems that pyarrow lacks."""
     if storage is None:
         return None
-    uri = storage if "://" in storage else str(Path(storage).expanduser().resolve())
+    if not storage.strip() or "\0" in storage:
+        raise UserError(f"--storage {storage!r}: give s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or a shared folder")
+    uri = storage
+    if "://" not in storage:
+        check_output_folder(folder := expand_user(storage).resolve())
+        uri = str(folder)
     resolve(uri)
     return uri.rstrip("/")
 

@@ -63,7 +63,7 @@ class SweepDefinition:
                 f"sweep {self.name[:MAX_NAME_LENGTH]!r}: the name is that of a folder; begin with a letter or a "
                 f"digit, go on with letters, digits, '.', '_' and '-', at most {MAX_NAME_LENGTH} characters"
             )
-        for name, domain in (self.space or {"": None}).items():
+        for name, domain in self.space.items():
             if not isinstance(name, str) or not name or not (_is_grid(domain) or isinstance(domain, Domain)):
                 raise UserError(
                     f"sweep {self.name}: {name!r}: {str(domain)[:100]} gives no values; map each swept name to "
