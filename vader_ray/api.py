@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from vader_ray.config import ExperimentConfig, RewardConfig, load, override, section
 from vader_ray.errors import UserError, did_you_mean, first_line
-from vader_ray.paths import SHAPES_PREFIX, locate
+from vader_ray.paths import SHAPES_PREFIX, locate, packaged_checkpoints
 
 if TYPE_CHECKING:
     from vader_ray.orchestration.runs.summary import RunSummary
@@ -193,7 +193,7 @@ def sweep(  # noqa: PLR0913
         raise UserError(f"search={search!r}: {nearest}choose 'grid', 'random' or 'tpe'")
     definition = SweepDefinition(
         name=name or f"{config.name}_sweep",
-        question=f"Sweep of {', '.join(space)} over {config.name}",
+        question=f"Sweep of {', '.join(map(str, space))} over {config.name}",
         recipe=config.name,
         default_overrides=(),
         space=space,
@@ -247,12 +247,10 @@ def packaged_weights(name: str) -> Path:
     Raises:
         UserError: there are no packaged weights of this name.
     """
-    folder = Path(locate(SHAPES_PREFIX + name))
-    if not folder.is_dir():
-        names = ", ".join(sorted(path.name for path in folder.parent.iterdir() if path.is_dir()))
-        nearest = did_you_mean(name, names.split(", "))
-        raise UserError(f"there are no packaged weights {name!r}; {nearest}there are {names}")
-    return folder
+    if name not in (names := packaged_checkpoints()):
+        nearest = did_you_mean(name, names)
+        raise UserError(f"there are no packaged weights {name!r}; {nearest}there are {', '.join(names)}")
+    return Path(locate(SHAPES_PREFIX + name))
 
 
 def _loaded(recipe: ExperimentConfig | str | Path) -> ExperimentConfig:

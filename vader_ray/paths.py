@@ -10,7 +10,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 
 from vader_ray.errors import UserError, did_you_mean
-from vader_ray.prompt_files import COLUMN, check_prompts, read_prompt_file
+from vader_ray.prompt_files import COLUMN, check_prompts, read_prompt_file, text_problem
 
 PACKAGE = Path(__file__).parent
 SHAPES_PREFIX = "shapes:"
@@ -44,9 +44,10 @@ def locate(weights: str) -> str:
 
 def _absolute_if_local(weights: str, info: ValidationInfo) -> str:
     """Make a local path absolute when the recipe is read, as workers run in another directory."""
+    if problem := text_problem(weights):
+        raise ValueError(f"{weights!r} has {problem}; remove it")
     if weights.startswith(SHAPES_PREFIX):
-        if not os.path.exists(locate(weights)):
-            known = _packaged_checkpoints()
+        if weights.removeprefix(SHAPES_PREFIX) not in (known := packaged_checkpoints()):
             nearest = did_you_mean(weights, [f"{SHAPES_PREFIX}{name}" for name in known])
             raise ValueError(
                 f"{weights!r} names no packaged checkpoint; {nearest}there are {', '.join(known)}"
@@ -63,7 +64,8 @@ def _absolute_if_local(weights: str, info: ValidationInfo) -> str:
     return str(path)
 
 
-def _packaged_checkpoints() -> list[str]:
+def packaged_checkpoints() -> list[str]:
+    """List the names of the packaged weights, ``shapes:NAME``."""
     return sorted(path.name for path in (PACKAGE / "shapes" / "checkpoints").iterdir() if path.is_dir())
 
 

@@ -107,7 +107,7 @@ def _read_json_lines(path: Path, column: str) -> Iterator[tuple[str, Any]]:
             continue
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             row = None
         if not isinstance(row, dict):
             raise ValueError(

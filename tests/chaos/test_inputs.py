@@ -124,7 +124,7 @@ def test_no_device_pipe_or_huge_file_is_read_as_prompts() -> None:
 @pytest.mark.parametrize(("given", "piece"), rows(commands.REFUSED))
 def test_a_command_line_that_cannot_work_is_refused(given: str, piece: str) -> None:
     _write_files()
-    result = CliRunner().invoke(app, shlex.split(fill(given)))
+    result = CliRunner().invoke(app, [fill(part) for part in shlex.split(given)])
     assert isinstance(result.exception, SystemExit), result.exception
     assert result.exit_code == 2
     assert piece in re.sub(r"\s+", " ", result.stderr.replace("│", ""))

@@ -78,7 +78,7 @@ model.weights=null => model.weights: Input should be a valid string, not None
 model.weights= => model.weights: Input should be a valid string, not None
 model.weights=3 => model.weights: Input should be a valid string, not 3
 model.weights=/no/where => model.weights: /no/where does not exist; give an existing path, a hub id (owner/name) or
-model.weights=./nowhere => model.weights: nowhere does not exist; give an existing path, a hub id (owner/name) or
+model.weights=./nowhere => nowhere does not exist; give an existing path, a hub id (owner/name) or
 model.weights=~nosuchuser/weights => model.weights: ~nosuchuser/weights begins with a user whose home folder is not known; give
 model.weights=shapes:text_to_vide => model.weights: 'shapes:text_to_vide' names no packaged checkpoint; did you mean
 model.weights=shapes: => model.weights: Input should be a valid string, not {'shapes': None}
@@ -134,11 +134,11 @@ prompts.train=/ => prompts.train: / holds no image; put .png, .jpg, .jpeg, .webp
 prompts.train=~nosuchuser/prompts.txt => prompts.train: ~nosuchuser/prompts.txt begins with a user whose home folder is not known;
 prompts.train={LONG} => prompts.train: cannot read the prompt file
 prompts.train="a\0b" => prompts.train: the text has a NUL character or half of a UTF-16 pair; remove it
-prompts.train=shapes:tran => prompts.train: cannot read the prompt file vader_ray/shapes/prompts/tran.txt, which is no
+prompts.train=shapes:tran => vader_ray/shapes/prompts/tran.txt, which is no
 prompts.train=shapes:heldout => prompts: 30 held-out prompts are also trained on ('a blue triangle moving down', …); take
-prompts.train=owner/dataset => prompts.train: cannot read the prompt file owner/dataset, which is no file; give a .txt
-prompts.train=https://example.com/prompts.txt => prompts.train: cannot read the prompt file https:/example.com/prompts.txt, which is no
-prompts.train=["no.png | a dog"] => prompts.train: the image no.png does not exist; write `path/to/image.png | text` with an
+prompts.train=owner/dataset => owner/dataset, which is no file; give a .txt
+prompts.train=https://example.com/prompts.txt => https:/example.com/prompts.txt, which is no
+prompts.train=["no.png | a dog"] => no.png does not exist; write `path/to/image.png | text` with an
 prompts.heldout=null => prompts.heldout: Input should be a valid tuple, not None
 prompts.heldout=[] => prompts.heldout: Tuple should have at least 1 item after validation, not 0, not []
 prompts.heldout=[a] prompts.train=[a] => prompts: 1 held-out prompts are also trained on ('a', …); take them out of one of the two
@@ -230,9 +230,9 @@ rewards.0.weight=true => rewards.0.weight: true is no value of this setting; giv
 rewards.0.weights=/no/where => hps.weights: /no/where does not exist; give an existing path, a hub id (owner/name) or
 rewards.0.weights=shapes:hsp => hps.weights: 'shapes:hsp' names no packaged checkpoint; did you mean 'shapes:hps'? there
 rewards.0.weights=3 => hps.weights: Input should be a valid string, not 3
-rewards.0.weights="a\0b" => hps.weights: embedded null byte
+rewards.0.weights="a\0b" => hps.weights: 'a\x00b' has a NUL character or half of a UTF-16 pair; remove it
 rewards.0.weights=~nosuchuser/x => hps.weights: ~nosuchuser/x begins with a user whose home folder is not known; give it in
-rewards.0.weights={LONG} => does not exist; give an existing file or folder, a hub id (owner/name) or shapes:NAME
+rewards.0.weights={LONG} => does not exist; give an existing path, a hub id (owner/name) or shapes:NAME
 rewards.0.target=.inf => rewards.0.target: Input should be a finite number, not inf
 rewards.0.target=x => rewards.0.target: Input should be a valid number, unable to parse string as a number, not
 rewards.0.label=a/b => rewards.0.label: String should match pattern '^[\w.\- ]+$', not 'a/b'

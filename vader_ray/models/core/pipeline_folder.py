@@ -11,12 +11,14 @@ from vader_ray.errors import UserError
 
 INDEX = "model_index.json"
 """File with the class of a pipeline and of its components."""
-MAX_INDEX_BYTES = 2**20
-"""Largest `INDEX`; those of published pipelines have fewer than a thousand bytes."""
+CONFIGS = ("config.json", "scheduler_config.json")
+"""Files with the settings of a component."""
+MAX_BYTES = 2**20
+"""Largest of these files; those of published pipelines have a few thousand bytes."""
 
 
 def check_pipeline_folder(source: str) -> None:
-    """Check the index of a local pipeline, and that the folders of its components exist.
+    """Check the index of a local pipeline, and the folders and settings of its components.
 
     A hub id is not checked, as its files are not here yet.
 
@@ -28,7 +30,7 @@ def check_pipeline_folder(source: str) -> None:
         return
     if not os.path.isdir(folder):
         raise _refusal(folder, "it is no folder")
-    index = _read_index(folder / INDEX)
+    index = _read_object(folder / INDEX)
     if not isinstance(index.get("_class_name"), str):
         raise _refusal(folder / INDEX, "its _class_name, the class of the pipeline, is not given as text")
     for name, entry in index.items():
@@ -36,22 +38,30 @@ def check_pipeline_folder(source: str) -> None:
             continue
         if not (isinstance(entry, list) and len(entry) == 2 and all(map(_is_name, entry))):
             raise _refusal(folder / INDEX, f"its {name} is {str(entry)[:100]}, not [library, class]")
-        if None not in entry and not os.path.isdir(folder / name):
-            raise _refusal(folder, f"its component {name} is missing")
+        if None not in entry:
+            _check_component(folder / name)
 
 
-def _read_index(path: Path) -> dict[str, Any]:
+def _check_component(folder: Path) -> None:
+    if not os.path.isdir(folder):
+        raise _refusal(folder.parent, f"its component {folder.name} is missing")
+    for name in CONFIGS:
+        if os.path.lexists(folder / name):
+            _read_object(folder / name)
+
+
+def _read_object(path: Path) -> dict[str, Any]:
     if not os.path.isfile(path):
-        raise _refusal(path.parent, f"it has no {INDEX}")
-    if path.stat().st_size > MAX_INDEX_BYTES:
-        raise _refusal(path, f"it has more than {MAX_INDEX_BYTES} bytes")
+        raise _refusal(path.parent, f"it has no {path.name}")
+    if path.stat().st_size > MAX_BYTES:
+        raise _refusal(path, f"it has more than {MAX_BYTES} bytes")
     try:
-        index = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise _refusal(path, f"it is no JSON ({str(error)[:100]})") from None
-    if not isinstance(index, dict):
-        raise _refusal(path, f"it is a {type(index).__name__}, not an object")
-    return index
+    if not isinstance(content, dict):
+        raise _refusal(path, f"it is a {type(content).__name__}, not an object")
+    return content
 
 
 def _is_component(name: str, entry: object) -> bool:

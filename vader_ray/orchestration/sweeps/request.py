@@ -18,7 +18,7 @@ from vader_ray.orchestration.sweeps.definition import (
     trial_name,
 )
 
-_SAMPLES = 4
+_SAMPLES = 16
 """Draws of a search's space that stand for its proposals."""
 MAX_COUNT = 100_000
 """Largest number of trials or workers."""
@@ -51,15 +51,29 @@ def check_overrides(
         path = text.partition("=")[0]
         if path == _WORKERS:
             raise UserError(f"{path}: the trials of a sweep get their workers by --workers-per-trial")
-        without = replace(recipe, overrides=tuple(other for other in recipe.overrides if other != text))
-        for values in _samples(definition, seed):
-            fields = definition.settings(values, recipe.load())
-            swept = [field for field in fields if field == path or path.startswith(f"{field}.")]
-            if swept and definition.settings(values, without.load())[swept[0]] == fields[swept[0]]:
-                raise UserError(
-                    f"{path}: each trial of the sweep {definition.name} sets {swept[0]} itself, so {text!r} would "
-                    "have no effect; leave it out, or train this one setting without a sweep"
-                )
+        if (field := _swept(definition, recipe, path, seed)) and not _has_effect(
+            definition, recipe, text, field, seed
+        ):
+            raise UserError(
+                f"{path}: each trial of the sweep {definition.name} sets {field} itself, so {text!r} would "
+                "have no effect; leave it out, or train this one setting without a sweep"
+            )
+
+
+def _swept(definition: SweepDefinition, recipe: BaseRecipe, path: str, seed: int) -> str | None:
+    """Return the field that the trials set, if it is this one or a section around it."""
+    fields = definition.settings(_samples(definition, seed)[0], recipe.load())
+    return next((field for field in fields if field == path or path.startswith(f"{field}.")), None)
+
+
+def _has_effect(definition: SweepDefinition, recipe: BaseRecipe, text: str, field: str, seed: int) -> bool:
+    """Return whether the value of a field in any trial depends on an override."""
+    others = tuple(other for other in recipe.overrides if other != text)
+    with_it, without = recipe.load(), replace(recipe, overrides=others).load()
+    return any(
+        definition.settings(values, with_it)[field] != definition.settings(values, without)[field]
+        for values in _samples(definition, seed)
+    )
 
 
 def check_trials(definition: SweepDefinition, recipe: BaseRecipe, config: ExperimentConfig) -> None:
