@@ -236,7 +236,9 @@ def load_reward(name: str, *, device: str = "cpu", precision: str = "float32", *
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device={device!r}: {first_line(error)}; give cpu, or cuda on a machine with a GPU") from None
+        raise UserError(
+            f"device={device!r}: {first_line(error)}; give cpu, or cuda on a machine with a GPU"
+        ) from None
     return rewards.build(rewards.check(spec), device=device)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import SequenceMatcher
@@ -39,8 +40,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 def _similarity(name: str, other: str) -> float:
     """Similarity from 0 to 1 of two names, without parts such as ``eval/reward/`` that both begin with."""
-    shared = os.path.commonprefix([name, other])
-    start = max(shared.rfind("/"), shared.rfind(":")) + 1
+    starts = [match.end() for match in re.finditer("[/:]", name) if other.startswith(name[: match.end()])]
+    start = max(starts, default=0)
     return SequenceMatcher(None, name[start:], other[start:]).ratio()
 
 

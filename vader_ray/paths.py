@@ -32,7 +32,9 @@ def expand_user(path: str | Path) -> Path:
     try:
         return Path(path).expanduser()
     except RuntimeError:
-        raise UserError(f"{path} begins with a user whose home folder is not known; give it in full") from None
+        raise UserError(
+            f"{path} begins with a user whose home folder is not known; give it in full"
+        ) from None
 
 
 def locate(weights: str) -> str:

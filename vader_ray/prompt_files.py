@@ -66,9 +66,7 @@ def check_prompts(prompts: Iterable[str]) -> tuple[str, ...]:
     return checked
 
 
-def _check_cells(
-    cells: Iterator[tuple[str, Any]], path: Path, column: str, expected: str
-) -> Iterator[str]:
+def _check_cells(cells: Iterator[tuple[str, Any]], path: Path, column: str, expected: str) -> Iterator[str]:
     number = 0
     for number, (position, value) in enumerate(cells, start=1):
         if number > MAX_PROMPTS:
@@ -166,7 +164,7 @@ def _check_cell(value: Any, where: str, column: str) -> str:
 
 
 def _problem(prompt: str) -> str | None:
-    """What is wrong with a prompt, and the remedy; None for a sound one."""
+    """Return the problem of a prompt and its remedy; None for a sound one."""
     if not prompt.strip():
         return "is empty; write a text, or delete it"
     if len(prompt) > MAX_LENGTH:

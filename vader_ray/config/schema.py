@@ -107,8 +107,8 @@ class SamplingConfig(Settings):
         gib = self.num_frames * 3 * self.height * self.width * 4 / 2**30
         if gib > MAX_VIDEO_GIB:
             raise ValueError(
-                f"num_frames={self.num_frames}, height={self.height} and width={self.width} are {gib:.0f} GiB "
-                f"for the frames of one video in float32; choose at most {MAX_VIDEO_GIB} GiB"
+                f"num_frames={self.num_frames}, height={self.height} and width={self.width} are {gib:.0f} "
+                f"GiB for the frames of one video in float32; choose at most {MAX_VIDEO_GIB} GiB"
             )
         return self
 

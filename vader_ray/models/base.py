@@ -15,7 +15,15 @@ import torch
 from diffusers import ModelMixin
 from torch import nn
 
-from vader_ray.config import ActivationCheckpointing, AdapterConfig, ModelConfig, RuntimeConfig, SamplingConfig, check_seed, section
+from vader_ray.config import (
+    ActivationCheckpointing,
+    AdapterConfig,
+    ModelConfig,
+    RuntimeConfig,
+    SamplingConfig,
+    check_seed,
+    section,
+)
 from vader_ray.errors import UserError
 from vader_ray.models.adapters import export, lora
 from vader_ray.models.core import memory_optimizations

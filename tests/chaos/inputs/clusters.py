@@ -9,7 +9,12 @@ REFUSED = [
     ("aws.yaml", "max_workers: 10", "max_workers: [", "cannot be read as YAML"),
     ("aws.yaml", "max_workers: 10", "max_workers: 10\nnonsense: 1", "nonsense"),
     ("aws.yaml", "head_node_type: head", "head_node_type: heads", "head_node_type"),
-    ("aws.yaml", "==2.60.0", "==2.59.0", "Ray 2.59.0 is named, 2.60.0 is installed here; all machines need the same"),
+    (
+        "aws.yaml",
+        "==2.60.0",
+        "==2.59.0",
+        "Ray 2.59.0 is named, 2.60.0 is installed here; all machines need the same",
+    ),
     ("local.yaml", "head_ip:", "had_ip:", "head_ip"),
     ("slurm.sbatch", "sleep 1\ndone", "sleep 1", "syntax error"),
     ("kuberay-cluster.yaml", "minReplicas: 0", "minReplicas: 2", "not between minReplicas and maxReplicas"),

@@ -53,10 +53,19 @@ REFUSED: list[tuple[Callable[[], object], str]] = [
     (load(name="a\0b"), "name: the text has a NUL character or half of a UTF-16 pair; remove it"),
     (load(description="\ud800"), "description: the text has a NUL character or half of a UTF-16 pair"),
     (load(model=3), "model: Input should be a valid dictionary or instance of ModelConfig, not 3"),
-    (load({"prompts.train": ["a\ud800b"]}), "prompts.train: prompt 1 has a NUL character or half of a UTF-16 pair"),
+    (
+        load({"prompts.train": ["a\ud800b"]}),
+        "prompts.train: prompt 1 has a NUL character or half of a UTF-16 pair",
+    ),
     (load({"prompts.train": "x" * 5000}), "which is no file; give a .txt file with one prompt per line"),
-    (load({"sampling.num_frames": 10**30}), "sampling.num_frames: Input should be less than or equal to 1048576"),
-    (load(rewards=["hps"]), "rewards.0: Input should be a valid dictionary or instance of RewardConfig, not 'hps'"),
+    (
+        load({"sampling.num_frames": 10**30}),
+        "sampling.num_frames: Input should be less than or equal to 1048576",
+    ),
+    (
+        load(rewards=["hps"]),
+        "rewards.0: Input should be a valid dictionary or instance of RewardConfig, not 'hps'",
+    ),
     (reward("hsp"), "reward: there is no 'hsp'; did you mean 'hps'? give one of action"),
     (reward(""), "load_reward.reward: String should have at least 1 character, not ''"),
     (reward(None), "load_reward.reward: Input should be a valid string, not None"),
@@ -67,7 +76,10 @@ REFUSED: list[tuple[Callable[[], object], str]] = [
     (reward("hps", weights="a\0b"), "hps.weights: 'a\\x00b' has a NUL character"),
     (reward("hps", weights=3), "hps.weights: Input should be a valid string, not 3"),
     (reward("brightness", device="gpu"), "device='gpu': "),
-    (lambda: vr.packaged_weights("hsp"), "there are no packaged weights 'hsp'; did you mean 'hps'? there are"),
+    (
+        lambda: vr.packaged_weights("hsp"),
+        "there are no packaged weights 'hsp'; did you mean 'hps'? there are",
+    ),
     (lambda: vr.packaged_weights("../.."), "there are no packaged weights '../..'; there are action"),
     (lambda: vr.packaged_weights(""), "there are no packaged weights ''; there are action"),
     (sweep({}), "sweep shapes_hps_sweep: its space is empty; map a setting to its values"),
@@ -86,17 +98,32 @@ REFUSED: list[tuple[Callable[[], object], str]] = [
     (sweep(RATE, workers_per_trial=3), "videos_per_step=4 cannot be shared evenly by runtime.num_workers=3"),
     (sweep(RATE, search="tep"), "search='tep': did you mean 'tpe'? choose 'grid', 'random' or 'tpe'"),
     (sweep(RATE, search=3), "search=3: choose 'grid', 'random' or 'tpe'"),
-    (sweep(RATE, search="grid"), "'optimizer.learning_rate' is no tune.grid_search; set search to 'random' or"),
+    (
+        sweep(RATE, search="grid"),
+        "'optimizer.learning_rate' is no tune.grid_search; set search to 'random' or",
+    ),
     (sweep({"seed": vr.grid_search([1])}, search="tpe"), "'seed' is a grid; give search='tpe' domains only"),
     (sweep(RATE, name="../x"), "sweep '../x': the name is that of a folder; begin with a letter or a digit"),
     (sweep(RATE, name="x" * 300), "the name is that of a folder; begin with a letter or a digit"),
     (sweep(RATE, name="a\0b"), "the name is that of a folder; begin with a letter or a digit"),
     (sweep(RATE, recipe="nothing"), "there is no recipe 'nothing'; give the path of a YAML file"),
     (sweep(RATE, storage=""), "--storage '': give s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or a shared folder"),
-    (sweep({"optimizer.lr": vr.uniform(1, 2)}), "can work; optimizer.lr=1.55: optimizer.lr: there is no such setting"),
-    (sweep({"seed": vr.grid_search([-1, -2])}), "no trial of the sweep shapes_hps_sweep can work; seed=-1: seed: Input"),
-    (sweep({"model.weights": vr.grid_search(["/a", "/b"])}), "cannot be the name of a folder; change the values"),
-    (sweep({"description": vr.grid_search(["x" * 300])}), "cannot be the name of a folder; change the values"),
+    (
+        sweep({"optimizer.lr": vr.uniform(1, 2)}),
+        "can work; optimizer.lr=1.55: optimizer.lr: there is no such setting",
+    ),
+    (
+        sweep({"seed": vr.grid_search([-1, -2])}),
+        "no trial of the sweep shapes_hps_sweep can work; seed=-1: seed: Input",
+    ),
+    (
+        sweep({"model.weights": vr.grid_search(["/a", "/b"])}),
+        "cannot be the name of a folder; change the values",
+    ),
+    (
+        sweep({"description": vr.grid_search(["x" * 300])}),
+        "cannot be the name of a folder; change the values",
+    ),
     (trainer(rewards={}), "rewards: give a mapping of one reward or more to its weight"),
     (trainer(prompts=()), "prompts=(): give one text or more"),
     (trainer(prompts=[1]), "prompts=(1,): give one text or more"),
@@ -125,11 +152,20 @@ REFUSED: list[tuple[Callable[[], object], str]] = [
     (train(run_name="../x"), "--run-name '../x' cannot name a run; begin with a letter or a digit"),
     (train(run_name="x" * 300), "cannot name a run; begin with a letter or a digit"),
     (lambda: vr.generate("shapes_hps", "a\0b"), "prompts: prompt 1 has a NUL character"),
-    (lambda: vr.generate("shapes_hps", "a star", seed=2**64), "seed=18446744073709551616: give a whole number"),
+    (
+        lambda: vr.generate("shapes_hps", "a star", seed=2**64),
+        "seed=18446744073709551616: give a whole number",
+    ),
     (lambda: vr.generate("shapes_hps", "a star", output="x.png"), "x.png does not end in .mp4"),
     (lambda: vr.generate("shapes_hps", "a star", output="a\0b.mp4"), "a\0b.mp4 has a NUL character"),
-    (lambda: vr.VideoModel.from_pipeline(Pipeline(), **SIZE), "Pipeline is not a known video pipeline; give one of"),
-    (lambda: vr.VideoModel.from_pipeline(None, **SIZE), "NoneType is not a known video pipeline; give one of"),
+    (
+        lambda: vr.VideoModel.from_pipeline(Pipeline(), **SIZE),
+        "Pipeline is not a known video pipeline; give one of",
+    ),
+    (
+        lambda: vr.VideoModel.from_pipeline(None, **SIZE),
+        "NoneType is not a known video pipeline; give one of",
+    ),
 ]
 
 OF_A_PIPELINE: list[tuple[dict[str, Any], str]] = [

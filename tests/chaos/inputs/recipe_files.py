@@ -49,12 +49,24 @@ REFUSED: list[tuple[str | bytes, str]] = [
     (MINIMAL + "name: other", "'name' is given in line 2 and again in line 9"),
     (MINIMAL + "seed: 0x1ffffffffffffffff", "seed: Input should be less than 9223372036854775808"),
     (MINIMAL + "seed: 1:30:00:00:00:00:00:00:00:00:00:00:00", "seed: Input should be less than"),
-    (MINIMAL + "description: 2020-01-01", "description: Input should be a valid string, not datetime.date(2020"),
+    (
+        MINIMAL + "description: 2020-01-01",
+        "description: Input should be a valid string, not datetime.date(2020",
+    ),
     (MINIMAL + "description: yes", "description: true is no value of this setting; give a number or a text"),
     (MINIMAL + "adapter: {rank: !!float 8.5}", "adapter.rank: Input should be a valid integer"),
     (MINIMAL + "adapter: {rank: !!set {8}}", "adapter.rank: Input should be a valid integer, not {8}"),
-    (MINIMAL + "guard: {metrics: [" + "1," * 100_000 + "]}", "99980 more settings are refused; correct these"),
-    (MINIMAL + "optimizer: {" + ", ".join(f"k{i}: 1" for i in range(50)) + "}", "30 more settings are refused"),
+    (
+        MINIMAL + "guard: {metrics: [" + "1," * 100_000 + "]}",
+        "99980 more settings are refused; correct these",
+    ),
+    (
+        MINIMAL + "optimizer: {" + ", ".join(f"k{i}: 1" for i in range(50)) + "}",
+        "30 more settings are refused",
+    ),
     (MINIMAL.replace("[a]", "[b]"), "1 held-out prompts are also trained on ('b', …)"),
-    (MINIMAL.replace("width: 8", "width: 8.5"), "sampling.width: Input should be a valid integer, got a number"),
+    (
+        MINIMAL.replace("width: 8", "width: 8.5"),
+        "sampling.width: Input should be a valid integer, got a number",
+    ),
 ]

@@ -19,4 +19,6 @@ def fill(text: str) -> str:
 
 def rows(table: str) -> list[tuple[str, str]]:
     """Return the rows of a table, ``input => expected piece of the answer``."""
-    return [(given, piece) for given, _, piece in (row.partition(" => ") for row in table.strip().split("\n"))]
+    return [
+        (given, piece) for given, _, piece in (row.partition(" => ") for row in table.strip().split("\n"))
+    ]

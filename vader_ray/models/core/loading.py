@@ -116,7 +116,16 @@ def _explained(source: str) -> Iterator[None]:
         raise UserError(
             f"model.weights: a safetensors file in {source} is damaged ({error}); download it again"
         ) from None
-    except (OSError, ValueError, TypeError, LookupError, RuntimeError, AttributeError, ImportError, EOFError) as error:
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        LookupError,
+        RuntimeError,
+        AttributeError,
+        ImportError,
+        EOFError,
+    ) as error:
         if isinstance(error, OSError) and not Path(source).exists():
             raise UserError(
                 f"model.weights: {source!r} is neither a local folder nor in the Hugging Face cache, and it "

@@ -10,9 +10,9 @@ import os
 import subprocess
 import sys
 import time
-from math import isfinite
 from collections.abc import Callable
 from datetime import UTC, datetime
+from math import isfinite
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 

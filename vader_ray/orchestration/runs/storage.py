@@ -17,8 +17,8 @@ import pyarrow as pa
 from pyarrow import fs
 
 from vader_ray.errors import UserError, check_output_folder, first_line
-from vader_ray.paths import expand_user
 from vader_ray.files import UNFINISHED, atomic_write
+from vader_ray.paths import expand_user
 
 RUN_FILE = "run.json"
 """File that identifies a folder's run. Without it, or with another one, nothing is deleted there."""
@@ -50,7 +50,9 @@ def normalised(storage: str | None) -> str | None:
     if storage is None:
         return None
     if not storage.strip() or "\0" in storage:
-        raise UserError(f"--storage {storage!r}: give s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or a shared folder")
+        raise UserError(
+            f"--storage {storage!r}: give s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or a shared folder"
+        )
     uri = storage
     if "://" not in storage:
         check_output_folder(folder := expand_user(storage).resolve())

@@ -60,14 +60,14 @@ class SweepDefinition:
     def __post_init__(self) -> None:
         if len(self.name) > MAX_NAME_LENGTH or not re.fullmatch(NAME_PATTERN, self.name):
             raise UserError(
-                f"sweep {self.name[:MAX_NAME_LENGTH]!r}: the name is that of a folder; begin with a letter or a "
-                f"digit, go on with letters, digits, '.', '_' and '-', at most {MAX_NAME_LENGTH} characters"
+                f"sweep {self.name[:MAX_NAME_LENGTH]!r}: the name is that of a folder; begin with a letter or "
+                f"a digit, go on with letters, digits, '.', '_' and '-', at most {MAX_NAME_LENGTH} characters"
             )
         for name, domain in self.space.items():
             if not isinstance(name, str) or not name or not (_is_grid(domain) or isinstance(domain, Domain)):
                 raise UserError(
-                    f"sweep {self.name}: {name!r}: {str(domain)[:100]} gives no values; map each swept name to "
-                    "tune.grid_search([…]) or to a domain such as tune.loguniform(1e-4, 1e-2)"
+                    f"sweep {self.name}: {name!r}: {str(domain)[:100]} gives no values; map each swept name "
+                    "to tune.grid_search([…]) or to a domain such as tune.loguniform(1e-4, 1e-2)"
                 )
         grid = [name for name, domain in self.space.items() if isinstance(domain, dict)]
         others = [name for name in self.space if name not in grid]

@@ -55,9 +55,7 @@ def run_sweep(  # noqa: PLR0913
         RunFailed: no trial succeeded.
         KeyboardInterrupt: the user stopped the sweep; its results so far are kept.
     """
-    check_counts(
-        num_trials=num_trials, workers_per_trial=workers_per_trial, max_concurrent=max_concurrent
-    )
+    check_counts(num_trials=num_trials, workers_per_trial=workers_per_trial, max_concurrent=max_concurrent)
     workers = f"runtime.num_workers={workers_per_trial}"
     recipe = BaseRecipe.of(definition, base_recipe, [*overrides, workers])
     resolved = resolve_names(recipe.load(), recipe.folder)

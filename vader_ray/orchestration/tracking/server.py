@@ -34,7 +34,8 @@ def check_server(uri: str) -> None:
     """Check that MLflow works; the first use creates the tables of a SQLite database (about 6 s).
 
     Raises:
-        UserError: the driver of the database is not installed, the server does not respond within seconds, or the database cannot be written.
+        UserError: the driver of the database is not installed, the server does not respond within seconds, or
+            the database cannot be written.
     """
     try:
         if uri.startswith(SQLITE):
@@ -42,8 +43,8 @@ def check_server(uri: str) -> None:
         MlflowClient(tracking_uri=uri).search_experiments(max_results=1)
     except ModuleNotFoundError as error:
         raise UserError(
-            f"tracking.uri: {uri.partition(':')[0]} databases need the Python module {error.name!r}, which is "
-            "not installed; install its package, or choose an MLflow server"
+            f"tracking.uri: {uri.partition(':')[0]} databases need the Python module {error.name!r}, which "
+            "is not installed; install its package, or choose an MLflow server"
         ) from None
     except (MlflowException, OSError, ValueError, sqlite3.Error, SQLAlchemyError) as error:
         raise unusable(uri, error) from None
