@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from tests.chaos.inputs.recipe_files import MINIMAL
-from vader_ray.config import ExperimentConfig, flatten, load, validate
+from vader_ray.config import flatten, load, validate
 from vader_ray.config.yaml_text import parse_yaml
 from vader_ray.errors import UserError
 from vader_ray.prompt_files import read_prompt_file
@@ -42,7 +42,8 @@ def _try(num_examples: int, check: Check, *strategies: Any) -> None:
     profile = settings(
         max_examples=num_examples, derandomize=True, deadline=None, suppress_health_check=suppressed
     )
-    profile(given(*strategies)(check))()
+    trial: Any = profile(given(*strategies)(check))
+    trial()
 
 
 def _error_of(call: Callable[[], object], kind: type[Exception]) -> str | None:

@@ -78,7 +78,7 @@ def parse_documents(text: str) -> list[Any]:
 
 def _construct(loader: _Loader) -> Iterator[Any]:
     while loader.check_node():
-        node = loader.get_node()
+        node: Any = loader.get_node()
         if (num_nodes := _expanded(node, {}, set())) > MAX_NODES:
             raise yaml.YAMLError(f"its aliases expand to {num_nodes} values; at most {MAX_NODES} are read")
         yield loader.construct_document(node)  # type: ignore[no-untyped-call]

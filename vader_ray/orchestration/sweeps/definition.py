@@ -60,8 +60,9 @@ class SweepDefinition:
     def __post_init__(self) -> None:
         if len(self.name) > MAX_NAME_LENGTH or not re.fullmatch(NAME_PATTERN, self.name):
             raise UserError(
-                f"sweep {self.name[:MAX_NAME_LENGTH]!r}: the name is that of a folder; begin with a letter or "
-                f"a digit, go on with letters, digits, '.', '_' and '-', at most {MAX_NAME_LENGTH} characters"
+                f"sweep {self.name[:MAX_NAME_LENGTH]!r}: the name is that of a folder; begin with a letter "
+                "or a digit, go on with letters, digits, '.', '_' and '-', at most "
+                f"{MAX_NAME_LENGTH} characters"
             )
         for name, domain in self.space.items():
             if not isinstance(name, str) or not name or not (_is_grid(domain) or isinstance(domain, Domain)):
