@@ -42,8 +42,7 @@ def _try(num_examples: int, check: Check, *strategies: Any) -> None:
     profile = settings(
         max_examples=num_examples, derandomize=True, deadline=None, suppress_health_check=suppressed
     )
-    trial: Any = profile(given(*strategies)(check))
-    trial()
+    profile(given(*strategies)(check))()  # type: ignore[no-untyped-call]
 
 
 def _error_of(call: Callable[[], object], kind: type[Exception]) -> str | None:

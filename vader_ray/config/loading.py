@@ -197,7 +197,7 @@ def _address(location: Iterable[int | str], model: type[BaseModel]) -> list[str]
     for part in location:
         if isinstance(part, str) and is_union:
             continue
-        keys.append(str(part))
+        keys.append(key if (key := str(part)).isprintable() else repr(key)[1:-1])
         if section is not None and part in section.model_fields:
             annotation = section.model_fields[str(part)].annotation
             is_union = isinstance(annotation, UnionType) and len({*get_args(annotation)} - {NoneType}) > 1
