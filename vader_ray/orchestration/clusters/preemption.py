@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from math import isfinite
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
@@ -66,6 +67,8 @@ def watch_preemption(cloud: str, every: float) -> None:
     Raises:
         UserError: this machine has no such metadata service, or Ray does not run on it.
     """
+    if not (every > 0 and isfinite(every)):
+        raise UserError(f"--every {every}: give the seconds between requests, a finite number above 0")
     notice, has_responded = NOTICES[cloud], False
     while True:
         try:

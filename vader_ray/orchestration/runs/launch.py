@@ -48,10 +48,12 @@ def resolve_names(config: ExperimentConfig, folder: Path | None = None) -> Exper
     Paths in these options become absolute; a relative one starts at ``folder`` (the recipe's).
 
     Raises:
-        UserError: unknown algorithm, family, reward, metric or option, a path that does not exist, or a
-            guard or an algorithm that cannot work with the other settings.
+        UserError: unknown algorithm, family, scheduler, reward, metric or option, a path that does not exist,
+            or a guard or an algorithm that cannot work with the other settings.
     """
     models.check_family(config.model.family)
+    if config.sampling.scheduler is not None:
+        models.check_scheduler(config.sampling.scheduler)
     check_guard(config)
     checked = {
         "algorithm": algorithms.check(config, folder=folder),

@@ -212,9 +212,12 @@ def deliver_waiting(folder: Path) -> str:
     """Deliver the results that wait in a run's folder to the MLflow run recorded there; return a message.
 
     Raises:
-        UserError: the server needs a password, which is not in the environment.
+        UserError: the folder is missing, its waiting results are damaged, or the server needs a password
+            that is not in the environment.
         RunFailed: MLflow did not take all of them.
     """
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no folder; give the folder of a run, such as runs/NAME")
     header, events = read(folder)
     if not events:
         return f"nothing waits in {folder}"

@@ -80,12 +80,22 @@ def read(folder: Path) -> tuple[Event, list[Event]]:
     """Return the header and the events, without an incomplete last line.
 
     The header has ``uri``, without its password, and ``run_id``, and is empty if no file exists.
+
+    Raises:
+        UserError: a complete line of the file is damaged.
     """
     path = folder / FILE_NAME
     if not path.exists():
         return {}, []
     complete, _, _incomplete = path.read_bytes().rpartition(b"\n")
-    header, *events = (json.loads(line) for line in complete.splitlines())
+    try:
+        header, *events = (json.loads(line) for line in complete.splitlines())
+        if not {"uri", "run_id"} <= header.keys():
+            raise ValueError("its first line does not name a run")
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise UserError(
+            f"{path} is damaged ({error}); move it away to go on without the results that wait in it"
+        ) from None
     return header, events
 
 
