@@ -293,7 +293,7 @@ class _NoGradient(FrameReward):
 
 class _List(FrameReward):
     def __call__(self, frames: Frames, prompts: Sequence[str]) -> Scores:
-        return super().__call__(frames, prompts).tolist()
+        return super().__call__(frames, prompts).tolist()  # type: ignore[return-value]
 
 
 class _Raising(FrameReward):

@@ -73,8 +73,8 @@ def quiet_loss() -> Iterator[None]:
 def lost_process() -> str | None:
     """Return the name of a process of this driver's private cluster that has ended by itself, or None."""
     node = ray._private.worker._global_node
-    names = (name for name, _ in node.dead_processes()) if node is not None else iter(())
-    return next((_LOST[name] for name in names if name in _LOST), None)
+    ended = [name for name, _ in node.dead_processes()] if node is not None else []
+    return next((_LOST[name] for name in ended if name in _LOST), None)
 
 
 def request_end(key: str) -> None:

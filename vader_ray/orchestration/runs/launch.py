@@ -36,6 +36,7 @@ from vader_ray.orchestration.runs.summary import RunSummary
 from vader_ray.orchestration.runs.worker import Job, run_worker
 from vader_ray.orchestration.signals import sigterm_deferred, sigterm_interrupts
 from vader_ray.orchestration.tracking import mlflow_runs
+from vader_ray.orchestration.tracking.server import tracking_uri
 from vader_ray.preflight import auto_tune
 from vader_ray.preflight.devices import fits
 from vader_ray.training.events import StepEvent
@@ -135,7 +136,7 @@ def _read_or_rebuild_summary(config: ExperimentConfig, folder: RunDir) -> RunSum
         print(f"{folder.summary} was damaged; it was deleted, and the run continues", flush=True)
         folder.summary.unlink()
         return None
-    summary = finish_run(config, folder, folder.read_mlflow_run())
+    summary = finish_run(config, folder, folder.read_mlflow_run(tracking_uri(config.tracking.uri)))
     print(f"{folder.summary} was damaged; it was written again from {folder.state}", flush=True)
     return summary
 
