@@ -16,7 +16,7 @@ from vader_ray.errors import UserError
 from vader_ray.orchestration import ray_private
 from vader_ray.training.events import StepEvent
 
-_POLL_SECONDS = 0.5
+_POLL_SECONDS = 0.1
 
 
 class Failure(NamedTuple):
