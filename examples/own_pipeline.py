@@ -13,8 +13,8 @@ import vader_ray as vr
 PROMPTS = ["a red star moving up", "a blue circle moving left", "a green square moving down"]
 
 
-def main() -> None:
-    """Train for eight steps and save the adapter in a folder that `vader_ray.load_adapter` reads."""
+def main(num_steps: int = 8) -> None:
+    """Train, and save the adapter in a folder that `vader_ray.load_adapter` reads."""
     pipe = DiffusionPipeline.from_pretrained(vr.packaged_weights("text_to_video"))
     model = vr.VideoModel.from_pipeline(
         pipe, num_frames=8, height=32, width=32, num_inference_steps=20, guidance_scale=4.0, lora_rank=8
@@ -25,7 +25,7 @@ def main() -> None:
         rewards={hps: 1.0, "colorfulness": 0.1},
         prompts=PROMPTS,
         learning_rate=1e-3,
-        num_steps=8,
+        num_steps=num_steps,
         videos_per_step=2,
     )
     for step in trainer:

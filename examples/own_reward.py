@@ -24,9 +24,10 @@ def contrast(frames: Tensor, prompts: list[str]) -> Tensor:
     return frames.flatten(2).std(2).mean(1)
 
 
-def main() -> None:
-    """Train for eight steps and print what changed on held-out prompts."""
-    recipe = vr.load_recipe("shapes_hps", {"evaluation.num_videos": 8}, num_steps=8, expected_metrics={})
+def main(num_steps: int = 8) -> None:
+    """Train and print what changed on held-out prompts."""
+    changes = {"evaluation.num_videos": 8, "expected_metrics": {}}
+    recipe = vr.load_recipe("shapes_hps", changes, num_steps=num_steps)
     hps = {"reward": "hps", "weights": "shapes:hps", "weight": 1.0}
     result = vr.train(recipe, rewards=[hps, {"reward": contrast, "weight": 0.5}], workers=2)
     for name, gain in result.gains.items():

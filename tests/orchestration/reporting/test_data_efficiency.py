@@ -35,8 +35,9 @@ def _run(
     history = {cost: {step: step * each for step in steps} for cost, each in costs.items()}
     history["eval/reward/hps"] = {2 * index: float(value) for index, value in enumerate(values)}
     swept = {"reward": "hps", "method": method, "setting": setting, "seed": str(seed)}
+    latest = {name: points[max(points)] for name, points in history.items()}
     tags = swept | {"trial": ",".join(f"{name}={value}" for name, value in swept.items())}
-    return PastRun(MlflowClient("http://127.0.0.1:1"), "id", "0", "run", status, 0, {}, tags, history)
+    return PastRun(MlflowClient("http://127.0.0.1:1"), "id", "0", "run", status, 0, {}, tags, history, latest)
 
 
 def _curve(method: str, setting: str, values: list[list[float]], per_point: float = 16) -> Curve:

@@ -7,6 +7,7 @@ nothing to report.
 from __future__ import annotations
 
 import re
+import sqlite3
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from dataclasses import replace
@@ -27,7 +28,7 @@ from vader_ray.errors import UserError
 from vader_ray.orchestration.reporting.figures import Series, curves, write
 from vader_ray.orchestration.reporting.html_report import write_report
 from vader_ray.orchestration.reporting.past_runs import find_runs
-from vader_ray.orchestration.reporting.report_figures import RunGroup, grouped
+from vader_ray.orchestration.reporting.report_figures import MAX_GROUPS, RunGroup, best_groups, grouped
 from vader_ray.orchestration.tracking import mlflow_runs
 
 if TYPE_CHECKING:
@@ -88,6 +89,24 @@ def test_seeds_of_equal_settings_are_one_group(store: str) -> None:
     steps = [int(run.last("eval/best_step") or 0) for run in groups[0].runs]
     kept = [run.history["eval/motion"][step] for run, step in zip(groups[0].runs, steps, strict=True)]
     assert groups[0].best("eval/motion") == pytest.approx(sum(kept) / 2)
+
+
+def test_of_many_groups_those_with_the_highest_objective_have_curves(store: str) -> None:
+    run = find_runs(store, ["rate-0.05-seed-0"])[0]
+    objectives = [3.0, float("nan"), 1.0, *(10.0 + index for index in range(MAX_GROUPS - 1))]
+    groups = [RunGroup(str(value), [replace(run, latest={"eval/objective": value})]) for value in objectives]
+    assert best_groups(groups) == [groups[0], *groups[3:]]
+    assert best_groups(groups[:3]) == groups[:3]
+
+
+def test_a_history_is_read_when_it_is_used(store: str, tmp_path: Path) -> None:
+    copy = tmp_path / "mlflow.db"
+    copy.write_bytes(Path(store.removeprefix("sqlite:///")).read_bytes())
+    run = find_runs(f"sqlite:///{copy}", ["rate-0.05-seed-0"])[0]
+    assert run.last("eval/objective") is not None
+    with sqlite3.connect(copy) as database:
+        database.execute("UPDATE metrics SET value = 7 WHERE key = 'eval/objective' AND step = 0")
+    assert run.first("eval/objective") == 7
 
 
 def test_a_run_that_its_guard_stopped_is_one_of_the_trade_offs(store: str) -> None:

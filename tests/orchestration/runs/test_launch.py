@@ -26,7 +26,7 @@ from vader_ray.orchestration.runs.launch import warn_without_guard
 from vader_ray.orchestration.runs.query_log import read_queries
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
-NUM_STEPS = 8
+NUM_STEPS = 12
 
 
 def _train(folder: Path, recipe: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -85,7 +85,7 @@ def test_a_run_leaves_its_results_and_prints_their_folder_last(straight: tuple[P
     assert summary["denoiser_calls"] == NUM_STEPS * 4 * 5 * 2
     assert summary["metrics"]["eval/reward/brightness"] > summary["metrics_before"]["eval/reward/brightness"]
     assert all(Path(path).exists() for path in summary["videos"])
-    assert len(summary["videos"]) == 2 * 4  # of the evaluations at 0, 3, 6 and 8 steps
+    assert len(summary["videos"]) == 2 * 5  # of the evaluations at 0, 3, 6, 9 and 12 steps
     assert Path(summary["before_after"]).stat().st_size > 1000
 
 
@@ -145,66 +145,69 @@ def test_check_finds_bit_equal_gradients_on_both_workers(straight: tuple[Path, P
 
 
 def _start_and_wait_for_a_step_after_a_checkpoint(
-    folder: Path, recipe: Path, name: str, *, at_least: int = 1
+    folder: Path, recipe: Path, name: str, *more: str, at_least: int = 1
 ) -> subprocess.Popen[str]:
+    process = start([CLI, "train", str(recipe), "--run-name", name, *more], folder, folder / f"{name}.log")
+    _wait_for_a_step_after_a_checkpoint(folder, name, process, at_least=at_least)
+    return process
+
+
+def _wait_for_a_step_after_a_checkpoint(
+    folder: Path, name: str, process: subprocess.Popen[str], *, at_least: int
+) -> None:
     log, run = folder / f"{name}.log", folder / "runs" / name
-    process = start([CLI, "train", str(recipe), "--run-name", name], folder, log)
     wait_until(
         lambda: tracked_step(folder / "mlflow.db", run) > checkpoint_step(run / "checkpoints") >= at_least,
         process=process,
         explain=log.read_text,
     )
-    return process
 
 
-def test_a_killed_run_continues_before_a_damaged_checkpoint_as_if_nothing_had_happened(
+def _worker_of(driver: int) -> psutil.Process:
+    """The Ray Train worker below a driver."""
+    found = [
+        child
+        for child in psutil.Process(driver).children(recursive=True)
+        if any("RayTrainWorker" in part for part in child.cmdline())
+    ]
+    assert found, "no Ray Train worker was found below the driver"
+    return found[0]
+
+
+def test_a_run_that_is_interrupted_in_every_way_ends_as_if_nothing_had_happened(
     straight: tuple[Path, Path, str],
 ) -> None:
+    """A worker is killed and replaced; SIGTERM ends the driver; the resumed driver is killed and its last
+    checkpoint damaged; the run is resumed before it."""
     folder, recipe, _ = straight
-    run = folder / "runs" / "killed"
-    kill_driver(_start_and_wait_for_a_step_after_a_checkpoint(folder, recipe, "killed", at_least=4))
-    assert not (run / "summary.json").exists()
+    run, log = folder / "runs" / "interrupted", folder / "interrupted.log"
+    process = _start_and_wait_for_a_step_after_a_checkpoint(folder, recipe, "interrupted")
+    _worker_of(process.pid).kill()
+    _wait_for_a_step_after_a_checkpoint(folder, "interrupted", process, at_least=4)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=120) == 130, log.read_text()
+    _assert_ended_by_sigterm(folder, run, log.read_text())
+
+    killed = _start_and_wait_for_a_step_after_a_checkpoint(
+        folder, recipe, "interrupted", "--resume", at_least=6
+    )
+    kill_driver(killed)
     latest = sorted((run / "checkpoints").glob("checkpoint_*/state.json"))[-1].parent
     (latest / "optimizer.pt").write_bytes((latest / "optimizer.pt").read_bytes()[:-1])
-    printed = _train(folder, recipe, "--run-name", "killed", "--resume").stdout
+    printed = _train(folder, recipe, "--run-name", "interrupted", "--resume").stdout
     assert f"{latest} is not a complete checkpoint: optimizer.pt is damaged; the run continues" in printed
     assert adapter_files(run) == adapter_files(folder / "runs" / "straight")
     _assert_recorded_exactly_once(folder, run, NUM_STEPS, 4)
 
 
-def test_sigterm_ends_a_run_like_ctrl_c(straight: tuple[Path, Path, str]) -> None:
-    folder, recipe, _ = straight
-    process = _start_and_wait_for_a_step_after_a_checkpoint(folder, recipe, "terminated")
-    process.send_signal(signal.SIGTERM)
-    printed = folder / "terminated.log"
-    assert process.wait(timeout=120) == 130, printed.read_text()
-    assert printed.read_text().splitlines()[-1] == "stopped; `--resume` continues from the last checkpoint"
-    assert "Traceback" not in printed.read_text()
-    summary = json.loads((folder / "runs" / "terminated" / "summary.json").read_text())
+def _assert_ended_by_sigterm(folder: Path, run: Path, printed: str) -> None:
+    assert printed.splitlines()[-1] == "stopped; `--resume` continues from the last checkpoint"
+    assert "Traceback" not in printed
+    summary = json.loads((run / "summary.json").read_text())
     assert summary["status"] == "interrupted"
     assert summary["steps"] > 0
-    run = MlflowClient(f"sqlite:///{folder}/mlflow.db").get_run(summary["mlflow_run_id"])
-    assert (run.info.status, run.data.tags["status"]) == ("KILLED", "interrupted")
-
-
-def _worker_of(driver: int) -> psutil.Process | None:
-    """The Ray Train worker below a driver."""
-    for child in psutil.Process(driver).children(recursive=True):
-        if any("RayTrainWorker" in part for part in child.cmdline()):
-            return child
-    return None
-
-
-def test_a_worker_killed_in_the_middle_of_a_step_is_replaced(straight: tuple[Path, Path, str]) -> None:
-    folder, recipe, _ = straight
-    run = folder / "runs" / "orphan"
-    process = _start_and_wait_for_a_step_after_a_checkpoint(folder, recipe, "orphan")
-    worker = _worker_of(process.pid)
-    assert worker is not None, "no Ray Train worker was found below the driver"
-    worker.kill()
-    assert process.wait(timeout=240) == 0, (folder / "orphan.log").read_text()
-    assert adapter_files(run) == adapter_files(folder / "runs" / "straight")
-    _assert_recorded_exactly_once(folder, run, NUM_STEPS, 4)
+    stored = MlflowClient(f"sqlite:///{folder}/mlflow.db").get_run(summary["mlflow_run_id"])
+    assert (stored.info.status, stored.data.tags["status"]) == ("KILLED", "interrupted")
 
 
 def test_a_finished_run_is_not_repeated_and_other_settings_are_refused(

@@ -26,6 +26,11 @@ LEGEND_ROW = 0.24
 LEGEND_LETTERS = 34
 """Characters per row of the legend: labels up to half as long are set in two columns."""
 DOTS_PER_INCH = 160
+MAX_TICKS = 12
+"""Values of a setting with a tick of their own; with more numbers, matplotlib chooses the ticks and no line
+connects the means."""
+MAX_LABELLED = 24
+"""Points of a figure of trade-offs that all have a label."""
 
 _STYLE = {
     "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": INK,
@@ -82,9 +87,16 @@ def curves(series: Sequence[Series], *, title: str, x_label: str, y_label: str) 
 
 
 def trade_off(points: Sequence[Point], *, title: str, x_label: str, y_label: str) -> Figure:
-    """Draw points in the plane of two rewards; those on the Pareto front are filled."""
-    figure, axes = _figure(title, x_label, y_label, [point.label for point in points])
-    for index, point in enumerate(points):
+    """Draw points in the plane of two rewards; those on the Pareto front are filled.
+
+    With more than `MAX_LABELLED` points, those that are not on the front are small and have no label.
+    """
+    labelled = [point for point in points if point.on_front or len(points) <= MAX_LABELLED]
+    unlabelled = [point for point in points if point not in labelled]
+    figure, axes = _figure(title, x_label, y_label, [point.label for point in labelled])
+    axes.plot([point.x for point in unlabelled], [point.y for point in unlabelled], "o", color=INK, alpha=0.3,
+              markersize=3)  # fmt: skip
+    for index, point in enumerate(labelled):
         look = _style(index)
         face = look["color"] if point.on_front else "none"
         axes.plot(
@@ -102,7 +114,7 @@ def trade_off(points: Sequence[Point], *, title: str, x_label: str, y_label: str
 
 
 def effect(points: Sequence[tuple[object, float]], *, title: str, x_label: str, y_label: str) -> Figure:
-    """Draw a metric against the values of a setting: a dot per run, and a line through the means."""
+    """Draw a metric against the values of a setting: a dot per run; few values have a line of means."""
     values = sorted({value for value, _ in points}, key=_sort_key)
     numbers = [_as_number(value) for value in values]
     numeric = [number for number in numbers if number is not None]
@@ -116,12 +128,15 @@ def effect(points: Sequence[tuple[object, float]], *, title: str, x_label: str, 
         alpha=0.55,
         markersize=6,
     )
-    means = [_mean([y for other, y in points if other == value]) for value in values]
-    axes.plot([positions[value] for value in values], means, "-", color=COLOURS[1], linewidth=1.6)
+    if len(values) <= MAX_TICKS:
+        means = [_mean([y for other, y in points if other == value]) for value in values]
+        axes.plot([positions[value] for value in values], means, "-", color=COLOURS[1], linewidth=1.6)
     if len(numeric) == len(values) and min(numeric) > 0 and max(numeric) / min(numeric) >= 10:
         axes.set_xscale("log")
-    axes.set_xticks(list(positions.values()), [str(value) for value in values])
-    axes.minorticks_off()
+    if len(values) <= MAX_TICKS or len(numeric) < len(values):
+        ticks = list(positions.items())[:: -(-len(values) // MAX_TICKS)]
+        axes.set_xticks([position for _, position in ticks], [str(value) for value, _ in ticks])
+        axes.minorticks_off()
     return figure
 
 

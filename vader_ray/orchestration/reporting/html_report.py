@@ -19,6 +19,7 @@ from PIL import Image
 from vader_ray.errors import UserError
 from vader_ray.orchestration.reporting.past_runs import PastRun, differing, differing_settings, find_runs
 from vader_ray.orchestration.reporting.report_figures import (
+    best_groups,
     describe_bands,
     draw_effects,
     draw_metrics,
@@ -96,17 +97,20 @@ def _render(targets: Sequence[str], runs: list[PastRun], uri: str, output: Path)
     evaluated = [run for run in runs if run.last("eval/objective") is not None]
     groups, (trained, heldout) = grouped(evaluated), reward_names(evaluated)
     clips, left_out = _clips(evaluated)
-    bands = describe_bands(groups)
+    shown = best_groups(groups)
+    bands = describe_bands(shown)
+    if len(shown) < len(groups):
+        bands += f" Drawn are the {len(shown)} of {len(groups)} settings with the highest final objective."
     sections = [
         ("rewards", "Trained rewards", f"Means over held-out prompts, which were not trained on. {bands}",
-         draw_rewards(groups, trained, folder)),
+         draw_rewards(shown, trained, folder)),
         ("heldout", "Held-out rewards", f"Measured but not trained: a fall shows reward hacking. {bands}",
-         draw_rewards(groups, heldout, folder)),
+         draw_rewards(shown, heldout, folder)),
         ("metrics", "Metrics", "Measured in every evaluation and never trained.",
-         draw_metrics(groups, folder)),
+         draw_metrics(shown, folder)),
         ("trade-offs", "Trade-offs", "No other run exceeds a run on the Pareto front in all rewards.",
          draw_trade_offs(groups, folder)),
-        ("effects", "Effect of each setting", "One dot per run; the line connects the means.",
+        ("effects", "Effect of each setting", "One dot per run; a line connects the means of few values.",
          draw_effects(groups, folder)),
     ]  # fmt: skip
     environment = jinja2.Environment(
@@ -281,11 +285,16 @@ def _duration(seconds: float | None) -> str:
 def _clips(runs: Sequence[PastRun]) -> tuple[list[tuple[str, list[Clip]]], int]:
     """Return, per prompt, the videos of the base model and of each run; and the number of runs left out.
 
+    After `MAX_VIDEO_RUNS` runs the others are left out, whether or not they have videos.
+
     A run has a video of its best adapter and of its last step.
     """
     rows: dict[str, list[Clip]] = {}
     shown, bases, spent, left_out = 0, set[tuple[str, ...]](), 0, 0
     for run in runs:
+        if shown == MAX_VIDEO_RUNS:
+            left_out += 1
+            continue
         steps = run.video_steps()
         if not steps:
             continue
@@ -295,7 +304,7 @@ def _clips(runs: Sequence[PastRun]) -> tuple[list[tuple[str, list[Clip]]], int]:
         wanted += [(steps[-1], run.name)] if steps[-1] else []
         files = [(step, label, run.videos(step, MAX_PROMPTS)) for step, label in wanted]
         size = sum(len(mp4) for _, _, mp4s in files for mp4 in mp4s)
-        if shown == MAX_VIDEO_RUNS or spent + size > MAX_VIDEO_BYTES:
+        if spent + size > MAX_VIDEO_BYTES:
             left_out += 1
             continue
         shown, spent = shown + 1, spent + size

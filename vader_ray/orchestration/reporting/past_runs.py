@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,8 +16,6 @@ from vader_ray.orchestration.selection import INTERPOLATED
 from vader_ray.orchestration.tracking.mlflow_client import MlflowClient, MlflowException
 from vader_ray.orchestration.tracking.server import SQLITE, check_server, database_path, unusable
 
-CURVES = ("eval/", "guard/", "cost/")
-"""Prefixes of the metrics whose history is read."""
 _WITHOUT_EFFECT = (
     "name",
     "runtime.",
@@ -35,6 +33,27 @@ _ENDED = {
     "RUNNING": "unfinished",
     "SCHEDULED": "unfinished",
 }
+
+
+class MetricHistory(Mapping[str, Mapping[int, float]]):
+    """Value of each metric of a run at each step, read from MLflow when it is first used."""
+
+    def __init__(self, client: MlflowClient, run_id: str, names: Iterable[str]) -> None:
+        self._client, self._run_id = client, run_id
+        self._known = dict[str, dict[int, float] | None].fromkeys(names)
+
+    def __getitem__(self, name: str) -> Mapping[int, float]:
+        points = self._known[name]
+        if points is None:
+            found = self._client.get_metric_history(self._run_id, name)
+            points = self._known[name] = {point.step: point.value for point in found}
+        return points
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._known)
+
+    def __len__(self) -> int:
+        return len(self._known)
 
 
 @dataclass(frozen=True)
@@ -58,8 +77,10 @@ class PastRun:
     """Value of each dotted field, as logged."""
     tags: dict[str, str]
     """MLflow's tags of the run."""
-    history: dict[str, dict[int, float]]
+    history: Mapping[str, Mapping[int, float]]
     """Value of each metric at each step."""
+    latest: Mapping[str, float]
+    """Last value of each metric."""
 
     @property
     def recipe_name(self) -> str:
@@ -97,8 +118,7 @@ class PastRun:
 
     def last(self, metric: str) -> float | None:
         """Return the last value of a metric."""
-        points = self.history.get(metric, {})
-        return points[max(points)] if points else None
+        return self.latest.get(metric)
 
     def best(self, metric: str) -> float | None:
         """Return the value of a metric with the best adapter."""
@@ -233,24 +253,20 @@ def _refused(client: MlflowClient, parent: Any) -> Iterator[PastRun]:
                 **swept,
             }
             yield PastRun(
-                client,
-                "",
-                parent.info.experiment_id,
-                row["trial"],
-                "failed",
-                parent.info.start_time,
-                {},
-                tags,
-                {},
+                client=client,
+                run_id="",
+                experiment_id=parent.info.experiment_id,
+                name=row["trial"],
+                status="failed",
+                started_ms=parent.info.start_time,
+                settings={},
+                tags=tags,
+                history={},
+                latest={},
             )
 
 
 def _read(client: MlflowClient, run: Any) -> PastRun:
-    names = [name for name in run.data.metrics if name.startswith(CURVES)]
-    history = {
-        name: {point.step: point.value for point in client.get_metric_history(run.info.run_id, name)}
-        for name in names
-    }
     return PastRun(
         client=client,
         run_id=run.info.run_id,
@@ -262,7 +278,8 @@ def _read(client: MlflowClient, run: Any) -> PastRun:
         started_ms=run.info.start_time,
         settings=dict(run.data.params),
         tags=dict(run.data.tags),
-        history=history,
+        history=MetricHistory(client, run.info.run_id, run.data.metrics),
+        latest=dict(run.data.metrics),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from math import inf, isfinite
 from pathlib import Path
 from statistics import fmean
 
@@ -25,6 +26,8 @@ AXES = {
     "cost/gpu_hours": "GPU hours of training steps",
     SECONDS: "seconds of training steps",
 }
+MAX_GROUPS = 12
+"""Groups with a line in a figure of curves."""
 MAX_FIELDS = 6
 """Differing fields whose effects are drawn."""
 MAX_FIELDS_IN_LABEL = 3
@@ -80,6 +83,17 @@ def grouped(runs: Sequence[PastRun]) -> list[RunGroup]:
     return groups
 
 
+def best_groups(groups: Sequence[RunGroup]) -> list[RunGroup]:
+    """Return the `MAX_GROUPS` groups with the highest final objective, in their order."""
+
+    def objective(group: RunGroup) -> float:
+        values = [value for run in group.runs if (value := run.last("eval/objective")) is not None]
+        return fmean(values) if values and isfinite(fmean(values)) else -inf
+
+    highest = sorted(range(len(groups)), key=lambda index: objective(groups[index]), reverse=True)
+    return [groups[index] for index in sorted(highest[:MAX_GROUPS])]
+
+
 def value_of(run: PastRun, field: str) -> str | None:
     """Return a swept value of a run, else the value of a setting."""
     return run.swept.get(field, run.settings.get(field))
@@ -109,11 +123,11 @@ def draw_rewards(groups: Sequence[RunGroup], names: Sequence[str], folder: Path)
 def draw_metrics(groups: Sequence[RunGroup], folder: Path) -> Iterator[Drawn]:
     """Draw every metric against reward queries, with its unit where the metric is one of this package."""
     logged = {metric for group in groups for run in group.runs for metric in run.history}
-    units = {name: metrics.resolve(name).unit for name in metrics.names()}
+    packaged = metrics.names()
     for metric in sorted(filter(is_metric_value, logged)):
         name = metric.removeprefix("eval/")
         title = name.replace("/", ": ").replace("_", " ")
-        unit = f" ({units[name]})" if name in units else ""
+        unit = f" ({metrics.resolve(name).unit})" if name in packaged else ""
         caption = f"{title[:1].upper()}{title[1:]}{unit}; mean over the held-out videos."
         yield from _curves(groups, metric, QUERIES, AXES[QUERIES], title, caption, folder)
 
@@ -153,7 +167,7 @@ def draw_effects(groups: Sequence[RunGroup], folder: Path) -> Iterator[Drawn]:
                 yield _drawn(
                     figure,
                     f"effect-{field}-{name}",
-                    f"Held-out {name} after training, by {field}: runs and means.",
+                    f"Held-out {name} after training, by {field}.",
                     folder,
                 )
 
