@@ -134,7 +134,7 @@ sync damaged => damaged/undelivered.jsonl is damaged (Expecting property name en
 generate tiny.yaml "a star" -o /proc/nowhere/x.mp4 => /proc/nowhere/x.mp4 cannot be written (No such file or directory); choose another path
 evaluate tiny.yaml -o /proc/nowhere/x.json => /proc/nowhere/x.json cannot be written (No such file or directory); choose another path
 fetch tiny.yaml "eval_metrics=[{metric: clip_diversity, weights: owner/name}]" => clip_diversity: cannot get config.json and preprocessor_config.json and model.safetensors
-export tiny.yaml -o out --format peft => tiny.yaml (604 bytes) cannot be read as a checkpoint of plain tensors (IndexError); it was
+export tiny.yaml -o out --format peft => bytes) cannot be read as a checkpoint of plain tensors (IndexError); it was
 watch-notices aws --every 0 => --every 0.0: give the seconds between requests, a finite number above 0
 watch-notices aws --every -1 => --every -1.0: give the seconds between requests, a finite number above 0
 train tiny.yaml --storage foo://bar => --storage foo://bar: Unrecognized filesystem type in URI: foo://bar; give s3://BUCKET/PREFIX
