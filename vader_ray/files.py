@@ -5,7 +5,8 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
@@ -50,6 +51,15 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file atomically."""
     with atomic_write(path) as unfinished:
         unfinished.write_text(text, encoding="utf-8")
+
+
+def give_ordinary_mode(paths: Iterable[Path]) -> None:
+    """Give files the permissions of every new file; safetensors makes its own readable by the user alone."""
+    for path in paths:
+        probe = path.with_name(path.name + UNFINISHED)
+        probe.touch()  # the umask can only be read by changing it, for all threads
+        path.chmod(stat.S_IMODE(probe.stat().st_mode))
+        probe.unlink()
 
 
 @contextmanager

@@ -127,11 +127,11 @@ def _append(rows: list[Kill]) -> None:
 
 
 def _chain(kills: list[str], moments: random.Random, weights: Path, folder: Path) -> None:
-    changes = {"num_steps": NUM_STEPS, "rewards": REWARDS}
+    changes: dict[str, Any] = {"num_steps": NUM_STEPS, "rewards": REWARDS}
     recipe = write_tiny(folder, weights, **changes)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
-        local = [{**reward, "placement": None} for reward in REWARDS]
+        local: list[dict[str, Any]] = [{**reward, "placement": None} for reward in REWARDS]
         record(tiny_config(weights, **{**changes, "rewards": local}), folder, "straight")
     rows = list[Kill]()
     run_file = folder / "runs" / "chain" / "run.json"

@@ -14,10 +14,10 @@ from tests.helpers.local_run import run_locally
 from tests.helpers.recipe import tiny_config
 from tests.helpers.small_disk import fill, free, small_disk
 from vader_ray.errors import UserError
+from vader_ray.manifest import MANIFEST
 from vader_ray.orchestration.runs.run_dir import KEPT_BY_RAY, open_run_dir
 from vader_ray.orchestration.runs.storage import Mirror
 from vader_ray.orchestration.tracking import mlflow_runs
-from vader_ray.training import checkpoint
 from vader_ray.training.checkpoint import State, choose_undamaged, restore, save
 from vader_ray.training.events import StepEvent
 from vader_ray.training.experiment import Experiment, build
@@ -68,7 +68,7 @@ def test_no_damaged_file_of_a_checkpoint_is_loaded(
 ) -> None:
     optimizer = make_optimizer(tiny_config(tiny_pipeline_folder), experiment)
     names = [path.relative_to(saved) for path in sorted(saved.rglob("*")) if path.is_file()]
-    assert {str(name) for name in names} >= {"state.json", "optimizer.pt", "base.pt", checkpoint.MANIFEST}
+    assert {str(name) for name in names} >= {"state.json", "optimizer.pt", "base.pt", MANIFEST}
     earlier = shutil.copytree(saved, tmp_path / "checkpoint_1")
     for name in names:
         damaged = shutil.copytree(saved, tmp_path / "checkpoint_2", dirs_exist_ok=True)
@@ -76,7 +76,7 @@ def test_no_damaged_file_of_a_checkpoint_is_loaded(
             (damaged / name).unlink()
         else:
             (damaged / name).write_bytes(damage((saved / name).read_bytes()))
-        named = "" if str(name) == checkpoint.MANIFEST else name.name  # a flipped digest names its file
+        named = "" if str(name) == MANIFEST else name.name  # a flipped digest names its file
         with pytest.raises(UserError, match=f"{damaged} is not a complete checkpoint: .*{named}"):
             restore(damaged, experiment.model, optimizer)
         printed = list[str]()

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 from tests.helpers.paths import REPOSITORY
 from tests.helpers.waiting import wait_until
@@ -44,6 +49,44 @@ def server(uri: str, port: int, command: str = "server") -> Iterator[str]:
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+@contextmanager
+def behind_password(address: str, user: str, password: str) -> Iterator[str]:
+    """Serve an MLflow server to requests with this user and password alone; yield the address with both."""
+    expected = "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
+
+    class Proxy(BaseHTTPRequestHandler):
+        def _forward(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            if self.headers.get("Authorization") != expected:
+                return self._answer(401, b"no user and password")
+            headers = {"Content-Type": self.headers.get("Content-Type", "application/json")}
+            request = Request(address + self.path, body or None, headers, method=self.command)
+            try:
+                with urlopen(request) as response:
+                    self._answer(response.status, response.read())
+            except HTTPError as error:
+                self._answer(error.code, error.read())
+
+        def _answer(self, status: int, content: bytes) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _forward  # noqa: N815  http.server's names
+
+        def log_message(self, format: str, *arguments: object) -> None:
+            """Write nothing to the tests' output."""
+
+    proxy = ThreadingHTTPServer(("127.0.0.1", 0), Proxy)
+    threading.Thread(target=proxy.serve_forever, daemon=True).start()
+    try:
+        yield f"http://{user}:{password}@127.0.0.1:{proxy.server_port}"
+    finally:
+        proxy.shutdown()
+        proxy.server_close()
 
 
 def _works(address: str) -> bool:

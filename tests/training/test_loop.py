@@ -291,8 +291,10 @@ CHECKPOINT_FILES = [
     "manifest.json",
     "adapter/adapter_model.safetensors",
     "adapter/adapter_config.json",
+    "adapter/manifest.json",
     "best_adapter/adapter_model.safetensors",
     "best_adapter/adapter_config.json",
+    "best_adapter/manifest.json",
 ]
 
 

@@ -22,6 +22,14 @@ from vader_ray.errors import describe
 LOOPBACK_ENVIRONMENT = {ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0"}
 """Environment variables by which child processes do what `loopback_node_address` does in this process."""
 
+NO_METRICS_ENVIRONMENT = {
+    "RAY_enable_metrics_collection": "0",
+    "AUTOSCALER_METRIC_PORT": "-1",
+    "DASHBOARD_METRIC_PORT": "-1",
+}
+"""Environment variables by which no process of Ray opens a port for metrics, which needs no token. The last
+two are not valid ports: the processes log that, and continue without metrics."""
+
 _LOST = {"raylet": "raylet", "gcs_server": "gcs_server (the cluster's control service)"}
 """Processes without which a cluster cannot go on."""
 
@@ -65,7 +73,7 @@ def quiet_loss() -> Iterator[None]:
 def lost_process() -> str | None:
     """Return the name of a process of this driver's private cluster that has ended by itself, or None."""
     node = ray._private.worker._global_node
-    ended: list[str] = [name for name, _ in node.dead_processes()] if node is not None else []
+    ended = [name for name, _ in node.dead_processes()] if node is not None else []
     return next((_LOST[name] for name in ended if name in _LOST), None)
 
 
@@ -99,6 +107,11 @@ def _is_death(error: BaseException) -> bool:
     if isinstance(error, WorkerHealthCheckFailedError):
         error = error.health_check_failure
     return isinstance(error, ActorDiedError)
+
+
+def session_folder() -> Path:
+    """Return the folder of the files of this process's cluster on this machine."""
+    return Path(ray._private.worker._global_node.get_session_dir_path())
 
 
 def temporary_folder() -> Path:

@@ -8,7 +8,6 @@ so a folder with the final name is complete.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterable, Mapping
@@ -20,10 +19,8 @@ from torch import Tensor
 
 from vader_ray.errors import UserError, first_line
 from vader_ray.files import atomic_write
+from vader_ray.manifest import find_damage, write_manifest
 from vader_ray.types import SamplingModel
-
-MANIFEST = "manifest.json"
-"""File of a checkpoint with the SHA-256 of the others."""
 
 
 @dataclass(slots=True)
@@ -96,7 +93,7 @@ def save(
         torch.save(optimizer.state_dict(), unfinished / "optimizer.pt")
         torch.save(dict(base), unfinished / "base.pt")
         (unfinished / "state.json").write_text(json.dumps(asdict(state), indent=1), encoding="utf-8")
-        (unfinished / MANIFEST).write_text(json.dumps(_digests(unfinished), indent=1), encoding="utf-8")
+        write_manifest(unfinished, [path for path in unfinished.rglob("*") if path.is_file()])
     return folder
 
 
@@ -109,17 +106,8 @@ def verify(folder: Path, name: str | None = None) -> None:
     Raises:
         UserError: names the checkpoint and the first file that is missing or damaged.
     """
-    try:
-        expected = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        found = _digests(folder)
-        wrong = sorted(name for name, digest in expected.items() if found.get(name) != digest)
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(
-            f"{name or folder} is not a complete checkpoint: {MANIFEST} cannot be read ({first_line(error)})"
-        ) from None
-    if wrong:
-        how = "damaged" if wrong[0] in found else "missing"
-        raise UserError(f"{name or folder} is not a complete checkpoint: {wrong[0]} is {how}")
+    if (damage := find_damage(folder)) is not None:
+        raise UserError(f"{name or folder} is not a complete checkpoint: {damage}")
 
 
 def choose_undamaged(checkpoints: Iterable[tuple[str, Path]], log: Callable[[str], None]) -> Path | None:
@@ -144,16 +132,6 @@ def choose_undamaged(checkpoints: Iterable[tuple[str, Path]], log: Callable[[str
     if damaged is not None:
         raise UserError(f"{damaged}, and there is no earlier one; start the run again under another name")
     return None
-
-
-def _digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file of a checkpoint but its manifest, by its path in the folder."""
-    digests = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and path != folder / MANIFEST:
-            with path.open("rb") as file:
-                digests[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
-    return digests
 
 
 def restore(

@@ -24,6 +24,7 @@ from vader_ray.config import (
 )
 from vader_ray.errors import UserError, explain_plugin_errors
 from vader_ray.metrics import Metric
+from vader_ray.prompt_files import check_prompts
 from vader_ray.training.load_reward import load_reward
 from vader_ray.training.model_cache import ModelCache, conditioning_key, model_key, plugin_key
 from vader_ray.training.pairs import Pair, read_pairs
@@ -173,6 +174,20 @@ def _encode_all(model: SamplingModel, prompts: Sequence[str]) -> Sliceable:
     conditioning = encode(model, prompts)
     model.free_text_encoders()
     return conditioning
+
+
+def check_texts(prompts: Sequence[str]) -> None:
+    """Check prompts that come from no recipe, before a model is loaded.
+
+    Raises:
+        UserError: there is none, or one is not text, is empty or too long.
+    """
+    if not prompts or not all(isinstance(prompt, str) for prompt in prompts):
+        raise UserError(f"prompts={str(prompts)[:100]}: give one text or more")
+    try:
+        check_prompts(prompts)
+    except ValueError as error:
+        raise UserError(f"prompts: {error}") from None
 
 
 def encode(model: SamplingModel, prompts: Sequence[str]) -> Sliceable:

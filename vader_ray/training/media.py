@@ -81,7 +81,7 @@ def write_mp4(frames: PixelFrames, path: Path, frames_per_second: float) -> None
     ]
     command += ["-movflags", "+faststart", "-f", "mp4"]
     with atomic_write(path) as unfinished:
-        done = subprocess.run(
+        done = subprocess.run(  # noqa: S603 (a list, no shell)
             [*command, str(unfinished)], input=pixels.tobytes(), capture_output=True, check=False
         )
         if done.returncode:
@@ -101,7 +101,7 @@ def read_mp4(path: Path) -> PixelFrames:
         "ppm",
         "-",
     ]  # each frame with its size in front: P6, width and height, 255
-    done = subprocess.run(command, capture_output=True, check=False)
+    done = subprocess.run(command, capture_output=True, check=False)  # noqa: S603 (a list, no shell)
     if done.returncode or not done.stdout:
         raise RuntimeError(f"ffmpeg could not read {path}: {done.stderr.decode(errors='replace').strip()}")
     header = b"\n".join(done.stdout.split(b"\n", 3)[:3]) + b"\n"

@@ -73,7 +73,10 @@ def test_adapters_of_other_layers_are_refused(adapters: list[Path], tmp_path: Pa
 
     with safe_open(file, framework="pt") as opened:
         metadata = opened.metadata()
-    weights.pop(sorted(weights)[0])
+    layer = sorted(weights)[0].removesuffix(".lora_A.weight")
+    for matrix in ("A", "B"):
+        weights.pop(f"{layer}.lora_{matrix}.weight")
     save_file(weights, file, metadata)
+    (adapters[1] / "manifest.json").unlink()
     with pytest.raises(ValueError, match=r"adapts other layers than that in .*/1: "):
         mix_adapters([(adapters[0], 0.5), (adapters[1], 0.5)], tmp_path / "mixed")

@@ -133,6 +133,13 @@ def test_options_of_a_uri_stay_at_its_end(monkeypatch: pytest.MonkeyPatch, s3: s
     assert _tree(tmp_path / "there") == {"a": "1"}
 
 
+@pytest.mark.parametrize("storage", ["s3://key:canary@lab/runs", "s3://lab/runs?secret_key=canary"])
+def test_a_storage_with_a_password_is_refused(storage: str) -> None:
+    with pytest.raises(UserError, match=r"has a password or key, .* set AWS_ACCESS_KEY_ID") as raised:
+        normalised(storage)
+    assert "canary" not in str(raised.value)
+
+
 def test_an_unknown_storage_is_refused() -> None:
     with pytest.raises(UserError, match=r"--storage ftp://host/runs: .*; give s3://BUCKET/PREFIX"):
         normalised("ftp://host/runs")
@@ -161,11 +168,11 @@ def test_a_run_is_found_by_its_copy_alone(place: str, tmp_path: Path) -> None:
 
 def test_a_worker_without_the_drivers_disk_works_on_the_copy(place: str, tmp_path: Path) -> None:
     driver = RunDir(tmp_path / "run", Mirror(tmp_path / "run", place))
-    _fill(driver.path, {"run.json": "{}"})
+    _fill(driver.path, {"run.json": '{"identity": {}}'})
     driver.push()
     with working_copy("/of/another/machine/run", place) as copy:
         assert copy.path != driver.path
-        assert copy.read_metadata() == {}
+        assert copy.read_metadata() == {"identity": {}}
         assert copy.at_home(copy.adapter) == Path("/of/another/machine/run/adapter")
         _fill(copy.path, {"queries/q": "1"})
         copy.push()

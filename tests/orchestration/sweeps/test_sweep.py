@@ -46,6 +46,7 @@ from vader_ray.orchestration.tracking.mlflow_runs import MlflowRun
 from vader_ray.training.events import StepEvent
 from vader_ray.training.inference import evaluate_adapter
 from vader_ray.training.loop import train
+from vader_ray.uris import Uri
 
 SCRIPTS = sorted((REPOSITORY / "sweeps").glob("*.py"))
 SCRIPT_IDS = [path.stem for path in SCRIPTS]
@@ -171,7 +172,9 @@ def _summaries(weights: Path, tmp_path: Path) -> dict[str, RunSummary]:
         config = tiny_config(weights, num_steps=3, evaluation=evaluation, **watched)
         state = train(config, on_step=lambda event: None)
         status: Any = "stopped" if state.stopped else "completed"
-        summaries[name] = summarize(config, RunDir(tmp_path / name), MlflowRun("", "", ""), state, status)
+        summaries[name] = summarize(
+            config, RunDir(tmp_path / name), MlflowRun(Uri(""), "", ""), state, status
+        )
     return summaries
 
 
@@ -319,7 +322,7 @@ def test_a_soup_whose_ingredients_were_not_all_trained_alone_is_reported(tmp_pat
         soup_weights=lambda values: weights[values["mix"]],
     )
     recipe = BaseRecipe.of(sweep, None)
-    trials = TrialSet(sweep, recipe, recipe.load(), RunDir(tmp_path), MlflowRun("sqlite://", "0", "1"))
+    trials = TrialSet(sweep, recipe, recipe.load(), RunDir(tmp_path), MlflowRun(Uri("sqlite://"), "0", "1"))
     trials.trials = [Trial({"mix": "a"}, error="cannot work"), Trial({"mix": "b"}, error="cannot work")]
     (soup,) = make_soups(trials).trials
     assert (soup.name, soup.status) == ("mix=b,interpolated=True", "failed")

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from tests.helpers.local_run import run_locally
 from tests.helpers.mlflow_server import environment, server
-from tests.helpers.network import failing_server, free_port
+from tests.helpers.network import failing_server, free_port, refusing_server
 from tests.helpers.recipe import tiny_config
 from tests.helpers.waiting import wait_until
 from vader_ray import config as settings
@@ -110,6 +110,26 @@ def test_uri_is_explicit_then_environment_then_here(tmp_path: Path, monkeypatch:
     assert tracking_uri("sqlite:////data/a.db") == "sqlite:////data/a.db"
 
 
+def test_the_password_that_a_file_of_a_run_lacks_comes_from_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(
+        UserError, match=r"http://\*\*\*@host lacks its password, .* MLFLOW_TRACKING_PASSWORD$"
+    ):
+        tracking_uri("http://***@host")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:pw@other")
+    with pytest.raises(UserError, match=r"MLFLOW_TRACKING_URI to the whole URI$"):
+        tracking_uri("postgresql://***@host/db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:pw@host")
+    assert tracking_uri("http://***@host") == tracking_uri(None) == "http://me:pw@host"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://***@host")
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "me")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "pw")
+    assert tracking_uri(None) == "http://host"
+
+
 @pytest.mark.parametrize("wrong", ["./mlruns", "file:///data/mlruns", "localhost:5000"])
 def test_what_is_no_server_is_refused(wrong: str) -> None:
     with pytest.raises(UserError, match="not an MLflow server or database"):
@@ -129,6 +149,11 @@ def test_a_server_that_fails_is_tried_twice_and_no_more() -> None:
         with pytest.raises(UserError, match=rf"MLflow at {failing.address} does not work"):
             check_server(failing.address)
         assert failing.num_connections == 2
+
+
+def test_a_server_that_wants_a_password_is_reported() -> None:
+    with refusing_server() as address, pytest.raises(UserError, match="set MLFLOW_TRACKING_USERNAME and"):
+        check_server(address)
 
 
 def test_an_unwritable_database_is_reported(tmp_path: Path) -> None:

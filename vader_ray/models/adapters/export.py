@@ -32,7 +32,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vader_ray.errors import UserError
+from vader_ray.files import give_ordinary_mode
 from vader_ray.models.adapters import files
+from vader_ray.models.adapters.checks import DOWN, UP
 
 Format: TypeAlias = Literal["diffusers", "comfyui", "peft"]
 _COMFYUI_NAME = "comfyui.safetensors"
@@ -109,12 +111,12 @@ def _read(source: Path, bare_alpha: float) -> Saved:
     shape = files.read_shape(source, bare_alpha=bare_alpha)
     weights = files.read_bare(source) if source.is_file() else files.read(source)[0]
     layers = {
-        key.removesuffix(files.DOWN): (
+        key.removesuffix(DOWN): (
             value.contiguous(),
-            weights[key.replace(".lora_A.", ".lora_B.")].contiguous(),
+            weights[key.removesuffix(DOWN) + UP].contiguous(),
         )
         for key, value in sorted(weights.items())
-        if key.endswith(files.DOWN)
+        if key.endswith(DOWN)
     }
     return Saved(layers, shape.rank, shape.alpha, shape.target_modules or ())
 
@@ -126,6 +128,10 @@ def _write(saved: Saved, form: Format, output: Path, as_file: bool) -> Path:
     tensors, metadata = for_comfyui(saved) if form == "comfyui" else _for_diffusers(saved)
     path = output if as_file else output / (_COMFYUI_NAME if form == "comfyui" else LORA_WEIGHT_NAME_SAFE)
     save_file(tensors, path, metadata={"format": "pt"} | metadata)
+    if as_file:
+        give_ordinary_mode([path])
+    else:
+        files.complete(output, path.name)
     return path
 
 

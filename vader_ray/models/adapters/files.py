@@ -13,7 +13,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vader_ray.config import AdapterConfig
-from vader_ray.errors import UserError
+from vader_ray.errors import UserError, first_line
+from vader_ray.files import give_ordinary_mode
+from vader_ray.manifest import MANIFEST, find_damage, write_manifest
+from vader_ray.models.adapters.checks import DOWN, check_settings, check_weights
 from vader_ray.weights import read_state_dict
 
 WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
@@ -21,8 +24,6 @@ PEFT_PREFIX = "base_model.model."
 """Prefix of every key that ``peft.PeftModel.from_pretrained(denoiser, folder)`` expects."""
 PEFT_ALPHA = 8.0
 """Alpha of a bare state dict: peft's default, and that of the adapters published by the authors of VADER."""
-DOWN = ".lora_A.weight"
-"""End of the key of a layer's A, ``rank × in``."""
 _WRAPPERS = ("base_model.", "model.", "diffusion_model.", "unet.", "transformer.")
 """Prefixes of the modules that may contain the denoiser in a bare state dict."""
 
@@ -38,6 +39,14 @@ def write_peft(weights: dict[str, Tensor], settings: LoraConfig, folder: Path) -
         written["target_modules"]
     )  # peft writes a set, in an order that changes
     (folder / SETTINGS).write_text(json.dumps(written, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    complete(folder, WEIGHTS, SETTINGS)
+
+
+def complete(folder: Path, *names: str) -> None:
+    """Give an adapter's files their permissions and manifest, after they have been written."""
+    files = [folder / name for name in names]
+    give_ordinary_mode(files)
+    write_manifest(folder, files)
 
 
 def read_shape(source: Path, *, bare_alpha: float = PEFT_ALPHA) -> AdapterConfig:
@@ -53,40 +62,54 @@ def read_shape(source: Path, *, bare_alpha: float = PEFT_ALPHA) -> AdapterConfig
     if source.is_file():
         weights = read_bare(source)
         targets = {_target(name) for name in weights if name.endswith(DOWN)}
-        return AdapterConfig(
-            rank=rank_of(weights, source), alpha=bare_alpha, target_modules=tuple(sorted(targets))
+        return AdapterConfig(rank=rank_of(weights), alpha=bare_alpha, target_modules=tuple(sorted(targets)))
+    return read(source)[1]
+
+
+def read(folder: Path) -> tuple[dict[str, Tensor], AdapterConfig]:
+    """Return weights under peft's keys, and rank, alpha and target modules, from a folder in either format.
+
+    An adapter of another program has no manifest; the files of any other must be as they were written.
+
+    Raises:
+        UserError: there is no adapter, or it is damaged.
+    """
+    if (folder / MANIFEST).exists() and (damage := find_damage(folder)) is not None:
+        raise UserError(
+            f"the adapter in {folder} is damaged: {damage}; copy it again or take an earlier checkpoint "
+            f"(after a deliberate change, delete {folder / MANIFEST})"
         )
-    settings = read(source)[1]
-    return AdapterConfig(
-        rank=settings["r"],
-        alpha=settings["lora_alpha"],
-        target_modules=tuple(sorted(settings["target_modules"])),
-    )
-
-
-def read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return weights under peft's keys and peft's settings, from a folder in either format."""
     try:
         if (folder / LORA_WEIGHT_NAME_SAFE).exists():
-            return _read_for_diffusers(folder / LORA_WEIGHT_NAME_SAFE)
-        weights = load_file(folder / WEIGHTS)
-        settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+            weights, settings = _read_for_diffusers(folder / LORA_WEIGHT_NAME_SAFE)
+        else:
+            weights = load_file(folder / WEIGHTS)
+            settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{folder} has no adapter; give a folder with {WEIGHTS} and {SETTINGS}") from None
-    except (SafetensorError, json.JSONDecodeError) as error:
-        raise UserError(f"the adapter in {folder} is damaged ({error}); take an earlier checkpoint") from None
-    return {key.removeprefix(PEFT_PREFIX): value for key, value in weights.items()}, settings
+    except UserError:
+        raise
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        raise UserError(
+            f"the adapter in {folder} is damaged ({first_line(error)}); take another copy or an earlier "
+            "checkpoint"
+        ) from None
+    weights = {key.removeprefix(PEFT_PREFIX): value for key, value in weights.items()}
+    shape = check_settings(settings, folder)
+    check_weights(weights, shape.rank, folder)
+    return weights, shape
 
 
-def _read_for_diffusers(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _read_for_diffusers(path: Path) -> tuple[dict[str, Tensor], Any]:
     with safe_open(path, framework="pt") as file:
-        settings = json.loads((file.metadata() or {}).get(LORA_ADAPTER_METADATA_KEY, "{}"))
+        settings = json.loads((file.metadata() or {}).get(LORA_ADAPTER_METADATA_KEY, "null"))
         weights = {key.partition(".")[2]: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    settings = {key.partition(".")[2]: value for key, value in settings.items()}
-    if not {"r", "lora_alpha", "target_modules"} <= settings.keys():
+    if settings is None:
         raise UserError(
             f"{path} has no metadata with rank, alpha and target modules; it was not saved by this program"
         )
+    if isinstance(settings, dict):
+        settings = {key.partition(".")[2]: value for key, value in settings.items()}
     return weights, settings
 
 
@@ -94,23 +117,27 @@ def read_bare(file: Path) -> dict[str, Tensor]:
     """Return the tensors of a bare peft state dict by the denoiser's own names.
 
     The names in the file may contain the adapter's name and begin with the modules that contain the denoiser.
+
+    Raises:
+        UserError: the file is damaged, or no state dict of one LoRA.
     """
     weights = {name.replace(".default.", "."): value for name, value in read_state_dict(file).items()}
     for wrapper in _WRAPPERS * 2:
         if all(name.startswith(wrapper) for name in weights):
             weights = {name.removeprefix(wrapper): value for name, value in weights.items()}
+    ranks = {len(value) for name, value in weights.items() if name.endswith(DOWN) and value.ndim}
+    if len(ranks) != 1:
+        raise UserError(
+            f"{file} must have layers of one rank, not of {sorted(ranks)}; give a peft state dict of one LoRA"
+        )
+    (rank,) = ranks
+    check_weights(weights, rank, file)
     return weights
 
 
-def rank_of(weights: dict[str, Tensor], source: Path) -> int:
-    """Return the rank, which all layers must share; ``source`` is for the message."""
-    ranks = {len(value) for name, value in weights.items() if name.endswith(DOWN)}
-    if len(ranks) != 1:
-        raise UserError(
-            f"{source} must have layers of one rank, not of {sorted(ranks)}; give a peft state dict of one "
-            "LoRA"
-        )
-    return ranks.pop()
+def rank_of(weights: dict[str, Tensor]) -> int:
+    """Return the rank of a LoRA's checked weights."""
+    return next(len(value) for name, value in weights.items() if name.endswith(DOWN))
 
 
 def _target(name: str) -> str:

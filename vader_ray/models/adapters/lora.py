@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from torch.nn import functional
 
 from vader_ray.config import AdapterConfig
 from vader_ray.errors import UserError
-from vader_ray.models.adapters.files import rank_of, read, read_bare, read_shape, write_peft
+from vader_ray.models.adapters.files import complete, rank_of, read, read_bare, read_shape, write_peft
 
 DENOISERS = ("unet", "transformer", "transformer_2")
 """Names of denoisers in diffusers' video pipelines."""
@@ -140,6 +141,7 @@ def save_for_diffusers(denoiser: nn.Module, folder: Path, pipeline: Any, name: s
     pipeline.save_lora_weights(
         folder, **{f"{name}_lora_layers": weights, f"{name}_lora_adapter_metadata": settings}
     )
+    complete(folder, LORA_WEIGHT_NAME_SAFE)
 
 
 def folders(folder: Path, names: Iterable[str]) -> list[Path]:
@@ -210,10 +212,10 @@ def load(denoiser: nn.Module, source: Path) -> None:
     mine: LoraConfig = denoiser.peft_config["default"]  # type: ignore[index,assignment]
     if source.is_file():
         weights = read_bare(source)
-        rank, alpha = rank_of(weights, source), mine.lora_alpha
+        rank, alpha = rank_of(weights), mine.lora_alpha
     else:
-        weights, settings = read(source)
-        rank, alpha = settings["r"], settings["lora_alpha"]
+        weights, shape = read(source)
+        rank, alpha = shape.rank, shape.alpha
     if (rank, alpha) != (mine.r, mine.lora_alpha):
         raise UserError(
             f"the adapter in {source} has rank {rank} and alpha {alpha}, the model's has rank {mine.r} and "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from peft import LoraConfig
 from torch import Tensor
 
 from vader_ray.errors import UserError
-from vader_ray.models.adapters.files import DOWN, WEIGHTS, read, write_peft
+from vader_ray.models.adapters.checks import DOWN, check_weights
+from vader_ray.models.adapters.files import WEIGHTS, read, write_peft
 
 
 def mix(adapters: Sequence[tuple[Path, float]], output: Path) -> None:
@@ -25,8 +27,13 @@ def mix(adapters: Sequence[tuple[Path, float]], output: Path) -> None:
         output: folder of the new adapter.
 
     Raises:
-        UserError: a folder has no adapter, a damaged one, or one of other layers than the first.
+        UserError: a weight is not finite, or a folder has no adapter, a damaged one, or one of other layers
+            than the first.
     """
+    if infinite := [f"{weight}={folder}" for folder, weight in adapters if not math.isfinite(weight)]:
+        raise UserError(
+            f"{infinite[0]}: the weight of an adapter is a finite number, e.g. 0.5={adapters[0][0]}"
+        )
     first = adapters[0][0]
     nested = [
         path.parent.relative_to(first)
@@ -50,11 +57,9 @@ def _mix_one(adapters: Sequence[tuple[Path, float]], output: Path) -> None:
         if name.endswith(DOWN):
             mixed[name] = torch.cat([weights[name] for weights, _, _ in parts], dim=0)
         else:
-            scaled = [
-                weights[name] * (weight * settings["lora_alpha"] / settings["r"])
-                for weights, settings, weight in parts
-            ]
+            scaled = [weights[name] * (weight * shape.alpha / shape.rank) for weights, shape, weight in parts]
             mixed[name] = torch.cat(scaled, dim=1)
-    rank = sum(settings["r"] for _, settings, _ in parts)
-    settings = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(parts[0][1]["target_modules"]))
+    rank = sum(shape.rank for _, shape, _ in parts)
+    check_weights(mixed, rank, output)
+    settings = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(parts[0][1].target_modules or ()))
     write_peft(mixed, settings, output)

@@ -28,9 +28,8 @@ def start(*, include_dashboard: bool, **settings: Any) -> Iterator[None]:
     """Start a cluster for the duration of the block.
 
     Its processes require a random token, which only the environment of the driver and of its child processes
-    holds, listen on the loopback interface (Ray's; torch's store of a process group with several workers
-    listens on all), and keep their files in a folder that only this user can enter. Afterwards the driver's
-    environment is as it was.
+    holds, listen on the loopback interface, export no metrics, and keep their files in a folder that only
+    this user can enter. Afterwards the driver's environment is as it was.
 
     Args:
         include_dashboard: start Ray's dashboard too, with its State API; it requires the token as well.
@@ -40,7 +39,8 @@ def start(*, include_dashboard: bool, **settings: Any) -> Iterator[None]:
         UserError: the folder belongs to another user.
         RunFailed: Ray did not start, because the machine is too busy.
     """
-    environment = ray_private.LOOPBACK_ENVIRONMENT | {
+    environment = ray_private.LOOPBACK_ENVIRONMENT | ray_private.NO_METRICS_ENVIRONMENT
+    environment |= {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME") or _loopback_interface(),
@@ -125,6 +125,12 @@ def _set_environment(variables: dict[str, str]) -> Iterator[None]:
             else:
                 os.environ[name] = value
         ray_private.reload_authentication()
+
+
+def is_private() -> bool:
+    """Return whether this process's cluster is one of `start`: only those have a loopback address."""
+    address: str = ray.get_runtime_context().gcs_address
+    return address.startswith(f"{_LOOPBACK}:")
 
 
 def _loopback_interface() -> str:

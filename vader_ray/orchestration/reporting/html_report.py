@@ -16,7 +16,8 @@ import jinja2
 import numpy as np
 from PIL import Image
 
-from vader_ray.errors import UserError
+from vader_ray.errors import UserError, check_output
+from vader_ray.files import write_text
 from vader_ray.orchestration.reporting.past_runs import PastRun, differing, differing_settings, find_runs
 from vader_ray.orchestration.reporting.report_figures import (
     best_groups,
@@ -34,6 +35,7 @@ from vader_ray.orchestration.tracking.mlflow_client import MlflowException
 from vader_ray.orchestration.tracking.pages import how_to_open
 from vader_ray.orchestration.tracking.server import tracking_uri, unusable
 from vader_ray.training.media import read_mp4
+from vader_ray.uris import redact
 
 MAX_PROMPTS, MAX_VIDEO_RUNS = 3, 8
 """Held-out prompts and runs whose videos are on the page."""
@@ -73,11 +75,12 @@ def write_report(targets: Sequence[str], output: Path, uri: str | None = None) -
         UserError: MLflow cannot be used or lacks the targets, no run has an evaluation, or the page cannot be
             written.
     """
+    check_output(output, suffix=".html")
     address = tracking_uri(uri)
     runs = find_runs(address, targets)
     try:
         page = _render(targets, runs, address, output)
-        output.write_text(page, encoding="utf-8")
+        write_text(output, page)
     except MlflowException as error:
         raise unusable(address, error) from None
     except OSError as error:
@@ -367,16 +370,12 @@ def _commands(
     commands.append(("MLflow", how_to_open(uri, runs[0].experiment_id)))
     commands.append(("One run, by its MLflow run id", "\n".join(_repeat(runs[0], uri))))
     quoted = " ".join(shlex.quote(target) for target in targets)
-    commands.append(
-        (
-            "This page",
-            f"vader-ray report {quoted} --tracking-uri {shlex.quote(uri)} -o {shlex.quote(output.name)}",
-        )
-    )
+    source = f"--tracking-uri {shlex.quote(redact(uri))}"
+    commands.append(("This page", f"vader-ray report {quoted} {source} -o {shlex.quote(output.name)}"))
     return commands
 
 
 def _repeat(run: PastRun, uri: str) -> Iterator[str]:
-    yield f"export MLFLOW_TRACKING_URI={shlex.quote(uri)}"
+    yield f"export MLFLOW_TRACKING_URI={shlex.quote(redact(uri))}"
     yield f"mlflow artifacts download -r {run.run_id} -a recipe.yaml -d ."
     yield f"vader-ray train recipe.yaml --workers {run.settings.get('runtime.num_workers', '1')}"

@@ -13,7 +13,7 @@ from typing import Any
 from vader_ray.config.yaml_text import parse_yaml
 from vader_ray.errors import UserError
 from vader_ray.orchestration.selection import INTERPOLATED
-from vader_ray.orchestration.tracking.mlflow_client import MlflowClient, MlflowException
+from vader_ray.orchestration.tracking.mlflow_client import MlflowClient, MlflowException, connect
 from vader_ray.orchestration.tracking.server import SQLITE, check_server, database_path, unusable
 
 _WITHOUT_EFFECT = (
@@ -178,7 +178,7 @@ def find_runs(uri: str, targets: Sequence[str]) -> list[PastRun]:
             "give --tracking-uri or set MLFLOW_TRACKING_URI"
         )
     check_server(uri)
-    client = MlflowClient(tracking_uri=uri)
+    client = connect(uri)
     try:
         found = {run.info.run_id: run for target in targets for run in _matching(client, uri, target)}
         parents = [run for run in found.values() if _is_parent(run)]

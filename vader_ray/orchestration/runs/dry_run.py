@@ -20,6 +20,7 @@ from vader_ray.orchestration.clusters import connection
 from vader_ray.orchestration.reward_service import pool
 from vader_ray.orchestration.reward_service.remote_reward import PooledReward
 from vader_ray.orchestration.runs.launch import resolve_auto
+from vader_ray.orchestration.runs.process_group import ProcessGroupConfig
 from vader_ray.orchestration.runs.worker import train_device
 from vader_ray.training.distributed import WorkerGroup
 from vader_ray.training.dry_run import StepCheck, check_step
@@ -55,6 +56,7 @@ def dry_run(config: ExperimentConfig) -> DryRun:
         trainer = TorchTrainer(
             _dry_run_worker,
             train_loop_config=_Job(config=config.model_dump(mode="json"), remote_rewards=remote_rewards),
+            torch_config=ProcessGroupConfig(),
             scaling_config=ScalingConfig(
                 num_workers=config.runtime.num_workers, use_gpu=connection.uses_gpu(config.runtime)
             ),

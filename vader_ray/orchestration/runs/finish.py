@@ -11,6 +11,7 @@ from vader_ray.orchestration.runs.run_dir import RunDir
 from vader_ray.orchestration.runs.summary import Gain, RunStatus, RunSummary
 from vader_ray.orchestration.tracking import mlflow_runs
 from vader_ray.training.checkpoint import State
+from vader_ray.uris import redact
 
 MAX_TAG_LENGTH = 1000
 """Characters of an error in an MLflow tag."""
@@ -122,7 +123,7 @@ def summarize(
         videos=tuple(folder.at_home(path) for path in sorted(folder.videos.glob("step-*/*.mp4"))),
         mlflow_run_id=mlflow_run.run_id,
         mlflow_experiment_id=mlflow_run.experiment_id,
-        tracking_uri=mlflow_run.uri,
+        tracking_uri=redact(mlflow_run.uri),
         storage=folder.storage,
     )
 

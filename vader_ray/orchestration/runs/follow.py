@@ -93,7 +93,7 @@ def follow(
             return _lost_queue(thread, error)
         match kind:
             case "step":
-                on_step(pickle.loads(content))
+                on_step(pickle.loads(content))  # noqa: S301 (of this run's workers)
             case "log":
                 log(content)
             case "user_error":

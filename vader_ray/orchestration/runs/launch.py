@@ -28,6 +28,7 @@ from vader_ray.orchestration.reward_service.remote_reward import PooledReward
 from vader_ray.orchestration.runs.finish import ends_recorded, finish_run
 from vader_ray.orchestration.runs.follow import EndRequest, Failure, follow
 from vader_ray.orchestration.runs.functions import pack_functions
+from vader_ray.orchestration.runs.process_group import ProcessGroupConfig
 from vader_ray.orchestration.runs.progress import Progress
 from vader_ray.orchestration.runs.repair import DamagedFile
 from vader_ray.orchestration.runs.run_dir import RunDir, claim_run_dir
@@ -35,6 +36,7 @@ from vader_ray.orchestration.runs.summary import RunSummary
 from vader_ray.orchestration.runs.worker import Job, run_worker
 from vader_ray.orchestration.signals import sigterm_deferred, sigterm_interrupts
 from vader_ray.orchestration.tracking import mlflow_runs
+from vader_ray.orchestration.tracking.server import tracking_uri
 from vader_ray.preflight import auto_tune
 from vader_ray.preflight.devices import fits
 from vader_ray.training.events import StepEvent
@@ -47,10 +49,12 @@ def resolve_names(config: ExperimentConfig, folder: Path | None = None) -> Exper
     Paths in these options become absolute; a relative one starts at ``folder`` (the recipe's).
 
     Raises:
-        UserError: unknown algorithm, family, reward, metric or option, a path that does not exist, or a
-            guard or an algorithm that cannot work with the other settings.
+        UserError: unknown algorithm, family, scheduler, reward, metric or option, a path that does not exist,
+            or a guard or an algorithm that cannot work with the other settings.
     """
     models.check_family(config.model.family)
+    if config.sampling.scheduler is not None:
+        models.check_scheduler(config.sampling.scheduler)
     check_guard(config)
     checked = {
         "algorithm": algorithms.check(config, folder=folder),
@@ -132,7 +136,7 @@ def _read_or_rebuild_summary(config: ExperimentConfig, folder: RunDir) -> RunSum
         print(f"{folder.summary} was damaged; it was deleted, and the run continues", flush=True)
         folder.summary.unlink()
         return None
-    summary = finish_run(config, folder, folder.read_mlflow_run())
+    summary = finish_run(config, folder, folder.read_mlflow_run(tracking_uri(config.tracking.uri)))
     print(f"{folder.summary} was damaged; it was written again from {folder.state}", flush=True)
     return summary
 
@@ -195,6 +199,7 @@ def launch(
     trainer = TorchTrainer(
         run_worker,
         train_loop_config=dict(job),
+        torch_config=ProcessGroupConfig(),
         scaling_config=ScalingConfig(
             num_workers=highest if lowest is None else (lowest, highest),
             use_gpu=connection.uses_gpu(config.runtime),

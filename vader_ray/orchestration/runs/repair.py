@@ -11,6 +11,7 @@ from vader_ray.config import ExperimentConfig
 from vader_ray.errors import UserError, first_line
 from vader_ray.orchestration.tracking import mlflow_runs
 from vader_ray.orchestration.tracking.mlflow_runs import MlflowRun
+from vader_ray.uris import Uri
 
 if TYPE_CHECKING:
     from vader_ray.orchestration.runs.run_dir import RunDir
@@ -111,4 +112,4 @@ def _find_mlflow_run(folder: RunDir, config: ExperimentConfig) -> MlflowRun | No
         return mlflow_runs.find_run(config, folder.name) if folder.checkpoints.is_dir() else None
     if summary.storage is not None:
         return None
-    return MlflowRun(summary.tracking_uri, summary.mlflow_experiment_id, summary.mlflow_run_id)
+    return MlflowRun(Uri(summary.tracking_uri), summary.mlflow_experiment_id, summary.mlflow_run_id)

@@ -23,7 +23,9 @@ from vader_ray.orchestration.runs import storage as stored
 from vader_ray.orchestration.runs.storage import LOCK_FILE, RUN_FILE, Mirror
 from vader_ray.orchestration.runs.summary import RunSummary
 from vader_ray.orchestration.tracking.mlflow_runs import MlflowRun
+from vader_ray.paths import expand_user
 from vader_ray.training.checkpoint import State
+from vader_ray.uris import Uri, redact
 
 KEPT_BY_RAY = ("checkpoints", "tune")
 """Subfolders that Ray itself writes to the storage."""
@@ -137,7 +139,7 @@ class RunDir:
         document = {
             "identity": config.fingerprint(),
             "mlflow_run_id": mlflow_run.run_id,
-            "tracking_uri": mlflow_run.uri,
+            "tracking_uri": redact(mlflow_run.uri),
             "experiment_id": mlflow_run.experiment_id,
             "storage": self.storage,
         }
@@ -147,10 +149,10 @@ class RunDir:
         """Return the metadata of `write_metadata`; empty for a new run."""
         return repair.read_run_file(self.metadata) if self.metadata.exists() else {}
 
-    def read_mlflow_run(self) -> MlflowRun:
-        """Return the MLflow run that `write_metadata` recorded."""
+    def read_mlflow_run(self, uri: Uri) -> MlflowRun:
+        """Return the MLflow run that `write_metadata` recorded; the recorded URI has no password."""
         known = self.read_metadata()
-        return MlflowRun(known["tracking_uri"], known["experiment_id"], known["mlflow_run_id"])
+        return MlflowRun(uri, known["experiment_id"], known["mlflow_run_id"])
 
     def write_state(self, state: State) -> None:
         """Record the state after a step."""
@@ -200,7 +202,7 @@ def claim_run_dir(
     """
     if run_name is not None:
         check_run_name(run_name)
-    root, uri = root.expanduser().resolve(), stored.normalised(storage)
+    root, uri = expand_user(root).resolve(), stored.normalised(storage)
     if resume and run_name is None and uri is not None:
         _find_runs(config, root, uri)
     name = run_name or (_latest(config, root) if resume else f"{config.name}-{datetime.now():%Y%m%d-%H%M%S}")
@@ -227,6 +229,18 @@ def check_run_name(name: str) -> None:
         )
 
 
+def check_folder_name(name: str) -> None:
+    """Refuse the name of a trial that cannot be a folder's.
+
+    Raises:
+        UserError: it has a slash or a NUL character, or is too long or empty.
+    """
+    if name in ("", ".", "..") or set(name) & set("/\0") or len(name.encode()) > MAX_NAME_LENGTH:
+        raise UserError(
+            f"{name[:MAX_NAME_LENGTH]!r} cannot be the name of a folder; change the values that it is made of"
+        )
+
+
 def open_run_dir(config: ExperimentConfig, root: Path, name: str, *, storage: str | None = None) -> RunDir:
     """Open the folder of a new run, or of a run of the same recipe, here or from its copy in the storage.
 
@@ -234,9 +248,8 @@ def open_run_dir(config: ExperimentConfig, root: Path, name: str, *, storage: st
         UserError: the name belongs to another recipe or storage, or to a folder without a run, or the folder
             cannot be written.
     """
-    if name in ("", ".", "..") or "/" in name:
-        raise UserError(f"{name!r} cannot be the name of a folder; change the values that it is made of")
-    root, uri = root.expanduser().resolve(), stored.normalised(storage)
+    check_folder_name(name)
+    root, uri = expand_user(root).resolve(), stored.normalised(storage)
     mirror = Mirror(root / name, stored.join(uri, name), skip=KEPT_BY_RAY) if uri is not None else None
     folder = RunDir(root / name, mirror)
     repair.repair_run_file(folder, config)

@@ -89,7 +89,7 @@ class RunSummary(BaseModel):
     mlflow_run_id: str
     mlflow_experiment_id: str
     tracking_uri: str
-    """MLflow server or database."""
+    """MLflow server or database, without a password."""
     storage: str | None
     """URI of the folder's copy in the storage."""
 

@@ -28,6 +28,7 @@ from vader_ray.training.checkpoint import choose_undamaged
 from vader_ray.training.distributed import WorkerGroup
 from vader_ray.training.events import StepEvent
 from vader_ray.training.model_cache import ModelCache
+from vader_ray.uris import Uri
 
 QUERIES = "reward_queries"
 """Name under which the reward queries so far are reported to Tune."""
@@ -42,6 +43,7 @@ def run_trial(
     functions: bytes,
     use_gpu: bool,
     skip: tuple[str, ...],
+    tracking_uri: Uri,
 ) -> None:
     """Run or continue a trial. A `UserError` or `RunFailed` ends it as failed, with the message.
 
@@ -53,10 +55,11 @@ def run_trial(
         params: ``folder`` and ``storage`` of the trial.
         functions: rewards given as Python functions, from `pack_functions`.
         skip: subfolders that this process does not copy.
+        tracking_uri: server or database, which may have a password that no file contains.
     """
     unpack_functions(functions)
     with working_copy(params["folder"], params["storage"], skip=skip) as folder:
-        config, mlflow_run = settings.load(str(folder.recipe)), folder.read_mlflow_run()
+        config, mlflow_run = settings.load(str(folder.recipe)), folder.read_mlflow_run(tracking_uri)
         report = _Report(config)
         try:
             if config.runtime.num_workers == 1:

@@ -105,5 +105,10 @@ class QueuedSearcher(Searcher):  # type: ignore[misc]
         """Pass on the trial's last score."""
         self._on_complete(self._names[trial_id], (result or {}).get(SELECTED))
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return no trials: Tune pickles its searcher to a file, and a trial's URI may have a password."""
+        functions = ("_next_trial", "_on_complete")
+        return {name: value for name, value in vars(self).items() if name not in functions}
+
     def save(self, checkpoint_path: str) -> None:
         """Save nothing: a sweep is continued from its folder."""

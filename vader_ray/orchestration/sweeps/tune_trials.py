@@ -60,6 +60,7 @@ def tune_trials(trials: TrialSet, *, num_trials: int, max_concurrent: int | None
             remote_rewards=remote_rewards,
             functions=pack_functions(config.reward_names()),
             use_gpu=connection.uses_gpu(config.runtime),
+            tracking_uri=trials.parent.uri,
             skip=KEPT_BY_RAY if config.runtime.num_workers > 1 else (),
         )
         storage_path = folder.storage or str(folder.path)

@@ -30,6 +30,7 @@ from mlflow.exceptions import MlflowException  # noqa: E402
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor  # noqa: E402
 
 from vader_ray.errors import first_line  # noqa: E402
+from vader_ray.uris import full_uri  # noqa: E402
 
 logging.getLogger("urllib3.connectionpool").addFilter(
     lambda record: "/mlflow" not in record.getMessage()
@@ -41,15 +42,21 @@ __all__ = [
     "MlflowClient",
     "MlflowException",
     "Param",
+    "connect",
     "quiet_environment",
     "root_cause",
     "start_system_metrics",
 ]
 
 
+def connect(uri: str) -> MlflowClient:
+    """Return a client of a server or database."""
+    return MlflowClient(tracking_uri=full_uri(uri))
+
+
 def start_system_metrics(uri: str, run_id: str) -> Callable[[], None]:
     """Log CPU, memory, disk, network and GPU use every 10 s; return a function that stops it."""
-    monitor = SystemMetricsMonitor(run_id, resume_logging=True, tracking_uri=uri)  # type: ignore[no-untyped-call]
+    monitor = SystemMetricsMonitor(run_id, resume_logging=True, tracking_uri=full_uri(uri))  # type: ignore[no-untyped-call]
     monitor.start()  # type: ignore[no-untyped-call]
     finish: Callable[[], None] = monitor.finish
     return finish

@@ -16,10 +16,17 @@ from vader_ray import config as settings
 from vader_ray.errors import RunFailed, UserError
 from vader_ray.orchestration.tracking.environment import describe_environment, git_commit
 from vader_ray.orchestration.tracking.experiment import find_or_create_experiment
-from vader_ray.orchestration.tracking.mlflow_client import MlflowClient, MlflowException, Param, root_cause
+from vader_ray.orchestration.tracking.mlflow_client import (
+    MlflowClient,
+    MlflowException,
+    Param,
+    connect,
+    root_cause,
+)
 from vader_ray.orchestration.tracking.outbox import now_ms, path_in_folder, read
 from vader_ray.orchestration.tracking.sender import CLOSING_SECONDS, Sender
 from vader_ray.orchestration.tracking.server import check_server, tracking_uri, unusable
+from vader_ray.uris import Uri
 
 LONGEST_PARAMETER = 500
 """Characters of a parameter's value in MLflow; longer values are cut and end with a hash."""
@@ -31,7 +38,7 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 class MlflowRun(NamedTuple):
     """Address of a run in MLflow."""
 
-    uri: str
+    uri: Uri
     """Server or database, as `tracking_uri` returns it."""
     experiment_id: str
     """Id of the experiment."""
@@ -57,7 +64,7 @@ def start_run(
     """
     uri = tracking_uri(config.tracking.uri)
     check_server(uri)
-    client = MlflowClient(tracking_uri=uri)
+    client = connect(uri)
     try:
         if resume_run_id is not None:
             return _reopen(client, uri, resume_run_id)
@@ -151,7 +158,7 @@ def deliver(folder: Path, uri: str, run_id: str) -> str | None:
     return sender.undelivered()
 
 
-def _reopen(client: MlflowClient, uri: str, run_id: str) -> MlflowRun:
+def _reopen(client: MlflowClient, uri: Uri, run_id: str) -> MlflowRun:
     try:
         client.update_run(run_id, status="RUNNING")
     except MlflowException as error:
@@ -205,11 +212,16 @@ def deliver_waiting(folder: Path) -> str:
     """Deliver the results that wait in a run's folder to the MLflow run recorded there; return a message.
 
     Raises:
+        UserError: the folder is missing, its waiting results are damaged, or the server needs a password
+            that is not in the environment.
         RunFailed: MLflow did not take all of them.
     """
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no folder; give the folder of a run, such as runs/NAME")
     header, events = read(folder)
     if not events:
         return f"nothing waits in {folder}"
-    if undelivered := deliver(folder, header["uri"], header["run_id"]):
+    uri = tracking_uri(header["uri"])
+    if undelivered := deliver(folder, uri, header["run_id"]):
         raise RunFailed(undelivered)
-    return f"{len(events)} results delivered to MLflow run {header['run_id']} at {header['uri']}"
+    return f"{len(events)} results delivered to MLflow run {header['run_id']} at {uri}"

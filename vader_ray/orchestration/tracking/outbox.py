@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 
 from vader_ray.errors import UserError
 from vader_ray.files import atomic_write
+from vader_ray.uris import redact
 
 FILE_NAME = "undelivered.jsonl"
 """File in the run's folder; there is none while no results wait."""
@@ -28,7 +29,7 @@ class Outbox:
 
     def __init__(self, folder: Path, *, uri: str, run_id: str) -> None:
         self.path = folder / FILE_NAME
-        self._header = {"uri": uri, "run_id": run_id}
+        self._header = {"uri": redact(uri), "run_id": run_id}
         self._is_whole = True  # the file agrees with the events; not after a write that failed
         header, self.events = read(folder)
         if header and header["run_id"] != run_id:
@@ -78,13 +79,23 @@ class Outbox:
 def read(folder: Path) -> tuple[Event, list[Event]]:
     """Return the header and the events, without an incomplete last line.
 
-    The header has ``uri`` and ``run_id``, and is empty if no file exists.
+    The header has ``uri``, without its password, and ``run_id``, and is empty if no file exists.
+
+    Raises:
+        UserError: a complete line of the file is damaged.
     """
     path = folder / FILE_NAME
     if not path.exists():
         return {}, []
     complete, _, _incomplete = path.read_bytes().rpartition(b"\n")
-    header, *events = (json.loads(line) for line in complete.splitlines())
+    try:
+        header, *events = (json.loads(line) for line in complete.splitlines())
+        if not {"uri", "run_id"} <= header.keys():
+            raise ValueError("its first line does not name a run")
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise UserError(
+            f"{path} is damaged ({error}); move it away to go on without the results that wait in it"
+        ) from None
     return header, events
 
 

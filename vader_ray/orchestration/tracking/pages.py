@@ -7,6 +7,8 @@ import shlex
 import sys
 from pathlib import Path
 
+from vader_ray.uris import redact, without_user
+
 CHARTS_VIEW = "vader_ray"
 """Key of the shared view, stored in a tag of the experiment, that holds the order of the charts."""
 CHART_SECTIONS = {
@@ -34,12 +36,14 @@ _UI_ADDRESS = "http://127.0.0.1:5000"
 def charts_page(address: str, experiment_id: str) -> str:
     """Return the URL of an experiment's runs with their charts in the order of `CHART_SECTIONS`."""
     query = f"{_TRAINING}&compareRunsMode=CHART&viewStateShareKey={CHARTS_VIEW}"
-    return f"{address.rstrip('/')}/#/experiments/{experiment_id}/runs?{query}"
+    return f"{without_user(address).rstrip('/')}/#/experiments/{experiment_id}/runs?{query}"
 
 
 def run_page(address: str, experiment_id: str, run_id: str, tab: str = "") -> str:
     """Return the URL of a run's page, or of one of its tabs such as ``model-metrics``."""
-    return f"{address.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}/{tab}?{_TRAINING}"
+    return (
+        f"{without_user(address).rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}/{tab}?{_TRAINING}"
+    )
 
 
 def how_to_open(uri: str, experiment_id: str) -> str:
@@ -50,7 +54,7 @@ def how_to_open(uri: str, experiment_id: str) -> str:
     if uri.startswith("sqlite:"):
         command = f"{Path(sys.executable).parent / 'mlflow'} ui --backend-store-uri {shlex.quote(uri)}"
         return f"{command}\n{charts_page(_UI_ADDRESS, experiment_id)}"
-    return charts_page(uri, experiment_id) if uri.startswith("http") else uri
+    return charts_page(uri, experiment_id) if uri.startswith("http") else redact(uri)
 
 
 def charts_view() -> str:

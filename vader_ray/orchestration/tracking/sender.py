@@ -9,8 +9,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from vader_ray.orchestration.tracking.mlflow_client import Metric, MlflowClient, root_cause
+from vader_ray.orchestration.tracking.mlflow_client import Metric, MlflowClient, connect, root_cause
 from vader_ray.orchestration.tracking.outbox import Event, Outbox
+from vader_ray.uris import Uri
 
 STEP_METRIC = "cost/reward_queries"
 """Metric of every step; its history shows which steps MLflow has."""
@@ -32,7 +33,7 @@ class Sender:
     """
 
     def __init__(self, uri: str, run_id: str, folder: Path, *, on_message: Callable[[str], None]) -> None:
-        self._uri, self._run_id, self._folder, self._on_message = uri, run_id, folder, on_message
+        self._uri, self._run_id, self._folder, self._on_message = Uri(uri), run_id, folder, on_message
         self._outbox = Outbox(folder, uri=uri, run_id=run_id)
         self._client: MlflowClient | None = None
         self._server_step = -1
@@ -105,7 +106,7 @@ class Sender:
     def _connected(self) -> MlflowClient:
         """Return the client; the first connection looks up which steps and images MLflow has."""
         if self._client is None:
-            client = MlflowClient(tracking_uri=self._uri)
+            client = connect(self._uri)
             history = client.get_metric_history(self._run_id, STEP_METRIC)
             self._images = set(_logged_images(client, self._run_id))
             self._server_step = max((metric.step for metric in history), default=-1)
