@@ -149,10 +149,10 @@ def _chain(kills: list[str], moments: random.Random, weights: Path, folder: Path
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_run_whose_controller_and_raylet_were_killed_ends_equal_to_an_undisturbed_one(
+def test_a_run_whose_raylet_was_killed_ends_equal_to_an_undisturbed_one(
     tiny_pipeline_folder: Path, tmp_path: Path
 ) -> None:
-    _chain(["controller", "raylet"], random.Random(0), tiny_pipeline_folder, tmp_path)
+    _chain(["raylet"], random.Random(0), tiny_pipeline_folder, tmp_path)
 
 
 @pytest.mark.ray
