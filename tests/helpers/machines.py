@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import which
@@ -55,8 +55,10 @@ for n in 1 2; do
     ip route add default via 10.77.0.254
     $SERVICE &
     wait" &  # the machine's first process: it takes in what others leave behind
-  until machine=$(pgrep --parent $!); do sleep 0.05; done
-  ip link add name cable$n type veth peer name eth0 netns $machine
+  starter=$!
+  until machine=$(pgrep --parent $starter) && ip link add name cable$n type veth peer name eth0 netns $machine; do
+    sleep 0.05
+  done
   ip link set cable$n master switch up
 done
 become client
@@ -102,12 +104,12 @@ class Machines:
         servers = [part for part in self.process.children() if part.name() == "unshare"]
         assert len(servers) == 2
         first = [child for server in servers for child in server.children()]
-        there = [part for shell in first for part in shell.children(recursive=True)]
-        return [
-            " ".join(part.cmdline())
-            for part in there
-            if part.name() not in service and part.status() != psutil.STATUS_ZOMBIE
-        ]
+        found = []
+        for part in (part for shell in first for part in shell.children(recursive=True)):
+            with suppress(psutil.NoSuchProcess):  # it has just ended
+                if part.name() not in service and part.status() != psutil.STATUS_ZOMBIE:
+                    found.append(" ".join(part.cmdline()))
+        return found
 
 
 def lacking(programs: Sequence[str], packages: str) -> str:
