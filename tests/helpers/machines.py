@@ -56,9 +56,8 @@ for n in 1 2; do
     $SERVICE &
     wait" &  # the machine's first process: it takes in what others leave behind
   starter=$!
-  until machine=$(pgrep --parent $starter) && ip link add name cable$n type veth peer name eth0 netns $machine; do
-    sleep 0.05
-  done
+  until machine=$(pgrep --parent $starter) &&
+    ip link add name cable$n type veth peer name eth0 netns $machine; do sleep 0.05; done
   ip link set cable$n master switch up
 done
 become client
