@@ -13,7 +13,7 @@ COPY pyproject.toml README.md LICENSE ./
 COPY vader_ray vader_ray
 # Ray exactly, for all machines of a cluster must have the same; the rest as pyproject.toml pins it.
 # hadolint ignore=DL3013
-RUN pip install ".[aws,gcp]" "ray[default,train,tune]==2.60.0"
+RUN pip install ".[aws,gcp,server]" "ray[default,train,tune]==2.60.0"
 
 FROM ${BASE}
 # The autoscaler on the head reaches its workers by ssh and rsync, older KubeRay operators ask for health by wget, and the

@@ -1,12 +1,14 @@
 # make demo       install, run the main job on the embedded shapes data set, show reward before and after
 # make test       install, run the tests that need neither minutes nor a browser (7 minutes on two cores)
 # make test-all   install, run every test (needs Chromium, and what each skipped test names)
+# make chaos      install, run the whole campaign of faults (hours; VADER_RAY_CHAOS_KILLS sets the number of kills)
+# make audit      look up known vulnerabilities of the installed packages (needs pypi.org's vulnerability data)
 # make docs       install, build the documentation site into site/
 PYTHON ?= python3
 VENV ?= .venv
 WORKERS ?= 2
 
-.PHONY: demo test test-all gate docs clean
+.PHONY: demo test test-all chaos gate audit docs clean
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -21,10 +23,13 @@ demo: $(VENV)/installed
 	$(VENV)/bin/vader-ray train shapes_hps --workers $(WORKERS)
 
 test: $(VENV)/installed-dev
-	$(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile -m "not slow and not browser"
+	$(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile -m "not slow and not browser and not chaos"
 
 test-all: $(VENV)/installed-dev
-	$(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 25
+	$(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 25 -m "not chaos"
+
+chaos: $(VENV)/installed-dev
+	$(VENV)/bin/python -m pytest --timeout 0 tests/chaos
 
 gate: $(VENV)/installed-dev
 	$(VENV)/bin/ruff format --check .
@@ -32,6 +37,13 @@ gate: $(VENV)/installed-dev
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 	$(VENV)/bin/hadolint Dockerfile
+
+# Not a part of the gate, which needs no network. Local versions (2.14.1+cu130) are those of the same release.
+audit: $(VENV)/installed-dev
+	$(VENV)/bin/pip freeze --exclude-editable | sed 's/+[a-z0-9.]*$$//' > $(VENV)/audited.txt
+	@$(VENV)/bin/pip-audit -r $(VENV)/audited.txt --no-deps --disable-pip --strict --progress-spinner off || { echo \
+	  "The audit is not clean: a package with a known vulnerability is listed above, or pypi.org did not answer for a" \
+	  "package, and then nothing is known; without a network there is no audit." >&2; exit 1; }
 
 docs: $(VENV)/installed-dev
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -146,6 +147,27 @@ def test_list_refuses_what_it_does_not_know() -> None:
 def test_the_version_is_that_of_the_package() -> None:
     done = subprocess.run([sys.executable, "-m", "vader_ray", "--version"], capture_output=True, text=True)
     assert (done.returncode, done.stdout.strip()) == (0, metadata.version("vader-ray"))
+
+
+@pytest.mark.parametrize(
+    ("environment", "shown"),
+    [
+        ({"LC_ALL": "C", "PYTHONUTF8": "0"}, "é−星"),
+        ({"LC_ALL": "POSIX", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}, "é−星"),
+        ({"PYTHONIOENCODING": "ascii"}, r"\xe9\u2212\u661f"),
+        ({"PYTHONIOENCODING": "latin-1"}, r"é\u2212\u661f"),
+    ],
+)
+def test_every_letter_survives_an_ascii_locale(environment: dict[str, str], shown: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "vader_ray", "check", "é−星"],
+        capture_output=True,
+        env=os.environ | environment,
+        check=False,
+    )
+    encoding = environment.get("PYTHONIOENCODING", "utf-8")
+    assert done.returncode == 2, done.stderr
+    assert f"vader-ray: there is no recipe '{shown}'; give" in done.stderr.decode(encoding)
 
 
 def test_debug_shows_the_traceback_of_a_users_mistake() -> None:

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from vader_ray.config import ExperimentConfig, RewardConfig, load, override
-from vader_ray.errors import UserError
-from vader_ray.paths import SHAPES_PREFIX, locate
+from vader_ray.config import ExperimentConfig, RewardConfig, load, override, section
+from vader_ray.errors import UserError, did_you_mean, first_line
+from vader_ray.paths import SHAPES_PREFIX, locate, packaged_checkpoints
 
 if TYPE_CHECKING:
     from vader_ray.orchestration.runs.summary import RunSummary
@@ -189,10 +189,11 @@ def sweep(  # noqa: PLR0913
     is_grid = all(isinstance(domain, dict) for domain in space.values())
     chosen = search or ("grid" if is_grid else "random")
     if chosen not in ("grid", "random", "tpe"):
-        raise UserError(f"search={search!r}: choose 'grid', 'random' or 'tpe'")
+        nearest = did_you_mean(str(search), ("grid", "random", "tpe"))
+        raise UserError(f"search={search!r}: {nearest}choose 'grid', 'random' or 'tpe'")
     definition = SweepDefinition(
         name=name or f"{config.name}_sweep",
-        question=f"Sweep of {', '.join(space)} over {config.name}",
+        question=f"Sweep of {', '.join(map(str, space))} over {config.name}",
         recipe=config.name,
         default_overrides=(),
         space=space,
@@ -227,9 +228,17 @@ def load_reward(name: str, *, device: str = "cpu", precision: str = "float32", *
     Raises:
         UserError: unknown reward or option, or weights that cannot be read.
     """
+    import torch
+
     from vader_ray import rewards
 
-    spec = RewardConfig.model_validate({"reward": name, "precision": precision, **options})
+    spec = section(RewardConfig, {"reward": name, "precision": precision, **options}, "load_reward")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(
+            f"device={device!r}: {first_line(error)}; give cpu, or cuda on a machine with a GPU"
+        ) from None
     return rewards.build(rewards.check(spec), device=device)
 
 
@@ -240,11 +249,10 @@ def packaged_weights(name: str) -> Path:
     Raises:
         UserError: there are no packaged weights of this name.
     """
-    folder = Path(locate(SHAPES_PREFIX + name))
-    if not folder.is_dir():
-        names = ", ".join(sorted(path.name for path in folder.parent.iterdir() if path.is_dir()))
-        raise UserError(f"there are no packaged weights {name!r}; there are {names}")
-    return folder
+    if name not in (names := packaged_checkpoints()):
+        nearest = did_you_mean(name, names)
+        raise UserError(f"there are no packaged weights {name!r}; {nearest}there are {', '.join(names)}")
+    return Path(locate(SHAPES_PREFIX + name))
 
 
 def _loaded(recipe: ExperimentConfig | str | Path) -> ExperimentConfig:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
+import io
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,6 +33,30 @@ Storage = Annotated[
     ),
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of every error.")]
+
+
+def use_utf8() -> None:
+    """Start this program again in Python's UTF-8 mode if the locale is ASCII, and let output never fail.
+
+    In an ASCII locale Python cannot pass on a prompt or a path with other letters. Characters that the
+    terminal's encoding lacks are written as escape sequences.
+    """
+    is_ascii = codecs.lookup(sys.getfilesystemencoding()).name == "ascii"
+    if is_ascii and os.environ.get("PYTHONUTF8") != "1":  # python -E would ignore it
+        sys.stdout.flush()
+        os.execve(sys.executable, sys.orig_argv, os.environ | {"PYTHONUTF8": "1"})  # noqa: S606
+    codecs.register_error("vader_ray", _encodable)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="vader_ray")
+
+
+def _encodable(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Encode a byte of a path that is no text as this byte, and any other character as an escape sequence."""
+    try:
+        return codecs.lookup_error("surrogateescape")(error)
+    except UnicodeError:
+        return codecs.lookup_error("backslashreplace")(error)
 
 
 @contextmanager

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import re
+import sysconfig
+import threading
+import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from difflib import get_close_matches
+from difflib import SequenceMatcher
 from pathlib import Path
+from tempfile import TemporaryFile
+from types import FrameType
 
 from vader_ray.uris import redact
+
+_ALIKE = 0.65
+"""Similarity of names above which one may be meant by the other."""
+_LONGEST_NAME = 200
+"""Longest name for which a known one is suggested."""
 
 
 class UserError(ValueError):
@@ -30,10 +42,67 @@ class RunFailed(RuntimeError):
         super().__init__(redact(message))
 
 
+@contextmanager
+def explain_plugin_errors(subject: str) -> Iterator[None]:
+    """Turn any exception of a reward's or metric's own code into a `RunFailed` with the line that raised it.
+
+    This includes ``sys.exit`` and what is no ``Exception``. A `UserError`, a `RunFailed` and Ctrl-C, which
+    Python raises in the main thread alone, pass.
+
+    Args:
+        subject: the reward or metric, for the message.
+    """
+    try:
+        yield
+    except (UserError, RunFailed, GeneratorExit):
+        raise
+    except BaseException as error:
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        if isinstance(error, KeyboardInterrupt) and in_main_thread:
+            raise
+        raise RunFailed(f"{subject} raised {describe(error)} ({_own_line(error)})") from error
+
+
+def describe(error: BaseException) -> str:
+    """Return the class and the message of an error in one line of at most 400 characters."""
+    message = " ".join(str(error).split())[:400]
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__
+
+
+def cause_traceback(error: BaseException) -> str:
+    """Return the traceback of an error's cause; empty if it has none."""
+    return "".join(traceback.format_exception(error.__cause__)) if error.__cause__ is not None else ""
+
+
+def _own_line(error: BaseException) -> str:
+    """Return file, line and function of the innermost call outside Python's folders of packages.
+
+    If all calls are inside them, as those of an installed plugin are, return the innermost one of all.
+    """
+    frames = [(frame, line) for frame, line in traceback.walk_tb(error.__traceback__)][1:]
+    own = [(frame, line) for frame, line in frames if not _is_installed(frame)]
+    frame, line = (own or frames)[-1]
+    return f"{frame.f_code.co_filename}:{line} in {frame.f_code.co_name}"
+
+
+def _is_installed(frame: FrameType) -> bool:
+    folders = tuple(sysconfig.get_paths()[kind] for kind in ("stdlib", "platstdlib", "purelib", "platlib"))
+    return frame.f_code.co_filename.startswith((*folders, "<frozen", "<@beartype"))
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ``"did you mean 'hps'? "`` for a name that is close to a known one, else an empty text."""
-    nearest = get_close_matches(name, list(known), n=1, cutoff=0.65)
-    return f"did you mean {nearest[0]!r}? " if nearest else ""
+    if len(name) > _LONGEST_NAME:
+        return ""
+    nearest = max(known, key=lambda candidate: _similarity(name, candidate), default="")
+    return f"did you mean {nearest!r}? " if _similarity(name, nearest) >= _ALIKE else ""
+
+
+def _similarity(name: str, other: str) -> float:
+    """Similarity from 0 to 1 of two names, without parts such as ``eval/reward/`` that both begin with."""
+    starts = [match.end() for match in re.finditer("[/:]", name) if other.startswith(name[: match.end()])]
+    start = max(starts, default=0)
+    return SequenceMatcher(None, name[start:], other[start:]).ratio()
 
 
 def first_line(error: BaseException) -> str:
@@ -50,6 +119,43 @@ def last_line(error: BaseException) -> str:
     Passwords of URIs are taken out.
     """
     return redact((str(error).strip().splitlines() or [type(error).__name__])[-1])
+
+
+def check_output(path: Path, *, suffix: str = "") -> None:
+    """Check before long work that a file can be written; its folder need not exist yet.
+
+    Args:
+        suffix: end of the file's name that its format needs.
+
+    Raises:
+        UserError: the path is a folder, has another suffix, or cannot be written.
+    """
+    if "\0" in str(path):
+        raise UserError(f"{path} has a NUL character; choose another path")
+    if os.path.isdir(path):
+        raise UserError(f"{path} is a folder; give the path of a file, such as {path / f'output{suffix}'}")
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise UserError(f"{path} is a device or a named pipe; give the path of a file")
+    if suffix and path.suffix.lower() != suffix:
+        raise UserError(f"{path} does not end in {suffix}, the format that is written; give such a path")
+    check_output_folder(path.parent, path)
+
+
+def check_output_folder(path: Path, output: Path | None = None) -> None:
+    """Check before long work that a folder exists and can be written, or that it can be created.
+
+    Args:
+        output: path that the message names, by default the folder.
+
+    Raises:
+        UserError: it cannot.
+    """
+    output = output or path
+    existing = next(folder for folder in (path, *path.absolute().parents) if os.path.lexists(folder))
+    if not os.path.isdir(existing):
+        raise UserError(f"{output} cannot be written ({existing} is no folder); choose another path")
+    with explain_write_errors(output), TemporaryFile(dir=existing):
+        pass
 
 
 @contextmanager

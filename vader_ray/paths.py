@@ -2,20 +2,39 @@
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 
-from vader_ray.prompt_files import COLUMN, read_prompt_file
+from vader_ray.errors import UserError, did_you_mean
+from vader_ray.prompt_files import COLUMN, check_prompts, read_prompt_file, text_problem
 
 PACKAGE = Path(__file__).parent
 SHAPES_PREFIX = "shapes:"
 """Prefix of the names of packaged weights and prompts: those of the embedded shapes data set."""
+_HUB_ID = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?")
+"""Form of a repository's name on the Hugging Face hub; old ones have no owner."""
 PAIR_SUFFIXES = (".parquet", ".jsonl")
 """Endings of a file of preference pairs."""
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 """Endings of a prompt's image."""
+
+
+def expand_user(path: str | Path) -> Path:
+    """Return a path with the home folder in place of ``~`` or ``~USER``.
+
+    Raises:
+        UserError: there is no such user.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise UserError(
+            f"{path} begins with a user whose home folder is not known; give it in full"
+        ) from None
 
 
 def locate(weights: str) -> str:
@@ -27,32 +46,36 @@ def locate(weights: str) -> str:
 
 def _absolute_if_local(weights: str, info: ValidationInfo) -> str:
     """Make a local path absolute when the recipe is read, as workers run in another directory."""
+    if problem := text_problem(weights):
+        raise ValueError(f"{weights!r} has {problem}; remove it")
     if weights.startswith(SHAPES_PREFIX):
-        if not Path(locate(weights)).exists():
+        if weights.removeprefix(SHAPES_PREFIX) not in (known := packaged_checkpoints()):
+            nearest = did_you_mean(weights, [f"{SHAPES_PREFIX}{name}" for name in known])
             raise ValueError(
-                f"{weights!r} names no packaged checkpoint; there are {', '.join(_packaged_checkpoints())}"
+                f"{weights!r} names no packaged checkpoint; {nearest}there are {', '.join(known)}"
             )
         return weights
-    looks_local = weights.startswith((".", "/", "~")) or Path(weights).exists()
-    if not looks_local:
+    looks_local = weights.startswith((".", "/", "~")) or os.path.exists(weights)
+    if not looks_local and _HUB_ID.fullmatch(weights):
         return weights
     path = _from_recipe(weights, info)
-    if not path.exists():
+    if not os.path.exists(path):
         raise ValueError(
             f"{path} does not exist; give an existing path, a hub id (owner/name) or shapes:NAME"
         )
     return str(path)
 
 
-def _packaged_checkpoints() -> list[str]:
+def packaged_checkpoints() -> list[str]:
+    """List the names of the packaged weights, ``shapes:NAME``."""
     return sorted(path.name for path in (PACKAGE / "shapes" / "checkpoints").iterdir() if path.is_dir())
 
 
 def _from_recipe(path: str, info: ValidationInfo) -> Path:
     """Return an absolute path; a relative one starts at the recipe's folder or the working directory."""
     folder = (info.context or {}).get("folder")
-    expanded = Path(path).expanduser()
-    if folder is not None and (in_folder := Path(folder) / expanded).exists():
+    expanded = expand_user(path)
+    if folder is not None and os.path.exists(in_folder := Path(folder) / expanded):
         return in_folder.resolve()
     return expanded.resolve()
 
@@ -66,7 +89,7 @@ def _read_prompts(value: object, info: ValidationInfo) -> object:
         path = packaged if packaged.is_dir() else packaged.with_suffix(".txt")
     else:
         path = _from_recipe(value, info)
-    if path.is_dir():
+    if os.path.isdir(path):
         return _read_images(path)
     prompts = read_prompt_file(path, info.data.get("column", COLUMN))
     return tuple(_image_in(prompt, path.parent) for prompt in prompts)
@@ -91,15 +114,15 @@ def split_image(prompt: str) -> tuple[Path | None, str]:
 def _image_in(prompt: str, folder: Path) -> str:
     """Prepend the folder of the prompt file to the prompt's image, if the image is there."""
     image, text = split_image(prompt)
-    return f"{folder / image} | {text}" if image is not None and (folder / image).exists() else prompt
+    return f"{folder / image} | {text}" if image is not None and os.path.exists(folder / image) else prompt
 
 
 def _find_images(prompts: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
     """Make the images' paths absolute when the recipe is read, as workers run in another directory."""
     found = []
-    for prompt in prompts:
+    for prompt in check_prompts(prompts):
         image, text = split_image(prompt)
-        if image is not None and not (path := _from_recipe(str(image), info)).is_file():
+        if image is not None and not os.path.isfile(path := _from_recipe(str(image), info)):
             raise ValueError(
                 f"the image {path} does not exist; write `path/to/image.png | text` with an existing image"
             )
@@ -112,7 +135,7 @@ def _find_images(prompts: tuple[str, ...], info: ValidationInfo) -> tuple[str, .
 def _find_pairs(path: str, info: ValidationInfo) -> str:
     """Make the path of a file of pairs absolute, as workers run in another directory."""
     found = _from_recipe(path, info)
-    if not found.is_file() or found.suffix not in PAIR_SUFFIXES:
+    if not os.path.isfile(found) or found.suffix not in PAIR_SUFFIXES:
         raise ValueError(f"{found} is no file of pairs; give an existing {' or '.join(PAIR_SUFFIXES)} file")
     return str(found)
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from torch import nn
 
 from vader_ray.config import PluginConfig
-from vader_ray.errors import UserError, did_you_mean
+from vader_ray.errors import UserError, did_you_mean, explain_plugin_errors
 
 
 def check_options(plugin: type, spec: PluginConfig, folder: Path | None = None) -> dict[str, Any]:
@@ -41,11 +41,15 @@ def load_plugin(plugin: type, spec: PluginConfig, *, device: torch.device | str)
 
     Raises:
         UserError: as `check_options`, and weights that are missing, unreadable or of another network.
+        RunFailed: the plugin raised another exception.
     """
     options = check_options(plugin, spec)
     on_meta = torch.device(device).type == "meta"
     try:
-        with torch.device(device) if on_meta else nullcontext():
+        with (
+            explain_plugin_errors(f"{spec.kind} {spec.name!r}"),
+            torch.device(device) if on_meta else nullcontext(),
+        ):
             loaded = plugin(**options)
     except UserError as error:
         raise UserError(f"{spec.name}: {error}") from error.__cause__

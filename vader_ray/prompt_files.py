@@ -5,12 +5,22 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 COLUMN = "prompt"
+MAX_BYTES = 256 * 2**20
+"""Largest file of prompts."""
+MAX_PROMPTS = 1_000_000
+"""Largest number of prompts of a file."""
+MAX_LENGTH = 10_000
+"""Most characters of a prompt; no text encoder of the models reads more than 512 tokens."""
+_BATCH_ROWS = 1024
+"""Rows of a Parquet file in memory at once."""
 _NOT_TEXT = re.compile("[\0\ud800-\udfff]")
 """NUL characters and halves of UTF-16 pairs: no tokenizer and no file of results takes them."""
 
@@ -27,7 +37,7 @@ def read_prompt_file(path: Path, column: str = COLUMN) -> tuple[str, ...]:
     readers = {".txt": _read_lines, ".csv": _read_csv, ".jsonl": _read_json_lines, ".parquet": _read_parquet}
     tables = ", ".join(list(readers)[1:])
     expected = f"give a .txt file with one prompt per line or a {tables} file with a column {column!r}"
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ValueError(
             f"cannot read the prompt file {path}, which is no file; {expected}, or a folder of images"
         )
@@ -36,12 +46,34 @@ def read_prompt_file(path: Path, column: str = COLUMN) -> tuple[str, ...]:
             f"{path} is not known to be a file of prompts by its suffix {path.suffix!r}; {expected}"
         )
     try:
-        cells = list(readers[path.suffix.lower()](path, column))
+        if (num_bytes := path.stat().st_size) > MAX_BYTES:
+            raise ValueError(f"{path} has {num_bytes} bytes; a file of prompts has at most {MAX_BYTES}")
+        return tuple(_check_cells(readers[path.suffix.lower()](path, column), path, column, expected))
     except OSError as error:
         raise ValueError(f"cannot read the prompt file {path} ({type(error).__name__}); {expected}") from None
-    if not cells:
+
+
+def check_prompts(prompts: Iterable[str]) -> tuple[str, ...]:
+    """Return prompts that come from elsewhere than a file.
+
+    Raises:
+        ValueError: a prompt is empty, too long, or has characters that are no text.
+    """
+    checked = tuple(prompts)
+    for number, prompt in enumerate(checked, start=1):
+        if problem := _problem(prompt):
+            raise ValueError(f"prompt {number} {problem}")
+    return checked
+
+
+def _check_cells(cells: Iterator[tuple[str, Any]], path: Path, column: str, expected: str) -> Iterator[str]:
+    number = 0
+    for number, (position, value) in enumerate(cells, start=1):
+        if number > MAX_PROMPTS:
+            raise ValueError(f"{path} has more than {MAX_PROMPTS} prompts, the most that are read")
+        yield _check_cell(value, f"{path}, {position}", column)
+    if not number:
         raise ValueError(f"{path} holds no prompt; {expected}")
-    return tuple(_check_text(value, f"{path}, {position}", column) for position, value in cells)
 
 
 def _read_lines(path: Path, _: str) -> Iterator[tuple[str, Any]]:
@@ -73,7 +105,7 @@ def _read_json_lines(path: Path, column: str) -> Iterator[tuple[str, Any]]:
             continue
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             row = None
         if not isinstance(row, dict):
             raise ValueError(
@@ -90,13 +122,14 @@ def _read_parquet(path: Path, column: str) -> Iterator[tuple[str, Any]]:
     try:
         with parquet.ParquetFile(path) as file:
             _check_column(path, column, file.schema_arrow.names)
-            values = file.read(columns=[column]).column(0).to_pylist()
+            numbers = count(1)
+            for batch in file.iter_batches(_BATCH_ROWS, columns=[column]):
+                for value in batch.column(0):
+                    yield f"row {next(numbers)}", value.as_py()
     except (pa.ArrowException, UnicodeDecodeError) as error:
         raise ValueError(
             f"{path} is not a sound Parquet file ({type(error).__name__}); write it again"
         ) from None
-    for number, value in enumerate(values, start=1):
-        yield f"row {number}", value
 
 
 def _read_text(path: Path) -> str:
@@ -118,13 +151,27 @@ def _check_column(path: Path, column: str, columns: list[str], position: str = "
         )
 
 
-def _check_text(value: Any, where: str, column: str) -> str:
+def _check_cell(value: Any, where: str, column: str) -> str:
     if value is None or (isinstance(value, str) and not value.strip()):
         raise ValueError(f"{where}: the column {column!r} is empty; write a prompt there or delete the row")
     if not isinstance(value, str):
         raise ValueError(
             f"{where}: the column {column!r} holds a value of type {type(value).__name__}; give text"
         )
-    if _NOT_TEXT.search(value):
-        raise ValueError(f"{where}: a prompt has a NUL character or half of a UTF-16 pair; remove it")
+    if problem := _problem(value):
+        raise ValueError(f"{where}: a prompt {problem}")
     return value.strip()
+
+
+def _problem(prompt: str) -> str | None:
+    """Return the problem of a prompt and its remedy; None for a sound one."""
+    if not prompt.strip():
+        return "is empty; write a text, or delete it"
+    if len(prompt) > MAX_LENGTH:
+        return f"has {len(prompt)} characters; shorten it to at most {MAX_LENGTH}"
+    return f"has {found}; remove it" if (found := text_problem(prompt)) else None
+
+
+def text_problem(text: str) -> str | None:
+    """Return the name of characters that no text has; None if there are none."""
+    return "a NUL character or half of a UTF-16 pair" if _NOT_TEXT.search(text) else None

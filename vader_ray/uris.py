@@ -8,8 +8,8 @@ from typing import Self
 HIDDEN = "***"
 """Text in place of a user name with its password, and of the value of a secret option."""
 
-_USER_WITH_PASSWORD = r"[^\s/?#@:\['\"]*:(?!\d{1,5}[/?#])[^\s@'\"]*@"
-_USER = re.compile(rf"://(?:{_USER_WITH_PASSWORD})(?:[^\s/?#@'\"]*@)*")
+_NAME_BEFORE_HOST = r"[^\s/?#@:\['\"]*:(?!\d{1,5}[/?#])[^\s@'\"]*@"
+_USER = re.compile(rf"://(?:{_NAME_BEFORE_HOST})(?:[^\s/?#@'\"]*@)*")
 """User name and password before a host; a password may contain slashes and at signs."""
 _HTTP_USER = re.compile(r"(https?)://[^\s/?#'\"]*@", re.IGNORECASE)
 """A user name alone is an access token for some servers."""

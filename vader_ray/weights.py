@@ -6,6 +6,7 @@ checkpoint the shapes alone are read, and a network without a local checkpoint k
 
 from __future__ import annotations
 
+import os
 import pickle
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 
 from vader_ray.config import Weights, locate
 from vader_ray.errors import UserError
+from vader_ray.paths import expand_user
 
 SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 """Endings of a file of weights."""
@@ -41,7 +43,7 @@ _DTYPES = {
 
 def _local_or_hub(source: str) -> str:
     """Refuse what is neither an existing path nor a hub id: a mistyped path is not searched on the hub."""
-    exists = Path(locate(source)).expanduser().exists()
+    exists = os.path.exists(expand_user(locate(source)))
     if not exists and (source.endswith(SUFFIXES) or not HUB_ID.fullmatch(source)):
         raise ValueError(
             f"{source} does not exist; give an existing file or folder, a hub id (owner/name) or shapes:NAME"
@@ -63,7 +65,7 @@ def resolve_weights(source: str, *files: str) -> Path:
     if without_weights():
         files = tuple(file for file in files if not file.endswith(SUFFIXES))
     try:
-        local = Path(locate(_local_or_hub(source))).expanduser()
+        local = expand_user(locate(_local_or_hub(source)))
     except ValueError as error:
         raise UserError(str(error)) from None
     return local if local.exists() else _download(source, files)

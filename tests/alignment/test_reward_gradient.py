@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,12 @@ from vader_ray.alignment.algorithms.vader import accumulate_gradient
 from vader_ray.alignment.frames import choose_frames
 from vader_ray.alignment.reward_gradient import RewardTerm, score_and_gradient
 from vader_ray.alignment.rollout import Batching, Rollout
+from vader_ray.alignment.scoring import score_only
 from vader_ray.alignment.truncation import grad_steps
 from vader_ray.config import SamplingConfig
+from vader_ray.errors import RunFailed, UserError
 from vader_ray.models.core.conditioning import Conditioning
+from vader_ray.rewards import FunctionReward
 from vader_ray.types import Frames, Scores, TruncationPlan
 
 PROMPTS = ["a red circle moving left", "a blue star moving up"]
@@ -287,10 +291,52 @@ class _NoGradient(FrameReward):
         return super().__call__(frames.detach(), prompts)
 
 
+class _List(FrameReward):
+    def __call__(self, frames: Frames, prompts: Sequence[str]) -> Scores:
+        return super().__call__(frames, prompts).tolist()  # type: ignore[return-value]
+
+
+class _Raising(FrameReward):
+    def __init__(self, error: BaseException) -> None:
+        super().__init__()
+        self.error = error
+
+    def __call__(self, frames: Frames, prompts: Sequence[str]) -> Scores:
+        raise self.error
+
+
+class _OwnError(BaseException):
+    """No ``Exception``, so that ``except Exception`` lets it pass."""
+
+
 @pytest.mark.parametrize(
     ("reward", "message"),
-    [(_WrongShape(), r"returned shape \(\) for 2 videos"), (_NoGradient(), "has no gradient")],
+    [
+        (_WrongShape(), r"returned shape \(\) for 2 videos; expected one score per video"),
+        (_List(), "returned list; expected a tensor with one score per video"),
+        (_NoGradient(), "has no gradient"),
+        (_Raising(SystemExit(0)), f"raised SystemExit: 0 \\({__file__}:\\d+ in __call__\\)"),
+        (_Raising(_OwnError("two\nlines")), f"raised _OwnError: two lines \\({__file__}:\\d+ in __call__"),
+        (_Raising(ZeroDivisionError()), f"raised ZeroDivisionError \\({__file__}:\\d+ in __call__"),
+    ],
 )
 def test_a_reward_that_breaks_its_contract_is_named(reward: FrameReward, message: str) -> None:
-    with pytest.raises(ValueError, match=f"tests.alignment.test_reward_gradient.*{message}"):
-        score_and_gradient(reward, torch.rand(2, 3, 3, 8, 8), PROMPTS, 1)
+    with pytest.raises((UserError, RunFailed), match=f"reward 'mine' {message}"):
+        score_and_gradient(reward, torch.rand(2, 3, 3, 8, 8), PROMPTS, 1, name="mine")
+
+
+def test_ctrl_c_in_a_reward_passes_in_the_main_thread_alone() -> None:
+    reward, frames = _Raising(KeyboardInterrupt()), torch.rand(2, 3, 3, 8, 8)
+    with pytest.raises(KeyboardInterrupt):
+        score_only(reward, frames, PROMPTS, 1)
+    with ThreadPoolExecutor() as threads, pytest.raises(RunFailed, match="'mine' raised KeyboardInterrupt"):
+        threads.submit(score_only, reward, frames, PROMPTS, 1, name="mine").result()
+
+
+def test_the_line_of_an_error_in_a_library_is_that_of_the_reward() -> None:
+    def wrong(frames: Frames, prompts: Sequence[str]) -> Scores:
+        return torch.linalg.inv(frames)
+
+    line = wrong.__code__.co_firstlineno + 1
+    with pytest.raises(RunFailed, match=rf"raised \w+: .*\({__file__}:{line} in wrong\)"):
+        score_only(FunctionReward(wrong), torch.rand(2, 3, 3, 8, 4), PROMPTS, 1, name="mine")

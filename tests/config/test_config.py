@@ -152,7 +152,7 @@ def test_keys_that_a_merge_brings_may_be_given_again() -> None:
 def test_a_file_too_large_for_a_recipe_is_not_read(tmp_path: Path) -> None:
     with (tmp_path / "huge.yaml").open("wb") as file:
         file.truncate(2**34)
-    with pytest.raises(UserError, match=r"huge.yaml has 17179869184 bytes; a recipe has at most 16777216"):
+    with pytest.raises(UserError, match=r"huge.yaml cannot be read .* 17179869184 bytes; at most 16777216"):
         load(str(tmp_path / "huge.yaml"))
 
 
@@ -170,9 +170,9 @@ def test_a_recipe_of_nearly_this_name_is_suggested() -> None:
         ("", "must hold a mapping of settings, not NoneType"),
         ("seed: 1\nname: x\nseed: 2", "'seed' is given in line 1 and again in line 3"),
         ("model: {family: a, family: b}", "'family' is given in line 1 and again in line 1"),
-        ("a: " + "[" * 5000, "cannot be read as YAML: it is nested too deeply"),
+        ("a: " + "[" * 5000, "cannot be read as YAML: .*exceeded maximum nesting depth in line 1"),
         ("a: &a [*a]", "an alias contains itself"),
-        (LAUGHS, "its aliases expand to 23456798 values; at most 1000000 are read"),
+        (LAUGHS, "its aliases expand to 23456798 values; at most 500000 are read"),
         ("a: 2020-99-99", "cannot be read as YAML: month must be in 1..12"),
     ],
 )

@@ -11,7 +11,9 @@ VALUES = {
     "<BUCKET>": "lab",
     "<IMAGE_ID>": "ami-0123456789abcdef0",
     "<IMAGE>": "registry.example.org/vader-ray:0.1.0",
-    "<INSTANCE_PROFILE>": "vader-ray",
+    "<SECURITY_GROUP_ID>": "sg-0123456789abcdef0",
+    "<SSH_CIDR>": "203.0.113.0/24",
+    "<OPERATOR_NAMESPACE>": "kuberay-system",
     "<PROJECT_ID>": "lab-1",
     "<HEAD_IP>": "10.0.0.1",
     "<WORKER_IP>": "10.0.0.2",
@@ -27,5 +29,6 @@ def filled(name: str, folder: Path, **changes: str) -> Path:
     for before, after in {**VALUES, **changes}.items():
         text = text.replace(before, after)
     path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
     return path

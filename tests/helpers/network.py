@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 
 def free_port() -> int:
@@ -57,3 +58,26 @@ def failing_server(*, hang: bool) -> Iterator[FailingServer]:
         thread.join()
         for connection in held:
             connection.close()
+
+
+class _Refuse(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(401)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_POST = do_GET  # noqa: N815 (names of the interface)
+
+    def log_message(self, *_: object) -> None:
+        """Print nothing."""
+
+
+@contextmanager
+def refusing_server() -> Iterator[str]:
+    """Serve HTTP on loopback; the answer is that the request is not authenticated. Yields the address."""
+    with HTTPServer(("127.0.0.1", 0), _Refuse) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()

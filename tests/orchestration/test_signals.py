@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from vader_ray.orchestration.signals import restore_sigterm_handler, sigterm_interrupts
+from vader_ray.orchestration.signals import restore_sigterm_handler, sigterm_deferred, sigterm_interrupts
 
 
 @pytest.mark.parametrize("sigint", [signal.default_int_handler, signal.SIG_IGN])
@@ -25,6 +25,24 @@ def test_the_first_sigterm_interrupts_and_others_do_nothing(sigint: signal.Handl
     finally:
         signal.signal(signal.SIGINT, before_sigint)
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_deferred_sigterm_is_reported_and_the_second_one_interrupts() -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with sigterm_interrupts(), sigterm_deferred() as is_wanted:
+            assert not is_wanted()
+            signal.raise_signal(signal.SIGTERM)
+            assert is_wanted()
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_nothing_is_deferred_without_a_handler() -> None:
+    with sigterm_deferred() as is_wanted:
+        assert not is_wanted()
 
 
 def test_without_a_surrounding_context_the_handler_stays() -> None:

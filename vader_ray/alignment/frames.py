@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from vader_ray.config import frames_needed
 from vader_ray.errors import UserError
 
 
@@ -29,9 +30,8 @@ def choose_frames(rule: str, num_frames: int, generator: torch.Generator) -> tup
     count = int(number)
     if name == "stride":
         return tuple(range(0, num_frames, count))
-    limit = count + 1 if name == "frame" else count
-    if limit > num_frames:
-        raise UserError(f"frames={rule!r} needs {limit} frames, and the video has {num_frames}")
+    if (needed := frames_needed(rule)) > num_frames:
+        raise UserError(f"frames={rule!r} needs {needed} frames, and the video has {num_frames}")
     if name == "frame":
         return (count,)
     if name == "first":

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vader_ray.errors import UserError
+from vader_ray.alignment.call_reward import call_gradient, call_reward
 from vader_ray.types import Frames, RemoteReward, Reward, RewardFuture, Scores
 
 
@@ -96,7 +96,11 @@ class ObjectiveFuture:
         reward = self.terms[i].reward
         assert not isinstance(reward, RemoteReward)
         return score_and_gradient(
-            reward, self.frames.gather(1, self.positions[i]), self.prompts, self.chunk_size
+            reward,
+            self.frames.gather(1, self.positions[i]),
+            self.prompts,
+            self.chunk_size,
+            name=self.terms[i].name,
         )
 
 
@@ -147,12 +151,16 @@ def gather_indices(
 
 
 def score_and_gradient(
-    reward: Reward, frames: Frames, prompts: Sequence[str], chunk_size: int
+    reward: Reward, frames: Frames, prompts: Sequence[str], chunk_size: int, *, name: str = "reward"
 ) -> tuple[Scores, Frames]:
     """Return one reward's scores and ∂(sum of scores)/∂frames; frame rewards are computed in chunks.
 
+    Args:
+        name: of the reward in the recipe, for messages.
+
     Raises:
-        UserError: the reward has no gradient, or does not return one score per video.
+        UserError: the reward has no gradient.
+        RunFailed: the reward raised an exception, or did not return one score per video.
     """
     num_frames = frames.shape[1]
     size = chunk_size if reward.granularity == "frame" else num_frames
@@ -160,24 +168,8 @@ def score_and_gradient(
     for start in range(0, num_frames, size):
         chunk = frames[:, start : start + size].clone().requires_grad_()
         with torch.enable_grad():
-            values = reward(chunk, prompts)
+            values = call_reward(reward, chunk, prompts, name)
         weighted = values * (chunk.shape[1] / num_frames)
-        gradients.append(_gradient(weighted, chunk, reward))
+        gradients.append(call_gradient(weighted, chunk, name))
         scores += weighted.detach().to(scores.dtype)
     return scores, torch.cat(gradients, dim=1)
-
-
-def _gradient(scores: Tensor, frames: Frames, reward: Reward) -> Tensor:
-    name = type(reward).__module__
-    if scores.shape != (len(frames),):
-        raise UserError(
-            f"reward {name} returned shape {tuple(scores.shape)} for {len(frames)} videos; "
-            "it must return one score per video"
-        )
-    if not scores.requires_grad:
-        raise UserError(
-            f"reward {name} has no gradient with respect to the frames; "
-            "compute it with differentiable torch operations"
-        )
-    (gradient,) = torch.autograd.grad(scores.sum(), frames)
-    return gradient

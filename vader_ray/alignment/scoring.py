@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from vader_ray.alignment.call_reward import call_reward
 from vader_ray.alignment.decoding import decode
 from vader_ray.alignment.reward_gradient import RewardOutput, RewardTerm, gather_indices
 from vader_ray.alignment.rollout import Batching, Rollout
@@ -51,19 +52,30 @@ def score(
             pending[term.name] = term.reward.submit_scores(chosen, prompts, chunk_size)
     for term, position in zip(terms, positions, strict=True):
         if not isinstance(term.reward, RemoteReward):
-            scores[term.name] = score_only(term.reward, frames.gather(1, position), prompts, chunk_size)
+            scores[term.name] = score_only(
+                term.reward, frames.gather(1, position), prompts, chunk_size, name=term.name
+            )
     scores |= {name: future.result() for name, future in pending.items()}
     return {term.name: scores[term.name] for term in terms}
 
 
 @torch.no_grad()
-def score_only(reward: Reward, frames: Frames, prompts: Sequence[str], chunk_size: int) -> Scores:
-    """Return one reward's scores without gradient; a frame reward is computed in chunks of frames."""
+def score_only(
+    reward: Reward, frames: Frames, prompts: Sequence[str], chunk_size: int, *, name: str = "reward"
+) -> Scores:
+    """Return one reward's scores without gradient; a frame reward is computed in chunks of frames.
+
+    Args:
+        name: of the reward in the recipe, for messages.
+
+    Raises:
+        RunFailed: the reward raised an exception, or did not return one score per video.
+    """
     num_frames = frames.shape[1]
     size = chunk_size if reward.granularity == "frame" else num_frames
     total = frames.new_zeros(len(frames))
     for chunk in frames.split(size, dim=1):
-        total += (reward(chunk, prompts) * (chunk.shape[1] / num_frames)).to(total.dtype)
+        total += (call_reward(reward, chunk, prompts, name) * (chunk.shape[1] / num_frames)).to(total.dtype)
     return total
 
 

@@ -9,11 +9,15 @@ import typer
 from typer.core import TyperGroup
 
 from vader_ray.cli import adapters, clusters, inspection, runs
-from vader_ray.console import CONTEXT_SETTINGS, Debug, explain_errors
+from vader_ray.console import CONTEXT_SETTINGS, Debug, explain_errors, use_utf8
 
 
 class _Group(TyperGroup):
     """A group of commands whose errors end with one message."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        use_utf8()
+        return super().main(*args, **kwargs)
 
     def invoke(self, ctx: Any) -> Any:
         with explain_errors(debug=ctx.params["debug"]):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from math import isfinite, nan
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from vader_ray.cli.recipes import ADAPTER_HELP, load_recipe
-from vader_ray.errors import UserError, explain_write_errors
+from vader_ray.errors import UserError, check_output_folder, explain_write_errors
 
 
 def export(
@@ -30,6 +31,7 @@ def export(
     config = load_recipe(recipe, None) if recipe else None
     if merge and config is None:
         raise UserError("--merge needs the model into which the adapter goes; name its recipe by --recipe")
+    check_output_folder(output if merge or output.suffix != ".safetensors" else output.parent)
     from vader_ray import models
     from vader_ray.training.inference import merge_adapter
 
@@ -54,6 +56,7 @@ def mix(
     from vader_ray.models import mix_adapters
 
     parts = [_parse_part(text) for text in adapters]
+    check_output_folder(output)
     with explain_write_errors(output):
         mix_adapters(parts, output)
     print(output.resolve())
@@ -64,7 +67,7 @@ def _parse_part(text: str) -> tuple[Path, float]:
     try:
         number = float(weight)
     except ValueError:
-        folder = ""
-    if not folder:
-        raise UserError(f"{text!r} is not WEIGHT=ADAPTER; write 0.5=runs/a/best_adapter")
+        number = nan
+    if not isfinite(number) or not folder:
+        raise UserError(f"{text!r} is not WEIGHT=ADAPTER with a finite weight; write 0.5=runs/a/best_adapter")
     return Path(folder), number

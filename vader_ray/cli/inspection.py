@@ -13,9 +13,9 @@ from rich.table import Table
 from vader_ray.cli.recipes import Recipe, Workers, load_recipe
 from vader_ray.config import ExperimentConfig, load, locate, recipe_names
 from vader_ray.console import Overrides
-from vader_ray.errors import UserError
+from vader_ray.errors import UserError, did_you_mean
 
-CLUSTER_SUFFIXES = (".yaml", ".yml", ".sbatch")
+CLUSTER_SUFFIXES = (".yaml", ".yml", ".json", ".sbatch", ".sh")
 
 
 def check(
@@ -136,7 +136,8 @@ def list_(
         "recipes": lambda: {name: load(name).description for name in recipe_names()},
     }
     if kind not in described:
-        raise UserError(f"{kind!r} cannot be listed; choose one of {', '.join(described)}")
+        nearest = did_you_mean(kind, described)
+        raise UserError(f"{kind!r} cannot be listed; {nearest}choose one of {', '.join(described)}")
     table = Table(show_header=False, box=None)
     for name, description in described[kind]().items():
         table.add_row(name, description)

@@ -13,7 +13,8 @@ from rich.table import Table
 from vader_ray.cli.recipes import AdapterOption, Recipe, Workers, load_recipe
 from vader_ray.config import is_metric_value
 from vader_ray.console import Overrides, RunsDir, Storage
-from vader_ray.errors import explain_write_errors
+from vader_ray.errors import check_output, explain_write_errors
+from vader_ray.files import write_text
 
 if TYPE_CHECKING:
     from vader_ray.orchestration.runs.summary import RunSummary
@@ -78,6 +79,8 @@ def evaluate(
     ] = None,
 ) -> None:
     """Print the metrics of the recipe's held-out videos, with or without an adapter, in this process."""
+    if output is not None:
+        check_output(output)
     config = load_recipe(recipe, overrides)
     from vader_ray.training.inference import evaluate_adapter
 
@@ -86,7 +89,7 @@ def evaluate(
         print(f"{name:32} {value:.4f}")
     if output is not None:
         with explain_write_errors(output):
-            output.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+            write_text(output, json.dumps(metrics, indent=2) + "\n")
 
 
 def generate(

@@ -14,6 +14,7 @@ from vader_ray.config.loading import (
     load,
     override,
     recipe_names,
+    section,
     validate,
 )
 from vader_ray.config.plugins import (
@@ -38,7 +39,17 @@ from vader_ray.config.schema import (
     SamplingConfig,
     TrackingConfig,
 )
-from vader_ray.config.settings import ActivationCheckpointing, FrameRule, Precision, Settings
+from vader_ray.config.settings import (
+    ActivationCheckpointing,
+    Count,
+    FrameRule,
+    Precision,
+    Seed,
+    Settings,
+    Steps,
+    check_seed,
+    frames_needed,
+)
 from vader_ray.paths import Weights, locate, split_image
 
 __all__ = [
@@ -49,6 +60,7 @@ __all__ = [
     "AdapterConfig",
     "AlgorithmConfig",
     "CheckpointConfig",
+    "Count",
     "EvaluationConfig",
     "ExperimentConfig",
     "FrameRule",
@@ -64,16 +76,21 @@ __all__ = [
     "RewardConfig",
     "RuntimeConfig",
     "SamplingConfig",
+    "Seed",
     "Settings",
+    "Steps",
     "TrackingConfig",
     "Weights",
+    "check_seed",
     "explain",
     "flatten",
+    "frames_needed",
     "is_metric_value",
     "load",
     "locate",
     "override",
     "recipe_names",
+    "section",
     "split_image",
     "validate",
 ]

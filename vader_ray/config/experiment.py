@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any, Self
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
 from vader_ray.config.plugins import (
     DEFAULT_METRICS,
@@ -27,7 +27,8 @@ from vader_ray.config.schema import (
     SamplingConfig,
     TrackingConfig,
 )
-from vader_ray.config.settings import Settings
+from vader_ray.config.settings import Count, Seed, Settings, Steps, frames_needed
+from vader_ray.errors import did_you_mean
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 """Names of recipes and of runs, which are names of folders."""
@@ -41,12 +42,12 @@ class ExperimentConfig(Settings):
     """Name of the recipe, with which the names of its runs begin."""
     description: str = ""
     """One line about the recipe, for lists and MLflow."""
-    seed: int = Field(default=0, ge=0, lt=2**63)
+    seed: Seed = 0
     """Seed of every random choice: adapter, prompts, noise, frames, gradient steps."""
-    num_steps: PositiveInt
+    num_steps: Steps
     """Training steps. A step samples ``videos_per_step`` videos and makes one optimizer update, or
     ``algorithm.num_updates``."""
-    videos_per_step: PositiveInt
+    videos_per_step: Count
     """Videos of one step, over all workers: the batch size, and the number of reward queries of a step."""
     algorithm: AlgorithmConfig = AlgorithmConfig()
     """``{name: vader}``, or a baseline: ``{name: ddpo, …}``, ``{name: dpo, …}``."""
@@ -84,7 +85,8 @@ class ExperimentConfig(Settings):
         select = self.evaluation.select
         if select is not None and select not in (metrics := self.reward_metrics()):
             raise ValueError(
-                f"evaluation.select={select!r} is never measured; choose one of {', '.join(metrics)}"
+                f"evaluation.select={select!r} is never measured; {did_you_mean(select, metrics)}"
+                f"choose one of {', '.join(metrics)}"
             )
         rewards = (*self.rewards, *self.eval_rewards)
         if twice := _repeated(reward.name for reward in rewards):
@@ -100,6 +102,12 @@ class ExperimentConfig(Settings):
             raise ValueError(
                 f"two rewards have placement.actor={twice!r}; a pool holds one reward, so name another"
             )
+        for plugin in (*rewards, *self.eval_metrics):
+            if (needed := frames_needed(plugin.frames)) > self.sampling.num_frames:
+                raise ValueError(
+                    f"{plugin.name}: frames={plugin.frames} needs {needed} frames and "
+                    f"sampling.num_frames={self.sampling.num_frames}; choose earlier frames or longer videos"
+                )
         if self.videos_per_step % self.runtime.num_workers:
             raise ValueError(
                 f"videos_per_step={self.videos_per_step} cannot be shared evenly by runtime.num_workers="

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
-from typing import Any, TypeAlias
+from reprlib import Repr
+from types import NoneType, UnionType
+from typing import Any, TypeAlias, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from vader_ray.config.experiment import ExperimentConfig
 from vader_ray.config.settings import KEEP_PASSWORDS
-from vader_ray.config.yaml_text import MAX_BYTES, parse_yaml
-from vader_ray.errors import UserError, did_you_mean, first_line
-from vader_ray.paths import PACKAGE
+from vader_ray.config.yaml_text import parse_yaml, read_yaml
+from vader_ray.errors import UserError, did_you_mean
+from vader_ray.paths import PACKAGE, expand_user
 
 RECIPES = PACKAGE / "recipes"
 """Folder of the packaged recipes."""
+SectionT = TypeVar("SectionT", bound=BaseModel)
+MAX_PROBLEMS = 20
+"""Largest number of problems of one recipe that are explained."""
+LONGEST_SHOWN = 100
+"""Characters of a given value in a message; of a longer one the middle is left out."""
 
 
 def recipe_names() -> list[str]:
@@ -40,9 +49,7 @@ def load(recipe: str, overrides: Overrides = ()) -> ExperimentConfig:
     """
     path = _recipe_path(recipe)
     try:
-        if (num_bytes := path.stat().st_size) > MAX_BYTES:
-            raise UserError(f"{path} has {num_bytes} bytes; a recipe has at most {MAX_BYTES}")
-        document = parse_yaml(path.read_text(encoding="utf-8"))
+        document = parse_yaml(read_yaml(path))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{path} cannot be read as YAML: {error}") from None
     if not isinstance(document, dict):
@@ -61,6 +68,23 @@ def validate(document: Mapping[str, Any], *, folder: Path | None = None) -> Expe
         return ExperimentConfig.model_validate(document, context={"folder": folder})
     except ValidationError as error:
         raise UserError("\n".join(explain(error, ExperimentConfig))) from None
+
+
+def section(kind: type[SectionT], settings: Mapping[str, Any], name: str) -> SectionT:
+    """Validate one section of settings, which comes from arguments of a function.
+
+    Args:
+        kind: class of the section.
+        settings: its fields.
+        name: begin of each problem's path.
+
+    Raises:
+        UserError: one line per problem.
+    """
+    try:
+        return kind.model_validate(settings)
+    except ValidationError as error:
+        raise UserError("\n".join(explain(error, kind, section=name))) from None
 
 
 def override(config: ExperimentConfig, overrides: Overrides) -> ExperimentConfig:
@@ -88,8 +112,7 @@ def flatten(value: object, prefix: str = "") -> dict[str, object]:
 def _recipe_path(recipe: str) -> Path:
     if recipe in recipe_names():
         return RECIPES / f"{recipe}.yaml"
-    path = Path(recipe).expanduser()
-    if path.is_file():
+    if os.path.isfile(path := expand_user(recipe)):
         return path.resolve()
     raise UserError(
         f"there is no recipe {recipe!r}; {did_you_mean(recipe, recipe_names())}give the path of a YAML file "
@@ -111,12 +134,14 @@ def _parse(text: str) -> tuple[str, Any]:
     try:
         parsed = parse_yaml(value)
     except yaml.YAMLError as error:
-        raise UserError(f"{address}: {value!r} is not a YAML value ({first_line(error)})") from None
+        raise UserError(f"{address}: {value!r} is not a YAML value ({error})") from None
     return address, _number(parsed) if isinstance(parsed, str) else parsed
 
 
 def _set(document: dict[str, Any], address: str, value: Any) -> None:
     """Set the value at a dotted path in a nested document; numbers address the items of lists."""
+    if not isinstance(address, str):
+        raise UserError(f"{address!r} is no dotted path of a setting; give a text such as 'sampling.eta'")
     *parents, last = address.split(".")
     node: Any = document
     for key in parents:
@@ -143,7 +168,7 @@ def _child(node: Any, key: str, address: str) -> Any:
 
 
 def _index(items: list[Any], key: str, address: str) -> int:
-    if not key.isdigit() or int(key) >= len(items):
+    if not (key.isascii() and key.isdigit()) or len(key) > 9 or int(key) >= len(items):
         raise UserError(f"{address}: {key!r} is no item of a list of {len(items)}")
     return int(key)
 
@@ -156,27 +181,63 @@ def explain(error: ValidationError, model: type[BaseModel], *, section: str = ""
         model: the validated model.
         section: path in the recipe of the validated settings; empty for the whole recipe.
     """
-    problems = error.errors()
-    locations = [problem["loc"] for problem in problems]
-    for problem in problems:
-        location = problem["loc"]
-        if any(len(other) > len(location) and other[: len(location)] == location for other in locations):
-            continue  # the section is refused only because of a field in it
-        path = ".".join([section] * bool(section) + [str(part) for part in location]) or "recipe"
-        message = problem["msg"].removeprefix("Value error, ")
-        if problem["type"] == "extra_forbidden":
-            known = _siblings(location[:-1], model)
-            nearest = did_you_mean(str(location[-1]), known)
-            message = f"there is no such setting; {nearest}here are {', '.join(known)}"
-        elif problem["type"] == "missing":
-            message = "is required"
-        elif "Value error" not in problem["msg"]:
-            message = f"{message}, not {problem['input']!r}"
-        yield f"{path}: {message}"
+    problems = error.errors(include_url=False)
+    sections = {problem["loc"][:depth] for problem in problems for depth in range(len(problem["loc"]))}
+    fields = [problem for problem in problems if problem["loc"] not in sections]
+    for problem in islice(fields, MAX_PROBLEMS):  # a section is refused only because of a field in it
+        path = ".".join([section] * bool(section) + _address(problem["loc"], model)) or "recipe"
+        yield f"{path}: {_message(problem, model)}"
+    if len(fields) > MAX_PROBLEMS:
+        yield f"{len(fields) - MAX_PROBLEMS} more settings are refused; correct these first"
 
 
-def _siblings(location: tuple[int | str, ...], model: Any) -> list[str]:
+def _address(location: Iterable[int | str], model: type[BaseModel]) -> list[str]:
+    """Return the keys of a location, without the names that pydantic adds for the types of a union."""
+    keys, is_union = list[str](), False
+    section: Any = model
     for part in location:
-        if isinstance(part, str) and part in model.model_fields:
-            model = model.model_fields[part].annotation
-    return sorted(getattr(model, "model_fields", {}))
+        if isinstance(part, str) and is_union:
+            continue
+        keys.append(key if (key := str(part)).isprintable() else repr(key)[1:-1])
+        if section is not None and part in section.model_fields:
+            annotation = section.model_fields[str(part)].annotation
+            is_union = isinstance(annotation, UnionType) and len({*get_args(annotation)} - {NoneType}) > 1
+            section = _section_of(annotation)
+    return keys
+
+
+def _message(problem: Any, model: type[BaseModel]) -> str:
+    if problem["type"] == "extra_forbidden":
+        *parents, name = problem["loc"]
+        known = _siblings(parents, model)
+        nearest = did_you_mean(str(name), known)
+        return f"there is no such setting; {nearest}here are {', '.join(known)}"
+    if problem["type"] == "missing":
+        return "is required"
+    if problem["type"] == "value_error":
+        return str(problem["msg"]).removeprefix("Value error, ")
+    return f"{problem['msg']}, not {_shown(problem['input'])}"
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, int) and value.bit_length() > 3 * LONGEST_SHOWN:
+        return f"a number of {value.bit_length()} bits"
+    short = Repr()
+    short.maxstring = short.maxother = short.maxlong = LONGEST_SHOWN
+    return short.repr(value)
+
+
+def _siblings(parents: Iterable[int | str], model: type[BaseModel]) -> list[str]:
+    """Names of the settings of the section with this address."""
+    section: Any = model
+    for part in parents:
+        if isinstance(part, str):
+            section = _section_of(section.model_fields[part].annotation)
+    return sorted(section.model_fields)
+
+
+def _section_of(annotation: Any) -> Any:
+    """Return the section in the annotation of a field: itself, an optional one, or each item of a tuple."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(filter(None, map(_section_of, get_args(annotation))), None)

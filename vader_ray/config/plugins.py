@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import ConfigDict, Field, NonNegativeFloat, PositiveFloat
 
 from vader_ray.config.settings import FrameRule, Settings
 
@@ -33,7 +33,7 @@ class PlacementConfig(Settings):
     shared: bool = False
     """Use the cluster's pool of this name if it runs, and leave it running: the trials of a sweep then load a
     large reward once. ``vader-ray pools --stop NAME`` ends it."""
-    num_replicas: PositiveInt = 1
+    num_replicas: int = Field(default=1, gt=0, le=2**12)
     """Number of actors in the pool; requests are distributed in turn."""
     num_cpus: NonNegativeFloat = 1.0
     """CPU cores that Ray reserves for each actor."""
@@ -49,7 +49,7 @@ class PlacementConfig(Settings):
     scaled to its range."""
     timeout_seconds: PositiveFloat = 600.0
     """Longest wait in seconds for one result; then the actor is restarted and the request repeated."""
-    max_retries: NonNegativeInt = 3
+    max_retries: int = Field(default=3, ge=0, le=2**20)
     """Number of times that one request is repeated after an actor died or timed out; then the run fails."""
 
 
@@ -61,7 +61,7 @@ class PluginConfig(Settings):
     kind: ClassVar[str]
     """Field that names the plugin; also the noun for it in messages."""
 
-    label: str | None = Field(default=None, pattern=r"^[\w.\- ]+$")
+    label: str | None = Field(default=None, pattern=r"^[\w.\- ]+$", max_length=100)
     """Name in the logged metrics (``train/reward/LABEL``, ``eval/reward/LABEL``, of a metric ``eval/LABEL``),
     to distinguish two settings of one plugin; by default the last part of the plugin's name."""
     frames: FrameRule = "all"
@@ -88,7 +88,7 @@ class RewardConfig(PluginConfig):
 
     kind: ClassVar[str] = "reward"
 
-    reward: str
+    reward: str = Field(min_length=1, max_length=500)
     """A file of ``vader_ray/rewards`` (``hps``) or the dotted name of a module or class of yours."""
     weight: float = 1.0
     """Factor of the reward in the objective, which is a weighted sum; no effect in ``eval_rewards``."""
@@ -104,7 +104,7 @@ class MetricConfig(PluginConfig):
 
     kind: ClassVar[str] = "metric"
 
-    metric: str
+    metric: str = Field(min_length=1, max_length=500)
     """A file of ``vader_ray/metrics`` (``clip_diversity``) or the dotted name of a module or class of
     yours."""
 

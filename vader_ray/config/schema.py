@@ -7,16 +7,29 @@ from typing import Annotated, Literal, Self
 from pydantic import (
     Field,
     NonNegativeFloat,
-    NonNegativeInt,
     PositiveFloat,
-    PositiveInt,
     model_validator,
 )
 
-from vader_ray.config.settings import ActivationCheckpointing, Precision, SecretUri, Settings
+from vader_ray.config.settings import (
+    ActivationCheckpointing,
+    Count,
+    Precision,
+    SecretUri,
+    Settings,
+    Steps,
+)
 from vader_ray.paths import Prompts, Weights
 from vader_ray.prompt_files import COLUMN
 
+Side = Annotated[int, Field(gt=0, le=2**15)]
+"""Side of a frame in pixels."""
+Threads = Annotated[int, Field(gt=0, le=2**12)]
+"""CPU threads of one process."""
+MAX_VIDEO_GIB = 128
+"""Largest video, as float32 frames; no device's memory holds a larger one and its gradient."""
+LayerName = Annotated[str, Field(min_length=1)]
+"""End of the name of a layer."""
 DecayRate = Annotated[float, Field(ge=0.0, lt=1.0)]
 """Decay rate of a running average."""
 
@@ -36,7 +49,7 @@ class ModelConfig(Settings):
     offload_decoder_cache: bool = False
     """Keep the cache of a causal decoder (Wan, CogVideoX) in host memory between chunks of frames. Exact;
     slower, with less GPU memory."""
-    temporal_decoder_frames: PositiveInt | None = None
+    temporal_decoder_frames: Count | None = None
     """Number of frames that Stable Video Diffusion's decoder takes together, by default all. Fewer need less
     memory and show seams: the pixels change as they do with the pipeline's ``decode_chunk_size``."""
 
@@ -44,11 +57,11 @@ class ModelConfig(Settings):
 class AdapterConfig(Settings):
     """The low-rank adapter, the only trained weights; the words are peft's."""
 
-    rank: PositiveInt = 8
+    rank: int = Field(default=8, gt=0, le=2**14)
     """Rank of each layer's update: the number of trained parameters is proportional to it."""
     alpha: PositiveFloat = 8.0
     """Scale of the update, which is multiplied by ``alpha / rank``."""
-    target_modules: tuple[str, ...] | None = None
+    target_modules: Annotated[tuple[LayerName, ...], Field(min_length=1)] | None = None
     """Endings of the names of the denoiser's layers that get an adapter; by default those that the model
     family declares."""
 
@@ -56,13 +69,13 @@ class AdapterConfig(Settings):
 class SamplingConfig(Settings):
     """The denoising procedure, and the denoising steps through which the gradient flows."""
 
-    num_frames: PositiveInt
+    num_frames: Count
     """Frames of a video."""
-    height: PositiveInt
+    height: Side
     """Height of a frame in pixels."""
-    width: PositiveInt
+    width: Side
     """Width of a frame in pixels."""
-    num_inference_steps: PositiveInt = 25
+    num_inference_steps: Count = 25
     """Number of denoising steps N. Time is proportional to it, memory is not."""
     guidance_scale: float = Field(default=7.5, ge=1.0)
     """Scale of classifier-free guidance; 1 switches it off and halves the denoiser's work."""
@@ -70,17 +83,17 @@ class SamplingConfig(Settings):
     """Prompt of the guidance's unconditional branch."""
     eta: float = Field(default=0.0, ge=0.0, le=1.0)
     """Stochasticity of DDIM: 0 is deterministic, 1 is DDPM. Schedulers without it refuse a value above 0."""
-    scheduler: str | None = None
+    scheduler: str | None = Field(default=None, min_length=1)
     """Class name of a diffusers scheduler that replaces the checkpoint's own, e.g.
     ``DPMSolverMultistepScheduler``."""
     truncation: Literal["last", "random", "uniform", "window"] = "last"
     """Choice of the gradient steps (VADER only): the ``last`` K denoising steps; the last k with k ``random``
     in 1…K, drawn for each training step (AlignProp; the VADER authors' random mode is K = N); K steps
     ``uniform``-ly spaced over the sampling; or a ``window`` of K consecutive steps."""
-    truncation_depth: PositiveInt = 1
+    truncation_depth: Count = 1
     """Truncation depth K, the number of gradient steps (VADER's Algorithm 1 with ``last``). Each adds a
     backward pass of the denoiser, and memory if ``recompute`` is off."""
-    window_start: NonNegativeInt = 0
+    window_start: int = Field(default=0, ge=0, le=2**20)
     """Index of the first gradient step of a ``window``; the noisiest denoising step is 0."""
     backprop_through_input: bool = True
     """Let the gradient flow through the denoiser's input from one gradient step to the earlier ones. False is
@@ -95,6 +108,16 @@ class SamplingConfig(Settings):
     """``first_block:THRESHOLD`` (0.05 to 0.2) skips the other blocks of a transformer in denoising steps
     without gradient while the relative change of its first block's residual is below the threshold. Faster
     and not exact: the gradient steps start from slightly different latents. Evaluations sample without it."""
+
+    @model_validator(mode="after")
+    def _fits_memory(self) -> Self:
+        gib = self.num_frames * 3 * self.height * self.width * 4 / 2**30
+        if gib > MAX_VIDEO_GIB:
+            raise ValueError(
+                f"num_frames={self.num_frames}, height={self.height} and width={self.width} are {gib:.0f} "
+                f"GiB for the frames of one video in float32; choose at most {MAX_VIDEO_GIB} GiB"
+            )
+        return self
 
     @model_validator(mode="after")
     def _depth_fits(self) -> Self:
@@ -155,7 +178,7 @@ class OptimizerConfig(Settings):
     """Decoupled weight decay, relative to the learning rate."""
     max_grad_norm: PositiveFloat = 1.0
     """Largest L2 norm of the gradient over all workers; a larger gradient is scaled down to it."""
-    max_nonfinite_steps: PositiveInt = 3
+    max_nonfinite_steps: Steps = 3
     """A step whose gradient is not finite changes nothing and is counted; this many in a row end the run with
     an error."""
 
@@ -164,14 +187,14 @@ class EvaluationConfig(Settings):
     """Evaluation on held-out prompts with fixed noise: before training, every ``every`` steps, and after the
     last step."""
 
-    every: PositiveInt = 50
+    every: Steps = 50
     """Steps between evaluations."""
-    num_videos: PositiveInt = 16
+    num_videos: Count = 16
     """Held-out videos; if there are fewer prompts, they are repeated with other noise. Standard errors fall
     with its root."""
-    num_shown: PositiveInt = 4
+    num_shown: Count = 4
     """Number of held-out videos that are written as mp4 files and as rows of the contact sheet."""
-    frames_per_second: PositiveInt = 8
+    frames_per_second: int = Field(default=8, gt=0, le=1000)
     """Frame rate of the mp4 files; no effect on the numbers."""
     select: str | None = None
     """Metric by which the best adapter is kept, e.g. ``eval/reward/aesthetic``; by default the first of
@@ -199,17 +222,20 @@ class GuardConfig(Settings):
     unit, or a fraction of the reference."""
     reference: Literal["best", "base"] = "best"
     """Evaluation that the metric is compared with: its best one so far, or the base model's."""
-    patience: PositiveInt = 1
+    patience: Steps = 1
     """Number of evaluations in a row beyond the bound before the guard fires."""
 
 
 class CheckpointConfig(Settings):
     """Checkpoints: all that an exact continuation needs."""
 
-    every: PositiveInt = 20
+    every: Steps = 20
     """Steps between checkpoints; one more is written at the end."""
-    keep: PositiveInt = 2
+    keep: Count = 2
     """Number of latest checkpoints that are kept on disk."""
+    retry_minutes: NonNegativeFloat = Field(default=10.0, le=25.0)
+    """Longest pause in minutes while a full disk or an unreachable storage refuses checkpoints and results;
+    then the run ends and can be resumed."""
 
 
 class TrackingConfig(Settings):
@@ -228,20 +254,20 @@ class RuntimeConfig(Settings):
     """Number of workers, memory and speed. The result depends on it by the order of floating-point sums
     alone."""
 
-    num_workers: PositiveInt = 1
+    num_workers: Count = 1
     """Ray Train workers, which share the videos of each step evenly."""
-    min_workers: PositiveInt | None = None
+    min_workers: Count | None = None
     """Continue with as few as this many workers while nodes are missing, and add workers when nodes return;
     by default the run waits for all."""
     use_gpu: bool | None = None
     """Reserve one GPU for each worker; by default if the cluster has any."""
-    micro_batch_size: PositiveInt | Literal["auto"] = 1
+    micro_batch_size: Count | Literal["auto"] = 1
     """Videos whose gradient steps are in memory together; faster, with more memory. ``auto`` doubles it,
     after ``prefix_batch_size``, while the step fits the free memory."""
-    prefix_batch_size: PositiveInt | Literal["auto"] = 2
+    prefix_batch_size: Count | Literal["auto"] = 2
     """Videos that are sampled together in denoising steps without gradient. ``auto`` doubles it while it fits
     the free memory."""
-    decode_chunk_size: PositiveInt = 4
+    decode_chunk_size: Count = 4
     """Frames that are decoded and scored with gradient together; fewer need less memory."""
     activation_checkpointing: ActivationCheckpointing | Literal["auto"] = "none"
     """Recompute each ``block`` of the denoiser in the backward pass: exact, a fraction of the memory, one
@@ -250,10 +276,13 @@ class RuntimeConfig(Settings):
     compile: Literal["none", "blocks"] = "none"
     """Compile the denoiser's ``blocks`` one by one with torch.compile: faster after a minute or so; exact up
     to the rounding of fused operations."""
-    num_threads: PositiveInt = 1
+    num_threads: Threads = 1
     """CPU threads of torch in each worker."""
-    max_failures: NonNegativeInt = 3
+    max_failures: int = Field(default=3, ge=0, le=2**20)
     """Number of times that lost workers are replaced and the run continues from its last checkpoint."""
+    grace_seconds: NonNegativeFloat = 20.0
+    """Longest wait after SIGTERM for the step in progress to end with a checkpoint. Slurm and Kubernetes kill
+    a process 30 seconds after SIGTERM, ``docker stop`` after 10, by default."""
     wait_minutes: NonNegativeFloat = 0.0
     """Longest wait in minutes for nodes that an autoscaler starts; with 0, a run that needs more than the
     cluster has is refused at once. Set ``use_gpu: true`` with it: before its first node has started, a

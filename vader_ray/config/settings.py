@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from numbers import Integral
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     AfterValidator,
@@ -11,8 +12,12 @@ from pydantic import (
     Field,
     PlainSerializer,
     SerializationInfo,
+    ValidationInfo,
+    field_validator,
 )
 
+from vader_ray.errors import UserError
+from vader_ray.prompt_files import text_problem
 from vader_ray.uris import Uri, full_uri, redact
 
 ActivationCheckpointing = Literal["none", "block", "attention"]
@@ -21,10 +26,37 @@ ActivationCheckpointing = Literal["none", "block", "attention"]
 Precision = Literal["float32", "bfloat16", "float64"]
 """Floating-point type of a model's weights and activations."""
 
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+"""Seed of random numbers."""
+
+Count = Annotated[int, Field(gt=0, le=2**20)]
+"""Number of things that a run lists or holds one by one: videos, workers, denoising steps."""
+
+Steps = Annotated[int, Field(gt=0, le=10**9)]
+"""Number of training steps."""
+
 FrameRule = Annotated[
-    str, Field(pattern=r"^(all|first_middle_last|(random|first|stride):[1-9]\d*|frame:\d+)$")
+    str, Field(pattern=r"^(all|first_middle_last|(random|first|stride):[1-9]\d{0,8}|frame:\d{1,9})$")
 ]
 """Rule that chooses frames of a video."""
+
+
+def frames_needed(rule: str) -> int:
+    """Return the length of the shortest video of which a rule can choose frames."""
+    name, _, number = rule.partition(":")
+    if name == "frame":
+        return int(number) + 1
+    return int(number) if name in ("first", "random") else 1
+
+
+def check_seed(seed: int) -> None:
+    """Check a seed that comes from no recipe.
+
+    Raises:
+        UserError: it is no whole number of 63 bits.
+    """
+    if not isinstance(seed, Integral) or not 0 <= seed < 2**63:
+        raise UserError(f"seed={seed!r}: give a whole number from 0 to {2**63 - 1}")
 
 
 KEEP_PASSWORDS = {"keep_passwords": True}
@@ -49,3 +81,18 @@ class Settings(BaseModel):
         use_attribute_docstrings=True,
         protected_namespaces=(),
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _plain(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse text that no file and no tokenizer takes, and the truth values that Python counts as 0 and
+        1."""
+        if isinstance(value, str) and (problem := text_problem(value)):
+            raise ValueError(f"the text has {problem}; remove it")
+        if isinstance(value, bool) and not _takes_bool(cls.model_fields[str(info.field_name)].annotation):
+            raise ValueError(f"{str(value).lower()} is no value of this setting; give a number or a text")
+        return value
+
+
+def _takes_bool(annotation: Any) -> bool:
+    return annotation in (bool, Any) or any(map(_takes_bool, get_args(annotation)))

@@ -21,11 +21,13 @@ if TYPE_CHECKING:
     from vader_ray.models.adapters.lora import load_into as load_adapter
     from vader_ray.models.adapters.merge import mix as mix_adapters
     from vader_ray.models.base import VideoModel
+    from vader_ray.models.core.loading import find_scheduler as check_scheduler
 
 _IMPORTED_LATER = {
     "AdapterFormat": ("adapters.export", "Format"),
     "VideoModel": ("base", "VideoModel"),
     "adapter_shape": ("adapters.files", "read_shape"),
+    "check_scheduler": ("core.loading", "find_scheduler"),
     "export_adapter": ("adapters.export", "export"),
     "load_adapter": ("adapters.lora", "load_into"),
     "mix_adapters": ("adapters.merge", "mix"),
@@ -38,6 +40,7 @@ __all__ = [
     "adapter_shape",
     "build",
     "check_family",
+    "check_scheduler",
     "export_adapter",
     "fetch",
     "load_adapter",

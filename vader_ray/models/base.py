@@ -15,7 +15,15 @@ import torch
 from diffusers import ModelMixin
 from torch import nn
 
-from vader_ray.config import ActivationCheckpointing, AdapterConfig, ModelConfig, SamplingConfig
+from vader_ray.config import (
+    ActivationCheckpointing,
+    AdapterConfig,
+    ModelConfig,
+    RuntimeConfig,
+    SamplingConfig,
+    check_seed,
+    section,
+)
 from vader_ray.errors import UserError
 from vader_ray.files import give_ordinary_mode
 from vader_ray.models.adapters import export, lora
@@ -102,20 +110,27 @@ class VideoModel(TrajectoryPipeline):
         """
         family = cls if class_names(pipe) & set(cls.pipeline_classes) else _family_of(pipe)
         defaults = inspect.signature(type(pipe).__call__).parameters
-        sampling = SamplingConfig(
-            num_frames=num_frames,
-            height=height,
-            width=width,
-            num_inference_steps=_given(num_inference_steps, defaults["num_inference_steps"].default),
-            guidance_scale=_given(guidance_scale, defaults[family.guidance_argument].default),
-            negative_prompt=negative_prompt,
-            eta=defaults["eta"].default if "eta" in defaults else 0.0,
-        )
+        check_seed(seed)
+        settings = {
+            "num_frames": num_frames,
+            "height": height,
+            "width": width,
+            "num_inference_steps": _given(num_inference_steps, defaults["num_inference_steps"].default),
+            "guidance_scale": _given(guidance_scale, defaults[family.guidance_argument].default),
+            "negative_prompt": negative_prompt,
+            "eta": defaults["eta"].default if "eta" in defaults else 0.0,
+        }
+        sampling = section(SamplingConfig, settings, "from_pipeline")
+        section(RuntimeConfig, {"decode_chunk_size": _given(decode_chunk_size, 1)}, "from_pipeline")
         options = DecoderOptions(chunk_size=_given(decode_chunk_size, 1), temporal_frames=decode_chunk_size)
-        adapter = AdapterConfig(
-            rank=lora_rank,
-            alpha=_given(lora_alpha, float(lora_rank)),
-            target_modules=None if target_modules is None else tuple(target_modules),
+        adapter = section(
+            AdapterConfig,
+            {
+                "rank": lora_rank,
+                "alpha": _given(lora_alpha, lora_rank),
+                "target_modules": target_modules,
+            },
+            "from_pipeline: adapter",
         )
         lora.refuse_foreign_adapters(pipe)
         model = family(pipe, sampling, options)

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 
 class _Handler:
-    """Handler of SIGTERM that has an effect once."""
+    """Handler of SIGTERM that interrupts once, and only from the second SIGTERM on while it is deferred."""
 
     def __init__(self) -> None:
-        self._received = False
+        self._has_interrupted = False
+        self.is_deferred = False
+        self.is_wanted = False
 
     def __call__(self, signum: int, frame: FrameType | None) -> None:
-        if self._received:
+        if self.is_deferred and not self.is_wanted:
+            self.is_wanted = True
             return
-        self._received = True
+        if self._has_interrupted:
+            return
+        self._has_interrupted = True
         if callable(signal.getsignal(signal.SIGINT)):
             signal.raise_signal(signal.SIGINT)  # Ray Tune, for example, handles it in its own way
         else:
@@ -46,6 +51,25 @@ def sigterm_interrupts() -> Iterator[None]:
     finally:
         _active.remove(handler)
         signal.signal(signal.SIGTERM, before if before is not None else signal.SIG_DFL)
+
+
+@contextmanager
+def sigterm_deferred() -> Iterator[Callable[[], bool]]:
+    """Within `sigterm_interrupts`, let the first SIGTERM of the block raise nothing; the second interrupts.
+
+    Yields:
+        A function that returns whether there was a SIGTERM; without a surrounding `sigterm_interrupts`, and
+        after a SIGTERM that has interrupted, always False.
+    """
+    if not _active:
+        yield lambda: False
+        return
+    handler = _active[-1]
+    handler.is_deferred = True
+    try:
+        yield lambda: handler.is_wanted
+    finally:
+        handler.is_deferred = False
 
 
 def restore_sigterm_handler() -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import psutil
 import torch
 
-from vader_ray.errors import UserError
+from vader_ray.errors import UserError, did_you_mean
 from vader_ray.preflight.trackers import Kind, OpRecord
 
 GIB = 2**30
@@ -101,7 +101,10 @@ def device(name: str) -> Device:
         memory = psutil.virtual_memory().total / GIB
         return Device(memory, tflops, tflops, tflops, 0.02, launch_seconds=LAUNCH_SECONDS)
     if name not in DEVICES:
-        raise UserError(f"--devices: there is no {name!r}; choose from {', '.join((*DEVICES, 'cpu'))}")
+        nearest = did_you_mean(name, (*DEVICES, "cpu"))
+        raise UserError(
+            f"--devices: there is no {name!r}; {nearest}choose from {', '.join((*DEVICES, 'cpu'))}"
+        )
     return DEVICES[name]
 
 

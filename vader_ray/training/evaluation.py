@@ -14,7 +14,8 @@ from vader_ray.alignment.decoding import decode_all
 from vader_ray.alignment.frames import choose_frames, every_frame_rule
 from vader_ray.alignment.scoring import objective, score
 from vader_ray.config import ExperimentConfig, split_image
-from vader_ray.metrics import Features, PairedMetric, SetMetric, VideoMetric
+from vader_ray.errors import explain_plugin_errors
+from vader_ray.metrics import Features, Metric, PairedMetric, SetMetric, VideoMetric
 from vader_ray.metrics.core.statistics import bootstrap_interval, draw_resamples, standard_error
 from vader_ray.training.distributed import WorkerGroup
 from vader_ray.training.events import Video
@@ -75,7 +76,8 @@ def evaluate(config: ExperimentConfig, experiment: Experiment, group: WorkerGrou
     values = {name: [video.metric_values[name] for video in videos] for name in videos[0].metric_values}
     for each in experiment.metrics:
         if isinstance(each.metric, SetMetric):
-            values[each.name] = each.metric.compare(features[each.name], prompts).tolist()
+            with explain_plugin_errors(f"metric {each.name!r}"):
+                values[each.name] = each.metric.compare(features[each.name], prompts).tolist()
     paired = [each.name for each in experiment.metrics if isinstance(each.metric, PairedMetric)]
     return Evaluation(
         metrics=metrics | {f"eval/{name}": fmean(numbers) for name, numbers in values.items()},
@@ -200,17 +202,23 @@ def _measure(
     for each in metrics:
         rule = every_frame_rule(each.frames)
         chosen = frames[:, list(choose_frames(rule, frames.shape[1], torch.Generator()))]
-        if not isinstance(each.metric, VideoMetric):
-            # one by one: in a batch the last bits of a network's output depend on the size of the batch
-            features[each.name] = torch.cat([each.metric.features(video[None]) for video in chosen]).cpu()
-            continue
-        scores = each.metric(chosen, prompts)
-        values |= (
-            {f"{each.name}/{part}": scores[part] for part in scores}
-            if isinstance(scores, Mapping)
-            else {each.name: scores}
-        )
+        with explain_plugin_errors(f"metric {each.name!r}"):
+            measured = _measure_one(each.metric, chosen, prompts)
+        if isinstance(measured, Mapping):
+            values |= {f"{each.name}/{part}": scores for part, scores in measured.items()}
+        elif isinstance(each.metric, VideoMetric):
+            values[each.name] = measured
+        else:
+            features[each.name] = measured
     return values, features
+
+
+def _measure_one(metric: Metric, frames: Frames, prompts: Sequence[str]) -> Scores | Mapping[str, Scores]:
+    """Return the values of a metric of single videos, by part if it has parts, or another's features."""
+    if isinstance(metric, VideoMetric):
+        return metric(frames, prompts)
+    # one by one: in a batch the last bits of a network's output depend on the size of the batch
+    return torch.cat([metric.features(video[None]) for video in frames]).cpu()
 
 
 def to_uint8(frames: torch.Tensor) -> NDArray[np.uint8]:

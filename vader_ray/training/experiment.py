@@ -22,8 +22,9 @@ from vader_ray.config import (
     SamplingConfig,
     split_image,
 )
-from vader_ray.errors import UserError
+from vader_ray.errors import UserError, explain_plugin_errors
 from vader_ray.metrics import Metric
+from vader_ray.prompt_files import check_prompts
 from vader_ray.training.load_reward import load_reward
 from vader_ray.training.model_cache import ModelCache, conditioning_key, model_key, plugin_key
 from vader_ray.training.pairs import Pair, read_pairs
@@ -175,6 +176,20 @@ def _encode_all(model: SamplingModel, prompts: Sequence[str]) -> Sliceable:
     return conditioning
 
 
+def check_texts(prompts: Sequence[str]) -> None:
+    """Check prompts that come from no recipe, before a model is loaded.
+
+    Raises:
+        UserError: there is none, or one is not text, is empty or too long.
+    """
+    if not prompts or not all(isinstance(prompt, str) for prompt in prompts):
+        raise UserError(f"prompts={str(prompts)[:100]}: give one text or more")
+    try:
+        check_prompts(prompts)
+    except ValueError as error:
+        raise UserError(f"prompts: {error}") from None
+
+
 def encode(model: SamplingModel, prompts: Sequence[str]) -> Sliceable:
     """Encode prompts, each of which may name an image.
 
@@ -219,12 +234,13 @@ def _load_metric(spec: MetricConfig, sampling: SamplingConfig, device: torch.dev
     if device.type == "meta":
         return metric
     seen = len(choose_frames(every_frame_rule(spec.frames), sampling.num_frames, torch.Generator()))
-    metrics.check_contract(
-        metric,
-        name=spec.name,
-        device=device,
-        num_frames=seen,
-        height=sampling.height,
-        width=sampling.width,
-    )
+    with explain_plugin_errors(f"metric {spec.name!r}"):
+        metrics.check_contract(
+            metric,
+            name=spec.name,
+            device=device,
+            num_frames=seen,
+            height=sampling.height,
+            width=sampling.width,
+        )
     return metric

@@ -11,7 +11,7 @@ from statistics import fmean
 
 from vader_ray import metrics
 from vader_ray.config import ExperimentConfig, GuardConfig
-from vader_ray.errors import UserError
+from vader_ray.errors import UserError, did_you_mean
 from vader_ray.metrics.core.statistics import standard_error
 from vader_ray.training.checkpoint import State
 from vader_ray.training.evaluation import Evaluation
@@ -33,7 +33,10 @@ def check_guard(config: ExperimentConfig) -> None:
     measured = metrics.measured_metrics(config)
     known = [*config.reward_metrics(), *measured]
     if unknown := [metric for metric in config.guard.metrics if metric not in known]:
-        raise UserError(f"guard.metrics: {unknown[0]!r} is never measured; choose of {', '.join(known)}")
+        nearest = did_you_mean(unknown[0], known)
+        raise UserError(
+            f"guard.metrics: {unknown[0]!r} is never measured; {nearest}choose of {', '.join(known)}"
+        )
     zero_at_start = [
         metric
         for metric in config.guard.metrics

@@ -11,14 +11,14 @@ import torch
 
 from vader_ray import models
 from vader_ray.alignment.decoding import decode_all
-from vader_ray.config import ExperimentConfig
+from vader_ray.config import ExperimentConfig, check_seed
 from vader_ray.config.auto import without_auto
-from vader_ray.errors import explain_write_errors
+from vader_ray.errors import check_output, check_output_folder, explain_write_errors
 from vader_ray.training.checkpoint import State
 from vader_ray.training.distributed import WorkerGroup
 from vader_ray.training.evaluation import evaluate, to_uint8
 from vader_ray.training.events import StepEvent
-from vader_ray.training.experiment import Experiment, build, encode
+from vader_ray.training.experiment import Experiment, build, check_texts, encode
 from vader_ray.training.loop import evaluate_and_select, run_costs
 from vader_ray.training.media import write_mp4
 
@@ -81,8 +81,12 @@ def generate_video(
     """Sample one video and write it as an mp4.
 
     Raises:
-        UserError: the adapter is missing, damaged or of another model.
+        UserError: the prompt, the seed or the output cannot be used, or the adapter is missing, damaged or
+            of another model.
     """
+    check_output(output, suffix=".mp4")
+    check_seed(seed)
+    check_texts([prompt])
     torch.set_num_threads(config.runtime.num_threads)
     config = _shaped_like(config, adapter)
     model = models.build(
@@ -107,6 +111,7 @@ def merge_adapter(config: ExperimentConfig, adapter: Path, output: Path) -> list
     Raises:
         UserError: the adapter is missing, damaged or of another model, or its denoiser is not the library's.
     """
+    check_output_folder(output)
     config = _shaped_like(config, adapter)
     model = models.build(
         config.model, config.sampling, config.adapter, seed=0, chunk_size=1, device=torch.device("cpu")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import resource
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import torch
 
 from vader_ray.config import ExperimentConfig
+from vader_ray.files import scratch_folder
 from vader_ray.metrics import Features
 from vader_ray.training import checkpoint, guard
 from vader_ray.training.checkpoint import State
@@ -31,6 +31,7 @@ def train(
     on_step: Callable[[StepEvent], object] = print,
     resume_from: Path | None = None,
     should_checkpoint: Callable[[], bool] = lambda: False,
+    should_end: Callable[[], bool] = lambda: False,
 ) -> State:
     """Run a recipe on this worker, from the start or from a checkpoint; return the final state.
 
@@ -45,6 +46,7 @@ def train(
         resume_from: checkpoint after which the run continues.
         should_checkpoint: called after every step; True, on all workers alike, keeps the step: a machine is
             about to be preempted.
+        should_end: called after every step; True, on all workers alike, keeps the step and ends the loop.
 
     Raises:
         RunFailed: the gradient was not finite for several steps in a row.
@@ -52,8 +54,8 @@ def train(
     """
     experiment = experiment or build(config)
     optimizer = make_optimizer(config, experiment)
-    with tempfile.TemporaryDirectory(prefix="vader_ray_") as scratch:
-        best_adapter = Path(scratch) / "best_adapter"
+    with scratch_folder() as scratch:
+        best_adapter = scratch / "best_adapter"
         if resume_from is None:
             state, started = State(), time.monotonic()
             first, alarms = evaluate_and_select(config, experiment, group, state, best_adapter, None)
@@ -77,12 +79,16 @@ def train(
                 metrics, videos = metrics | evaluation.metrics, evaluation.videos
             metrics |= run_costs(state, experiment.device, started)
             saved, is_last = None, state.step == config.num_steps or bool(state.stopped)
-            is_kept = is_due(state.step, config.checkpoint.every, is_last=is_last) or should_checkpoint()
+            ends = should_end()
+            is_due_now = is_due(state.step, config.checkpoint.every, is_last=is_last)
+            is_kept = is_due_now or ends or should_checkpoint()
             if is_kept and group.rank == 0:
                 saved = checkpoint.save(
-                    Path(scratch) / "checkpoint", state, experiment.model, optimizer, best_adapter, base
+                    scratch / "checkpoint", state, experiment.model, optimizer, best_adapter, base
                 )
             on_step(StepEvent(state.step, metrics, queries, videos, alarms, is_kept, saved, state))
+            if ends:
+                break
     return state
 
 

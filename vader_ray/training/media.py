@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import errno
 import html
+import os
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -79,13 +81,14 @@ def write_mp4(frames: PixelFrames, path: Path, frames_per_second: float) -> None
     ]
     command += ["-movflags", "+faststart", "-f", "mp4"]
     with atomic_write(path) as unfinished:
-        done = subprocess.run(
+        done = subprocess.run(  # noqa: S603 (a list, no shell)
             [*command, str(unfinished)], input=pixels.tobytes(), capture_output=True, check=False
         )
         if done.returncode:
-            raise RuntimeError(
-                f"ffmpeg could not write {path}: {done.stderr.decode(errors='replace').strip()}"
-            )
+            message = done.stderr.decode(errors="replace").strip()
+            if (full := os.strerror(errno.ENOSPC)) in message:
+                raise OSError(errno.ENOSPC, full, str(path))
+            raise RuntimeError(f"ffmpeg could not write {path}: {message}")
 
 
 def read_mp4(path: Path) -> PixelFrames:
@@ -98,7 +101,7 @@ def read_mp4(path: Path) -> PixelFrames:
         "ppm",
         "-",
     ]  # each frame with its size in front: P6, width and height, 255
-    done = subprocess.run(command, capture_output=True, check=False)
+    done = subprocess.run(command, capture_output=True, check=False)  # noqa: S603 (a list, no shell)
     if done.returncode or not done.stdout:
         raise RuntimeError(f"ffmpeg could not read {path}: {done.stderr.decode(errors='replace').strip()}")
     header = b"\n".join(done.stdout.split(b"\n", 3)[:3]) + b"\n"

@@ -78,8 +78,10 @@ def read_frames(path: Path, sampling: SamplingConfig) -> Frames:
 def _decode(path: Path, sampling: SamplingConfig) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
     """Decode all frames of an mp4, scaled to the recipe's height and width."""
     scale = f"scale={sampling.width}:{sampling.height}:flags=area"
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-i", str(path), "-vf", scale]
-    done = subprocess.run([*command, "-f", "rawvideo", "-pix_fmt", "rgb24", "-"], capture_output=True)
+    only_files = ("-protocol_whitelist", "file", "-i", f"file:{path}")  # a video that names a URL is refused
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", *only_files, "-vf", scale]
+    command += ["-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
+    done = subprocess.run(command, capture_output=True, check=False)  # noqa: S603 (a list, no shell)
     if done.returncode:
         raise UserError(
             f"algorithm.pairs: {path} cannot be read as a video: "

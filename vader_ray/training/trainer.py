@@ -11,6 +11,7 @@ from statistics import fmean
 from typing import Any, TypeAlias
 
 import torch
+from pydantic import PositiveFloat
 from torch import Tensor
 
 from vader_ray import rewards
@@ -19,10 +20,11 @@ from vader_ray.alignment.frames import choose_frames
 from vader_ray.alignment.reward_gradient import RewardOutput, RewardTerm
 from vader_ray.alignment.rollout import Batching, Rollout
 from vader_ray.alignment.truncation import draw_plan
-from vader_ray.config import RewardConfig, SamplingConfig
+from vader_ray.config import Count, RewardConfig, SamplingConfig, Settings, Steps, check_seed, section
+from vader_ray.errors import UserError
 from vader_ray.training.callbacks import Callback, notify
 from vader_ray.training.events import StepEvent
-from vader_ray.training.experiment import encode
+from vader_ray.training.experiment import check_texts, encode
 from vader_ray.training.seeding import derive_seed, generator, prompt_of
 from vader_ray.types import Reward
 
@@ -44,6 +46,18 @@ class TrainerStep:
     """Norm of the adapter's gradient before clipping."""
     seconds: float
     """Wall-clock time of the step."""
+
+
+class TrainerSettings(Settings):
+    """Numbers among the arguments of a `Trainer`, with the bounds that they have in a recipe."""
+
+    learning_rate: PositiveFloat
+    num_steps: Steps
+    videos_per_step: Count
+    prefix_batch_size: Count
+    micro_batch_size: Count
+    decode_chunk_size: Count
+    max_grad_norm: PositiveFloat
 
 
 class Trainer:
@@ -90,9 +104,26 @@ class Trainer:
         seed: int = 0,
         callbacks: Sequence[Callback] = (),
     ) -> None:
+        section(
+            TrainerSettings,
+            {
+                "learning_rate": learning_rate,
+                "num_steps": num_steps,
+                "videos_per_step": videos_per_step,
+                "prefix_batch_size": prefix_batch_size,
+                "micro_batch_size": micro_batch_size,
+                "decode_chunk_size": decode_chunk_size,
+                "max_grad_norm": max_grad_norm,
+            },
+            "Trainer",
+        )
+        check_seed(seed)
         self.model = model
         self.step = 0
         self._prompts = tuple(prompts)
+        check_texts(self._prompts)
+        if not rewards:
+            raise UserError("rewards: give a mapping of one reward or more to its weight")
         self._sampling = _with_depth(model.sampling, truncation_depth)
         self._terms = [_term(reward, weight, model) for reward, weight in rewards.items()]
         self._optimizer = torch.optim.AdamW(model.adapter_parameters(), lr=learning_rate)
@@ -159,7 +190,8 @@ class Trainer:
 
 
 def _with_depth(sampling: SamplingConfig, truncation_depth: int) -> SamplingConfig:
-    return SamplingConfig.model_validate(sampling.model_dump() | {"truncation_depth": truncation_depth})
+    settings = sampling.model_dump() | {"truncation_depth": truncation_depth}
+    return section(SamplingConfig, settings, "Trainer")
 
 
 def _term(reward: RewardLike, weight: float, model: Any) -> RewardTerm:

@@ -7,9 +7,10 @@ environment.
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,7 @@ ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token", "RAY_UP
 @pytest.fixture
 def cluster(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
     """Two machines that the client reaches by ssh."""
+    pytest.importorskip("flask_wtf", reason="the MLflow server needs pip install 'mlflow[auth]'")
     if reason := lacking(("sshd", "ssh", "rsync"), "openssh-server rsync"):
         pytest.skip(reason)
     (tmp_path / "client" / "home" / ".ssh").mkdir(parents=True)
@@ -72,12 +74,13 @@ def test_a_sweep_on_two_machines_from_up_to_down(
         "local.yaml", tmp_path, **names, **{"ray start": "ray start --num-cpus=1"}
     )  # they share two processors
     check_cluster_file(file)
-    client("ray get-auth-token --generate")
+    client("(umask 077; ray get-auth-token --generate)")
     client(f"ray up --yes {file}")
     status = client(
         f"ray exec {file} 'until ray status | grep --quiet /2.0.CPU; do sleep 1; done; ray status'"
     )
     assert "0.0/2.0 CPU" in status
+    _assert_closed(client, tmp_path)
     here = "http://127.0.0.1:8265"
     client(
         f"(ray dashboard {file} > /dev/null 2>&1 &); "
@@ -112,3 +115,18 @@ def test_a_sweep_on_two_machines_from_up_to_down(
         assert (artifacts / "adapter" / "adapter_model.safetensors").read_bytes() == (
             folder / name / "adapter" / "adapter_model.safetensors"
         ).read_bytes()
+
+
+def _assert_closed(client: Callable[[str], str], folder: Path) -> None:
+    """Without the token MLflow and Ray's jobs give nothing, and other users see neither token nor sockets."""
+    experiments = f"http://{ADDRESSES[0]}:5000/api/2.0/mlflow/experiments/search?max_results=1"
+    status = "curl --silent --output /dev/null --write-out '%{http_code}'"
+    assert client(f"{status} {experiments}") == "401"
+    assert client(f"{status} --user admin:wrong {experiments}") == "401"
+    assert client(f"{status} --user admin:$(cat ~/.ray/auth_token) {experiments}") == "200"
+    assert client(f"{status} --header 'Host: elsewhere.example' {experiments}") == "403"
+    for name in ("machine1", "machine2"):
+        token = folder / name / "home" / ".ray" / "auth_token"
+        private = (token.parent, folder / name / "tmp" / f"ray_{os.getuid()}")
+        assert [path.stat().st_mode & 0o077 for path in (token, *private)] == [0, 0, 0]
+    assert (folder / "machine1" / "home" / "mlflow" / "users.db").stat().st_mode & 0o077 == 0

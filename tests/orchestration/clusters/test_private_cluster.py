@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -15,12 +16,19 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.helpers.other_user import (
+    BECOME_NOBODY,
+    call_as_nobody,
+    environment,
+    listening,
+    only_root,
+    probe_as_nobody,
+    run_as_nobody,
+)
 from tests.helpers.paths import REPOSITORY
+from vader_ray.orchestration.clusters import private_cluster
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
-
-BECOME_NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
-only_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
 
 DRIVER = """
 import json, os, sys, urllib.error, urllib.request
@@ -68,18 +76,13 @@ class PrivateCluster:
     """Port of the node's dashboard agent."""
 
 
-def _environment(**more: str) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "GLOO_"))}
-    return kept | {"PYTHONPATH": str(REPOSITORY), "RAY_USAGE_STATS_ENABLED": "0"} | more
-
-
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateCluster]:
     folder = tmp_path_factory.mktemp("driver")
     with (folder / "errors").open("w") as errors:
         driver = subprocess.Popen(
             [sys.executable, "-c", DRIVER],
-            cwd=folder, env=_environment(RAY_AUTH_TOKEN_PATH="/of/the/user"),
+            cwd=folder, env=environment(RAY_AUTH_TOKEN_PATH="/of/the/user"),
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True,
         )  # fmt: skip
     with driver:
@@ -94,67 +97,78 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateCluster
             driver.kill()
 
 
-def _listening(cluster: PrivateCluster) -> dict[int, set[str]]:
-    """Ports of the driver and its child processes, with the addresses on which they listen."""
-    root = psutil.Process(cluster.driver.pid)
-    ports: dict[int, set[str]] = {}
-    for process in (root, *root.children(recursive=True)):
-        for socket in process.net_connections("tcp"):
-            if socket.status == psutil.CONN_LISTEN:
-                ports.setdefault(socket.laddr.port, set()).add(socket.laddr.ip)
-    return ports
-
-
 def test_every_port_is_on_the_loopback_interface(cluster: PrivateCluster) -> None:
-    ports = _listening(cluster)
+    ports = listening(cluster.driver.pid)
     assert int(cluster.address.rpartition(":")[2]) in ports
-    outside = {
-        port: found for port, found in ports.items() if found - {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
-    }
-    assert outside == {}
-
-
-def _as_nobody(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run Python as another user who may read all files, since Python's own can be in a folder of ours."""
-    reading = ("--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search")
-    command = [*BECOME_NOBODY, *reading, sys.executable, "-c", code]
-    nobody = _environment(HOME="/nonexistent", **environment)
-    return subprocess.run(command, env=nobody, cwd="/", capture_output=True, text=True, timeout=240)
-
-
-POST = """
-import http.client, json, urllib.error, urllib.request
-for port in {ports}:
-    for path in ("/api/jobs/", "/api/job_agent/jobs/"):
-        body = json.dumps({{"entrypoint": "touch {trace}"}}).encode()
-        headers = {{"Content-Type": "application/json"}}
-        sent = urllib.request.Request(f"http://127.0.0.1:{{port}}{{path}}", body, headers)
-        try:
-            print(port, path, urllib.request.urlopen(sent, timeout=5).status)
-        except urllib.error.HTTPError as error:
-            print(port, path, error.code)
-        except (OSError, http.client.HTTPException) as error:
-            print(port, path, type(error).__name__)
-"""
+    loopback = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+    assert {port: found for port, (_, found) in ports.items() if found - loopback} == {}
 
 
 @only_root
-def test_another_user_cannot_post_a_job_to_any_port(cluster: PrivateCluster, tmp_path: Path) -> None:
-    trace, ports = f"/tmp/vader_ray_{os.getpid()}", sorted(_listening(cluster))
-    done = _as_nobody(POST.format(ports=ports, trace=trace))
-    answers = [line.split() for line in done.stdout.splitlines()]
-    assert len(answers) == 2 * len(ports), done.stderr
-    if cluster.agent > 0:  # Ray gives the agent no port where another cluster has the usual one
-        assert [str(cluster.agent), "/api/job_agent/jobs/", "401"] in answers
-    # metrics are for everybody to read; their servers answer whatever is sent, and start nothing
-    metrics = {port for port, path, answer in answers if path == "/api/jobs/" and answer == "200"}
-    assert {answer for port, _, answer in answers if port not in metrics and answer.isdigit()} <= {
-        "401",
-        "404",
-        "405",
+def test_no_port_answers_another_user(cluster: PrivateCluster) -> None:
+    """Set ``VADER_RAY_PORTS`` to a file to get the table of docs/reliability.md."""
+    trace, ports = f"/tmp/vader_ray_{os.getpid()}", listening(cluster.driver.pid)
+    answers = probe_as_nobody(ports, body=json.dumps({"entrypoint": f"touch {trace}"}))
+    if table := os.environ.get("VADER_RAY_PORTS"):
+        Path(table).write_text(_table(ports, answers))
+    given = {
+        (ports[port][0], request, answer)
+        for port, found in answers.items()
+        for request, answer in found.items()
+        if answer not in ("401", "no HTTP", "UNAUTHENTICATED", "UNAVAILABLE", "UNIMPLEMENTED")
     }
+    assert given == set()
+    assert {"raylet", "gcs_server"} <= {name for name, _ in ports.values()}
+    assert "UNAUTHENTICATED" in answers[int(cluster.address.rpartition(":")[2])].values()
+    if cluster.agent > 0:  # Ray gives the agent no port where another cluster has the usual one
+        assert answers[cluster.agent]["POST /api/job_agent/jobs/"] == "401"
     time.sleep(2)
     assert not Path(trace).exists()
+
+
+def _table(ports: dict[int, tuple[str, set[str]]], answers: dict[int, dict[str, str]]) -> str:
+    rows = ["| process | address | HTTP | gRPC |", "|---|---|---|---|"]
+    for port, (name, addresses) in sorted(ports.items(), key=lambda item: item[1][0]):
+        http = sorted({found for request, found in answers[port].items() if " " in request})
+        grpc = sorted({found for request, found in answers[port].items() if " " not in request})
+        rows.append(f"| `{name}` | {', '.join(sorted(addresses))} | {', '.join(http)} | {', '.join(grpc)} |")
+    return "\n".join([*rows, ""])
+
+
+@only_root
+def test_another_user_reaches_no_socket_and_no_file(cluster: PrivateCluster) -> None:
+    processes = [
+        cluster.driver.pid,
+        *(item.pid for item in psutil.Process(cluster.driver.pid).children(True)),
+    ]
+    sockets = [str(path) for path in cluster.session.rglob("*") if path.is_socket()]
+    files = [str(path) for path in cluster.session.rglob("*") if path.is_file()]
+    memory = [str(path) for path in Path("/dev/shm").iterdir() if path.name.startswith("plasma")]
+    environments = [f"/proc/{pid}/environ" for pid in processes]
+    assert {"raylet", "plasma_store"} <= {Path(name).name for name in sockets}
+
+    def reached() -> list[str]:
+        return [name for name in sockets if _connects(name)] + [
+            name for name in (*files, *memory, *environments) if _reads(name)
+        ]
+
+    assert call_as_nobody(reached) == []
+
+
+def _connects(name: str) -> bool:
+    with socket.socket(socket.AF_UNIX) as client:
+        try:
+            client.connect(name)
+        except PermissionError:
+            return False
+    return True
+
+
+def _reads(name: str) -> bool:
+    try:
+        return Path(name).read_bytes() is not None
+    except (PermissionError, FileNotFoundError, ProcessLookupError):
+        return False
 
 
 LOOPBACK = {
@@ -176,7 +190,7 @@ print("inside", ray.get(ray.remote(os.getuid).remote()))
     ids=["without a token", "with another token"],
 )
 def test_another_user_cannot_connect(cluster: PrivateCluster, environment: dict[str, str]) -> None:
-    done = _as_nobody(CONNECT.format(address=cluster.address), **environment | LOOPBACK)
+    done = run_as_nobody(CONNECT.format(address=cluster.address), **environment | LOOPBACK)
     assert done.returncode != 0
     assert "inside" not in done.stdout
     assert "InvalidAuthToken" in done.stderr
@@ -260,3 +274,50 @@ def test_ray_is_started_again_where_its_processes_are_late(num_late: int, printe
         [sys.executable, "-c", LATE_START, str(num_late)], cwd=REPOSITORY, capture_output=True, text=True
     )
     assert done.stdout == printed, done.stderr
+
+
+def test_files_of_ended_clusters_are_swept_and_those_of_running_ones_stay(tmp_path: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-c", "pass"])
+    process.wait()
+    ended = [tmp_path / f"session_2026-01-0{day}_10-00-00_000000_{process.pid}" for day in range(1, 6)]
+    running = tmp_path / f"session_2026-01-01_09-00-00_000000_{os.getpid()}"
+    for session in (*ended, running):
+        (session / "logs").mkdir(parents=True)
+        (session / "logs" / "raylet.out").touch()
+        os.utime(session / "logs" / "raylet.out", (0, 0))
+    os.utime(ended[0] / "logs" / "raylet.out")
+    private_cluster._sweep_sessions(tmp_path)
+    assert sorted(tmp_path.iterdir()) == sorted([running, ended[0], *ended[2:]])
+
+
+WORKERS = """
+import json, sys
+import psutil, ray, torch
+from ray.train import RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+from tests.helpers.recipe import tiny_config
+from vader_ray.orchestration.clusters import connection
+from vader_ray.orchestration.runs.process_group import ProcessGroupConfig
+
+def train():
+    total = torch.ones(1)
+    torch.distributed.all_reduce(total)
+    found = psutil.Process().net_connections("tcp")
+    listening = {item.laddr.ip for item in found if item.status == psutil.CONN_LISTEN}
+    return [total.item(), torch.distributed.get_backend(), sorted(listening)]
+
+with connection.connected(tiny_config("/tmp")):
+    scaling = ScalingConfig(num_workers=2)
+    where = RunConfig(name="workers", storage_path=sys.argv[1])
+    trainer = TorchTrainer(train, torch_config=ProcessGroupConfig(), scaling_config=scaling, run_config=where)
+    print(json.dumps(trainer.fit().return_value), flush=True)
+"""
+
+
+def test_workers_find_each_other_without_a_port_that_others_reach(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", WORKERS, str(tmp_path)]
+    done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    total, backend, listening_on = json.loads(done.stdout.splitlines()[-1])
+    assert (total, backend) == (2.0, "gloo")
+    assert set(listening_on) <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}

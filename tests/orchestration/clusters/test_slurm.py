@@ -61,6 +61,7 @@ ENVIRONMENT |= {
 @pytest.fixture
 def cluster(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
     """Two nodes, and a client on which the controller runs."""
+    pytest.importorskip("flask_wtf", reason="the MLflow server needs pip install 'mlflow[auth]'")
     if reason := lacking(
         ("slurmctld", "slurmd", "sbatch", "srun", "scontrol"), "slurmctld slurmd slurm-client"
     ):

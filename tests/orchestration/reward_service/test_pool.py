@@ -15,6 +15,7 @@ import pytest
 import ray
 import torch
 
+from tests.helpers import served_rewards
 from tests.helpers.paths import REPOSITORY
 from tests.helpers.placed_rewards import BROKEN, CENTRE, CLIP, PAIRS, config_of, placed_reward, random_frames
 from tests.helpers.recipe import tiny_config, write_tiny
@@ -129,7 +130,9 @@ def test_an_error_in_a_reward_arrives_with_its_own_message(cluster: None, tmp_pa
     with pool.start_pools(_broken("error", tmp_path)) as pools:
         future = pools["Broken"].submit_gradient(random_frames(), ["break", "it"], 2)
         with pytest.raises(
-            RunFailed, match="reward 'Broken' in actor 'pool': the lamp of the projector is broken"
+            RunFailed,
+            match="in actor 'pool': reward 'Broken' raised RuntimeError: the lamp of the projector is "
+            rf"broken \({served_rewards.__file__}:\d+ in __call__\)",
         ):
             future.result()
 

@@ -205,7 +205,7 @@ def _assert_ended_by_sigterm(folder: Path, run: Path, printed: str) -> None:
     assert "Traceback" not in printed
     summary = json.loads((run / "summary.json").read_text())
     assert summary["status"] == "interrupted"
-    assert summary["steps"] > 0
+    assert summary["steps"] == checkpoint_step(run / "checkpoints") > 0
     stored = MlflowClient(f"sqlite:///{folder}/mlflow.db").get_run(summary["mlflow_run_id"])
     assert (stored.info.status, stored.data.tags["status"]) == ("KILLED", "interrupted")
 

@@ -168,11 +168,11 @@ def test_a_run_is_found_by_its_copy_alone(place: str, tmp_path: Path) -> None:
 
 def test_a_worker_without_the_drivers_disk_works_on_the_copy(place: str, tmp_path: Path) -> None:
     driver = RunDir(tmp_path / "run", Mirror(tmp_path / "run", place))
-    _fill(driver.path, {"run.json": "{}"})
+    _fill(driver.path, {"run.json": '{"identity": {}}'})
     driver.push()
     with working_copy("/of/another/machine/run", place) as copy:
         assert copy.path != driver.path
-        assert copy.read_metadata() == {}
+        assert copy.read_metadata() == {"identity": {}}
         assert copy.at_home(copy.adapter) == Path("/of/another/machine/run/adapter")
         _fill(copy.path, {"queries/q": "1"})
         copy.push()

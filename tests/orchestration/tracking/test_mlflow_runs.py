@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from tests.helpers.local_run import run_locally
 from tests.helpers.mlflow_server import environment, server
-from tests.helpers.network import failing_server, free_port
+from tests.helpers.network import failing_server, free_port, refusing_server
 from tests.helpers.recipe import tiny_config
 from tests.helpers.waiting import wait_until
 from vader_ray import config as settings
@@ -149,6 +149,11 @@ def test_a_server_that_fails_is_tried_twice_and_no_more() -> None:
         with pytest.raises(UserError, match=rf"MLflow at {failing.address} does not work"):
             check_server(failing.address)
         assert failing.num_connections == 2
+
+
+def test_a_server_that_wants_a_password_is_reported() -> None:
+    with refusing_server() as address, pytest.raises(UserError, match="set MLFLOW_TRACKING_USERNAME and"):
+        check_server(address)
 
 
 def test_an_unwritable_database_is_reported(tmp_path: Path) -> None:

@@ -16,8 +16,9 @@ from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
 from vader_ray.config import ModelConfig, SamplingConfig, locate
-from vader_ray.errors import UserError
+from vader_ray.errors import UserError, did_you_mean
 from vader_ray.models.core.meta_pipeline import load_meta_pipeline
+from vader_ray.models.core.pipeline_folder import check_pipeline_folder
 
 
 def load_pipeline(
@@ -40,6 +41,7 @@ def load_pipeline(
         UserError: the weights cannot be found, are damaged or belong to another kind of model.
     """
     source = locate(model.weights)
+    check_pipeline_folder(source)
     kind = _pipeline_class(
         classes[0] if len(classes) == 1 else _published_class(source, classes, model.family)
     )
@@ -51,7 +53,7 @@ def load_pipeline(
             else kind.from_pretrained(source, dtype=dtype)
         )
     if sampling.scheduler:
-        pipe.scheduler = _scheduler(sampling.scheduler).from_config(pipe.scheduler.config)
+        pipe.scheduler = find_scheduler(sampling.scheduler).from_config(pipe.scheduler.config)
     with quiet():
         pipe.vae.to(getattr(torch, model.decoder_precision))
     return pipe.to(device)
@@ -90,11 +92,19 @@ def _pipeline_class(name: str) -> Any:
         ) from None
 
 
-def _scheduler(name: str) -> Any:
-    scheduler = getattr(diffusers, name, None)
-    if not name.endswith("Scheduler") or scheduler is None:
-        raise UserError(f"sampling.scheduler: diffusers {diffusers.__version__} has no scheduler {name!r}")
-    return scheduler
+def find_scheduler(name: str) -> Any:
+    """Return the class of a scheduler by its name.
+
+    Raises:
+        UserError: diffusers has no such scheduler.
+    """
+    known = [known for known in dir(diffusers) if known.endswith("Scheduler")]
+    if name not in known:
+        raise UserError(
+            f"sampling.scheduler: diffusers {diffusers.__version__} has no scheduler {name!r}; "
+            f"{did_you_mean(name, known)}give the name of one of its classes"
+        )
+    return getattr(diffusers, name)
 
 
 @contextlib.contextmanager
@@ -106,7 +116,16 @@ def _explained(source: str) -> Iterator[None]:
         raise UserError(
             f"model.weights: a safetensors file in {source} is damaged ({error}); download it again"
         ) from None
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        LookupError,
+        RuntimeError,
+        AttributeError,
+        ImportError,
+        EOFError,
+    ) as error:
         if isinstance(error, OSError) and not Path(source).exists():
             raise UserError(
                 f"model.weights: {source!r} is neither a local folder nor in the Hugging Face cache, and it "

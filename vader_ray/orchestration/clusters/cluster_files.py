@@ -1,10 +1,10 @@
-"""Checks of the files in ``clusters/``: placeholders, fields, and versions that match the installed ones."""
+"""Checks of the files in ``clusters/``: placeholders, fields, access, and versions that match the installed
+ones."""
 
 from __future__ import annotations
 
 import re
-import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,9 @@ import ray
 import yaml
 
 from vader_ray.errors import UserError
-from vader_ray.orchestration.clusters.kuberay import kuberay_errors
+from vader_ray.orchestration.clusters import cloud_access
+from vader_ray.orchestration.clusters.kuberay import is_kubernetes, kubernetes_errors
+from vader_ray.orchestration.clusters.scripts import SCRIPT_KINDS, script_errors
 from vader_ray.orchestration.ray_private import prepare_config, validate_config
 
 _PACKAGE_VERSION = metadata.version("vader-ray")
@@ -27,12 +29,10 @@ _VERSIONS = {
 
 
 def is_cluster_file(path: Path) -> bool:
-    """Return whether a file is a batch script, or YAML of Ray's cluster launcher or KubeRay."""
+    """Return whether a file is a script, or describes a cluster or the access to one."""
     if not path.is_file():
         return False
-    return path.suffix == ".sbatch" or any(
-        _is_launcher(document) or _is_kuberay(document) for document in _documents(path)
-    )
+    return path.suffix in SCRIPT_KINDS or _kind(_documents(path)) is not None
 
 
 def check_cluster_file(path: Path) -> str:
@@ -41,14 +41,14 @@ def check_cluster_file(path: Path) -> str:
     Raises:
         UserError: one line per error: a placeholder that is not filled in, a wrong field, another version.
     """
-    text = path.read_text(encoding="utf-8")
-    problems = [*_placeholders(text), *_versions(text)]
-    if path.suffix == ".sbatch":
-        kind, more = "a batch script", _shell_errors(path)
+    text = _text(path)
+    problems = [*_placeholders(text), *_versions(text), *_open_doors(text)]
+    if path.suffix in SCRIPT_KINDS:
+        kind: str | None = SCRIPT_KINDS[path.suffix]
+        more = list(script_errors(path, text))
     else:
         documents = _documents(path)
-        kind = "Ray's launcher" if any(map(_is_launcher, documents)) else "KubeRay"
-        more = [problem for document in documents for problem in _schema_errors(document)]
+        kind, more = _kind(documents), list(_schema_errors(documents))
     if problems := [*problems, *more]:
         raise UserError("\n".join(f"{path}: {problem}" for problem in problems))
     return (
@@ -56,19 +56,34 @@ def check_cluster_file(path: Path) -> str:
     )
 
 
-def _documents(path: Path) -> list[Any]:
+def _text(path: Path) -> str:
     try:
-        return list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not text in UTF-8: {error}") from None
+
+
+def _documents(path: Path) -> list[Any]:
+    """Return the documents of a YAML file; JSON is YAML too."""
+    try:
+        return list(yaml.safe_load_all(_text(path)))
+    except yaml.YAMLError as error:
         raise UserError(f"{path} cannot be read as YAML: {error}") from None
+
+
+def _kind(documents: list[Any]) -> str | None:
+    """Return what the documents are for, or none if it is not a cluster."""
+    kinds: dict[str, Callable[[Any], bool]] = {
+        "Ray's launcher": _is_launcher,
+        "KubeRay": is_kubernetes,
+        "an IAM policy": cloud_access.is_policy,
+        "a security group": cloud_access.is_security_group,
+    }
+    return next((kind for kind, matches in kinds.items() if any(map(matches, documents))), None)
 
 
 def _is_launcher(document: Any) -> bool:
     return isinstance(document, dict) and "cluster_name" in document
-
-
-def _is_kuberay(document: Any) -> bool:
-    return isinstance(document, dict) and "apiVersion" in document
 
 
 def _placeholders(text: str) -> Iterator[str]:
@@ -95,11 +110,25 @@ def _versions(text: str) -> Iterator[str]:
             )
 
 
-def _schema_errors(document: Any) -> Iterator[str]:
-    if _is_launcher(document):
-        yield from _launcher_errors(document)
-    elif _is_kuberay(document) and document.get("kind") in ("RayCluster", "RayJob"):
-        yield from kuberay_errors(document)
+def _open_doors(text: str) -> Iterator[str]:
+    for number, line in enumerate(text.splitlines(), start=1):
+        if re.search(r"RAY_AUTH_MODE(=|, value: )[\"']?disabled", re.sub(r"(^|\s)#.*", "", line)):
+            yield (
+                f"RAY_AUTH_MODE=disabled (line {number}): everyone who reaches Ray's ports can run code on "
+                "the cluster; set token"
+            )
+
+
+def _schema_errors(documents: list[Any]) -> Iterator[str]:
+    if any(map(is_kubernetes, documents)):
+        yield from kubernetes_errors(documents)
+    for document in documents:
+        if _is_launcher(document):
+            yield from _launcher_errors(document)
+        elif cloud_access.is_policy(document):
+            yield from cloud_access.policy_errors(document)
+        elif cloud_access.is_security_group(document):
+            yield from cloud_access.security_group_errors(document)
 
 
 def _launcher_errors(document: dict[str, Any]) -> Iterator[str]:
@@ -110,9 +139,5 @@ def _launcher_errors(document: dict[str, Any]) -> Iterator[str]:
         yield f"{'.'.join(map(str, error.absolute_path)) or 'top level'}: {error.message}"
     except (ValueError, RuntimeError, click.ClickException) as error:
         yield str(error)
-
-
-def _shell_errors(path: Path) -> list[str]:
-    return subprocess.run(
-        ["bash", "-n", str(path)], capture_output=True, text=True, check=False
-    ).stderr.splitlines()
+    else:
+        yield from cloud_access.network_errors(document)

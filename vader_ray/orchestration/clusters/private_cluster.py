@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,6 +19,8 @@ from vader_ray.orchestration import ray_private
 
 _LOOPBACK = "127.0.0.1"
 _START_ATTEMPTS = 4
+_KEPT_SESSIONS = 3
+_QUIET_SECONDS = 300.0
 
 
 @contextmanager
@@ -24,9 +28,8 @@ def start(*, include_dashboard: bool, **settings: Any) -> Iterator[None]:
     """Start a cluster for the duration of the block.
 
     Its processes require a random token, which only the environment of the driver and of its child processes
-    holds, listen on the loopback interface (Ray's; torch's store of a process group with several workers
-    listens on all), and keep their files in a folder that only this user can enter. Afterwards the driver's
-    environment is as it was.
+    holds, listen on the loopback interface, export no metrics, and keep their files in a folder that only
+    this user can enter. Afterwards the driver's environment is as it was.
 
     Args:
         include_dashboard: start Ray's dashboard too, with its State API; it requires the token as well.
@@ -36,13 +39,15 @@ def start(*, include_dashboard: bool, **settings: Any) -> Iterator[None]:
         UserError: the folder belongs to another user.
         RunFailed: Ray did not start, because the machine is too busy.
     """
-    environment = ray_private.LOOPBACK_ENVIRONMENT | {
+    environment = ray_private.LOOPBACK_ENVIRONMENT | ray_private.NO_METRICS_ENVIRONMENT
+    environment |= {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME") or _loopback_interface(),
     }
     folder = _own_folder() / "ray"  # Ray makes the folder that it is given writable for everybody
-    with _set_environment(environment):
+    _sweep_sessions(folder)
+    with _set_environment(environment), ray_private.quiet_loss():
         try:
             with ray_private.loopback_node_address():
                 _init(str(folder), include_dashboard=include_dashboard, **settings)
@@ -73,6 +78,28 @@ def _init(folder: str, **settings: Any) -> None:
     )
 
 
+def _sweep_sessions(folder: Path) -> None:
+    """Delete the files of this user's clusters that have ended, except for the last ones with their logs.
+
+    The name of a session ends with the id of its driver's process. One whose driver or other processes run,
+    or whose logs have changed within the last minutes, stays.
+    """
+    in_use = " ".join(" ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"]))
+    sessions = sorted(path for path in folder.glob("session_*_*_*") if not path.is_symlink())
+    for session in sessions[:-_KEPT_SESSIONS]:
+        driver = session.name.rpartition("_")[2]
+        runs = session.name in in_use or not driver.isdigit() or psutil.pid_exists(int(driver))
+        if not runs and time.time() - _last_change(session) > _QUIET_SECONDS:
+            shutil.rmtree(session, ignore_errors=True)  # another driver deletes it too
+
+
+def _last_change(session: Path) -> float:
+    logs = session / "logs"
+    with suppress(OSError):
+        return max((path.lstat().st_mtime for path in logs.iterdir()), default=0.0)
+    return 0.0
+
+
 def _processes_with(folder: str) -> set[psutil.Process]:
     """Return the descendants of this process whose command line has the folder, as those of Ray have."""
     found = set()
@@ -98,6 +125,12 @@ def _set_environment(variables: dict[str, str]) -> Iterator[None]:
             else:
                 os.environ[name] = value
         ray_private.reload_authentication()
+
+
+def is_private() -> bool:
+    """Return whether this process's cluster is one of `start`: only those have a loopback address."""
+    address: str = ray.get_runtime_context().gcs_address
+    return address.startswith(f"{_LOOPBACK}:")
 
 
 def _loopback_interface() -> str:

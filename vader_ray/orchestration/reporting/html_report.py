@@ -16,7 +16,8 @@ import jinja2
 import numpy as np
 from PIL import Image
 
-from vader_ray.errors import UserError
+from vader_ray.errors import UserError, check_output
+from vader_ray.files import write_text
 from vader_ray.orchestration.reporting.past_runs import PastRun, differing, differing_settings, find_runs
 from vader_ray.orchestration.reporting.report_figures import (
     best_groups,
@@ -74,11 +75,12 @@ def write_report(targets: Sequence[str], output: Path, uri: str | None = None) -
         UserError: MLflow cannot be used or lacks the targets, no run has an evaluation, or the page cannot be
             written.
     """
+    check_output(output, suffix=".html")
     address = tracking_uri(uri)
     runs = find_runs(address, targets)
     try:
         page = _render(targets, runs, address, output)
-        output.write_text(page, encoding="utf-8")
+        write_text(output, page)
     except MlflowException as error:
         raise unusable(address, error) from None
     except OSError as error:

@@ -75,7 +75,7 @@ class RewardActor:
             UserError: a score is not finite.
         """
         decoded = decode_frames(frames, self._device)
-        scores = score_only(self._loaded(decoded), decoded, prompts, chunk_size)
+        scores = score_only(self._loaded(decoded), decoded, prompts, chunk_size, name=self._config.name)
         _check_finite(scores, prompts)
         return scores.cpu().numpy()
 
@@ -88,7 +88,9 @@ class RewardActor:
             UserError: a score or the gradient is not finite.
         """
         decoded = decode_frames(frames, self._device)
-        scores, gradient = score_and_gradient(self._loaded(decoded), decoded, prompts, chunk_size)
+        scores, gradient = score_and_gradient(
+            self._loaded(decoded), decoded, prompts, chunk_size, name=self._config.name
+        )
         _check_finite(scores, prompts)
         if not gradient.isfinite().all():
             raise UserError(

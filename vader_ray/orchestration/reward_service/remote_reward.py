@@ -57,7 +57,7 @@ class PendingRequest:
                 "lack the resources of its placement"
             ) from error
         except RayTaskError as error:
-            raise RunFailed(f"reward {name!r} in actor {placement.actor!r}: {error.cause}") from error
+            raise RunFailed(f"in actor {placement.actor!r}: {_message(name, error.cause)}") from error
         except (ActorDiedError, ActorUnavailableError) as error:
             raise RunFailed(
                 f"reward {name!r}: a replica of {placement.actor!r} died more than {placement.max_retries} "
@@ -121,6 +121,11 @@ class PooledReward:
         replica = self._replicas[(os.getpid() + next(self._requests)) % len(self._replicas)]
         reference = getattr(replica, method).remote(encoded, list(prompts), chunk_size)
         return PendingRequest(self._name, self._placement, replica, reference)
+
+
+def _message(name: str, cause: BaseException) -> str:
+    """Return the message of an error in an actor, with the name of the reward."""
+    return str(cause) if isinstance(cause, RunFailed) else f"reward {name!r}: {cause}"
 
 
 def _restart(replica: ActorHandle) -> None:

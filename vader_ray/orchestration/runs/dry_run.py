@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from tempfile import TemporaryDirectory
 from typing import Any, TypedDict
 
 import ray.train
@@ -16,10 +15,12 @@ from ray.train.v2.api.config import LoggingConfig
 from vader_ray import config as settings
 from vader_ray.config import ExperimentConfig
 from vader_ray.errors import UserError
+from vader_ray.files import scratch_folder
 from vader_ray.orchestration.clusters import connection
 from vader_ray.orchestration.reward_service import pool
 from vader_ray.orchestration.reward_service.remote_reward import PooledReward
 from vader_ray.orchestration.runs.launch import resolve_auto
+from vader_ray.orchestration.runs.process_group import ProcessGroupConfig
 from vader_ray.orchestration.runs.worker import train_device
 from vader_ray.training.distributed import WorkerGroup
 from vader_ray.training.dry_run import StepCheck, check_step
@@ -50,16 +51,17 @@ def dry_run(config: ExperimentConfig) -> DryRun:
     with (
         connection.connected(config),
         pool.start_pools(config) as remote_rewards,
-        TemporaryDirectory(prefix="vader_ray_check_") as storage,
+        scratch_folder() as storage,
     ):
         trainer = TorchTrainer(
             _dry_run_worker,
             train_loop_config=_Job(config=config.model_dump(mode="json"), remote_rewards=remote_rewards),
+            torch_config=ProcessGroupConfig(),
             scaling_config=ScalingConfig(
                 num_workers=config.runtime.num_workers, use_gpu=connection.uses_gpu(config.runtime)
             ),
             run_config=RunConfig(
-                name="check", storage_path=storage, logging_config=LoggingConfig(log_level="ERROR")
+                name="check", storage_path=str(storage), logging_config=LoggingConfig(log_level="ERROR")
             ),
         )
         result = trainer.fit().return_value

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from vader_ray.config import ExperimentConfig
+from vader_ray.errors import RunFailed, describe, last_line
 from vader_ray.orchestration.runs.run_dir import RunDir
 from vader_ray.orchestration.runs.summary import Gain, RunStatus, RunSummary
 from vader_ray.orchestration.tracking import mlflow_runs
@@ -12,6 +16,8 @@ from vader_ray.uris import redact
 MAX_TAG_LENGTH = 1000
 """Characters of an error in an MLflow tag."""
 _GAIN = "eval/gain/"
+_RECORDED = "the run's summary was written"
+"""Note of an exception with which a run was finished."""
 _MLFLOW_STATUS: dict[RunStatus, mlflow_runs.Status] = {
     "completed": "FINISHED",
     "stopped": "FINISHED",
@@ -46,8 +52,37 @@ def finish_run(
         print(undelivered)
     summary = summarize(config, folder, mlflow_run, state, status, error)
     summary.write(folder.summary)
-    folder.push()
+    try:
+        folder.push()
+    except OSError as error:
+        print(f"{folder.storage} did not take the summary ({describe(error)}); it is in {folder.summary}")
     return summary
+
+
+@contextmanager
+def ends_recorded(
+    config: ExperimentConfig, folder: RunDir, mlflow_run: mlflow_runs.MlflowRun
+) -> Iterator[None]:
+    """Finish the run if the block raises an exception; of nested blocks, the innermost one does."""
+    try:
+        yield
+    except BaseException as error:
+        if _RECORDED not in getattr(error, "__notes__", ()):
+            error.add_note(_RECORDED)
+            _finish_after(error, config, folder, mlflow_run)
+        raise
+
+
+def _finish_after(
+    first: BaseException, config: ExperimentConfig, folder: RunDir, mlflow_run: mlflow_runs.MlflowRun
+) -> None:
+    """Finish a run that an error has ended; what else fails is printed, since the first error counts."""
+    interrupted = isinstance(first, KeyboardInterrupt)
+    status: RunStatus = "interrupted" if interrupted else "failed"
+    try:
+        finish_run(config, folder, mlflow_run, status, error=None if interrupted else last_line(first))
+    except (OSError, ValueError, RunFailed) as error:
+        print(f"{folder.summary} was not written: {describe(error)}", flush=True)
 
 
 def summarize(

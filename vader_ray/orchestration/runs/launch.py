@@ -2,37 +2,41 @@
 
 from __future__ import annotations
 
-import pickle
-import queue
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import ray
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.config import LoggingConfig
-from ray.util.queue import Empty, Queue
+from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from vader_ray import metrics, models, rewards
 from vader_ray.alignment import algorithms
 from vader_ray.config import ExperimentConfig
 from vader_ray.config.auto import auto_fields
-from vader_ray.errors import RunFailed, UserError, last_line
+from vader_ray.errors import RunFailed, first_line
+from vader_ray.files import write_text
 from vader_ray.orchestration import ray_private
 from vader_ray.orchestration.clusters import connection
 from vader_ray.orchestration.reward_service import pool
 from vader_ray.orchestration.reward_service.remote_reward import PooledReward
-from vader_ray.orchestration.runs.finish import finish_run
+from vader_ray.orchestration.runs.finish import ends_recorded, finish_run
+from vader_ray.orchestration.runs.follow import EndRequest, Failure, follow
 from vader_ray.orchestration.runs.functions import pack_functions
+from vader_ray.orchestration.runs.process_group import ProcessGroupConfig
 from vader_ray.orchestration.runs.progress import Progress
+from vader_ray.orchestration.runs.repair import DamagedFile
 from vader_ray.orchestration.runs.run_dir import RunDir, claim_run_dir
-from vader_ray.orchestration.runs.summary import RunStatus, RunSummary
+from vader_ray.orchestration.runs.summary import RunSummary
 from vader_ray.orchestration.runs.worker import Job, run_worker
-from vader_ray.orchestration.signals import sigterm_interrupts
+from vader_ray.orchestration.signals import sigterm_deferred, sigterm_interrupts
 from vader_ray.orchestration.tracking import mlflow_runs
+from vader_ray.orchestration.tracking.server import tracking_uri
 from vader_ray.preflight import auto_tune
 from vader_ray.preflight.devices import fits
 from vader_ray.training.events import StepEvent
@@ -45,10 +49,12 @@ def resolve_names(config: ExperimentConfig, folder: Path | None = None) -> Exper
     Paths in these options become absolute; a relative one starts at ``folder`` (the recipe's).
 
     Raises:
-        UserError: unknown algorithm, family, reward, metric or option, a path that does not exist, or a
-            guard or an algorithm that cannot work with the other settings.
+        UserError: unknown algorithm, family, scheduler, reward, metric or option, a path that does not exist,
+            or a guard or an algorithm that cannot work with the other settings.
     """
     models.check_family(config.model.family)
+    if config.sampling.scheduler is not None:
+        models.check_scheduler(config.sampling.scheduler)
     check_guard(config)
     checked = {
         "algorithm": algorithms.check(config, folder=folder),
@@ -99,34 +105,39 @@ def train_run(
         claim_run_dir(config, runs_dir, run_name, resume=resume, storage=storage) as folder,
         sigterm_interrupts(),
     ):
-        summary = folder.read_summary()
+        summary = _read_or_rebuild_summary(config, folder)
         if summary is not None and folder.is_complete(config.num_steps):
             return summary
         mlflow_run = _open_mlflow_run(config, folder)
         warn_without_guard(config)
-        status: RunStatus = "failed"
-        error: str | None = None
-        try:
-            with (
-                connection.connected(config),
-                pool.start_pools(config) as remote_rewards,
-                Progress(config.num_steps, eval_metric=config.selection_metric()) as progress,
-            ):
+        with (
+            ends_recorded(config, folder, mlflow_run),
+            connection.connected(config),
+            pool.start_pools(config) as remote_rewards,
+            Progress(config.num_steps, eval_metric=config.selection_metric()) as progress,
+        ):
 
-                def update(event: StepEvent) -> None:
-                    progress.update(event)
-                    on_step(event)
+            def update(event: StepEvent) -> None:
+                progress.update(event)
+                on_step(event)
 
+            with ends_recorded(config, folder, mlflow_run):  # before Ray is stopped, which may fail
                 launch(config, folder, mlflow_run, remote_rewards, on_step=update, log=progress.log)
-            status = "completed"
-        except KeyboardInterrupt:
-            status = "interrupted"
-            raise
-        except BaseException as exception:
-            error = last_line(exception)
-            raise
-        finally:
-            summary = finish_run(config, folder, mlflow_run, status, error=error)
+        return finish_run(config, folder, mlflow_run)
+
+
+def _read_or_rebuild_summary(config: ExperimentConfig, folder: RunDir) -> RunSummary | None:
+    """Return the summary; write a damaged one again if all steps were taken, else delete it."""
+    try:
+        return folder.read_summary()
+    except DamagedFile:
+        state = folder.read_state()
+    if state.step < config.num_steps and not state.stopped:
+        print(f"{folder.summary} was damaged; it was deleted, and the run continues", flush=True)
+        folder.summary.unlink()
+        return None
+    summary = finish_run(config, folder, folder.read_mlflow_run(tracking_uri(config.tracking.uri)))
+    print(f"{folder.summary} was damaged; it was written again from {folder.state}", flush=True)
     return summary
 
 
@@ -182,11 +193,13 @@ def launch(
         remote_rewards=remote_rewards,
         functions=pack_functions(config.reward_names()),
         messages=messages,
+        end_key=uuid4().hex,
     )
     lowest, highest = config.runtime.min_workers, config.runtime.num_workers
     trainer = TorchTrainer(
         run_worker,
         train_loop_config=dict(job),
+        torch_config=ProcessGroupConfig(),
         scaling_config=ScalingConfig(
             num_workers=highest if lowest is None else (lowest, highest),
             use_gpu=connection.uses_gpu(config.runtime),
@@ -204,16 +217,39 @@ def launch(
     thread = threading.Thread(target=_fit, args=(trainer, outcome), daemon=True)
     thread.start()
     try:
-        _follow(thread, messages, on_step, log)
+        with sigterm_deferred() as is_wanted:
+            end = EndRequest(job["end_key"], is_wanted, config.runtime.grace_seconds)
+            failure = follow(thread, messages, end, on_step=on_step, log=log)
     finally:
+        _pull(folder)
+    if failure is None:
+        (result,) = outcome
+        failure = _failure_of(result if isinstance(result, BaseException) else result.error)
+    if failure is not None:
+        raise _run_failed(failure, folder)
+    if end.is_made and folder.read_state().step < config.num_steps:
+        raise KeyboardInterrupt
+
+
+def _pull(folder: RunDir) -> None:
+    """Fetch what the workers have written; if the storage is lost, an earlier error is what counts."""
+    try:
         folder.pull()
-    (result,) = outcome
-    resume = f"continue with --resume --run-name {folder.name}"
-    if isinstance(result, BaseException):
-        logs = ray_private.logs_folder()
-        raise RunFailed(f"Ray Train gave up: {last_line(result)}; logs are in {logs}; {resume}")
-    if result.error is not None:
-        raise RunFailed(f"the workers failed: {last_line(result.error)}; {resume}")
+    except OSError as error:
+        print(f"{folder.storage} cannot be read ({first_line(error)}); {folder.path} may lack the last steps")
+
+
+def _failure_of(error: BaseException | None) -> Failure | None:
+    return None if error is None else Failure(*ray_private.describe_failure(error))
+
+
+def _run_failed(failure: Failure, folder: RunDir) -> RunFailed:
+    """Write the traceback to the run's folder and return the error that names the file."""
+    text = failure.message
+    if failure.traceback:
+        write_text(folder.error_log, failure.traceback)
+        text += f"; the traceback is in {folder.error_log}"
+    return RunFailed(f"{text}; continue with --resume --run-name {folder.name}")
 
 
 def _fit(trainer: TorchTrainer, outcome: list[Any]) -> None:
@@ -221,26 +257,3 @@ def _fit(trainer: TorchTrainer, outcome: list[Any]) -> None:
         outcome.append(trainer.fit())
     except BaseException as error:  # noqa: BLE001  handed to the main thread, which raises it
         outcome.append(error)
-
-
-def _follow(
-    thread: threading.Thread,
-    messages: Queue,
-    on_step: Callable[[StepEvent], None],
-    log: Callable[[str], None],
-) -> None:
-    """Pass on the workers' messages until Ray Train has ended."""
-    while thread.is_alive() or not messages.empty():
-        try:
-            kind, content = messages.get(timeout=0.5)
-        except (Empty, queue.Empty):
-            continue
-        match kind:
-            case "step":
-                on_step(pickle.loads(content))
-            case "log":
-                log(content)
-            case "user_error":
-                raise UserError(content)
-            case "failed":
-                raise RunFailed(content)

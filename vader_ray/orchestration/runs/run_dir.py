@@ -9,20 +9,21 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
 from vader_ray.config import ExperimentConfig, flatten
 from vader_ray.config.experiment import MAX_NAME_LENGTH, NAME_PATTERN
 from vader_ray.errors import UserError
-from vader_ray.files import UNFINISHED, write_text
-from vader_ray.orchestration.runs import run_lock
+from vader_ray.files import UNFINISHED, scratch_folder, write_text
+from vader_ray.orchestration.runs import repair, run_lock
 from vader_ray.orchestration.runs import storage as stored
 from vader_ray.orchestration.runs.storage import LOCK_FILE, RUN_FILE, Mirror
 from vader_ray.orchestration.runs.summary import RunSummary
 from vader_ray.orchestration.tracking.mlflow_runs import MlflowRun
+from vader_ray.paths import expand_user
 from vader_ray.training.checkpoint import State
 from vader_ray.uris import Uri, redact
 
@@ -61,6 +62,11 @@ class RunDir:
     def summary(self) -> Path:
         """The outcome, once the run has ended."""
         return self.path / "summary.json"
+
+    @property
+    def error_log(self) -> Path:
+        """Traceback of the error of a reward, a metric or a worker that ended the run."""
+        return self.path / "error.log"
 
     @property
     def state(self) -> Path:
@@ -141,7 +147,7 @@ class RunDir:
 
     def read_metadata(self) -> dict[str, Any]:
         """Return the metadata of `write_metadata`; empty for a new run."""
-        return json.loads(self.metadata.read_text(encoding="utf-8")) if self.metadata.exists() else {}
+        return repair.read_run_file(self.metadata) if self.metadata.exists() else {}
 
     def read_mlflow_run(self, uri: Uri) -> MlflowRun:
         """Return the MLflow run that `write_metadata` recorded; the recorded URI has no password."""
@@ -154,13 +160,23 @@ class RunDir:
 
     def read_state(self) -> State:
         """Return the last recorded state; a fresh one for a new run."""
-        return State(**json.loads(self.state.read_text(encoding="utf-8"))) if self.state.exists() else State()
+        if not self.state.exists():
+            return State()
+        try:
+            return State(**repair.read_record(self.state))
+        except TypeError as error:
+            raise repair.damaged(self.state, error) from None
 
     def read_summary(self) -> RunSummary | None:
         """Return the outcome, None for a run that has not ended."""
         if not self.summary.exists():
             return None
-        return RunSummary.model_validate_json(self.summary.read_text(encoding="utf-8"))
+        try:
+            return RunSummary.model_validate(repair.read_record(self.summary))
+        except ValidationError as error:
+            first = error.errors()[0]
+            at = ".".join(str(part) for part in first["loc"])
+            raise repair.damaged(self.summary, ValueError(f"{at}: {first['msg']}")) from None
 
     def is_complete(self, num_steps: int) -> bool:
         """Whether a run has taken this number of steps or was stopped by its guard, or a sweep has ended."""
@@ -186,7 +202,7 @@ def claim_run_dir(
     """
     if run_name is not None:
         check_run_name(run_name)
-    root, uri = root.expanduser().resolve(), stored.normalised(storage)
+    root, uri = expand_user(root).resolve(), stored.normalised(storage)
     if resume and run_name is None and uri is not None:
         _find_runs(config, root, uri)
     name = run_name or (_latest(config, root) if resume else f"{config.name}-{datetime.now():%Y%m%d-%H%M%S}")
@@ -213,6 +229,18 @@ def check_run_name(name: str) -> None:
         )
 
 
+def check_folder_name(name: str) -> None:
+    """Refuse the name of a trial that cannot be a folder's.
+
+    Raises:
+        UserError: it has a slash or a NUL character, or is too long or empty.
+    """
+    if name in ("", ".", "..") or set(name) & set("/\0") or len(name.encode()) > MAX_NAME_LENGTH:
+        raise UserError(
+            f"{name[:MAX_NAME_LENGTH]!r} cannot be the name of a folder; change the values that it is made of"
+        )
+
+
 def open_run_dir(config: ExperimentConfig, root: Path, name: str, *, storage: str | None = None) -> RunDir:
     """Open the folder of a new run, or of a run of the same recipe, here or from its copy in the storage.
 
@@ -220,11 +248,11 @@ def open_run_dir(config: ExperimentConfig, root: Path, name: str, *, storage: st
         UserError: the name belongs to another recipe or storage, or to a folder without a run, or the folder
             cannot be written.
     """
-    if name in ("", ".", "..") or "/" in name:
-        raise UserError(f"{name!r} cannot be the name of a folder; change the values that it is made of")
-    root, uri = root.expanduser().resolve(), stored.normalised(storage)
+    check_folder_name(name)
+    root, uri = expand_user(root).resolve(), stored.normalised(storage)
     mirror = Mirror(root / name, stored.join(uri, name), skip=KEPT_BY_RAY) if uri is not None else None
     folder = RunDir(root / name, mirror)
+    repair.repair_run_file(folder, config)
     _check_storage(folder, folder.read_metadata())
     _check_vacant(folder)
     folder.pull()
@@ -260,8 +288,8 @@ def working_copy(
             )
         yield RunDir(home)
         return
-    with TemporaryDirectory(prefix="vader_ray_run_") as scratch:
-        path = Path(scratch) / home.name
+    with scratch_folder() as scratch:
+        path = scratch / home.name
         copy = RunDir(path, Mirror(path, storage, skip=skip), home)
         copy.pull()
         yield copy
@@ -322,9 +350,14 @@ def _latest(config: ExperimentConfig, root: Path) -> str:
         root.glob(f"{config.name}-*/run.json"), key=lambda path: path.stat().st_mtime, reverse=True
     )
     for folder in (RunDir(path.parent) for path in folders):
-        if not folder.is_complete(config.num_steps) and not _differences(
-            folder.read_metadata()["identity"], config
-        ):
+        try:
+            can_go_on = not folder.is_complete(config.num_steps) and not _differences(
+                folder.read_metadata()["identity"], config
+            )
+        except repair.DamagedFile as error:
+            print(f"the run {folder.name} is left out: {error}, or name it with --run-name", flush=True)
+            continue
+        if can_go_on:
             return folder.name
     raise UserError(
         f"there is no unfinished run of {config.name!r} with these settings in {root}; "

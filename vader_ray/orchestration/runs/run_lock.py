@@ -23,7 +23,7 @@ from uuid import uuid4
 
 import psutil
 
-from vader_ray.errors import UserError
+from vader_ray.errors import UserError, first_line
 from vader_ray.orchestration.runs.storage import LOCK_FILE, read_json, resolve, write_file
 
 _REFRESH_SECONDS = 10.0
@@ -163,9 +163,15 @@ class _StorageLock:
 
     def release(self) -> None:
         """Delete the lock file, unless another driver has taken it."""
-        held = self._read()
-        if held is not None and held["id"] == self._content["id"]:
-            self._system.delete_file(self._path)
+        try:
+            held = self._read()
+            if held is not None and held["id"] == self._content["id"]:
+                self._system.delete_file(self._path)
+        except OSError as error:
+            print(
+                f"the lock of the run {self._name!r} was not deleted ({first_line(error)}); "
+                f"after {self._stale_seconds:g} s it has no effect"
+            )
 
     def _is_refreshed(self, held: dict[str, Any]) -> bool:
         """Whether the lock file changes within the time after which it is stale."""

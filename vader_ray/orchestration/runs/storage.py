@@ -16,8 +16,9 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 from pyarrow import fs
 
-from vader_ray.errors import UserError, first_line
+from vader_ray.errors import UserError, check_output_folder, first_line
 from vader_ray.files import UNFINISHED, atomic_write
+from vader_ray.paths import expand_user
 from vader_ray.uris import has_secret
 
 RUN_FILE = "run.json"
@@ -59,7 +60,14 @@ def normalised(storage: str | None) -> str | None:
             "without it, and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (S3), "
             "GOOGLE_APPLICATION_CREDENTIALS (Google Cloud), or use the machine's own role"
         )
-    uri = storage if "://" in storage else str(Path(storage).expanduser().resolve())
+    if not storage.strip() or "\0" in storage:
+        raise UserError(
+            f"--storage {storage!r}: give s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or a shared folder"
+        )
+    uri = storage
+    if "://" not in storage:
+        check_output_folder(folder := expand_user(storage).resolve())
+        uri = str(folder)
     resolve(uri)
     return uri.rstrip("/")
 

@@ -11,14 +11,16 @@ from typing import Any, NotRequired, Protocol, TypedDict
 
 import ray.train
 import torch
-from pyarrow.fs import FileSelector, FileType
+from pyarrow.fs import FileSelector, FileSystem, FileType
 from ray.train.torch import get_device
 from ray.util.queue import Queue
 
 from vader_ray import config as settings
-from vader_ray.errors import RunFailed, UserError
+from vader_ray.errors import RunFailed, UserError, cause_traceback, first_line
+from vader_ray.orchestration import ray_private
 from vader_ray.orchestration.reward_service.remote_reward import PooledReward
 from vader_ray.orchestration.runs.functions import unpack_functions
+from vader_ray.orchestration.runs.retry import check_takes, is_disk_error, retry_writes, size_of, write_failed
 from vader_ray.orchestration.runs.run_dir import RunDir, working_copy
 from vader_ray.orchestration.runs.run_logger import RunLogger
 from vader_ray.orchestration.tracking.mlflow_runs import MlflowRun
@@ -45,9 +47,11 @@ class Job(TypedDict):
     """Rewards that are computed by actors, by name."""
     functions: bytes
     """Rewards given as Python functions, from `pack_functions`."""
+    end_key: NotRequired[str]
+    """Name of the driver's request to end, for `vader_ray.orchestration.ray_private.is_end_requested`."""
     messages: NotRequired[Queue]
     """Queue to the driver: ``("step", pickled StepEvent)``, ``("log", text)``, ``("user_error", text)``,
-    ``("failed", text)``."""
+    ``("failed", (text, traceback of the cause or an empty text))``."""
 
 
 class Host(Protocol):
@@ -63,6 +67,9 @@ class Host(Protocol):
 
     def on_step(self, event: StepEvent) -> None:
         """Pass on a step that has been logged, and keep its checkpoint."""
+
+    def should_end(self) -> bool:
+        """Return whether the run ends after this step with a checkpoint; the same on all workers."""
 
     def log(self, message: str) -> None:
         """Print a message for the user."""
@@ -81,7 +88,7 @@ def run_worker(job: Job, host: Host | None = None) -> None:
     Rank 0 logs each step to the run's folder and to MLflow before the host passes it on. In a run that holds
     an adapter soup, nothing is trained: the soup is evaluated.
     """
-    host = RayTrainHost(job["messages"]) if host is None else host
+    host = RayTrainHost(job) if host is None else host
     try:
         with host.open(job) as (folder, resume_from):
             unpack_functions(job["functions"])
@@ -110,12 +117,21 @@ def run_worker(job: Job, host: Host | None = None) -> None:
                     on_step=on_step,
                     resume_from=resume_from,
                     should_checkpoint=host.is_preempted,
+                    should_end=host.should_end,
                 )
+                if state.step < config.num_steps and not state.stopped:
+                    return  # the driver, which has requested it, delivers what waits
             if logger is not None and (undelivered := logger.close(state.alarms)):
                 host.log(undelivered)
     except (UserError, RunFailed) as error:
         host.fail(error)
         raise
+    except OSError as error:
+        if not is_disk_error(error):
+            raise
+        failure = write_failed(error.filename or job["folder"], error)
+        host.fail(failure)
+        raise failure from error
 
 
 class RayTrainHost:
@@ -123,11 +139,13 @@ class RayTrainHost:
 
     cache: ModelCache | None = None
 
-    def __init__(self, messages: Queue) -> None:
+    def __init__(self, job: Job) -> None:
         context = ray.train.get_context()
         self.group = WorkerGroup(context.get_world_rank(), context.get_world_size())
         self.device = train_device()
-        self._messages = messages
+        self._messages, self._end_key = job["messages"], job["end_key"]
+        self._num_steps = job["config"]["num_steps"]
+        self._retry_minutes = job["config"]["checkpoint"]["retry_minutes"]
 
     @contextmanager
     def open(self, job: Job) -> Iterator[tuple[RunDir | None, Path | None]]:
@@ -145,8 +163,32 @@ class RayTrainHost:
             small = StepEvent(event.step, event.metrics, alarms=event.alarms, is_kept=event.is_kept)
             self._messages.put(("step", pickle.dumps(small)))  # so the queue's process imports no torch
         if event.is_kept:
-            saved = ray.train.Checkpoint.from_directory(event.checkpoint) if event.checkpoint else None
+            takes = event.checkpoint is not None and self._storage_takes(event, event.checkpoint)
+            saved = ray.train.Checkpoint.from_directory(event.checkpoint) if takes else None
             ray.train.report({"step": event.step}, checkpoint=saved)
+
+    def _storage_takes(self, event: StepEvent, checkpoint: Path) -> bool:
+        """Return whether a checkpoint can be kept: wait for a disk or at the end, else go on without it."""
+        storage, path = self._filesystem_and_path()
+        size = size_of(checkpoint)
+        if storage.type_name == "local" or event.step == self._num_steps or event.state.stopped:
+            retry_writes(
+                lambda: check_takes(storage, path, size), path, minutes=self._retry_minutes, log=self.log
+            )
+            return True
+        try:
+            check_takes(storage, path, size)
+        except OSError as error:
+            self.log(
+                f"the storage {path} cannot be reached ({first_line(error)}); training continues without "
+                f"the checkpoint of step {event.step}"
+            )
+            return False
+        return True
+
+    def _filesystem_and_path(self) -> tuple[FileSystem, str]:
+        storage = ray.train.get_context().get_storage()
+        return storage.storage_filesystem, storage.storage_fs_path
 
     def log(self, message: str) -> None:
         self._messages.put(("log", message))
@@ -154,8 +196,14 @@ class RayTrainHost:
     def is_preempted(self) -> bool:
         return ray.train.get_preemption_info() is not None
 
+    def should_end(self) -> bool:
+        return any(self.group.gather([self.group.rank == 0 and ray_private.is_end_requested(self._end_key)]))
+
     def fail(self, error: UserError | RunFailed) -> None:
-        self._messages.put(("user_error" if isinstance(error, UserError) else "failed", str(error)))
+        if isinstance(error, UserError):
+            self._messages.put(("user_error", str(error)))
+        else:
+            self._messages.put(("failed", (str(error), cause_traceback(error))))
 
 
 def _earlier_checkpoints(latest: ray.train.Checkpoint) -> list[ray.train.Checkpoint]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +11,11 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
+from ray.tune.search.sample import Domain
 from ray.tune.search.variant_generator import generate_variants
 
 from vader_ray.config import ExperimentConfig, load, override
+from vader_ray.config.experiment import MAX_NAME_LENGTH, NAME_PATTERN
 from vader_ray.errors import UserError
 
 Values = dict[str, Any]
@@ -55,6 +58,18 @@ class SweepDefinition:
     """Print the trials on the Pareto front of the recipe's rewards."""
 
     def __post_init__(self) -> None:
+        if len(self.name) > MAX_NAME_LENGTH or not re.fullmatch(NAME_PATTERN, self.name):
+            raise UserError(
+                f"sweep {self.name[:MAX_NAME_LENGTH]!r}: the name is that of a folder; begin with a letter "
+                "or a digit, go on with letters, digits, '.', '_' and '-', at most "
+                f"{MAX_NAME_LENGTH} characters"
+            )
+        for name, domain in self.space.items():
+            if not isinstance(name, str) or not name or not (_is_grid(domain) or isinstance(domain, Domain)):
+                raise UserError(
+                    f"sweep {self.name}: {name!r}: {str(domain)[:100]} gives no values; map each swept name "
+                    "to tune.grid_search([…]) or to a domain such as tune.loguniform(1e-4, 1e-2)"
+                )
         grid = [name for name, domain in self.space.items() if isinstance(domain, dict)]
         others = [name for name in self.space if name not in grid]
         if self.search == "grid" and others:
@@ -63,6 +78,10 @@ class SweepDefinition:
             )
         if self.search == "tpe" and grid:
             raise UserError(f"sweep {self.name}: {grid[0]!r} is a grid; give search='tpe' domains only")
+
+
+def _is_grid(domain: object) -> bool:
+    return isinstance(domain, dict) and bool(domain.get("grid_search"))
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from vader_ray.orchestration.runs.run_dir import RunDir, claim_run_dir
 from vader_ray.orchestration.signals import sigterm_interrupts
 from vader_ray.orchestration.sweeps.adapter_soup import make_soups
 from vader_ray.orchestration.sweeps.definition import BaseRecipe, SweepDefinition, draw
+from vader_ray.orchestration.sweeps.request import check_counts, check_overrides, check_trials
 from vader_ray.orchestration.sweeps.trial_table import SweepResult, TrialResult, print_results, write_table
 from vader_ray.orchestration.sweeps.trials import TrialSet
 from vader_ray.orchestration.sweeps.tune_trials import tune_trials
@@ -54,9 +55,12 @@ def run_sweep(  # noqa: PLR0913
         RunFailed: no trial succeeded.
         KeyboardInterrupt: the user stopped the sweep; its results so far are kept.
     """
+    check_counts(num_trials=num_trials, workers_per_trial=workers_per_trial, max_concurrent=max_concurrent)
     workers = f"runtime.num_workers={workers_per_trial}"
     recipe = BaseRecipe.of(definition, base_recipe, [*overrides, workers])
     resolved = resolve_names(recipe.load(), recipe.folder)
+    check_overrides(definition, recipe, overrides, resolved.seed)
+    check_trials(definition, recipe, resolved)
     config = resolved.model_copy(update={"name": definition.name, "description": definition.question})
     with (
         claim_run_dir(config, runs_dir, None, resume=resume, storage=storage) as folder,

@@ -20,6 +20,7 @@ from vader_ray.orchestration.reward_service.remote_reward import PooledReward
 from vader_ray.orchestration.runs.finish import finish_run
 from vader_ray.orchestration.runs.functions import unpack_functions
 from vader_ray.orchestration.runs.launch import launch
+from vader_ray.orchestration.runs.retry import retry_writes
 from vader_ray.orchestration.runs.run_dir import RunDir, working_copy
 from vader_ray.orchestration.runs.worker import Job, run_worker
 from vader_ray.orchestration.sweeps.search import SELECTED
@@ -125,10 +126,14 @@ class TuneHost:
 
     def on_step(self, event: StepEvent) -> None:
         if event.is_kept and event.checkpoint is not None:
-            keep_checkpoint(
-                event.checkpoint, self._folder.checkpoints, event.step, self._config.checkpoint.keep
-            )
-            self._folder.push()
+            checkpoint, limits = event.checkpoint, self._config.checkpoint
+
+            def keep() -> None:
+                keep_checkpoint(checkpoint, self._folder.checkpoints, event.step, limits.keep)
+
+            for write in (keep, self._folder.push):
+                path = self._folder.storage or self._folder.path
+                retry_writes(write, path, minutes=limits.retry_minutes, log=self.log)
         self._report(event)
 
     def log(self, message: str) -> None:
@@ -136,6 +141,9 @@ class TuneHost:
 
     def is_preempted(self) -> bool:
         return ray_private.is_node_draining()
+
+    def should_end(self) -> bool:
+        return False
 
     def fail(self, error: UserError | RunFailed) -> None:
         """Leave the error to `run_trial`."""

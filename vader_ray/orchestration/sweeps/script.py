@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vader_ray.console import CONTEXT_SETTINGS, Debug, Overrides, RunsDir, Storage, explain_errors
+from vader_ray.console import CONTEXT_SETTINGS, Debug, Overrides, RunsDir, Storage, explain_errors, use_utf8
 from vader_ray.orchestration.sweeps.definition import SweepDefinition
 
 
@@ -54,4 +54,5 @@ def sweep_script(definition: SweepDefinition) -> None:
                 resume=resume,
             )
 
+    use_utf8()
     script()

@@ -44,6 +44,9 @@ def gpu_names() -> list[str]:
 def _output(*command: str) -> str:
     """Return the output of a command, or an empty string if it fails or is not installed."""
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+        done = subprocess.run(  # noqa: S603 (the commands of this file)
+            command, capture_output=True, text=True, timeout=10, check=True
+        )
     except (OSError, subprocess.SubprocessError):
         return ""
+    return done.stdout.strip()

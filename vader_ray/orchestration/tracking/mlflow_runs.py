@@ -82,6 +82,25 @@ def start_run(
     return MlflowRun(uri, experiment_id, run_id)
 
 
+def find_run(config: settings.ExperimentConfig, run_name: str) -> MlflowRun | None:
+    """Return the only run of this name in the recipe's experiment; None if there is none or more than one.
+
+    Raises:
+        UserError: MLflow cannot be used.
+    """
+    uri = tracking_uri(config.tracking.uri)
+    check_server(uri)
+    client = MlflowClient(tracking_uri=uri)
+    try:
+        experiment = client.get_experiment_by_name(config.tracking.experiment)
+        if experiment is None:
+            return None
+        found = client.search_runs([experiment.experiment_id], f"attributes.run_name = '{run_name}'")
+    except (MlflowException, OSError) as error:
+        raise unusable(uri, error) from None
+    return MlflowRun(uri, experiment.experiment_id, found[0].info.run_id) if len(found) == 1 else None
+
+
 def _find_child(
     client: MlflowClient, experiment_id: str, parent_run_id: str | None, run_name: str
 ) -> str | None:
@@ -193,9 +212,12 @@ def deliver_waiting(folder: Path) -> str:
     """Deliver the results that wait in a run's folder to the MLflow run recorded there; return a message.
 
     Raises:
-        UserError: the server needs a password, which is not in the environment.
+        UserError: the folder is missing, its waiting results are damaged, or the server needs a password
+            that is not in the environment.
         RunFailed: MLflow did not take all of them.
     """
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no folder; give the folder of a run, such as runs/NAME")
     header, events = read(folder)
     if not events:
         return f"nothing waits in {folder}"

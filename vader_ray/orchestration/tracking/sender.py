@@ -39,6 +39,7 @@ class Sender:
         self._server_step = -1
         self._images: set[tuple[str, int]] = set()
         self._retry_at = 0.0
+        self._has_disk_failed = False
         self.last_step = max(
             (event["step"] for event in self._outbox.events if event["kind"] == "metrics"), default=-1
         )
@@ -51,15 +52,26 @@ class Sender:
         waiting = [*self._outbox.events, event]
         if time.monotonic() >= self._retry_at:
             waiting = self._send_all(waiting, DELIVERY_SECONDS)
-        self._outbox.store(waiting)
+        self._store(waiting)
 
     def flush(self, seconds: float) -> None:
         """Deliver the waiting events, for about `seconds` at most."""
-        self._outbox.store(self._send_all(self._outbox.events, seconds))
+        self._store(self._send_all(self._outbox.events, seconds))
 
     def drop_end(self) -> None:
         """Drop a waiting end of the run, because the run continues."""
         self._outbox.store([event for event in self._outbox.events if event["kind"] != "end"])
+
+    def _store(self, waiting: list[Event]) -> None:
+        """Store the waiting events; those that the disk does not take wait in memory."""
+        try:
+            self._outbox.store(waiting)
+        except OSError as error:
+            if not self._has_disk_failed:
+                self._on_message(f"{self._outbox.path} cannot be written ({error}); results wait in memory")
+            self._has_disk_failed = True
+        else:
+            self._has_disk_failed = False
 
     def undelivered(self) -> str | None:
         """Return a message about the waiting events and how to deliver them, or None if none wait."""

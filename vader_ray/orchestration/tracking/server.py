@@ -6,6 +6,8 @@ import os
 import sqlite3
 from pathlib import Path
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from vader_ray.errors import UserError
 from vader_ray.orchestration.tracking.mlflow_client import MlflowException, connect, root_cause
 from vader_ray.uris import Uri, is_redacted, redact, without_user
@@ -54,13 +56,19 @@ def check_server(uri: str) -> None:
     """Check that MLflow works; the first use creates the tables of a SQLite database (about 6 s).
 
     Raises:
-        UserError: the server does not respond within seconds, or the database cannot be written.
+        UserError: the driver of the database is not installed, the server does not respond within seconds, or
+            the database cannot be written.
     """
     try:
         if uri.startswith(SQLITE):
             _check_writable(database_path(uri))
         connect(uri).search_experiments(max_results=1)
-    except (MlflowException, OSError, sqlite3.Error) as error:
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"tracking.uri: {uri.partition(':')[0]} databases need the Python module {error.name!r}, which "
+            "is not installed; install its package, or choose an MLflow server"
+        ) from None
+    except (MlflowException, OSError, ValueError, sqlite3.Error, SQLAlchemyError) as error:
         raise unusable(uri, error) from None
 
 
@@ -70,6 +78,8 @@ def database_path(uri: str) -> Path:
 
 
 def _check_writable(database: Path) -> None:
+    if database.exists() and not database.is_file():
+        raise OSError(f"{database} is no regular file")
     database.parent.mkdir(parents=True, exist_ok=True)
     connection = sqlite3.connect(database, timeout=5.0)
     try:
@@ -80,7 +90,10 @@ def _check_writable(database: Path) -> None:
 
 def unusable(uri: str, error: BaseException) -> UserError:
     """Return the error for the user in place of an error of MLflow."""
+    cause = root_cause(error)
     remedy = "make it writable" if uri.startswith(SQLITE) else "start it"
+    if "error code 401" in cause:
+        remedy = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD to those of a user of this server"
     return UserError(
-        f"tracking.uri: MLflow at {uri} does not work ({root_cause(error)}); {remedy}, or choose another one"
+        f"tracking.uri: MLflow at {uri} does not work ({cause}); {remedy}, or choose another one"
     )

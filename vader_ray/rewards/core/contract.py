@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vader_ray.errors import UserError
+from vader_ray.errors import UserError, explain_plugin_errors
 from vader_ray.types import Reward
 
 PROMPTS = ("a red circle moving left", "a blue square moving up")
@@ -37,6 +37,7 @@ def check_contract(
 
     Raises:
         UserError: names the reward and the violation.
+        RunFailed: the reward raised an exception.
     """
     if getattr(reward, "granularity", None) not in ("frame", "clip") or not isinstance(
         getattr(reward, "unit", None), str
@@ -44,10 +45,11 @@ def check_contract(
         raise UserError(f"reward {name!r} must declare granularity ('frame' or 'clip') and unit (a text)")
     frames = random_frames(num_frames, height, width).to(device).requires_grad_()
     with torch.enable_grad():
-        scores = reward(frames, PROMPTS)
+        with explain_plugin_errors(f"reward {name!r}"):
+            scores = reward(frames, PROMPTS)
         check_scores(scores, f"reward {name!r}")
         _check_gradient(scores, frames, name)
-    with torch.no_grad():
+    with torch.no_grad(), explain_plugin_errors(f"reward {name!r}"):
         _check_separation(reward, frames, scores.detach(), name)
 
 
