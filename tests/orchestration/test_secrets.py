@@ -14,10 +14,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import cloudpickle
 import psutil
 import pytest
-from ray import tune
+from ray import cloudpickle, tune
 from typer.testing import CliRunner
 
 from tests.helpers.mlflow_server import behind_password, server
