@@ -15,8 +15,8 @@ from vader_ray.prompt_files import COLUMN, check_prompts, read_prompt_file, text
 PACKAGE = Path(__file__).parent
 SHAPES_PREFIX = "shapes:"
 """Prefix of the names of packaged weights and prompts: those of the embedded shapes data set."""
-_HUB_ID = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?")
-"""Form of a repository's name on the Hugging Face hub; old ones have no owner."""
+_NAME = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?")
+"""Form of a name on the Hugging Face hub or of an architecture in a library; any other text is a path."""
 PAIR_SUFFIXES = (".parquet", ".jsonl")
 """Endings of a file of preference pairs."""
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -56,7 +56,7 @@ def _absolute_if_local(weights: str, info: ValidationInfo) -> str:
             )
         return weights
     looks_local = weights.startswith((".", "/", "~")) or os.path.exists(weights)
-    if not looks_local and _HUB_ID.fullmatch(weights):
+    if not looks_local and _NAME.fullmatch(weights):
         return weights
     path = _from_recipe(weights, info)
     if not os.path.exists(path):

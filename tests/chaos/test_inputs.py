@@ -23,7 +23,6 @@ from typer.testing import CliRunner
 import vader_ray as vr
 from tests.chaos.inputs import (
     accepted,
-    clusters,
     commands,
     model_folders,
     overrides,
@@ -33,7 +32,6 @@ from tests.chaos.inputs import (
     sweeps,
 )
 from tests.chaos.inputs.values import fill, rows
-from tests.helpers.cluster_files import filled
 from tests.helpers.paths import REPOSITORY
 from tests.helpers.recipe import write_tiny
 from tests.helpers.tiny import SAMPLING
@@ -41,7 +39,6 @@ from vader_ray import models
 from vader_ray.cli import app
 from vader_ray.config import ExperimentConfig, ModelConfig, SamplingConfig, load
 from vader_ray.errors import UserError
-from vader_ray.orchestration.clusters.cluster_files import check_cluster_file
 from vader_ray.orchestration.runs.launch import resolve_names
 from vader_ray.orchestration.sweeps.definition import BaseRecipe, SweepDefinition
 from vader_ray.orchestration.sweeps.request import check_overrides
@@ -211,11 +208,3 @@ def test_an_override_that_no_trial_would_use_is_refused(sweep: str, override: st
 @pytest.mark.parametrize(("sweep", "override"), sweeps.ACCEPTED)
 def test_an_override_that_every_trial_uses_is_accepted(sweep: str, override: str) -> None:
     _request(sweep, override)
-
-
-@pytest.mark.parametrize(("name", "before", "after", "piece"), clusters.REFUSED)
-def test_a_cluster_file_that_cannot_work_is_refused(name: str, before: str, after: str, piece: str) -> None:
-    path = filled(name, Path())
-    assert before in path.read_text()
-    path.write_text(path.read_text().replace(before, after))
-    assert piece in _refusal(lambda: check_cluster_file(path))

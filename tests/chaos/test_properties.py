@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from tests.chaos.inputs.recipe_files import MINIMAL
+from tests.helpers.recipe import MINIMAL
 from vader_ray.config import flatten, load, validate
 from vader_ray.config.yaml_text import parse_yaml
 from vader_ray.errors import UserError

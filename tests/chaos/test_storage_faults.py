@@ -10,14 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.helpers.local_run import run_locally
 from tests.helpers.recipe import tiny_config
+from tests.helpers.runs import train_here
 from tests.helpers.small_disk import fill, free, small_disk
 from vader_ray.errors import UserError
 from vader_ray.manifest import MANIFEST
-from vader_ray.orchestration.runs.run_dir import KEPT_BY_RAY, open_run_dir
+from vader_ray.orchestration.runs.run_dir import KEPT_BY_RAY
 from vader_ray.orchestration.runs.storage import Mirror
-from vader_ray.orchestration.tracking import mlflow_runs
 from vader_ray.training.checkpoint import State, choose_undamaged, restore, save
 from vader_ray.training.events import StepEvent
 from vader_ray.training.experiment import Experiment, build
@@ -98,17 +97,13 @@ def test_a_storage_that_refuses_files_for_a_while_has_them_all_at_the_end(
         tracking={"uri": f"sqlite:///{tmp_path}/mlflow.db", "system_metrics": False},
     )
     with small_disk(tmp_path / "shared", megabytes=4) as storage:
-        folder = open_run_dir(config, tmp_path / "runs", "mine", storage=str(storage))
-        run = mlflow_runs.start_run(config, "mine", folder.recipe.read_text())
-        folder.write_metadata(config, run)
-        folder.push()
 
         def fill_for_a_while(event: StepEvent) -> None:
             if event.step == 1:
                 fill(storage)
                 threading.Timer(8, free, [storage]).start()
 
-        run_locally(config, folder, run, fill_for_a_while)
+        folder, _ = train_here(config, tmp_path / "runs", "mine", str(storage), fill_for_a_while)
         printed = capsys.readouterr().out
         assert "did not take the run's files" in printed
         assert "can be written again; training continues" in printed

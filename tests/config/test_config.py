@@ -15,6 +15,7 @@ import torch
 import yaml
 from pyarrow import parquet
 
+from tests.helpers.recipe import MINIMAL
 from vader_ray.alignment.reward_gradient import RewardTerm
 from vader_ray.config import ExperimentConfig, flatten, load, override, recipe_names, split_image, validate
 from vader_ray.config.yaml_text import parse_yaml
@@ -22,16 +23,6 @@ from vader_ray.errors import UserError
 from vader_ray.metrics import measured_metrics
 from vader_ray.rewards import brightness
 from vader_ray.uris import full_uri
-
-MINIMAL = """
-name: mine
-num_steps: 2
-videos_per_step: 2
-model: {family: modelscope, weights: owner/name}
-prompts: {train: [a], heldout: [b]}
-sampling: {num_frames: 1, height: 8, width: 8}
-rewards: [{reward: brightness}]
-"""
 
 
 @pytest.mark.parametrize("recipe", recipe_names())

@@ -9,6 +9,17 @@ import yaml
 
 from vader_ray.config import ExperimentConfig, validate
 
+MINIMAL = """
+name: mine
+num_steps: 2
+videos_per_step: 2
+model: {family: modelscope, weights: owner/name}
+prompts: {train: [a], heldout: [b]}
+sampling: {num_frames: 1, height: 8, width: 8}
+rewards: [{reward: brightness}]
+"""
+"""A recipe file with the required settings only."""
+
 
 def tiny_document(weights: Path, **changes: Any) -> dict[str, Any]:
     """The recipe as a plain dict."""

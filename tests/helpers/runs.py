@@ -8,15 +8,17 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import psutil
 
 from tests.helpers.local_run import run_locally
 from vader_ray.config import ExperimentConfig
-from vader_ray.orchestration.runs.run_dir import open_run_dir
+from vader_ray.orchestration.runs.run_dir import RunDir, open_run_dir
 from vader_ray.orchestration.tracking import mlflow_runs
+from vader_ray.orchestration.tracking.mlflow_runs import MlflowRun
+from vader_ray.training.events import StepEvent
 
 CLI = str(Path(sys.executable).parent / "vader-ray")
 
@@ -84,12 +86,24 @@ def adapter_files(run: Path) -> dict[str, bytes]:
     }
 
 
+def train_here(
+    config: ExperimentConfig,
+    root: Path,
+    name: str,
+    storage: str | None = None,
+    on_step: Callable[[StepEvent], None] = lambda event: None,
+) -> tuple[RunDir, MlflowRun]:
+    """Train in this process, without Ray; the run's folder in `root` and its open MLflow run."""
+    folder = open_run_dir(config, root, name, storage=storage)
+    run = mlflow_runs.start_run(config, name, folder.recipe.read_text())
+    folder.write_metadata(config, run)
+    folder.push()
+    run_locally(config, folder, run, on_step)
+    return folder, run
+
+
 def record(config: ExperimentConfig, folder: Path, name: str, storage: str | None = None) -> None:
-    """Train in this process, without Ray, and record the run in `folder` and in MLflow as a worker does."""
-    runs = open_run_dir(config, folder / "runs", name, storage=storage)
-    run = mlflow_runs.start_run(config, name, runs.recipe.read_text())
-    run_locally(config, runs, run)
-    assert (
-        mlflow_runs.end_run(run.uri, run.run_id, "FINISHED", folder=runs.path, tags={"status": "completed"})
-        is None
-    )
+    """Train in this process, and record the run in `folder` and in MLflow as a worker does."""
+    runs, run = train_here(config, folder / "runs", name, storage)
+    tags = {"status": "completed"}
+    assert mlflow_runs.end_run(run.uri, run.run_id, "FINISHED", folder=runs.path, tags=tags) is None

@@ -9,7 +9,8 @@ from typing import Annotated, Literal
 import typer
 
 from vader_ray.cli.recipes import ADAPTER_HELP, load_recipe
-from vader_ray.errors import UserError, check_output_folder, explain_write_errors
+from vader_ray.errors import UserError
+from vader_ray.outputs import check_output_folder, explain_write_errors
 
 
 def export(

@@ -13,8 +13,8 @@ from rich.table import Table
 from vader_ray.cli.recipes import AdapterOption, Recipe, Workers, load_recipe
 from vader_ray.config import is_metric_value
 from vader_ray.console import Overrides, RunsDir, Storage
-from vader_ray.errors import check_output, explain_write_errors
 from vader_ray.files import write_text
+from vader_ray.outputs import check_output, explain_write_errors
 
 if TYPE_CHECKING:
     from vader_ray.orchestration.runs.summary import RunSummary

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from vader_ray.config.experiment import ExperimentConfig
 from vader_ray.config.settings import KEEP_PASSWORDS
-from vader_ray.config.yaml_text import parse_yaml, read_yaml
+from vader_ray.config.yaml_text import parse_yaml, read_text
 from vader_ray.errors import UserError, did_you_mean
 from vader_ray.paths import PACKAGE, expand_user
 
@@ -49,7 +49,7 @@ def load(recipe: str, overrides: Overrides = ()) -> ExperimentConfig:
     """
     path = _recipe_path(recipe)
     try:
-        document = parse_yaml(read_yaml(path))
+        document = parse_yaml(read_text(path))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{path} cannot be read as YAML: {error}") from None
     if not isinstance(document, dict):

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, NonNegativeFloat, PositiveFloat
 
-from vader_ray.config.settings import FrameRule, Settings
+from vader_ray.config.settings import FrameRule, NonNegativeCount, Settings
 
 
 class AlgorithmConfig(Settings):
@@ -49,7 +49,7 @@ class PlacementConfig(Settings):
     scaled to its range."""
     timeout_seconds: PositiveFloat = 600.0
     """Longest wait in seconds for one result; then the actor is restarted and the request repeated."""
-    max_retries: int = Field(default=3, ge=0, le=2**20)
+    max_retries: NonNegativeCount = 3
     """Number of times that one request is repeated after an actor died or timed out; then the run fails."""
 
 

@@ -14,6 +14,7 @@ from pydantic import (
 from vader_ray.config.settings import (
     ActivationCheckpointing,
     Count,
+    NonNegativeCount,
     Precision,
     SecretUri,
     Settings,
@@ -93,7 +94,7 @@ class SamplingConfig(Settings):
     truncation_depth: Count = 1
     """Truncation depth K, the number of gradient steps (VADER's Algorithm 1 with ``last``). Each adds a
     backward pass of the denoiser, and memory if ``recompute`` is off."""
-    window_start: int = Field(default=0, ge=0, le=2**20)
+    window_start: NonNegativeCount = 0
     """Index of the first gradient step of a ``window``; the noisiest denoising step is 0."""
     backprop_through_input: bool = True
     """Let the gradient flow through the denoiser's input from one gradient step to the earlier ones. False is
@@ -278,7 +279,7 @@ class RuntimeConfig(Settings):
     to the rounding of fused operations."""
     num_threads: Threads = 1
     """CPU threads of torch in each worker."""
-    max_failures: int = Field(default=3, ge=0, le=2**20)
+    max_failures: NonNegativeCount = 3
     """Number of times that lost workers are replaced and the run continues from its last checkpoint."""
     grace_seconds: NonNegativeFloat = 20.0
     """Longest wait after SIGTERM for the step in progress to end with a checkpoint. Slurm and Kubernetes kill

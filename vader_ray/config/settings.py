@@ -32,6 +32,9 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Count = Annotated[int, Field(gt=0, le=2**20)]
 """Number of things that a run lists or holds one by one: videos, workers, denoising steps."""
 
+NonNegativeCount = Annotated[int, Field(ge=0, le=2**20)]
+"""A `Count` that may be 0."""
+
 Steps = Annotated[int, Field(gt=0, le=10**9)]
 """Number of training steps."""
 

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 MAX_BYTES = 16 * 2**20
-"""Largest file of YAML."""
+"""Largest file."""
 MAX_NODES = 500_000
 """Largest number of values of a document, each alias counted with all that it stands for."""
 MAX_DEPTH = 100
@@ -34,19 +34,18 @@ class _Loader(yaml.CSafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
-def read_yaml(path: Path) -> str:
-    """Return the text of a YAML file.
+def read_text(path: Path) -> str:
+    """Return the text of a file.
 
     Raises:
-        OSError: the file cannot be read, or is a device, a named pipe or a folder.
+        OSError: the file cannot be read, has more than `MAX_BYTES`, or is a device, a named pipe or a folder.
         UnicodeDecodeError: it is not text in UTF-8.
-        yaml.YAMLError: it has more than `MAX_BYTES`.
     """
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
         raise OSError("it is no regular file")
     if status.st_size > MAX_BYTES:
-        raise yaml.YAMLError(f"it has {status.st_size} bytes; at most {MAX_BYTES} are read")
+        raise OSError(f"it has {status.st_size} bytes; at most {MAX_BYTES} are read")
     return path.read_text(encoding="utf-8")
 
 

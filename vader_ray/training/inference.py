@@ -13,7 +13,7 @@ from vader_ray import models
 from vader_ray.alignment.decoding import decode_all
 from vader_ray.config import ExperimentConfig, check_seed
 from vader_ray.config.auto import without_auto
-from vader_ray.errors import check_output, check_output_folder, explain_write_errors
+from vader_ray.outputs import check_output, check_output_folder, explain_write_errors
 from vader_ray.training.checkpoint import State
 from vader_ray.training.distributed import WorkerGroup
 from vader_ray.training.evaluation import evaluate, to_uint8

@@ -2,15 +2,8 @@
 
 from __future__ import annotations
 
-MINIMAL = """
-name: mine
-num_steps: 2
-videos_per_step: 2
-model: {family: modelscope, weights: owner/name}
-prompts: {train: [a], heldout: [b]}
-sampling: {num_frames: 1, height: 8, width: 8}
-rewards: [{reward: brightness}]
-"""
+from tests.helpers.recipe import MINIMAL
+
 LAUGHS = "a0: &a0 [x]\n" + "\n".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 8))
 
 REFUSED: list[tuple[str | bytes, str]] = [

@@ -70,6 +70,9 @@ def test_the_alternatives_in_comments_are_valid(tmp_path: Path) -> None:
     ("name", "before", "after", "message"),
     [
         ("aws.yaml", "max_workers: 10", "max_wokers: 10", "max_wokers"),
+        ("aws.yaml", "max_workers: 10", "max_workers: -1", "max_workers: -1 is less than the minimum of 0"),
+        ("aws.yaml", "max_workers: 10", "max_workers: ten", "max_workers: 'ten' is not of type 'integer'"),
+        ("aws.yaml", "max_workers: 10", "max_workers: 10\nnonsense: 1", "nonsense"),
         ("aws.yaml", "head_node_type: head", "head_node_type: heads", "head_node_type"),
         ("aws.yaml", "==2.60.0", "==2.59.0", "Ray 2.59.0 is named"),
         ("aws.yaml", "max_workers: 10", "max_workers: [", "cannot be read as YAML"),

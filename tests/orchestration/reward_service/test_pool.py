@@ -131,7 +131,7 @@ def test_an_error_in_a_reward_arrives_with_its_own_message(cluster: None, tmp_pa
         future = pools["Broken"].submit_gradient(random_frames(), ["break", "it"], 2)
         with pytest.raises(
             RunFailed,
-            match="reward 'Broken' in actor 'pool': it raised RuntimeError: the lamp of the projector is "
+            match="actor 'pool': reward 'Broken' raised RuntimeError: the lamp of the projector is "
             rf"broken \({served_rewards.__file__}:\d+ in __call__\)",
         ):
             future.result()
@@ -141,7 +141,7 @@ def test_a_nan_names_the_reward_and_the_prompt(cluster: None, tmp_path: Path) ->
     with pool.start_pools(_broken("nan", tmp_path)) as pools:
         future = pools["Broken"].submit_gradient(random_frames(), ["break", "it"], 2)
         with pytest.raises(
-            RunFailed, match="reward 'Broken' in actor 'pool': it returned nan for a video of 'break'"
+            RunFailed, match="actor 'pool': reward 'Broken' returned nan for a video of 'break'"
         ):
             future.result()
 

@@ -9,14 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.local_run import run_locally
 from tests.helpers.recipe import tiny_config
+from tests.helpers.runs import train_here
 from vader_ray.config import ExperimentConfig
 from vader_ray.errors import UserError
 from vader_ray.orchestration.runs.finish import finish_run
 from vader_ray.orchestration.runs.launch import resolve_names, train_run
-from vader_ray.orchestration.runs.run_dir import RunDir, open_run_dir
-from vader_ray.orchestration.tracking import mlflow_runs
+from vader_ray.orchestration.runs.run_dir import RunDir
 from vader_ray.training.events import StepEvent
 
 
@@ -53,10 +52,7 @@ def _record(
     config: ExperimentConfig, root: Path, on_step: Callable[[StepEvent], None] = lambda event: None
 ) -> RunDir:
     """Train a run in this process, from its folder to its summary."""
-    folder = open_run_dir(config, root, "mine")
-    run = mlflow_runs.start_run(config, "mine", folder.recipe.read_text())
-    folder.write_metadata(config, run)
-    run_locally(config, folder, run, on_step)
+    folder, run = train_here(config, root, "mine", on_step=on_step)
     finish_run(config, folder, run)
     return folder
 

@@ -5,21 +5,17 @@ from __future__ import annotations
 import errno
 import shutil
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.helpers.local_run import run_locally
 from tests.helpers.recipe import tiny_config
-from tests.helpers.runs import adapter_files
+from tests.helpers.runs import adapter_files, train_here
 from tests.helpers.small_disk import fill, free, remount, small_disk
 from vader_ray.config import ExperimentConfig
 from vader_ray.errors import RunFailed
 from vader_ray.orchestration.runs.query_log import read_queries
 from vader_ray.orchestration.runs.retry import retry_writes
-from vader_ray.orchestration.runs.run_dir import RunDir, open_run_dir
-from vader_ray.orchestration.tracking import mlflow_runs
 from vader_ray.training.events import StepEvent
 
 
@@ -31,16 +27,6 @@ def _config(weights: Path, folder: Path, *, minutes: float) -> ExperimentConfig:
         checkpoint={"every": 1, "retry_minutes": minutes},
         tracking={"uri": f"sqlite:///{folder}/mlflow.db", "system_metrics": False},
     )
-
-
-def _train(
-    config: ExperimentConfig, root: Path, on_step: Callable[[StepEvent], None] = lambda event: None
-) -> RunDir:
-    folder = open_run_dir(config, root, "mine")
-    run = mlflow_runs.start_run(config, "mine", folder.recipe.read_text())
-    folder.write_metadata(config, run)
-    run_locally(config, folder, run, on_step)
-    return folder
 
 
 def test_a_write_is_repeated_and_its_pause_is_printed_once() -> None:
@@ -64,7 +50,7 @@ def test_a_disk_that_can_be_written_again_leaves_the_run_unchanged(
     fault: str, tiny_pipeline_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = _config(tiny_pipeline_folder, tmp_path, minutes=1)
-    undisturbed = _train(config, tmp_path / "undisturbed")
+    undisturbed, _ = train_here(config, tmp_path / "undisturbed", "mine")
     with small_disk(tmp_path / "disk", megabytes=4) as disk:
 
         def mend_disk() -> None:
@@ -75,7 +61,7 @@ def test_a_disk_that_can_be_written_again_leaves_the_run_unchanged(
                 fill(disk) if fault == "full" else remount(disk, "ro")
                 threading.Timer(5, mend_disk).start()
 
-        folder = _train(config, disk / "runs", break_disk)
+        folder, _ = train_here(config, disk / "runs", "mine", on_step=break_disk)
         assert adapter_files(folder.path) == adapter_files(undisturbed.path)
         videos = read_queries(folder.queries)["video"].to_pylist()
         assert videos == read_queries(undisturbed.queries)["video"].to_pylist()
@@ -100,5 +86,5 @@ def test_a_disk_that_stays_full_ends_the_run_with_its_path_and_a_remedy(
             match=rf"^{disk}/runs/mine cannot be written \(No space left on device\); free some space, "
             "or make it writable and reachable, and continue with --resume",
         ):
-            _train(config, disk / "runs", fill_at_one)
+            train_here(config, disk / "runs", "mine", on_step=fill_at_one)
         assert shutil.disk_usage(disk).free == 0

@@ -10,7 +10,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor
 
-from vader_ray.config import AdapterConfig
+from vader_ray.config import AdapterConfig, section
 from vader_ray.errors import UserError
 
 DOWN, UP = ".lora_A.weight", ".lora_B.weight"
@@ -39,7 +39,8 @@ def check_settings(settings: Any, source: Path) -> AdapterConfig:
             f"the adapter in {source} has {other[0]}={_shown(settings[other[0]])}, which is not supported; "
             "give a plain LoRA, with one rank and one alpha for all layers"
         )
-    return AdapterConfig(rank=int(rank), alpha=float(alpha), target_modules=tuple(sorted(targets)))
+    shape = {"rank": int(rank), "alpha": float(alpha), "target_modules": sorted(targets)}
+    return section(AdapterConfig, shape, f"the adapter in {source}")
 
 
 def check_weights(weights: Mapping[str, Tensor], rank: int, source: Path) -> None:

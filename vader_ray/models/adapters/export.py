@@ -109,7 +109,7 @@ def export(source: Path, form: Format, output: Path, *, bare_alpha: float = file
 
 def _read(source: Path, bare_alpha: float) -> Saved:
     shape = files.read_shape(source, bare_alpha=bare_alpha)
-    weights = files.read_bare(source) if source.is_file() else files.read(source)[0]
+    weights = (files.read_bare(source) if source.is_file() else files.read(source))[0]
     layers = {
         key.removesuffix(DOWN): (
             value.contiguous(),

@@ -60,9 +60,9 @@ def read_shape(source: Path, *, bare_alpha: float = PEFT_ALPHA) -> AdapterConfig
         UserError: there is no adapter, or it is damaged.
     """
     if source.is_file():
-        weights = read_bare(source)
+        weights, rank = read_bare(source)
         targets = {_target(name) for name in weights if name.endswith(DOWN)}
-        return AdapterConfig(rank=rank_of(weights), alpha=bare_alpha, target_modules=tuple(sorted(targets)))
+        return AdapterConfig(rank=rank, alpha=bare_alpha, target_modules=tuple(sorted(targets)))
     return read(source)[1]
 
 
@@ -79,14 +79,15 @@ def read(folder: Path) -> tuple[dict[str, Tensor], AdapterConfig]:
             f"the adapter in {folder} is damaged: {damage}; copy it again or take an earlier checkpoint "
             f"(after a deliberate change, delete {folder / MANIFEST})"
         )
+    is_for_diffusers = (folder / LORA_WEIGHT_NAME_SAFE).is_file()
+    if not is_for_diffusers and not all((folder / name).is_file() for name in (WEIGHTS, SETTINGS)):
+        raise UserError(f"{folder} has no adapter; give a folder with {WEIGHTS} and {SETTINGS}")
     try:
-        if (folder / LORA_WEIGHT_NAME_SAFE).exists():
+        if is_for_diffusers:
             weights, settings = _read_for_diffusers(folder / LORA_WEIGHT_NAME_SAFE)
         else:
             weights = load_file(folder / WEIGHTS)
             settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{folder} has no adapter; give a folder with {WEIGHTS} and {SETTINGS}") from None
     except UserError:
         raise
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
@@ -113,8 +114,8 @@ def _read_for_diffusers(path: Path) -> tuple[dict[str, Tensor], Any]:
     return weights, settings
 
 
-def read_bare(file: Path) -> dict[str, Tensor]:
-    """Return the tensors of a bare peft state dict by the denoiser's own names.
+def read_bare(file: Path) -> tuple[dict[str, Tensor], int]:
+    """Return the tensors of a bare peft state dict by the denoiser's own names, and their rank.
 
     The names in the file may contain the adapter's name and begin with the modules that contain the denoiser.
 
@@ -132,12 +133,7 @@ def read_bare(file: Path) -> dict[str, Tensor]:
         )
     (rank,) = ranks
     check_weights(weights, rank, file)
-    return weights
-
-
-def rank_of(weights: dict[str, Tensor]) -> int:
-    """Return the rank of a LoRA's checked weights."""
-    return next(len(value) for name, value in weights.items() if name.endswith(DOWN))
+    return weights, rank
 
 
 def _target(name: str) -> str:

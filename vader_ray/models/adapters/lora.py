@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from vader_ray.config import AdapterConfig
 from vader_ray.errors import UserError
-from vader_ray.models.adapters.files import complete, rank_of, read, read_bare, read_shape, write_peft
+from vader_ray.models.adapters.files import complete, read, read_bare, read_shape, write_peft
 
 DENOISERS = ("unet", "transformer", "transformer_2")
 """Names of denoisers in diffusers' video pipelines."""
@@ -211,8 +211,7 @@ def load(denoiser: nn.Module, source: Path) -> None:
     expected = {key: value.shape for key, value in get_peft_model_state_dict(denoiser).items()}
     mine: LoraConfig = denoiser.peft_config["default"]  # type: ignore[index,assignment]
     if source.is_file():
-        weights = read_bare(source)
-        rank, alpha = rank_of(weights), mine.lora_alpha
+        (weights, rank), alpha = read_bare(source), mine.lora_alpha
     else:
         weights, shape = read(source)
         rank, alpha = shape.rank, shape.alpha

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from ipaddress import ip_network
 from typing import Any
 
-_PLACEHOLDER = re.compile(r"<[A-Z][A-Z_]*>")
+PLACEHOLDER = re.compile(r"<[A-Z][A-Z_]*>")
+"""Name in a cluster file in place of a value of the user's."""
 _NETWORK_FIELDS = {
     "aws": (("SecurityGroupIds", "NetworkInterfaces", "LaunchTemplate"), "clusters/aws/security-group.json"),
     "gcp": (("networkInterfaces",), "clusters/gcp/network.sh"),
@@ -50,7 +51,7 @@ def security_group_errors(document: dict[str, Any]) -> Iterator[str]:
 
 def cidr_errors(value: str) -> Iterator[str]:
     """Yield the error of a range of addresses; a placeholder is left to the check of placeholders."""
-    if _PLACEHOLDER.fullmatch(value):
+    if PLACEHOLDER.fullmatch(value):
         return
     try:
         everyone = ip_network(value, strict=False).prefixlen == 0

@@ -14,6 +14,7 @@ import jsonschema
 import ray
 import yaml
 
+from vader_ray.config.yaml_text import parse_documents, read_text
 from vader_ray.errors import UserError
 from vader_ray.orchestration.clusters import cloud_access
 from vader_ray.orchestration.clusters.kuberay import is_kubernetes, kubernetes_errors
@@ -21,7 +22,6 @@ from vader_ray.orchestration.clusters.scripts import SCRIPT_KINDS, script_errors
 from vader_ray.orchestration.ray_private import prepare_config, validate_config
 
 _PACKAGE_VERSION = metadata.version("vader-ray")
-_PLACEHOLDER = re.compile(r"<[A-Z][A-Z_]*>")
 _VERSIONS = {
     "Ray": (re.compile(r"\bray(?:\[[\w,]*\])?==([\w.]+)|\brayVersion:\s*\"?([\w.]+)"), ray.__version__),
     "vader_ray": (re.compile(r"\bvader[-_]ray(?:==|:)(\d[\w.]*)"), _PACKAGE_VERSION),
@@ -58,15 +58,15 @@ def check_cluster_file(path: Path) -> str:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not text in UTF-8: {error}") from None
+        return read_text(path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read as text in UTF-8: {error}") from None
 
 
 def _documents(path: Path) -> list[Any]:
     """Return the documents of a YAML file; JSON is YAML too."""
     try:
-        return list(yaml.safe_load_all(_text(path)))
+        return parse_documents(_text(path))
     except yaml.YAMLError as error:
         raise UserError(f"{path} cannot be read as YAML: {error}") from None
 
@@ -94,7 +94,7 @@ def _placeholders(text: str) -> Iterator[str]:
     lines: dict[str, list[int]] = {}
     for number, line in enumerate(text.splitlines(), start=1):
         code = line if line.startswith("#SBATCH") else re.sub(r"(^|\s)#.*", "", line)
-        for name in _PLACEHOLDER.findall(code):
+        for name in cloud_access.PLACEHOLDER.findall(code):
             lines.setdefault(name, []).append(number)
     for name, numbers in lines.items():
         yield f"{name} is not filled in (line {', '.join(map(str, dict.fromkeys(numbers)))})"

@@ -16,7 +16,7 @@ import jinja2
 import numpy as np
 from PIL import Image
 
-from vader_ray.errors import UserError, check_output
+from vader_ray.errors import UserError
 from vader_ray.files import write_text
 from vader_ray.orchestration.reporting.past_runs import PastRun, differing, differing_settings, find_runs
 from vader_ray.orchestration.reporting.report_figures import (
@@ -34,6 +34,7 @@ from vader_ray.orchestration.reporting.report_figures import (
 from vader_ray.orchestration.tracking.mlflow_client import MlflowException
 from vader_ray.orchestration.tracking.pages import how_to_open
 from vader_ray.orchestration.tracking.server import tracking_uri, unusable
+from vader_ray.outputs import check_output
 from vader_ray.training.media import read_mp4
 from vader_ray.uris import redact
 

@@ -76,7 +76,7 @@ class RewardActor:
         """
         decoded = decode_frames(frames, self._device)
         scores = score_only(self._loaded(decoded), decoded, prompts, chunk_size, name=self._config.name)
-        _check_finite(scores, prompts)
+        _check_finite(scores, prompts, self._config.name)
         return scores.cpu().numpy()
 
     def gradient(
@@ -91,10 +91,11 @@ class RewardActor:
         scores, gradient = score_and_gradient(
             self._loaded(decoded), decoded, prompts, chunk_size, name=self._config.name
         )
-        _check_finite(scores, prompts)
+        _check_finite(scores, prompts, self._config.name)
         if not gradient.isfinite().all():
             raise UserError(
-                f"its gradient with respect to the frames is not finite; the prompts were {list(prompts)}"
+                f"the gradient of reward {self._config.name!r} with respect to the frames is not finite; "
+                f"the prompts were {list(prompts)}"
             )
         return scores.cpu().numpy(), encode_frames(gradient, frames.region, frames.dtype, is_gradient=True)
 
@@ -110,7 +111,7 @@ def reward_settings(config: RewardConfig) -> dict[str, Any]:
     return config.model_dump(mode="json", exclude={"weight", "target", "frames", "placement", "label"})
 
 
-def _check_finite(scores: Scores, prompts: Sequence[str]) -> None:
+def _check_finite(scores: Scores, prompts: Sequence[str], name: str) -> None:
     for score, prompt in zip(scores.tolist(), prompts, strict=True):
         if not isfinite(score):
-            raise UserError(f"it returned {score} for a video of {prompt!r}")
+            raise UserError(f"reward {name!r} returned {score} for a video of {prompt!r}")

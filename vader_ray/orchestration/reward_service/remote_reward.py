@@ -57,8 +57,7 @@ class PendingRequest:
                 "lack the resources of its placement"
             ) from error
         except RayTaskError as error:
-            message = str(error.cause).replace(f"reward {name!r} ", "it ", 1)
-            raise RunFailed(f"reward {name!r} in actor {placement.actor!r}: {message}") from error
+            raise RunFailed(f"actor {placement.actor!r}: {error.cause}") from error
         except (ActorDiedError, ActorUnavailableError) as error:
             raise RunFailed(
                 f"reward {name!r}: a replica of {placement.actor!r} died more than {placement.max_retries} "

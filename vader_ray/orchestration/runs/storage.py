@@ -16,8 +16,9 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 from pyarrow import fs
 
-from vader_ray.errors import UserError, check_output_folder, first_line
+from vader_ray.errors import UserError, first_line
 from vader_ray.files import UNFINISHED, atomic_write
+from vader_ray.outputs import check_output_folder
 from vader_ray.paths import expand_user
 from vader_ray.uris import has_secret
 

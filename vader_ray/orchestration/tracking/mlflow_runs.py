@@ -90,7 +90,7 @@ def find_run(config: settings.ExperimentConfig, run_name: str) -> MlflowRun | No
     """
     uri = tracking_uri(config.tracking.uri)
     check_server(uri)
-    client = MlflowClient(tracking_uri=uri)
+    client = connect(uri)
     try:
         experiment = client.get_experiment_by_name(config.tracking.experiment)
         if experiment is None:
