@@ -1,5 +1,5 @@
 # make demo       install, run the main job on the embedded shapes data set, show reward before and after
-# make test       install, run the tests that need neither minutes nor a browser (7 minutes on two cores)
+# make test       install, run the tests that need neither minutes nor a browser (8 minutes on two cores)
 # make test-all   install, run every test (needs Chromium, and what each skipped test names)
 # make chaos      install, run the whole campaign of faults (hours; VADER_RAY_CHAOS_KILLS sets the number of kills)
 # make audit      look up known vulnerabilities of the installed packages (needs pypi.org's vulnerability data)
