@@ -1,32 +1,29 @@
-"""Chains of kills: a random process of a run at a random moment; every run resumes to the same last bit.
+"""Chains of kills of runs on Ray: each process of a run at random moments; the end is the same bit for bit.
 
-``VADER_RAY_CHAOS_KILLS`` sets the number of kills of the campaign, ``VADER_RAY_CHAOS_SEED`` their choice, and
-``VADER_RAY_CHAOS_TABLE`` a JSON file that receives one row for each kill.
+``VADER_RAY_CHAOS_KILLS`` sets the number of kills of the whole campaign, ``VADER_RAY_CHAOS_SEED`` selects other
+moments, and ``VADER_RAY_CHAOS_TABLE`` names a JSON file that receives one row for each kill.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import random
-import shutil
 import subprocess
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from mlflow import MlflowClient
 
+from tests.chaos.campaign import NUM_RAY, Kill, add, assert_identical, chains, draw
 from tests.helpers.paths import REPOSITORY
 from tests.helpers.recipe import tiny_config, write_tiny
-from tests.helpers.runs import CLI, adapter_files, kill_driver, record, start, tracked_step
+from tests.helpers.runs import CLI, kill_driver, record, start, tracked_step
 from tests.helpers.waiting import wait_until
-from vader_ray.orchestration.runs.query_log import read_queries
 
 NUM_STEPS = 6
 PROCESSES = {
@@ -45,21 +42,29 @@ REWARDS: list[dict[str, Any]] = [
 ]
 
 
-@dataclass(frozen=True)
-class Kill:
-    """One row of the campaign's table."""
+CHAIN = 3
+"""Number of kills in a chain."""
+WAIT_SECONDS = 60
+"""Longest time that a kill waits for the start of its process."""
 
-    process: str
-    killed: bool
-    """Whether the process ran at this moment; otherwise the session was left alone."""
-    seconds: float
-    """Time from the start of the session to the kill."""
-    status: int
-    """Exit status of the session."""
-    last_line: str
-    """Last line that the session has printed."""
-    tracebacks: int
-    """Number of tracebacks in its output."""
+
+@dataclass(frozen=True)
+class Undisturbed:
+    """A run that was not killed, and what the killed ones share with it."""
+
+    recipe: Path
+    folder: Path
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny_pipeline_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    folder = tmp_path_factory.mktemp("kills")
+    uri = f"sqlite:///{folder}/mlflow.db"
+    changes = {"num_steps": NUM_STEPS, "tracking": {"uri": uri, "system_metrics": False}}
+    local: list[dict[str, Any]] = [{**reward, "placement": None} for reward in REWARDS]
+    record(tiny_config(tiny_pipeline_folder, rewards=local, **changes), folder, "straight")
+    recipe = write_tiny(folder, tiny_pipeline_folder, rewards=REWARDS, **changes)
+    return Undisturbed(recipe, folder)
 
 
 def _environment() -> dict[str, str]:
@@ -89,99 +94,111 @@ def _kill(process: subprocess.Popen[str], name: str) -> bool:
     return killed
 
 
-def _session(folder: Path, recipe: Path, *, kill: str | None, seconds: float | None, resume: bool) -> Kill:
-    """Start the run or continue it; kill a process after the time, and wait for the end.
+def _session(straight: Undisturbed, name: str, process_name: str | None, seconds: float | None) -> Kill:
+    """Start a run or continue it; kill a process after the time, and wait for the end.
 
     Args:
+        process_name: None for a session that is left alone.
         seconds: None for the moment at which MLflow has the second step.
     """
+    folder, run = straight.folder, straight.folder / "runs" / name
     log = folder / "log"
     log.write_text("")
-    command = [CLI, "train", str(recipe), "--run-name", "chain", *(["--resume"] if resume else [])]
+    resume = ["--resume"] if (run / "run.json").exists() else []
     started = time.monotonic()
+    command = [CLI, "train", str(straight.recipe), "--run-name", name, *resume]
     process = start(command, folder, log, _environment())
     killed = False
-    if kill is not None:
+    if process_name is not None:
         if seconds is None:
-            run = folder / "runs" / "chain"
             wait_until(
                 lambda: tracked_step(folder / "mlflow.db", run) >= 2, process=process, explain=log.read_text
             )
         else:
             with suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=seconds)
-        killed = process.poll() is None and _kill(process, kill)
+        killed = _kill_when_there(process, process_name)
     elapsed = time.monotonic() - started
     status = process.wait(timeout=400)
     printed = log.read_text()
-    lines = printed.strip().splitlines() or [""]
-    return Kill(kill or "none", killed, round(elapsed, 1), status, lines[-1], printed.count("Traceback"))
+    last = (printed.strip().splitlines() or [""])[-1]
+    return Kill(process_name or "none", killed, round(elapsed, 1), status, last, printed.count("Traceback"))
 
 
-def _check_kill(kill: Kill) -> None:
+def _kill_when_there(process: subprocess.Popen[str], name: str) -> bool:
+    """Kill a process of a run, which may have to be started first; whether it was killed."""
+    until = time.monotonic() + WAIT_SECONDS
+    while process.poll() is None and time.monotonic() < until:
+        if _kill(process, name):
+            return True
+        time.sleep(0.2)
+    return False
+
+
+def _check_session(row: Kill) -> None:
     """A session whose driver was not killed goes on to its end, or ends with a sentence."""
-    assert kill.tracebacks == 0, kill
-    if not kill.killed:
-        assert kill.status == 0, kill
-    elif kill.process not in ("driver", "all"):
-        assert kill.status in (0, 1), kill
-        assert kill.status == 0 or "--resume" in kill.last_line, kill
+    assert row.tracebacks == 0, row
+    if not row.killed:
+        assert row.status == 0, row
+    elif row.process not in ("driver", "all"):
+        assert row.status in (0, 1), row
+        assert row.status == 0 or "--resume" in row.last_line, row
 
 
-def _check_equal(folder: Path) -> None:
-    run, straight = folder / "runs" / "chain", folder / "runs" / "straight"
-    assert adapter_files(run) == adapter_files(straight)
-    videos = read_queries(run / "queries")["video"].to_pylist()
-    assert sorted(videos) == list(range(NUM_STEPS * 4))
-    run_id = json.loads((run / "summary.json").read_text())["mlflow_run_id"]
-    history = MlflowClient(f"sqlite:///{folder}/mlflow.db").get_metric_history(run_id, "cost/reward_queries")
-    assert [point.step for point in history] == list(range(NUM_STEPS + 1))
+def _chain(chain: str, kills: Sequence[tuple[str, float | None]], straight: Undisturbed) -> list[Kill]:
+    """Kill a process of each session of a run (its name, seconds as `_session`), and compare its end.
 
-
-def _append(rows: list[Kill]) -> None:
-    if table := os.environ.get("VADER_RAY_CHAOS_TABLE"):
-        path = Path(table)
-        known = json.loads(path.read_text()) if path.exists() else []
-        path.write_text(json.dumps(known + [asdict(row) for row in rows], indent=1) + "\n")
-
-
-def _chain(kills: Sequence[tuple[str, float | None]], weights: Path, folder: Path) -> list[Kill]:
-    """Kill a process of each session of a run (its name, seconds as `_session`), and compare its end."""
-    changes: dict[str, Any] = {"num_steps": NUM_STEPS, "rewards": REWARDS}
-    recipe = write_tiny(folder, weights, **changes)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
-        local: list[dict[str, Any]] = [{**reward, "placement": None} for reward in REWARDS]
-        record(tiny_config(weights, **{**changes, "rewards": local}), folder, "straight")
-    rows = list[Kill]()
-    run_file = folder / "runs" / "chain" / "run.json"
-    for name, seconds in kills:
-        rows.append(_session(folder, recipe, kill=name, seconds=seconds, resume=run_file.exists()))
-        _append(rows[-1:])
-        _check_kill(rows[-1])
-    end = _session(folder, recipe, kill=None, seconds=0, resume=run_file.exists())
-    assert end.status == 0, (rows, end, (folder / "log").read_text())
-    _check_equal(folder)
-    shutil.rmtree(folder / "runs")
-    return rows
+    A session that has ended in spite of its kill, or before it, is compared, and the next one begins a run.
+    """
+    rows, pending, waiting, runs = list[Kill](), list[Kill](), list(kills), 0
+    try:
+        while waiting or pending:
+            process, seconds = waiting[0] if waiting else (None, None)
+            row = _session(straight, f"{chain}-{runs}", process, seconds)
+            rows.append(row)
+            pending.append(row)
+            waiting = waiting[1:] if row.killed else waiting
+            _check_session(row)
+            if row.status == 0:
+                run = straight.folder / "runs" / f"{chain}-{runs}"
+                assert_identical(run, straight.folder / "runs" / "straight")
+                for each in pending:
+                    each.identical = True
+                pending, runs = [], runs + 1
+    finally:
+        add(rows)
+    return [row for row in rows if row.killed]
 
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_run_whose_raylet_was_killed_ends_equal_to_an_undisturbed_one(
-    tiny_pipeline_folder: Path, tmp_path: Path
-) -> None:
-    (row,) = _chain([("raylet", None)], tiny_pipeline_folder, tmp_path)
-    assert row.killed
+def test_a_run_whose_raylet_was_killed_ends_equal_to_an_undisturbed_one(undisturbed: Undisturbed) -> None:
+    (row,) = _chain("raylet", [("raylet", None)], undisturbed)
     assert row.status == 1
+
+
+@pytest.fixture(scope="module")
+def span(undisturbed: Undisturbed) -> float:
+    """Seconds of a session of the command line that nothing disturbs."""
+    started = time.monotonic()
+    row = _session(undisturbed, "undisturbed", None, None)
+    assert row.status == 0, row
+    return time.monotonic() - started
+
+
+def _processes() -> list[str]:
+    """The process of each kill: every one as often as the others, in random order."""
+    names = [name for _, name in zip(range(NUM_RAY), cycle(PROCESSES), strict=False)]
+    draw("processes").shuffle(names)
+    return names
 
 
 @pytest.mark.ray
 @pytest.mark.chaos
-@pytest.mark.parametrize("chain", range(-(-int(os.environ.get("VADER_RAY_CHAOS_KILLS", "10")) // 2)))
-def test_chains_of_random_kills_end_equal_to_an_undisturbed_run(
-    chain: int, tiny_pipeline_folder: Path, tmp_path: Path
+@pytest.mark.parametrize("index", range(-(-NUM_RAY // CHAIN)))
+def test_chains_of_kills_end_equal_to_an_undisturbed_run(
+    index: int, undisturbed: Undisturbed, span: float
 ) -> None:
-    choice = random.Random(f"{os.environ.get('VADER_RAY_CHAOS_SEED', '0')}/{chain}")
-    kills = [(name, choice.uniform(3, 45)) for name in choice.choices(list(PROCESSES), k=2)]
-    _chain(kills, tiny_pipeline_folder, tmp_path)
+    random = draw(f"ray-{index}")
+    names = chains(_processes(), CHAIN)[index]
+    _chain(f"ray-{index}", [(name, random.uniform(0, span)) for name in names], undisturbed)

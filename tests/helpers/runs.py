@@ -86,6 +86,18 @@ def adapter_files(run: Path) -> dict[str, bytes]:
     }
 
 
+def open_here(
+    config: ExperimentConfig, root: Path, name: str, storage: str | None = None
+) -> tuple[RunDir, MlflowRun]:
+    """Open a run, or an earlier one again, as its driver does."""
+    folder = open_run_dir(config, root, name, storage=storage)
+    known_run_id = folder.read_metadata().get("mlflow_run_id")
+    run = mlflow_runs.start_run(config, name, folder.recipe.read_text(), resume_run_id=known_run_id)
+    folder.write_metadata(config, run)
+    folder.push()
+    return folder, run
+
+
 def train_here(
     config: ExperimentConfig,
     root: Path,
@@ -94,10 +106,7 @@ def train_here(
     on_step: Callable[[StepEvent], None] = lambda event: None,
 ) -> tuple[RunDir, MlflowRun]:
     """Train in this process, without Ray; the run's folder in `root` and its open MLflow run."""
-    folder = open_run_dir(config, root, name, storage=storage)
-    run = mlflow_runs.start_run(config, name, folder.recipe.read_text())
-    folder.write_metadata(config, run)
-    folder.push()
+    folder, run = open_here(config, root, name, storage)
     run_locally(config, folder, run, on_step)
     return folder, run
 
