@@ -1,7 +1,7 @@
 """Chains of kills of runs on Ray: each process of a run at random moments; the end is the same bit for bit.
 
-``VADER_RAY_CHAOS_KILLS`` sets the number of kills of the whole campaign, ``VADER_RAY_CHAOS_SEED`` selects other
-moments, and ``VADER_RAY_CHAOS_TABLE`` names a JSON file that receives one row for each kill.
+``VADER_RAY_CHAOS_KILLS`` sets the number of kills of the whole campaign, ``VADER_RAY_CHAOS_SEED`` selects
+other moments, and ``VADER_RAY_CHAOS_TABLE`` names a JSON file that receives one row for each kill.
 """
 
 from __future__ import annotations
