@@ -11,10 +11,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from mlflow import MlflowClient
-
 from tests.helpers.runs import adapter_files
 from vader_ray.orchestration.runs.query_log import read_queries
+from vader_ray.orchestration.tracking.mlflow_client import MlflowClient
 
 T = TypeVar("T")
 NUM_KILLS = int(os.environ.get("VADER_RAY_CHAOS_KILLS", "10"))
@@ -89,9 +88,15 @@ def table(kills: Sequence[Kill]) -> str:
 def assert_identical(run: Path, straight: Path) -> None:
     """Compare a run with the undisturbed one: adapters, reward queries, every value of MLflow once."""
     assert adapter_files(run) == adapter_files(straight)
-    queries, expected = (read_queries(each / "queries").drop(["wall_seconds"]) for each in (run, straight))
-    assert queries.equals(expected)
-    assert tracked(run) == tracked(straight)
+    queries, undisturbed = (read_queries(each / "queries").drop(["wall_seconds"]) for each in (run, straight))
+    assert queries.equals(undisturbed)
+    found, expected = tracked(run), tracked(straight)
+    differences = {
+        name: (found.get(name), expected.get(name))
+        for name in found.keys() | expected.keys()
+        if found.get(name) != expected.get(name)
+    }
+    assert not differences, f"MLflow has other values of {run.name} than of {straight.name}: {differences}"
 
 
 def tracked(run: Path) -> dict[str, list[tuple[int, float]]]:

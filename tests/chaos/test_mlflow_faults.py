@@ -1,4 +1,4 @@
-"""Faults of MLflow while a run goes on: training continues, and MLflow has every step once when it is back."""
+"""Faults of MLflow while a run goes on: training continues, and every step is there once when they end."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mlflow import MlflowClient
 
 from tests.chaos.campaign import assert_identical, tracked
 from tests.helpers.mlflow_server import FaultyProxy, server
@@ -17,6 +16,7 @@ from tests.helpers.recipe import tiny_config
 from tests.helpers.runs import adapter_files, open_here, record, train_here
 from vader_ray.config import ExperimentConfig
 from vader_ray.errors import RunFailed, UserError
+from vader_ray.orchestration.tracking.mlflow_client import MlflowClient
 from vader_ray.orchestration.tracking.mlflow_runs import deliver_waiting, end_run
 from vader_ray.training.events import StepEvent
 
@@ -132,7 +132,7 @@ def test_a_run_that_is_deleted_in_mlflow_ends_whole_and_is_delivered_when_it_is_
     assert f"vader-ray sync {run}" in str(undelivered)
     assert "deleted" in str(undelivered)
     assert adapter_files(run) == adapter_files(undisturbed / "runs" / "straight")
-    with pytest.raises(UserError, match=f"cannot continue run {mlflow_run.run_id} .*restore"):
+    with pytest.raises(UserError, match=f"cannot continue run {mlflow_run.run_id} .*Restore it with"):
         open_here(config, undisturbed / "runs", name)
     getattr(client, f"restore_{deleted}")(the_id)
     assert "results delivered" in deliver_waiting(folder.path)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -261,6 +262,19 @@ def test_images_get_one_card_per_step(uri: str, folder: Path) -> None:
     )
     assert cards == ["images/eval~videos+step+0", "images/eval~videos+step+5"]
     assert not list(folder.iterdir())
+
+
+def test_an_image_whose_last_request_failed_is_there_once(uri: str, folder: Path) -> None:
+    run_id = open_run(uri)
+    tracker = Tracker(f"{uri}?timeout=0.1", run_id, folder, system_metrics=False, on_message=silent)
+    other = sqlite3.connect(uri.removeprefix("sqlite:///"), isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")  # so that the tag, which MLflow sets last, cannot be written
+    tracker.log_image("eval/videos", 0, Image.new("RGB", (64, 64), "red"))
+    other.execute("ROLLBACK")
+    other.close()
+    assert tracker.close() is None
+    assert len([path for path in artifacts(uri, run_id, "images") if path.endswith(".png")]) == 1
+    assert MlflowClient(tracking_uri=uri).get_run(run_id).data.tags["mlflow.loggedImages"] == "True"
 
 
 def test_files_arrive(uri: str, folder: Path) -> None:

@@ -28,6 +28,7 @@ from mlflow import MlflowClient  # noqa: E402  (MLflow reads the environment whe
 from mlflow.entities import Experiment, Metric, Param  # noqa: E402
 from mlflow.exceptions import MlflowException  # noqa: E402
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor  # noqa: E402
+from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_IMAGES  # noqa: E402
 
 from vader_ray.errors import first_line  # noqa: E402
 from vader_ray.uris import full_uri  # noqa: E402
@@ -37,6 +38,7 @@ logging.getLogger("urllib3.connectionpool").addFilter(
 )  # urllib3 logs each retry
 
 __all__ = [
+    "MLFLOW_LOGGED_IMAGES",
     "Experiment",
     "Metric",
     "MlflowClient",
@@ -47,6 +49,8 @@ __all__ = [
     "root_cause",
     "start_system_metrics",
 ]
+
+_RESTORE = "Restore it with `mlflow runs restore`, or its experiment with `mlflow experiments restore`"
 
 
 def connect(uri: str) -> MlflowClient:
@@ -63,7 +67,11 @@ def start_system_metrics(uri: str, run_id: str) -> Callable[[], None]:
 
 
 def root_cause(error: BaseException) -> str:
-    """Return the first line of an error's first cause; MLflow wraps errors several times."""
+    """Return the first line of an error's first cause, for a deleted run with its remedy.
+
+    MLflow wraps errors several times.
+    """
     while inner := error.__cause__ or error.__context__:
         error = inner
-    return first_line(error)[:200]
+    cause = first_line(error)[:200]
+    return f"{cause} {_RESTORE}" if "Current state is deleted" in cause else cause

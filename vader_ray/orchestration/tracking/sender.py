@@ -9,7 +9,13 @@ from pathlib import Path
 
 from PIL import Image
 
-from vader_ray.orchestration.tracking.mlflow_client import Metric, MlflowClient, connect, root_cause
+from vader_ray.orchestration.tracking.mlflow_client import (
+    MLFLOW_LOGGED_IMAGES,
+    Metric,
+    MlflowClient,
+    connect,
+    root_cause,
+)
 from vader_ray.orchestration.tracking.outbox import Event, Outbox
 from vader_ray.uris import Uri
 
@@ -104,7 +110,7 @@ class Sender:
         return [event for event in events if id(event) not in sent]
 
     def _connected(self) -> MlflowClient:
-        """Return the client; the first connection looks up which steps and images MLflow has."""
+        """Return the client; the first attempt, and each one after a failure, looks up what MLflow has."""
         if self._client is None:
             client = connect(self._uri)
             history = client.get_metric_history(self._run_id, STEP_METRIC)
@@ -132,7 +138,9 @@ class Sender:
 
     def _send_image(self, client: MlflowClient, event: Event) -> None:
         logged = (event["key"], event["step"])
-        if logged not in self._images and self._exists(event):
+        if logged in self._images:
+            client.set_tag(self._run_id, MLFLOW_LOGGED_IMAGES, True)  # the last request for an image
+        elif self._exists(event):
             with Image.open(self._folder / event["path"]) as image:
                 client.log_image(
                     self._run_id, image, key=event["key"], step=event["step"], timestamp=event["time_ms"]
@@ -157,6 +165,7 @@ class Sender:
                 f"and results wait in {self._outbox.path}"
             )
         self.problem = reason
+        self._client = None  # MLflow may have what failed
         self._retry_at = time.monotonic() + RETRY_EVERY_SECONDS
 
     def _succeeded(self) -> None:
