@@ -102,6 +102,7 @@ def _compare(straight: Undisturbed, name: str, kills: list[Kill]) -> None:
         kill.identical = True
 
 
+@pytest.mark.slow
 def test_a_run_killed_once_ends_equal_to_an_undisturbed_one(undisturbed: Undisturbed) -> None:
     assert all(row.identical for row in run_chain("once", 1, undisturbed))
 
