@@ -48,12 +48,14 @@ WAIT_SECONDS = 60
 """Longest time that a kill waits for the start of its process."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Undisturbed:
     """A run that was not killed, and what the killed ones share with it."""
 
     recipe: Path
     folder: Path
+    seconds: float = 0.0
+    """Length of a whole run in one session, the latest that was measured: other work slows the machine."""
 
 
 @pytest.fixture(scope="module")
@@ -146,20 +148,26 @@ def _check_session(row: Kill) -> None:
 
 
 def _chain(chain: str, kills: Sequence[tuple[str, float | None]], straight: Undisturbed) -> list[Kill]:
-    """Kill a process of each session of a run (its name, seconds as `_session`), and compare its end.
+    """Kill a process of each session of a run, and compare the run's end.
 
     A session that has ended in spite of its kill, or before it, is compared, and the next one begins a run.
+
+    Args:
+        kills: name of the process, and the moment as a part of a session (None: after the second step).
     """
     rows, pending, waiting, runs = list[Kill](), list[Kill](), list(kills), 0
     try:
         while waiting or pending:
-            process, seconds = waiting[0] if waiting else (None, None)
+            process, part = waiting[0] if waiting else (None, None)
+            seconds = None if part is None else part * straight.seconds
             row = _session(straight, f"{chain}-{runs}", process, seconds)
             rows.append(row)
             pending.append(row)
             waiting = waiting[1:] if row.killed else waiting
             _check_session(row)
             if row.status == 0:
+                if pending == [row] and not row.killed:
+                    straight.seconds = row.seconds
                 run = straight.folder / "runs" / f"{chain}-{runs}"
                 assert_identical(run, straight.folder / "runs" / "straight")
                 for each in pending:
@@ -178,12 +186,13 @@ def test_a_run_whose_raylet_was_killed_ends_equal_to_an_undisturbed_one(undistur
 
 
 @pytest.fixture(scope="module")
-def span(undisturbed: Undisturbed) -> float:
-    """Seconds of a session of the command line that nothing disturbs."""
+def measured(undisturbed: Undisturbed) -> Undisturbed:
+    """The undisturbed run with the length of a session."""
     started = time.monotonic()
-    row = _session(undisturbed, "undisturbed", None, None)
+    row = _session(undisturbed, "whole", None, None)
     assert row.status == 0, row
-    return time.monotonic() - started
+    undisturbed.seconds = time.monotonic() - started
+    return undisturbed
 
 
 def _processes() -> list[str]:
@@ -196,9 +205,7 @@ def _processes() -> list[str]:
 @pytest.mark.ray
 @pytest.mark.chaos
 @pytest.mark.parametrize("index", range(-(-NUM_RAY // CHAIN)))
-def test_chains_of_kills_end_equal_to_an_undisturbed_run(
-    index: int, undisturbed: Undisturbed, span: float
-) -> None:
+def test_chains_of_kills_end_equal_to_an_undisturbed_run(index: int, measured: Undisturbed) -> None:
     random = draw(f"ray-{index}")
     names = chains(_processes(), CHAIN)[index]
-    _chain(f"ray-{index}", [(name, random.uniform(0, span)) for name in names], undisturbed)
+    _chain(f"ray-{index}", [(name, random.random()) for name in names], measured)

@@ -122,6 +122,14 @@ def test_without_a_name_a_damaged_run_is_named_and_left_out(
     assert f"the run {damaged.name} is left out: {damaged / 'run.json'} is damaged" in capsys.readouterr().out
 
 
+def test_a_damaged_recipe_is_written_again(run: tuple[ExperimentConfig, RunDir]) -> None:
+    config, folder = run
+    text = folder.recipe.read_bytes()
+    folder.recipe.write_bytes(bytes([text[0] ^ 0x80]) + text[1:])  # no UTF-8
+    train_run(config, runs_dir=folder.path.parent, run_name="mine", resume=True)
+    assert folder.recipe.read_bytes() == text
+
+
 def test_a_damaged_state_is_named(run: tuple[ExperimentConfig, RunDir]) -> None:
     _, folder = run
     folder.state.write_text('{"steps": 2}')

@@ -336,8 +336,8 @@ def _create(folder: RunDir, config: ExperimentConfig) -> None:
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
-        if not folder.recipe.exists() or folder.recipe.read_text(encoding="utf-8") != text:
-            folder.recipe.write_text(text, encoding="utf-8")
+        if not folder.recipe.exists() or folder.recipe.read_bytes() != text.encode():
+            folder.recipe.write_bytes(text.encode())
     except OSError as error:
         raise UserError(
             f"the run folder {folder.path} cannot be written ({error.strerror}); give another --runs-dir"
