@@ -75,7 +75,7 @@ SecretUri = Annotated[str, AfterValidator(Uri), PlainSerializer(_dump_uri, retur
 
 
 def _check_env_vars(runtime_env: dict[str, Any]) -> dict[str, Any]:
-    """Check the environment variables; of one without a value, `HIDDEN` says so."""
+    """Check the environment variables, and give those without a value `HIDDEN`."""
     env_vars = runtime_env.get("env_vars", {})
     if not isinstance(env_vars, dict) or not all(isinstance(name, str) for name in env_vars):
         raise ValueError("env_vars must map names to texts")
