@@ -37,6 +37,7 @@ from vader_ray.orchestration.sweeps.definition import (
     overrides_of,
     trial_name,
 )
+from vader_ray.orchestration.sweeps.driver import run_sweep
 from vader_ray.orchestration.sweeps.run_trial import keep_checkpoint, kept_checkpoints
 from vader_ray.orchestration.sweeps.search import OptunaProposer
 from vader_ray.orchestration.sweeps.trial_table import SweepResult, TrialResult, best_of, front_of

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from collections import deque
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from ray import tune
+from ray import cloudpickle, tune
 
 from vader_ray.config import ExperimentConfig
-from vader_ray.errors import UserError
+from vader_ray.errors import RunFailed, UserError
 from vader_ray.orchestration import ray_private
 from vader_ray.orchestration.clusters import connection
 from vader_ray.orchestration.reward_service import pool
@@ -180,6 +181,14 @@ def _finish(trial: Trial, listener: _Listener) -> None:
         finish_run(trial.config, trial.folder, trial.mlflow_run, "stopped")
 
 
+def _error_of(trial: Any) -> BaseException:
+    """Return a trial's error from Tune's folder on this machine; Tune copies it to the storage later."""
+    if trial.pickled_error_file is None:
+        return RunFailed(Path(trial.error_file).read_text(encoding="utf-8"))
+    error: BaseException = cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
+    return error
+
+
 @dataclass
 class _Listener(tune.Callback):  # type: ignore[misc]
     """Prints evaluations as they come and records how trials ended."""
@@ -199,5 +208,5 @@ class _Listener(tune.Callback):  # type: ignore[misc]
         self.ended.add(trial.config["trial"])
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        failure = ray_private.describe_trial_failure(trial.get_error(), trial.config["folder"])
+        failure = ray_private.describe_trial_failure(_error_of(trial), trial.config["folder"])
         self.errors[trial.config["trial"]] = failure
