@@ -115,7 +115,8 @@ def _memory(root: int) -> Iterator[tuple[psutil.Process, float]]:
         return
     for process in processes:
         try:
-            yield process, process.memory_full_info().uss / MIB
+            if mib := process.memory_full_info().uss / MIB:  # a process that has ended has none
+                yield process, mib
         except (psutil.NoSuchProcess, psutil.ZombieProcess):
             continue
 
