@@ -199,6 +199,7 @@ def test_no_message_about_an_unreachable_server_has_the_password(
     assert CANARY not in everything
 
 
+@pytest.mark.slow
 def test_no_file_of_a_run_has_the_variables_of_an_actor_and_it_is_continued_with_the_environments(
     tiny_pipeline_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
