@@ -238,20 +238,33 @@ def test_the_last_checkpoints_of_a_trial_are_kept(tmp_path: Path) -> None:
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_sweep_over_a_loaded_recipe_returns_its_best_run(
+def test_a_trial_that_a_reward_ends_names_it_and_has_the_traceback_in_its_folder(
     tiny_pipeline_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    evaluation = {"every": 2, "num_videos": 2, "num_shown": 1}
-    recipe = tiny_config(tiny_pipeline_folder, num_steps=2, evaluation=evaluation)
-    space = {"optimizer.learning_rate": tune.loguniform(1e-3, 1e-1)}
-    sweep = SweepDefinition("mine", "", "", (), space, lambda values, _: values, search="random")
-    result = run_sweep(sweep, recipe, num_trials=2, max_concurrent=1)
-    assert [trial.status for trial in result.trials] == ["completed", "completed"]
-    scores = [trial.summary.selected for trial in result.trials if trial.summary is not None]
-    assert result.best.selected == max(filter(None, scores))
-    assert (result.best.best_adapter / "adapter_model.safetensors").is_file()
-    assert result.best.path.parent == result.path == tmp_path / "runs" / result.path.name
+    evaluation = {"every": 1, "num_videos": 1, "num_shown": 1}
+    recipe = tiny_config(
+        tiny_pipeline_folder, num_steps=1, evaluation=evaluation, runtime={"max_failures": 0}
+    )
+    space = {"reward": tune.grid_search(["Exits", "Raises"])}
+
+    def settings(values: Values, _: Any) -> dict[str, Any]:
+        return {"rewards.0.reward": f"tests.helpers.failing_rewards.{values['reward']}"}
+
+    with pytest.raises(RunFailed, match=r"no trial of .* succeeded"):
+        run_sweep(SweepDefinition("mine", "", "", (), space, settings), recipe, max_concurrent=1)
+    errors = {
+        path.parent.name: str(json.loads(path.read_text())["error"])
+        for path in tmp_path.glob("runs/*/*/summary.json")
+    }
+    assert errors["reward=Exits"].startswith(
+        "its process was killed or has ended by itself while reward 'Exits' was running (a reward or a "
+        "library may have ended it"
+    )
+    assert errors["reward=Raises"].startswith("reward 'Raises' raised IndexError: no such frame (")
+    logs = {path.parent.name: path for path in tmp_path.glob("runs/*/*/error.log")}
+    assert all(error.endswith(f"; the traceback is in {logs[name]}") for name, error in errors.items())
+    assert 'raise IndexError("no such frame")' in logs["reward=Raises"].read_text()
 
 
 @pytest.mark.ray
@@ -300,14 +313,6 @@ def test_soups_of_single_reward_adapters_compete_without_training_and_are_evalua
     assert (
         "interpolated=True" in (sweep / "report_figures" / "trade-off-brightness-sharpness.svg").read_text()
     )
-
-    written = {path: path.stat().st_mtime_ns for path in sweep.glob("mix=*/summary.json")}
-    metadata = json.loads((sweep / "run.json").read_text())
-    assert metadata["completed"]  # as though the driver had been lost at the very end:
-    (sweep / "run.json").write_text(json.dumps(metadata | {"completed": False}))
-    done = subprocess.run([*command, "--resume"], cwd=tmp_path, capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert written == {path: path.stat().st_mtime_ns for path in sweep.glob("mix=*/summary.json")}
 
 
 def test_a_soup_whose_ingredients_were_not_all_trained_alone_is_reported(tmp_path: Path) -> None:

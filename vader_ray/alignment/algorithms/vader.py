@@ -9,6 +9,7 @@ from dataclasses import replace
 from pydantic import NonNegativeFloat
 
 from vader_ray.alignment.base import Algorithm, StepContext, UpdateResult
+from vader_ray.alignment.chunked_backward import backward_by_chunk, is_separable
 from vader_ray.alignment.decoding import decode
 from vader_ray.alignment.reward_gradient import ObjectiveFuture, RewardOutput, RewardTerm, submit_rewards
 from vader_ray.alignment.rollout import Batching, Rollout
@@ -90,6 +91,9 @@ def accumulate_gradient(
             stop = min(start + batching.micro, len(part))
             micro = part.part(start, stop)
             latents = model.sample_with_grad(state[slice(start, stop)], micro.conditioning, plan)
+            if is_separable(latents, model.decoder, terms, micro):
+                outputs.append(backward_by_chunk(latents, model.decoder, terms, micro, batching.chunk, scale))
+                continue
             frames, indices = decode(latents, model.decoder, micro.wanted_frames())
             future = submit_rewards(
                 frames, indices, micro.prompts, terms, micro.frame_indices, batching.chunk
