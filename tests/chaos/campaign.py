@@ -42,6 +42,11 @@ class Kill:
     identical: bool = False
     """Whether the run, continued to its end, was equal to the undisturbed one bit for bit."""
 
+    @property
+    def has_sentence(self) -> bool:
+        """Whether the session's last line is the command's message to the user."""
+        return self.last_line.startswith("vader-ray: ")
+
 
 RECORD: list[Kill] = []
 """Every kill of this session of pytest."""
@@ -67,16 +72,17 @@ def add(kills: Iterable[Kill]) -> None:
 def table(kills: Sequence[Kill]) -> str:
     """The table of `docs/reliability.md`: one row for each kind of process."""
     lines = [
-        "| killed process | kills | session went on | session ended with its sentence | session was killed "
-        "too | tracebacks | runs identical bit for bit |",
-        "|---|---|---|---|---|---|---|",
+        "| killed process | kills | session went on | session ended with its sentence | session ended "
+        "without it | session was killed too | tracebacks | runs identical bit for bit |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name in [*dict.fromkeys(kill.process for kill in kills), "total"]:
         rows = [kill for kill in kills if name in (kill.process, "total")]
         counts = (
             len(rows),
             sum(kill.status == 0 for kill in rows),
-            sum(kill.status in (1, 2) for kill in rows),
+            sum(kill.status > 0 and kill.has_sentence for kill in rows),
+            sum(kill.status > 0 and not kill.has_sentence for kill in rows),
             sum(kill.status < 0 for kill in rows),
             sum(kill.tracebacks for kill in rows),
             sum(kill.identical for kill in rows),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,11 +23,11 @@ SECONDS = 30
 
 
 @pytest.fixture
-def buckets() -> Iterator[dict[str, object]]:
+def buckets() -> Iterator[dict[str, Any]]:
     """The buckets of the mock, by name; there is one, ``lab``."""
     pytest.importorskip("moto.server", reason="moto is not installed (pip install 'moto[server,ec2,iam,s3]')")
     boto3 = pytest.importorskip("boto3")
-    from moto.core import DEFAULT_ACCOUNT_ID
+    from moto.core.models import DEFAULT_ACCOUNT_ID
     from moto.s3.models import s3_backends
 
     with mock_aws() as environment:
@@ -36,7 +37,7 @@ def buckets() -> Iterator[dict[str, object]]:
         yield s3_backends[DEFAULT_ACCOUNT_ID]["aws"].buckets
 
 
-def _losing(buckets: dict[str, object]) -> Callable[[StepEvent], None]:
+def _losing(buckets: dict[str, Any]) -> Callable[[StepEvent], None]:
     """Take the bucket away after the first step, for a while."""
 
     def lose_for_a_while(event: StepEvent) -> None:
@@ -47,7 +48,7 @@ def _losing(buckets: dict[str, object]) -> Callable[[StepEvent], None]:
 
 
 def test_a_bucket_that_is_gone_for_a_while_has_the_whole_run_at_the_end(
-    buckets: dict[str, object],
+    buckets: dict[str, Any],
     tiny_pipeline_folder: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],

@@ -23,8 +23,10 @@ from vader_ray.console import explain_errors
 from vader_ray.orchestration.runs.finish import ends_recorded, finish_run
 from vader_ray.orchestration.runs.run_dir import claim_run_dir
 
-PRELOADED = ("diffusers.", "mlflow.", "peft.", "pyarrow.", "sqlalchemy.", "tests.helpers.", "transformers.")
-PRELOADED += ("alembic.", "PIL.", "vader_ray.")
+PRELOADED = (
+    *("alembic.", "diffusers.", "mlflow.", "peft.", "PIL.", "pyarrow."),
+    *("sqlalchemy.", "transformers.", "vader_ray."),
+)
 """Beginnings of the names of modules that a session would take seconds to import."""
 
 

@@ -41,8 +41,9 @@ _LOSSES = ("Raylet is terminated", "A worker died or was killed")
 _NAMESPACE = "vader_ray"
 """Namespace of this package's entries in the cluster's key-value store."""
 
-START_TIMED_OUT = "timed out during startup"
-"""Part of the message of `ray.init`'s plain ``Exception`` when a node takes more than 30 seconds."""
+START_TIMED_OUT = ("timed out during startup", "Timed out waiting for file")
+"""Parts of the messages of `ray.init`'s plain errors when a process of a node takes more than 30 seconds, or
+ends before it has started."""
 
 
 def is_node_draining() -> bool:

@@ -65,7 +65,7 @@ def _init(folder: str, **settings: Any) -> None:
         try:
             ray.init(address="local", _temp_dir=folder, **settings)
         except Exception as error:
-            if ray_private.START_TIMED_OUT not in str(error):
+            if not any(part in str(error) for part in ray_private.START_TIMED_OUT):
                 raise
             late = _processes_with(folder) - before
             for process in late:
