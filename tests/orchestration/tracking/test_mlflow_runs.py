@@ -264,6 +264,7 @@ def test_images_get_one_card_per_step(uri: str, folder: Path) -> None:
     assert not list(folder.iterdir())
 
 
+@pytest.mark.slow
 def test_an_image_whose_last_request_failed_is_there_once(uri: str, folder: Path) -> None:
     run_id = open_run(uri)
     tracker = Tracker(f"{uri}?timeout=0.1", run_id, folder, system_metrics=False, on_message=silent)
