@@ -19,6 +19,7 @@ from vader_ray.training.checkpoint import State
 from vader_ray.training.distributed import WorkerGroup
 from vader_ray.training.events import RewardQuery
 from vader_ray.training.experiment import Experiment, batching
+from vader_ray.training.optimizer import AdapterOptimizer
 from vader_ray.training.pairs import read_frames
 from vader_ray.training.seeding import derive_seed, generator, prompt_of
 from vader_ray.types import SamplingModel, TrajectoryModel
@@ -36,7 +37,7 @@ class QueryResult:
 def train_step(
     config: ExperimentConfig,
     experiment: Experiment,
-    optimizer: torch.optim.Optimizer,
+    optimizer: AdapterOptimizer,
     group: WorkerGroup,
     state: State,
     wall_seconds: float,
@@ -50,7 +51,7 @@ def train_step(
     videos = [first + index for index in group.share(config.videos_per_step)]
     rollout = make_rollout(config, experiment, videos)
     context = step_context(config, group, state)
-    optimizer.zero_grad(set_to_none=True)
+    optimizer.start_step(state.step)
     state.step += 1
     calls, norms, measured = experiment.model.denoiser_calls, list[float](), list[dict[str, list[float]]]()
     results: list[QueryResult] = []
@@ -65,7 +66,8 @@ def train_step(
     queries = tuple(result.query for result in results)
     state.reward_queries += len(queries)
     state.denoiser_calls += sum(group.gather([experiment.model.denoiser_calls - calls]))
-    return _metrics(results, state) | {"train/grad_norm": fmean(norms)} | _means(measured), queries
+    metrics = _metrics(results, state) | {"train/grad_norm": fmean(norms)} | optimizer.metrics()
+    return metrics | _means(measured), queries
 
 
 def step_context(config: ExperimentConfig, group: WorkerGroup, state: State) -> StepContext:
@@ -154,18 +156,17 @@ def _rows(parts: Sequence[dict[str, Tensor]], num_rows: int) -> list[dict[str, f
 
 def _update(
     config: ExperimentConfig,
-    optimizer: torch.optim.Optimizer,
+    optimizer: AdapterOptimizer,
     norm: float,
     state: State,
     results: Sequence[QueryResult],
 ) -> None:
     """Update the adapter, or skip the step if the summed gradient is not finite: then all workers skip it."""
     if torch.isfinite(torch.tensor(norm)):
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.update()
         state.nonfinite_in_a_row = 0
         return
-    optimizer.zero_grad(set_to_none=True)
+    optimizer.zero_grad()
     state.nonfinite_steps += 1
     state.nonfinite_in_a_row += 1
     if state.nonfinite_in_a_row >= config.optimizer.max_nonfinite_steps:

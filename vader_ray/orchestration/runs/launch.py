@@ -41,6 +41,7 @@ from vader_ray.preflight import auto_tune
 from vader_ray.preflight.devices import fits
 from vader_ray.training.events import StepEvent
 from vader_ray.training.guard import check_guard
+from vader_ray.training.optimizer import check_package
 
 
 def resolve_names(config: ExperimentConfig, folder: Path | None = None) -> ExperimentConfig:
@@ -50,12 +51,13 @@ def resolve_names(config: ExperimentConfig, folder: Path | None = None) -> Exper
 
     Raises:
         UserError: unknown algorithm, family, scheduler, reward, metric or option, a path that does not exist,
-            or a guard or an algorithm that cannot work with the other settings.
+            a guard or an algorithm that cannot work with the other settings, or a missing package.
     """
     models.check_family(config.model.family)
     if config.sampling.scheduler is not None:
         models.check_scheduler(config.sampling.scheduler)
     check_guard(config)
+    check_package(config.optimizer)
     checked = {
         "algorithm": algorithms.check(config, folder=folder),
         "rewards": tuple(rewards.check(spec, folder=folder) for spec in config.rewards),
