@@ -107,7 +107,7 @@ class AdapterOptimizer:
 def learning_rates(settings: OptimizerConfig, num_steps: int) -> Callable[[int], float]:
     """Return the learning rate as a function of the number of steps before: transformers' schedules."""
     name = "constant_with_warmup" if settings.schedule == "constant" else settings.schedule
-    carrier = torch.optim.SGD([torch.zeros(1)], lr=settings.learning_rate)  # get_scheduler wants an optimizer
+    carrier = torch.optim.SGD([torch.zeros(1)], lr=settings.learning_rate)  # required by get_scheduler
     schedule = get_scheduler(name, carrier, settings.warmup_steps, settings.decay_steps(num_steps))
     (factor,) = schedule.lr_lambdas
     return lambda step: settings.learning_rate * float(factor(step))
