@@ -30,8 +30,10 @@ class WorkerGroup:
             return
         flat = torch.cat([tensor.flatten() for tensor in tensors])
         distributed.all_reduce(flat)
-        for tensor, total in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
-            tensor.copy_(total.view_as(tensor))
+        totals = flat.split([tensor.numel() for tensor in tensors])
+        torch._foreach_copy_(
+            list(tensors), [total.view_as(tensor) for tensor, total in zip(tensors, totals, strict=True)]
+        )
 
     def gather(self, own: Sequence[T]) -> list[T]:
         """Return the items of all workers by rank, on every worker. Items are pickled: keep them small."""

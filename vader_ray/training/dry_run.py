@@ -61,7 +61,7 @@ def check_step(
             step_context(config, group, State()),
         )
     )
-    norm = sum_and_clip(experiment.model, group, float("inf"))
+    norm = sum_and_clip(experiment.model.adapter_parameters(), group, float("inf"))
     seconds = time.monotonic() - started
     if not 0 < norm < float("inf"):
         raise UserError(

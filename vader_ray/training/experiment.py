@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -67,7 +68,7 @@ class Experiment:
     pairs: Sequence[Pair] = ()
     """Given pairs of videos to train on; without them each step samples its videos."""
 
-    @property
+    @cached_property
     def device(self) -> torch.device:
         """Device of the model."""
         return self.model.adapter_parameters()[0].device

@@ -33,9 +33,9 @@ class AdapterOptimizer:
     def __init__(
         self, parameters: Sequence[nn.Parameter], settings: OptimizerConfig, *, num_steps: int
     ) -> None:
-        self._parameters, self._settings = list(parameters), settings
+        self.parameters, self._settings = tuple(parameters), settings
         self._optimizer = _optimizer_class(settings)(
-            self._parameters,
+            self.parameters,
             lr=settings.learning_rate,
             betas=settings.betas,
             eps=settings.eps,
@@ -62,7 +62,7 @@ class AdapterOptimizer:
         self.zero_grad()
         if self._average:
             weight = 1 - average_decay(self._settings.ema_decay, self._num_updates)
-            torch._foreach_lerp_(self._average, [each.detach() for each in self._parameters], weight)
+            torch._foreach_lerp_(self._average, [each.detach() for each in self.parameters], weight)
         self._num_updates += 1
 
     def metrics(self) -> dict[str, float]:
@@ -87,11 +87,11 @@ class AdapterOptimizer:
 
     def _swap(self) -> None:
         for index, average in enumerate(self._average):
-            parameter = self._parameters[index]
+            parameter = self.parameters[index]
             self._average[index], parameter.data = parameter.data, average
 
     def _copies(self) -> list[torch.Tensor]:
-        return [each.detach().clone() for each in self._parameters] if self._settings.ema_decay else []
+        return [each.detach().clone() for each in self.parameters] if self._settings.ema_decay else []
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything but the weights and their average."""

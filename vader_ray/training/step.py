@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vader_ray.alignment.base import StepContext, UpdateResult
 from vader_ray.alignment.frames import choose_frames
@@ -22,7 +22,7 @@ from vader_ray.training.experiment import Experiment, batching
 from vader_ray.training.optimizer import AdapterOptimizer
 from vader_ray.training.pairs import read_frames
 from vader_ray.training.seeding import derive_seed, generator, prompt_of
-from vader_ray.types import SamplingModel, TrajectoryModel
+from vader_ray.types import TrajectoryModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ def train_step(
     ):
         if not norms:
             results = group.gather(_query_results(rollout, videos, update, state.step, wall_seconds))
-        norms.append(sum_and_clip(experiment.model, group, config.optimizer.max_grad_norm))
+        norms.append(sum_and_clip(optimizer.parameters, group, config.optimizer.max_grad_norm))
         _update(config, optimizer, norms[-1], state, results)
         measured.extend(group.gather([update.metrics]))
     queries = tuple(result.query for result in results)
@@ -121,9 +121,8 @@ def _given_rollout(config: ExperimentConfig, experiment: Experiment, videos: Seq
     )
 
 
-def sum_and_clip(model: SamplingModel, group: WorkerGroup, max_norm: float) -> float:
+def sum_and_clip(parameters: Sequence[nn.Parameter], group: WorkerGroup, max_norm: float) -> float:
     """Sum the adapter's gradients over workers and clip them; return their norm before clipping."""
-    parameters = model.adapter_parameters()
     for parameter in parameters:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
