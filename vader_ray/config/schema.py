@@ -330,6 +330,10 @@ class RuntimeConfig(Settings):
     compile: Literal["none", "blocks"] = "none"
     """Compile the denoiser's ``blocks`` one by one with torch.compile: faster after a minute or so; exact up
     to the rounding of fused operations."""
+    gradient_precision: Literal["float32", "bfloat16"] = "float32"
+    """Precision in which several workers send and add the adapter's gradients. ``bfloat16`` halves the bytes
+    on the network and rounds each sum to 8 bits, so it is the one setting here that a continued run must
+    repeat."""
     num_threads: Threads = 1
     """CPU threads of torch in each worker."""
     max_failures: NonNegativeCount = 3

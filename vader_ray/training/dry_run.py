@@ -50,7 +50,9 @@ def check_step(
         UserError: something cannot be loaded, or the gradient is zero or not finite.
     """
     experiment = build(config, device, remote)
-    rollout = make_rollout(config, experiment, list(group.share(config.videos_per_step)))
+    rollout = make_rollout(
+        config, experiment, list(group.share(config.videos_per_step, experiment.algorithm.group_size))
+    )
     started = time.monotonic()
     update = next(
         experiment.algorithm.updates(
