@@ -1,7 +1,9 @@
 # make demo       install, run the main job on the embedded shapes data set, show reward before and after
 # make test       install, run the tests that need neither minutes nor a browser (8 minutes on two cores)
-# make test-all   install, run every test (needs Chromium, and what each skipped test names)
-# make chaos      install, run the whole campaign of faults (hours; VADER_RAY_CHAOS_KILLS sets the number of kills)
+# make test-all   install, run every test except those of make chaos (needs Chromium, and what each skipped test
+#                 names)
+# make chaos      install, run the long tests: the campaign of faults and clusters that lose machines
+#                 (hours; VADER_RAY_CHAOS_KILLS sets the number of kills)
 # make audit      look up known vulnerabilities of the installed packages (needs pypi.org's vulnerability data)
 # make docs       install, build the documentation site into site/
 PYTHON ?= python3
@@ -29,7 +31,7 @@ test-all: $(VENV)/installed-dev
 	$(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 25 -m "not chaos"
 
 chaos: $(VENV)/installed-dev
-	$(VENV)/bin/python -m pytest --timeout 0 tests/chaos
+	$(VENV)/bin/python -m pytest --timeout 0 -m chaos
 
 gate: $(VENV)/installed-dev
 	$(VENV)/bin/ruff format --check .

@@ -25,6 +25,12 @@ from vader_ray.shapes.train._tokenizer import build_tokenizer
 torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start the files with slow tests first, so that two processes of xdist end at about the same time."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="session")
 def tiny_pipeline_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A ModelScope pipeline with random weights: 4 latent channels, decoder ×2, as diffusers saves it."""

@@ -170,4 +170,8 @@ def test_a_recipe_is_trained_evaluated_used_and_swept(
     swept = vr.sweep(recipe, space, num_trials=2)
     rates = {trial.values["optimizer.learning_rate"] for trial in swept.trials}
     assert len(rates) == 2
-    assert swept.best.adapter.is_dir()
+    assert [trial.status for trial in swept.trials] == ["completed", "completed"]
+    scores = [trial.summary.selected for trial in swept.trials if trial.summary is not None]
+    assert swept.best.selected == max(filter(None, scores))
+    assert (swept.best.best_adapter / "adapter_model.safetensors").is_file()
+    assert swept.best.path.parent == swept.path == tmp_path / "runs" / swept.path.name

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any
 
 import psutil
@@ -102,15 +103,16 @@ def listening(pid: int) -> dict[int, tuple[str, set[str]]]:
     root = psutil.Process(pid)
     ports: dict[int, tuple[str, set[str]]] = {}
     for process in (root, *root.children(recursive=True)):
-        for socket in process.net_connections("tcp"):
-            if socket.status == psutil.CONN_LISTEN:
-                name = _short_name(process)
-                ports.setdefault(socket.laddr.port, (name, set()))[1].add(socket.laddr.ip)
+        with suppress(psutil.NoSuchProcess):
+            name = _short_name(process)
+            for socket in process.net_connections("tcp"):
+                if socket.status == psutil.CONN_LISTEN:
+                    ports.setdefault(socket.laddr.port, (name, set()))[1].add(socket.laddr.ip)
     return ports
 
 
 def _short_name(process: psutil.Process) -> str:
-    command = process.cmdline()
+    command = process.cmdline() or [process.name()]
     scripts = [part.rpartition("/")[2] for part in command if part.endswith(".py")]
     return scripts[0] if scripts else command[0].rpartition("/")[2]
 

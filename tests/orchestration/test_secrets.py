@@ -142,6 +142,7 @@ def _umask() -> int:
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.chaos
 def test_no_file_of_a_sweep_has_the_password(
     machine: Machine, tiny_pipeline_folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

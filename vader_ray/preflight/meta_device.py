@@ -17,6 +17,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from vader_ray.preflight.meta_kernels import MetaKernelCache
+from vader_ray.preflight.trackers import tensors_in
+
 _ATTENTION = "scaled_dot_product_attention"
 _plain_attention = functional.scaled_dot_product_attention
 META = torch.device("meta")
@@ -123,6 +126,7 @@ class _ConstantTracker(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._known = WeakTensorKeyDictionary()
+        self._kernels = MetaKernelCache()
         self.host = HostMemoryTracker()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -138,16 +142,17 @@ class _ConstantTracker(TorchDispatchMode):
                 if known
                 else self.host.track(torch.zeros((), dtype=args[0].dtype).expand(args[0].shape))
             )
-        result = func(*args, **given)
+        result = self._kernels.run(func, args, given)
         if known and _is_small(result) and torch.Tag.nondeterministic_seeded not in func.tags:
             self._keep(result, func(*known[0], **known[1]))
         elif func._schema.is_mutable:
-            tree_map_only(Tensor, lambda tensor: self._known.pop(tensor, None), (args, given))
+            for tensor in tensors_in(args, given.values()):
+                self._known.pop(tensor, None)
         return result
 
     def _known_inputs(self, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
         """The inputs with their values on the CPU; None if no input is a tensor or one has no known value."""
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        tensors = list(tensors_in(args, kwargs.values()))
         if not tensors or any(tensor.is_meta and tensor not in self._known for tensor in tensors):
             return None
         values = tree_map_only(Tensor, lambda tensor: self._known.get(tensor, tensor), (args, kwargs))
@@ -173,7 +178,7 @@ def _to_host(kwargs: dict[str, Any]) -> bool:
 
 
 def _is_small(result: Any) -> bool:
-    tensors = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+    tensors = list(tensors_in((result,)))
     return any(tensor.is_meta for tensor in tensors) and all(tensor.numel() <= _SMALL for tensor in tensors)
 
 

@@ -23,8 +23,9 @@ from safetensors.torch import load_file
 from tests.helpers.network import free_port
 from tests.helpers.paths import REPOSITORY
 from tests.helpers.recipe import tiny_config, write_tiny
-from tests.helpers.runs import CLI, adapter_files, checkpoint_states, checkpoint_step, tracked_step
+from tests.helpers.runs import CLI, checkpoint_states, checkpoint_step, tracked_step
 from tests.helpers.waiting import wait_until
+from vader_ray.config import ExperimentConfig
 from vader_ray.errors import UserError
 from vader_ray.orchestration.clusters import connection as orchestration
 from vader_ray.orchestration.runs.query_log import read_queries
@@ -61,18 +62,6 @@ def cluster() -> Iterator[Cluster]:
     made.shutdown()
     gc.collect()  # the sockets that it leaves are found here, not when pytest ends
     del os.environ["RAY_AUTH_MODE"], os.environ["PYTHONPATH"]
-
-
-@pytest.fixture(scope="module")
-def straight(
-    cluster: Cluster, tiny_pipeline_folder: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, Path]:
-    """An undisturbed run of two workers on two nodes: where it happened, and its recipe."""
-    folder = tmp_path_factory.mktemp("nodes")
-    recipe = write_tiny(folder, tiny_pipeline_folder, num_steps=NUM_STEPS)
-    with _started(cluster, folder, recipe, "straight") as process:
-        assert process.wait(timeout=500) == 0, (folder / "straight.log").read_text()
-    return folder, recipe
 
 
 @contextmanager
@@ -134,16 +123,14 @@ def _weights(run: Path) -> dict[str, Any]:
 
 
 def test_a_lost_node_is_replaced_and_the_adapter_is_the_same(
-    cluster: Cluster, straight: tuple[Path, Path]
+    cluster: Cluster, tiny_pipeline_folder: Path, tmp_path: Path
 ) -> None:
-    folder, recipe = straight
+    folder, recipe = tmp_path, write_tiny(tmp_path, tiny_pipeline_folder, num_steps=NUM_STEPS)
     with _started(cluster, folder, recipe, "lost") as process:
         _lose_a_node(cluster, folder, "lost", process)
         assert process.wait(timeout=500) == 0, (folder / "lost.log").read_text()
-    run = folder / "runs" / "lost"
-    assert adapter_files(run) == adapter_files(folder / "runs" / "straight")
-    assert any(value.any() for value in _weights(run).values())
-    assert sorted(read_queries(run / "queries")["video"].to_pylist()) == list(range(NUM_STEPS * 4))
+    expected = _adapter_of_one_worker(tiny_config(tiny_pipeline_folder, num_steps=NUM_STEPS))
+    _assert_same(folder / "runs" / "lost", expected, NUM_STEPS)
 
 
 @pytest.fixture(scope="module")
@@ -159,22 +146,28 @@ def slow(
         "checkpoint": {"every": _EVERY, "keep": 100},
     }
     recipe = write_tiny(folder, tiny_pipeline_folder, rewards=[{"reward": CLIP, "seconds": 1.0}], **changes)
+    fast = tiny_config(tiny_pipeline_folder, rewards=[{"reward": CLIP}], **changes)
+    return folder, recipe, _adapter_of_one_worker(fast)
+
+
+def _adapter_of_one_worker(config: ExperimentConfig) -> dict[str, Any]:
     adapters = list[dict[str, Any]]()
 
     def keep(report: StepEvent) -> None:
         if report.checkpoint is not None:
             adapters.append(_weights(report.checkpoint))
 
-    train(tiny_config(tiny_pipeline_folder, rewards=[{"reward": CLIP}], **changes), on_step=keep)
-    return folder, recipe, adapters[-1]
+    train(config, on_step=keep)
+    assert any(value.any() for value in adapters[-1].values())
+    return adapters[-1]
 
 
-def _assert_same(run: Path, expected: dict[str, Any]) -> None:
+def _assert_same(run: Path, expected: dict[str, Any], num_steps: int) -> None:
     ours = _weights(run)
     distance = sum(float((ours[name] - expected[name]).square().sum()) for name in expected) ** 0.5
     norm = sum(float(value.square().sum()) for value in expected.values()) ** 0.5
     assert distance < 1e-5 * norm  # summation order, amplified by the steps of Adam
-    assert sorted(read_queries(run / "queries")["video"].to_pylist()) == list(range(_SLOW_STEPS * 4))
+    assert sorted(read_queries(run / "queries")["video"].to_pylist()) == list(range(num_steps * 4))
 
 
 def _states(folder: Path, name: str) -> list[dict[str, float]]:
@@ -190,6 +183,7 @@ def _num_workers(folder: Path, name: str) -> list[int]:
     ]
 
 
+@pytest.mark.chaos
 def test_workers_go_with_a_checkpoint_and_come_back_and_the_adapter_is_the_same(
     cluster: Cluster, slow: tuple[Path, Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -220,11 +214,12 @@ def test_workers_go_with_a_checkpoint_and_come_back_and_the_adapter_is_the_same(
         wait_until(lambda: 1 in _num_workers(folder, "elastic"), process=process, explain=log.read_text)
         cluster.add_node(num_cpus=1)
         assert process.wait(timeout=400) == 0, log.read_text()
-    _assert_same(run, expected)
+    _assert_same(run, expected, _SLOW_STEPS)
     counted = _num_workers(folder, "elastic")
     assert [count for count, _ in groupby(counted)] == [2, 1, 2], counted
 
 
+@pytest.mark.chaos
 def test_a_trial_leaves_a_node_that_will_be_taken_away(
     cluster: Cluster, slow: tuple[Path, Path, dict[str, Any]]
 ) -> None:

@@ -288,36 +288,3 @@ def test_files_of_ended_clusters_are_swept_and_those_of_running_ones_stay(tmp_pa
     os.utime(ended[0] / "logs" / "raylet.out")
     private_cluster._sweep_sessions(tmp_path)
     assert sorted(tmp_path.iterdir()) == sorted([running, ended[0], *ended[2:]])
-
-
-WORKERS = """
-import json, sys
-import psutil, ray, torch
-from ray.train import RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
-from tests.helpers.recipe import tiny_config
-from vader_ray.orchestration.clusters import connection
-from vader_ray.orchestration.runs.process_group import ProcessGroupConfig
-
-def train():
-    total = torch.ones(1)
-    torch.distributed.all_reduce(total)
-    found = psutil.Process().net_connections("tcp")
-    listening = {item.laddr.ip for item in found if item.status == psutil.CONN_LISTEN}
-    return [total.item(), torch.distributed.get_backend(), sorted(listening)]
-
-with connection.connected(tiny_config("/tmp")):
-    scaling = ScalingConfig(num_workers=2)
-    where = RunConfig(name="workers", storage_path=sys.argv[1])
-    trainer = TorchTrainer(train, torch_config=ProcessGroupConfig(), scaling_config=scaling, run_config=where)
-    print(json.dumps(trainer.fit().return_value), flush=True)
-"""
-
-
-def test_workers_find_each_other_without_a_port_that_others_reach(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", WORKERS, str(tmp_path)]
-    done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    total, backend, listening_on = json.loads(done.stdout.splitlines()[-1])
-    assert (total, backend) == (2.0, "gloo")
-    assert set(listening_on) <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}

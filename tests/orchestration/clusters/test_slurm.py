@@ -84,6 +84,7 @@ def _environment(folder: Path) -> dict[str, str]:
     return ENVIRONMENT | {"SLURM_CONF": str(folder / "slurm.conf")}
 
 
+@pytest.mark.chaos
 def test_a_job_that_is_put_back_into_the_queue_goes_on_with_its_run(
     cluster: Machines, tiny_pipeline_folder: Path, tmp_path: Path
 ) -> None:

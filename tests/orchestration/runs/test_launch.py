@@ -17,6 +17,7 @@ from ray.cluster_utils import Cluster
 from safetensors.torch import load_file
 
 from tests.helpers.network import free_port
+from tests.helpers.other_user import listening
 from tests.helpers.paths import REPOSITORY
 from tests.helpers.recipe import write_tiny
 from tests.helpers.runs import CLI, adapter_files, checkpoint_step, kill_driver, start, tracked_step
@@ -126,9 +127,21 @@ def test_the_mlflow_run_is_complete(straight: tuple[Path, Path, str]) -> None:
     _assert_recorded_exactly_once(folder, run, NUM_STEPS, 4)
 
 
-def test_two_workers_give_the_adapter_of_one(straight: tuple[Path, Path, str]) -> None:
+def test_two_workers_give_the_adapter_of_one_and_listen_on_no_port_that_others_reach(
+    straight: tuple[Path, Path, str],
+) -> None:
     folder, recipe, _ = straight
-    _train(folder, recipe, "--run-name", "two", "--workers", "2")
+    command = [CLI, "train", str(recipe), "--run-name", "two", "--workers", "2"]
+    process = start(command, folder, folder / "two.log")
+    database, run = folder / "mlflow.db", folder / "runs" / "two"
+    wait_until(
+        lambda: tracked_step(database, run) >= 1, process=process, explain=(folder / "two.log").read_text
+    )
+    ports = listening(process.pid)
+    assert process.wait(timeout=300) == 0, (folder / "two.log").read_text()
+    assert any("RayTrainWorker" in name for name, _ in ports.values())
+    loopback = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+    assert {port: found for port, found in ports.items() if found[1] - loopback} == {}
     one, two = (_adapter(folder / "runs" / name) for name in ("straight", "two"))
     assert (one - two).norm() < 1e-5 * one.norm()  # summation order, amplified by the steps of Adam
     assert one.abs().max() > 0
@@ -291,6 +304,7 @@ def test_the_guard_stops_all_workers_and_says_why_everywhere(
     assert (run / "summary.json").stat().st_mtime_ns == written  # it is over, not unfinished
 
 
+@pytest.mark.chaos
 def test_a_run_stays_with_its_cluster_when_another_is_started_on_the_machine(
     tiny_pipeline_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -264,6 +264,7 @@ def test_a_second_train_of_the_same_name_changes_nothing(tiny_pipeline_folder: P
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.chaos
 def test_a_second_driver_of_a_sweep_changes_nothing(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
     recipe, log = write_tiny(tmp_path, tiny_pipeline_folder), tmp_path / "log"
     script = str(REPOSITORY / "sweeps" / "hps_k_sweep.py")

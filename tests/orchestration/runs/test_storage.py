@@ -241,6 +241,7 @@ def _tree_of_bytes(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.chaos
 def test_a_sweep_in_s3_goes_on_where_nothing_is_left_of_it(
     tiny_pipeline_folder: Path, tmp_path: Path, s3: str
 ) -> None:

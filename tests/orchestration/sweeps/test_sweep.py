@@ -37,7 +37,6 @@ from vader_ray.orchestration.sweeps.definition import (
     overrides_of,
     trial_name,
 )
-from vader_ray.orchestration.sweeps.driver import run_sweep
 from vader_ray.orchestration.sweeps.run_trial import keep_checkpoint, kept_checkpoints
 from vader_ray.orchestration.sweeps.search import OptunaProposer
 from vader_ray.orchestration.sweeps.trial_table import SweepResult, TrialResult, best_of, front_of
@@ -238,24 +237,6 @@ def test_the_last_checkpoints_of_a_trial_are_kept(tmp_path: Path) -> None:
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_sweep_over_a_loaded_recipe_returns_its_best_run(
-    tiny_pipeline_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    evaluation = {"every": 2, "num_videos": 2, "num_shown": 1}
-    recipe = tiny_config(tiny_pipeline_folder, num_steps=2, evaluation=evaluation)
-    space = {"optimizer.learning_rate": tune.loguniform(1e-3, 1e-1)}
-    sweep = SweepDefinition("mine", "", "", (), space, lambda values, _: values, search="random")
-    result = run_sweep(sweep, recipe, num_trials=2, max_concurrent=1)
-    assert [trial.status for trial in result.trials] == ["completed", "completed"]
-    scores = [trial.summary.selected for trial in result.trials if trial.summary is not None]
-    assert result.best.selected == max(filter(None, scores))
-    assert (result.best.best_adapter / "adapter_model.safetensors").is_file()
-    assert result.best.path.parent == result.path == tmp_path / "runs" / result.path.name
-
-
-@pytest.mark.ray
-@pytest.mark.slow
 def test_soups_of_single_reward_adapters_compete_without_training_and_are_evaluated_once(
     tiny_pipeline_folder: Path, tmp_path: Path
 ) -> None:
@@ -300,14 +281,6 @@ def test_soups_of_single_reward_adapters_compete_without_training_and_are_evalua
     assert (
         "interpolated=True" in (sweep / "report_figures" / "trade-off-brightness-sharpness.svg").read_text()
     )
-
-    written = {path: path.stat().st_mtime_ns for path in sweep.glob("mix=*/summary.json")}
-    metadata = json.loads((sweep / "run.json").read_text())
-    assert metadata["completed"]  # as though the driver had been lost at the very end:
-    (sweep / "run.json").write_text(json.dumps(metadata | {"completed": False}))
-    done = subprocess.run([*command, "--resume"], cwd=tmp_path, capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert written == {path: path.stat().st_mtime_ns for path in sweep.glob("mix=*/summary.json")}
 
 
 def test_a_soup_whose_ingredients_were_not_all_trained_alone_is_reported(tmp_path: Path) -> None:
