@@ -191,10 +191,11 @@ def test_identity_ignores_where_a_run_happens() -> None:
     assert load("shapes_hps", ["seed=1"]).fingerprint() != load("shapes_hps").fingerprint()
 
 
-def test_identity_has_the_rounding_of_summed_gradients() -> None:
+def test_identity_has_the_settings_that_round() -> None:
     plain = load("shapes_hps")
     assert load("shapes_hps", ["runtime.gradient_precision=float32"]).fingerprint() == plain.fingerprint()
-    assert load("shapes_hps", ["runtime.gradient_precision=bfloat16"]).fingerprint() != plain.fingerprint()
+    for change in ("gradient_precision=bfloat16", "matmul_precision=highest"):
+        assert load("shapes_hps", [f"runtime.{change}"]).fingerprint() != plain.fingerprint()
 
 
 def test_identity_has_the_end_of_a_decay() -> None:

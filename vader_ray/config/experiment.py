@@ -155,8 +155,9 @@ class ExperimentConfig(Settings):
         identity["prompts"].pop("column")  # the prompts that were read from it are here
         identity["optimizer"]["schedule_steps"] = self.optimizer.decay_steps(self.num_steps)
         identity["sampling"].pop("recompute")  # exact, and `auto` may choose another on another machine
-        if self.runtime.gradient_precision != "float32":
-            identity["gradient_precision"] = self.runtime.gradient_precision
+        for name in ("gradient_precision", "matmul_precision"):  # no other setting of `runtime` rounds
+            if (value := getattr(self.runtime, name)) != RuntimeConfig.model_fields[name].default:
+                identity[name] = value
         for reward in (*identity["rewards"], *identity["eval_rewards"]):
             transport = (reward.pop("placement") or {}).get("transport", "float32")
             if transport != "float32":  # the only setting of a placement on which results depend

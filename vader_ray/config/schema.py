@@ -14,6 +14,7 @@ from pydantic import (
 from vader_ray.config.settings import (
     ActivationCheckpointing,
     Count,
+    MatmulPrecision,
     NonNegativeCount,
     Precision,
     SecretUri,
@@ -306,7 +307,7 @@ class TrackingConfig(Settings):
 
 class RuntimeConfig(Settings):
     """Number of workers, memory and speed. The result depends on it by the order of floating-point sums
-    alone."""
+    alone, but for the two settings of precision."""
 
     num_workers: Count = 1
     """Ray Train workers, which share the videos of each step evenly."""
@@ -330,10 +331,14 @@ class RuntimeConfig(Settings):
     compile: Literal["none", "blocks"] = "none"
     """Compile the denoiser's ``blocks`` one by one with torch.compile: faster after a minute or so; exact up
     to the rounding of fused operations."""
+    matmul_precision: MatmulPrecision = "tf32"
+    """Precision on NVIDIA GPUs of float32 matrix products and convolutions in the decoder, and in rewards and
+    metrics without ``placement``, backward passes included. ``tf32`` rounds the factors to 10 bits of
+    mantissa, for several times the speed; ``highest`` rounds nothing. No effect on CPUs, on half precision
+    and on the denoiser, which keeps torch's own settings. A continued run must repeat it."""
     gradient_precision: Literal["float32", "bfloat16"] = "float32"
     """Precision in which several workers send and add the adapter's gradients. ``bfloat16`` halves the bytes
-    on the network and rounds each sum to 8 bits, so it is the one setting here that a continued run must
-    repeat."""
+    on the network and rounds each sum to 8 bits. A continued run must repeat it."""
     num_threads: Threads = 1
     """CPU threads of torch in each worker."""
     max_failures: NonNegativeCount = 3

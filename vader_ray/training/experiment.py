@@ -138,7 +138,7 @@ def batching(runtime: RuntimeConfig) -> Batching:
     prefix, micro = runtime.prefix_batch_size, runtime.micro_batch_size
     assert prefix != "auto", "chosen before a run"
     assert micro != "auto"
-    return Batching(prefix, micro, runtime.decode_chunk_size)
+    return Batching(prefix, micro, runtime.decode_chunk_size, runtime.matmul_precision)
 
 
 def assemble(
