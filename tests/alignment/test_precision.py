@@ -23,7 +23,8 @@ INSIDE: dict[MatmulPrecision, tuple[str, str]] = {"tf32": ("tf32", "tf32"), "hig
 
 
 def _switches() -> tuple[str, str]:
-    return torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision
+    convolutions = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    return torch.backends.cuda.matmul.fp32_precision, convolutions.fp32_precision
 
 
 @pytest.fixture(autouse=True)

@@ -20,7 +20,7 @@ def matmul_precision(precision: MatmulPrecision) -> Iterator[None]:
     Args:
         precision: ``tf32`` rounds the factors to 10 bits of mantissa, ``highest`` rounds nothing.
     """
-    switches = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    switches = torch.backends.cuda.matmul, torch.backends.cudnn.conv  # type: ignore[attr-defined]
     before = [switch.fp32_precision for switch in switches]
     try:
         for switch in switches:

@@ -62,7 +62,7 @@ def remember_placement(network: nn.Module) -> None:
     Its class becomes a subclass of the same name. Offloading by hooks has to be set up before.
     """
     if isinstance(network, ModelMixin) and not isinstance(network, _Remembering):
-        network.__class__ = _remembering(type(network))
+        network.__class__ = _remembering(type(network))  # type: ignore[arg-type]
 
 
 class _Remembering:
@@ -93,7 +93,7 @@ def fixed_execution_device(pipe: Any, network: nn.Module) -> AbstractContextMana
     device = look_up_once(network, "execution_device", lambda _: pipe._execution_device)
     undo = ExitStack()
     undo.callback(setattr, pipe, "__class__", kind)
-    pipe.__class__ = _fixed(kind, device)
+    pipe.__class__ = _fixed(kind, device)  # type: ignore[arg-type]
     return undo
 
 
