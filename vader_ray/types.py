@@ -98,6 +98,9 @@ class RemoteReward(Protocol):
 class VideoDecoder(Protocol):
     """The decoder of a video model: chunk by chunk, so that no gradient needs the graph of a whole video."""
 
+    chunks_are_independent: bool
+    """Whether each chunk is decoded without the cache of the one before."""
+
     def num_frames(self, latents: Latents, /) -> int:
         """Return the number of frames of the decoded video."""
         ...

@@ -51,11 +51,10 @@ def test_the_switches_are_restored_also_after_an_error(precision: MatmulPrecisio
 class Watching:
     """A reward that records the switches of its passes."""
 
-    granularity: Granularity = "frame"
     unit = "none"
 
-    def __init__(self, seen: dict[str, set[tuple[str, str]]]) -> None:
-        self.seen = seen
+    def __init__(self, seen: dict[str, set[tuple[str, str]]], granularity: Granularity) -> None:
+        self.seen, self.granularity = seen, granularity
 
     def __call__(self, frames: Frames, prompts: Sequence[str], /) -> Scores:
         _watch(self.seen, "reward", frames)
@@ -69,9 +68,13 @@ def _watch(seen: dict[str, set[tuple[str, str]]], name: str, tensor: Tensor) -> 
         tensor.register_hook(lambda gradient: seen.setdefault(f"{name} backward", set()).add(_switches()))
 
 
+@pytest.mark.parametrize("granularity", ["frame", "clip"])  # one decodes once, the other twice
 @pytest.mark.parametrize("precision", INSIDE)
 def test_decoder_and_rewards_have_the_precision_and_the_denoiser_has_not(
-    precision: MatmulPrecision, tiny_pipeline_folder: Path, monkeypatch: pytest.MonkeyPatch
+    precision: MatmulPrecision,
+    granularity: Granularity,
+    tiny_pipeline_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model, seen = load_tiny(tiny_pipeline_folder), dict[str, set[tuple[str, str]]]()
     randomise_adapter(model)
@@ -92,7 +95,7 @@ def test_decoder_and_rewards_have_the_precision_and_the_denoiser_has_not(
     conditioning = model.encode(["a red circle"])
     rollout = Rollout(["a red circle"], conditioning, [3], [[[0, 1, 2]]])
     batching = Batching(matmul_precision=precision)
-    plan, terms = TruncationPlan(5, (4,)), [RewardTerm("watching", Watching(seen))]
+    plan, terms = TruncationPlan(5, (4,)), [RewardTerm("watching", Watching(seen, granularity))]
     accumulate_gradient(model, terms, rollout, plan, batching, scale=1.0)
     scoped = ("reward", "reward backward", "decoder", "decoder backward")
     assert {name: seen[name] for name in scoped} == {name: {INSIDE[precision]} for name in scoped}

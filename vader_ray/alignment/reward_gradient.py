@@ -3,7 +3,8 @@
 The denoiser needs only ∂objective/∂latents from decoder and rewards, so the backward pass is split at the
 frames: `vader_ray.alignment.decoding.decode` keeps only the input of each chunk and decodes it again in the
 backward pass; `submit_rewards` differentiates one reward at a time, chunk by chunk, or has remote rewards do
-it; and ``frames.backward(d_frames)`` continues through the decoder into the gradient steps. Every stage is
+it; and ``frames.backward(d_frames)`` continues through the decoder into the gradient steps. Where no reward
+needs more than one chunk, `vader_ray.alignment.chunked_backward` decodes each chunk once. Every stage is
 exact, so the result equals that of one autograd graph over denoiser, decoder and rewards.
 """
 
@@ -151,25 +152,33 @@ def gather_indices(
 
 
 def score_and_gradient(
-    reward: Reward, frames: Frames, prompts: Sequence[str], chunk_size: int, *, name: str = "reward"
+    reward: Reward,
+    frames: Frames,
+    prompts: Sequence[str],
+    chunk_size: int,
+    *,
+    num_frames: int | None = None,
+    name: str = "reward",
 ) -> tuple[Scores, Frames]:
     """Return one reward's scores and ∂(sum of scores)/∂frames; frame rewards are computed in chunks.
 
     Args:
+        num_frames: number of frames of a video that the reward scores in all, if ``frames`` are a part of
+            them: the result is then their part of the scores.
         name: of the reward in the recipe, for messages.
 
     Raises:
         UserError: the reward has no gradient.
         RunFailed: the reward raised an exception, or did not return one score per video.
     """
-    num_frames = frames.shape[1]
-    size = chunk_size if reward.granularity == "frame" else num_frames
+    given = frames.shape[1]
+    size = chunk_size if reward.granularity == "frame" else given
     scores, gradients = frames.new_zeros(len(frames)), []
-    for start in range(0, num_frames, size):
+    for start in range(0, given, size):
         chunk = frames[:, start : start + size].clone().requires_grad_()
         with torch.enable_grad():
             values = call_reward(reward, chunk, prompts, name)
-        weighted = values * (chunk.shape[1] / num_frames)
+        weighted = values * (chunk.shape[1] / (num_frames or given))
         gradients.append(call_gradient(weighted, chunk, name))
         scores += weighted.detach().to(scores.dtype)
     return scores, torch.cat(gradients, dim=1)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pydantic import NonNegativeFloat
 
 from vader_ray.alignment.base import Algorithm, StepContext, UpdateResult
+from vader_ray.alignment.chunked_backward import backward_by_chunk, is_separable
 from vader_ray.alignment.decoding import decode
 from vader_ray.alignment.precision import matmul_precision
 from vader_ray.alignment.reward_gradient import ObjectiveFuture, RewardOutput, RewardTerm, submit_rewards
@@ -91,6 +92,9 @@ def accumulate_gradient(
             stop = min(start + batching.micro, len(part))
             micro = part.part(start, stop)
             latents = model.sample_with_grad(state[slice(start, stop)], micro.conditioning, plan)
+            if is_separable(latents, model.decoder, terms, micro):
+                outputs.append(backward_by_chunk(latents, model.decoder, terms, micro, batching, scale))
+                continue
             pending.append(_decode(model, latents, terms, micro, batching))
             if len(pending) > lookahead:
                 outputs.append(_backward(pending.popleft(), scale, batching.matmul_precision))

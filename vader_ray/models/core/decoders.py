@@ -38,6 +38,8 @@ class DecoderOptions:
 class Framewise2D:
     """An image autoencoder applied to each frame; any subset of the frames can be decoded exactly."""
 
+    chunks_are_independent = True
+
     def __init__(self, vae: AutoencoderKL, chunk_size: int) -> None:
         self._vae = vae
         self._chunk_size = chunk_size
@@ -76,6 +78,8 @@ class TemporalChunk:
     them. They start at fixed frames, whichever frames are wanted, and never cross from one video to the next.
     """
 
+    chunks_are_independent = True
+
     def __init__(self, vae: Any, chunk_size: int) -> None:
         self._vae = vae
         self._chunk_size = chunk_size
@@ -108,6 +112,8 @@ class CausalStream:
     host memory (pinned, if the decoder is on a GPU) for the next chunk and for the backward pass: exact,
     slower.
     """
+
+    chunks_are_independent = False
 
     def __init__(self, vae: Any, *, offload_cache: bool = False) -> None:
         self.vae = vae
@@ -173,6 +179,8 @@ class WholeClip:
         frames_per_latent: frames of every latent frame but the first, which is one frame.
         further: arguments of ``vae.decode`` after the latents, one value for all videos.
     """
+
+    chunks_are_independent = True
 
     def __init__(self, vae: Any, frames_per_latent: int, *further: Tensor) -> None:
         self._vae = vae
