@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from difflib import SequenceMatcher
 from types import FrameType
 
+from vader_ray.running import running
 from vader_ray.uris import redact
 
 _ALIKE = 0.65
@@ -43,6 +44,8 @@ class RunFailed(RuntimeError):
 def explain_plugin_errors(subject: str) -> Iterator[None]:
     """Turn any exception of a reward's or metric's own code into a `RunFailed` with the line that raised it.
 
+    If the code ends the process, `vader_ray.running.read_running` names it.
+
     This includes ``sys.exit`` and what is no ``Exception``. A `UserError`, a `RunFailed` and Ctrl-C, which
     Python raises in the main thread alone, pass.
 
@@ -50,7 +53,8 @@ def explain_plugin_errors(subject: str) -> Iterator[None]:
         subject: the reward or metric, for the message.
     """
     try:
-        yield
+        with running(subject):
+            yield
     except (UserError, RunFailed, GeneratorExit):
         raise
     except BaseException as error:

@@ -19,6 +19,12 @@ def write_manifest(folder: Path, files: Iterable[Path]) -> None:
     (folder / MANIFEST).write_text(json.dumps(digests, indent=1), encoding="utf-8")
 
 
+def write_checksum(file: Path) -> None:
+    """Write the SHA-256 of a single file beside it, as ``sha256sum --check FILE.sha256`` reads it."""
+    beside = file.with_name(f"{file.name}.sha256")
+    beside.write_text(f"{_digest(file)}  {file.name}\n", encoding="utf-8")
+
+
 def find_damage(folder: Path) -> str | None:
     """Return which file of a folder's manifest is missing or damaged, None if all are unchanged."""
     try:

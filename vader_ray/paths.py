@@ -9,6 +9,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 
+from vader_ray.dataset_prompts import DATASETS_PREFIX, EXPECTED, read_dataset
 from vader_ray.errors import UserError, did_you_mean
 from vader_ray.prompt_files import COLUMN, check_prompts, read_prompt_file, text_problem
 
@@ -84,6 +85,8 @@ def _read_prompts(value: object, info: ValidationInfo) -> object:
     """Read a file of prompts when the recipe is read, so that a run records its prompts."""
     if not isinstance(value, str):
         return value
+    if value.startswith(DATASETS_PREFIX):
+        return _read_dataset(value, info)
     if value.startswith(SHAPES_PREFIX):
         packaged = PACKAGE / "shapes" / "prompts" / value.removeprefix(SHAPES_PREFIX)
         path = packaged if packaged.is_dir() else packaged.with_suffix(".txt")
@@ -93,6 +96,16 @@ def _read_prompts(value: object, info: ValidationInfo) -> object:
         return _read_images(path)
     prompts = read_prompt_file(path, info.data.get("column", COLUMN))
     return tuple(_image_in(prompt, path.parent) for prompt in prompts)
+
+
+def _read_dataset(address: str, info: ValidationInfo) -> tuple[str, ...]:
+    """Read a data set, ``datasets:NAME`` or ``datasets:NAME:SPLIT``, whose name may be a local folder."""
+    name, _, split = address.removeprefix(DATASETS_PREFIX).partition(":")
+    if name.startswith((".", "/", "~")):
+        name = str(_from_recipe(name, info))
+    elif not _NAME.fullmatch(name):
+        raise ValueError(f"{address!r} names no data set; {EXPECTED}")
+    return read_dataset(address, name, split or "train", info.data.get("column", COLUMN))
 
 
 def _read_images(folder: Path) -> tuple[str, ...]:
@@ -145,6 +158,7 @@ Weights = Annotated[str, Field(min_length=1), AfterValidator(_absolute_if_local)
 Prompts = Annotated[
     tuple[str, ...], Field(min_length=1), BeforeValidator(_read_prompts), AfterValidator(_find_images)
 ]
-"""Prompts, given as a list, a file with one prompt per line, a folder of images, or ``shapes:NAME``."""
+"""Prompts, given as a list, a file of prompts, a folder of images, ``shapes:NAME`` or
+``datasets:NAME:SPLIT``."""
 PairsFile = Annotated[str, AfterValidator(_find_pairs)]
 """Path of a file of preference pairs."""

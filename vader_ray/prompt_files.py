@@ -48,7 +48,7 @@ def read_prompt_file(path: Path, column: str = COLUMN) -> tuple[str, ...]:
     try:
         if (num_bytes := path.stat().st_size) > MAX_BYTES:
             raise ValueError(f"{path} has {num_bytes} bytes; a file of prompts has at most {MAX_BYTES}")
-        return tuple(_check_cells(readers[path.suffix.lower()](path, column), path, column, expected))
+        return tuple(check_cells(readers[path.suffix.lower()](path, column), path, column, expected))
     except OSError as error:
         raise ValueError(f"cannot read the prompt file {path} ({type(error).__name__}); {expected}") from None
 
@@ -66,7 +66,18 @@ def check_prompts(prompts: Iterable[str]) -> tuple[str, ...]:
     return checked
 
 
-def _check_cells(cells: Iterator[tuple[str, Any]], path: Path, column: str, expected: str) -> Iterator[str]:
+def check_cells(
+    cells: Iterator[tuple[str, Any]], path: Path | str, column: str, expected: str
+) -> Iterator[str]:
+    """Yield the prompts of a table's cells, which come with their position.
+
+    Args:
+        path: name of the table, for messages.
+        expected: the remedy if there are none.
+
+    Raises:
+        ValueError: there are none, or too many, or one is empty or not text.
+    """
     number = 0
     for number, (position, value) in enumerate(cells, start=1):
         if number > MAX_PROMPTS:
@@ -85,7 +96,7 @@ def _read_lines(path: Path, _: str) -> Iterator[tuple[str, Any]]:
 def _read_csv(path: Path, column: str) -> Iterator[tuple[str, Any]]:
     reader = csv.DictReader(io.StringIO(_read_text(path), newline=""), strict=True)
     try:
-        _check_column(path, column, list(reader.fieldnames or ()))
+        check_column(path, column, list(reader.fieldnames or ()))
         for row in reader:
             if None in row:
                 raise ValueError(
@@ -111,7 +122,7 @@ def _read_json_lines(path: Path, column: str) -> Iterator[tuple[str, Any]]:
             raise ValueError(
                 f'{path}, line {number} is not a JSON object; write one {{"{column}": "…"}} per line'
             )
-        _check_column(path, column, list(row), f", line {number}")
+        check_column(path, column, list(row), f", line {number}")
         yield f"line {number}", row[column]
 
 
@@ -121,7 +132,7 @@ def _read_parquet(path: Path, column: str) -> Iterator[tuple[str, Any]]:
 
     try:
         with parquet.ParquetFile(path) as file:
-            _check_column(path, column, file.schema_arrow.names)
+            check_column(path, column, file.schema_arrow.names)
             numbers = count(1)
             for batch in file.iter_batches(_BATCH_ROWS, columns=[column]):
                 for value in batch.column(0):
@@ -142,7 +153,8 @@ def _read_text(path: Path) -> str:
     return text
 
 
-def _check_column(path: Path, column: str, columns: list[str], position: str = "") -> None:
+def check_column(path: Path | str, column: str, columns: list[str], position: str = "") -> None:
+    """Raise a ValueError unless a table has one column of this name."""
     if columns.count(column) != 1:
         found = ", ".join(map(repr, columns)) or "none"
         raise ValueError(

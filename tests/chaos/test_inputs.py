@@ -23,6 +23,7 @@ from typer.testing import CliRunner
 import vader_ray as vr
 from tests.chaos.inputs import (
     accepted,
+    adapters,
     commands,
     model_folders,
     overrides,
@@ -32,6 +33,7 @@ from tests.chaos.inputs import (
     sweeps,
 )
 from tests.chaos.inputs.values import fill, rows
+from tests.helpers.adapter_files import write_adapter
 from tests.helpers.paths import REPOSITORY
 from tests.helpers.recipe import write_tiny
 from tests.helpers.tiny import SAMPLING
@@ -176,6 +178,21 @@ def _build(weights: str) -> Any:
         chunk_size=1,
         device=torch.device("cpu"),
     )
+
+
+@pytest.mark.parametrize(("content", "piece"), adapters.REFUSED, ids=range(len(adapters.REFUSED)))
+def test_an_adapter_with_unusable_settings_is_refused(content: bytes, piece: str) -> None:
+    write_adapter(Path("adapter"), content)
+    message = _refusal(lambda: models.adapter_shape(Path("adapter")))
+    assert message.startswith("the adapter in adapter")
+    assert piece in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("content", adapters.ACCEPTED, ids=range(len(adapters.ACCEPTED)))
+def test_an_adapter_with_unusual_settings_is_read(content: bytes) -> None:
+    write_adapter(Path("adapter"), content)
+    assert models.adapter_shape(Path("adapter")).rank == 2
 
 
 @pytest.mark.parametrize(("call", "piece"), python_api.REFUSED, ids=range(len(python_api.REFUSED)))

@@ -19,10 +19,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
+from tests.chaos.inputs.adapters import SOUND
+from tests.helpers.adapter_files import write_adapter
 from tests.helpers.recipe import MINIMAL
 from vader_ray.config import flatten, load, validate
 from vader_ray.config.yaml_text import parse_yaml
 from vader_ray.errors import UserError
+from vader_ray.models import adapter_shape
 from vader_ray.prompt_files import read_prompt_file
 
 Check = Callable[..., None]
@@ -182,3 +185,18 @@ def test_any_bytes_are_prompts_or_refused(tmp_path: Path, suffix: str, num_examp
     damages = st.tuples(st.integers(0, len(sound)), st.binary(max_size=4), st.integers(0, len(sound)))
     damaged = damages.map(lambda damage: sound[: damage[0]] + damage[1] + sound[damage[2] :])
     _try(num_examples, check, st.binary(max_size=60) | damaged)
+
+
+@some_or_all
+def test_any_settings_of_an_adapter_are_read_or_refused(tmp_path: Path, num_examples: int) -> None:
+    def check(settings: Any) -> None:
+        content = settings if isinstance(settings, bytes) else json.dumps(settings).encode()
+        write_adapter(tmp_path, content)
+        message = _error_of(lambda: adapter_shape(tmp_path), UserError)
+        assert message is None or message.startswith(f"the adapter in {tmp_path}")
+        assert message is None or "\n" not in message
+
+    names = st.sampled_from([*SOUND, "use_dora", "rank_pattern", "peft_type"])
+    numbers = st.integers() | st.floats() | st.just(10**400)
+    changed = st.dictionaries(names, values | numbers, min_size=1, max_size=3).map(lambda new: SOUND | new)
+    _try(num_examples, check, changed | values | st.binary(max_size=60))

@@ -22,9 +22,11 @@ from typer.testing import CliRunner
 from tests.helpers.mlflow_server import behind_password, server
 from tests.helpers.network import free_port
 from tests.helpers.recipe import tiny_config, write_tiny
-from tests.helpers.runs import CLI, start
+from tests.helpers.runs import CLI, record, start
 from vader_ray.cli import app
-from vader_ray.config import load
+from vader_ray.config import load, override
+from vader_ray.errors import UserError
+from vader_ray.orchestration.reward_service import pool
 from vader_ray.orchestration.sweeps.definition import SweepDefinition
 from vader_ray.orchestration.sweeps.driver import run_sweep
 from vader_ray.orchestration.sweeps.search import QueuedSearcher
@@ -195,3 +197,37 @@ def test_no_message_about_an_unreachable_server_has_the_password(
     assert "http://***@127.0.0.1:" in result.stderr
     everything = result.output + "".join(path.read_text() for path in Path().rglob("*") if path.is_file())
     assert CANARY not in everything
+
+
+@pytest.mark.slow
+def test_no_file_of_a_run_has_the_variables_of_an_actor_and_it_is_continued_with_the_environments(
+    tiny_pipeline_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    environment = {"env_vars": {"HF_TOKEN": CANARY}, "pip": [f"https://{USER}:{CANARY}@host/package.whl"]}
+    placed = {"reward": "brightness", "placement": {"actor": "a", "runtime_env": environment}}
+    config = tiny_config(tiny_pipeline_folder, **FAST, rewards=[placed])
+    record(config, tmp_path, "mine")
+    written = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert {"recipe.yaml", "run.json", "mlflow.db"} <= {path.name for path in written}
+    assert [path for path, content in written.items() if CANARY.encode() in content] == []
+    assert CANARY not in repr(config.fingerprint())
+
+    again = load(str(tmp_path / "runs" / "mine" / "recipe.yaml"))
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    with (
+        pytest.raises(UserError, match=r"env_vars\.HF_TOKEN has no value.*set the environment variable"),
+        pool.start_pools(again),
+    ):
+        pass
+    changed = override(config, ["num_steps=4"]).rewards[0].placement
+    assert changed is not None
+    assert changed.runtime_env == environment
+
+
+@pytest.mark.parametrize("env_vars", [{"HF_TOKEN": [CANARY]}, [CANARY], CANARY])
+def test_no_message_about_wrong_variables_of_an_actor_has_their_values(env_vars: object) -> None:
+    placement = {"actor": "a", "runtime_env": {"env_vars": env_vars}}
+    with pytest.raises(UserError, match="runtime_env: env_vars") as refusal:
+        load("shapes_hps", {"rewards.0.placement": placement})
+    assert CANARY not in str(refusal.value)

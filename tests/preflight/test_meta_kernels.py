@@ -55,7 +55,7 @@ def test_the_second_call_returns_what_the_kernel_returns(
 
     given = arguments()
     first = kernels.run(func, given, settings)
-    with Recorder():
+    with Recorder():  # type: ignore[no-untyped-call]
         second = kernels.run(func, given, settings)
     assert _layouts(first) == _layouts(second) == _layouts(func(*given, **settings))
     assert type(first) is type(second)

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, NonNegativeFloat, PositiveFloat
 
-from vader_ray.config.settings import FrameRule, NonNegativeCount, Settings
+from vader_ray.config.settings import FrameRule, NonNegativeCount, RuntimeEnv, Settings
 
 
 class AlgorithmConfig(Settings):
@@ -42,8 +42,9 @@ class PlacementConfig(Settings):
     CPU."""
     resources: dict[str, PositiveFloat] = Field(default_factory=dict)
     """Custom Ray resources that each actor needs, to choose its nodes."""
-    runtime_env: dict[str, Any] = Field(default_factory=dict)
-    """Ray runtime environment of the actors, for a reward that needs other packages than the workers."""
+    runtime_env: RuntimeEnv = Field(default_factory=dict)
+    """Ray runtime environment of the actors, for a reward that needs other packages than the workers. The
+    values of its ``env_vars`` are in no file of a run; null takes one from the environment of the driver."""
     transport: Literal["float32", "bfloat16", "float16"] = "float32"
     """Precision of frames and gradients on the network; half precision halves the traffic, and gradients are
     scaled to its range."""

@@ -147,13 +147,14 @@ class PromptsConfig(Settings):
     """Prompts, as lists or as files.
 
     A ``.txt`` file has one prompt per line; of a ``.csv``, ``.jsonl`` or ``.parquet`` file one column is
-    read.
+    read, and of a data set ``datasets:OWNER/NAME:SPLIT`` (split ``train`` by default), which needs the
+    package ``datasets``; its owner may change it, and only a run with the same prompts can be continued.
     For image-to-video models each prompt is ``path/to/image.png | text``, or a folder of images whose file
     names are the texts. Rewards and metrics get the text.
     """
 
     column: str = COLUMN
-    """Column of ``.csv``, ``.jsonl`` and ``.parquet`` files that holds the prompts."""
+    """Column of data sets and of ``.csv``, ``.jsonl`` and ``.parquet`` files that holds the prompts."""
     train: Prompts
     """Prompts of the training videos: all once, in an order drawn from the seed, before any is repeated."""
     heldout: Prompts

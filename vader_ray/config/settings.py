@@ -18,7 +18,7 @@ from pydantic import (
 
 from vader_ray.errors import UserError
 from vader_ray.prompt_files import text_problem
-from vader_ray.uris import Uri, full_uri, redact
+from vader_ray.uris import HIDDEN, Uri, full_uri, redact
 
 ActivationCheckpointing = Literal["none", "block", "attention"]
 """Activations of the denoiser that are recomputed in the backward pass."""
@@ -75,6 +75,46 @@ def _dump_uri(uri: str, info: SerializationInfo) -> str:
 
 SecretUri = Annotated[str, AfterValidator(Uri), PlainSerializer(_dump_uri, return_type=str)]
 """A URI that may contain a password."""
+
+
+def _check_env_vars(runtime_env: dict[str, Any]) -> dict[str, Any]:
+    """Check the environment variables, and give those without a value `HIDDEN`."""
+    env_vars = runtime_env.get("env_vars", {})
+    if not isinstance(env_vars, dict) or not all(isinstance(name, str) for name in env_vars):
+        raise ValueError("env_vars must map names to texts")
+    if wrong := [name for name, value in env_vars.items() if not isinstance(value, str | None)]:
+        raise ValueError(
+            f"env_vars.{wrong[0]} is no text; put it in quotes, or give null to take the value from the "
+            "environment of the driver"
+        )
+    if not env_vars:
+        return runtime_env
+    return runtime_env | {
+        "env_vars": {name: HIDDEN if value is None else value for name, value in env_vars.items()}
+    }
+
+
+def _dump_runtime_env(runtime_env: dict[str, Any], info: SerializationInfo) -> dict[str, Any]:
+    if info.context == KEEP_PASSWORDS:
+        return runtime_env
+    hidden = {"env_vars": dict.fromkeys(runtime_env["env_vars"], HIDDEN)} if "env_vars" in runtime_env else {}
+    return {name: _redacted(value) for name, value in runtime_env.items()} | hidden
+
+
+def _redacted(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _redacted(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_redacted(each) for each in value]
+    return redact(value) if isinstance(value, str) else value
+
+
+RuntimeEnv = Annotated[
+    dict[str, Any],
+    AfterValidator(_check_env_vars),
+    PlainSerializer(_dump_runtime_env, return_type=dict[str, Any]),
+]
+"""A runtime environment of Ray, whose environment variables and URIs may contain passwords."""
 
 
 class Settings(BaseModel):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,8 @@ from ray.experimental.internal_kv import _internal_kv_exists, _internal_kv_put
 from ray.train import WorkerGroupError
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerHealthCheckFailedError
 
-from vader_ray.errors import describe
+from vader_ray.errors import describe, last_line
+from vader_ray.running import read_running
 
 LOOPBACK_ENVIRONMENT = {ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0"}
 """Environment variables by which child processes do what `loopback_node_address` does in this process."""
@@ -87,9 +89,18 @@ def is_end_requested(key: str) -> bool:
     return bool(_internal_kv_exists(key, namespace=_NAMESPACE))
 
 
-def describe_failure(error: BaseException) -> tuple[str, str]:
-    """Return a message and the traceback of the error with which Ray Train has ended."""
-    cause: BaseException = error
+def running_file(folder: str, rank: int = 0) -> Path:
+    """Return the file in which a worker of a run records which reward runs, on the worker's machine.
+
+    Args:
+        folder: the run's folder on the driver's machine.
+    """
+    return session_folder() / f"running-{hashlib.sha256(folder.encode()).hexdigest()[:16]}-{rank}"
+
+
+def describe_failure(error: BaseException, folder: str) -> tuple[str, str]:
+    """Return a message and the traceback of the error with which Ray Train has ended the run of a folder."""
+    cause, rank = error, 0
     if isinstance(error, ActorDiedError):
         return "Ray Train's controller process was killed or has crashed", f"{error}\n"
     if isinstance(error, WorkerGroupError):
@@ -98,8 +109,23 @@ def describe_failure(error: BaseException) -> tuple[str, str]:
     else:
         message = "Ray Train gave up: "
     base = cause._base_exc if isinstance(cause, UserExceptionWithTraceback) else cause
-    what = "its process was killed or has ended by itself" if _is_death(base) else describe(base)
+    what = _describe_death(folder, rank) if _is_death(base) else describe(base)
     return message + what, f"{error}\n\nRay's logs are in {logs_folder()}\n"
+
+
+def describe_trial_failure(error: BaseException, folder: str) -> tuple[str, str]:
+    """Return a message and the traceback of the error with which Ray Tune has ended the trial of a folder."""
+    what = _describe_death(folder, 0) if isinstance(error, ActorDiedError) else last_line(error)
+    return what, f"{error}\n\nRay's logs are in {logs_folder()}\n"
+
+
+def _describe_death(folder: str, rank: int) -> str:
+    subject = read_running(running_file(folder, rank))
+    when = f" while {subject} was running" if subject else ""
+    return (
+        f"its process was killed or has ended by itself{when} (a reward or a library may have ended it, or "
+        "the system for lack of memory)"
+    )
 
 
 def _is_death(error: BaseException) -> bool:

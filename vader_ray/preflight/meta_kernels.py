@@ -18,7 +18,7 @@ _PLAIN = (int, float, bool, str, type(None), torch.dtype, torch.device, torch.la
 
 
 class _Layout(NamedTuple):
-    """What a meta tensor consists of, if its storage has the bytes of its elements."""
+    """Size, strides and dtype of a meta tensor whose storage has the bytes of its elements."""
 
     size: torch.Size
     stride: tuple[int, ...]

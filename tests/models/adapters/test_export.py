@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,7 @@ def test_wan_keys_come_back_by_the_librarys_own_conversion(folders: Any, tmp_pat
     model = load_case(CASES["wan_i2v"], folders("wan_i2v"))
     model.save_adapter(tmp_path / "adapter")
     (file,) = _export(tmp_path / "adapter", "--format", "comfyui", "-o", tmp_path / "x.safetensors")
+    assert subprocess.run(["sha256sum", "--check", "--quiet", f"{file}.sha256"], cwd=tmp_path).returncode == 0
     back = diffusers.WanImageToVideoPipeline.lora_state_dict(file)
     layers = _layers(model)
     assert len(back) == 2 * len(layers)

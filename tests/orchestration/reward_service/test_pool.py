@@ -177,8 +177,11 @@ def test_a_reward_that_cannot_be_loaded_is_told_before_the_workers_start(
         pass
 
 
-def test_an_actor_checks_its_reward_on_the_frames_that_it_will_see(cluster: None) -> None:
-    reward = placed_reward(PAIRS, runtime_env={"env_vars": {"TEST_FACTOR": "3"}}) | {"frames": "first:2"}
+def test_an_actor_checks_its_reward_on_the_frames_that_it_will_see(
+    cluster: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TEST_FACTOR", "3")  # of the driver, which null takes
+    reward = placed_reward(PAIRS, runtime_env={"env_vars": {"TEST_FACTOR": None}}) | {"frames": "first:2"}
     with pool.start_pools(config_of(reward)) as pools:
         seen = random_frames()[:, :2]
         scores = pools["Pairs"].submit_scores(seen, PROMPTS, 2).result()

@@ -37,6 +37,7 @@ from vader_ray.orchestration.sweeps.definition import (
     overrides_of,
     trial_name,
 )
+from vader_ray.orchestration.sweeps.driver import run_sweep
 from vader_ray.orchestration.sweeps.run_trial import keep_checkpoint, kept_checkpoints
 from vader_ray.orchestration.sweeps.search import OptunaProposer
 from vader_ray.orchestration.sweeps.trial_table import SweepResult, TrialResult, best_of, front_of
@@ -233,6 +234,37 @@ def test_the_last_checkpoints_of_a_trial_are_kept(tmp_path: Path) -> None:
         keep_checkpoint(tmp_path / "made", root, step, num_kept=2)
     (root / "step-00000008").mkdir()  # a copy that lacks its state.json is still on its way
     assert [path.name for path in kept_checkpoints(root)] == ["step-00000004", "step-00000006"]
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_trial_that_a_reward_ends_names_it_and_has_the_traceback_in_its_folder(
+    tiny_pipeline_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    evaluation = {"every": 1, "num_videos": 1, "num_shown": 1}
+    recipe = tiny_config(
+        tiny_pipeline_folder, num_steps=1, evaluation=evaluation, runtime={"max_failures": 0}
+    )
+    space = {"reward": tune.grid_search(["Exits", "Raises"])}
+
+    def settings(values: Values, _: Any) -> dict[str, Any]:
+        return {"rewards.0.reward": f"tests.helpers.failing_rewards.{values['reward']}"}
+
+    with pytest.raises(RunFailed, match=r"no trial of .* succeeded"):
+        run_sweep(SweepDefinition("mine", "", "", (), space, settings), recipe, max_concurrent=1)
+    errors = {
+        path.parent.name: str(json.loads(path.read_text())["error"])
+        for path in tmp_path.glob("runs/*/*/summary.json")
+    }
+    assert errors["reward=Exits"].startswith(
+        "its process was killed or has ended by itself while reward 'Exits' was running (a reward or a "
+        "library may have ended it"
+    )
+    assert errors["reward=Raises"].startswith("reward 'Raises' raised IndexError: no such frame (")
+    logs = {path.parent.name: path for path in tmp_path.glob("runs/*/*/error.log")}
+    assert all(error.endswith(f"; the traceback is in {logs[name]}") for name, error in errors.items())
+    assert 'raise IndexError("no such frame")' in logs["reward=Raises"].read_text()
 
 
 @pytest.mark.ray

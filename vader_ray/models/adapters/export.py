@@ -33,6 +33,7 @@ from torch import Tensor, nn
 
 from vader_ray.errors import UserError
 from vader_ray.files import give_ordinary_mode
+from vader_ray.manifest import write_checksum
 from vader_ray.models.adapters import files
 from vader_ray.models.adapters.checks import DOWN, UP
 
@@ -80,6 +81,8 @@ class Saved:
 
 def export(source: Path, form: Format, output: Path, *, bare_alpha: float = files.PEFT_ALPHA) -> list[Path]:
     """Write a saved adapter in another format; returns the files or folders.
+
+    A folder has a manifest of SHA-256 sums; a single file has its sum beside it, in ``FILE.sha256``.
 
     Args:
         source: folder of a saved adapter, or file of a bare peft state dict.
@@ -130,6 +133,7 @@ def _write(saved: Saved, form: Format, output: Path, as_file: bool) -> Path:
     save_file(tensors, path, metadata={"format": "pt"} | metadata)
     if as_file:
         give_ordinary_mode([path])
+        write_checksum(path)
     else:
         files.complete(output, path.name)
     return path

@@ -43,6 +43,8 @@ def start(*, include_dashboard: bool, **settings: Any) -> Iterator[None]:
     environment |= {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        # the control service keeps a record of each call of an actor: 2.3 KiB, 100,000 of them by default
+        "RAY_task_events_max_num_task_in_gcs": "1000",
         "GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME") or _loopback_interface(),
     }
     folder = _own_folder() / "ray"  # Ray makes the folder that it is given writable for everybody

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -23,6 +24,7 @@ from vader_ray.config import ExperimentConfig, PlacementConfig, RewardConfig, Sa
 from vader_ray.errors import UserError, first_line
 from vader_ray.orchestration.reward_service.actor import STATUS_GROUP, RewardActor, reward_settings
 from vader_ray.orchestration.reward_service.remote_reward import PooledReward
+from vader_ray.uris import HIDDEN
 
 NAMESPACE = "vader_ray"
 """Ray namespace of the shared pools."""
@@ -50,7 +52,8 @@ def start_pools(config: ExperimentConfig) -> Iterator[dict[str, PooledReward]]:
             size = _video_size(spec, config.sampling)
             started.append((spec, placement, replicas, [each.prepare.remote(*size) for each in replicas]))
         for spec, placement, replicas, prepared in started:
-            pools[spec.name] = PooledReward(spec.name, placement, replicas, _get(spec, prepared)[0])
+            known = placement.model_copy(update={"runtime_env": {}})  # its secrets end here
+            pools[spec.name] = PooledReward(spec.name, known, replicas, _get(spec, prepared)[0])
         yield pools
     finally:
         for replica in own:
@@ -132,10 +135,24 @@ def _start_replicas(spec: RewardConfig, placement: PlacementConfig, num_threads:
 
 
 def _runtime_env(spec: RewardConfig, placement: PlacementConfig) -> RuntimeEnv:
+    given = dict(placement.runtime_env)
+    if "env_vars" in given:
+        given["env_vars"] = {name: _value(spec, name, value) for name, value in given["env_vars"].items()}
     try:
-        return RuntimeEnv(**placement.runtime_env)
+        return RuntimeEnv(**given)
     except (TypeError, ValueError) as error:
         raise UserError(f"{spec.name}.placement.runtime_env: {error}") from error
+
+
+def _value(spec: RewardConfig, name: str, given: str) -> str:
+    """Return the value of an environment variable; the recipe of a run's folder has none."""
+    value = os.environ.get(name) if given == HIDDEN else given
+    if value is None:
+        raise UserError(
+            f"{spec.name}.placement.runtime_env.env_vars.{name} has no value, since no file of a run "
+            f"contains it; set the environment variable {name}, or give a recipe file that has the value"
+        )
+    return value
 
 
 def _get(spec: RewardConfig, references: Sequence[ray.ObjectRef[Any]]) -> list[Any]:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from vader_ray.config import ExperimentConfig
 from vader_ray.errors import RunFailed, describe, last_line
+from vader_ray.files import write_text
 from vader_ray.orchestration.runs.run_dir import RunDir
 from vader_ray.orchestration.runs.summary import Gain, RunStatus, RunSummary
 from vader_ray.orchestration.tracking import mlflow_runs
@@ -57,6 +58,15 @@ def finish_run(
     except OSError as error:
         print(f"{folder.storage} did not take the summary ({describe(error)}); it is in {folder.summary}")
     return summary
+
+
+def record_traceback(folder: RunDir, message: str, traceback: str) -> str:
+    """Write the traceback of an error to the run's folder, if there is one; return the message with its
+    path."""
+    if not traceback:
+        return message
+    write_text(folder.error_log, traceback)
+    return f"{message}; the traceback is in {folder.at_home(folder.error_log)}"
 
 
 @contextmanager

@@ -18,12 +18,11 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from vader_ray.config import ExperimentConfig
 from vader_ray.config.auto import auto_fields
 from vader_ray.errors import RunFailed, first_line
-from vader_ray.files import write_text
 from vader_ray.orchestration import ray_private
 from vader_ray.orchestration.clusters import connection
 from vader_ray.orchestration.reward_service import pool
 from vader_ray.orchestration.reward_service.remote_reward import PooledReward
-from vader_ray.orchestration.runs.finish import ends_recorded, finish_run
+from vader_ray.orchestration.runs.finish import ends_recorded, finish_run, record_traceback
 from vader_ray.orchestration.runs.follow import EndRequest, Failure, follow
 from vader_ray.orchestration.runs.functions import pack_functions
 from vader_ray.orchestration.runs.process_group import ProcessGroupConfig
@@ -200,7 +199,7 @@ def launch(
         _pull(folder)
     if failure is None:
         (result,) = outcome
-        failure = _failure_of(result if isinstance(result, BaseException) else result.error)
+        failure = _failure_of(result if isinstance(result, BaseException) else result.error, folder)
     if failure is not None:
         raise _run_failed(failure, folder)
     if end.is_made and folder.read_state().step < config.num_steps:
@@ -215,16 +214,13 @@ def _pull(folder: RunDir) -> None:
         print(f"{folder.storage} cannot be read ({first_line(error)}); {folder.path} may lack the last steps")
 
 
-def _failure_of(error: BaseException | None) -> Failure | None:
-    return None if error is None else Failure(*ray_private.describe_failure(error))
+def _failure_of(error: BaseException | None, folder: RunDir) -> Failure | None:
+    return None if error is None else Failure(*ray_private.describe_failure(error, str(folder.path)))
 
 
 def _run_failed(failure: Failure, folder: RunDir) -> RunFailed:
     """Write the traceback to the run's folder and return the error that names the file."""
-    text = failure.message
-    if failure.traceback:
-        write_text(folder.error_log, failure.traceback)
-        text += f"; the traceback is in {folder.error_log}"
+    text = record_traceback(folder, *failure)
     return RunFailed(f"{text}; continue with --resume --run-name {folder.name}")
 
 

@@ -24,6 +24,7 @@ from vader_ray.orchestration.runs.retry import check_takes, is_disk_error, retry
 from vader_ray.orchestration.runs.run_dir import RunDir, working_copy
 from vader_ray.orchestration.runs.run_logger import RunLogger
 from vader_ray.orchestration.tracking.mlflow_runs import MlflowRun
+from vader_ray.running import record_running
 from vader_ray.training.checkpoint import choose_undamaged
 from vader_ray.training.distributed import WorkerGroup
 from vader_ray.training.events import StepEvent
@@ -145,6 +146,7 @@ class RayTrainHost:
         self.device = train_device()
         self._messages, self._end_key = job["messages"], job["end_key"]
         self._num_steps = job["config"]["num_steps"]
+        record_running(ray_private.running_file(job["folder"], self.group.rank))
         self._retry_minutes = job["config"]["checkpoint"]["retry_minutes"]
 
     @contextmanager

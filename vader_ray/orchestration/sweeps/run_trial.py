@@ -13,17 +13,18 @@ from ray import tune
 
 from vader_ray import config as settings
 from vader_ray.config import ExperimentConfig
-from vader_ray.errors import RunFailed, UserError
+from vader_ray.errors import RunFailed, UserError, cause_traceback
 from vader_ray.files import atomic_write
 from vader_ray.orchestration import ray_private
 from vader_ray.orchestration.reward_service.remote_reward import PooledReward
-from vader_ray.orchestration.runs.finish import finish_run
+from vader_ray.orchestration.runs.finish import finish_run, record_traceback
 from vader_ray.orchestration.runs.functions import unpack_functions
 from vader_ray.orchestration.runs.launch import launch
 from vader_ray.orchestration.runs.retry import retry_writes
 from vader_ray.orchestration.runs.run_dir import RunDir, working_copy
 from vader_ray.orchestration.runs.worker import Job, run_worker
 from vader_ray.orchestration.sweeps.search import SELECTED
+from vader_ray.running import record_running
 from vader_ray.training.checkpoint import choose_undamaged
 from vader_ray.training.distributed import WorkerGroup
 from vader_ray.training.events import StepEvent
@@ -71,11 +72,13 @@ def run_trial(
                     remote_rewards=remote_rewards,
                     functions=functions,
                 )
+                record_running(ray_private.running_file(params["folder"]))
                 run_worker(job, TuneHost(config, folder, use_gpu=use_gpu, report=report))
             else:
                 launch(config, folder, mlflow_run, remote_rewards, on_step=report, log=print)
         except (UserError, RunFailed) as error:
-            finish_run(config, folder, mlflow_run, "failed", error=str(error))
+            text = record_traceback(folder, str(error), cause_traceback(error))
+            finish_run(config, folder, mlflow_run, "failed", error=text)
             return
         finish_run(config, folder, mlflow_run)
     if report.last is not None:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 from collections import deque
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from ray import tune
+from ray import cloudpickle, tune
 
 from vader_ray.config import ExperimentConfig
-from vader_ray.errors import UserError, last_line
+from vader_ray.errors import RunFailed, UserError
+from vader_ray.orchestration import ray_private
 from vader_ray.orchestration.clusters import connection
 from vader_ray.orchestration.reward_service import pool
-from vader_ray.orchestration.runs.finish import finish_run
+from vader_ray.orchestration.runs.finish import finish_run, record_traceback
 from vader_ray.orchestration.runs.functions import pack_functions
 from vader_ray.orchestration.runs.run_dir import KEPT_BY_RAY
 from vader_ray.orchestration.runs.storage import delete_from_run
@@ -173,10 +175,18 @@ def _finish(trial: Trial, listener: _Listener) -> None:
     if trial.folder.summary.exists():
         return
     if trial.name in listener.errors:
-        error = listener.errors[trial.name]
+        error = record_traceback(trial.folder, *listener.errors[trial.name])
         finish_run(trial.config, trial.folder, trial.mlflow_run, "failed", error=error)
     elif trial.name in listener.ended:
         finish_run(trial.config, trial.folder, trial.mlflow_run, "stopped")
+
+
+def _error_of(trial: Any) -> BaseException:
+    """Return a trial's error from Tune's folder on this machine; Tune copies it to the storage later."""
+    if trial.pickled_error_file is None:
+        return RunFailed(Path(trial.error_file).read_text(encoding="utf-8"))
+    error: BaseException = cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
+    return error
 
 
 @dataclass
@@ -184,7 +194,8 @@ class _Listener(tune.Callback):  # type: ignore[misc]
     """Prints evaluations as they come and records how trials ended."""
 
     ended: set[str] = field(default_factory=set)
-    errors: dict[str, str] = field(default_factory=dict)
+    errors: dict[str, tuple[str, str]] = field(default_factory=dict)
+    """Message and traceback, by trial."""
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any
@@ -197,4 +208,5 @@ class _Listener(tune.Callback):  # type: ignore[misc]
         self.ended.add(trial.config["trial"])
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        self.errors[trial.config["trial"]] = last_line(trial.get_error())
+        failure = ray_private.describe_trial_failure(_error_of(trial), trial.config["folder"])
+        self.errors[trial.config["trial"]] = failure
