@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,11 +23,11 @@ SECONDS = 30
 
 
 @pytest.fixture
-def buckets() -> Iterator[dict[str, object]]:
+def buckets() -> Iterator[dict[str, Any]]:
     """The buckets of the mock, by name; there is one, ``lab``."""
     pytest.importorskip("moto.server", reason="moto is not installed (pip install 'moto[server,ec2,iam,s3]')")
     boto3 = pytest.importorskip("boto3")
-    from moto.core import DEFAULT_ACCOUNT_ID
+    from moto.core import DEFAULT_ACCOUNT_ID  # type: ignore[attr-defined]
     from moto.s3.models import s3_backends
 
     with mock_aws() as environment:
@@ -36,7 +37,7 @@ def buckets() -> Iterator[dict[str, object]]:
         yield s3_backends[DEFAULT_ACCOUNT_ID]["aws"].buckets
 
 
-def _losing(buckets: dict[str, object]) -> Callable[[StepEvent], None]:
+def _losing(buckets: dict[str, Any]) -> Callable[[StepEvent], None]:
     """Take the bucket away after the first step, for a while."""
 
     def lose_for_a_while(event: StepEvent) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,7 @@ def proxy(address: str) -> Iterator[FaultyProxy]:
     proxy.close()
 
 
-def _at(steps: dict[int, Callable[[], object]]) -> OnStep:
+def _at(steps: Mapping[int, Callable[[], object]]) -> OnStep:
     """Call a function after a step."""
 
     def on_step(event: StepEvent) -> None:
