@@ -142,7 +142,7 @@ def _measure(config: ExperimentConfig, num_steps: int, device: torch.device) -> 
     score.seconds = 0.0
     for term in experiment.terms:
         score(term.reward, frames, config.prompts.train[:1], config.runtime.decode_chunk_size)
-    update = Timed(make_optimizer(config, experiment).step, device)
+    update = Timed(make_optimizer(config, experiment).update, device)
     update()
     step, per_video = statistics.median([*whole, *timed]), prefix.seconds / (2 * videos)
     parts = Parts(

@@ -19,6 +19,7 @@ from tests.helpers.tiny_clips import save_clip
 from vader_ray.cli import app
 from vader_ray.errors import UserError
 from vader_ray.paths import PACKAGE
+from vader_ray.plugins import ALGORITHMS, FAMILIES, METRICS, REWARDS, Registry
 
 
 @pytest.fixture(autouse=True)
@@ -126,6 +127,45 @@ def test_list_describes_every_file_of_the_folder(kind: str) -> None:
     assert _listed(result.stdout) == plugins - {"base", "core", "adapters"}
 
 
+@pytest.mark.parametrize("registry", [REWARDS, METRICS, FAMILIES, ALGORITHMS])
+def test_sources_say_what_the_imported_classes_say(registry: Registry) -> None:
+    for name in registry.names():
+        source, imported = registry.read(name), registry.resolve(name)
+        assert imported.__doc__.strip().splitlines()[0] == source.summary
+        assert all(getattr(imported, attribute) == value for attribute, value in source.attributes.items())
+        needed = {"Reward": ("granularity", "unit", "default_weights", "licence"), "Metric": ("unit",)}
+        assert source.attributes.keys() >= set(needed.get(registry.kind, ()))
+
+
+WITHOUT_FRAMEWORKS = """
+import contextlib, sys
+from vader_ray.cli import app
+for command in sys.argv[1:]:
+    with contextlib.suppress(SystemExit):
+        app(command.split(), prog_name="vader-ray")
+print("imported:", *{"torch", "ray", "mlflow", "diffusers", "transformers"} & sys.modules.keys())
+"""
+
+
+def test_lists_help_and_unknown_names_need_no_framework() -> None:
+    lists = [f"list {kind}" for kind in ("recipes", "rewards", "metrics", "models", "algorithms")]
+    unknown = ["rewards.0.reward=hsp", "model.family=wam", "algorithm.name=ppo"]
+    commands = [
+        *lists,
+        *("--help", "--version", "check shapes_hps --devices h1000"),
+        *(f"train shapes_hps {each}" for each in unknown),
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_FRAMEWORKS, *commands], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.endswith("imported:\n")
+    assert len(re.findall("^vader-ray: ", done.stderr, re.MULTILINE)) == 4
+
+
+def test_list_describes_every_algorithm() -> None:
+    assert _listed(CliRunner().invoke(app, ["list", "algorithms"]).stdout) >= {"ddpo", "dpo", "vader"}
+
+
 def test_list_describes_every_recipe() -> None:
     result = CliRunner().invoke(app, ["list", "recipes"])
     assert result.exit_code == 0
@@ -139,7 +179,7 @@ def _listed(table: str) -> set[str]:
 
 
 def test_list_refuses_what_it_does_not_know() -> None:
-    assert "'dogs' cannot be listed; choose one of models, rewards, metrics, recipes" in _refused(
+    assert "'dogs' cannot be listed; choose one of models, rewards, metrics, recipes, algorithms" in _refused(
         "list", "dogs"
     )
 
@@ -179,7 +219,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise ValueError("a bug of ours or of a library")
 
-    monkeypatch.setattr("vader_ray.models.names", broken)
+    monkeypatch.setattr("vader_ray.plugins.Registry.names", broken)
     result = CliRunner().invoke(app, ["list", "models"])
     assert type(result.exception) is ValueError
     assert result.exit_code == 1

@@ -112,8 +112,8 @@ def evaluate(recipe: ExperimentConfig | str | Path, *, adapter: str | Path | Non
     Raises:
         UserError: the adapter is missing, damaged or of another model.
     """
-    from vader_ray.orchestration.runs.launch import resolve_names
     from vader_ray.training.inference import evaluate_adapter
+    from vader_ray.training.resolve import resolve_names
 
     return evaluate_adapter(resolve_names(_loaded(recipe)), _path(adapter))
 
@@ -137,8 +137,8 @@ def generate(
     Raises:
         UserError: the adapter is missing, damaged or of another model, or the file cannot be written.
     """
-    from vader_ray.orchestration.runs.launch import resolve_names
     from vader_ray.training.inference import generate_video
+    from vader_ray.training.resolve import resolve_names
 
     generate_video(resolve_names(_loaded(recipe)), prompt, _path(adapter), seed, Path(output))
     return Path(output).resolve()

@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from vader_ray.errors import UserError, did_you_mean
+from vader_ray.plugin_sources import ClassSource, read_class
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,16 +45,10 @@ class Registry:
         Raises:
             UserError: there is no such plugin; the message gives the rule and the names.
         """
+        self.check_name(name)
         if name in self.names():
-            inner = ".model" if (self._folder() / name).is_dir() else ""
-            return self.only_class(importlib.import_module(f"{self.package}.{name}{inner}"))
-        parent, dot, attribute = name.rpartition(".")
-        if not dot or not all(part.isidentifier() for part in name.split(".")):
-            raise UserError(
-                f"{self.noun}: there is no {name!r}; {did_you_mean(name, self.names())}give one of "
-                f"{', '.join(self.names())}, or a dotted name of your own: my.module (the only class there "
-                f"whose name ends in {self.kind}) or my.module.ClassName"
-            )
+            return self.only_class(importlib.import_module(self._module_of(name)))
+        parent, _, attribute = name.rpartition(".")
         if (module := _import_if_found(name)) is not None:
             return self.only_class(module)
         module = _import_if_found(parent)
@@ -65,6 +60,28 @@ class Registry:
         if not hasattr(module, attribute):
             raise UserError(f"{self.noun}: {parent} defines no {attribute!r}; define it there")
         return getattr(module, attribute)
+
+    def check_name(self, name: str) -> None:
+        """Refuse what is neither a plugin of the package nor a dotted name; import nothing.
+
+        Raises:
+            UserError: as `resolve`.
+        """
+        is_dotted = "." in name and all(part.isidentifier() for part in name.split("."))
+        if name not in self.names() and not is_dotted:
+            raise UserError(
+                f"{self.noun}: there is no {name!r}; {did_you_mean(name, self.names())}give one of "
+                f"{', '.join(self.names())}, or a dotted name of your own: my.module (the only class there "
+                f"whose name ends in {self.kind}) or my.module.ClassName"
+            )
+
+    def read(self, name: str) -> ClassSource:
+        """Read the class of one of the package's plugins from its source; import nothing."""
+        return read_class(self._module_of(name), self.kind)
+
+    def _module_of(self, name: str) -> str:
+        inner = ".model" if (self._folder() / name).is_dir() else ""
+        return f"{self.package}.{name}{inner}"
 
     def only_class(self, module: ModuleType) -> type:
         """Return the only public class that a module defines and whose name ends in the kind.
@@ -90,6 +107,14 @@ class Registry:
         assert spec is not None, self.package
         assert spec.origin is not None
         return Path(spec.origin).parent
+
+
+REWARDS = Registry("vader_ray.rewards", kind="Reward", noun="reward")
+METRICS = Registry("vader_ray.metrics", kind="Metric", noun="metric")
+FAMILIES = Registry(
+    "vader_ray.models", kind="Model", noun="model.family", shared=("adapters", "base", "core")
+)
+ALGORITHMS = Registry("vader_ray.alignment.algorithms", kind="Algorithm", noun="algorithm.name")
 
 
 def _import_if_found(name: str) -> ModuleType | None:

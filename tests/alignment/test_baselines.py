@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.helpers.families import CASES, save, save_images
@@ -37,6 +38,7 @@ from vader_ray.config import (
     load,
 )
 from vader_ray.errors import UserError
+from vader_ray.models.adapters.files import WEIGHTS
 from vader_ray.models.core.conditioning import Conditioning
 from vader_ray.models.core.transitions import noised
 from vader_ray.models.videocrafter2.scheduler import DynamicRescaleDDIMScheduler
@@ -377,7 +379,11 @@ def test_two_workers_equal_one(tiny_pipeline_folder: Path, tmp_path: Path) -> No
     it."""
     for name in ALGORITHMS:
         config = _config(
-            tiny_pipeline_folder, name, num_steps=2, evaluation={"every": 2, "num_videos": 2, "num_shown": 1}
+            tiny_pipeline_folder,
+            name,
+            num_steps=2,
+            evaluation={"every": 2, "num_videos": 2, "num_shown": 1},
+            optimizer={"learning_rate": 0.01, "schedule": "cosine", "ema_decay": 0.9},
         )
         (tmp_path / f"{name}.json").write_text(config.model_dump_json())
     command = [sys.executable, "-c", WORKER, ",".join(ALGORITHMS)]
@@ -385,12 +391,20 @@ def test_two_workers_equal_one(tiny_pipeline_folder: Path, tmp_path: Path) -> No
     assert [worker.wait(timeout=500) for worker in workers] == [0, 0]
     for name in ALGORITHMS:
         config = _config(
-            tiny_pipeline_folder, name, num_steps=2, evaluation={"every": 2, "num_videos": 2, "num_shown": 1}
+            tiny_pipeline_folder,
+            name,
+            num_steps=2,
+            evaluation={"every": 2, "num_videos": 2, "num_shown": 1},
+            optimizer={"learning_rate": 0.01, "schedule": "cosine", "ema_decay": 0.9},
         )
         train(config, on_step=Keeper(tmp_path / f"{name}_alone"))
         alone, together = tmp_path / f"{name}_alone" / "2", tmp_path / name / "2"
         for one, two in zip(_moments(alone), _moments(together), strict=True):
             torch.testing.assert_close(one, two, rtol=1e-7, atol=1e-12 + 1e-7 * float(one.abs().max()))
+        for part in ("adapter", "raw_adapter"):
+            one, two = (load_file(folder / part / WEIGHTS) for folder in (alone, together))
+            for key in one:
+                torch.testing.assert_close(one[key], two[key], rtol=0, atol=1e-6)
         states = [json.loads((folder / "state.json").read_text()) for folder in (alone, together)]
         assert states[0]["algorithm_state"].keys() == states[1]["algorithm_state"].keys()
         assert states[0]["denoiser_calls"] == states[1]["denoiser_calls"]

@@ -41,10 +41,10 @@ from vader_ray import models
 from vader_ray.cli import app
 from vader_ray.config import ExperimentConfig, ModelConfig, SamplingConfig, load
 from vader_ray.errors import UserError
-from vader_ray.orchestration.runs.launch import resolve_names
 from vader_ray.orchestration.sweeps.definition import BaseRecipe, SweepDefinition
 from vader_ray.orchestration.sweeps.request import check_overrides
 from vader_ray.prompt_files import read_prompt_file
+from vader_ray.training.resolve import resolve_names
 
 pytestmark = pytest.mark.timeout(60)  # an input without answer ends its test
 

@@ -27,7 +27,7 @@ def buckets() -> Iterator[dict[str, Any]]:
     """The buckets of the mock, by name; there is one, ``lab``."""
     pytest.importorskip("moto.server", reason="moto is not installed (pip install 'moto[server,ec2,iam,s3]')")
     boto3 = pytest.importorskip("boto3")
-    from moto.core.models import DEFAULT_ACCOUNT_ID
+    from moto.core import DEFAULT_ACCOUNT_ID  # type: ignore[attr-defined]
     from moto.s3.models import s3_backends
 
     with mock_aws() as environment:
@@ -48,7 +48,7 @@ def _losing(buckets: dict[str, Any]) -> Callable[[StepEvent], None]:
 
 
 def test_a_bucket_that_is_gone_for_a_while_has_the_whole_run_at_the_end(
-    buckets: dict[str, Any],
+    buckets: dict[str, object],
     tiny_pipeline_folder: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],

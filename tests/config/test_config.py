@@ -105,6 +105,19 @@ def test_overrides_reach_every_depth() -> None:
         ("rewards.0.weight=.nan", "rewards.0.weight: Input should be a finite number, not nan"),
         ("optimizer.betas=[0.9, 1.0]", "optimizer.betas.1: Input should be less than 1, not 1.0"),
         ("optimizer.betas=[-0.1, 0.5]", "optimizer.betas.0: Input should be greater than or equal to 0"),
+        (
+            "optimizer.schedule_steps=99",
+            "optimizer: schedule_steps=99 has no effect on schedule=constant; set schedule=cosine or",
+        ),
+        (
+            "optimizer={schedule: cosine, schedule_steps: 1}",
+            "optimizer.schedule_steps=1 is less than num_steps=32, and the learning rate is 0 after it",
+        ),
+        (
+            "optimizer={schedule: linear, warmup_steps: 32}",
+            "optimizer.warmup_steps=32 leaves no step for the decay, which ends at step 32",
+        ),
+        ("optimizer.ema_decay=1.0", "optimizer.ema_decay: Input should be less than 1, not 1.0"),
         ("seed=9223372036854775808", "seed: Input should be less than 9223372036854775808"),
         ("name=[[[", "name: '[[[' is not a YAML value"),
         (
@@ -176,6 +189,23 @@ def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str, message:
 def test_identity_ignores_where_a_run_happens() -> None:
     assert load("shapes_hps", ["runtime.num_workers=2"]).fingerprint() == load("shapes_hps").fingerprint()
     assert load("shapes_hps", ["seed=1"]).fingerprint() != load("shapes_hps").fingerprint()
+
+
+def test_identity_has_the_settings_that_round() -> None:
+    plain = load("shapes_hps")
+    assert load("shapes_hps", ["runtime.gradient_precision=float32"]).fingerprint() == plain.fingerprint()
+    for change in ("gradient_precision=bfloat16", "matmul_precision=highest"):
+        assert load("shapes_hps", [f"runtime.{change}"]).fingerprint() != plain.fingerprint()
+
+
+def test_identity_has_the_end_of_a_decay() -> None:
+    def identity(*overrides: str) -> object:
+        return load("shapes_hps", overrides).fingerprint()
+
+    assert identity("num_steps=8") == identity("num_steps=16")
+    cosine = "optimizer.schedule=cosine"
+    assert identity(cosine, "num_steps=8") != identity(cosine, "num_steps=16")
+    assert identity(cosine, "num_steps=8", "optimizer.schedule_steps=16") == identity(cosine, "num_steps=16")
 
 
 def test_flatten_gives_the_addresses_of_overrides() -> None:

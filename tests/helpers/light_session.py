@@ -23,10 +23,8 @@ from vader_ray.console import explain_errors
 from vader_ray.orchestration.runs.finish import ends_recorded, finish_run
 from vader_ray.orchestration.runs.run_dir import claim_run_dir
 
-PRELOADED = (
-    *("alembic.", "diffusers.", "mlflow.", "peft.", "PIL.", "pyarrow."),
-    *("sqlalchemy.", "transformers.", "vader_ray."),
-)
+LIBRARIES = ("PIL", "alembic", "diffusers", "mlflow", "peft", "pyarrow", "sqlalchemy", "transformers")
+PRELOADED = tuple(f"{name}." for name in (*LIBRARIES, "tests.helpers", "vader_ray"))
 """Beginnings of the names of modules that a session would take seconds to import."""
 
 

@@ -22,10 +22,10 @@ from vader_ray import metrics
 from vader_ray.alignment.decoding import decode_all
 from vader_ray.config import ExperimentConfig, MetricConfig
 from vader_ray.errors import UserError
-from vader_ray.orchestration.runs.launch import resolve_names
 from vader_ray.training.distributed import WorkerGroup
 from vader_ray.training.evaluation import evaluate
 from vader_ray.training.experiment import build
+from vader_ray.training.resolve import resolve_names
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from benchmarks.preflight import write_pickscore
 from tests.helpers import videocrafter2_tiny as videocrafter2
 from tests.helpers.families import CASES, save, save_images
 from tests.helpers.recipe import tiny_config, write_tiny
+from tests.helpers.tiny import load_tiny
 from vader_ray import rewards
 from vader_ray.alignment.reward_gradient import score_and_gradient
 from vader_ray.cli import app
@@ -26,7 +27,13 @@ from vader_ray.models.videocrafter2 import checkpoint
 from vader_ray.preflight import auto_tune, estimate, trackers
 from vader_ray.preflight.auto_tune import choose_auto, suggest_settings
 from vader_ray.preflight.devices import DEVICES, Device
-from vader_ray.preflight.estimate import StepEstimate, estimate_step, num_bytes, plugin_networks
+from vader_ray.preflight.estimate import (
+    StepEstimate,
+    estimate_step,
+    num_bytes,
+    optimizer_bytes,
+    plugin_networks,
+)
 from vader_ray.preflight.meta_device import META, meta_device_mode
 from vader_ray.preflight.trackers import OpCounter, PeakMemoryTracker
 from vader_ray.training.checkpoint import State
@@ -133,6 +140,18 @@ def test_modelscope_with_a_reward_that_has_a_network(tiny_pipeline_folder: Path)
     assert _training_bytes(found) == pytest.approx(_measured_bytes(config), rel=TOLERANCE)
     placed = estimate_step(override(config, ["rewards.0.placement.actor=hps"]))
     assert placed.weights_bytes < 0.9 * found.weights_bytes
+
+
+def test_the_state_of_the_optimizer_is_counted(tiny_pipeline_folder: Path) -> None:
+    config = tiny_config(tiny_pipeline_folder, adapter={"rank": 512}, optimizer={"ema_decay": 0.9})
+    model = load_tiny(tiny_pipeline_folder)
+    adapter = sum(parameter.nbytes for parameter in model.adapter_parameters())
+    assert optimizer_bytes(config, model) == 3 * adapter
+    model.add_adapter(config.adapter, 0)
+    sizes = [parameter.numel() for parameter in model.adapter_parameters()]
+    assert min(sizes) >= 4096
+    in_8_bits = override(config, ["optimizer.name=adamw8bit", "optimizer.ema_decay=0"])
+    assert optimizer_bytes(in_8_bits, model) == sum(2 * (size + 4 * (size // 256)) for size in sizes)
 
 
 @pytest.mark.slow

@@ -11,9 +11,9 @@ from tests.helpers.training import Keeper
 from vader_ray import metrics
 from vader_ray.config import MetricConfig, load
 from vader_ray.metrics.base import VideoMetric
-from vader_ray.orchestration.runs.launch import resolve_names
 from vader_ray.shapes.data import captions_of, draw_scenes, render
 from vader_ray.training.loop import train
+from vader_ray.training.resolve import resolve_names
 
 SPEC = MetricConfig(metric="vader_ray.shapes.caption_accuracy")
 

@@ -230,6 +230,9 @@ def test_shares_cover_every_video_once_and_in_order() -> None:
     for num_items in (1, 4, 7, 8):
         shares = [WorkerGroup(rank, 3).share(num_items) for rank in range(3)]
         assert [item for share in shares for item in share] == list(range(num_items))
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    pairs = [WorkerGroup(rank, 3).share(8, group_size=2) for rank in range(3)]
+    assert sorted(map(len, pairs)) == [2, 2, 4], "pairs stay together when a worker is missing"
 
 
 def test_cadences_always_include_the_last_step() -> None:

@@ -95,7 +95,8 @@ class Algorithm(ABC, Generic[SettingsT]):
         """Add a gradient to the adapter and yield, once for each optimizer update of the step.
 
         The gradient is this worker's part of that of the loss over all ``context.num_videos`` videos. Between
-        two yields the caller sums the gradients over the workers, updates the adapter and clears them.
+        two yields the caller sums the gradients over the workers, updates the adapter and clears them. Calls
+        of the denoiser after the last yield are not counted.
         """
 
 

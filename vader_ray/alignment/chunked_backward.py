@@ -12,8 +12,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from vader_ray.alignment.precision import matmul_precision
 from vader_ray.alignment.reward_gradient import RewardOutput, RewardTerm, score_and_gradient
-from vader_ray.alignment.rollout import Rollout
+from vader_ray.alignment.rollout import Batching, Rollout
 from vader_ray.types import Frames, Latents, RemoteReward, Scores, VideoDecoder
 
 
@@ -42,27 +43,28 @@ def backward_by_chunk(
     decoder: VideoDecoder,
     terms: Sequence[RewardTerm],
     rollout: Rollout,
-    chunk_size: int,
+    batching: Batching,
     scale: float,
 ) -> RewardOutput:
     """Add −scale · ∂(sum of the objective)/∂adapter through decoder and gradient steps; return the scores.
 
-    In memory at once are the decoder's graph of one chunk and one reward's graph of ``chunk_size`` frames.
+    In memory at once are the decoder's graph of one chunk and a reward's graph of ``batching.chunk`` frames.
 
     Args:
         latents: sampled latents with their graph.
         rollout: prompts of the videos and the frames to score; see `is_separable`.
-        chunk_size: number of frames of a video that a frame reward scores at once.
+        batching: number of frames of a video that a frame reward scores at once, and precision.
     """
     leaf = latents.detach().requires_grad_()
     totals = [_Total(term, rows[0], latents) for term, rows in zip(terms, rollout.frame_indices, strict=True)]
-    for chunk in decoder.chunks(latents, rollout.wanted_frames()):
-        with torch.enable_grad():
-            frames, _ = decoder.decode(leaf, None, chunk)
-        d_frames = torch.zeros_like(frames)
-        for total in totals:
-            total.add_gradient(d_frames, frames.detach(), chunk, rollout.prompts, chunk_size)
-        frames.backward(d_frames.mul_(-scale))
+    with matmul_precision(batching.matmul_precision):
+        for chunk in decoder.chunks(latents, rollout.wanted_frames()):
+            with torch.enable_grad():
+                frames, _ = decoder.decode(leaf, None, chunk)
+            d_frames = torch.zeros_like(frames)
+            for total in totals:
+                total.add_gradient(d_frames, frames.detach(), chunk, rollout.prompts, batching.chunk)
+            frames.backward(d_frames.mul_(-scale))
     assert leaf.grad is not None
     latents.backward(leaf.grad)
     objective = torch.zeros_like(totals[0].scores)

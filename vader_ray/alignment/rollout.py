@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from vader_ray.config import MatmulPrecision
 from vader_ray.types import Sliceable, Trajectory
 
 
@@ -52,7 +53,8 @@ class Rollout:
 
 @dataclass(frozen=True, slots=True)
 class Batching:
-    """Numbers of videos and frames in memory at once; results depend on them by summation order alone."""
+    """Numbers of videos and frames in memory at once, on which results depend by summation order alone, and
+    the precision of frozen networks."""
 
     prefix: int = 1
     """Videos that are sampled together without gradient."""
@@ -60,3 +62,5 @@ class Batching:
     """Videos whose gradient steps are in memory together."""
     chunk: int = 1
     """Frames that are decoded and scored with gradient together."""
+    matmul_precision: MatmulPrecision = "tf32"
+    """Precision of float32 products in decoder and rewards on GPUs."""

@@ -8,6 +8,7 @@ import torch
 
 from vader_ray.alignment.call_reward import call_reward
 from vader_ray.alignment.decoding import decode
+from vader_ray.alignment.precision import matmul_precision
 from vader_ray.alignment.reward_gradient import RewardOutput, RewardTerm, gather_indices
 from vader_ray.alignment.rollout import Batching, Rollout
 from vader_ray.types import Frames, RemoteReward, Reward, Scores, Trajectory, TrajectoryModel
@@ -22,8 +23,9 @@ def sample_and_score(
     for part in rollout.parts(batching.prefix):
         trajectory = model.sample_trajectory(part.conditioning, part.seeds)
         assert trajectory.latents is not None
-        frames, indices = decode(trajectory.latents, model.decoder, part.wanted_frames())
-        scores = score(frames, indices, part.prompts, terms, part.frame_indices, batching.chunk)
+        with matmul_precision(batching.matmul_precision):
+            frames, indices = decode(trajectory.latents, model.decoder, part.wanted_frames())
+            scores = score(frames, indices, part.prompts, terms, part.frame_indices, batching.chunk)
         trajectories.append(trajectory)
         outputs.append(RewardOutput(scores, objective(terms, scores), {}))
     return trajectories, outputs

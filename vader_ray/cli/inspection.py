@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -14,6 +14,9 @@ from vader_ray.cli.recipes import Recipe, Workers, load_recipe
 from vader_ray.config import ExperimentConfig, load, locate, recipe_names
 from vader_ray.console import Overrides
 from vader_ray.errors import UserError, did_you_mean
+from vader_ray.plugin_sources import ClassSource
+from vader_ray.plugins import ALGORITHMS, FAMILIES, METRICS, REWARDS, Registry
+from vader_ray.preflight.devices import check_devices
 
 CLUSTER_SUFFIXES = (".yaml", ".yml", ".json", ".sbatch", ".sh")
 
@@ -39,6 +42,8 @@ def check(
     if _is_cluster_file(Path(recipe)):
         _check_cluster_file(Path(recipe))
         return
+    if devices is not None:
+        check_devices(devices.split(","))
     config = load_recipe(recipe, overrides, workers)
     if devices is not None:
         _estimate(config, devices.split(","))
@@ -124,16 +129,17 @@ def fetch(recipe: Recipe, overrides: Overrides = None) -> None:
 
 
 def list_(
-    kind: Annotated[str, typer.Argument(metavar="KIND", help="models, rewards, metrics or recipes")],
+    kind: Annotated[
+        str, typer.Argument(metavar="KIND", help="models, rewards, metrics, recipes or algorithms")
+    ],
 ) -> None:
-    """List the models, rewards, metrics or recipes that can be named."""
-    from vader_ray import metrics, models, rewards
-
+    """List the models, rewards, metrics, recipes or algorithms that can be named."""
     described: dict[str, Callable[[], dict[str, str]]] = {
-        "models": lambda: {name: _first_line(models.resolve(name)) for name in models.names()},
-        "rewards": lambda: {name: _describe(rewards.resolve(name)) for name in rewards.names()},
-        "metrics": lambda: {name: _describe_metric(metrics.resolve(name)) for name in metrics.names()},
+        "models": lambda: _describe_all(FAMILIES, lambda source: source.summary),
+        "rewards": lambda: _describe_all(REWARDS, _describe_reward),
+        "metrics": lambda: _describe_all(METRICS, _describe_metric),
         "recipes": lambda: {name: load(name).description for name in recipe_names()},
+        "algorithms": lambda: _describe_all(ALGORITHMS, lambda source: source.summary),
     }
     if kind not in described:
         nearest = did_you_mean(kind, described)
@@ -144,22 +150,22 @@ def list_(
     Console(highlight=False).print(table)
 
 
-def _describe(reward: Any) -> str:
+def _describe_all(registry: Registry, describe: Callable[[ClassSource], str]) -> dict[str, str]:
+    return {name: describe(registry.read(name)) for name in registry.names()}
+
+
+def _describe_reward(reward: ClassSource) -> str:
     """Return a reward's granularity, unit and default weights."""
-    weights = "no network"
-    if getattr(reward, "default_weights", ""):
-        weights = f"{reward.default_weights} ({reward.licence})"
-    return f"per {reward.granularity}; {reward.unit}\nweights: {weights}"
+    of, weights = reward.attributes, "no network"
+    if of.get("default_weights"):
+        weights = f"{of['default_weights']} ({of['licence']})"
+    return f"per {of['granularity']}; {of['unit']}\nweights: {weights}"
 
 
-def _describe_metric(metric: Any) -> str:
+def _describe_metric(metric: ClassSource) -> str:
     """Return a metric's description, unit and direction."""
-    direction = "higher" if metric.higher_is_better else "lower"
-    return f"{_first_line(metric)}\n{metric.unit}; {direction} is better"
-
-
-def _first_line(documented: Any) -> str:
-    return str(documented.__doc__).strip().splitlines()[0]
+    direction = "higher" if metric.attributes["higher_is_better"] else "lower"
+    return f"{metric.summary}\n{metric.attributes['unit']}; {direction} is better"
 
 
 def report(

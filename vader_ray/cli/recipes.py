@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from vader_ray.config import ExperimentConfig, load
+from vader_ray.plugins import ALGORITHMS, FAMILIES, METRICS, REWARDS
 
 ADAPTER_HELP = "A saved adapter: a folder, or the .pt file of a peft state dict."
 
@@ -30,6 +31,17 @@ def load_recipe(recipe: str, overrides: list[str] | None, workers: int | None = 
     """
     more = [] if workers is None else [f"runtime.num_workers={workers}"]
     config = load(recipe, [*(overrides or []), *more])
-    from vader_ray.orchestration.runs.launch import resolve_names
+    _check_names(config)
+    from vader_ray.training.resolve import resolve_names
 
     return resolve_names(config, Path(recipe).resolve().parent if Path(recipe).is_file() else None)
+
+
+def _check_names(config: ExperimentConfig) -> None:
+    """Refuse names of plugins that do not exist, without the seconds that their imports take."""
+    FAMILIES.check_name(config.model.family)
+    ALGORITHMS.check_name(config.algorithm.name)
+    for reward in config.reward_names():
+        REWARDS.check_name(reward)
+    for metric in config.eval_metrics:
+        METRICS.check_name(metric.metric)

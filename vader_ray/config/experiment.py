@@ -108,6 +108,7 @@ class ExperimentConfig(Settings):
                     f"{plugin.name}: frames={plugin.frames} needs {needed} frames and "
                     f"sampling.num_frames={self.sampling.num_frames}; choose earlier frames or longer videos"
                 )
+        self.optimizer.check_steps(self.num_steps)
         if self.videos_per_step % self.runtime.num_workers:
             raise ValueError(
                 f"videos_per_step={self.videos_per_step} cannot be shared evenly by runtime.num_workers="
@@ -152,7 +153,11 @@ class ExperimentConfig(Settings):
         }
         identity = self.model_dump(mode="json", exclude=without_effect_on_a_step)
         identity["prompts"].pop("column")  # the prompts that were read from it are here
+        identity["optimizer"]["schedule_steps"] = self.optimizer.decay_steps(self.num_steps)
         identity["sampling"].pop("recompute")  # exact, and `auto` may choose another on another machine
+        for name in ("gradient_precision", "matmul_precision"):  # no other setting of `runtime` rounds
+            if (value := getattr(self.runtime, name)) != RuntimeConfig.model_fields[name].default:
+                identity[name] = value
         for reward in (*identity["rewards"], *identity["eval_rewards"]):
             transport = (reward.pop("placement") or {}).get("transport", "float32")
             if transport != "float32":  # the only setting of a placement on which results depend

@@ -14,6 +14,7 @@ from pydantic import (
 from vader_ray.config.settings import (
     ActivationCheckpointing,
     Count,
+    MatmulPrecision,
     NonNegativeCount,
     Precision,
     SecretUri,
@@ -31,6 +32,8 @@ MAX_VIDEO_GIB = 128
 """Largest video, as float32 frames; no device's memory holds a larger one and its gradient."""
 LayerName = Annotated[str, Field(min_length=1)]
 """End of the name of a layer."""
+OptimizerName = Literal["adamw", "adamw8bit"]
+"""Optimizer of the adapter."""
 DecayRate = Annotated[float, Field(ge=0.0, lt=1.0)]
 """Decay rate of a running average."""
 
@@ -170,8 +173,19 @@ class PromptsConfig(Settings):
 class OptimizerConfig(Settings):
     """AdamW over the adapter; the words are torch's."""
 
+    name: OptimizerName = "adamw"
+    """``adamw8bit`` keeps the running averages in 8 bits for layers of 4,096 weights and more, a quarter of
+    their memory: bitsandbytes' (``pip install 'vader-ray[8bit]'``)."""
     learning_rate: PositiveFloat = 2e-4
-    """Learning rate, constant over the run."""
+    """Learning rate; with a ``schedule`` or a warm-up its largest value."""
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    """Learning rate over the steps, after the warm-up: constant, or a decay to 0 at ``schedule_steps``, which
+    is half a cosine or linear (transformers' schedules). A function of the step alone."""
+    warmup_steps: int = Field(default=0, ge=0, le=10**9)
+    """Steps in which the learning rate rises linearly from 0; that of the first one is 0."""
+    schedule_steps: Steps | None = None
+    """Steps of warm-up and decay together, by default ``num_steps``. With a decay, a run can be continued
+    beyond its ``num_steps`` only if this was larger from its start."""
     betas: tuple[DecayRate, DecayRate] = (0.9, 0.999)
     """Decay rates of the running averages of the gradient and of its square."""
     eps: PositiveFloat = 1e-8
@@ -183,6 +197,46 @@ class OptimizerConfig(Settings):
     max_nonfinite_steps: Steps = 3
     """A step whose gradient is not finite changes nothing and is counted; this many in a row end the run with
     an error."""
+    ema_decay: DecayRate = 0.0
+    """Decay of an exponential moving average of the adapter's weights over the updates, e.g. 0.99; 0 keeps
+    none. With one, evaluations and the saved adapters have the averaged weights; a checkpoint also has those
+    that are trained, in ``raw_adapter/``. The decay rises from 0 as (1 + n) / (10 + n) with the number of
+    updates, as in diffusers' ``EMAModel``."""
+
+    @model_validator(mode="after")
+    def _schedule_fits(self) -> Self:
+        if self.schedule == "constant" and self.schedule_steps is not None:
+            raise ValueError(
+                f"schedule_steps={self.schedule_steps} has no effect on schedule=constant; set "
+                "schedule=cosine or schedule=linear"
+            )
+        return self
+
+    def has_constant_rate(self) -> bool:
+        """Return whether the learning rate is the same in all steps."""
+        return self.schedule == "constant" and self.warmup_steps == 0
+
+    def decay_steps(self, num_steps: int) -> int | None:
+        """Return the steps after which the learning rate is 0 in a run of ``num_steps``; None for never."""
+        return None if self.schedule == "constant" else self.schedule_steps or num_steps
+
+    def check_steps(self, num_steps: int) -> None:
+        """Refuse a schedule that does not fit the number of steps of a run.
+
+        Raises:
+            ValueError: the learning rate would be 0 before the run ends, or would never decay.
+        """
+        steps = self.decay_steps(num_steps)
+        if steps is not None and steps < num_steps:
+            raise ValueError(
+                f"optimizer.schedule_steps={steps} is less than num_steps={num_steps}, and the learning rate "
+                f"is 0 after it; choose at least {num_steps}"
+            )
+        if steps is not None and self.warmup_steps >= steps:
+            raise ValueError(
+                f"optimizer.warmup_steps={self.warmup_steps} leaves no step for the decay, which ends at "
+                f"step {steps}; choose less than {steps}"
+            )
 
 
 class EvaluationConfig(Settings):
@@ -254,7 +308,7 @@ class TrackingConfig(Settings):
 
 class RuntimeConfig(Settings):
     """Number of workers, memory and speed. The result depends on it by the order of floating-point sums
-    alone."""
+    alone, but for the two settings of precision."""
 
     num_workers: Count = 1
     """Ray Train workers, which share the videos of each step evenly."""
@@ -278,6 +332,14 @@ class RuntimeConfig(Settings):
     compile: Literal["none", "blocks"] = "none"
     """Compile the denoiser's ``blocks`` one by one with torch.compile: faster after a minute or so; exact up
     to the rounding of fused operations."""
+    matmul_precision: MatmulPrecision = "tf32"
+    """Precision on NVIDIA GPUs of float32 matrix products and convolutions in the decoder, and in rewards and
+    metrics without ``placement``, backward passes included. ``tf32`` rounds the factors to 10 bits of
+    mantissa, for several times the speed; ``highest`` rounds nothing. No effect on CPUs, on half precision
+    and on the denoiser, which keeps torch's own settings. A continued run must repeat it."""
+    gradient_precision: Literal["float32", "bfloat16"] = "float32"
+    """Precision in which several workers send and add the adapter's gradients. ``bfloat16`` halves the bytes
+    on the network and rounds each sum to 8 bits. A continued run must repeat it."""
     num_threads: Threads = 1
     """CPU threads of torch in each worker."""
     max_failures: NonNegativeCount = 3

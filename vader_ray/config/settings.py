@@ -26,6 +26,9 @@ ActivationCheckpointing = Literal["none", "block", "attention"]
 Precision = Literal["float32", "bfloat16", "float64"]
 """Floating-point type of a model's weights and activations."""
 
+MatmulPrecision = Literal["tf32", "highest"]
+"""Precision of products of float32 matrices and of float32 convolutions on NVIDIA GPUs."""
+
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 """Seed of random numbers."""
 

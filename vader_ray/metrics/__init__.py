@@ -18,7 +18,7 @@ from vader_ray.errors import UserError
 from vader_ray.metrics.base import Features, Metric, PairedMetric, SetMetric, VideoMetric
 from vader_ray.metrics.core.contract import check_contract
 from vader_ray.plugin_options import check_options, load_plugin
-from vader_ray.plugins import Registry
+from vader_ray.plugins import METRICS
 
 __all__ = [
     "Features",
@@ -34,12 +34,10 @@ __all__ = [
     "resolve",
 ]
 
-_METRICS = Registry("vader_ray.metrics", kind="Metric", noun="metric")
-
 
 def names() -> list[str]:
     """Return the names of the metrics of this package."""
-    return _METRICS.names()
+    return METRICS.names()
 
 
 def resolve(name: str) -> type[Any]:
@@ -48,7 +46,7 @@ def resolve(name: str) -> type[Any]:
     Raises:
         UserError: there is no such metric; the message gives the rule and the names.
     """
-    found = _METRICS.resolve(name)
+    found = METRICS.resolve(name)
     if not isinstance(found, type):
         raise UserError(f"metric: {name} is a {type(found).__name__}; name a class")
     return found

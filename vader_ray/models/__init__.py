@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vader_ray.config import ActivationCheckpointing, AdapterConfig, ModelConfig, SamplingConfig
-from vader_ray.plugins import Registry
+from vader_ray.plugins import FAMILIES
 
 if TYPE_CHECKING:
     from vader_ray.models.adapters.export import Format as AdapterFormat
@@ -49,10 +49,6 @@ __all__ = [
     "resolve",
 ]
 
-_FAMILIES = Registry(
-    "vader_ray.models", kind="Model", noun="model.family", shared=("adapters", "base", "core")
-)
-
 
 def __getattr__(name: str) -> Any:
     if name not in _IMPORTED_LATER:
@@ -63,7 +59,7 @@ def __getattr__(name: str) -> Any:
 
 def names() -> list[str]:
     """Return the model families of this package."""
-    return _FAMILIES.names()
+    return FAMILIES.names()
 
 
 def resolve(family: str) -> Any:
@@ -72,7 +68,7 @@ def resolve(family: str) -> Any:
     Raises:
         UserError: there is no such family; the message gives the rule and the names.
     """
-    return _FAMILIES.resolve(family)
+    return FAMILIES.resolve(family)
 
 
 def check_family(family: str) -> None:

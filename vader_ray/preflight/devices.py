@@ -9,14 +9,16 @@ kernel.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import psutil
-import torch
 
 from vader_ray.errors import UserError, did_you_mean
-from vader_ray.preflight.trackers import Kind, OpRecord
+
+if TYPE_CHECKING:
+    from vader_ray.preflight.trackers import Kind, OpRecord
 
 GIB = 2**30
 UTILISATION: dict[Kind, float] = {"matmul": 0.5, "convolution": 0.3, "other": 0.3}
@@ -90,26 +92,37 @@ DEVICES = {
 }
 
 
+def check_devices(names: Iterable[str]) -> None:
+    """Refuse names of devices that are not known.
+
+    Raises:
+        UserError: there is no device of one of these names.
+    """
+    known = (*DEVICES, "cpu")
+    for name in names:
+        if name not in known:
+            nearest = did_you_mean(name, known)
+            raise UserError(f"--devices: there is no {name!r}; {nearest}choose from {', '.join(known)}")
+
+
 def device(name: str) -> Device:
     """Return the device of a name; ``cpu`` is this machine, measured with one matrix multiplication.
 
     Raises:
-        UserError: there is no device of this name.
+        UserError: as `check_devices`.
     """
+    check_devices([name])
     if name == "cpu":
         tflops = _cpu_tflops()
         memory = psutil.virtual_memory().total / GIB
         return Device(memory, tflops, tflops, tflops, 0.02, launch_seconds=LAUNCH_SECONDS)
-    if name not in DEVICES:
-        nearest = did_you_mean(name, (*DEVICES, "cpu"))
-        raise UserError(
-            f"--devices: there is no {name!r}; {nearest}choose from {', '.join((*DEVICES, 'cpu'))}"
-        )
     return DEVICES[name]
 
 
 def _cpu_tflops() -> float:
     """Measure this process's TFLOP/s, at the assumed utilisation."""
+    import torch  # which takes seconds; names are checked without it
+
     matrix = torch.rand(1024, 1024)
     matrix @ matrix
     started = time.perf_counter()

@@ -36,6 +36,8 @@ from vader_ray.types import Frames, Granularity, RemoteReward, SamplingModel, Sc
 
 DEPTHS = (2, 3)
 """Truncation depths from which larger ones are extrapolated: each further gradient step costs the same."""
+SMALLEST_8BIT, BLOCK_8BIT = 4096, 256
+"""bitsandbytes keeps smaller tensors in float32, and one float32 scale for each block of values."""
 _NUM_PROMPTS = 8
 """Number of prompts that are encoded in the estimate; a text encoder's batch is never larger."""
 
@@ -141,7 +143,7 @@ def _estimate(config: ExperimentConfig, depth: int) -> StepEstimate:
     return StepEstimate(
         load_bytes=whole_model + encoding.peak,
         weights_bytes=num_bytes([*model.modules(), *plugin_networks(experiment)]),
-        state_bytes=conditioning + gradients + 2 * adapter,
+        state_bytes=conditioning + gradients + optimizer_bytes(config, model),
         step_bytes=step.peak,
         evaluation_bytes=adapter - gradients + evaluation.peak,
         host_bytes=host_bytes,
@@ -240,6 +242,18 @@ def num_bytes(networks: Sequence[nn.Module]) -> int:
         id(tensor): tensor for network in networks for tensor in (*network.parameters(), *network.buffers())
     }
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
+def optimizer_bytes(config: ExperimentConfig, model: SamplingModel) -> int:
+    """Return the bytes of the optimizer's two running averages, and of the average of the weights."""
+    tensors, settings = model.adapter_parameters(), config.optimizer
+    averages = sum(
+        2 * (each.numel() + 4 * -(-each.numel() // BLOCK_8BIT))
+        if settings.name == "adamw8bit" and each.numel() >= SMALLEST_8BIT
+        else 2 * each.numel() * each.element_size()
+        for each in tensors
+    )
+    return averages + num_bytes([nn.ParameterList(tensors)]) * bool(settings.ema_decay)
 
 
 def plugin_networks(experiment: Experiment) -> list[nn.Module]:

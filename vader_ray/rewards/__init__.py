@@ -22,7 +22,7 @@ from vader_ray import types
 from vader_ray.config import RewardConfig
 from vader_ray.errors import UserError
 from vader_ray.plugin_options import check_options, load_plugin
-from vader_ray.plugins import Registry
+from vader_ray.plugins import REWARDS
 from vader_ray.rewards.core.contract import check_contract
 from vader_ray.rewards.core.function import (
     FunctionReward,
@@ -47,12 +47,10 @@ __all__ = [
     "resolve",
 ]
 
-_REWARDS = Registry("vader_ray.rewards", kind="Reward", noun="reward")
-
 
 def names() -> list[str]:
     """Return the names of the rewards of this package."""
-    return _REWARDS.names()
+    return REWARDS.names()
 
 
 def resolve(name: str) -> type:
@@ -61,7 +59,7 @@ def resolve(name: str) -> type:
     Raises:
         UserError: there is no such reward; the message gives the rule and the names.
     """
-    found = find_function(name) or _REWARDS.resolve(name)
+    found = find_function(name) or REWARDS.resolve(name)
     if isinstance(found, FunctionType):
         return function_reward(found)
     if not isinstance(found, type):

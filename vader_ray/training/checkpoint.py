@@ -1,7 +1,8 @@
 """Checkpoints: folders with all that an exact continuation needs.
 
 ``adapter/`` and ``best_adapter/`` in the model's own adapter format, ``optimizer.pt``, ``state.json``, and
-``base.pt``: the features of the base model's held-out videos for the metrics that compare with them.
+``base.pt``: the features of the base model's held-out videos for the metrics that compare with them. With
+``optimizer.ema_decay``, ``adapter/`` has the averaged weights and ``raw_adapter/`` those that are trained.
 ``manifest.json`` has the SHA-256 of every other file. A checkpoint is written under another name and renamed,
 so a folder with the final name is complete.
 """
@@ -20,6 +21,7 @@ from torch import Tensor
 from vader_ray.errors import UserError, first_line
 from vader_ray.files import atomic_write
 from vader_ray.manifest import find_damage, write_manifest
+from vader_ray.training.optimizer import AdapterOptimizer
 from vader_ray.types import SamplingModel
 
 
@@ -74,7 +76,7 @@ def save(
     folder: Path,
     state: State,
     model: SamplingModel,
-    optimizer: torch.optim.Optimizer,
+    optimizer: AdapterOptimizer,
     best_adapter: Path,
     base: Mapping[str, Tensor],
 ) -> Path:
@@ -88,7 +90,10 @@ def save(
     """
     with atomic_write(folder) as unfinished:
         unfinished.mkdir()
-        model.save_adapter(unfinished / "adapter")
+        with optimizer.averaged_weights():
+            model.save_adapter(unfinished / "adapter")
+        if optimizer.is_averaged:
+            model.save_adapter(unfinished / "raw_adapter")
         shutil.copytree(best_adapter, unfinished / "best_adapter")
         torch.save(optimizer.state_dict(), unfinished / "optimizer.pt")
         torch.save(dict(base), unfinished / "base.pt")
@@ -135,7 +140,7 @@ def choose_undamaged(checkpoints: Iterable[tuple[str, Path]], log: Callable[[str
 
 
 def restore(
-    folder: Path, model: SamplingModel, optimizer: torch.optim.Optimizer
+    folder: Path, model: SamplingModel, optimizer: AdapterOptimizer
 ) -> tuple[State, dict[str, Tensor]]:
     """Load adapter and optimizer; return the state of the run, and the features of the base model's videos.
 
@@ -153,4 +158,6 @@ def restore(
         raise UserError(f"{folder} is not a checkpoint of this version ({first_line(error)})") from None
     model.load_adapter(folder / "adapter")
     optimizer.load_state_dict(saved)
+    if (raw := folder / "raw_adapter").exists():
+        model.load_adapter(raw)
     return state, base

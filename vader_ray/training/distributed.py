@@ -24,14 +24,22 @@ class WorkerGroup:
     world_size: int = 1
     """Number of workers."""
 
-    def sum_(self, tensors: Sequence[Tensor]) -> None:
-        """Replace every tensor by its sum over the workers, with one all-reduce."""
+    def sum_(self, tensors: Sequence[Tensor], dtype: torch.dtype | None = None) -> None:
+        """Replace every tensor by its sum over the workers, with one all-reduce.
+
+        Args:
+            tensors: of equal shapes on all workers.
+            dtype: of the numbers that are sent and added; by default the tensors' own.
+        """
         if self.world_size == 1:
             return
         flat = torch.cat([tensor.flatten() for tensor in tensors])
+        flat = flat if dtype is None else flat.to(dtype)
         distributed.all_reduce(flat)
-        for tensor, total in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
-            tensor.copy_(total.view_as(tensor))
+        totals = flat.split([tensor.numel() for tensor in tensors])
+        torch._foreach_copy_(
+            list(tensors), [total.view_as(tensor) for tensor, total in zip(tensors, totals, strict=True)]
+        )
 
     def gather(self, own: Sequence[T]) -> list[T]:
         """Return the items of all workers by rank, on every worker. Items are pickled: keep them small."""
@@ -41,7 +49,15 @@ class WorkerGroup:
         distributed.all_gather_object(parts, own)
         return [item for part in parts for item in part]
 
-    def share(self, num_items: int) -> range:
-        """Return the indices of this worker's contiguous share of ``num_items``."""
-        size = -(-num_items // self.world_size)
-        return range(min(self.rank * size, num_items), min((self.rank + 1) * size, num_items))
+    def share(self, num_items: int, group_size: int = 1) -> range:
+        """Return the indices of this worker's contiguous share of ``num_items``.
+
+        Shares differ by one group at most.
+
+        Args:
+            num_items: number of items of all workers, a multiple of ``group_size``.
+            group_size: number of consecutive items that stay together.
+        """
+        num_groups = num_items // group_size
+        first, last = (num_groups * rank // self.world_size for rank in (self.rank, self.rank + 1))
+        return range(first * group_size, last * group_size)

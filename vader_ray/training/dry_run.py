@@ -50,7 +50,9 @@ def check_step(
         UserError: something cannot be loaded, or the gradient is zero or not finite.
     """
     experiment = build(config, device, remote)
-    rollout = make_rollout(config, experiment, list(group.share(config.videos_per_step)))
+    rollout = make_rollout(
+        config, experiment, list(group.share(config.videos_per_step, experiment.algorithm.group_size))
+    )
     started = time.monotonic()
     update = next(
         experiment.algorithm.updates(
@@ -61,7 +63,7 @@ def check_step(
             step_context(config, group, State()),
         )
     )
-    norm = sum_and_clip(experiment.model, group, float("inf"))
+    norm = sum_and_clip(experiment.model.adapter_parameters(), group, float("inf"))
     seconds = time.monotonic() - started
     if not 0 < norm < float("inf"):
         raise UserError(

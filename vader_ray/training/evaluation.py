@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from vader_ray.alignment.decoding import decode_all
 from vader_ray.alignment.frames import choose_frames, every_frame_rule
+from vader_ray.alignment.precision import matmul_precision
 from vader_ray.alignment.scoring import objective, score
 from vader_ray.config import ExperimentConfig, split_image
 from vader_ray.errors import explain_plugin_errors
@@ -170,15 +171,18 @@ def _evaluate_batch(
     prompts = [split_image(prompt)[1] for _, (prompt, _) in batch]
     seeds = [seed for _, (_, seed) in batch]
     model, terms = experiment.model, (*experiment.terms, *experiment.eval_terms)
-    frames = decode_all(model.sample(conditioning, seeds), model.decoder)
+    latents = model.sample(conditioning, seeds)
+    with matmul_precision(config.runtime.matmul_precision):
+        frames = decode_all(latents, model.decoder)
     num_frames = frames.shape[1]
     chosen = [choose_frames(every_frame_rule(term.frames), num_frames, torch.Generator()) for term in terms]
     frame_indices = [[indices] * len(batch) for indices in chosen]
     chunk_size = config.runtime.decode_chunk_size
-    scores = score(frames, range(num_frames), prompts, terms, frame_indices, chunk_size)
+    with matmul_precision(config.runtime.matmul_precision):
+        scores = score(frames, range(num_frames), prompts, terms, frame_indices, chunk_size)
+        values, features = _measure(experiment.metrics, frames, prompts)
     shown = [{name: float(values[row]) for name, values in scores.items()} for row in range(len(batch))]
     scores["objective"] = objective(experiment.terms, scores)
-    values, features = _measure(experiment.metrics, frames, prompts)
     return [
         _EvaluatedVideo(
             prompt=prompts[row],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -67,7 +68,7 @@ class Experiment:
     pairs: Sequence[Pair] = ()
     """Given pairs of videos to train on; without them each step samples its videos."""
 
-    @property
+    @cached_property
     def device(self) -> torch.device:
         """Device of the model."""
         return self.model.adapter_parameters()[0].device
@@ -137,7 +138,7 @@ def batching(runtime: RuntimeConfig) -> Batching:
     prefix, micro = runtime.prefix_batch_size, runtime.micro_batch_size
     assert prefix != "auto", "chosen before a run"
     assert micro != "auto"
-    return Batching(prefix, micro, runtime.decode_chunk_size)
+    return Batching(prefix, micro, runtime.decode_chunk_size, runtime.matmul_precision)
 
 
 def assemble(

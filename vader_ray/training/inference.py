@@ -11,6 +11,7 @@ import torch
 
 from vader_ray import models
 from vader_ray.alignment.decoding import decode_all
+from vader_ray.alignment.precision import matmul_precision
 from vader_ray.config import ExperimentConfig, check_seed
 from vader_ray.config.auto import without_auto
 from vader_ray.outputs import check_output, check_output_folder, explain_write_errors
@@ -100,7 +101,8 @@ def generate_video(
     if adapter is not None:
         model.load_adapter(adapter)
     latents = model.sample(encode(model, [prompt]), [seed])
-    frames = to_uint8(decode_all(latents, model.decoder)[0])
+    with matmul_precision(config.runtime.matmul_precision):
+        frames = to_uint8(decode_all(latents, model.decoder)[0])
     with explain_write_errors(output):
         write_mp4(frames, output, config.evaluation.frames_per_second)
 

@@ -19,6 +19,7 @@ from vader_ray.training.distributed import WorkerGroup
 from vader_ray.training.evaluation import Evaluation, compare_with_base, evaluate, paired_gains
 from vader_ray.training.events import StepEvent, Video
 from vader_ray.training.experiment import Experiment, build
+from vader_ray.training.optimizer import AdapterOptimizer
 from vader_ray.training.seeding import generator
 from vader_ray.training.step import train_step
 
@@ -75,7 +76,10 @@ def train(
             videos: tuple[Video, ...] = ()
             alarms = ()
             if is_due(state.step, config.evaluation.every, is_last=state.step == config.num_steps):
-                evaluation, alarms = evaluate_and_select(config, experiment, group, state, best_adapter, base)
+                with optimizer.averaged_weights():
+                    evaluation, alarms = evaluate_and_select(
+                        config, experiment, group, state, best_adapter, base
+                    )
                 metrics, videos = metrics | evaluation.metrics, evaluation.videos
             metrics |= run_costs(state, experiment.device, started)
             saved, is_last = None, state.step == config.num_steps or bool(state.stopped)
@@ -92,16 +96,10 @@ def train(
     return state
 
 
-def make_optimizer(config: ExperimentConfig, experiment: Experiment) -> torch.optim.Optimizer:
-    """Create the recipe's AdamW over the adapter."""
-    settings = config.optimizer
-    return torch.optim.AdamW(
-        experiment.model.adapter_parameters(),
-        lr=settings.learning_rate,
-        betas=settings.betas,
-        eps=settings.eps,
-        weight_decay=settings.weight_decay,
-    )
+def make_optimizer(config: ExperimentConfig, experiment: Experiment) -> AdapterOptimizer:
+    """Create the recipe's optimizer of the adapter."""
+    parameters = experiment.model.adapter_parameters()
+    return AdapterOptimizer(parameters, config.optimizer, num_steps=config.num_steps)
 
 
 def is_due(step: int, every: int, *, is_last: bool) -> bool:

@@ -7,21 +7,22 @@ from dataclasses import dataclass
 from statistics import fmean
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vader_ray.alignment.base import StepContext, UpdateResult
 from vader_ray.alignment.frames import choose_frames
 from vader_ray.alignment.rollout import Rollout
 from vader_ray.alignment.scoring import objectives
-from vader_ray.config import ExperimentConfig, split_image
+from vader_ray.config import ExperimentConfig, RuntimeConfig, split_image
 from vader_ray.errors import RunFailed
 from vader_ray.training.checkpoint import State
 from vader_ray.training.distributed import WorkerGroup
 from vader_ray.training.events import RewardQuery
 from vader_ray.training.experiment import Experiment, batching
+from vader_ray.training.optimizer import AdapterOptimizer
 from vader_ray.training.pairs import read_frames
 from vader_ray.training.seeding import derive_seed, generator, prompt_of
-from vader_ray.types import SamplingModel, TrajectoryModel
+from vader_ray.types import TrajectoryModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +34,22 @@ class QueryResult:
     """L2 norm of each weighted reward's gradient with respect to the frames, by reward."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """One worker's part of an update, gathered over the workers at once."""
+
+    results: list[QueryResult]
+    """Reward queries of the step, in its first update."""
+    metrics: dict[str, list[float]]
+    """`UpdateResult.metrics`."""
+    denoiser_calls: int
+    """Calls since the update before."""
+
+
 def train_step(
     config: ExperimentConfig,
     experiment: Experiment,
-    optimizer: torch.optim.Optimizer,
+    optimizer: AdapterOptimizer,
     group: WorkerGroup,
     state: State,
     wall_seconds: float,
@@ -47,25 +60,29 @@ def train_step(
         RunFailed: the gradient was not finite for several steps in a row.
     """
     first = state.step * config.videos_per_step
-    videos = [first + index for index in group.share(config.videos_per_step)]
+    videos = [first + index for index in group.share(config.videos_per_step, experiment.algorithm.group_size)]
     rollout = make_rollout(config, experiment, videos)
     context = step_context(config, group, state)
-    optimizer.zero_grad(set_to_none=True)
+    optimizer.start_step(state.step)
     state.step += 1
     calls, norms, measured = experiment.model.denoiser_calls, list[float](), list[dict[str, list[float]]]()
     results: list[QueryResult] = []
     for update in experiment.algorithm.updates(
         experiment.model, experiment.terms, rollout, batching(config.runtime), context
     ):
-        if not norms:
-            results = group.gather(_query_results(rollout, videos, update, state.step, wall_seconds))
-        norms.append(sum_and_clip(experiment.model, group, config.optimizer.max_grad_norm))
+        own = [] if norms else _query_results(rollout, videos, update, state.step, wall_seconds)
+        parts = group.gather([_Part(own, update.metrics, experiment.model.denoiser_calls - calls)])
+        calls = experiment.model.denoiser_calls
+        results += [result for part in parts for result in part.results]
+        measured += [part.metrics for part in parts]
+        state.denoiser_calls += sum(part.denoiser_calls for part in parts)
+        bound, dtype = config.optimizer.max_grad_norm, gradient_dtype(config.runtime)
+        norms.append(sum_and_clip(optimizer.parameters, group, bound, dtype))
         _update(config, optimizer, norms[-1], state, results)
-        measured.extend(group.gather([update.metrics]))
     queries = tuple(result.query for result in results)
     state.reward_queries += len(queries)
-    state.denoiser_calls += sum(group.gather([experiment.model.denoiser_calls - calls]))
-    return _metrics(results, state) | {"train/grad_norm": fmean(norms)} | _means(measured), queries
+    metrics = _metrics(results, state) | {"train/grad_norm": fmean(norms)} | optimizer.metrics()
+    return metrics | _means(measured), queries
 
 
 def step_context(config: ExperimentConfig, group: WorkerGroup, state: State) -> StepContext:
@@ -119,14 +136,30 @@ def _given_rollout(config: ExperimentConfig, experiment: Experiment, videos: Seq
     )
 
 
-def sum_and_clip(model: SamplingModel, group: WorkerGroup, max_norm: float) -> float:
-    """Sum the adapter's gradients over workers and clip them; return their norm before clipping."""
-    parameters = model.adapter_parameters()
+def sum_and_clip(
+    parameters: Sequence[nn.Parameter],
+    group: WorkerGroup,
+    max_norm: float,
+    dtype: torch.dtype | None = None,
+) -> float:
+    """Sum the adapter's gradients over workers and clip them; return their norm before clipping.
+
+    Args:
+        parameters: the adapter's.
+        group: the workers.
+        max_norm: largest norm.
+        dtype: of the gradients on the network, by default their own.
+    """
     for parameter in parameters:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-    group.sum_([parameter.grad for parameter in parameters if parameter.grad is not None])
+    group.sum_([parameter.grad for parameter in parameters if parameter.grad is not None], dtype)
     return float(torch.nn.utils.clip_grad_norm_(parameters, max_norm))
+
+
+def gradient_dtype(runtime: RuntimeConfig) -> torch.dtype | None:
+    """Return the dtype of gradients on the network; None for their own."""
+    return torch.bfloat16 if runtime.gradient_precision == "bfloat16" else None
 
 
 def _query_results(
@@ -154,18 +187,17 @@ def _rows(parts: Sequence[dict[str, Tensor]], num_rows: int) -> list[dict[str, f
 
 def _update(
     config: ExperimentConfig,
-    optimizer: torch.optim.Optimizer,
+    optimizer: AdapterOptimizer,
     norm: float,
     state: State,
     results: Sequence[QueryResult],
 ) -> None:
     """Update the adapter, or skip the step if the summed gradient is not finite: then all workers skip it."""
     if torch.isfinite(torch.tensor(norm)):
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.update()
         state.nonfinite_in_a_row = 0
         return
-    optimizer.zero_grad(set_to_none=True)
+    optimizer.zero_grad()
     state.nonfinite_steps += 1
     state.nonfinite_in_a_row += 1
     if state.nonfinite_in_a_row >= config.optimizer.max_nonfinite_steps:

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any, TypeAlias
 
 import torch
-from pydantic import PositiveFloat
 from torch import Tensor
 
 from vader_ray import rewards
@@ -20,11 +20,22 @@ from vader_ray.alignment.frames import choose_frames
 from vader_ray.alignment.reward_gradient import RewardOutput, RewardTerm
 from vader_ray.alignment.rollout import Batching, Rollout
 from vader_ray.alignment.truncation import draw_plan
-from vader_ray.config import Count, RewardConfig, SamplingConfig, Settings, Steps, check_seed, section
+from vader_ray.config import (
+    Count,
+    OptimizerConfig,
+    RewardConfig,
+    SamplingConfig,
+    Settings,
+    Steps,
+    check_seed,
+    section,
+)
+from vader_ray.config.schema import OptimizerName
 from vader_ray.errors import UserError
 from vader_ray.training.callbacks import Callback, notify
 from vader_ray.training.events import StepEvent
 from vader_ray.training.experiment import check_texts, encode
+from vader_ray.training.optimizer import AdapterOptimizer
 from vader_ray.training.seeding import derive_seed, generator, prompt_of
 from vader_ray.types import Reward
 
@@ -51,13 +62,12 @@ class TrainerStep:
 class TrainerSettings(Settings):
     """Numbers among the arguments of a `Trainer`, with the bounds that they have in a recipe."""
 
-    learning_rate: PositiveFloat
     num_steps: Steps
     videos_per_step: Count
     prefix_batch_size: Count
     micro_batch_size: Count
     decode_chunk_size: Count
-    max_grad_norm: PositiveFloat
+    optimizer: OptimizerName
 
 
 class Trainer:
@@ -72,7 +82,12 @@ class Trainer:
             ``(batch, frames, 3, height, width)`` in [0, 1] and prompts that returns one differentiable
             score per video, or anything `vader_ray.load_reward` returned.
         prompts: texts to train on, in an order that the seed shuffles.
-        learning_rate: learning rate of AdamW.
+        learning_rate: learning rate of AdamW; with a schedule or a warm-up its largest value.
+        schedule: ``constant``, ``cosine`` or ``linear``: the learning rate's decay to 0 over ``num_steps``.
+        warmup_steps: number of steps in which the learning rate rises from 0.
+        ema_decay: decay of a moving average of the adapter's weights, which `save_adapter` then writes
+            and `averaged_weights` applies; 0 keeps none.
+        optimizer: ``adamw``, or ``adamw8bit`` of bitsandbytes.
         num_steps: number of optimizer steps of the iteration.
         videos_per_step: number of videos per optimizer step.
         truncation_depth: K, the number of last denoising steps that carry gradient.
@@ -94,6 +109,10 @@ class Trainer:
         prompts: Iterable[str],
         *,
         learning_rate: float = 2e-4,
+        schedule: str = "constant",
+        warmup_steps: int = 0,
+        ema_decay: float = 0.0,
+        optimizer: str = "adamw",
         num_steps: int = 100,
         videos_per_step: int = 1,
         truncation_depth: int = 1,
@@ -107,16 +126,28 @@ class Trainer:
         section(
             TrainerSettings,
             {
-                "learning_rate": learning_rate,
                 "num_steps": num_steps,
                 "videos_per_step": videos_per_step,
                 "prefix_batch_size": prefix_batch_size,
                 "micro_batch_size": micro_batch_size,
                 "decode_chunk_size": decode_chunk_size,
+                "optimizer": optimizer,
+            },
+            "Trainer",
+        )
+        settings = section(
+            OptimizerConfig,
+            {
+                "name": optimizer,
+                "learning_rate": learning_rate,
+                "schedule": schedule,
+                "warmup_steps": warmup_steps,
+                "ema_decay": ema_decay,
                 "max_grad_norm": max_grad_norm,
             },
             "Trainer",
         )
+        _check_steps(settings, num_steps)
         check_seed(seed)
         self.model = model
         self.step = 0
@@ -126,7 +157,7 @@ class Trainer:
             raise UserError("rewards: give a mapping of one reward or more to its weight")
         self._sampling = _with_depth(model.sampling, truncation_depth)
         self._terms = [_term(reward, weight, model) for reward, weight in rewards.items()]
-        self._optimizer = torch.optim.AdamW(model.adapter_parameters(), lr=learning_rate)
+        self._optimizer = AdapterOptimizer(model.adapter_parameters(), settings, num_steps=num_steps)
         self._batching = Batching(prefix_batch_size, micro_batch_size, decode_chunk_size)
         self._num_steps, self._videos_per_step, self._seed = num_steps, videos_per_step, seed
         self._max_grad_norm, self._callbacks = max_grad_norm, tuple(callbacks)
@@ -147,7 +178,7 @@ class Trainer:
     def train_step(self) -> TrainerStep:
         """Take one optimizer step: sample videos, add the reward's gradient, clip, update the adapter."""
         started = time.monotonic()
-        self._optimizer.zero_grad(set_to_none=True)
+        self._optimizer.start_step(self.step)
         plan = draw_plan(self._sampling, generator(self._seed, "truncation", self.step))
         outputs = accumulate_gradient(
             self.model, self._terms, self._rollout(), plan, self._batching, scale=1 / self._videos_per_step
@@ -156,10 +187,10 @@ class Trainer:
         grad_norm = float(
             torch.nn.utils.clip_grad_norm_(parameters, self._max_grad_norm, error_if_nonfinite=True)
         )
-        self._optimizer.step()
+        self._optimizer.update()
         self.step += 1
         result = _summarise(self.step, outputs, grad_norm, time.monotonic() - started)
-        notify(self._callbacks, StepEvent(self.step, _metrics(result)))
+        notify(self._callbacks, StepEvent(self.step, _metrics(result) | self._optimizer.metrics()))
         return result
 
     def _rollout(self) -> Rollout:
@@ -183,10 +214,22 @@ class Trainer:
             ],
         )
 
+    def averaged_weights(self) -> AbstractContextManager[None]:
+        """Give the model the averaged weights inside a ``with`` block, if ``ema_decay`` is not 0."""
+        return self._optimizer.averaged_weights()
+
     def save_adapter(self, folder: str | Path) -> Path:
         """Write the adapter in the format documented by the model's family; return the folder."""
-        self.model.save_adapter(Path(folder))
+        with self.averaged_weights():
+            self.model.save_adapter(Path(folder))
         return Path(folder)
+
+
+def _check_steps(settings: OptimizerConfig, num_steps: int) -> None:
+    try:
+        settings.check_steps(num_steps)
+    except ValueError as error:
+        raise UserError(f"Trainer: {error}") from None
 
 
 def _with_depth(sampling: SamplingConfig, truncation_depth: int) -> SamplingConfig:

@@ -84,7 +84,7 @@ check tiny.yaml --workers 0 => runtime.num_workers: Input should be greater than
 fetch nothing => there is no recipe 'nothing'; give the path of a YAML file or one of modelscope_hps,
 fetch tiny.yaml rewards.0.reward=brightnes => r-ray: reward: there is no 'brightnes'; did you mean 'brightness'? give one of action,
 list => Missing argument 'KIND'.
-list dogs => 'dogs' cannot be listed; choose one of models, rewards, metrics, recipes
+list dogs => 'dogs' cannot be listed; choose one of models, rewards, metrics, recipes, algorithms
 list model => 'model' cannot be listed; did you mean 'models'? choose one of models, rewards, metrics,
 list reward => 'reward' cannot be listed; did you mean 'rewards'? choose one of models, rewards, metrics,
 list recipe => 'recipe' cannot be listed; did you mean 'recipes'? choose one of models, rewards, metrics,

@@ -291,7 +291,7 @@ optimizer.learning_rate=.nan => optimizer.learning_rate: Input should be a finit
 optimizer.learning_rate=fast => optimizer.learning_rate: Input should be a valid number, unable to parse string as a
 optimizer.learning_rate=null => optimizer.learning_rate: Input should be a valid number, not None
 optimizer.learning_rate=true => optimizer.learning_rate: true is no value of this setting; give a number or a text
-optimizer.lr=1e-3 => optimizer.lr: there is no such setting; here are betas, eps, learning_rate, max_grad_norm,
+optimizer.lr=1e-3 => optimizer.lr: there is no such setting; here are betas, ema_decay, eps, learning_rate
 optimizer.betas=0.9 => optimizer.betas: Input should be a valid tuple, not 0.9
 optimizer.betas=[0.9] => optimizer.betas.1: is required
 optimizer.betas=[0.9, 0.99, 0.999] => optimizer.betas: Tuple should have at most 2 items after validation, not 3, not [0.9, 0.99,
@@ -304,6 +304,11 @@ optimizer.weight_decay=-0.1 => optimizer.weight_decay: Input should be greater t
 optimizer.weight_decay=.inf => optimizer.weight_decay: Input should be a finite number, not inf
 optimizer.max_grad_norm=0 => optimizer.max_grad_norm: Input should be greater than 0, not 0
 optimizer.max_grad_norm=.nan => optimizer.max_grad_norm: Input should be a finite number, not nan
+optimizer.name=sgd => optimizer.name: Input should be 'adamw' or 'adamw8bit', not 'sgd'
+optimizer.schedule=step => optimizer.schedule: Input should be 'constant', 'cosine' or 'linear', not 'step'
+optimizer.warmup_steps=-1 => optimizer.warmup_steps: Input should be greater than or equal to 0, not -1
+optimizer.schedule_steps=4 => optimizer: schedule_steps=4 has no effect on schedule=constant; set
+optimizer.ema_decay=1 => optimizer.ema_decay: Input should be less than 1, not 1
 optimizer.max_nonfinite_steps=0 => optimizer.max_nonfinite_steps: Input should be greater than 0, not 0
 evaluation=null => evaluation: Input should be a valid dictionary or instance of EvaluationConfig, not None
 evaluation.every=0 => evaluation.every: Input should be greater than 0, not 0

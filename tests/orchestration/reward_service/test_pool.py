@@ -28,9 +28,9 @@ from vader_ray.alignment.truncation import draw_plan
 from vader_ray.config import ExperimentConfig
 from vader_ray.errors import RunFailed, UserError
 from vader_ray.orchestration.reward_service import pool
-from vader_ray.orchestration.runs.launch import resolve_names
 from vader_ray.training.experiment import batching, build
 from vader_ray.training.load_reward import load_reward
+from vader_ray.training.resolve import resolve_names
 from vader_ray.training.seeding import generator
 from vader_ray.training.step import make_rollout
 

@@ -14,9 +14,10 @@ from tests.helpers.runs import train_here
 from vader_ray.config import ExperimentConfig
 from vader_ray.errors import UserError
 from vader_ray.orchestration.runs.finish import finish_run
-from vader_ray.orchestration.runs.launch import resolve_names, train_run
+from vader_ray.orchestration.runs.launch import train_run
 from vader_ray.orchestration.runs.run_dir import RunDir
 from vader_ray.training.events import StepEvent
+from vader_ray.training.resolve import resolve_names
 
 
 def _empty(content: bytes) -> bytes:

@@ -131,6 +131,25 @@ def test_the_second_driver_of_a_run_is_refused_and_writes_nothing(root: str, tmp
     assert not list(tmp_path.rglob(LOCK_FILE))
 
 
+def test_a_run_whose_learning_rate_has_decayed_is_not_continued(tmp_path: Path) -> None:
+    started = tiny_config(tmp_path, num_steps=4, optimizer={"schedule": "cosine"})
+    longer = tiny_config(tmp_path, num_steps=6, optimizer={"schedule": "cosine"})
+    with claim_run_dir(started, tmp_path / "runs", "mine", resume=False) as folder:
+        write_json(folder.metadata, {"identity": started.fingerprint()})
+    with (
+        pytest.raises(
+            UserError,
+            match=r"\(optimizer\.schedule_steps\); .*; its learning rate decays until step 4: set "
+            "optimizer.schedule_steps=4, with num_steps of at most 4",
+        ),
+        claim_run_dir(longer, tmp_path / "runs", "mine", resume=True),
+    ):
+        pass
+    shorter = tiny_config(tmp_path, num_steps=2, optimizer={"schedule": "cosine", "schedule_steps": 4})
+    with claim_run_dir(shorter, tmp_path / "runs", "mine", resume=True) as folder:
+        assert folder.name == "mine"
+
+
 def test_without_a_storage_the_second_driver_is_refused_too(tmp_path: Path) -> None:
     with (
         claim_run_dir(tiny_config(tmp_path), tmp_path / "runs", "mine", resume=False),

@@ -16,11 +16,10 @@ from pydantic import ValidationError
 from vader_ray.alignment.base import Algorithm
 from vader_ray.config import AlgorithmConfig, ExperimentConfig, SamplingConfig, explain
 from vader_ray.errors import UserError
-from vader_ray.plugins import Registry
+from vader_ray.plugins import ALGORITHMS
 
 __all__ = ["build", "check", "names", "resolve"]
 
-_ALGORITHMS = Registry("vader_ray.alignment.algorithms", kind="Algorithm", noun="algorithm.name")
 _GRADIENT_STEP_FIELDS = (
     "truncation",
     "truncation_depth",
@@ -34,7 +33,7 @@ _GRADIENT_STEP_FIELDS = (
 
 def names() -> list[str]:
     """Return the names of the algorithms of this package."""
-    return _ALGORITHMS.names()
+    return ALGORITHMS.names()
 
 
 def resolve(name: str) -> type[Algorithm[Any]]:
@@ -43,7 +42,7 @@ def resolve(name: str) -> type[Algorithm[Any]]:
     Raises:
         UserError: there is no such algorithm; the message gives the rule and the names.
     """
-    found = _ALGORITHMS.resolve(name)
+    found = ALGORITHMS.resolve(name)
     if not (isinstance(found, type) and issubclass(found, Algorithm)):
         raise UserError(
             f"algorithm.name: {name} is no algorithm; name a subclass of {Algorithm.__module__}.Algorithm"

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from pydantic import NonNegativeFloat
 
 from vader_ray.alignment.base import Algorithm, StepContext, UpdateResult
 from vader_ray.alignment.chunked_backward import backward_by_chunk, is_separable
 from vader_ray.alignment.decoding import decode
+from vader_ray.alignment.precision import matmul_precision
 from vader_ray.alignment.reward_gradient import ObjectiveFuture, RewardOutput, RewardTerm, submit_rewards
 from vader_ray.alignment.rollout import Batching, Rollout
 from vader_ray.alignment.truncation import draw_plan
-from vader_ray.config import Settings
-from vader_ray.types import Frames, RemoteReward, SamplingModel, TruncationPlan
+from vader_ray.config import MatmulPrecision, Settings
+from vader_ray.types import Frames, Latents, RemoteReward, SamplingModel, TruncationPlan
 
 
 class VaderSettings(Settings):
@@ -84,7 +85,7 @@ def accumulate_gradient(
     """
     plan = replace(plan, reference_weight=scale * reference_penalty / len(plan.grad_steps))
     lookahead = int(any(isinstance(term.reward, RemoteReward) for term in terms))
-    pending, outputs = deque[tuple[Frames, ObjectiveFuture]](), list[RewardOutput]()
+    pending, outputs = deque[_Pending](), list[RewardOutput]()
     for part in rollout.parts(batching.prefix):
         state = model.sample_prefix(part.conditioning, plan, part.seeds)
         for start in range(0, len(part), batching.micro):
@@ -92,20 +93,41 @@ def accumulate_gradient(
             micro = part.part(start, stop)
             latents = model.sample_with_grad(state[slice(start, stop)], micro.conditioning, plan)
             if is_separable(latents, model.decoder, terms, micro):
-                outputs.append(backward_by_chunk(latents, model.decoder, terms, micro, batching.chunk, scale))
+                outputs.append(backward_by_chunk(latents, model.decoder, terms, micro, batching, scale))
                 continue
-            frames, indices = decode(latents, model.decoder, micro.wanted_frames())
-            future = submit_rewards(
-                frames, indices, micro.prompts, terms, micro.frame_indices, batching.chunk
-            )
-            pending.append((frames, future))
+            pending.append(_decode(model, latents, terms, micro, batching))
             if len(pending) > lookahead:
-                outputs.append(_backward(*pending.popleft(), scale))
-    return outputs + [_backward(*last, scale) for last in pending]
+                outputs.append(_backward(pending.popleft(), scale, batching.matmul_precision))
+    return outputs + [_backward(last, scale, batching.matmul_precision) for last in pending]
 
 
-def _backward(frames: Frames, future: ObjectiveFuture, scale: float) -> RewardOutput:
-    """Wait for the rewards, and backpropagate through decoder and gradient steps."""
-    output, d_frames = future.result()
-    frames.backward(d_frames.mul_(-scale))
+@dataclass(frozen=True, slots=True)
+class _Pending:
+    """Decoded videos whose rewards are computed."""
+
+    latents: Latents
+    """Latents with the graph of the gradient steps."""
+    leaf: Latents
+    """The same values, at which the decoder's graph begins."""
+    frames: Frames
+    future: ObjectiveFuture
+
+
+def _decode(
+    model: SamplingModel, latents: Latents, terms: Sequence[RewardTerm], micro: Rollout, batching: Batching
+) -> _Pending:
+    """Decode latents, in a graph of their own, and send the frames to remote rewards."""
+    leaf = latents.detach().requires_grad_()
+    with matmul_precision(batching.matmul_precision):
+        frames, indices = decode(leaf, model.decoder, micro.wanted_frames())
+        future = submit_rewards(frames, indices, micro.prompts, terms, micro.frame_indices, batching.chunk)
+    return _Pending(latents, leaf, frames, future)
+
+
+def _backward(videos: _Pending, scale: float, precision: MatmulPrecision) -> RewardOutput:
+    """Wait for the rewards, and backpropagate through the decoder and then through the gradient steps."""
+    with matmul_precision(precision):
+        output, d_frames = videos.future.result()
+        videos.frames.backward(d_frames.mul_(-scale))
+    videos.latents.backward(videos.leaf.grad)
     return output

@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_map, tree_map_only
 from torch.utils.checkpoint import checkpoint
 
 from vader_ray.models.adapters.lora import disabled
+from vader_ray.models.core.placement import frozen_dtype
 from vader_ray.types import TruncationPlan
 
 OUTSIDE_STEPS = -2
@@ -178,8 +179,8 @@ class LoopHook:
         """Call the denoiser in its own dtype; its output is float32 at least, the dtype of sampling."""
         name, latents = next(iter(inputs.items()))
         if self.index < self._num_skipped:
-            zeros = torch.zeros_like(latents)
-            return (zeros,) if inputs.get("return_dict") is False else SimpleNamespace(sample=zeros)
+            unused = torch.empty_like(latents)  # `_skip_step` does not read the prediction
+            return (unused,) if inputs.get("return_dict") is False else SimpleNamespace(sample=unused)
         self.denoiser_calls += len(latents)
         plan = self._plan
         needs_grad = plan is not None and torch.is_grad_enabled() and self.index in plan.grad_steps
@@ -278,17 +279,6 @@ def _copy_containers(state: dict[str, Any]) -> dict[str, Any]:
     """Copy nested dicts and lists, which schedulers change in place; tensors are shared."""
     copied: dict[str, Any] = tree_map(lambda leaf: leaf, state)
     return copied
-
-
-def frozen_dtype(module: nn.Module) -> torch.dtype:
-    """Return the smallest dtype of the frozen weights.
-
-    Adapters and a few layers of some denoisers stay in float32.
-    """
-    dtypes = {parameter.dtype for parameter in module.parameters() if not parameter.requires_grad}
-    return min(
-        (dtype for dtype in dtypes if dtype.is_floating_point), key=lambda dtype: torch.finfo(dtype).bits
-    )
 
 
 def cast(value: Any, dtype: torch.dtype) -> Any:

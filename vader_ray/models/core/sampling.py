@@ -29,8 +29,8 @@ from vader_ray.models.core.loop_hooks import (
     PrefixDone,
     SamplingState,
     cast,
-    frozen_dtype,
 )
+from vader_ray.models.core.placement import fixed_execution_device, frozen_dtype, remember_placement
 from vader_ray.types import Latents, Noise, TruncationPlan, VideoDecoder
 
 
@@ -75,6 +75,7 @@ class SamplingPipeline:
         pipe.set_progress_bar_config(disable=True)
         for module in self.modules():
             module.requires_grad_(False).eval()
+            remember_placement(module)
         self._check_scheduler()
         memory_optimizations.check_cache(sampling.prefix_cache, list(self.denoisers().values()))
 
@@ -235,7 +236,10 @@ class SamplingPipeline:
         arguments |= self.pipeline_kwargs() | changes
         arguments["generator"] = hook.generators(OUTSIDE_STEPS, len(latents))
         try:
-            with hook.install(list(self.denoisers().values()), self.pipe.scheduler, self.pipe.vae):
+            with (
+                hook.install(list(self.denoisers().values()), self.pipe.scheduler, self.pipe.vae),
+                fixed_execution_device(self.pipe, self.denoiser),
+            ):
                 loop(self.pipe, latents=latents, **arguments)
         except DecoderReached as reached:
             self._check_num_steps(hook.index)

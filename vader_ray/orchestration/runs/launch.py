@@ -15,8 +15,6 @@ from ray.train.v2.api.config import LoggingConfig
 from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from vader_ray import metrics, models, rewards
-from vader_ray.alignment import algorithms
 from vader_ray.config import ExperimentConfig
 from vader_ray.config.auto import auto_fields
 from vader_ray.errors import RunFailed, first_line
@@ -39,29 +37,7 @@ from vader_ray.orchestration.tracking.server import tracking_uri
 from vader_ray.preflight import auto_tune
 from vader_ray.preflight.devices import fits
 from vader_ray.training.events import StepEvent
-from vader_ray.training.guard import check_guard
-
-
-def resolve_names(config: ExperimentConfig, folder: Path | None = None) -> ExperimentConfig:
-    """Resolve every name of the recipe and check the options of every plugin; load no weights.
-
-    Paths in these options become absolute; a relative one starts at ``folder`` (the recipe's).
-
-    Raises:
-        UserError: unknown algorithm, family, scheduler, reward, metric or option, a path that does not exist,
-            or a guard or an algorithm that cannot work with the other settings.
-    """
-    models.check_family(config.model.family)
-    if config.sampling.scheduler is not None:
-        models.check_scheduler(config.sampling.scheduler)
-    check_guard(config)
-    checked = {
-        "algorithm": algorithms.check(config, folder=folder),
-        "rewards": tuple(rewards.check(spec, folder=folder) for spec in config.rewards),
-        "eval_rewards": tuple(rewards.check(spec, folder=folder) for spec in config.eval_rewards),
-        "eval_metrics": tuple(metrics.check(spec, folder=folder) for spec in config.eval_metrics),
-    }
-    return config.model_copy(update=checked)
+from vader_ray.training.resolve import resolve_names
 
 
 def resolve_auto(config: ExperimentConfig) -> ExperimentConfig:

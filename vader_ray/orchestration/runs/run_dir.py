@@ -260,7 +260,7 @@ def open_run_dir(config: ExperimentConfig, root: Path, name: str, *, storage: st
     if known and (different := _differences(known["identity"], config)):
         raise UserError(
             f"the run {name!r} was started with other settings ({', '.join(different[:3])}); "
-            "choose another --run-name, or repeat its settings"
+            f"choose another --run-name, or repeat its settings{_schedule_note(known['identity'], different)}"
         )
     _create(folder, config)
     return folder
@@ -362,6 +362,17 @@ def _latest(config: ExperimentConfig, root: Path) -> str:
     raise UserError(
         f"there is no unfinished run of {config.name!r} with these settings in {root}; "
         "start one without --resume"
+    )
+
+
+def _schedule_note(identity: dict[str, Any], different: list[str]) -> str:
+    """Explain a difference that can come from ``num_steps``."""
+    steps = identity.get("optimizer", {}).get("schedule_steps")
+    if steps is None or "optimizer.schedule_steps" not in different:
+        return ""
+    return (
+        f"; its learning rate decays until step {steps}: set optimizer.schedule_steps={steps}, with "
+        f"num_steps of at most {steps}"
     )
 
 

@@ -14,7 +14,7 @@ from vader_ray.errors import RunFailed, UserError
 from vader_ray.orchestration.reporting.data_efficiency import show_curves
 from vader_ray.orchestration.reporting.html_report import figures_folder, write_report
 from vader_ray.orchestration.reporting.past_runs import find_runs
-from vader_ray.orchestration.runs.launch import resolve_names, warn_without_guard
+from vader_ray.orchestration.runs.launch import warn_without_guard
 from vader_ray.orchestration.runs.run_dir import RunDir, claim_run_dir
 from vader_ray.orchestration.signals import sigterm_interrupts
 from vader_ray.orchestration.sweeps.adapter_soup import make_soups
@@ -24,6 +24,7 @@ from vader_ray.orchestration.sweeps.trial_table import SweepResult, TrialResult,
 from vader_ray.orchestration.sweeps.trials import TrialSet
 from vader_ray.orchestration.sweeps.tune_trials import tune_trials
 from vader_ray.orchestration.tracking import mlflow_runs
+from vader_ray.training.resolve import resolve_names
 
 
 def run_sweep(  # noqa: PLR0913

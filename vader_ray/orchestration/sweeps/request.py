@@ -7,7 +7,6 @@ from dataclasses import replace
 
 from vader_ray.config import ExperimentConfig
 from vader_ray.errors import UserError
-from vader_ray.orchestration.runs.launch import resolve_names
 from vader_ray.orchestration.runs.run_dir import check_folder_name
 from vader_ray.orchestration.sweeps.definition import (
     BaseRecipe,
@@ -17,6 +16,7 @@ from vader_ray.orchestration.sweeps.definition import (
     overrides_of,
     trial_name,
 )
+from vader_ray.training.resolve import resolve_names
 
 _SAMPLES = 16
 """Draws of a search's space that stand for its proposals."""

@@ -10,7 +10,6 @@ from typing import Any, Literal
 from vader_ray.config import ExperimentConfig
 from vader_ray.config.auto import auto_fields
 from vader_ray.errors import UserError
-from vader_ray.orchestration.runs.launch import resolve_names
 from vader_ray.orchestration.runs.run_dir import RunDir, open_run_dir
 from vader_ray.orchestration.runs.storage import join
 from vader_ray.orchestration.runs.summary import RunStatus, RunSummary
@@ -22,6 +21,7 @@ from vader_ray.orchestration.sweeps.definition import (
     trial_name,
 )
 from vader_ray.orchestration.tracking import mlflow_runs
+from vader_ray.training.resolve import resolve_names
 
 TrialStatus = RunStatus | Literal["unfinished"]
 
