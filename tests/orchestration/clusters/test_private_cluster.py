@@ -243,6 +243,8 @@ other = subprocess.Popen(wait, **silent)
 def start_late(**settings):
     if len(late) < int(sys.argv[1]):
         late.append(subprocess.Popen([*wait, settings["_temp_dir"]], **silent).pid)
+        if len(late) == 1:  # Ray's control service has ended before it has opened its port
+            raise RuntimeError("Timed out waiting for file /tmp/ray/gcs_server_port_1")
         raise Exception("The current node timed out during startup. This could happen because ...")
     return start(**settings)
 
