@@ -22,6 +22,9 @@ NUM_RAY, NUM_SERVER = round(NUM_KILLS * 0.3), round(NUM_KILLS * 0.1)
 """Number of kills in runs on Ray, and of an MLflow server; all others meet runs without Ray."""
 CLOCKS = ("time/", "cost/train_seconds", "cost/wall_seconds", "cost/gpu_hours", "memory/", "system/")
 """Beginnings of the names of metrics that measure the machine."""
+NORMS = ("train/gradient_norm/",)
+"""The same of metrics whose last bit differs between a reward in the worker and one in an actor. The norms are
+only displayed: what is trained, the adapter, is compared byte by byte."""
 
 
 @dataclass
@@ -109,7 +112,9 @@ def tracked(run: Path) -> dict[str, list[tuple[int, float]]]:
     """Steps and values of every metric that MLflow has of a run; images count as a metric."""
     known = json.loads((run / "run.json").read_text())
     client, run_id = MlflowClient(known["tracking_uri"]), known["mlflow_run_id"]
-    names = sorted(name for name in client.get_run(run_id).data.metrics if not name.startswith(CLOCKS))
+    names = sorted(
+        name for name in client.get_run(run_id).data.metrics if not name.startswith(CLOCKS + NORMS)
+    )
     found = {
         name: [(point.step, point.value) for point in client.get_metric_history(run_id, name)]
         for name in names
