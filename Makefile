@@ -2,8 +2,8 @@
 # make test       install, run the tests that need neither minutes nor a browser (8 minutes on two cores)
 # make test-all   install, run every test except those of make chaos (needs Chromium, and what each skipped test
 #                 names)
-# make chaos      install, run the whole campaign of faults and print the table of kills (VADER_RAY_CHAOS_KILLS of them, 10 by default)
-#                 (hours; VADER_RAY_CHAOS_KILLS sets the number of kills)
+# make chaos      install, run the long tests: the campaign of faults with its table of kills, and clusters that
+#                 lose machines (hours; VADER_RAY_CHAOS_KILLS sets the number of kills, 10 by default)
 # make audit      look up known vulnerabilities of the installed packages (needs pypi.org's vulnerability data)
 # make docs       install, build the documentation site into site/
 PYTHON ?= python3
