@@ -23,8 +23,8 @@ NUM_RAY, NUM_SERVER = round(NUM_KILLS * 0.3), round(NUM_KILLS * 0.1)
 CLOCKS = ("time/", "cost/train_seconds", "cost/wall_seconds", "cost/gpu_hours", "memory/", "system/")
 """Beginnings of the names of metrics that measure the machine."""
 NORMS = ("train/gradient_norm/",)
-"""The same of metrics whose last bit differs between a reward in the worker and one in an actor. They are only
-displayed: what is trained, the adapter, is compared byte by byte."""
+"""The same of metrics whose last bit differs between a reward in the worker and one in an actor. They are
+only displayed: what is trained, the adapter, is compared byte by byte."""
 
 
 @dataclass
