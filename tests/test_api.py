@@ -21,7 +21,8 @@ SIGNATURES = {
     "ExperimentConfig": None,
     "RunFailed": None,
     "RunSummary": None,
-    "Trainer": "(model, rewards, prompts, *, learning_rate=0.0002, num_steps=100, videos_per_step=1,"
+    "Trainer": "(model, rewards, prompts, *, learning_rate=0.0002, schedule='constant', warmup_steps=0,"
+    " ema_decay=0.0, optimizer='adamw', num_steps=100, videos_per_step=1,"
     " truncation_depth=1, prefix_batch_size=2, micro_batch_size=1, decode_chunk_size=4,"
     " max_grad_norm=1.0, seed=0, callbacks=())",
     "TrainerStep": "(step, reward, rewards, grad_norm, seconds)",
