@@ -178,6 +178,7 @@ def _chain(chain: str, kills: Sequence[tuple[str, float | None]], straight: Undi
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.chaos
 def test_a_run_whose_raylet_was_killed_ends_equal_to_an_undisturbed_one(undisturbed: Undisturbed) -> None:
     (row,) = _chain("raylet", [("raylet", None)], undisturbed)
     assert row.status == 1

@@ -243,6 +243,7 @@ def _actor_that_computes_a_gradient(driver: int) -> psutil.Process | None:
     return None
 
 
+@pytest.mark.chaos
 def test_a_run_survives_the_loss_of_an_actor_and_ends_with_the_local_adapter(
     tiny_pipeline_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

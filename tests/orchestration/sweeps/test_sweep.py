@@ -269,6 +269,7 @@ def test_a_trial_that_a_reward_ends_names_it_and_has_the_traceback_in_its_folder
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.chaos
 def test_soups_of_single_reward_adapters_compete_without_training_and_are_evaluated_once(
     tiny_pipeline_folder: Path, tmp_path: Path
 ) -> None:
