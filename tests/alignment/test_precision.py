@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 import pytest
 import torch
@@ -17,14 +18,16 @@ from vader_ray.alignment.rollout import Batching, Rollout
 from vader_ray.config import MatmulPrecision
 from vader_ray.types import Frames, Granularity, Scores, TruncationPlan
 
-OUTSIDE = ("none", "tf32")
-"""Torch's own settings: of matrix products, and of convolutions."""
-INSIDE: dict[MatmulPrecision, tuple[str, str]] = {"tf32": ("tf32", "tf32"), "highest": ("ieee", "ieee")}
+Switches: TypeAlias = tuple[bool, bool, str]
+OUTSIDE: Switches = (False, True, "highest")
+"""Torch's own settings: TF32 of matrix products, TF32 of convolutions, and the setting for all devices."""
+INSIDE: dict[MatmulPrecision, Switches] = {"tf32": (True, True, "high"), "highest": (False, False, "highest")}
 
 
-def _switches() -> tuple[str, str]:
-    convolutions = torch.backends.cudnn.conv  # type: ignore[attr-defined]
-    return torch.backends.cuda.matmul.fp32_precision, convolutions.fp32_precision
+def _switches() -> Switches:
+    """Read the switches as libraries do; torch raises if their states contradict each other."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    return matmul.allow_tf32, cudnn.allow_tf32, torch.get_float32_matmul_precision()
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +39,7 @@ def _unchanged() -> Iterator[None]:
 
 @pytest.mark.parametrize("precision", INSIDE)
 def test_the_switches_are_restored_also_after_an_error(precision: MatmulPrecision) -> None:
-    inside = list[tuple[str, str]]()
+    inside = list[Switches]()
 
     def fail() -> None:
         with matmul_precision(precision):
@@ -48,12 +51,27 @@ def test_the_switches_are_restored_also_after_an_error(precision: MatmulPrecisio
     assert inside == [INSIDE[precision]]
 
 
+def test_settings_of_the_user_are_restored_whichever_names_set_them() -> None:
+    matmul = torch.backends.cuda.matmul
+    try:
+        matmul.fp32_precision = "tf32"
+        with matmul_precision("highest"):
+            assert _switches() == INSIDE["highest"]
+        assert matmul.fp32_precision == "tf32"
+        matmul.allow_tf32 = True
+        with matmul_precision("highest"):
+            pass
+        assert _switches() == (True, True, "high")
+    finally:
+        matmul.allow_tf32, matmul.fp32_precision = False, "none"
+
+
 class Watching:
     """A reward that records the switches of its passes."""
 
     unit = "none"
 
-    def __init__(self, seen: dict[str, set[tuple[str, str]]], granularity: Granularity) -> None:
+    def __init__(self, seen: dict[str, set[Switches]], granularity: Granularity) -> None:
         self.seen, self.granularity = seen, granularity
 
     def __call__(self, frames: Frames, prompts: Sequence[str], /) -> Scores:
@@ -61,7 +79,7 @@ class Watching:
         return frames.mean(dim=(1, 2, 3, 4))
 
 
-def _watch(seen: dict[str, set[tuple[str, str]]], name: str, tensor: Tensor) -> None:
+def _watch(seen: dict[str, set[Switches]], name: str, tensor: Tensor) -> None:
     """Record the switches now, and when the gradient of a tensor is computed."""
     seen.setdefault(name, set()).add(_switches())
     if tensor.requires_grad:
@@ -76,7 +94,7 @@ def test_decoder_and_rewards_have_the_precision_and_the_denoiser_has_not(
     tiny_pipeline_folder: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    model, seen = load_tiny(tiny_pipeline_folder), dict[str, set[tuple[str, str]]]()
+    model, seen = load_tiny(tiny_pipeline_folder), dict[str, set[Switches]]()
     randomise_adapter(model)
     decode, forward = model.pipe.vae.decoder.forward, model.denoiser.conv_out.forward
 

@@ -48,7 +48,8 @@ def backward_by_chunk(
 ) -> RewardOutput:
     """Add −scale · ∂(sum of the objective)/∂adapter through decoder and gradient steps; return the scores.
 
-    In memory at once are the decoder's graph of one chunk and a reward's graph of ``batching.chunk`` frames.
+    In memory at once are the decoder's graph of one chunk and one reward's graph: that of ``batching.chunk``
+    frames for a frame reward, that of the clip for a clip reward.
 
     Args:
         latents: sampled latents with their graph.

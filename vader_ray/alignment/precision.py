@@ -20,12 +20,12 @@ def matmul_precision(precision: MatmulPrecision) -> Iterator[None]:
     Args:
         precision: ``tf32`` rounds the factors to 10 bits of mantissa, ``highest`` rounds nothing.
     """
-    switches = torch.backends.cuda.matmul, torch.backends.cudnn.conv  # type: ignore[attr-defined]
-    before = [switch.fp32_precision for switch in switches]
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    convolutions = cudnn.conv  # type: ignore[attr-defined]
+    before = matmul.fp32_precision, convolutions.fp32_precision
     try:
-        for switch in switches:
-            switch.fp32_precision = "tf32" if precision == "tf32" else "ieee"
+        matmul.allow_tf32 = cudnn.allow_tf32 = precision == "tf32"
         yield
-    finally:
-        for switch, earlier in zip(switches, before, strict=True):
-            switch.fp32_precision = earlier
+    finally:  # torch raises where code reads ``allow_tf32`` after ``fp32_precision`` alone was changed
+        matmul.allow_tf32, cudnn.allow_tf32 = (earlier == "tf32" for earlier in before)
+        matmul.fp32_precision, convolutions.fp32_precision = before

@@ -83,9 +83,8 @@ class VideoModel(TrajectoryPipeline):
 
         The family is found by the pipeline's class; a family outside this package is used by calling the
         method on its own class. The pipeline is used, not copied: its networks are frozen and set to eval
-        mode, its progress bar is switched off, and the denoiser gets the adapter. Offloading of diffusers, if
-        you use it, has to be set up before. Devices and dtypes stay as
-        they are; the adapter is float32.
+        mode, its progress bar is switched off, and the denoiser gets the adapter. Devices and dtypes stay as
+        they are; the adapter is float32. Offloading by diffusers, if any, must be set up before.
 
         Args:
             pipe: any pipeline of a known family, loaded by ``from_pretrained`` and moved to its device.

@@ -172,13 +172,12 @@ def _evaluate_batch(
     seeds = [seed for _, (_, seed) in batch]
     model, terms = experiment.model, (*experiment.terms, *experiment.eval_terms)
     latents = model.sample(conditioning, seeds)
-    with matmul_precision(config.runtime.matmul_precision):
-        frames = decode_all(latents, model.decoder)
-    num_frames = frames.shape[1]
+    num_frames = model.decoder.num_frames(latents)
     chosen = [choose_frames(every_frame_rule(term.frames), num_frames, torch.Generator()) for term in terms]
     frame_indices = [[indices] * len(batch) for indices in chosen]
     chunk_size = config.runtime.decode_chunk_size
     with matmul_precision(config.runtime.matmul_precision):
+        frames = decode_all(latents, model.decoder)
         scores = score(frames, range(num_frames), prompts, terms, frame_indices, chunk_size)
         values, features = _measure(experiment.metrics, frames, prompts)
     shown = [{name: float(values[row]) for name, values in scores.items()} for row in range(len(batch))]

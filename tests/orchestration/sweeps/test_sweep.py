@@ -315,6 +315,14 @@ def test_soups_of_single_reward_adapters_compete_without_training_and_are_evalua
         "interpolated=True" in (sweep / "report_figures" / "trade-off-brightness-sharpness.svg").read_text()
     )
 
+    written = {path: path.stat().st_mtime_ns for path in sweep.glob("mix=*/summary.json")}
+    metadata = json.loads((sweep / "run.json").read_text())
+    assert metadata["completed"]  # as though the driver had been lost at the very end:
+    (sweep / "run.json").write_text(json.dumps(metadata | {"completed": False}))
+    done = subprocess.run([*command, "--resume"], cwd=tmp_path, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert written == {path: path.stat().st_mtime_ns for path in sweep.glob("mix=*/summary.json")}
+
 
 def test_a_soup_whose_ingredients_were_not_all_trained_alone_is_reported(tmp_path: Path) -> None:
     weights = {"a": [1.0, 0.0], "b": [0.5, 0.5]}

@@ -66,7 +66,12 @@ def remember_placement(network: nn.Module) -> None:
 
 
 class _Remembering:
-    """Mark of the subclasses that `remember_placement` makes."""
+    """Mark of the subclasses that `remember_placement` makes; copies and pickles have the plain class."""
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        reduced: Any = super().__reduce_ex__(protocol)
+        _, (kind, *arguments), *state = reduced
+        return kind.__mro__[1].__new__, (kind.__mro__[1], *arguments), *state
 
 
 @functools.cache
