@@ -77,5 +77,5 @@ def _train(document: dict[str, Any], runs: Path, name: str) -> None:
             return
         folder, run = open_here(config, runs, name)
         with ends_recorded(config, folder, run):
-            run_locally(config, folder, run)
+            run_locally(config, folder, run, in_background=True)
         finish_run(config, folder, run)

@@ -25,8 +25,10 @@ def run_locally(
     folder: RunDir,
     mlflow_run: MlflowRun,
     on_step: Callable[[StepEvent], None] = lambda event: None,
+    *,
+    in_background: bool = False,
 ) -> None:
-    """Train and log like a worker."""
+    """Train and log like a worker, of a trial or (`in_background`) of Ray Train."""
     job = Job(
         config=config.model_dump(mode="json"),
         folder=str(folder.path),
@@ -35,4 +37,6 @@ def run_locally(
         remote_rewards={},
         functions=pack_functions([]),
     )
-    run_worker(job, LocalHost(config, folder, use_gpu=False, report=on_step))
+    host = LocalHost(config, folder, use_gpu=False, report=on_step)
+    host.records_in_background = in_background
+    run_worker(job, host)

@@ -1,4 +1,4 @@
-"""Collective operations of a run's workers: a sum and a gather, the same for one process and for many."""
+"""Collective operations of a run's workers, the same for one process and for many."""
 
 from __future__ import annotations
 
@@ -48,6 +48,29 @@ class WorkerGroup:
         parts: list[Sequence[T]] = [()] * self.world_size
         distributed.all_gather_object(parts, own)
         return [item for part in parts for item in part]
+
+    def gather_on_first(self, own: Sequence[T]) -> list[T]:
+        """Return the items of all workers by rank on worker 0, and an empty list on the others.
+
+        Each worker sends its own items alone, in as many bytes as they have.
+        """
+        if self.rank > 0:
+            distributed.send_object_list([own], dst=0)
+            return []
+        items = list(own)
+        for rank in range(1, self.world_size):
+            received: list[Sequence[T]] = [()]
+            distributed.recv_object_list(received, src=rank)
+            items += received[0]
+        return items
+
+    def broadcast(self, value: T) -> T:
+        """Return worker 0's value on every worker. It is pickled: keep it small."""
+        if self.world_size == 1:
+            return value
+        values = [value]
+        distributed.broadcast_object_list(values, src=0)
+        return values[0]
 
     def share(self, num_items: int, group_size: int = 1) -> range:
         """Return the indices of this worker's contiguous share of ``num_items``.

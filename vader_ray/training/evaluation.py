@@ -27,7 +27,7 @@ from vader_ray.types import Frames, Scores
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Result of one evaluation, the same on every worker."""
+    """Result of one evaluation; its numbers are the same on every worker."""
 
     metrics: dict[str, float]
     """Means over the held-out videos, by logged name (``eval/…``)."""
@@ -36,10 +36,10 @@ class Evaluation:
     metric_values: dict[str, list[float]]
     """Value of every held-out video for each metric, by its logged name without ``eval/``."""
     videos: tuple[Video, ...]
-    """The held-out videos that are shown, with their frames."""
+    """The held-out videos that are shown, with their frames; empty on other workers than worker 0."""
     base_features: dict[str, Features]
     """Features of every held-out video for each `PairedMetric`: those of the first evaluation are the base
-    model's."""
+    model's. Empty on other workers than worker 0."""
     lower_is_better: frozenset[str]
     """Logged names of the metrics that are better when low."""
 
@@ -56,66 +56,72 @@ class Evaluation:
 
 
 @torch.no_grad()
-def evaluate(config: ExperimentConfig, experiment: Experiment, group: WorkerGroup) -> Evaluation:
-    """Sample the held-out videos, in the same batches whatever the number of workers, and score them.
+def evaluate(
+    config: ExperimentConfig,
+    experiment: Experiment,
+    group: WorkerGroup,
+    base: Mapping[str, Features] | None = None,
+) -> Evaluation:
+    """Sample the held-out videos, each on one of the workers, and score them.
 
-    Metrics that compare with the base model's videos are added by `compare_with_base`.
+    Videos and features go to worker 0 alone, numbers to every worker.
+
+    Args:
+        base: `Evaluation.base_features` of the base model's evaluation; None if this evaluation is the base
+            model's. Only worker 0 uses it.
     """
-    numbered, size = list(enumerate(_heldout(config))), batching(config.runtime).prefix
-    batches = [numbered[start : start + size] for start in range(0, len(numbered), size)]
-    own = [
-        video
-        for index in group.share(len(batches))
-        for video in _evaluate_batch(config, experiment, batches[index])
-    ]
-    videos = group.gather(own)
+    heldout, size = list(enumerate(_heldout(config))), batching(config.runtime).prefix
+    share = [heldout[index] for index in group.share(len(heldout))]
+    batches = [share[start : start + size] for start in range(0, len(share), size)]
+    own = [video for batch in batches for video in _evaluate_batch(config, experiment, batch)]
+    videos = group.gather_on_first(own)
+    evaluation = _summarize(experiment.metrics, videos, base) if group.rank == 0 else None
+    shared = group.broadcast(evaluation and replace(evaluation, videos=(), base_features={}))
+    result = evaluation or shared
+    assert result is not None
+    return result
+
+
+def _summarize(
+    metrics: Sequence[EvalMetric], videos: Sequence[EvaluatedVideo], base: Mapping[str, Features] | None
+) -> Evaluation:
+    """Return the evaluation of all held-out videos, given in their order."""
     scores = {name: [video.scores[name] for video in videos] for name in videos[0].scores}
-    metrics = {f"eval/reward/{name}": fmean(values) for name, values in scores.items() if name != "objective"}
-    metrics["eval/objective"] = fmean(scores["objective"])
-    features = {name: torch.stack([video.features[name] for video in videos]) for name in videos[0].features}
-    prompts = [video.prompt for video in videos]
     values = {name: [video.metric_values[name] for video in videos] for name in videos[0].metric_values}
-    for each in experiment.metrics:
-        if isinstance(each.metric, SetMetric):
-            with explain_plugin_errors(f"metric {each.name!r}"):
-                values[each.name] = each.metric.compare(features[each.name], prompts).tolist()
-    paired = [each.name for each in experiment.metrics if isinstance(each.metric, PairedMetric)]
+    features = {name: torch.stack([video.features[name] for video in videos]) for name in videos[0].features}
+    values |= _compared(metrics, features, [video.prompt for video in videos], base)
+    means = {f"eval/reward/{name}": fmean(column) for name, column in scores.items() if name != "objective"}
+    means["eval/objective"] = fmean(scores["objective"])
+    paired = [each.name for each in metrics if isinstance(each.metric, PairedMetric)]
     return Evaluation(
-        metrics=metrics | {f"eval/{name}": fmean(numbers) for name, numbers in values.items()},
+        metrics=means | {f"eval/{name}": fmean(column) for name, column in values.items()},
         scores=scores,
         metric_values=values,
         videos=tuple(video.shown for video in videos if video.shown is not None),
         base_features={name: features[name] for name in paired},
         lower_is_better=frozenset(
-            f"eval/{name}"
-            for each in experiment.metrics
-            if not each.metric.higher_is_better
-            for name in each.names()
+            f"eval/{name}" for each in metrics if not each.metric.higher_is_better for name in each.names()
         ),
     )
 
 
-def compare_with_base(
-    evaluation: Evaluation, metrics: Sequence[EvalMetric], base: Mapping[str, Features]
-) -> Evaluation:
-    """Return the evaluation with the metrics that compare each video with the base model's.
-
-    Args:
-        base: `Evaluation.base_features` of the base model's evaluation.
-    """
-    values = {
-        each.name: each.metric.compare_with_base(
-            evaluation.base_features[each.name], base[each.name]
-        ).tolist()
-        for each in metrics
-        if isinstance(each.metric, PairedMetric)
-    }
-    means = {f"eval/{name}": fmean(numbers) for name, numbers in values.items()}
-    return replace(
-        evaluation,
-        metrics=evaluation.metrics | means,
-        metric_values=evaluation.metric_values | values,
-    )
+def _compared(
+    metrics: Sequence[EvalMetric],
+    features: Mapping[str, Features],
+    prompts: Sequence[str],
+    base: Mapping[str, Features] | None,
+) -> dict[str, list[float]]:
+    """Return each video's values of the metrics that compare it with other videos or with the base model's."""
+    values = dict[str, list[float]]()
+    for each in metrics:
+        with explain_plugin_errors(f"metric {each.name!r}"):
+            if isinstance(each.metric, SetMetric):
+                values[each.name] = each.metric.compare(features[each.name], prompts).tolist()
+            elif isinstance(each.metric, PairedMetric):
+                references = features if base is None else base
+                scores = each.metric.compare_with_base(features[each.name], references[each.name])
+                values[each.name] = scores.tolist()
+    return values
 
 
 def paired_gains(
@@ -140,8 +146,8 @@ def paired_gains(
 
 
 @dataclass(frozen=True)
-class _EvaluatedVideo:
-    """Scores of one held-out video, small enough to be gathered over the workers."""
+class EvaluatedVideo:
+    """Scores of one held-out video, and what only worker 0 needs of it."""
 
     prompt: str
     scores: dict[str, float]
@@ -165,7 +171,7 @@ def _heldout(config: ExperimentConfig) -> list[tuple[str, int]]:
 
 def _evaluate_batch(
     config: ExperimentConfig, experiment: Experiment, batch: Sequence[tuple[int, tuple[str, int]]]
-) -> list[_EvaluatedVideo]:
+) -> list[EvaluatedVideo]:
     """Sample and score held-out videos, given by their index, prompt and noise seed."""
     conditioning = experiment.condition([prompt for _, (prompt, _) in batch])
     prompts = [split_image(prompt)[1] for _, (prompt, _) in batch]
@@ -183,7 +189,7 @@ def _evaluate_batch(
     shown = [{name: float(values[row]) for name, values in scores.items()} for row in range(len(batch))]
     scores["objective"] = objective(experiment.terms, scores)
     return [
-        _EvaluatedVideo(
+        EvaluatedVideo(
             prompt=prompts[row],
             scores={name: float(column[row]) for name, column in scores.items()},
             metric_values={name: float(column[row]) for name, column in values.items()},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from vader_ray.alignment.decoding import decode_all
 from vader_ray.alignment.precision import matmul_precision
 from vader_ray.config import ExperimentConfig, check_seed
 from vader_ray.config.auto import without_auto
+from vader_ray.metrics import PairedMetric
 from vader_ray.outputs import check_output, check_output_folder, explain_write_errors
 from vader_ray.training.checkpoint import State
 from vader_ray.training.distributed import WorkerGroup
@@ -36,7 +38,8 @@ def evaluate_adapter(config: ExperimentConfig, adapter: Path | None) -> dict[str
     experiment = build(config, _device())
     if adapter is not None:
         experiment.model.load_adapter(adapter)
-    return evaluate(config, experiment, WorkerGroup()).metrics
+    alone = [each for each in experiment.metrics if not isinstance(each.metric, PairedMetric)]
+    return evaluate(config, replace(experiment, metrics=alone), WorkerGroup()).metrics
 
 
 def evaluate_against_base(

@@ -16,7 +16,7 @@ from vader_ray.metrics import Features
 from vader_ray.training import checkpoint, guard
 from vader_ray.training.checkpoint import State
 from vader_ray.training.distributed import WorkerGroup
-from vader_ray.training.evaluation import Evaluation, compare_with_base, evaluate, paired_gains
+from vader_ray.training.evaluation import Evaluation, evaluate, paired_gains
 from vader_ray.training.events import StepEvent, Video
 from vader_ray.training.experiment import Experiment, build
 from vader_ray.training.optimizer import AdapterOptimizer
@@ -120,10 +120,7 @@ def evaluate_and_select(
     Args:
         base: features of the base model's held-out videos; None if this evaluation is the base model's.
     """
-    evaluation = evaluate(config, experiment, group)
-    evaluation = compare_with_base(
-        evaluation, experiment.metrics, evaluation.base_features if base is None else base
-    )
+    evaluation = evaluate(config, experiment, group, base)
     metrics = evaluation.metrics
     if state.step == 0:
         state.before, state.before_metrics = evaluation.scores, dict(metrics)

@@ -93,6 +93,11 @@ class RunDir:
         return self.videos / "before.npz"
 
     @property
+    def unrecorded(self) -> Path:
+        """Frames of evaluations whose mp4 files and sheets are not written yet, by step."""
+        return self.path / "unrecorded"
+
+    @property
     def adapter(self) -> Path:
         """The adapter after the last step."""
         return self.path / "adapter"

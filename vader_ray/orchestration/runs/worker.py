@@ -62,6 +62,9 @@ class Host(Protocol):
     device: torch.device
     cache: ModelCache | None
     """Loaded models and rewards, if the process runs several runs one after another."""
+    records_in_background: bool
+    """Whether videos are encoded and results sent while training goes on; not where `on_step` may end the
+    process."""
 
     def open(self, job: Job) -> AbstractContextManager[tuple[RunDir | None, Path | None]]:
         """Yield the run's folder (rank 0 only) and the checkpoint to continue from (None: start anew)."""
@@ -91,13 +94,22 @@ def run_worker(job: Job, host: Host | None = None) -> None:
     """
     host = RayTrainHost(job) if host is None else host
     try:
-        with host.open(job) as (folder, resume_from):
+        with host.open(job) as (folder, resume_from), ExitStack() as stack:
             unpack_functions(job["functions"])
             config = settings.validate(job["config"])
             step = _step_of(resume_from)
             logger = None
             if folder is not None:
-                logger = RunLogger(config, folder, job["mlflow_run"], resumed_step=step, log=host.log)
+                logger = stack.enter_context(
+                    RunLogger(
+                        config,
+                        folder,
+                        job["mlflow_run"],
+                        resumed_step=step,
+                        log=host.log,
+                        in_background=host.records_in_background,
+                    )
+                )
 
             def on_step(event: StepEvent) -> None:
                 if logger is not None:
@@ -139,6 +151,7 @@ class RayTrainHost:
     """A worker process of Ray Train."""
 
     cache: ModelCache | None = None
+    records_in_background = True
 
     def __init__(self, job: Job) -> None:
         context = ray.train.get_context()

@@ -109,6 +109,7 @@ class TuneHost:
     """The process of a trial with one worker."""
 
     cache: ModelCache | None = _CACHE
+    records_in_background = False
 
     def __init__(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -46,6 +47,7 @@ class Sender:
         self._images: set[tuple[str, int]] = set()
         self._retry_at = 0.0
         self._has_disk_failed = False
+        self._lock = threading.Lock()  # of the outbox
         self.last_step = max(
             (event["step"] for event in self._outbox.events if event["kind"] == "metrics"), default=-1
         )
@@ -55,14 +57,24 @@ class Sender:
 
     def post(self, event: Event) -> None:
         """Deliver an event after those that wait, or add it to them."""
-        waiting = [*self._outbox.events, event]
-        if time.monotonic() >= self._retry_at:
-            waiting = self._send_all(waiting, DELIVERY_SECONDS)
-        self._store(waiting)
+        self.add(event)
+        self.deliver()
+
+    def add(self, event: Event) -> None:
+        """Add an event to those that wait; on return it is on disk. Another thread may deliver meanwhile."""
+        with self._lock:
+            self._store([*self._outbox.events, event])
+
+    def deliver(self) -> None:
+        """Deliver the waiting events, unless MLflow has failed in the last seconds."""
+        if self._outbox.events and time.monotonic() >= self._retry_at:
+            self.flush(DELIVERY_SECONDS)
 
     def flush(self, seconds: float) -> None:
         """Deliver the waiting events, for about `seconds` at most."""
-        self._store(self._send_all(self._outbox.events, seconds))
+        sent = self._send_all(list(self._outbox.events), seconds)
+        with self._lock:
+            self._store([event for event in self._outbox.events if id(event) not in sent])
 
     def drop_end(self) -> None:
         """Drop a waiting end of the run, because the run continues."""
@@ -89,11 +101,8 @@ class Sender:
             f"vader-ray sync {self._outbox.path.parent}"
         )
 
-    def _send_all(self, events: list[Event], seconds: float) -> list[Event]:
-        """Send events until a failure or the deadline, metrics before files.
-
-        Return those that were not sent.
-        """
+    def _send_all(self, events: list[Event], seconds: float) -> set[int]:
+        """Send events until a failure or the deadline, metrics before files; return the `id` of the sent."""
         deadline = time.monotonic() + seconds
         sent: set[int] = set()
         try:
@@ -107,7 +116,7 @@ class Sender:
             self._failed(error)
         else:
             self._succeeded()
-        return [event for event in events if id(event) not in sent]
+        return sent
 
     def _connected(self) -> MlflowClient:
         """Return the client; the first attempt, and each one after a failure, looks up what MLflow has."""

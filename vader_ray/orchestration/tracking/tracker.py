@@ -28,6 +28,8 @@ class Tracker:
         folder: the run's folder, where results wait that MLflow does not take.
         system_metrics: also log processor, memory, disk, network and GPU use.
         on_message: called with a line when MLflow fails and when it works again.
+        submit: called with the function that delivers what waits, to run it now or in another thread; until
+            then it waits on disk.
 
     Raises:
         UserError: the SQLite database is not on this machine, or the folder has results of another run.
@@ -41,8 +43,10 @@ class Tracker:
         *,
         system_metrics: bool = True,
         on_message: Callable[[str], None] = print,
+        submit: Callable[[Callable[[], None]], object] = lambda deliver: deliver(),
     ) -> None:
         _check_visible(uri)
+        self._submit = submit
         self._uri, self._run_id, self._folder, self._system_metrics = uri, run_id, folder, system_metrics
         self._stop_system_metrics: Callable[[], None] | None = None
         try:
@@ -106,8 +110,12 @@ class Tracker:
         return self._sender.undelivered()
 
     def _post(self, event: Event) -> None:
+        self._sender.add(event)
+        self._submit(self._deliver)
+
+    def _deliver(self) -> None:
         was_down = bool(self._sender.problem)
-        self._sender.post(event)
+        self._sender.deliver()
         if was_down and not self._sender.problem:
             self._restart_monitor()
 
