@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +47,8 @@ class TruncationPlan:
     """Weight in the loss of one gradient step's reference penalty: the mean squared distance, per video,
     between the predictions with and without the adapter. `accumulate_gradient` sets it; 0 saves the call
     without the adapter."""
+    num_endings: int = 1
+    """Times that the gradient steps, then the last ones, are sampled; see `vader_ray.alignment.endings`."""
 
     def recomputes(self, step: int) -> bool:
         """Whether the forward pass of a gradient step is recomputed in the backward pass."""
@@ -204,6 +206,25 @@ class SamplingModel(Protocol):
 
     def free_text_encoders(self) -> None:
         """Free the memory of the networks that only `encode` needs."""
+        ...
+
+
+@runtime_checkable
+class EndingsModel(SamplingModel, Protocol):
+    """A model that also samples its gradient steps several times from one prefix."""
+
+    def check_endings(self) -> None:
+        """Raise ValueError unless a finished video can be taken back to a denoising step by adding noise."""
+        ...
+
+    def sample_endings(
+        self, state: Any, conditioning: Any, plan: TruncationPlan, seeds: Sequence[Sequence[int]], /
+    ) -> Iterator[Latents]:
+        """Yield the latents of `sample_with_grad`, and then one further ending for each row of seeds.
+
+        A further ending begins at the plan's first gradient step with the finished video and fresh noise, a
+        function of its video's seed in the row alone.
+        """
         ...
 
 

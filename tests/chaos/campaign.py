@@ -99,6 +99,8 @@ def assert_identical(run: Path, straight: Path) -> None:
     assert adapter_files(run) == adapter_files(straight)
     queries, undisturbed = (read_queries(each / "queries").drop(["wall_seconds"]) for each in (run, straight))
     assert queries.equals(undisturbed)
+    assert _videos(run) == _videos(straight)
+    assert not (run / "unrecorded").exists()
     found, expected = tracked(run), tracked(straight)
     differences = {
         name: (found.get(name), expected.get(name))
@@ -106,6 +108,11 @@ def assert_identical(run: Path, straight: Path) -> None:
         if found.get(name) != expected.get(name)
     }
     assert not differences, f"MLflow has other values of {run.name} than of {straight.name}: {differences}"
+
+
+def _videos(run: Path) -> dict[str, bytes]:
+    """The mp4 files of a run's evaluations."""
+    return {str(path.relative_to(run)): path.read_bytes() for path in run.glob("videos/*/*.mp4")}
 
 
 def tracked(run: Path) -> dict[str, list[tuple[int, float]]]:

@@ -9,7 +9,7 @@ from vader_ray.orchestration.runs.functions import pack_functions
 from vader_ray.orchestration.runs.run_dir import RunDir
 from vader_ray.orchestration.runs.worker import Job, run_worker
 from vader_ray.orchestration.sweeps.run_trial import TuneHost
-from vader_ray.orchestration.tracking.mlflow_runs import MlflowRun
+from vader_ray.orchestration.tracking.address import MlflowRun
 from vader_ray.training.events import StepEvent
 
 

@@ -17,7 +17,7 @@ from tests.helpers.local_run import run_locally
 from vader_ray.config import ExperimentConfig
 from vader_ray.orchestration.runs.run_dir import RunDir, open_run_dir
 from vader_ray.orchestration.tracking import mlflow_runs
-from vader_ray.orchestration.tracking.mlflow_runs import MlflowRun
+from vader_ray.orchestration.tracking.address import MlflowRun
 from vader_ray.training.events import StepEvent
 
 CLI = str(Path(sys.executable).parent / "vader-ray")

@@ -21,6 +21,7 @@ def draw_plan(sampling: SamplingConfig, generator: torch.Generator) -> Truncatio
         grad_steps=grad_steps(sampling, generator),
         backprop_through_input=sampling.backprop_through_input,
         recompute=sampling.recompute,
+        num_endings=sampling.num_endings,
     )
 
 

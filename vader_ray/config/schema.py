@@ -99,6 +99,12 @@ class SamplingConfig(Settings):
     backward pass of the denoiser, and memory if ``recompute`` is off."""
     window_start: NonNegativeCount = 0
     """Index of the first gradient step of a ``window``; the noisiest denoising step is 0."""
+    num_endings: int = Field(default=1, gt=0, le=2**10)
+    """Endings of each video (VADER only). The first is the ordinary one; each further one adds fresh noise to
+    the finished video, as much as before its gradient steps, and repeats these with gradient, decoder and
+    rewards. Gradients and scores are averaged, and each ending is a reward query (DRaFT-LV, arXiv
+    2309.17400). Less variance of the gradient without another sampling; schedulers whose steps depend on
+    earlier ones refuse it."""
     backprop_through_input: bool = True
     """Let the gradient flow through the denoiser's input from one gradient step to the earlier ones. False is
     DRTune's stopped input: cheaper, biased. No effect at K = 1."""
@@ -134,6 +140,16 @@ class SamplingConfig(Settings):
             raise ValueError(
                 f"window_start={self.window_start} + truncation_depth={depth} runs past "
                 f"num_inference_steps={steps}; choose window_start of at most {steps - depth}"
+            )
+        if self.num_endings > 1 and self.truncation not in ("last", "random"):
+            raise ValueError(
+                f"num_endings={self.num_endings} repeats the last denoising steps, and truncation="
+                f"{self.truncation} has gradient steps before them; set truncation=last or num_endings=1"
+            )
+        if self.num_endings > 1 and depth == steps:
+            raise ValueError(
+                f"num_endings={self.num_endings} keeps the denoising steps before the last {depth}, and "
+                f"num_inference_steps={steps} leaves none; lower truncation_depth or set num_endings=1"
             )
         if self.truncation != "window" and self.window_start:
             raise ValueError(

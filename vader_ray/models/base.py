@@ -29,6 +29,7 @@ from vader_ray.files import give_ordinary_mode
 from vader_ray.models.adapters import export, lora
 from vader_ray.models.core import memory_optimizations
 from vader_ray.models.core.decoders import DecoderOptions
+from vader_ray.models.core.endings import EndingsPipeline
 from vader_ray.models.core.loading import fetch_pipeline, load_pipeline
 from vader_ray.models.core.sampling import class_names
 from vader_ray.models.core.trajectories import TrajectoryPipeline
@@ -36,7 +37,7 @@ from vader_ray.models.core.trajectories import TrajectoryPipeline
 Number = TypeVar("Number", int, float)
 
 
-class VideoModel(TrajectoryPipeline):
+class VideoModel(TrajectoryPipeline, EndingsPipeline):
     """A diffusers video pipeline with a trainable adapter; each family of models is a subclass."""
 
     adapter_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")

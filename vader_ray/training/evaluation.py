@@ -111,7 +111,7 @@ def _compared(
     prompts: Sequence[str],
     base: Mapping[str, Features] | None,
 ) -> dict[str, list[float]]:
-    """Return each video's values of the metrics that compare it with other videos or with the base model's."""
+    """Return each video's values of the metrics that compare it with other videos or the base model's."""
     values = dict[str, list[float]]()
     for each in metrics:
         with explain_plugin_errors(f"metric {each.name!r}"):

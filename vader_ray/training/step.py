@@ -80,7 +80,7 @@ def train_step(
         norms.append(sum_and_clip(optimizer.parameters, group, bound, dtype))
         _update(config, optimizer, norms[-1], state, results)
     queries = tuple(result.query for result in results)
-    state.reward_queries += len(queries)
+    state.reward_queries += len(queries) * config.sampling.num_endings
     metrics = _metrics(results, state) | {"train/grad_norm": fmean(norms)} | optimizer.metrics()
     return metrics | _means(measured), queries
 

@@ -42,7 +42,7 @@ from vader_ray.orchestration.sweeps.run_trial import keep_checkpoint, kept_check
 from vader_ray.orchestration.sweeps.search import OptunaProposer
 from vader_ray.orchestration.sweeps.trial_table import SweepResult, TrialResult, best_of, front_of
 from vader_ray.orchestration.sweeps.trials import Trial, TrialSet
-from vader_ray.orchestration.tracking.mlflow_runs import MlflowRun
+from vader_ray.orchestration.tracking.address import MlflowRun
 from vader_ray.training.events import StepEvent
 from vader_ray.training.inference import evaluate_adapter
 from vader_ray.training.loop import train

@@ -19,6 +19,7 @@ from tests.helpers.network import free_port
 from tests.helpers.waiting import wait_until
 from vader_ray import config as settings
 from vader_ray.orchestration.tracking import mlflow_runs
+from vader_ray.orchestration.tracking.address import MlflowRun
 from vader_ray.orchestration.tracking.pages import charts_page, run_page
 from vader_ray.orchestration.tracking.tracker import Tracker
 from vader_ray.training import media
@@ -35,7 +36,7 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> mlflow_runs.MlflowRun:
+def run(tmp_path_factory: pytest.TempPathFactory) -> MlflowRun:
     """Twelve steps with rising reward, two evaluations with images and videos, and a gallery."""
     folder = tmp_path_factory.mktemp("browser")
     document = {
@@ -89,7 +90,7 @@ def moving_square(prompt: str, step: int) -> Video:
 
 
 @pytest.fixture(scope="module")
-def address(run: mlflow_runs.MlflowRun) -> Iterator[str]:
+def address(run: MlflowRun) -> Iterator[str]:
     """`mlflow ui` on the run's database, as a user starts it."""
     with server(run.uri, free_port(), command="ui") as address:
         yield address
@@ -104,7 +105,7 @@ def page() -> Iterator[Page]:
 
 
 def test_experiment_opens_on_charts_of_model_training_rewards_first_and_cost_last(
-    page: Page, address: str, run: mlflow_runs.MlflowRun, tmp_path: Path
+    page: Page, address: str, run: MlflowRun, tmp_path: Path
 ) -> None:
     page.goto("about:blank")
     page.goto(charts_page(address, run.experiment_id))
@@ -118,13 +119,13 @@ def test_experiment_opens_on_charts_of_model_training_rewards_first_and_cost_las
     assert sections[-1] == "cost"
 
 
-def open_run(page: Page, address: str, run: mlflow_runs.MlflowRun, tab: str) -> None:
+def open_run(page: Page, address: str, run: MlflowRun, tab: str) -> None:
     page.goto("about:blank")  # else only the fragment changes, and the page stays
     page.goto(run_page(address, run.experiment_id, run.run_id, tab))
 
 
 def test_overview_shows_recipe_and_description(
-    page: Page, address: str, run: mlflow_runs.MlflowRun, tmp_path: Path
+    page: Page, address: str, run: MlflowRun, tmp_path: Path
 ) -> None:
     open_run(page, address, run, "")
     assert_shown(page.get_by_text("browser test").first, "the recipe's description")
@@ -133,7 +134,7 @@ def test_overview_shows_recipe_and_description(
 
 
 def test_metric_charts_and_image_cards_appear(
-    page: Page, address: str, run: mlflow_runs.MlflowRun, tmp_path: Path
+    page: Page, address: str, run: MlflowRun, tmp_path: Path
 ) -> None:
     open_run(page, address, run, "model-metrics")
     page.get_by_placeholder("Search metric charts").fill("train|videos")
@@ -147,7 +148,7 @@ def test_metric_charts_and_image_cards_appear(
     screenshot(page, "image", tmp_path)
 
 
-def test_mp4_plays(page: Page, address: str, run: mlflow_runs.MlflowRun, tmp_path: Path) -> None:
+def test_mp4_plays(page: Page, address: str, run: MlflowRun, tmp_path: Path) -> None:
     open_run(page, address, run, "artifacts/videos/step-0012.mp4")
     video = page.locator("video")
     video.wait_for()
@@ -158,9 +159,7 @@ def test_mp4_plays(page: Page, address: str, run: mlflow_runs.MlflowRun, tmp_pat
     assert state == [256, 1.0]
 
 
-def test_gallery_plays_by_itself(
-    page: Page, address: str, run: mlflow_runs.MlflowRun, tmp_path: Path
-) -> None:
+def test_gallery_plays_by_itself(page: Page, address: str, run: MlflowRun, tmp_path: Path) -> None:
     open_run(page, address, run, "artifacts/gallery.html")
     video = page.frame_locator("iframe").locator("video").first
     assert_shown(video, "the gallery's first video")

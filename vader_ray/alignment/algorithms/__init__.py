@@ -23,6 +23,7 @@ __all__ = ["build", "check", "names", "resolve"]
 _GRADIENT_STEP_FIELDS = (
     "truncation",
     "truncation_depth",
+    "num_endings",
     "window_start",
     "backprop_through_input",
     "recompute",

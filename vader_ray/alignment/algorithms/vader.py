@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from pydantic import NonNegativeFloat
 
+from vader_ray.alignment import endings
 from vader_ray.alignment.base import Algorithm, StepContext, UpdateResult
 from vader_ray.alignment.chunked_backward import backward_by_chunk, is_separable
 from vader_ray.alignment.decoding import decode
@@ -34,6 +35,11 @@ class VaderAlgorithm(Algorithm[VaderSettings]):
 
     settings_class = VaderSettings
     uses_gradient_steps = True
+
+    def check_model(self, model: SamplingModel) -> None:
+        """Refuse a model that cannot sample several endings, if the recipe has them."""
+        if self.sampling.num_endings > 1:
+            endings.check_model(model)
 
     def updates(
         self,
@@ -77,12 +83,13 @@ def accumulate_gradient(
         model: the model with its adapter.
         terms: rewards of the objective.
         rollout: prompts, conditioning and noise seeds of the videos.
-        plan: gradient steps of the sampling.
+        plan: gradient steps of the sampling, and endings, over which gradients and scores are averaged.
         batching: numbers of videos and frames in memory at once.
         scale: 1 / number of videos of the step over all workers, so that the sum of the workers' gradients is
             that of the mean objective.
         reference_penalty: see `VaderSettings`; part of the gradient and not of the returned objective.
     """
+    scale = scale / plan.num_endings
     plan = replace(plan, reference_weight=scale * reference_penalty / len(plan.grad_steps))
     lookahead = int(any(isinstance(term.reward, RemoteReward) for term in terms))
     pending, outputs = deque[_Pending](), list[RewardOutput]()
@@ -91,14 +98,16 @@ def accumulate_gradient(
         for start in range(0, len(part), batching.micro):
             stop = min(start + batching.micro, len(part))
             micro = part.part(start, stop)
-            latents = model.sample_with_grad(state[slice(start, stop)], micro.conditioning, plan)
-            if is_separable(latents, model.decoder, terms, micro):
-                outputs.append(backward_by_chunk(latents, model.decoder, terms, micro, batching, scale))
-                continue
-            pending.append(_decode(model, latents, terms, micro, batching))
-            if len(pending) > lookahead:
-                outputs.append(_backward(pending.popleft(), scale, batching.matmul_precision))
-    return outputs + [_backward(last, scale, batching.matmul_precision) for last in pending]
+            samples = endings.sample_endings(model, state[slice(start, stop)], micro, plan)
+            for latents in samples:
+                if is_separable(latents, model.decoder, terms, micro):
+                    outputs.append(backward_by_chunk(latents, model.decoder, terms, micro, batching, scale))
+                    continue
+                pending.append(_decode(model, latents, terms, micro, batching))
+                if len(pending) > lookahead:
+                    outputs.append(_backward(pending.popleft(), scale, batching.matmul_precision))
+    outputs += [_backward(last, scale, batching.matmul_precision) for last in pending]
+    return endings.mean_outputs(outputs, plan.num_endings)
 
 
 @dataclass(frozen=True, slots=True)

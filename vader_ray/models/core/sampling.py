@@ -208,7 +208,9 @@ class SamplingPipeline:
         self, state: SamplingState, conditioning: Conditioning, plan: TruncationPlan
     ) -> Latents:
         resume = state if state.outputs is not None else None
-        hook = LoopHook(state.seeds, plan=plan, resume=resume)
+        return self._run_with_grad(state, conditioning, LoopHook(state.seeds, plan=plan, resume=resume))
+
+    def _run_with_grad(self, state: SamplingState, conditioning: Conditioning, hook: LoopHook) -> Latents:
         with torch.enable_grad():
             return self._run_pipeline(self.pack_latents(state.noise), conditioning, hook)
 

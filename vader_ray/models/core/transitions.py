@@ -7,7 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler
+from diffusers import (
+    CogVideoXDDIMScheduler,
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+)
 from torch import Tensor
 
 from vader_ray.errors import UserError
@@ -96,6 +101,58 @@ def noised(scheduler: Any, clean: Tensor, noise: Tensor, step: int) -> tuple[Ten
         )
     scale = _clean_scale(scheduler, step)
     return signal * scale * clean + level * noise, targets[kind]()
+
+
+_WITHOUT_MEMORY = (
+    DDIMScheduler,
+    CogVideoXDDIMScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+)
+"""Schedulers whose step depends on nothing but the sample, the prediction and the step's index."""
+
+
+def check_renoising(scheduler: Any) -> None:
+    """Check that a finished video can be taken back to a denoising step by adding noise.
+
+    Raises:
+        UserError: the scheduler's steps depend on earlier ones, or its noise levels are unknown.
+    """
+    if not isinstance(scheduler, _WITHOUT_MEMORY) or scheduler.config.get("invert_sigmas"):
+        known = ", ".join(kind.__name__ for kind in _WITHOUT_MEMORY)
+        raise UserError(
+            "sampling.num_endings adds noise to finished videos and repeats the last denoising steps, which "
+            f"is not defined under {type(scheduler).__name__}: its steps depend on the steps before them, or "
+            f"its noise levels are inverted or unknown; set sampling.scheduler to one of {known} if the "
+            "family can use it, or sampling.num_endings=1"
+        )
+
+
+def renoised(scheduler: Any, final: Tensor, noise: Tensor, step: int) -> Tensor:
+    """Return a sample before a denoising step for a finished video.
+
+    With signal a and noise level s of the samples before the step, and a₀ and s₀ of the last sample, it is
+    (a/a₀) · final + √(s² − (a·s₀/a₀)²) · noise, which has the step's noise level (DRaFT-LV, arXiv
+    2309.17400, where a₀ = 1 and s₀ = 0).
+
+    Args:
+        scheduler: one that `check_renoising` accepts, with its timesteps set.
+        final: the sample after the last denoising step.
+        noise: of the same shape.
+        step: denoising step; 0 is the noisiest.
+    """
+    signal, level = _signal_and_noise(scheduler, step)
+    final_signal, final_level = _final_signal_and_noise(scheduler)
+    ratio = signal * _clean_scale(scheduler, step) / final_signal
+    return ratio * final + math.sqrt(level**2 - (ratio * final_level) ** 2) * noise
+
+
+def _final_signal_and_noise(scheduler: Any) -> tuple[float, float]:
+    """Return the coefficients of clean latents and noise in the sample after the last denoising step."""
+    if hasattr(scheduler, "sigmas"):
+        return _signal_and_noise(scheduler, len(scheduler.sigmas) - 1)
+    alpha = float(scheduler.final_alpha_cumprod)
+    return math.sqrt(alpha), math.sqrt(1 - alpha)
 
 
 def _is_flow(scheduler: Any) -> bool:

@@ -11,6 +11,7 @@ from vader_ray.files import write_text
 from vader_ray.orchestration.runs.run_dir import RunDir
 from vader_ray.orchestration.runs.summary import Gain, RunStatus, RunSummary
 from vader_ray.orchestration.tracking import mlflow_runs
+from vader_ray.orchestration.tracking.address import MlflowRun
 from vader_ray.training.checkpoint import State
 from vader_ray.uris import redact
 
@@ -30,7 +31,7 @@ _MLFLOW_STATUS: dict[RunStatus, mlflow_runs.Status] = {
 def finish_run(
     config: ExperimentConfig,
     folder: RunDir,
-    mlflow_run: mlflow_runs.MlflowRun,
+    mlflow_run: MlflowRun,
     status: RunStatus = "completed",
     *,
     error: str | None = None,
@@ -70,9 +71,7 @@ def record_traceback(folder: RunDir, message: str, traceback: str) -> str:
 
 
 @contextmanager
-def ends_recorded(
-    config: ExperimentConfig, folder: RunDir, mlflow_run: mlflow_runs.MlflowRun
-) -> Iterator[None]:
+def ends_recorded(config: ExperimentConfig, folder: RunDir, mlflow_run: MlflowRun) -> Iterator[None]:
     """Finish the run if the block raises an exception; of nested blocks, the innermost one does."""
     try:
         yield
@@ -84,7 +83,7 @@ def ends_recorded(
 
 
 def _finish_after(
-    first: BaseException, config: ExperimentConfig, folder: RunDir, mlflow_run: mlflow_runs.MlflowRun
+    first: BaseException, config: ExperimentConfig, folder: RunDir, mlflow_run: MlflowRun
 ) -> None:
     """Finish a run that an error has ended; what else fails is printed, since the first error counts."""
     interrupted = isinstance(first, KeyboardInterrupt)
@@ -98,7 +97,7 @@ def _finish_after(
 def summarize(
     config: ExperimentConfig,
     folder: RunDir,
-    mlflow_run: mlflow_runs.MlflowRun,
+    mlflow_run: MlflowRun,
     state: State,
     status: RunStatus,
     error: str | None = None,

@@ -33,6 +33,7 @@ from vader_ray.orchestration.runs.summary import RunSummary
 from vader_ray.orchestration.runs.worker import Job, run_worker
 from vader_ray.orchestration.signals import sigterm_deferred, sigterm_interrupts
 from vader_ray.orchestration.tracking import mlflow_runs
+from vader_ray.orchestration.tracking.address import MlflowRun
 from vader_ray.orchestration.tracking.server import tracking_uri
 from vader_ray.preflight import auto_tune
 from vader_ray.preflight.devices import fits
@@ -116,7 +117,7 @@ def _read_or_rebuild_summary(config: ExperimentConfig, folder: RunDir) -> RunSum
     return summary
 
 
-def _open_mlflow_run(config: ExperimentConfig, folder: RunDir) -> mlflow_runs.MlflowRun:
+def _open_mlflow_run(config: ExperimentConfig, folder: RunDir) -> MlflowRun:
     """Open the MLflow run of the folder, a new one or that of an earlier session, and record it there."""
     known_run_id = folder.read_metadata().get("mlflow_run_id")
     recipe = folder.recipe.read_text(encoding="utf-8")
@@ -140,7 +141,7 @@ def warn_without_guard(config: ExperimentConfig) -> None:
 def launch(
     config: ExperimentConfig,
     folder: RunDir,
-    mlflow_run: mlflow_runs.MlflowRun,
+    mlflow_run: MlflowRun,
     remote_rewards: Mapping[str, PooledReward],
     *,
     on_step: Callable[[StepEvent], None],

@@ -10,7 +10,7 @@ from vader_ray import config as settings
 from vader_ray.config import ExperimentConfig
 from vader_ray.errors import UserError, first_line
 from vader_ray.orchestration.tracking import mlflow_runs
-from vader_ray.orchestration.tracking.mlflow_runs import MlflowRun
+from vader_ray.orchestration.tracking.address import MlflowRun
 from vader_ray.uris import Uri
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from vader_ray.orchestration.runs import repair, run_lock
 from vader_ray.orchestration.runs import storage as stored
 from vader_ray.orchestration.runs.storage import LOCK_FILE, RUN_FILE, Mirror
 from vader_ray.orchestration.runs.summary import RunSummary
-from vader_ray.orchestration.tracking.mlflow_runs import MlflowRun
+from vader_ray.orchestration.tracking.address import MlflowRun
 from vader_ray.paths import expand_user
 from vader_ray.training.checkpoint import State
 from vader_ray.uris import Uri, redact

@@ -17,7 +17,7 @@ from vader_ray.orchestration.runs.query_log import QueryLog
 from vader_ray.orchestration.runs.retry import retry_writes
 from vader_ray.orchestration.runs.run_dir import RunDir
 from vader_ray.orchestration.runs.video_recorder import VideoRecorder
-from vader_ray.orchestration.tracking.mlflow_runs import MlflowRun
+from vader_ray.orchestration.tracking.address import MlflowRun
 from vader_ray.orchestration.tracking.tracker import Tracker
 from vader_ray.training.events import StepEvent, Video
 

@@ -1,4 +1,7 @@
-"""The worker of a run: build the recipe's model and rewards, train, and log every step."""
+"""The worker of a run: build the recipe's model and rewards, train, and log every step.
+
+What imports MLflow is imported on rank 0 alone, which logs: it takes seconds.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import pickle
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, NotRequired, Protocol, TypedDict
+from typing import TYPE_CHECKING, Any, NotRequired, Protocol, TypedDict
 
 import ray.train
 import torch
@@ -21,9 +24,7 @@ from vader_ray.orchestration import ray_private
 from vader_ray.orchestration.reward_service.remote_reward import PooledReward
 from vader_ray.orchestration.runs.functions import unpack_functions
 from vader_ray.orchestration.runs.retry import check_takes, is_disk_error, retry_writes, size_of, write_failed
-from vader_ray.orchestration.runs.run_dir import RunDir, working_copy
-from vader_ray.orchestration.runs.run_logger import RunLogger
-from vader_ray.orchestration.tracking.mlflow_runs import MlflowRun
+from vader_ray.orchestration.tracking.address import MlflowRun
 from vader_ray.running import record_running
 from vader_ray.training.checkpoint import choose_undamaged
 from vader_ray.training.distributed import WorkerGroup
@@ -32,6 +33,10 @@ from vader_ray.training.experiment import build
 from vader_ray.training.inference import evaluate_against_base
 from vader_ray.training.loop import train
 from vader_ray.training.model_cache import ModelCache
+
+if TYPE_CHECKING:
+    from vader_ray.orchestration.runs.run_dir import RunDir
+    from vader_ray.orchestration.runs.run_logger import RunLogger
 
 
 class Job(TypedDict):
@@ -100,16 +105,7 @@ def run_worker(job: Job, host: Host | None = None) -> None:
             step = _step_of(resume_from)
             logger = None
             if folder is not None:
-                logger = stack.enter_context(
-                    RunLogger(
-                        config,
-                        folder,
-                        job["mlflow_run"],
-                        resumed_step=step,
-                        log=host.log,
-                        in_background=host.records_in_background,
-                    )
-                )
+                logger = stack.enter_context(_open_logger(config, folder, job, host, step))
 
             def on_step(event: StepEvent) -> None:
                 if logger is not None:
@@ -147,6 +143,21 @@ def run_worker(job: Job, host: Host | None = None) -> None:
         raise failure from error
 
 
+def _open_logger(
+    config: settings.ExperimentConfig, folder: RunDir, job: Job, host: Host, resumed_step: int
+) -> RunLogger:
+    from vader_ray.orchestration.runs.run_logger import RunLogger
+
+    return RunLogger(
+        config,
+        folder,
+        job["mlflow_run"],
+        resumed_step=resumed_step,
+        log=host.log,
+        in_background=host.records_in_background,
+    )
+
+
 class RayTrainHost:
     """A worker process of Ray Train."""
 
@@ -167,6 +178,8 @@ class RayTrainHost:
         with ExitStack() as stack:
             folder = None
             if self.group.rank == 0:
+                from vader_ray.orchestration.runs.run_dir import working_copy
+
                 folder = stack.enter_context(working_copy(job["folder"], job["storage"]))
             latest = ray.train.get_checkpoint()
             candidates = [] if latest is None else [latest, *_earlier_checkpoints(latest)]

@@ -24,6 +24,7 @@ from vader_ray.orchestration.sweeps.trial_table import SweepResult, TrialResult,
 from vader_ray.orchestration.sweeps.trials import TrialSet
 from vader_ray.orchestration.sweeps.tune_trials import tune_trials
 from vader_ray.orchestration.tracking import mlflow_runs
+from vader_ray.orchestration.tracking.address import MlflowRun
 from vader_ray.training.resolve import resolve_names
 
 
@@ -138,7 +139,7 @@ def _close(trials: TrialSet, result: SweepResult, status: mlflow_runs.Status) ->
     folder.push()
 
 
-def _report(definition: SweepDefinition, folder: RunDir, parent: mlflow_runs.MlflowRun) -> None:
+def _report(definition: SweepDefinition, folder: RunDir, parent: MlflowRun) -> None:
     """Write the report and figures, if there was an evaluation, and add them to the sweep's MLflow run."""
     try:
         page = write_report([folder.name], folder.path / "report.html", parent.uri)

@@ -24,7 +24,7 @@ from vader_ray.orchestration import selection
 from vader_ray.orchestration.runs.summary import RunSummary, rewards_of
 from vader_ray.orchestration.sweeps.definition import SweepDefinition, Values, trial_name
 from vader_ray.orchestration.sweeps.trials import Trial, TrialStatus
-from vader_ray.orchestration.tracking.mlflow_runs import MlflowRun
+from vader_ray.orchestration.tracking.address import MlflowRun
 from vader_ray.orchestration.tracking.pages import how_to_open
 
 _COSTS = ("steps", "reward_queries", "denoiser_calls", "wall_seconds")

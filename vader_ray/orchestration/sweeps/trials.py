@@ -21,6 +21,7 @@ from vader_ray.orchestration.sweeps.definition import (
     trial_name,
 )
 from vader_ray.orchestration.tracking import mlflow_runs
+from vader_ray.orchestration.tracking.address import MlflowRun
 from vader_ray.training.resolve import resolve_names
 
 TrialStatus = RunStatus | Literal["unfinished"]
@@ -38,7 +39,7 @@ class Trial:
     folder: RunDir | None = None
     storage: str | None = None
     """URI of its folder's copy, if the sweep has a storage."""
-    mlflow_run: mlflow_runs.MlflowRun | None = None
+    mlflow_run: MlflowRun | None = None
 
     @property
     def name(self) -> str:
@@ -75,7 +76,7 @@ class Trial:
             return True
         return self.status == "stopped" or self.folder.is_complete(self.config.num_steps)
 
-    def open_mlflow_run(self, sweep: str, parent: mlflow_runs.MlflowRun) -> None:
+    def open_mlflow_run(self, sweep: str, parent: MlflowRun) -> None:
         """Open its child run in MLflow: a new one, or that of an earlier session."""
         assert self.config is not None
         assert self.folder is not None
@@ -101,7 +102,7 @@ class TrialSet:
     config: ExperimentConfig
     """The base recipe under the sweep's name."""
     folder: RunDir
-    parent: mlflow_runs.MlflowRun
+    parent: MlflowRun
     trials: list[Trial] = field(default_factory=list)
 
     def add(self, *new: Values) -> Trial:

@@ -10,10 +10,11 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from vader_ray import config as settings
 from vader_ray.errors import RunFailed, UserError
+from vader_ray.orchestration.tracking.address import MlflowRun
 from vader_ray.orchestration.tracking.environment import describe_environment, git_commit
 from vader_ray.orchestration.tracking.experiment import find_or_create_experiment
 from vader_ray.orchestration.tracking.mlflow_client import (
@@ -33,17 +34,6 @@ LONGEST_PARAMETER = 500
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 """Status of an ended run, in MLflow's words."""
-
-
-class MlflowRun(NamedTuple):
-    """Address of a run in MLflow."""
-
-    uri: Uri
-    """Server or database, as `tracking_uri` returns it."""
-    experiment_id: str
-    """Id of the experiment."""
-    run_id: str
-    """Id of the run."""
 
 
 def start_run(
