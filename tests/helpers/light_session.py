@@ -76,6 +76,6 @@ def _train(document: dict[str, Any], runs: Path, name: str) -> None:
         if claimed.is_complete(config.num_steps):
             return
         folder, run = open_here(config, runs, name)
-        with ends_recorded(config, folder, run):
+        with ends_recorded(config, folder, lambda: run):
             run_locally(config, folder, run, in_background=True)
         finish_run(config, folder, run)

@@ -124,7 +124,8 @@ config, rank = ExperimentConfig.model_validate_json(open(sys.argv[1]).read()), i
 meeting, out = sys.argv[3:]
 torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
 seen = evaluate(config, build(config, torch.device("cpu")), WorkerGroup(rank, 2))
-json.dump([seen.scores, seen.metric_values], open(out, "w"))
+shown = [[len(seen.videos), len(seen.base_features)]]
+json.dump([seen.scores, seen.metric_values, *shown], open(out, "w"))
 """
 
 
@@ -145,6 +146,7 @@ def test_two_workers_see_the_scores_of_one(
         assert json.loads((tmp_path / f"{rank}.json").read_text()) == [
             alone.scores,
             alone.metric_values,
+            [0, 0] if rank else [5, 1],
         ]  # the same batches, so bit for bit
 
 

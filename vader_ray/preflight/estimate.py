@@ -135,7 +135,7 @@ def _estimate(config: ExperimentConfig, depth: int) -> StepEstimate:
             _run_step(short, experiment, num_run)
         calls, host_bytes = model.denoiser_calls, host.peak
         num_steps, num_steps_run = config.sampling.num_inference_steps, short.sampling.num_inference_steps
-        skipped = num_steps - num_steps_run
+        skipped, repeated = num_steps - num_steps_run, (config.sampling.num_endings - 1) * depth
         one_step = _one_denoising_step(short, experiment, num_run) if skipped else Counter[OpRecord]()
         _set_gradients(model, filled=True)
         with PeakMemoryTracker(META.type) as evaluation:
@@ -151,7 +151,7 @@ def _estimate(config: ExperimentConfig, depth: int) -> StepEstimate:
             operation: (work.operations[operation] + skipped * one_step[operation]) * num_videos // num_run
             for operation in work.operations.keys() | one_step.keys()
         },
-        denoiser_calls=calls * num_videos * num_steps // (num_run * num_steps_run),
+        denoiser_calls=calls * num_videos * (num_steps + repeated) // (num_run * (num_steps_run + repeated)),
     )
 
 

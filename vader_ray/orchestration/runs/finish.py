@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from vader_ray.config import ExperimentConfig
@@ -71,8 +71,15 @@ def record_traceback(folder: RunDir, message: str, traceback: str) -> str:
 
 
 @contextmanager
-def ends_recorded(config: ExperimentConfig, folder: RunDir, mlflow_run: MlflowRun) -> Iterator[None]:
-    """Finish the run if the block raises an exception; of nested blocks, the innermost one does."""
+def ends_recorded(
+    config: ExperimentConfig, folder: RunDir, mlflow_run: Callable[[], MlflowRun]
+) -> Iterator[None]:
+    """Finish the run if the block raises an exception; of nested blocks, the innermost one does.
+
+    Args:
+        mlflow_run: returns the run's MLflow run once it is open, or raises the error because of which it is
+            not.
+    """
     try:
         yield
     except BaseException as error:
@@ -83,15 +90,16 @@ def ends_recorded(config: ExperimentConfig, folder: RunDir, mlflow_run: MlflowRu
 
 
 def _finish_after(
-    first: BaseException, config: ExperimentConfig, folder: RunDir, mlflow_run: MlflowRun
+    first: BaseException, config: ExperimentConfig, folder: RunDir, mlflow_run: Callable[[], MlflowRun]
 ) -> None:
     """Finish a run that an error has ended; what else fails is printed, since the first error counts."""
     interrupted = isinstance(first, KeyboardInterrupt)
     status: RunStatus = "interrupted" if interrupted else "failed"
     try:
-        finish_run(config, folder, mlflow_run, status, error=None if interrupted else last_line(first))
+        finish_run(config, folder, mlflow_run(), status, error=None if interrupted else last_line(first))
     except (OSError, ValueError, RunFailed) as error:
-        print(f"{folder.summary} was not written: {describe(error)}", flush=True)
+        if error is not first:
+            print(f"{folder.summary} was not written: {describe(error)}", flush=True)
 
 
 def summarize(

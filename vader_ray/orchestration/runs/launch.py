@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from uuid import uuid4
 
 import ray
@@ -34,11 +36,13 @@ from vader_ray.orchestration.runs.worker import Job, run_worker
 from vader_ray.orchestration.signals import sigterm_deferred, sigterm_interrupts
 from vader_ray.orchestration.tracking import mlflow_runs
 from vader_ray.orchestration.tracking.address import MlflowRun
-from vader_ray.orchestration.tracking.server import tracking_uri
+from vader_ray.orchestration.tracking.server import check_before_start, tracking_uri
 from vader_ray.preflight import auto_tune
 from vader_ray.preflight.devices import fits
 from vader_ray.training.events import StepEvent
 from vader_ray.training.resolve import resolve_names
+
+T = TypeVar("T")
 
 
 def resolve_auto(config: ExperimentConfig) -> ExperimentConfig:
@@ -80,11 +84,13 @@ def train_run(
     with (
         claim_run_dir(config, runs_dir, run_name, resume=resume, storage=storage) as folder,
         sigterm_interrupts(),
+        ExitStack() as stack,
     ):
         summary = _read_or_rebuild_summary(config, folder)
         if summary is not None and folder.is_complete(config.num_steps):
             return summary
-        mlflow_run = _open_mlflow_run(config, folder)
+        check_before_start(tracking_uri(config.tracking.uri))
+        mlflow_run = stack.enter_context(_in_thread(lambda: _open_mlflow_run(config, folder)))
         warn_without_guard(config)
         with (
             ends_recorded(config, folder, mlflow_run),
@@ -98,8 +104,15 @@ def train_run(
                 on_step(event)
 
             with ends_recorded(config, folder, mlflow_run):  # before Ray is stopped, which may fail
-                launch(config, folder, mlflow_run, remote_rewards, on_step=update, log=progress.log)
-        return finish_run(config, folder, mlflow_run)
+                launch(config, folder, mlflow_run(), remote_rewards, on_step=update, log=progress.log)
+        return finish_run(config, folder, mlflow_run())
+
+
+@contextmanager
+def _in_thread(function: Callable[[], T]) -> Iterator[Callable[[], T]]:
+    """Call a function in a thread; yield a function that waits for its result or raises its exception."""
+    with ThreadPoolExecutor(1) as executor:
+        yield executor.submit(function).result
 
 
 def _read_or_rebuild_summary(config: ExperimentConfig, folder: RunDir) -> RunSummary | None:

@@ -72,6 +72,21 @@ def check_server(uri: str) -> None:
         raise unusable(uri, error) from None
 
 
+def check_before_start(uri: str) -> None:
+    """Check what takes no seconds: that a SQLite database can be written, or that a server works.
+
+    Raises:
+        UserError: as in `check_server`.
+    """
+    if not uri.startswith(SQLITE):
+        check_server(uri)
+        return
+    try:
+        _check_writable(database_path(uri))
+    except (OSError, sqlite3.Error) as error:
+        raise unusable(uri, error) from None
+
+
 def database_path(uri: str) -> Path:
     """Return the file of a SQLite URI."""
     return Path(uri.removeprefix(SQLITE).partition("?")[0])
