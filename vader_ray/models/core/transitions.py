@@ -112,6 +112,10 @@ _WITHOUT_MEMORY = (
 """Schedulers whose step depends on nothing but the sample, the prediction and the step's index."""
 
 
+_LEAST_NOISE = 1e-9
+"""Smallest variance of added noise, as a share of that before the denoising step; below, it is rounding."""
+
+
 def check_renoising(scheduler: Any) -> None:
     """Check that a finished video can be taken back to a denoising step by adding noise.
 
@@ -140,11 +144,21 @@ def renoised(scheduler: Any, final: Tensor, noise: Tensor, step: int) -> Tensor:
         final: the sample after the last denoising step.
         noise: of the same shape.
         step: denoising step; 0 is the noisiest.
+
+    Raises:
+        UserError: there is no noise to add.
     """
     signal, level = _signal_and_noise(scheduler, step)
     final_signal, final_level = _final_signal_and_noise(scheduler)
     ratio = signal * _clean_scale(scheduler, step) / final_signal
-    return ratio * final + math.sqrt(level**2 - (ratio * final_level) ** 2) * noise
+    added = level**2 - (ratio * final_level) ** 2
+    if added < _LEAST_NOISE * level**2:
+        raise UserError(
+            f"sampling.num_endings: with this {type(scheduler).__name__}, a sample before the last "
+            f"{len(scheduler.timesteps) - step} denoising steps has no more noise than a finished video, so "
+            "all endings would be equal; raise sampling.truncation_depth, or set num_endings=1"
+        )
+    return ratio * final + math.sqrt(added) * noise
 
 
 def _final_signal_and_noise(scheduler: Any) -> tuple[float, float]:
