@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import get_scheduler
 
 from vader_ray.config import OptimizerConfig
 from vader_ray.errors import UserError
@@ -106,6 +105,10 @@ class AdapterOptimizer:
 
 def learning_rates(settings: OptimizerConfig, num_steps: int) -> Callable[[int], float]:
     """Return the learning rate as a function of the number of steps before: transformers' schedules."""
+    if settings.has_constant_rate():
+        return lambda step: settings.learning_rate
+    from transformers import get_scheduler  # takes seconds, and the driver of a run needs no schedule
+
     name = "constant_with_warmup" if settings.schedule == "constant" else settings.schedule
     carrier = torch.optim.SGD([torch.zeros(1)], lr=settings.learning_rate)  # required by get_scheduler
     schedule = get_scheduler(name, carrier, settings.warmup_steps, settings.decay_steps(num_steps))

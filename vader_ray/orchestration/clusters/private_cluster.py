@@ -45,6 +45,7 @@ def start(*, include_dashboard: bool, **settings: Any) -> Iterator[None]:
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         # the control service keeps a record of each call of an actor: 2.3 KiB, 100,000 of them by default
         "RAY_task_events_max_num_task_in_gcs": "1000",
+        "RAY_prestart_worker_first_driver": "0",  # they lack our setup hook, so that none would be used
         "GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME") or _loopback_interface(),
     }
     folder = _own_folder() / "ray"  # Ray makes the folder that it is given writable for everybody

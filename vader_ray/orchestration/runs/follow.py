@@ -16,7 +16,8 @@ from vader_ray.errors import UserError
 from vader_ray.orchestration import ray_private
 from vader_ray.training.events import StepEvent
 
-_POLL_SECONDS = 0.1
+_POLL_SECONDS = 0.5
+"""Longest wait for a message, after which other ends of a run are looked for; a message ends the wait."""
 
 
 class Failure(NamedTuple):
