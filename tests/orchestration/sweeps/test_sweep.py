@@ -178,6 +178,7 @@ def _summaries(weights: Path, tmp_path: Path) -> dict[str, RunSummary]:
     return summaries
 
 
+@pytest.mark.slow
 def test_a_trial_that_its_guard_stopped_competes_with_the_adapter_that_it_keeps(
     tiny_pipeline_folder: Path, tmp_path: Path
 ) -> None:
