@@ -32,7 +32,7 @@ class Background:
             raise errors[0]
 
     def close(self) -> list[BaseException]:
-        """Wait for all functions, end the thread and return the exceptions that nobody has received."""
+        """Wait for all functions, end the thread and return the exceptions that were not raised yet."""
         errors = self._finish()
         self._executor.shutdown()
         return errors
