@@ -1,23 +1,26 @@
 """Bytes that an evaluation moves per worker, measured on 2, 4 and 8 real processes and derived for 64.
 
-    python -m benchmarks.evaluation                        # a minute on two cores, 250 MB per process
-    python -m benchmarks.evaluation --num-frames 81 --height 480 --width 832 --workers 2
+    python -m benchmarks.evaluation                        # two minutes on two cores, 400 MB per process
+    python -m benchmarks.evaluation --workers "" --num-shown 4 --num-frames 81 --height 480 --width 832
 
-Each process has its share of 64 evaluated held-out videos, of which 4 are shown, and exchanges them over gloo
-as an evaluation does: frames and features to worker 0, numbers to every worker. The bytes are those that the
-kernel counts for the reads and writes of the process (``rchar`` and ``wchar`` of ``/proc/self/io``) during
-the exchange. "all to all" gathers all of it on every worker, padded to the largest share, as
-`torch.distributed.all_gather_object` does.
+Each process has its share of 64 evaluated held-out videos and exchanges them over gloo as an evaluation does:
+frames of the shown videos and features to worker 0, numbers to every worker. The bytes are those that the
+kernel counts on the TCP connections of the process (``TCP_INFO``) during the exchange. "all to all" gathers
+everything on every worker, padded to the largest share, as `torch.distributed.all_gather_object` does.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import pickle
+import socket
+import struct
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -30,46 +33,57 @@ from vader_ray.training.distributed import WorkerGroup
 from vader_ray.training.evaluation import EvaluatedVideo
 from vader_ray.training.events import Video
 
-NUM_VIDEOS, NUM_SHOWN = 64, 4
+NUM_VIDEOS = 64
 DERIVED_FOR = 64
 
 
-def evaluated(index: int, shape: tuple[int, int, int]) -> EvaluatedVideo:
-    """Return a held-out video with the sizes of two rewards, four metrics and two kinds of features."""
+Shape: TypeAlias = tuple[int, int, int, int]
+"""Frames, height and width of a video, and number of videos that are shown."""
+
+
+def evaluated(index: int, shape: Shape) -> EvaluatedVideo:
+    """Return a held-out video with the sizes of two rewards, two metrics and two kinds of features."""
     scores = {"hps": 0.5 + index, "aesthetic": 4.5 + index, "objective": 0.5 + index}
     prompt = f"a red circle moving left, number {index}"
-    frames = np.zeros((*shape, 3), np.uint8)
+    *size, num_shown = shape
+    frames = np.zeros((*size, 3), np.uint8)
     return EvaluatedVideo(
         prompt=prompt,
         scores=scores,
         metric_values={"motion": 0.1, "caption_accuracy": 1.0},
         features={"diversity": _thumbnail(shape), "distance_to_base": _thumbnail(shape)},
-        shown=Video(prompt, index, scores, frames) if index < NUM_SHOWN else None,
+        shown=Video(prompt, index, scores, frames) if index < num_shown else None,
     )
 
 
-def _thumbnail(shape: tuple[int, int, int]) -> torch.Tensor:
+def _thumbnail(shape: Shape) -> torch.Tensor:
     """Return pixels of the size of `vader_ray.metrics.core.thumbnails` for a video of this shape."""
-    frames, height, width = shape
+    frames, height, width, _ = shape
     factor = -(-min(height, width) // 32)
     return torch.zeros(min(frames, 16) * 3 * (height // factor) * (width // factor), dtype=torch.uint8)
 
 
 def _moved() -> dict[str, int]:
-    """Return the bytes that this process has received (read) and sent (written) so far."""
-    lines = (line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
-    counters = {name: int(value) for name, value in lines}
-    return {"received": counters["rchar"], "sent": counters["wchar"]}
+    """Return the bytes that this process's TCP connections have received and sent so far."""
+    totals = {"received": 0, "sent": 0}
+    for descriptor in os.listdir("/proc/self/fd"):
+        with suppress(OSError):  # no socket, or none of TCP
+            with socket.socket(fileno=os.dup(int(descriptor))) as connection:
+                info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
+            acknowledged, received = struct.unpack_from("QQ", info, 120)  # linux/tcp.h: struct tcp_info
+            totals = {"received": totals["received"] + received, "sent": totals["sent"] + acknowledged}
+    return totals
 
 
 def _during(exchange: Callable[[], object]) -> dict[str, int]:
     distributed.barrier()
     before = _moved()
     exchange()
+    distributed.barrier()
     return {name: value - before[name] for name, value in _moved().items()}
 
 
-def _worker(rank: int, num_workers: int, folder: str, shape: tuple[int, int, int]) -> None:
+def _worker(rank: int, num_workers: int, folder: str, shape: Shape) -> None:
     torch.set_num_threads(1)
     meeting = f"file://{folder}/meeting-{num_workers}"
     distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=num_workers)
@@ -88,10 +102,10 @@ def _worker(rank: int, num_workers: int, folder: str, shape: tuple[int, int, int
 
 
 def _small(index: int) -> EvaluatedVideo:
-    return evaluated(index, (1, 1, 1))
+    return evaluated(index, (1, 1, 1, 0))
 
 
-def measure(num_workers: int, shape: tuple[int, int, int]) -> list[dict[str, Any]]:
+def measure(num_workers: int, shape: Shape) -> list[dict[str, Any]]:
     """Return the bytes of each worker's exchange, by rank."""
     with tempfile.TemporaryDirectory() as folder:
         multiprocessing.spawn(_worker, (num_workers, folder, shape), nprocs=num_workers)
@@ -101,7 +115,7 @@ def measure(num_workers: int, shape: tuple[int, int, int]) -> list[dict[str, Any
         ]
 
 
-def derive(num_workers: int, shape: tuple[int, int, int]) -> list[dict[str, Any]]:
+def derive(num_workers: int, shape: Shape) -> list[dict[str, Any]]:
     """Return the bytes of each worker's exchange from the pickled sizes of the videos."""
     groups = [WorkerGroup(rank, num_workers) for rank in range(num_workers)]
     shares = [
@@ -116,21 +130,22 @@ def derive(num_workers: int, shape: tuple[int, int, int]) -> list[dict[str, Any]
 
 def main(
     workers: str = "2,4,8",
+    num_shown: Annotated[int, typer.Option(min=0)] = NUM_VIDEOS,
     num_frames: Annotated[int, typer.Option(min=1)] = 16,
-    height: Annotated[int, typer.Option(min=8)] = 256,
-    width: Annotated[int, typer.Option(min=8)] = 256,
+    height: Annotated[int, typer.Option(min=8)] = 64,
+    width: Annotated[int, typer.Option(min=8)] = 64,
 ) -> None:
     """Print one row per number of workers."""
-    shape = (num_frames, height, width)
+    shape = (num_frames, height, width, num_shown)
     table = Table(
         "workers",
         "worker 0 receives",
         "another receives",
         "another sends at most",
         "all to all: each receives",
-        title=f"MB for {NUM_VIDEOS} videos, {NUM_SHOWN} shown, {num_frames} × {height} × {width}",
+        title=f"MB for {NUM_VIDEOS} videos, {num_shown} shown, {num_frames} × {height} × {width}",
     )
-    for count in map(int, workers.split(",")):
+    for count in map(int, filter(None, workers.split(","))):
         table.add_row(str(count), *_cells(measure(count, shape)))
     table.add_row(f"{DERIVED_FOR} (derived)", *_cells(derive(DERIVED_FOR, shape)))
     Console(highlight=False, width=130).print(table)

@@ -339,6 +339,9 @@ class RuntimeConfig(Settings):
     prefix_batch_size: Count | Literal["auto"] = 2
     """Videos that are sampled together in denoising steps without gradient. ``auto`` doubles it while it fits
     the free memory."""
+    evaluation_batch_size: Count | None = None
+    """Videos that evaluations sample, decode and score together, by default ``prefix_batch_size``. More are
+    faster, with more memory; numbers change by rounding alone."""
     decode_chunk_size: Count = 4
     """Frames that are decoded and scored with gradient together; fewer need less memory."""
     activation_checkpointing: ActivationCheckpointing | Literal["auto"] = "none"

@@ -141,6 +141,11 @@ def batching(runtime: RuntimeConfig) -> Batching:
     return Batching(prefix, micro, runtime.decode_chunk_size, runtime.matmul_precision)
 
 
+def evaluation_batch_size(runtime: RuntimeConfig) -> int:
+    """Return the number of videos that a worker evaluates at once."""
+    return runtime.evaluation_batch_size or batching(runtime).prefix
+
+
 def assemble(
     config: ExperimentConfig,
     model: SamplingModel,
