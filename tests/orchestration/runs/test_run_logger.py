@@ -98,7 +98,7 @@ def test_the_next_process_records_what_a_killed_one_has_kept(
     expected = {path: path.read_bytes() for path in folder.videos.glob("step-*/*.mp4")}
 
     killed = open_run_dir(config, tmp_path / "runs", "killed")
-    tracker = Tracker(nobody.uri, nobody.run_id, killed.path, system_metrics=False, on_message=[].append)
+    tracker = Tracker(nobody.uri, nobody.run_id, killed.path, system_metrics=False, on_message=print)
     keeper = VideoRecorder(config, killed, tracker, print)
     for step in (0, 3, 6):
         keeper.keep(step, evaluated(step).videos)
