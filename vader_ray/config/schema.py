@@ -264,6 +264,9 @@ class EvaluationConfig(Settings):
     num_videos: Count = 16
     """Held-out videos; if there are fewer prompts, they are repeated with other noise. Standard errors fall
     with its root."""
+    batch_size: Count | None = None
+    """Videos that a worker samples, decodes and scores together, by default ``runtime.prefix_batch_size``.
+    More are faster, with more memory; numbers change by rounding alone."""
     num_shown: Count = 4
     """Number of held-out videos that are written as mp4 files and as rows of the contact sheet."""
     frames_per_second: int = Field(default=8, gt=0, le=1000)
@@ -339,9 +342,6 @@ class RuntimeConfig(Settings):
     prefix_batch_size: Count | Literal["auto"] = 2
     """Videos that are sampled together in denoising steps without gradient. ``auto`` doubles it while it fits
     the free memory."""
-    evaluation_batch_size: Count | None = None
-    """Videos that evaluations sample, decode and score together, by default ``prefix_batch_size``. More are
-    faster, with more memory; numbers change by rounding alone."""
     decode_chunk_size: Count = 4
     """Frames that are decoded and scored with gradient together; fewer need less memory."""
     activation_checkpointing: ActivationCheckpointing | Literal["auto"] = "none"

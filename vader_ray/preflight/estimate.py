@@ -185,7 +185,7 @@ def _shortened(config: ExperimentConfig, depth: int) -> Iterator[ExperimentConfi
             "train": tuple(f"{image} | {text}" for text in texts),
             "heldout": tuple(f"{image} | {text}" for text in heldout),
         }
-        num_videos = max(2, evaluation_batch_size(config.runtime))
+        num_videos = max(2, evaluation_batch_size(config))
         evaluation = config.evaluation.model_copy(update={"num_videos": num_videos, "num_shown": 1})
         yield config.model_copy(
             update={

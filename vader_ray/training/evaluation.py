@@ -70,7 +70,7 @@ def evaluate(
         base: `Evaluation.base_features` of the base model's evaluation; None if this evaluation is the base
             model's. Only worker 0 uses it.
     """
-    heldout, size = list(enumerate(_heldout(config))), evaluation_batch_size(config.runtime)
+    heldout, size = list(enumerate(_heldout(config))), evaluation_batch_size(config)
     share = [heldout[index] for index in group.share(len(heldout))]
     batches = [share[start : start + size] for start in range(0, len(share), size)]
     own = [video for batch in batches for video in _evaluate_batch(config, experiment, batch)]
