@@ -99,10 +99,9 @@ class RunLogger:
         if not self._in_background:
             self._record_later(event.step, event.videos, event.state.before)
             self._background.wait()
-        if event.step == self._config.num_steps or event.state.stopped:
-            self._retry(self._push_all)
-        elif event.checkpoint is not None or self._config.selection_metric() in event.metrics:
-            self._push()
+        is_last = event.step == self._config.num_steps or bool(event.state.stopped)
+        if is_last or event.checkpoint is not None or self._config.selection_metric() in event.metrics:
+            self._push(must_succeed=is_last)
         if self._in_background:
             self._record_later(event.step, event.videos, event.state.before)
 
@@ -117,16 +116,17 @@ class RunLogger:
         minutes = self._config.checkpoint.retry_minutes
         retry_writes(write, self._folder.storage or self._folder.path, minutes=minutes, log=self._log)
 
-    def _push_all(self) -> None:
-        """Copy local changes to the storage, while the thread changes none."""
-        if self._folder.storage is not None:
-            self._background.wait()
-        self._folder.push()
-
-    def _push(self) -> None:
-        """Copy local changes to the storage; what it does not take is copied by the next call."""
+    def _push(self, *, must_succeed: bool) -> None:
+        """Copy local changes to the storage, if there is one; what it does not take is copied by the next
+        call, unless this one must succeed."""
+        if self._folder.storage is None:
+            return
+        self._background.wait()  # the thread changes the folder
+        if must_succeed:
+            self._retry(self._folder.push)
+            return
         try:
-            self._push_all()
+            self._folder.push()
         except OSError as error:
             if not self._has_push_failed:
                 self._log(
