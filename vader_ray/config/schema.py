@@ -264,9 +264,6 @@ class EvaluationConfig(Settings):
     num_videos: Count = 16
     """Held-out videos; if there are fewer prompts, they are repeated with other noise. Standard errors fall
     with its root."""
-    batch_size: Count | None = None
-    """Videos that a worker samples, decodes and scores together, by default ``runtime.prefix_batch_size``.
-    More are faster, with more memory; numbers change by rounding alone."""
     num_shown: Count = 4
     """Number of held-out videos that are written as mp4 files and as rows of the contact sheet."""
     frames_per_second: int = Field(default=8, gt=0, le=1000)

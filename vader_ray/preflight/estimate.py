@@ -30,14 +30,7 @@ from vader_ray.preflight.trackers import OpCounter, OpRecord, PeakMemoryTracker
 from vader_ray.training.checkpoint import State
 from vader_ray.training.distributed import WorkerGroup
 from vader_ray.training.evaluation import evaluate
-from vader_ray.training.experiment import (
-    Experiment,
-    assemble,
-    batching,
-    build_model,
-    encode,
-    evaluation_batch_size,
-)
+from vader_ray.training.experiment import Experiment, assemble, batching, build_model, encode
 from vader_ray.training.step import make_rollout, step_context
 from vader_ray.types import Frames, Granularity, RemoteReward, SamplingModel, Scores, TruncationPlan
 
@@ -185,7 +178,7 @@ def _shortened(config: ExperimentConfig, depth: int) -> Iterator[ExperimentConfi
             "train": tuple(f"{image} | {text}" for text in texts),
             "heldout": tuple(f"{image} | {text}" for text in heldout),
         }
-        num_videos = max(2, evaluation_batch_size(config))
+        num_videos = max(2, batching(config.runtime).prefix)
         evaluation = config.evaluation.model_copy(update={"num_videos": num_videos, "num_shown": 1})
         yield config.model_copy(
             update={

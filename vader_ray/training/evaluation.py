@@ -20,7 +20,7 @@ from vader_ray.metrics import Features, Metric, PairedMetric, SetMetric, VideoMe
 from vader_ray.metrics.core.statistics import bootstrap_interval, draw_resamples, standard_error
 from vader_ray.training.distributed import WorkerGroup
 from vader_ray.training.events import Video
-from vader_ray.training.experiment import EvalMetric, Experiment, evaluation_batch_size
+from vader_ray.training.experiment import EvalMetric, Experiment, batching
 from vader_ray.training.seeding import derive_seed
 from vader_ray.types import Frames, Scores
 
@@ -70,7 +70,7 @@ def evaluate(
         base: `Evaluation.base_features` of the base model's evaluation; None if this evaluation is the base
             model's. Only worker 0 uses it.
     """
-    heldout, size = list(enumerate(_heldout(config))), evaluation_batch_size(config)
+    heldout, size = list(enumerate(_heldout(config))), batching(config.runtime).prefix
     share = [heldout[index] for index in group.share(len(heldout))]
     batches = [share[start : start + size] for start in range(0, len(share), size)]
     own = [video for batch in batches for video in _evaluate_batch(config, experiment, batch)]

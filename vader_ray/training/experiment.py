@@ -141,11 +141,6 @@ def batching(runtime: RuntimeConfig) -> Batching:
     return Batching(prefix, micro, runtime.decode_chunk_size, runtime.matmul_precision)
 
 
-def evaluation_batch_size(config: ExperimentConfig) -> int:
-    """Return the number of videos that a worker evaluates at once."""
-    return config.evaluation.batch_size or batching(config.runtime).prefix
-
-
 def assemble(
     config: ExperimentConfig,
     model: SamplingModel,
