@@ -105,6 +105,18 @@ def test_one_ending_changes_no_bit(tiny_pipeline_folder: Path) -> None:
     assert all(torch.equal(first, second) for first, second in zip(*gradients, strict=True))
 
 
+def test_noise_is_a_function_of_the_video_and_the_ending_alone(tiny_pipeline_folder: Path) -> None:
+    """So a continued run repeats it: no generator of the process has an effect."""
+    model, found = load_tiny(tiny_pipeline_folder), list[tuple[Tensor, Tensor]]()
+    randomise_adapter(model)
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        found.append(_staged(model, TruncationPlan(STEPS, (4,), num_endings=3), Batching(2, 1, 1)))
+        for parameter in model.adapter_parameters():
+            parameter.grad = None
+    assert all(torch.equal(first, second) for first, second in zip(*found, strict=True))
+
+
 def test_the_mean_over_endings_is_unbiased() -> None:
     """x′ = (a + bθ)·x with x = √ᾱ·x₀ + √(1−ᾱ)·ε, so E[∂ Σx′²/∂θ] = 2(a + bθ)·b·Σ(ᾱ·x₀² + 1 − ᾱ)."""
     theta, side, num_endings = 0.2, 64, 8

@@ -35,7 +35,7 @@ from vader_ray.types import Frames, Granularity, Scores
 def test_resumed_run_equals_the_straight_run_bit_for_bit(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
     config = tiny_config(
         tiny_pipeline_folder,
-        sampling=_random_depth() | {"num_endings": 2},
+        sampling=_random_depth(),
         rewards=[{"reward": "brightness", "frames": "random:1"}],
     )
     straight, resumed = Keeper(tmp_path / "straight"), Keeper(tmp_path / "resumed")
