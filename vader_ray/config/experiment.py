@@ -114,6 +114,12 @@ class ExperimentConfig(Settings):
                 f"videos_per_step={self.videos_per_step} cannot be shared evenly by runtime.num_workers="
                 f"{self.runtime.num_workers}; choose a divisor"
             )
+        if self.runtime.shard > 1 and self.sampling.prefix_cache != "none":
+            raise ValueError(
+                f"sampling.prefix_cache={self.sampling.prefix_cache} skips blocks depending on the video, and "
+                f"runtime.shard={self.runtime.shard} needs the same blocks on all workers of a group; set "
+                "sampling.prefix_cache=none"
+            )
         return self
 
     def reward_metrics(self) -> list[str]:

@@ -69,16 +69,24 @@ def _memory_settings(config: ExperimentConfig) -> Iterator[str]:
         yield "runtime.activation_checkpointing=block"
     if not model.offload_decoder_cache:
         yield "model.offload_decoder_cache=true"
+    if runtime.shard == 1 < runtime.num_workers and _can_be_sharded(config):
+        yield f"runtime.shard={runtime.num_workers}"
     if config.sampling.recompute is not True:
         yield "sampling.recompute=true"
     sizes = ("micro_batch_size", "decode_chunk_size", "prefix_batch_size")
     yield from (f"runtime.{name}=1" for name in sizes if getattr(runtime, name) != 1)
+    if not runtime.offload_weights:
+        yield "runtime.offload_weights=true"
     local = {i: spec.reward.rsplit(".", 1)[-1] for i, spec in enumerate(config.rewards) if not spec.placement}
     yield from (f"rewards.{i}.placement.actor={name}" for i, name in local.items())
     wide = [i for i, spec in enumerate(config.rewards) if spec.precision == "float32"]
     yield from (f"rewards.{i}.precision=bfloat16" for i in wide)
     precisions = ("precision", "decoder_precision")
     yield from (f"model.{name}=bfloat16" for name in precisions if getattr(model, name) != "bfloat16")
+
+
+def _can_be_sharded(config: ExperimentConfig) -> bool:
+    return config.runtime.min_workers is None and config.sampling.prefix_cache == "none"
 
 
 def choose_auto(config: ExperimentConfig, fits: Callable[[int], bool]) -> ExperimentConfig:

@@ -63,6 +63,7 @@ def evaluate(config: ExperimentConfig, experiment: Experiment, group: WorkerGrou
     """
     numbered, size = list(enumerate(_heldout(config))), batching(config.runtime).prefix
     batches = [numbered[start : start + size] for start in range(0, len(numbered), size)]
+    _sample_missing(config, experiment, group, batches)
     own = [
         video
         for index in group.share(len(batches))
@@ -161,6 +162,26 @@ def _heldout(config: ExperimentConfig) -> list[tuple[str, int]]:
         (prompts[i % len(prompts)], derive_seed(config.seed, "evaluation", i))
         for i in range(config.evaluation.num_videos)
     ]
+
+
+def _sample_missing(
+    config: ExperimentConfig,
+    experiment: Experiment,
+    group: WorkerGroup,
+    batches: Sequence[Sequence[tuple[int, tuple[str, int]]]],
+) -> None:
+    """Sample until this worker will have called the denoiser as often as the others of its shard group.
+
+    The videos are dropped.
+    """
+    model, peers = experiment.model, group.peers(config.runtime.shard)
+    loops = {
+        peer.rank: sum(model.num_loops(len(batches[index])) for index in peer.share(len(batches)))
+        for peer in peers
+    }
+    _, (prompt, seed) = batches[0][0]
+    for _ in range(max(loops.values()) - loops[group.rank]):
+        model.sample(experiment.condition([prompt]), [seed])
 
 
 def _evaluate_batch(
