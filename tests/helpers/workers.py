@@ -6,6 +6,7 @@ The processes are forked from a server that has imported everything and runs not
 from __future__ import annotations
 
 import multiprocessing
+import pickle
 import warnings
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -53,7 +54,7 @@ def run_workers(function: Callable[..., T], num_workers: int, folder: Path, *arg
 
 def _receive(receiver: Connection, rank: int) -> Any:
     assert receiver.poll(TIMEOUT_SECONDS), f"worker {rank} did not answer"
-    return receiver.recv()
+    return pickle.loads(receiver.recv_bytes())  # a pipe's own pickles share tensors with a living process
 
 
 def _work(
@@ -64,5 +65,5 @@ def _work(
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{meeting}", rank=group.rank, world_size=group.world_size
     )
-    sender.send(function(group, *arguments))
+    sender.send_bytes(pickle.dumps(function(group, *arguments)))
     torch.distributed.destroy_process_group()

@@ -116,8 +116,8 @@ class ExperimentConfig(Settings):
             )
         if self.runtime.shard > 1 and self.sampling.prefix_cache != "none":
             raise ValueError(
-                f"sampling.prefix_cache={self.sampling.prefix_cache} skips blocks depending on the video, and "
-                f"runtime.shard={self.runtime.shard} needs the same blocks on all workers of a group; set "
+                f"sampling.prefix_cache={self.sampling.prefix_cache} skips blocks depending on the video, "
+                f"and runtime.shard={self.runtime.shard} needs the same ones on all workers of a group; set "
                 "sampling.prefix_cache=none"
             )
         return self

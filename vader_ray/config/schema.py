@@ -318,9 +318,9 @@ class RuntimeConfig(Settings):
     use_gpu: bool | None = None
     """Reserve one GPU for each worker; by default if the cluster has any."""
     shard: Count = 1
-    """Number G of consecutive workers over which the frozen weights of denoiser and text encoders are divided:
-    each keeps 1/G of them and gathers one block at a time (FSDP2). The adapter, decoder and rewards are whole
-    on every worker. Exact; every call of the denoiser sends its weights over the network once. A divisor of
+    """Number G of consecutive workers over which the frozen weights of denoiser and text encoders are
+    divided: each keeps 1/G of them and gathers one block at a time (FSDP2). Adapter, decoder and rewards are
+    whole on every worker. Exact; each call of the denoiser sends its weights over the network. A divisor of
     ``num_workers``."""
     offload_weights: bool = False
     """Keep the frozen weights of denoiser and text encoders, or this worker's share of them, in host memory

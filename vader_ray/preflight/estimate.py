@@ -58,8 +58,8 @@ class StepEstimate:
     evaluation_bytes: int
     """Peak of an evaluation, without weights and state."""
     host_bytes: int
-    """Peak of tensors in host memory: a decoder's cache, weights that wait there, and the whole model while it
-    is loaded in order to be divided."""
+    """Peak of tensors in host memory: a decoder's cache, weights that wait there, and a whole model that is
+    loaded to be divided."""
     operations: Mapping[OpRecord, int]
     """Number of calls of each kernel in one step, over all videos of this worker."""
     denoiser_calls: int

@@ -1,4 +1,4 @@
-"""Sharded weights: latents and gradients bit for bit those of the whole model, memory as counted."""
+"""Sharded weights: the latents bit for bit, the gradient up to the order of sums; one block in memory."""
 
 from __future__ import annotations
 
@@ -20,6 +20,9 @@ from tests.helpers.workers import run_workers
 from vader_ray.config import ActivationCheckpointing
 from vader_ray.models.core.sharding import GATHERED_BLOCKS, ShardedNetwork, local_bytes, outer_blocks
 from vader_ray.training.distributed import WorkerGroup
+
+ROUNDING = 0.02
+"""Tolerance of a gradient in bfloat16, whose numbers have 8 bits."""
 
 
 @pytest.mark.slow
@@ -45,8 +48,10 @@ def test_a_sharded_model_is_the_whole_one(
     (tmp_path / "meetings").mkdir()
     settings = (name, folder, images, precision, recompute, checkpointing, offload)
     for whole, sharded in run_workers(differentiate, 2, tmp_path / "meetings", *settings):
-        for expected, found in zip(whole, sharded, strict=True):
-            assert torch.equal(expected, found)
+        assert torch.equal(whole[0], sharded[0])
+        assert torch.equal(whole[1], sharded[1])
+        error = (whole[2] - sharded[2]).abs().max() / whole[2].abs().max()
+        assert error < (ROUNDING if precision == "bfloat16" else case.tolerance)
 
 
 class _Deep(nn.Module):

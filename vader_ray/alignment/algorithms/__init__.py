@@ -66,8 +66,8 @@ def check(config: ExperimentConfig, *, folder: Path | None = None) -> AlgorithmC
         _refuse_gradient_steps(config.algorithm.name, config.sampling)
     if config.runtime.shard > 1 and algorithm.calls_depend_on_videos:
         raise UserError(
-            f"algorithm.name={config.algorithm.name} calls the denoiser at steps that depend on the video, and "
-            f"runtime.shard={config.runtime.shard} needs the same calls on all workers of a group; set "
+            f"algorithm.name={config.algorithm.name} calls the denoiser at steps that depend on the video, "
+            f"and runtime.shard={config.runtime.shard} needs the same calls on all workers of a group; set "
             "runtime.shard=1"
         )
     algorithm.check(config)

@@ -46,7 +46,7 @@ class ShardedNetwork:
             offload: keep the shares in host memory.
         """
         policy = CPUOffloadPolicy(pin_memory=device.type == "cuda") if offload else OffloadPolicy()
-        whole = _whole_parameters(self.network)
+        kind, whole = type(self.network), _whole_parameters(self.network)
         for parameter in whole:
             parameter.data = parameter.data.to(device)
         fix_device(self.network, device)
@@ -56,6 +56,8 @@ class ShardedNetwork:
                 part, mesh=mesh, reshard_after_forward=True, ignored_params=whole, offload_policy=policy
             )
             _Released(part)
+        sharded = type(self.network)  # transformers looks classes up by their full names
+        sharded.__module__, sharded.__qualname__ = kind.__module__, kind.__qualname__
 
     def frozen_bytes(self) -> int:
         """Return the bytes of the frozen weights."""
