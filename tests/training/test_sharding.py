@@ -14,9 +14,9 @@ from tests.helpers.tiny import load_tiny
 from tests.helpers.training import file_contents
 from tests.helpers.workers import run_workers
 from vader_ray.alignment import algorithms
-from vader_ray.config import override
+from vader_ray.config import RuntimeConfig, override, validate
 from vader_ray.errors import UserError
-from vader_ray.models.core.sharding import local_bytes
+from vader_ray.preflight.divided_weights import DividedWeights, divide
 from vader_ray.preflight.estimate import estimate_step
 from vader_ray.training.distributed import WorkerGroup
 from vader_ray.training.inference import evaluate_adapter
@@ -40,61 +40,60 @@ def _document(weights: Path, num_workers: int, shard: int) -> dict[str, Any]:
     )
 
 
-def _train(weights: Path, folder: Path, num_workers: int, shard: int, **more: Any) -> list[Trained]:
-    folder.mkdir()
-    meetings = folder / "meetings"
-    meetings.mkdir()
+def _train(
+    weights: Path, folder: Path, num_workers: int, shard: int, resume_from: Path | None = None
+) -> list[Trained]:
+    (folder / "meetings").mkdir(parents=True)
     document = _document(weights, num_workers, shard)
-    return run_workers(train_sharded, num_workers, meetings, document, folder, *more.values())
+    return run_workers(train_sharded, num_workers, folder / "meetings", document, folder, resume_from)
+
+
+def _check_run(trained: list[Trained], expected: Trained, share: int) -> None:
+    """Compare a sharded run with that of one worker, up to the order of sums."""
+    assert all(worker.is_sharded for worker in trained)
+    assert max(worker.frozen_bytes for worker in trained) == share
+    for worker in trained:
+        for one, other in zip(worker.adapter, expected.adapter, strict=True):
+            torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
+        for name in ("train/reward_mean", "eval/objective", "eval/diversity"):
+            values = [each.metrics[-1][name] for each in (worker, expected)]
+            assert values[0] == pytest.approx(values[1], abs=1e-5)
 
 
 @pytest.mark.slow
-def test_sharded_runs_are_those_of_one_worker(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
+def test_a_sharded_run_is_that_of_one_worker_and_continues_bit_for_bit(
+    tiny_pipeline_folder: Path, tmp_path: Path
+) -> None:
+    """A kill leaves the checkpoints alone: new processes continue from one. A whole model loads the adapter,
+    and so does one whose weights are in host memory."""
     weights = tiny_pipeline_folder
-    (alone,) = _train(weights, tmp_path / "alone", 1, 1)
-    whole = _train(weights, tmp_path / "whole", 2, 1)
-    for num_workers, shard in ((2, 2), (4, 2), (4, 4)):
-        trained = _train(weights, tmp_path / f"{num_workers}_{shard}", num_workers, shard)
-        for worker in trained:
-            assert worker.is_sharded
-            for found, expected in zip(worker.adapter, alone.adapter, strict=True):
-                torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)  # order of sums
-        counted = sum(each.share_bytes(shard) for each in load_tiny(weights).sharded_networks()[1:])
-        assert max(each.frozen_bytes for each in trained) == counted
-        assert counted < 1.1 / shard * alone.frozen_bytes
-        if num_workers == 2:
-            assert all(map(torch.equal, trained[0].adapter, whole[0].adapter))
-            assert _numbers(trained[0]) == _numbers(whole[0])
-
-
-def _numbers(worker: Trained) -> list[dict[str, float]]:
-    """The metrics that depend on neither time nor memory."""
-    return [
-        {name: value for name, value in each.items() if "second" not in name and "gib" not in name}
-        for each in worker.metrics
-    ]
-
-
-@pytest.mark.slow
-def test_a_killed_run_continues_bit_for_bit(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
-    """A kill leaves the checkpoints alone: the same group, new processes, from the last of them; the adapter
-    is then loaded by a model that is whole."""
-    straight = _train(tiny_pipeline_folder, tmp_path / "straight", 2, 2)
-    resumed = _train(
-        tiny_pipeline_folder, tmp_path / "resumed", 2, 2, resume_from=tmp_path / "straight" / "2"
-    )
-    for one, other in zip(straight, resumed, strict=True):
-        assert all(map(torch.equal, one.adapter, other.adapter))
+    alone = train_sharded(WorkerGroup(), _document(weights, 1, 1), tmp_path / "alone")
+    denoiser = load_tiny(weights).sharded_networks()[-1]
+    shares = {shard: denoiser.share_bytes(shard) for shard in (2, 4)}
+    assert all(shares[shard] < 1.1 / shard * alone.frozen_bytes for shard in shares)
+    straight = _train(weights, tmp_path / "straight", 2, 2)
+    _check_run(straight, alone, shares[2])
+    resumed = _train(weights, tmp_path / "resumed", 2, 2, tmp_path / "straight" / "2")
+    assert all(map(torch.equal, straight[0].adapter, resumed[1].adapter))
     last = tmp_path / "straight" / "3" / "adapter"
     assert file_contents(last) == file_contents(tmp_path / "resumed" / "3" / "adapter")
-    config = tiny_config(tiny_pipeline_folder, **_document(tiny_pipeline_folder, 2, 2))
+    config = validate(_document(weights, 2, 2))
     expected = pytest.approx(straight[0].metrics[-1]["eval/objective"], abs=1e-6)
     assert evaluate_adapter(config, last)["eval/objective"] == expected
-    offloaded = override(config, ["runtime.offload_weights=true"])
     try:
+        offloaded = override(config, ["runtime.offload_weights=true"])
         assert evaluate_adapter(offloaded, last)["eval/objective"] == expected
     finally:
         torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shard", [2, pytest.param(4, marks=pytest.mark.chaos)])
+def test_four_workers(tiny_pipeline_folder: Path, tmp_path: Path, shard: int) -> None:
+    alone = train_sharded(WorkerGroup(), _document(tiny_pipeline_folder, 1, 1), tmp_path / "alone")
+    trained = _train(tiny_pipeline_folder, tmp_path / "sharded", 4, shard)
+    denoiser = load_tiny(tiny_pipeline_folder).sharded_networks()[-1]
+    _check_run(trained, alone, denoiser.share_bytes(shard))
 
 
 def test_what_does_not_fit_is_refused(tiny_pipeline_folder: Path) -> None:
@@ -119,13 +118,25 @@ def test_workers_of_a_group_are_consecutive() -> None:
 
 @pytest.mark.slow
 def test_a_count_knows_the_shares(tiny_pipeline_folder: Path) -> None:
+    changes = {"num_workers": 2, "shard": 2, "offload_weights": True}
     whole = estimate_step(tiny_config(tiny_pipeline_folder, runtime={"num_workers": 2}))
-    sharded = estimate_step(tiny_config(tiny_pipeline_folder, runtime={"num_workers": 2, "shard": 2}))
-    offloaded = estimate_step(tiny_config(tiny_pipeline_folder, runtime={"offload_weights": True}))
-    _, denoiser = load_tiny(tiny_pipeline_folder).sharded_networks()
-    frozen, share = denoiser.frozen_bytes(), denoiser.share_bytes(2)
-    assert whole.weights_bytes - sharded.weights_bytes == frozen - share
-    assert whole.weights_bytes - offloaded.weights_bytes == frozen
-    assert sharded.step_bytes - whole.step_bytes == denoiser.gathered_bytes()
-    assert offloaded.host_bytes >= frozen
-    assert local_bytes(denoiser.network.parameters()) > frozen
+    waiting = estimate_step(tiny_config(tiny_pipeline_folder, runtime=changes))
+    denoiser = load_tiny(tiny_pipeline_folder).sharded_networks()[-1]
+    assert whole.weights_bytes - waiting.weights_bytes == denoiser.frozen_bytes()
+    assert waiting.step_bytes - whole.step_bytes == denoiser.gathered_bytes()
+    assert waiting.host_bytes > whole.host_bytes + denoiser.frozen_bytes()  # the whole model, once
+    assert waiting.load_bytes < whole.load_bytes
+
+
+def test_the_counted_share(tiny_pipeline_folder: Path) -> None:
+    networks = load_tiny(tiny_pipeline_folder).sharded_networks()
+    frozen, share = (
+        sum(size)
+        for size in zip(*((each.frozen_bytes(), each.share_bytes(2)) for each in networks), strict=True)
+    )
+    gathered = max(each.gathered_bytes() for each in networks)
+    assert divide(RuntimeConfig(), networks) == DividedWeights()
+    two = RuntimeConfig(num_workers=2, shard=2)
+    assert divide(two, networks) == DividedWeights(frozen - share, gathered, 0)
+    waiting = two.model_copy(update={"offload_weights": True})
+    assert divide(waiting, networks) == DividedWeights(frozen, gathered, share)

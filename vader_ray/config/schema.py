@@ -320,11 +320,11 @@ class RuntimeConfig(Settings):
     shard: Count = 1
     """Number G of consecutive workers over which the frozen weights of denoiser and text encoders are
     divided: each keeps 1/G of them and gathers one block at a time (FSDP2). Adapter, decoder and rewards are
-    whole on every worker. Exact; each call of the denoiser sends its weights over the network. A divisor of
-    ``num_workers``."""
+    whole on every worker. Exact up to the order of sums; each call of the denoiser sends its weights over the
+    network. A divisor of ``num_workers``."""
     offload_weights: bool = False
     """Keep the frozen weights of denoiser and text encoders, or this worker's share of them, in host memory
-    and copy one block at a time to the GPU. Exact; slower, with less GPU memory."""
+    and copy one block at a time to the GPU. Exact up to the order of sums; slower, with less GPU memory."""
     micro_batch_size: Count | Literal["auto"] = 1
     """Videos whose gradient steps are in memory together; faster, with more memory. ``auto`` doubles it,
     after ``prefix_batch_size``, while the step fits the free memory."""

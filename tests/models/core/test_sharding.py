@@ -29,14 +29,14 @@ ROUNDING = 0.02
 @pytest.mark.parametrize(
     ("name", "recompute", "checkpointing", "offload"),
     [
-        ("svd", True, "none", False),
-        ("animatediff", False, "block", False),
+        pytest.param("svd", True, "none", False, marks=pytest.mark.chaos),
+        pytest.param("animatediff", False, "block", False, marks=pytest.mark.chaos),
         ("cogvideox", True, "block", True),
         ("wan_a14b", True, "none", False),  # two denoisers
-        ("wan_i2v", False, "none", True),  # layers in float32, videos one by one
-        ("ltx", True, "attention", False),
+        pytest.param("wan_i2v", False, "none", True, marks=pytest.mark.chaos),  # float32 layers, one by one
+        pytest.param("ltx", True, "attention", False, marks=pytest.mark.chaos),
         ("hunyuan_video", False, "none", False),  # two text encoders
-        ("mochi", True, "none", False),
+        pytest.param("mochi", True, "none", False, marks=pytest.mark.chaos),
     ],
 )
 def test_a_sharded_model_is_the_whole_one(

@@ -1,8 +1,9 @@
 """Divide the frozen weights of networks over groups of workers (FSDP2), with the adapter whole on each.
 
 Each block is one group of weights that is gathered before its forward and its backward pass and released
-after them; the layers outside the blocks are another. The weights are equal to the last bit, so the numbers
-are those of the whole network. The adapter is no part of it: its gradients are summed as without sharding.
+after them; the layers outside the blocks are another. Outputs are those of the whole network to the last bit,
+gradients up to the order of sums, which FSDP's nodes in the graph change. The adapter is no part of it: its
+gradients are summed as without sharding.
 
 All workers of a group must call a network equally often, forward and backward. gloo has the one collective
 that is used, ``all_gather_into_tensor``, so all of it runs on CPUs, too.
