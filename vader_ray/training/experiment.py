@@ -94,7 +94,7 @@ def build(
     Args:
         remote: by name, the rewards that other processes compute; they are not loaded here.
         cache: this process's cache; a model, conditioning, reward or metric in it is not loaded again.
-        group: the workers of the run; without them the model is whole, whatever ``runtime.shard`` says.
+        group: the workers of the run; the model is whole if they are fewer than ``runtime.shard``.
     """
     torch.set_num_threads(config.runtime.num_threads)
     is_bound = config.runtime.compile != "none" or config.runtime.offload_weights
