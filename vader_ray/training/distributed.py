@@ -53,7 +53,8 @@ class WorkerGroup:
     def mesh(self, size: int, device: torch.device) -> DeviceMesh:
         """Return the mesh of this worker and its `peers`; all workers call it, with the same size."""
         if not distributed.is_initialized():
-            distributed.init_process_group(store=distributed.HashStore(), rank=0, world_size=1)
+            store = distributed.HashStore()  # type: ignore[attr-defined]
+            distributed.init_process_group(store=store, rank=0, world_size=1)
         shape = (self.world_size // size, size)
         return init_device_mesh(device.type, shape, mesh_dim_names=("groups", "workers"))["workers"]
 

@@ -24,9 +24,10 @@ from torch.utils._pytree import tree_map_only
 
 from vader_ray.models.core.placement import fix_device
 
-GATHERED_BLOCKS = 2
-"""Copies of a block's weights in memory during its forward or backward pass: the result of the collective
-and the weights that are cut out of it, or the next block's."""
+GATHERED_BLOCKS = 4
+"""Copies of a block's weights in memory during a backward pass: the result of the collective and the weights
+that are cut out of it, of the block that is computed and of the one that is gathered ahead. A forward pass
+has two."""
 
 
 @dataclass(frozen=True, slots=True)
