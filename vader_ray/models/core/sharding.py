@@ -35,7 +35,9 @@ class ShardedNetwork:
     """A network whose frozen weights are divided, and the blocks that are gathered one by one."""
 
     network: nn.Module
+    """A denoiser or a text encoder."""
     blocks: list[nn.Module]
+    """Parts of it, none in another, that it calls as modules."""
 
     def shard(self, mesh: DeviceMesh, device: torch.device, *, offload: bool) -> None:
         """Divide the frozen weights over the workers of a one-dimensional mesh; move the network to a device.
