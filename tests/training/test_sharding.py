@@ -125,7 +125,6 @@ def test_a_count_knows_the_shares(tiny_pipeline_folder: Path) -> None:
     assert whole.weights_bytes - waiting.weights_bytes == denoiser.frozen_bytes()
     assert waiting.step_bytes - whole.step_bytes == denoiser.gathered_bytes()
     assert waiting.host_bytes > whole.host_bytes + denoiser.frozen_bytes()  # the whole model, once
-    assert waiting.load_bytes < whole.load_bytes
 
 
 def test_the_counted_share(tiny_pipeline_folder: Path) -> None:

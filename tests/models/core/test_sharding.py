@@ -18,7 +18,7 @@ from tests.helpers.sharded import CPU, differentiate
 from tests.helpers.tiny import load_tiny
 from tests.helpers.workers import run_workers
 from vader_ray.config import ActivationCheckpointing
-from vader_ray.models.core.sharding import GATHERED_BLOCKS, ShardedNetwork, local_bytes, outer_blocks
+from vader_ray.models.core.sharding import ShardedNetwork, local_bytes, outer_blocks
 from vader_ray.training.distributed import WorkerGroup
 
 ROUNDING = 0.02
@@ -89,7 +89,7 @@ def test_one_block_is_whole_at_a_time(alone: WorkerGroup) -> None:
     block = 4 * (64 * 64 + 64)
     assert divided.frozen_bytes() == divided.share_bytes(1) == 9 * block
     assert divided.share_bytes(2) == 9 * block // 2
-    assert divided.gathered_bytes() == (1 + GATHERED_BLOCKS) * block
+    assert divided.gathered_bytes() == (1 + 2 * 2) * block  # two copies of two blocks
     divided.shard(alone.mesh(1, CPU), CPU, offload=True)
     whole = list[int]()
 

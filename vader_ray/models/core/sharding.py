@@ -24,10 +24,11 @@ from torch.utils._pytree import tree_map_only
 
 from vader_ray.models.core.placement import fix_device
 
-GATHERED_BLOCKS = 4
-"""Copies of a block's weights in memory during a backward pass: the result of the collective and the weights
-that are cut out of it, of the block that is computed and of the one that is gathered ahead. A forward pass
-has two."""
+GATHERED_BLOCKS = 2
+"""Blocks whose weights are in memory during a backward pass: the one that is computed, and the one that is
+gathered ahead."""
+GATHERED_COPIES = 2
+"""Copies of these weights: the result of the collective, and the weights that are cut out of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +76,9 @@ class ShardedNetwork:
         )
 
     def gathered_bytes(self) -> int:
-        """Return the bytes of whole weights in memory during a call: the outer layers and one block."""
-        sizes = [_num_bytes(_frozen_parameters(block)) for block in self.blocks]
-        return self.frozen_bytes() - sum(sizes) + GATHERED_BLOCKS * max(sizes, default=0)
+        """Return the bytes of whole weights in memory during a call: the outer layers and two blocks."""
+        sizes = sorted(_num_bytes(_frozen_parameters(block)) for block in self.blocks)
+        return self.frozen_bytes() - sum(sizes) + GATHERED_COPIES * sum(sizes[-GATHERED_BLOCKS:])
 
 
 def outer_blocks(network: nn.Module) -> list[nn.Module]:
