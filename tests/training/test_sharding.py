@@ -109,6 +109,8 @@ def test_what_does_not_fit_is_refused(tiny_pipeline_folder: Path) -> None:
     sampling = tiny_document(tiny_pipeline_folder)["sampling"] | {"prefix_cache": "first_block:0.1"}
     assert "set sampling.prefix_cache=none" in refused(runtime=two, sampling=sampling)
     assert "set runtime.shard=1" in refused(runtime=two, algorithm={"name": "dpo"})
+    model = tiny_document(tiny_pipeline_folder)["model"] | {"quantization": "int8"}
+    assert "choose one of them" in refused(runtime={"offload_weights": True}, model=model)
 
 
 def test_workers_of_a_group_are_consecutive() -> None:

@@ -108,11 +108,26 @@ class ExperimentConfig(Settings):
                     f"{plugin.name}: frames={plugin.frames} needs {needed} frames and "
                     f"sampling.num_frames={self.sampling.num_frames}; choose earlier frames or longer videos"
                 )
+        if self.model.quantization and self.runtime.compile == "blocks":
+            raise ValueError(
+                "runtime.compile=blocks cannot compile layers of "
+                f"model.quantization={self.model.quantization}; leave one of the two out"
+            )
         self.optimizer.check_steps(self.num_steps)
         if self.videos_per_step % self.runtime.num_workers:
             raise ValueError(
                 f"videos_per_step={self.videos_per_step} cannot be shared evenly by runtime.num_workers="
                 f"{self.runtime.num_workers}; choose a divisor"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_divided(self) -> Self:
+        is_divided = self.runtime.shard > 1 or self.runtime.offload_weights
+        if is_divided and self.model.quantization:
+            raise ValueError(
+                f"model.quantization={self.model.quantization} cannot be combined with runtime.shard or "
+                "runtime.offload_weights; choose one of them"
             )
         if self.runtime.shard > 1 and self.sampling.prefix_cache != "none":
             raise ValueError(
