@@ -94,8 +94,17 @@ def svd() -> tuple[type, dict[str, Any]]:
 
 
 def wan_1_3b() -> tuple[type, dict[str, Any]]:
-    """``Wan-AI/Wan2.1-T2V-1.3B-Diffusers``: its autoencoder is diffusers' default, its text encoder
-    umT5-XXL."""
+    """``Wan-AI/Wan2.1-T2V-1.3B-Diffusers``."""
+    return wan(num_attention_heads=12, ffn_dim=8960, num_layers=30)
+
+
+def wan_14b() -> tuple[type, dict[str, Any]]:
+    """``Wan-AI/Wan2.1-T2V-14B-Diffusers``."""
+    return wan(num_attention_heads=40, ffn_dim=13824, num_layers=40)
+
+
+def wan(**sizes: int) -> tuple[type, dict[str, Any]]:
+    """A Wan 2.1: its autoencoder is diffusers' default, its text encoder umT5-XXL."""
     text = {
         "d_model": 4096,
         "d_ff": 10240,
@@ -106,14 +115,7 @@ def wan_1_3b() -> tuple[type, dict[str, Any]]:
     }
     flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
     return d.WanPipeline, {
-        "transformer": d.WanTransformer3DModel(
-            num_attention_heads=12,
-            attention_head_dim=128,
-            ffn_dim=8960,
-            num_layers=30,
-            text_dim=4096,
-            freq_dim=256,
-        ),
+        "transformer": d.WanTransformer3DModel(attention_head_dim=128, text_dim=4096, freq_dim=256, **sizes),
         "vae": d.AutoencoderKLWan(),
         "text_encoder": t.UMT5EncoderModel(t.UMT5Config(**text)),
         "tokenizer": tokenizer(512),
@@ -206,14 +208,19 @@ def write_clip(folder: Path, text: dict[str, int], vision: dict[str, int], *, pr
 
 BLOCK = "runtime.activation_checkpointing=block"
 ALL = "rewards.0.frames=all"
+EIGHT = ("videos_per_step=8", "runtime.num_workers=8", "runtime.shard=8")
+OFFLOAD = "runtime.offload_weights=true"
 CASES: dict[str, tuple[tuple[str, ...], ...]] = {
     "modelscope_hps": ((), (ALL,), (BLOCK,)),
     "videocrafter2_hps": ((), (BLOCK,)),
     "svd_vjepa": ((), (BLOCK,)),
     "wan_1_3b_hps": ((), (BLOCK,), (ALL, BLOCK)),
+    "wan_14b": ((BLOCK,), (BLOCK, *EIGHT), (BLOCK, OFFLOAD)),
 }
-"""Packaged recipes and the settings with which they are counted."""
-PUBLISHED = {"modelscope_hps": modelscope, "svd_vjepa": svd, "wan_1_3b_hps": wan_1_3b}
+"""Packaged recipes, or names of `LARGER`, and the settings with which they are counted."""
+LARGER = {"wan_14b": "wan_1_3b_hps"}
+"""Models without a packaged recipe, and the recipe that they are counted with."""
+PUBLISHED = {"modelscope_hps": modelscope, "svd_vjepa": svd, "wan_1_3b_hps": wan_1_3b, "wan_14b": wan_14b}
 """VideoCrafter2's sizes are part of its family."""
 HELDOUT: dict[str, tuple[str, Callable[[Path], Path]]] = {
     "pickscore": ("weights", write_pickscore),
@@ -243,10 +250,11 @@ def memory_report(recipe: str, overrides: tuple[str, ...], folder: Path) -> Row:
         found.append(f"model.weights={write_configuration(PUBLISHED[recipe], folder / recipe)}")
     if recipe == "svd_vjepa":
         found.append(f"rewards.0.weights={write_vjepa(folder / 'vjepa')}")
-    for index, reward in enumerate(load(recipe).eval_rewards):
+    packaged = LARGER.get(recipe, recipe)
+    for index, reward in enumerate(load(packaged).eval_rewards):
         setting, write = HELDOUT[reward.reward]
         found.append(f"eval_rewards.{index}.{setting}={write(folder / reward.reward)}")
-    config = load(recipe, [*found, *overrides])
+    config = load(packaged, [*found, *overrides])
     needed = estimate.estimate_step(config)
     return Row(
         recipe,

@@ -153,6 +153,27 @@ class Trajectory(Sliceable, Protocol):
         ...
 
 
+class DividedNetwork(Protocol):
+    """A network whose frozen weights are divided over workers, and gathered block by block."""
+
+    @property
+    def network(self) -> nn.Module:
+        """The network."""
+        ...
+
+    def frozen_bytes(self) -> int:
+        """Return the bytes of the frozen weights."""
+        ...
+
+    def share_bytes(self, num_workers: int, /) -> int:
+        """Return the bytes of the largest share of the frozen weights when divided over some workers."""
+        ...
+
+    def gathered_bytes(self) -> int:
+        """Return the bytes of whole weights in memory during a call."""
+        ...
+
+
 @runtime_checkable
 class SamplingModel(Protocol):
     """A pretrained video diffusion model with a trainable adapter, as far as VADER uses it."""
@@ -164,6 +185,10 @@ class SamplingModel(Protocol):
 
     def noise(self, seeds: Sequence[int], /) -> Noise:
         """Draw the initial noise of each video, a function of its seed alone."""
+        ...
+
+    def num_loops(self, num_videos: int, /) -> int:
+        """Return the number of passes through the denoising loop in which some videos are sampled."""
         ...
 
     def encode(self, prompts: Sequence[str], images: Sequence[Path] | None = None, /) -> Sliceable:
@@ -202,6 +227,10 @@ class SamplingModel(Protocol):
 
     def modules(self) -> list[nn.Module]:
         """Return all networks that occupy memory."""
+        ...
+
+    def sharded_networks(self) -> Sequence[DividedNetwork]:
+        """Return those of them whose frozen weights ``runtime.shard`` divides."""
         ...
 
     def free_text_encoders(self) -> None:

@@ -58,6 +58,9 @@ class Algorithm(ABC, Generic[SettingsT]):
     steps is refused."""
     group_size: ClassVar[int] = 1
     """Number of consecutive videos that share a prompt; a worker's videos are a multiple of it."""
+    calls_depend_on_videos: ClassVar[bool] = False
+    """Whether workers with equally many videos may call the denoisers a different number of times or in
+    another order; ``runtime.shard`` is then refused."""
 
     settings: SettingsT
     """The recipe's options, validated."""

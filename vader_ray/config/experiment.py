@@ -121,6 +121,22 @@ class ExperimentConfig(Settings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _can_be_divided(self) -> Self:
+        is_divided = self.runtime.shard > 1 or self.runtime.offload_weights
+        if is_divided and self.model.quantization:
+            raise ValueError(
+                f"model.quantization={self.model.quantization} cannot be combined with runtime.shard or "
+                "runtime.offload_weights; choose one of them"
+            )
+        if self.runtime.shard > 1 and self.sampling.prefix_cache != "none":
+            raise ValueError(
+                f"sampling.prefix_cache={self.sampling.prefix_cache} skips blocks depending on the video, "
+                f"and runtime.shard={self.runtime.shard} needs the same ones on all workers of a group; set "
+                "sampling.prefix_cache=none"
+            )
+        return self
+
     def reward_metrics(self) -> list[str]:
         """List the logged names of the objective and of every reward on held-out prompts."""
         rewards = (*self.rewards, *self.eval_rewards)

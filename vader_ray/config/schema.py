@@ -338,6 +338,14 @@ class RuntimeConfig(Settings):
     by default the run waits for all."""
     use_gpu: bool | None = None
     """Reserve one GPU for each worker; by default if the cluster has any."""
+    shard: Count = 1
+    """Number G of consecutive workers over which the frozen weights of denoiser and text encoders are
+    divided: each keeps 1/G of them and gathers one block at a time (FSDP2). Adapter, decoder and rewards are
+    whole on every worker. Exact up to the order of sums; each call of the denoiser sends its weights over the
+    network. A divisor of ``num_workers``."""
+    offload_weights: bool = False
+    """Keep the frozen weights of denoiser and text encoders, or this worker's share of them, in host memory
+    and copy one block at a time to the GPU. Exact up to the order of sums; slower, with less GPU memory."""
     micro_batch_size: Count | Literal["auto"] = 1
     """Videos whose gradient steps are in memory together; faster, with more memory. ``auto`` doubles it,
     after ``prefix_batch_size``, while the step fits the free memory."""
@@ -377,4 +385,17 @@ class RuntimeConfig(Settings):
     def _range_fits(self) -> Self:
         if self.min_workers is not None and self.min_workers > self.num_workers:
             raise ValueError(f"min_workers={self.min_workers} is more than num_workers={self.num_workers}")
+        return self
+
+    @model_validator(mode="after")
+    def _groups_are_whole(self) -> Self:
+        if self.num_workers % self.shard:
+            raise ValueError(
+                f"shard={self.shard} does not divide num_workers={self.num_workers}; choose a divisor"
+            )
+        if self.shard > 1 and self.min_workers is not None:
+            raise ValueError(
+                f"min_workers={self.min_workers} cannot be combined with shard={self.shard}, whose groups "
+                "need all their workers; leave min_workers out"
+            )
         return self

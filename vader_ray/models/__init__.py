@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.distributed.device_mesh import DeviceMesh
 
 from vader_ray.config import ActivationCheckpointing, AdapterConfig, ModelConfig, SamplingConfig
 from vader_ray.plugins import FAMILIES
@@ -100,6 +101,8 @@ def build(  # noqa: PLR0913
     device: torch.device,
     activation_checkpointing: ActivationCheckpointing = "none",
     compile_blocks: bool = False,
+    mesh: DeviceMesh | None = None,
+    offload_weights: bool = False,
 ) -> Any:
     """Load a pretrained model to a device and add a fresh adapter.
 
@@ -112,12 +115,18 @@ def build(  # noqa: PLR0913
         device: of all networks; on the meta device they have no weights.
         activation_checkpointing: which activations are recomputed in the backward pass.
         compile_blocks: compile the denoiser's blocks.
+        mesh: workers over which the frozen weights are divided, among them this one; None divides nothing,
+            and the whole model is loaded to the device.
+        offload_weights: with a mesh, keep this worker's share of the weights in host memory.
 
     Raises:
         UserError: the weights cannot be loaded, or the model does not support a setting.
     """
-    built = resolve(model.family).load(model, sampling, chunk_size=chunk_size, device=device)
+    first = device if mesh is None else torch.device("cpu")
+    built = resolve(model.family).load(model, sampling, chunk_size=chunk_size, device=first)
     if adapter is not None:
         built.add_adapter(adapter, seed)
     built.apply_memory_optimizations(activation_checkpointing, compile_blocks=compile_blocks)
+    if mesh is not None:
+        built.shard(mesh, device, offload=offload_weights)
     return built

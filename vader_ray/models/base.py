@@ -14,6 +14,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from diffusers import ModelMixin
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from vader_ray.config import (
     ActivationCheckpointing,
@@ -32,6 +33,7 @@ from vader_ray.models.core.decoders import DecoderOptions
 from vader_ray.models.core.endings import EndingsPipeline
 from vader_ray.models.core.loading import fetch_pipeline, load_pipeline
 from vader_ray.models.core.sampling import class_names
+from vader_ray.models.core.sharding import ShardedNetwork, outer_blocks
 from vader_ray.models.core.trajectories import TrajectoryPipeline
 
 Number = TypeVar("Number", int, float)
@@ -218,6 +220,31 @@ class VideoModel(TrajectoryPipeline, EndingsPipeline):
         if compile_blocks:
             memory_optimizations.compile_blocks(self.blocks())
         memory_optimizations.apply_activation_checkpointing(self.blocks(), activation_checkpointing)
+
+    def sharded_networks(self) -> list[ShardedNetwork]:
+        """Return the networks whose frozen weights `shard` divides: text encoders and denoisers."""
+        encoders, denoisers = self.text_encoders().values(), self.denoisers().values()
+        return [
+            *(ShardedNetwork(each, outer_blocks(each)) for each in encoders),
+            *(ShardedNetwork(each, memory_optimizations.blocks(each)) for each in denoisers),
+        ]
+
+    def shard(self, mesh: DeviceMesh, device: torch.device, *, offload: bool) -> None:
+        """Divide the frozen weights over a group of workers, and move everything to a device.
+
+        Call it last, once: the adapter can no longer be replaced.
+
+        Args:
+            mesh: the group's workers, one-dimensional.
+            device: of this worker.
+            offload: keep this worker's share in host memory (`vader_ray.config.RuntimeConfig`).
+        """
+        sharded = self.sharded_networks()
+        for each in sharded:
+            each.shard(mesh, device, offload=offload)
+        for network in self.modules():
+            if not any(network is each.network for each in sharded):
+                network.to(device)
 
 
 def _given(value: Number | None, default: Number) -> Number:

@@ -25,6 +25,7 @@ from vader_ray import rewards
 from vader_ray.alignment import algorithms
 from vader_ray.config import ExperimentConfig, SamplingConfig, split_image
 from vader_ray.errors import UserError
+from vader_ray.preflight.divided_weights import divide
 from vader_ray.preflight.meta_device import META, meta_device_mode
 from vader_ray.preflight.trackers import OpCounter, OpRecord, PeakMemoryTracker
 from vader_ray.training.checkpoint import State
@@ -57,7 +58,8 @@ class StepEstimate:
     evaluation_bytes: int
     """Peak of an evaluation, without weights and state."""
     host_bytes: int
-    """Peak of tensors that are moved to host memory, such as a decoder's cache."""
+    """Peak of tensors in host memory: a decoder's cache, weights that wait there, and a whole model that is
+    loaded to be divided."""
     operations: Mapping[OpRecord, int]
     """Number of calls of each kernel in one step, over all videos of this worker."""
     denoiser_calls: int
@@ -123,13 +125,14 @@ def _estimate(config: ExperimentConfig, depth: int) -> StepEstimate:
     num_run = min(num_videos, max(size.prefix, size.micro))  # further batches cost the same
     with _shortened(config, depth) as short, _without_garbage_collection(), meta_device_mode() as host:
         model = build_model(short, META)
-        whole_model = num_bytes(model.modules())
+        whole_model, loading = num_bytes(model.modules()), divide(config.runtime, model.sharded_networks())
         with PeakMemoryTracker(META.type) as encoding:
             rows = encode(model, short.prompts.train)
         conditioning = encoding.now * len({*config.prompts.train, *config.prompts.heldout}) // len(rows)
         experiment = assemble(short, model, META, _remote_rewards(config))
         adapter = num_bytes([nn.ParameterList(model.adapter_parameters())])
         gradients = adapter if num_run < num_videos else 0  # of the batches before the one that runs
+        divided = divide(config.runtime, model.sharded_networks())
         _set_gradients(model, filled=bool(gradients))
         with PeakMemoryTracker(META.type) as step, OpCounter(META.type) as work:
             _run_step(short, experiment, num_run)
@@ -141,12 +144,12 @@ def _estimate(config: ExperimentConfig, depth: int) -> StepEstimate:
         with PeakMemoryTracker(META.type) as evaluation:
             evaluate(short, experiment, WorkerGroup())
     return StepEstimate(
-        load_bytes=whole_model + encoding.peak,
-        weights_bytes=num_bytes([*model.modules(), *plugin_networks(experiment)]),
+        load_bytes=whole_model - loading.saved + loading.gathered + encoding.peak,
+        weights_bytes=num_bytes([*model.modules(), *plugin_networks(experiment)]) - divided.saved,
         state_bytes=conditioning + gradients + optimizer_bytes(config, model),
-        step_bytes=step.peak,
-        evaluation_bytes=adapter - gradients + evaluation.peak,
-        host_bytes=host_bytes,
+        step_bytes=step.peak + divided.gathered,
+        evaluation_bytes=adapter - gradients + evaluation.peak + divided.gathered,
+        host_bytes=max(host_bytes + divided.host, whole_model if loading.saved else 0),
         operations={
             operation: (work.operations[operation] + skipped * one_step[operation]) * num_videos // num_run
             for operation in work.operations.keys() | one_step.keys()
@@ -185,7 +188,9 @@ def _shortened(config: ExperimentConfig, depth: int) -> Iterator[ExperimentConfi
                 "prompts": config.prompts.model_copy(update=prompts),
                 "sampling": _short_sampling(config.sampling, depth),
                 "evaluation": evaluation,
-                "runtime": config.runtime.model_copy(update={"compile": "none"}),
+                "runtime": config.runtime.model_copy(
+                    update={"compile": "none", "shard": 1, "offload_weights": False}
+                ),
             }
         )
 

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, distributed
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 T = TypeVar("T")
 
@@ -71,6 +72,20 @@ class WorkerGroup:
         values = [value]
         distributed.broadcast_object_list(values, src=0)
         return values[0]
+
+    def mesh(self, size: int, device: torch.device) -> DeviceMesh:
+        """Return the mesh of this worker and its `peers`; all workers call it, with the same size."""
+        if not distributed.is_initialized():
+            store = distributed.HashStore()  # type: ignore[attr-defined]
+            distributed.init_process_group(store=store, rank=0, world_size=1)
+        shape = (self.world_size // size, size)
+        return init_device_mesh(device.type, shape, mesh_dim_names=("groups", "workers"))["workers"]
+
+    def peers(self, size: int) -> list[WorkerGroup]:
+        """Return each worker of this one's group of ``size`` consecutive workers, as it sees the run."""
+        first = self.rank - self.rank % size
+        ranks = range(first, min(first + size, self.world_size))
+        return [WorkerGroup(rank, self.world_size) for rank in ranks]
 
     def share(self, num_items: int, group_size: int = 1) -> range:
         """Return the indices of this worker's contiguous share of ``num_items``.

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vader_ray.config import ExperimentConfig
 from vader_ray.errors import UserError
+from vader_ray.models.core.sharding import local_bytes
 from vader_ray.training.checkpoint import State
 from vader_ray.training.distributed import WorkerGroup
 from vader_ray.training.experiment import Experiment, batching, build
@@ -49,7 +50,7 @@ def check_step(
     Raises:
         UserError: something cannot be loaded, or the gradient is zero or not finite.
     """
-    experiment = build(config, device, remote)
+    experiment = build(config, device, remote, group=group)
     rollout = make_rollout(
         config, experiment, list(group.share(config.videos_per_step, experiment.algorithm.group_size))
     )
@@ -96,8 +97,4 @@ def _weights_bytes(experiment: Experiment) -> int:
         *experiment.model.modules(),
         *(network for network in networks if isinstance(network, nn.Module)),
     ]
-    return sum(
-        parameter.numel() * parameter.element_size()
-        for module in modules
-        for parameter in module.parameters()
-    )
+    return local_bytes(parameter for module in modules for parameter in module.parameters())

@@ -70,8 +70,9 @@ def evaluate(
         base: `Evaluation.base_features` of the base model's evaluation; None if this evaluation is the base
             model's. Only worker 0 uses it.
     """
-    heldout, size = list(enumerate(_heldout(config))), batching(config.runtime).prefix
-    share = [heldout[index] for index in group.share(len(heldout))]
+    heldout = list(enumerate(_heldout(config)))
+    _sample_missing(config, experiment, group, len(heldout))
+    share, size = [heldout[index] for index in group.share(len(heldout))], batching(config.runtime).prefix
     batches = [share[start : start + size] for start in range(0, len(share), size)]
     own = [video for batch in batches for video in _evaluate_batch(config, experiment, batch)]
     videos = group.gather_on_first(own)
@@ -167,6 +168,25 @@ def _heldout(config: ExperimentConfig) -> list[tuple[str, int]]:
         (prompts[i % len(prompts)], derive_seed(config.seed, "evaluation", i))
         for i in range(config.evaluation.num_videos)
     ]
+
+
+def _sample_missing(
+    config: ExperimentConfig, experiment: Experiment, group: WorkerGroup, num_videos: int
+) -> None:
+    """Sample until this worker will have called the denoiser as often as the others of its shard group.
+
+    The videos are dropped.
+    """
+    model, size = experiment.model, batching(config.runtime).prefix
+
+    def num_loops(worker: WorkerGroup) -> int:
+        whole, rest = divmod(len(worker.share(num_videos)), size)
+        return whole * model.num_loops(size) + (model.num_loops(rest) if rest else 0)
+
+    missing = max(map(num_loops, group.peers(config.runtime.shard))) - num_loops(group)
+    prompt, seed = _heldout(config)[0]
+    for _ in range(missing):
+        model.sample(experiment.condition([prompt]), [seed])
 
 
 def _evaluate_batch(

@@ -26,6 +26,7 @@ from vader_ray.config import (
 from vader_ray.errors import UserError, explain_plugin_errors
 from vader_ray.metrics import Metric
 from vader_ray.prompt_files import check_prompts
+from vader_ray.training.distributed import WorkerGroup
 from vader_ray.training.load_reward import load_reward
 from vader_ray.training.model_cache import ModelCache, conditioning_key, model_key, plugin_key
 from vader_ray.training.pairs import Pair, read_pairs
@@ -83,20 +84,21 @@ def build(
     device: torch.device = torch.device("cpu"),
     remote: Mapping[str, RemoteReward] | None = None,
     cache: ModelCache | None = None,
+    group: WorkerGroup = WorkerGroup(),
 ) -> Experiment:
     """Load model, rewards and metrics, encode every prompt once and free the text encoders' memory.
 
     Sets the recipe's number of CPU threads for this process. On the meta device nothing has weights, and the
-    contracts of rewards and metrics are not checked.
+    contracts of rewards and metrics are not checked. With ``runtime.shard`` all workers call it together.
 
     Args:
         remote: by name, the rewards that other processes compute; they are not loaded here.
         cache: this process's cache; a model, conditioning, reward or metric in it is not loaded again.
+        group: the workers of the run; the model is whole if they are fewer than ``runtime.shard``.
     """
     torch.set_num_threads(config.runtime.num_threads)
-    if (
-        cache is None or config.runtime.compile != "none"
-    ):  # a compiled block is bound to the adapter with which it was compiled
+    is_bound = config.runtime.compile != "none" or config.runtime.offload_weights
+    if cache is None or is_bound:  # to the adapter with which a block was compiled or sharded
         cache = ModelCache()
     key = model_key(config, device)
     local_rewards = [
@@ -110,24 +112,30 @@ def build(
         ]
     )
     is_kept = key in cache
-    model = cache.get_or_load(key, lambda: build_model(config, device))
+    model = cache.get_or_load(key, lambda: build_model(config, device, group))
     if is_kept:
         model.add_adapter(config.adapter, derive_seed(config.seed, "adapter"))
     return assemble(config, model, device, remote or {}, cache)
 
 
-def build_model(config: ExperimentConfig, device: torch.device) -> SamplingModel:
+def build_model(
+    config: ExperimentConfig, device: torch.device, group: WorkerGroup = WorkerGroup()
+) -> SamplingModel:
     """Load the recipe's model with a fresh adapter and its text encoders."""
-    assert config.runtime.activation_checkpointing != "auto", "chosen before a run"
+    runtime = config.runtime
+    assert runtime.activation_checkpointing != "auto", "chosen before a run"
+    is_divided = group.world_size >= runtime.shard > 1 or runtime.offload_weights
     model = models.build(
         config.model,
         config.sampling,
         config.adapter,
         seed=derive_seed(config.seed, "adapter"),
-        chunk_size=config.runtime.decode_chunk_size,
+        chunk_size=runtime.decode_chunk_size,
         device=device,
-        activation_checkpointing=config.runtime.activation_checkpointing,
-        compile_blocks=config.runtime.compile == "blocks",
+        activation_checkpointing=runtime.activation_checkpointing,
+        compile_blocks=runtime.compile == "blocks",
+        mesh=group.mesh(min(runtime.shard, group.world_size), device) if is_divided else None,
+        offload_weights=runtime.offload_weights,
     )
     built: SamplingModel = model
     return built

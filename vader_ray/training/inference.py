@@ -92,14 +92,16 @@ def generate_video(
     check_seed(seed)
     check_texts([prompt])
     torch.set_num_threads(config.runtime.num_threads)
-    config = _shaped_like(config, adapter)
+    config, device, offload = _shaped_like(config, adapter), _device(), config.runtime.offload_weights
     model = models.build(
         config.model,
         config.sampling,
         config.adapter,
         seed=0,
         chunk_size=config.runtime.decode_chunk_size,
-        device=_device(),
+        device=device,
+        mesh=WorkerGroup().mesh(1, device) if offload else None,
+        offload_weights=offload,
     )
     if adapter is not None:
         model.load_adapter(adapter)

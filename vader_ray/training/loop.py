@@ -53,7 +53,7 @@ def train(
         RunFailed: the gradient was not finite for several steps in a row.
         UserError: weights, rewards or the checkpoint do not fit the recipe.
     """
-    experiment = experiment or build(config)
+    experiment = experiment or build(config, group=group)
     optimizer = make_optimizer(config, experiment)
     with scratch_folder() as scratch:
         best_adapter = scratch / "best_adapter"

@@ -65,6 +65,12 @@ def check(config: ExperimentConfig, *, folder: Path | None = None) -> AlgorithmC
     algorithm = build(config, folder=folder)
     if not algorithm.uses_gradient_steps:
         _refuse_gradient_steps(config.algorithm.name, config.sampling)
+    if config.runtime.shard > 1 and algorithm.calls_depend_on_videos:
+        raise UserError(
+            f"algorithm.name={config.algorithm.name} calls the denoiser at steps that depend on the video, "
+            f"and runtime.shard={config.runtime.shard} needs the same calls on all workers of a group; set "
+            "runtime.shard=1"
+        )
     algorithm.check(config)
     return AlgorithmConfig(name=config.algorithm.name, **algorithm.settings.model_dump(mode="json"))
 

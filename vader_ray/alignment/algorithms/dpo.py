@@ -49,6 +49,7 @@ class DiffusionDPOAlgorithm(Algorithm[DiffusionDPOSettings]):
 
     settings_class = DiffusionDPOSettings
     group_size = 2
+    calls_depend_on_videos = True  # pairs with the same drawn denoising step share a call
 
     @property
     def pairs_file(self) -> str | None:

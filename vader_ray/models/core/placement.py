@@ -85,6 +85,13 @@ def _remembering(kind: Any) -> type:
     return type(kind.__name__, (kind, _Remembering), own | properties)
 
 
+def fix_device(network: Any, device: torch.device) -> None:
+    """Make ``device`` of a network the one on which it computes; its weights may wait in host memory."""
+    kind = type(network)
+    if hasattr(kind, "device"):
+        network.__class__ = type(kind.__name__, (kind,), {"device": property(lambda _: device)})
+
+
 def fixed_execution_device(pipe: Any, network: nn.Module) -> AbstractContextManager[object]:
     """Fix the device on which a pipeline runs inside a ``with`` block, instead of a walk at each access.
 

@@ -8,6 +8,7 @@ skips those steps and records the rest.
 
 from __future__ import annotations
 
+import gc
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -31,6 +32,7 @@ from vader_ray.models.core.loop_hooks import (
     cast,
 )
 from vader_ray.models.core.placement import fixed_execution_device, frozen_dtype, remember_placement
+from vader_ray.models.core.sharding import is_sharded
 from vader_ray.types import Latents, Noise, TruncationPlan, VideoDecoder
 
 
@@ -214,6 +216,10 @@ class SamplingPipeline:
         with torch.enable_grad():
             return self._run_pipeline(self.pack_latents(state.noise), conditioning, hook)
 
+    def num_loops(self, num_videos: int) -> int:
+        """Return the number of passes through the pipeline's loop in which some videos are sampled."""
+        return len(list(self._parts(num_videos)))
+
     def _parts(self, num_videos: int) -> Iterator[slice]:
         """Return the videos of each call of the pipeline."""
         size = num_videos if self.batched else 1
@@ -281,9 +287,17 @@ class SamplingPipeline:
 
         Image encoders stay, as the loop calls them.
         """
-        for name in ("text_encoder", "text_encoder_2", "text_encoder_3"):
-            if getattr(self.pipe, name, None) is not None:
-                setattr(self.pipe, name, None)
+        encoders = self.text_encoders()
+        for name in encoders:
+            setattr(self.pipe, name, None)
+        if any(is_sharded(encoders.pop(name)) for name in list(encoders)):
+            gc.collect()  # a sharded network refers to itself
+
+    def text_encoders(self) -> dict[str, nn.Module]:
+        """Return the text encoders by their names in the pipeline, until they are freed."""
+        names = ("text_encoder", "text_encoder_2", "text_encoder_3")
+        found = {name: getattr(self.pipe, name, None) for name in names}
+        return {name: encoder for name, encoder in found.items() if encoder is not None}
 
 
 def class_names(pipe: Any) -> set[str]:

@@ -112,7 +112,7 @@ def run_worker(job: Job, host: Host | None = None) -> None:
                     logger.record(event)
                 host.on_step(event)
 
-            experiment = build(config, host.device, job["remote_rewards"], host.cache)
+            experiment = build(config, host.device, job["remote_rewards"], host.cache, host.group)
             if folder is not None and folder.soup.exists():
                 costs = json.loads((folder.soup / "costs.json").read_text(encoding="utf-8"))
                 state = evaluate_against_base(

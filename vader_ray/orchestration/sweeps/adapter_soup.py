@@ -20,7 +20,7 @@ from vader_ray.orchestration.sweeps.trials import Trial, TrialSet
 
 def make_soups(trials: TrialSet) -> TrialSet:
     """Return the soups that compete with the trials of a sweep, ready to be evaluated; see `soup_weights`."""
-    runtime = trials.config.runtime.model_copy(update={"num_workers": 1})
+    runtime = trials.config.runtime.model_copy(update={"num_workers": 1, "shard": 1})
     soups = replace(
         trials,
         definition=replace(trials.definition, search="random", scheduler=None),
@@ -64,4 +64,4 @@ def _make(trials: TrialSet, values: Values, parts: Sequence[tuple[RunSummary, fl
     write_json(soup / "costs.json", costs)
     shape = models.adapter_shape(soup / "adapter").model_dump(mode="json")
     fields = {f"adapter.{name}": value for name, value in shape.items()}
-    return trials.prepare(values, fields | {"runtime.num_workers": 1})
+    return trials.prepare(values, fields | {"runtime.num_workers": 1, "runtime.shard": 1})
