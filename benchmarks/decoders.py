@@ -3,9 +3,9 @@
     python -m benchmarks.decoders                       # all families; two minutes, any machine
     python -m benchmarks.decoders --family mochi --output decoders.json
 
-The decoder runs on the meta device, in float32, as `vader_ray.alignment.decoding` runs it in training. Counted
-are all tensors from the latents to the gradient of the latents, without the weights: of one decode of the whole
-clip in one autograd graph by the library's own call, and of the stream, for all frames and for one.
+The decoder runs on the meta device, in float32, as `vader_ray.alignment.decoding` runs it in training.
+Counted are all tensors from the latents to the gradient of the latents, without the weights: of the library's
+own decode of the whole clip in one autograd graph, and of the stream, for all frames and for one.
 """
 
 from __future__ import annotations
@@ -43,7 +43,6 @@ class Published:
     """Channels, frames, height and width."""
     ratios: dict[str, int]
     """Attributes of the pipeline that say how many frames and pixels a latent has."""
-    arguments: tuple[Tensor, ...] = ()
 
 
 PUBLISHED = {
@@ -71,7 +70,7 @@ PUBLISHED = {
         d.AutoencoderKLMochi, (12, 28, 60, 106), {"vae_temporal_scale_factor": 6}
     ),  # 163 frames, 480x848
 }
-"""Sizes of Wan 2.1, CogVideoX, LTX-Video 0.9, HunyuanVideo and Mochi 1: the defaults of diffusers' classes."""
+"""Sizes of Wan 2.1, CogVideoX, LTX-Video 0.9, HunyuanVideo and Mochi 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,15 +89,26 @@ def counts(family: str) -> list[Count]:
     with torch.device("meta"):
         vae = published.build().requires_grad_(False).eval()
     found = [_count("one graph, all frames", published, lambda z: _whole(vae, z))]
-    for offload in (False, True):
-        decoder = _decoder(family, vae, published, offload)
-        where = ", cache in host memory" if offload else ""
-        every = range(decoder.num_frames(torch.empty(1, *published.latents, device="meta")))
-        for name, wanted in (("first frame", [0]), ("last frame", every[-1:]), ("all frames", every)):
-            found.append(
-                _count(name + where, published, lambda z, d=decoder, w=wanted: decode(z, d, w)[0])
-            )
-    return found
+    if family == "hunyuan_video":
+        found += _streamed(family, vae, published, offload=False)
+        vae.enable_tiling()
+        return [*found, *_streamed(family, vae, published, offload=False, note=", vae.enable_tiling()")]
+    return [
+        *found,
+        *_streamed(family, vae, published, offload=False),
+        *_streamed(family, vae, published, offload=True, note=", cache in host memory"),
+    ]
+
+
+def _streamed(family: str, vae: Any, published: Published, *, offload: bool, note: str = "") -> list[Count]:
+    """Count the stream for the first frame and for all frames."""
+    decoder = _decoder(family, vae, published, offload)
+    every = range(decoder.num_frames(torch.empty(1, *published.latents, device="meta")))
+    cases: dict[str, Sequence[int]] = {"first frame": [0], "all frames": every}
+    return [
+        _count(name + note, published, lambda z, chosen=wanted: decode(z, decoder, chosen)[0])
+        for name, wanted in cases.items()
+    ]
 
 
 def _whole(vae: Any, latents: Tensor) -> Tensor:

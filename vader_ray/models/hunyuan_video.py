@@ -7,10 +7,11 @@ from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from vader_ray.models.base import VideoModel
 from vader_ray.models.core.decoders import DecoderOptions, StreamedDecoder
+from vader_ray.models.core.memory_optimizations import blocks, recomputed
 from vader_ray.types import Latents
 
 
@@ -19,6 +20,8 @@ class HunyuanVideoStream(StreamedDecoder):
 
     Within a tile the decoder's normalisation and attention are over all frames, so a tile cannot be split in
     time. The first frames of a tile are blended with the last ones of the tile before, which are the cache.
+    The backward pass computes the blocks of a tile again, or, if the library's tiles in space are switched on
+    (``vae.enable_tiling()``), one such tile after another.
     """
 
     def num_frames(self, latents: Latents) -> int:
@@ -44,7 +47,7 @@ class HunyuanVideoStream(StreamedDecoder):
         index = next(index for index, tile in enumerate(tiles) if chunk[0] in tile)
         first = index * self._stride // self.vae.temporal_compression_ratio
         size = latents.shape[2] if len(tiles) == 1 else 1 + self._size // self.vae.temporal_compression_ratio
-        with _in_one_piece(self.vae):
+        with _in_one_piece(self.vae), recomputed(_parts(self.vae)):
             decoded = self.vae.decode(latents[:, :, first : first + size]).sample
         if index > 0:
             decoded = decoded[:, :, 1:]
@@ -90,6 +93,14 @@ def _in_one_piece(vae: Any) -> Iterator[None]:
         yield
     finally:
         vae.use_framewise_decoding = before
+
+
+def _parts(vae: Any) -> list[nn.Module]:
+    """Return the parts of the decoder that are computed again one by one."""
+    if vae.use_tiling:
+        return [vae.decoder]
+    upsamplers = [each for block in vae.decoder.up_blocks for each in block.upsamplers or ()]
+    return [*blocks(vae.decoder), *upsamplers]
 
 
 class HunyuanVideoModel(VideoModel):

@@ -64,7 +64,9 @@ def _residual_block(layers: Layers, block: Any, source: Layer, embedded: Tensor 
     second = partial(_activation, block.norm2, block.nonlinearity, shift2, scale2)
     x = _convolution(layers, block.conv2, x, second, block.per_channel_scale2)
     if block.conv_shortcut is not None:
-        source = layers.framewise(partial(_activation, block.norm3, block.conv_shortcut.conv, None, None), source)
+        source = layers.framewise(
+            partial(_activation, block.norm3, block.conv_shortcut.conv, None, None), source
+        )
     return layers.framewise(Tensor.add, x, source)
 
 
@@ -86,7 +88,7 @@ def _convolution(
     layers: Layers,
     module: Any,
     source: Layer,
-    activation: Callable[[Tensor], Tensor] = nn.Identity(),  # noqa: B008
+    activation: Callable[[Tensor], Tensor] = nn.Identity(),
     noise_scale: Tensor | None = None,
 ) -> Layer:
     """Add a ``LTXVideoCausalConv3d`` after its activation, and noise that is the same in every frame."""

@@ -19,6 +19,7 @@ from vader_ray.models.mochi import MochiStream
 from vader_ray.preflight.meta_device import META, meta_device_mode
 from vader_ray.preflight.trackers import PeakMemoryTracker
 
+
 def _ltx(**changes: Any) -> Any:
     """LTX-Video 0.9: blocks that change the number of channels, no noise level."""
     sizes = {
@@ -162,6 +163,21 @@ def test_a_clip_of_one_tile_is_one_chunk() -> None:
     assert decoder.chunks(latents[:, :, :4], [0]) == [tuple(range(13))]
     decoder.vae.use_framewise_decoding = False
     assert decoder.chunks(latents, [0]) == [tuple(range(29))]
+
+
+def test_tiles_in_space_are_those_of_the_library() -> None:
+    """``enable_tiling`` changes the pixels; the stream decodes the same tiles, and has their gradient."""
+    vae, decoder, latents = _build("hunyuan_video")
+    plain = _whole(vae, latents)
+    vae.enable_tiling(tile_sample_min_height=8, tile_sample_min_width=8)
+    vae.tile_sample_stride_height = vae.tile_sample_stride_width = 8
+    expected = _whole(vae, latents)
+    assert (expected - plain).abs().max() > 1e-3
+    found, _ = decode(latents, decoder, range(29))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    (ours,) = torch.autograd.grad(found.square().sum(), latents)
+    (theirs,) = torch.autograd.grad(expected.square().sum(), latents)
+    assert (ours - theirs).norm() < 1e-10 * theirs.norm()
 
 
 def test_injected_noise_is_the_same_in_every_decode() -> None:

@@ -1,10 +1,10 @@
 """Decode a video a few frames at a time, layer by layer, where layers see neighbouring frames.
 
 A layer over time, such as a convolution of three frames, needs frames before and perhaps after those it
-computes. Every layer here computes each of its frames once, from the first to the last, and as late as a later
-layer needs it; frames of its inputs that the next chunk needs again are the cache. So nothing is padded at a
-chunk's border, nothing is computed twice, and the values are those of the whole clip. A decoder that looks
-ahead computes more frames in its first, cheap layers than in its last ones.
+computes. Every layer here computes each of its frames once, from the first to the last, and as late as a
+later layer needs it; frames that the next chunk needs again are the cache. So nothing is padded at a chunk's
+border, and the values are those of the whole clip. A decoder that looks ahead computes more frames in its
+first, cheap layers than in its last ones.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Layer:
         cached: its entry of the cache; None for the first chunk.
     """
 
-    def __init__(  # noqa: PLR0913
+    def __init__(
         self,
         num_frames: int,
         needed: Callable[[int, int], tuple[int, int]],
@@ -136,19 +136,19 @@ class Layers:
     def framewise(self, layer: Callable[..., Tensor], *inputs: Layer) -> Layer:
         """Add a layer that computes each frame from the same frame of its inputs."""
 
-        def compute(start: int, stop: int, state: None, *frames: Tensor) -> tuple[Tensor, None]:
+        def compute(_start: int, _stop: int, _state: None, *frames: Tensor) -> tuple[Tensor, None]:
             return layer(*frames), None
 
         return self.add(inputs[0].num_frames, lambda start, stop: (start, stop), compute, *inputs)
 
-    def convolution(  # noqa: PLR0913
+    def convolution(
         self,
         layer: Callable[[Tensor], Tensor],
         source: Layer,
         *,
         before: int,
         after: int = 0,
-        activation: Callable[[Tensor], Tensor] = nn.Identity(),  # noqa: B008
+        activation: Callable[[Tensor], Tensor] = nn.Identity(),
     ) -> Layer:
         """Add a convolution over time, whose input is continued by its first and its last frame.
 
@@ -170,7 +170,9 @@ class Layers:
         def run(
             start: int, stop: int, state: Tensor | None, frames: Tensor | None
         ) -> tuple[Tensor, Tensor | None]:
-            parts = [part for part in (state, None if frames is None else activation(frames)) if part is not None]
+            parts = [
+                part for part in (state, None if frames is None else activation(frames)) if part is not None
+            ]
             first = parts[0][:, :, :1].expand(-1, -1, before if start == 0 else 0, -1, -1)
             last = parts[-1][:, :, -1:].expand(-1, -1, max(0, stop + after - num_frames), -1, -1)
             window = torch.cat((first, *parts, last), TIME)
@@ -184,15 +186,13 @@ class Layers:
 
         return self.add(num_frames, needed, compute, source)
 
-    def expansion(
-        self, layer: Callable[..., Tensor], *inputs: Layer, factor: int, dropped: int = 0
-    ) -> Layer:
+    def expansion(self, layer: Callable[..., Tensor], *inputs: Layer, factor: int, dropped: int = 0) -> Layer:
         """Add a layer that makes ``factor`` frames of each, without the clip's first ``dropped`` ones."""
 
         def needed(start: int, stop: int) -> tuple[int, int]:
             return (start + dropped) // factor, -(-(stop + dropped) // factor)
 
-        def compute(start: int, stop: int, state: None, *frames: Tensor) -> tuple[Tensor, None]:
+        def compute(start: int, stop: int, _state: None, *frames: Tensor) -> tuple[Tensor, None]:
             offset = needed(start, stop)[0] * factor - dropped
             return layer(*frames)[:, :, start - offset : stop - offset], None
 
