@@ -23,11 +23,11 @@ class DecoderOptions:
     """How an autoencoder decodes; each kind of decoder reads what concerns it."""
 
     chunk_size: int = 1
-    """Frames at once, for autoencoders of single frames. Exact; more frames need more memory."""
+    """Frames at once, for autoencoders of single frames and of `LayerStream`. Exact; more need more memory."""
     temporal_frames: int | None = None
     """Frames that Stable Video Diffusion's decoder sees together, by default all. Changes the pixels."""
     offload_cache: bool = False
-    """Keep the cache of a causal decoder in host memory between chunks. Exact; slower, less GPU memory."""
+    """Keep the cache of a streamed decoder in host memory between chunks. Exact; slower, less GPU memory."""
 
     @classmethod
     def of(cls, model: ModelConfig, chunk_size: int) -> DecoderOptions:
