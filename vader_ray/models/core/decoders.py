@@ -23,7 +23,7 @@ class DecoderOptions:
     """How an autoencoder decodes; each kind of decoder reads what concerns it."""
 
     chunk_size: int = 1
-    """Frames at once, for autoencoders of single frames and of `LayerStream`. Exact; more need more memory."""
+    """Frames at once, for decoders that can choose. Exact; more frames need more memory."""
     temporal_frames: int | None = None
     """Frames that Stable Video Diffusion's decoder sees together, by default all. Changes the pixels."""
     offload_cache: bool = False
