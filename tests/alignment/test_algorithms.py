@@ -55,6 +55,7 @@ def test_options_are_described_frozen_and_survive_a_process_border(
     assert algorithms.check(again) == checked
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*algorithms.names(), OUTSIDE])
 def test_a_step_changes_the_adapter_and_repeats_exactly(
     tiny_pipeline_folder: Path, tmp_path: Path, name: str

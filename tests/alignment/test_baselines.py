@@ -336,6 +336,7 @@ def test_resumed_run_equals_the_straight_run_bit_for_bit(
     assert bool(state.algorithm_state) == (name == "ddpo")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_costs_are_counted(tiny_pipeline_folder: Path, tmp_path: Path, name: str) -> None:
     state = train(_config(tiny_pipeline_folder, name, num_steps=1), on_step=Keeper(tmp_path))

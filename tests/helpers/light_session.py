@@ -20,7 +20,7 @@ from tests.helpers.local_run import run_locally
 from tests.helpers.runs import open_here
 from vader_ray.config import validate
 from vader_ray.console import explain_errors
-from vader_ray.orchestration.runs.finish import ends_recorded, finish_run
+from vader_ray.orchestration.runs.finish import EarlyEnd, finish_run
 from vader_ray.orchestration.runs.run_dir import claim_run_dir
 
 LIBRARIES = ("PIL", "alembic", "diffusers", "mlflow", "peft", "pyarrow", "sqlalchemy", "transformers")
@@ -76,6 +76,6 @@ def _train(document: dict[str, Any], runs: Path, name: str) -> None:
         if claimed.is_complete(config.num_steps):
             return
         folder, run = open_here(config, runs, name)
-        with ends_recorded(config, folder, run):
+        with EarlyEnd(config, folder, run).recorded():
             run_locally(config, folder, run)
         finish_run(config, folder, run)

@@ -89,6 +89,7 @@ def test_scores_are_mean_distances_to_videos_of_the_same_prompt(clip_folder: Pat
     assert diversity.compare(features[:1], ["a"]).tolist() == [0.0], "a single video differs from nothing"
 
 
+@pytest.mark.slow
 def test_evaluation_reports_its_mean(tiny_pipeline_folder: Path, clip_folder: Path) -> None:
     config = recipe(tiny_pipeline_folder, clip_folder)
     experiment = build(config, torch.device("cpu"))

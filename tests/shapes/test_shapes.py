@@ -373,6 +373,7 @@ def test_detection_loads_in_transformers_and_finds_crates_and_shapes() -> None:
     assert sum(overlaps) / len(overlaps) >= 0.7
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     ("train", "options", "library_class"),

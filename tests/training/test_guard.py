@@ -50,6 +50,7 @@ GUARDED: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_stopped_where_the_straight_one_is(
     tiny_pipeline_folder: Path, tmp_path: Path
 ) -> None:

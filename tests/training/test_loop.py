@@ -132,6 +132,7 @@ def test_the_trained_reward_rises_on_held_out_prompts(tiny_pipeline_folder: Path
     assert [report.step for report in keeper.reports] == list(range(7))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("recipe", "reward"), [("shapes_svd_vjepa", "vjepa"), ("shapes_wan", "pickscore")])
 def test_the_recipes_of_further_families_take_a_step(recipe: str, reward: str, tmp_path: Path) -> None:
     keeper = Keeper(tmp_path)
@@ -165,6 +166,7 @@ def test_a_pull_to_the_base_keeps_the_videos_near_it(tiny_pipeline_folder: Path,
     ]  # one more for the graded denoising step, in both branches of guidance
 
 
+@pytest.mark.slow
 def test_micro_batches_and_chunks_change_nothing_but_rounding(
     tiny_pipeline_folder: Path, tmp_path: Path
 ) -> None:

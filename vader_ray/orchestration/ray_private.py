@@ -80,6 +80,11 @@ def lost_process() -> str | None:
     return next((_LOST[name] for name in ended if name in _LOST), None)
 
 
+def describe_loss(lost: str) -> str:
+    """Return the message on the loss of a process that `lost_process` has named."""
+    return f"Ray's process {lost} was killed or has crashed"
+
+
 def request_end(key: str) -> None:
     """Leave a request for the workers of a run in the cluster."""
     _internal_kv_put(key, b"1", namespace=_NAMESPACE)

@@ -43,6 +43,7 @@ def _gradient(model: Any, plan: TruncationPlan, images: Any = None) -> tuple[Ten
     return torch.cat([gradient.flatten() for gradient in gradients]), meter.peak
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recompute", [True, "earlier", False])
 def test_recomputed_blocks_have_the_same_gradient_in_less_memory(wan: Path, recompute: Any) -> None:
     found = {}
@@ -58,6 +59,7 @@ def test_recomputed_blocks_have_the_same_gradient_in_less_memory(wan: Path, reco
     assert found["block"][1] < found["attention"][1] < 0.7 * found["none"][1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS[1:])
 def test_recomputed_blocks_of_unets(tiny_pipeline_folder: Path, tmp_path: Path, kind: Any) -> None:
     """UNets have no checkpointing of the library's, or one of their residual blocks alone."""
@@ -117,6 +119,7 @@ def test_attention_is_not_computed_again(wan: Path) -> None:
     assert calls["attention"] == calls["none"] < calls["block"]
 
 
+@pytest.mark.slow
 def test_replay_of_the_earlier_steps_saves_the_last_ones_forward(wan: Path) -> None:
     """Bit-identical gradients; one denoising step (two branches of guidance) is not computed again."""
     gradients, calls = [], []

@@ -278,6 +278,35 @@ def test_ray_is_started_again_where_its_processes_are_late(num_late: int, printe
     assert done.stdout == printed, done.stderr
 
 
+LOST = """
+import os, sys, time
+import psutil
+from tests.helpers.recipe import tiny_config
+from vader_ray.orchestration.clusters import connection, loss_watch
+
+def record(loss):
+    print("recorded", flush=True)
+    return loss + "; remedy"
+
+loss_watch._POLL_SECONDS, loss_watch._GRACE_SECONDS = 0.5, 2.0
+with connection.connected(tiny_config("/tmp"), on_lost=record):
+    for child in psutil.Process().children(recursive=True):
+        if sys.argv[1] in child.name():
+            child.kill()
+    time.sleep(50)  # as Ray's core does, which waits for 60 seconds
+print("went on")
+"""
+
+
+@pytest.mark.parametrize("name", ["gcs_server", "raylet"])
+def test_a_driver_that_waits_for_a_lost_process_records_it_and_ends(name: str) -> None:
+    done = subprocess.run([sys.executable, "-c", LOST, name], cwd=REPOSITORY, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "recorded\n"), done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(f"vader-ray: Ray's process {name} ")
+    assert last.endswith("was killed or has crashed; remedy")
+
+
 def test_files_of_ended_clusters_are_swept_and_those_of_running_ones_stay(tmp_path: Path) -> None:
     process = subprocess.Popen([sys.executable, "-c", "pass"])
     process.wait()

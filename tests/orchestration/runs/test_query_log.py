@@ -125,6 +125,7 @@ def test_an_empty_folder_is_an_empty_table(tmp_path: Path) -> None:
     assert read_queries(tmp_path).num_rows == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_commits", [1, 4])
 def test_kill_in_the_middle_leaves_complete_parts(tmp_path: Path, num_commits: int) -> None:
     program = """

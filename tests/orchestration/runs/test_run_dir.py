@@ -170,6 +170,7 @@ with claim_run_dir(tiny_config(root), root / "runs", "mine", resume=False, stora
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("storage", [True, False])
 def test_the_lock_of_a_killed_driver_is_free(storage: bool, tmp_path: Path) -> None:
     command = [sys.executable, "-c", HOLD, str(tmp_path), str(tmp_path / "shared") if storage else ""]

@@ -178,6 +178,7 @@ def _summaries(weights: Path, tmp_path: Path) -> dict[str, RunSummary]:
     return summaries
 
 
+@pytest.mark.slow
 def test_a_trial_that_its_guard_stopped_competes_with_the_adapter_that_it_keeps(
     tiny_pipeline_folder: Path, tmp_path: Path
 ) -> None:
@@ -242,6 +243,7 @@ def test_a_trial_that_a_reward_ends_names_it_and_has_the_traceback_in_its_folder
     tiny_pipeline_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))  # the trials import the rewards from tests/
     evaluation = {"every": 1, "num_videos": 1, "num_shown": 1}
     recipe = tiny_config(
         tiny_pipeline_folder, num_steps=1, evaluation=evaluation, runtime={"max_failures": 0}

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from math import ceil
 from typing import Any
@@ -41,7 +41,11 @@ _POLL_SECONDS = 2.0
 
 @contextmanager
 def connected(
-    config: ExperimentConfig, *, num_runs: int = 1, needs_state_api: bool = False
+    config: ExperimentConfig,
+    *,
+    num_runs: int = 1,
+    needs_state_api: bool = False,
+    on_lost: Callable[[str], str] = lambda loss: loss,
 ) -> Iterator[None]:
     """Connect to the cluster of ``RAY_ADDRESS`` or of the surrounding Ray job, else start a private one.
 
@@ -49,6 +53,8 @@ def connected(
         config: recipe whose workers need the resources.
         num_runs: runs at the same time, for which a private cluster has enough CPU slots.
         needs_state_api: start a private cluster with Ray's dashboard, which has the State API.
+        on_lost: records that a private cluster has lost a process, before this process is ended for it;
+            receives the description of the loss, and returns the message to print.
 
     Raises:
         UserError: the cluster cannot be reached, or lacks resources, so that Ray would wait for ever.
@@ -69,7 +75,7 @@ def connected(
                 ) from None
         else:
             num_cpus = max(os.cpu_count() or 1, _needed(config, num_runs=num_runs)["CPU"])
-            more = {"num_cpus": num_cpus, "runtime_env": runtime_env({}), **quiet}
+            more = {"num_cpus": num_cpus, "runtime_env": runtime_env({}), "on_lost": on_lost, **quiet}
             stack.enter_context(private_cluster.start(include_dashboard=needs_state_api, **more))
         restore_sigterm_handler()
         if config.runtime.wait_minutes:

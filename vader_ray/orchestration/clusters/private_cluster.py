@@ -6,7 +6,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import ray
 
 from vader_ray.errors import RunFailed, UserError
 from vader_ray.orchestration import ray_private
+from vader_ray.orchestration.clusters.loss_watch import exit_when_lost
 
 _LOOPBACK = "127.0.0.1"
 _START_ATTEMPTS = 4
@@ -24,7 +25,7 @@ _QUIET_SECONDS = 300.0
 
 
 @contextmanager
-def start(*, include_dashboard: bool, **settings: Any) -> Iterator[None]:
+def start(*, include_dashboard: bool, on_lost: Callable[[str], str], **settings: Any) -> Iterator[None]:
     """Start a cluster for the duration of the block.
 
     Its processes require a random token, which only the environment of the driver and of its child processes
@@ -33,6 +34,7 @@ def start(*, include_dashboard: bool, **settings: Any) -> Iterator[None]:
 
     Args:
         include_dashboard: start Ray's dashboard too, with its State API; it requires the token as well.
+        on_lost: as in `exit_when_lost`.
         settings: more arguments of ``ray.init``.
 
     Raises:
@@ -53,7 +55,8 @@ def start(*, include_dashboard: bool, **settings: Any) -> Iterator[None]:
         try:
             with ray_private.loopback_node_address():
                 _init(str(folder), include_dashboard=include_dashboard, **settings)
-            yield
+            with exit_when_lost(on_lost):
+                yield
         finally:
             ray.shutdown()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import Lock
 
 from vader_ray.config import ExperimentConfig
 from vader_ray.errors import RunFailed, describe, last_line
@@ -17,8 +18,6 @@ from vader_ray.uris import redact
 MAX_TAG_LENGTH = 1000
 """Characters of an error in an MLflow tag."""
 _GAIN = "eval/gain/"
-_RECORDED = "the run's summary was written"
-"""Note of an exception with which a run was finished."""
 _MLFLOW_STATUS: dict[RunStatus, mlflow_runs.Status] = {
     "completed": "FINISHED",
     "stopped": "FINISHED",
@@ -69,30 +68,41 @@ def record_traceback(folder: RunDir, message: str, traceback: str) -> str:
     return f"{message}; the traceback is in {folder.at_home(folder.error_log)}"
 
 
-@contextmanager
-def ends_recorded(
-    config: ExperimentConfig, folder: RunDir, mlflow_run: mlflow_runs.MlflowRun
-) -> Iterator[None]:
-    """Finish the run if the block raises an exception; of nested blocks, the innermost one does."""
-    try:
-        yield
-    except BaseException as error:
-        if _RECORDED not in getattr(error, "__notes__", ()):
-            error.add_note(_RECORDED)
-            _finish_after(error, config, folder, mlflow_run)
-        raise
+class EarlyEnd:
+    """Finishes a run that an error ends early: once, however many parts of the program meet an error."""
 
+    def __init__(self, config: ExperimentConfig, folder: RunDir, mlflow_run: mlflow_runs.MlflowRun) -> None:
+        self._config, self._folder, self._mlflow_run = config, folder, mlflow_run
+        self._lock, self._is_recorded = Lock(), False
 
-def _finish_after(
-    first: BaseException, config: ExperimentConfig, folder: RunDir, mlflow_run: mlflow_runs.MlflowRun
-) -> None:
-    """Finish a run that an error has ended; what else fails is printed, since the first error counts."""
-    interrupted = isinstance(first, KeyboardInterrupt)
-    status: RunStatus = "interrupted" if interrupted else "failed"
-    try:
-        finish_run(config, folder, mlflow_run, status, error=None if interrupted else last_line(first))
-    except (OSError, ValueError, RunFailed) as error:
-        print(f"{folder.summary} was not written: {describe(error)}", flush=True)
+    @contextmanager
+    def recorded(self) -> Iterator[None]:
+        """Finish the run if the block raises an exception; of nested blocks, the innermost one does."""
+        try:
+            yield
+        except BaseException as error:
+            self._record(error)
+            raise
+
+    def on_lost(self, loss: str) -> str:
+        """Finish the run after a loss of Ray; return the message to the user. Other threads may call it."""
+        error = RunFailed(f"{loss}; continue with --resume --run-name {self._folder.name}")
+        self._record(error)
+        return str(error)
+
+    def _record(self, first: BaseException) -> None:
+        """Finish the run; what else fails is printed, since the first error counts."""
+        interrupted = isinstance(first, KeyboardInterrupt)
+        status: RunStatus = "interrupted" if interrupted else "failed"
+        message = None if interrupted else last_line(first)
+        with self._lock:
+            if self._is_recorded:
+                return
+            self._is_recorded = True
+            try:
+                finish_run(self._config, self._folder, self._mlflow_run, status, error=message)
+            except (OSError, ValueError, RunFailed) as error:
+                print(f"{self._folder.summary} was not written: {describe(error)}", flush=True)
 
 
 def summarize(

@@ -81,7 +81,7 @@ def follow(
     """
     while True:
         if lost := ray_private.lost_process():
-            return Failure(f"Ray's process {lost} was killed or has crashed")
+            return Failure(ray_private.describe_loss(lost))
         end.poll(log)
         try:
             kind, content = messages.get(timeout=_POLL_SECONDS)
@@ -106,7 +106,7 @@ def _lost_queue(thread: threading.Thread, error: RayError) -> Failure | None:
     """Explain the loss of the queue's process: usually another process of Ray was lost before it."""
     thread.join(5)
     if lost := ray_private.lost_process():
-        return Failure(f"Ray's process {lost} was killed or has crashed")
+        return Failure(ray_private.describe_loss(lost))
     if not thread.is_alive():
         return None
     return Failure("the process of the workers' messages was killed or has crashed", str(error))

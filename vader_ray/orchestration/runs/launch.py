@@ -22,7 +22,7 @@ from vader_ray.orchestration import ray_private
 from vader_ray.orchestration.clusters import connection
 from vader_ray.orchestration.reward_service import pool
 from vader_ray.orchestration.reward_service.remote_reward import PooledReward
-from vader_ray.orchestration.runs.finish import ends_recorded, finish_run, record_traceback
+from vader_ray.orchestration.runs.finish import EarlyEnd, finish_run, record_traceback
 from vader_ray.orchestration.runs.follow import EndRequest, Failure, follow
 from vader_ray.orchestration.runs.functions import pack_functions
 from vader_ray.orchestration.runs.process_group import ProcessGroupConfig
@@ -85,9 +85,10 @@ def train_run(
             return summary
         mlflow_run = _open_mlflow_run(config, folder)
         warn_without_guard(config)
+        end = EarlyEnd(config, folder, mlflow_run)
         with (
-            ends_recorded(config, folder, mlflow_run),
-            connection.connected(config),
+            end.recorded(),
+            connection.connected(config, on_lost=end.on_lost),
             pool.start_pools(config) as remote_rewards,
             Progress(config.num_steps, eval_metric=config.selection_metric()) as progress,
         ):
@@ -96,7 +97,7 @@ def train_run(
                 progress.update(event)
                 on_step(event)
 
-            with ends_recorded(config, folder, mlflow_run):  # before Ray is stopped, which may fail
+            with end.recorded():  # before Ray is stopped, which may fail
                 launch(config, folder, mlflow_run, remote_rewards, on_step=update, log=progress.log)
         return finish_run(config, folder, mlflow_run)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from threading import Lock
 
 from vader_ray.config import ExperimentConfig
 from vader_ray.errors import RunFailed, UserError
@@ -21,7 +22,7 @@ from vader_ray.orchestration.sweeps.adapter_soup import make_soups
 from vader_ray.orchestration.sweeps.definition import BaseRecipe, SweepDefinition, draw
 from vader_ray.orchestration.sweeps.request import check_counts, check_overrides, check_trials
 from vader_ray.orchestration.sweeps.trial_table import SweepResult, TrialResult, print_results, write_table
-from vader_ray.orchestration.sweeps.trials import TrialSet
+from vader_ray.orchestration.sweeps.trials import Trial, TrialSet
 from vader_ray.orchestration.sweeps.tune_trials import tune_trials
 from vader_ray.orchestration.tracking import mlflow_runs
 from vader_ray.training.resolve import resolve_names
@@ -76,28 +77,53 @@ def _run_to_its_end(trials: TrialSet, *, num_trials: int | None, max_concurrent:
     """Run the trials and soups, then write and print the table and the report."""
     definition, folder = trials.definition, trials.folder
     wanted = num_trials or definition.num_trials or len(trials.trials)
-    everything = list(trials.trials)
     status: mlflow_runs.Status = "FAILED"
+    end = _End(trials)
     try:
-        tune_trials(trials, num_trials=wanted, max_concurrent=max_concurrent)
+        tune_trials(trials, num_trials=wanted, max_concurrent=max_concurrent, on_lost=end.on_lost)
         soups = make_soups(trials)
-        everything = [*trials.trials, *soups.trials]
-        tune_trials(soups, num_trials=len(soups.trials), max_concurrent=max_concurrent)
-        if any(trial.status in ("completed", "stopped") for trial in everything):
+        end.soups = tuple(soups.trials)
+        tune_trials(soups, num_trials=len(soups.trials), max_concurrent=max_concurrent, on_lost=end.on_lost)
+        if any(trial.status in ("completed", "stopped") for trial in end.everything()):
             status = "FINISHED"
         trials.record(completed=status == "FINISHED")
     except KeyboardInterrupt:
         status = "KILLED"
         raise
     finally:
-        result = SweepResult(folder.path, tuple(TrialResult.of(trial) for trial in everything))
-        _close(trials, result, status)
+        result = end.close(status)
     _report(definition, folder, trials.parent)
     folder.push()
     print_results(definition, trials.config, result, trials.parent)
     if status == "FAILED":
         raise RunFailed(f"no trial of {folder.path} succeeded; the table has the reasons")
     return result
+
+
+class _End:
+    """The end of a sweep: its table is written and its MLflow run closed."""
+
+    def __init__(self, trials: TrialSet) -> None:
+        self.soups: tuple[Trial, ...] = ()
+        self._trials, self._lock = trials, Lock()
+
+    def everything(self) -> tuple[Trial, ...]:
+        """Return the trials, then the soups."""
+        return *self._trials.trials, *self.soups
+
+    def close(self, status: mlflow_runs.Status) -> SweepResult:
+        """Close the sweep and return its table."""
+        with self._lock:
+            result = SweepResult(
+                self._trials.folder.path, tuple(TrialResult.of(trial) for trial in self.everything())
+            )
+            _close(self._trials, result, status)
+        return result
+
+    def on_lost(self, loss: str) -> str:
+        """Close the sweep after a loss of Ray and return the message to the user."""
+        self.close("FAILED")
+        return f"{loss}; continue the sweep with --resume"
 
 
 def _open_trials(

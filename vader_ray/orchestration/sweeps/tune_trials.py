@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,11 +34,14 @@ _ENVIRONMENT = {
 }
 
 
-def tune_trials(trials: TrialSet, *, num_trials: int, max_concurrent: int | None) -> None:
+def tune_trials(
+    trials: TrialSet, *, num_trials: int, max_concurrent: int | None, on_lost: Callable[[str], str]
+) -> None:
     """Run all trials that are not over; afterwards each has a summary.
 
     Args:
         num_trials: number of trials in all, those that a search still has to propose included.
+        on_lost: as in `connection.connected`.
 
     Raises:
         KeyboardInterrupt: the user has stopped Tune.
@@ -47,6 +52,8 @@ def tune_trials(trials: TrialSet, *, num_trials: int, max_concurrent: int | None
         return
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    # the traceback of a failed trial is in its error.log
+    logging.getLogger("ray.tune.execution.tune_controller").setLevel(logging.CRITICAL)
     listener = _Listener()
     with (
         connection.connected(
@@ -54,6 +61,7 @@ def tune_trials(trials: TrialSet, *, num_trials: int, max_concurrent: int | None
             num_runs=min(max_concurrent or 1, num_trials),
             # Ray Train uses it to notice that a stopped trial's controller has gone, and frees its CPUs
             needs_state_api=config.runtime.num_workers > 1,
+            on_lost=on_lost,
         ),
         pool.start_pools(config) as remote_rewards,
     ):
