@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Any
@@ -106,9 +107,12 @@ def _streamed(family: str, vae: Any, published: Published, *, offload: bool, not
     every = range(decoder.num_frames(torch.empty(1, *published.latents, device="meta")))
     cases: dict[str, Sequence[int]] = {"first frame": [0], "all frames": every}
     return [
-        _count(name + note, published, lambda z, chosen=wanted: decode(z, decoder, chosen)[0])
-        for name, wanted in cases.items()
+        _count(name + note, published, partial(_stream, decoder, wanted)) for name, wanted in cases.items()
     ]
+
+
+def _stream(decoder: VideoDecoder, wanted: Sequence[int], latents: Tensor) -> Tensor:
+    return decode(latents, decoder, wanted)[0]
 
 
 def _whole(vae: Any, latents: Tensor) -> Tensor:

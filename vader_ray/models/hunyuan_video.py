@@ -25,7 +25,7 @@ class HunyuanVideoStream(StreamedDecoder):
     """
 
     def num_frames(self, latents: Latents) -> int:
-        return 1 + (latents.shape[2] - 1) * self.vae.temporal_compression_ratio
+        return sum(len(tile) for tile in self._tiles(latents.shape[2]))
 
     def chunks(self, latents: Latents, wanted: Sequence[int]) -> list[tuple[int, ...]]:
         """Return the tiles of wanted frames, and those whose last frames are blended into these.

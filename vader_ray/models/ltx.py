@@ -39,8 +39,8 @@ class LTXStream(LayerStream):
             for upsampler in block.upsamplers or ():
                 x = _upsampler(layers, upsampler, x)
             x = _residual_blocks(layers, block, x, timestep)
-        modulation = _modulation(decoder.scale_shift_table, _embedded(decoder, timestep))
-        activation = partial(_activation, decoder.norm_out, decoder.conv_act, *modulation)
+        shift, scale = _modulation(decoder.scale_shift_table, _embedded(decoder, timestep))
+        activation = partial(_activation, decoder.norm_out, decoder.conv_act, shift, scale)
         x = _convolution(layers, decoder.conv_out, x, activation)
         layers.expansion(partial(_unpatchify, decoder), x, factor=decoder.patch_size_t)
 
@@ -123,7 +123,8 @@ def _modulation(table: Tensor | None, embedded: Tensor | None, count: int = 2) -
     """Return shifts and scales after normalisations; None for a decoder that takes no noise level."""
     if table is None or embedded is None:
         return (None,) * count
-    return (embedded.unflatten(1, (count, -1)) + table[None, ..., None, None, None]).unbind(1)
+    both: Tensor = embedded.unflatten(1, (count, -1)) + table[None, ..., None, None, None]
+    return both.unbind(1)
 
 
 def _activation(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
@@ -33,7 +34,7 @@ class MochiStream(LayerStream):
         layers.expansion(lambda frames: frames, x, factor=1, dropped=self._frames_per_latent - 1)
 
 
-def _residual_blocks(layers: Layers, blocks: nn.ModuleList, source: Layer) -> Layer:
+def _residual_blocks(layers: Layers, blocks: Iterable[Any], source: Layer) -> Layer:
     for block in blocks:
         x = source
         for norm, module in ((block.norm1, block.conv1), (block.norm2, block.conv2)):

@@ -222,7 +222,7 @@ class Layers:
 
 def unfold_channels(frames: Tensor, time: int, height: int, width: int) -> Tensor:
     """Move channels, counted in the order channels, time, height, width, to frames and pixels."""
-    parts = frames.unflatten(1, (-1, time, height, width)).permute(0, 1, 5, 2, 6, 3, 7, 4)
+    parts: Tensor = frames.unflatten(1, (-1, time, height, width)).permute(0, 1, 5, 2, 6, 3, 7, 4)
     return parts.flatten(6, 7).flatten(4, 5).flatten(2, 3)
 
 
