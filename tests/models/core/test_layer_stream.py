@@ -106,7 +106,10 @@ def _whole(vae: Any, latents: Tensor) -> Tensor:
     return (vae.decode(latents, *level).sample / 2 + 0.5).clamp(0, 1).transpose(1, 2)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow) if "," in name else name for name in CASES],
+)
 def test_a_stream_has_the_values_and_the_gradient_of_one_graph(name: str, means_in_float64: None) -> None:
     """float64: values within 1e-12, the gradient within 1e-10, for a weighted sum of all frames."""
     vae, decoder, latents = _build(name)
