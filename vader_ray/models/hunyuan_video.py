@@ -7,11 +7,15 @@ from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any
 
+from diffusers.models.autoencoders.autoencoder_kl_hunyuan_video import (
+    HunyuanVideoResnetBlockCausal3D,
+    HunyuanVideoUpsampleCausal3D,
+)
 from torch import Tensor, nn
 
 from vader_ray.models.base import VideoModel
 from vader_ray.models.core.decoders import DecoderOptions, StreamedDecoder
-from vader_ray.models.core.memory_optimizations import blocks, recomputed
+from vader_ray.models.core.memory_optimizations import recomputed
 from vader_ray.types import Latents
 
 
@@ -99,8 +103,8 @@ def _parts(vae: Any) -> list[nn.Module]:
     """Return the parts of the decoder that are computed again one by one."""
     if vae.use_tiling:
         return [vae.decoder]
-    upsamplers = [each for block in vae.decoder.up_blocks for each in block.upsamplers or ()]
-    return [*blocks(vae.decoder), *upsamplers]
+    kinds = (HunyuanVideoResnetBlockCausal3D, HunyuanVideoUpsampleCausal3D)  # attention would keep its mask
+    return [module for module in vae.decoder.modules() if isinstance(module, kinds)]
 
 
 class HunyuanVideoModel(VideoModel):
