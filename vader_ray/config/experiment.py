@@ -108,6 +108,11 @@ class ExperimentConfig(Settings):
                     f"{plugin.name}: frames={plugin.frames} needs {needed} frames and "
                     f"sampling.num_frames={self.sampling.num_frames}; choose earlier frames or longer videos"
                 )
+        if self.model.quantization and self.runtime.compile == "blocks":
+            raise ValueError(
+                "runtime.compile=blocks cannot compile layers of "
+                f"model.quantization={self.model.quantization}; leave one of the two out"
+            )
         self.optimizer.check_steps(self.num_steps)
         if self.videos_per_step % self.runtime.num_workers:
             raise ValueError(

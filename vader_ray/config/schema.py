@@ -17,6 +17,7 @@ from vader_ray.config.settings import (
     MatmulPrecision,
     NonNegativeCount,
     Precision,
+    Quantization,
     SecretUri,
     Settings,
     Steps,
@@ -50,6 +51,10 @@ class ModelConfig(Settings):
     float32."""
     decoder_precision: Precision = "float32"
     """Precision of the autoencoder. Half precision changes the reward gradient by several per cent."""
+    quantization: Quantization | None = None
+    """Store the frozen weights of the linear layers in the denoiser's blocks in fewer bits: ``int8`` and
+    ``fp8`` (8 bits, one scale per row), ``nf4`` (4.5 bits with its scales). All is computed in ``precision``,
+    and the adapter also fits the model as published. Not exact: docs/performance.md has deviations."""
     offload_decoder_cache: bool = False
     """Keep the cache of a streamed decoder (Wan, CogVideoX, LTX, Mochi) in host memory between chunks of
     frames. Exact; slower, with less GPU memory."""

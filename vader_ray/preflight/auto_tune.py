@@ -79,6 +79,8 @@ def _memory_settings(config: ExperimentConfig) -> Iterator[str]:
     yield from (f"rewards.{i}.precision=bfloat16" for i in wide)
     precisions = ("precision", "decoder_precision")
     yield from (f"model.{name}=bfloat16" for name in precisions if getattr(model, name) != "bfloat16")
+    if model.quantization is None:
+        yield "model.quantization=int8"
 
 
 def choose_auto(config: ExperimentConfig, fits: Callable[[int], bool]) -> ExperimentConfig:

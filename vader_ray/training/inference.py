@@ -110,13 +110,20 @@ def generate_video(
 def merge_adapter(config: ExperimentConfig, adapter: Path, output: Path) -> list[Path]:
     """Merge a saved adapter into the recipe's denoisers, in ``model.precision``; return the folders written.
 
+    The weights are the published ones, also if ``model.quantization`` was used in training.
+
     Raises:
         UserError: the adapter is missing, damaged or of another model, or its denoiser is not the library's.
     """
     check_output_folder(output)
     config = _shaped_like(config, adapter)
     model = models.build(
-        config.model, config.sampling, config.adapter, seed=0, chunk_size=1, device=torch.device("cpu")
+        config.model.model_copy(update={"quantization": None}),
+        config.sampling,
+        config.adapter,
+        seed=0,
+        chunk_size=1,
+        device=torch.device("cpu"),
     )
     model.load_adapter(adapter)
     return list(model.save_merged(output))

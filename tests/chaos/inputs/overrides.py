@@ -88,6 +88,9 @@ model.precision=float8 => model.precision: Input should be 'float32', 'bfloat16'
 model.precision=half => model.precision: Input should be 'float32', 'bfloat16' or 'float64', not 'half'
 model.precision=null => model.precision: Input should be 'float32', 'bfloat16' or 'float64', not None
 model.decoder_precision=int8 => model.decoder_precision: Input should be 'float32', 'bfloat16' or 'float64', not 'int8'
+model.quantization=int4 => model.quantization: Input should be 'int8', 'fp8' or 'nf4', not 'int4'
+model.quantization=8 => model.quantization: Input should be 'int8', 'fp8' or 'nf4', not 8
+model.quantization=int8 runtime.compile=blocks => cannot compile layers of model.quantization=int8; leave one
 model.offload_decoder_cache=maybe => model.offload_decoder_cache: Input should be a valid boolean, unable to interpret input,
 model.offload_decoder_cache=3 => model.offload_decoder_cache: Input should be a valid boolean, unable to interpret input,
 model.temporal_decoder_frames=0 => model.temporal_decoder_frames: Input should be greater than 0, not 0

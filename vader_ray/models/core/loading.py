@@ -19,6 +19,7 @@ from vader_ray.config import ModelConfig, SamplingConfig, locate
 from vader_ray.errors import UserError, did_you_mean
 from vader_ray.models.core.meta_pipeline import load_meta_pipeline
 from vader_ray.models.core.pipeline_folder import check_pipeline_folder
+from vader_ray.models.core.quantization import quantize_denoisers
 
 
 def load_pipeline(
@@ -56,6 +57,7 @@ def load_pipeline(
         pipe.scheduler = find_scheduler(sampling.scheduler).from_config(pipe.scheduler.config)
     with quiet():
         pipe.vae.to(getattr(torch, model.decoder_precision))
+    quantize_denoisers(pipe, model.quantization)  # before it is moved: a GPU never holds the whole weights
     return pipe.to(device)
 
 

@@ -21,6 +21,7 @@ from vader_ray.models.base import VideoModel
 from vader_ray.models.core.decoders import DecoderOptions, Framewise2D
 from vader_ray.models.core.loading import quiet
 from vader_ray.models.core.meta_pipeline import accept_host_tensors
+from vader_ray.models.core.quantization import quantize
 from vader_ray.models.videocrafter2 import checkpoint
 from vader_ray.models.videocrafter2.checkpoint import TextEncoder
 from vader_ray.models.videocrafter2.scheduler import DynamicRescaleDDIMScheduler
@@ -171,6 +172,8 @@ class VideoCrafter2Model(VideoModel):
             getattr(torch, model.precision),
             getattr(torch, model.decoder_precision),
         )
+        if model.quantization:
+            quantize(_blocks(networks.unet), model.quantization)
         with quiet():
             pipe = VideoCrafterPipeline(
                 vae=networks.vae.to(decoder_precision),
@@ -187,7 +190,7 @@ class VideoCrafter2Model(VideoModel):
         return Framewise2D(self.pipe.vae, options.chunk_size)
 
     def blocks(self) -> list[nn.Module]:
-        return [part for part in self.denoiser.modules() if isinstance(part, CONDITIONED)]
+        return _blocks(self.denoiser)
 
     def latent_shape(self) -> tuple[int, int, int, int]:
         sampling = self.sampling
@@ -196,3 +199,7 @@ class VideoCrafter2Model(VideoModel):
 
     def pipeline_kwargs(self) -> dict[str, Any]:
         return super().pipeline_kwargs() | {"eta": self.sampling.eta, "fps": FPS}
+
+
+def _blocks(unet: nn.Module) -> list[nn.Module]:
+    return [part for part in unet.modules() if isinstance(part, CONDITIONED)]
