@@ -123,6 +123,62 @@ def wan(**sizes: int) -> tuple[type, dict[str, Any]]:
     }
 
 
+T5_XXL: dict[str, Any] = {
+    "d_model": 4096,
+    "d_ff": 10240,
+    "d_kv": 64,
+    "num_layers": 24,
+    "num_heads": 64,
+    "feed_forward_proj": "gated-gelu",
+}
+
+
+def ltx() -> tuple[type, dict[str, Any]]:
+    """``Lightricks/LTX-Video``: transformer and autoencoder are diffusers' defaults."""
+    return d.LTXPipeline, {
+        "transformer": d.LTXVideoTransformer3DModel(),
+        "vae": d.AutoencoderKLLTXVideo(),
+        "text_encoder": t.T5EncoderModel(t.T5Config(**T5_XXL)),
+        "tokenizer": tokenizer(128),
+        "scheduler": scheduler(
+            d.FlowMatchEulerDiscreteScheduler, use_dynamic_shifting=True, shift_terminal=0.1
+        ),
+    }
+
+
+def hunyuan_video() -> tuple[type, dict[str, Any]]:
+    """``hunyuanvideo-community/HunyuanVideo``: diffusers' defaults, Llama 3 8B and CLIP's ViT-L."""
+    llama = {
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "vocab_size": 128320,
+    }
+    clip = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
+    return d.HunyuanVideoPipeline, {
+        "transformer": d.HunyuanVideoTransformer3DModel(),
+        "vae": d.AutoencoderKLHunyuanVideo(),
+        "text_encoder": t.LlamaModel(t.LlamaConfig(**llama)),
+        "tokenizer": tokenizer(256),
+        "text_encoder_2": t.CLIPTextModel(t.CLIPTextConfig(**clip)),
+        "tokenizer_2": tokenizer(77),
+        "scheduler": scheduler(d.FlowMatchEulerDiscreteScheduler, shift=7.0),
+    }
+
+
+def mochi() -> tuple[type, dict[str, Any]]:
+    """``genmo/mochi-1-preview``: transformer and autoencoder are diffusers' defaults."""
+    return d.MochiPipeline, {
+        "transformer": d.MochiTransformer3DModel(),
+        "vae": d.AutoencoderKLMochi(),
+        "text_encoder": t.T5EncoderModel(t.T5Config(**T5_XXL)),
+        "tokenizer": tokenizer(256),
+        "scheduler": scheduler(d.FlowMatchEulerDiscreteScheduler, invert_sigmas=True),
+    }
+
+
 def scheduler(kind: Any, **settings: Any) -> Any:
     """A scheduler, whose tables are computed."""
     with torch.device("cpu"):
@@ -206,8 +262,14 @@ def write_clip(folder: Path, text: dict[str, int], vision: dict[str, int], *, pr
     return folder
 
 
+def size(num_frames: int, height: int, width: int) -> tuple[str, ...]:
+    """Settings of a video's size."""
+    sizes = {"num_frames": num_frames, "height": height, "width": width}
+    return tuple(f"sampling.{name}={value}" for name, value in sizes.items())
+
+
 BLOCK = "runtime.activation_checkpointing=block"
-ALL = "rewards.0.frames=all"
+ALL, FIRST = "rewards.0.frames=all", "rewards.0.frames=first:1"
 EIGHT = ("videos_per_step=8", "runtime.num_workers=8", "runtime.shard=8")
 OFFLOAD = "runtime.offload_weights=true"
 CASES: dict[str, tuple[tuple[str, ...], ...]] = {
@@ -216,11 +278,28 @@ CASES: dict[str, tuple[tuple[str, ...], ...]] = {
     "svd_vjepa": ((), (BLOCK,)),
     "wan_1_3b_hps": ((), (BLOCK,), (ALL, BLOCK)),
     "wan_14b": ((BLOCK,), (BLOCK, *EIGHT), (BLOCK, OFFLOAD)),
+    "ltx": ((FIRST, BLOCK), (ALL, BLOCK)),
+    "hunyuan_video": ((FIRST, BLOCK), (ALL, BLOCK)),
+    "mochi": ((FIRST, BLOCK), (ALL, BLOCK)),
 }
-"""Packaged recipes, or names of `LARGER`, and the settings with which they are counted."""
-LARGER = {"wan_14b": "wan_1_3b_hps"}
-"""Models without a packaged recipe, and the recipe that they are counted with."""
-PUBLISHED = {"modelscope_hps": modelscope, "svd_vjepa": svd, "wan_1_3b_hps": wan_1_3b, "wan_14b": wan_14b}
+"""Packaged recipes, or models of `LIKE_WAN`, and the settings with which they are counted."""
+OWN_SCHEDULER = "sampling.scheduler=null"
+LIKE_WAN = {
+    "wan_14b": (),
+    "ltx": ("model.family=ltx", OWN_SCHEDULER, *size(161, 512, 768)),
+    "hunyuan_video": ("model.family=hunyuan_video", OWN_SCHEDULER, *size(129, 720, 1280)),
+    "mochi": ("model.family=mochi", OWN_SCHEDULER, *size(163, 480, 848)),
+}
+"""Models without a packaged recipe, counted with that of Wan 1.3B, and what differs from it."""
+PUBLISHED = {
+    "modelscope_hps": modelscope,
+    "svd_vjepa": svd,
+    "wan_1_3b_hps": wan_1_3b,
+    "wan_14b": wan_14b,
+    "ltx": ltx,
+    "hunyuan_video": hunyuan_video,
+    "mochi": mochi,
+}
 """VideoCrafter2's sizes are part of its family."""
 HELDOUT: dict[str, tuple[str, Callable[[Path], Path]]] = {
     "pickscore": ("weights", write_pickscore),
@@ -244,13 +323,13 @@ class Row:
 
 
 def memory_report(recipe: str, overrides: tuple[str, ...], folder: Path) -> Row:
-    """The counts of a packaged recipe at its published size."""
-    found = []
+    """The counts of a packaged recipe, or of a model, at its published size."""
+    packaged = "wan_1_3b_hps" if recipe in LIKE_WAN else recipe
+    found = list(LIKE_WAN.get(recipe, ()))
     if recipe in PUBLISHED:
         found.append(f"model.weights={write_configuration(PUBLISHED[recipe], folder / recipe)}")
     if recipe == "svd_vjepa":
         found.append(f"rewards.0.weights={write_vjepa(folder / 'vjepa')}")
-    packaged = LARGER.get(recipe, recipe)
     for index, reward in enumerate(load(packaged).eval_rewards):
         setting, write = HELDOUT[reward.reward]
         found.append(f"eval_rewards.{index}.{setting}={write(folder / reward.reward)}")

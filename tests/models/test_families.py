@@ -175,7 +175,7 @@ def _gradients(model: Any, latents: Tensor, found: Frames, expected: Frames) -> 
 
 
 @pytest.mark.parametrize("offload", [False, True])
-@pytest.mark.parametrize("name", ["wan", "wan_5b", "cogvideox"])
+@pytest.mark.parametrize("name", ["wan", "wan_5b", "cogvideox", "ltx", "mochi"])
 def test_streamed_decoder_has_the_gradient_of_the_whole_one(folders: Any, name: str, offload: bool) -> None:
     """Caches carry gradient between portions; float32 allows for the order in which portions are summed."""
     case = CASES[name]

@@ -1,6 +1,6 @@
 """Decode, score and differentiate one chunk of frames after another, so that no chunk is decoded twice.
 
-`vader_ray.alignment.decoding.decode` decodes every chunk again in the backward pass, because a reward may
+`vader_ray.alignment.decoding.decode` decodes earlier chunks again in the backward pass, because a reward may
 need all frames before any gradient is known. A reward that is a mean over frames needs only those of the
 chunk: its gradient is computed while the decoder's graph of the chunk is in memory. The results are the same.
 """

@@ -13,16 +13,19 @@ from vader_ray.types import Frames, Latents, VideoDecoder
 def decode(latents: Latents, decoder: VideoDecoder, wanted: Sequence[int]) -> tuple[Frames, list[int]]:
     """Decode some frames of each video; return the frames and their indices in the video.
 
-    The backward pass decodes each chunk again. The decoder may add frames to those that are wanted.
+    The backward pass decodes each chunk again but the last one, with which it begins: the graph of that chunk
+    is kept. The decoder may add frames to those that are wanted.
     """
-    chunks, indices, state = [], list[int](), None
-    for chunk in decoder.chunks(latents, wanted):
-        frames, state = checkpoint(
+    frames, indices, state = list[Frames](), list[int](), None
+    *others, last = decoder.chunks(latents, wanted)
+    for chunk in others:
+        part, state = checkpoint(
             decoder.decode, latents, state, chunk, use_reentrant=False, preserve_rng_state=False
         )
-        chunks.append(frames)
+        frames.append(part)
         indices.extend(chunk)
-    return torch.cat(chunks, dim=1), indices
+    part, _ = decoder.decode(latents, state, last)
+    return torch.cat([*frames, part], dim=1), [*indices, *last]
 
 
 def decode_all(latents: Latents, decoder: VideoDecoder) -> Frames:

@@ -1,11 +1,11 @@
 """The staged reward gradient: ∂objective/∂frames for any rewards, at about the memory of one chunk of frames.
 
 The denoiser needs only ∂objective/∂latents from decoder and rewards, so the backward pass is split at the
-frames: `vader_ray.alignment.decoding.decode` keeps only the input of each chunk and decodes it again in the
-backward pass; `submit_rewards` differentiates one reward at a time, chunk by chunk, or has remote rewards do
-it; and ``frames.backward(d_frames)`` continues through the decoder into the gradient steps. Where no reward
-needs more than one chunk, `vader_ray.alignment.chunked_backward` decodes each chunk once. Every stage is
-exact, so the result equals that of one autograd graph over denoiser, decoder and rewards.
+frames: `vader_ray.alignment.decoding.decode` keeps only the input of all chunks but the last and decodes them
+again in the backward pass; `submit_rewards` differentiates one reward at a time, chunk by chunk, or has
+remote rewards do it; and ``frames.backward(d_frames)`` continues through the decoder into the gradient steps.
+Where no reward needs more than one chunk, `vader_ray.alignment.chunked_backward` decodes each chunk once.
+Every stage is exact, so the result equals that of one autograd graph over denoiser, decoder and rewards.
 """
 
 from __future__ import annotations

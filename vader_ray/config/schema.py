@@ -56,8 +56,8 @@ class ModelConfig(Settings):
     ``fp8`` (8 bits, one scale per row), ``nf4`` (4.5 bits with its scales). All is computed in ``precision``,
     and the adapter also fits the model as published. Not exact: docs/performance.md has deviations."""
     offload_decoder_cache: bool = False
-    """Keep the cache of a causal decoder (Wan, CogVideoX) in host memory between chunks of frames. Exact;
-    slower, with less GPU memory."""
+    """Keep the cache of a streamed decoder (Wan, CogVideoX, LTX, Mochi) in host memory between chunks of
+    frames. Exact; slower, with less GPU memory."""
     temporal_decoder_frames: Count | None = None
     """Number of frames that Stable Video Diffusion's decoder takes together, by default all. Fewer need less
     memory and show seams: the pixels change as they do with the pipeline's ``decode_chunk_size``."""

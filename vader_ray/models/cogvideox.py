@@ -18,7 +18,7 @@ class CogVideoXStream(CausalStream):
     The first chunk has three latent frames if their number is odd.
     """
 
-    def chunk_sizes(self, num_latent_frames: int) -> list[tuple[int, int]]:
+    def latent_sizes(self, num_latent_frames: int) -> list[tuple[int, int]]:
         size, ratio = self.vae.num_latent_frames_batch_size, self.vae.config.temporal_compression_ratio
         first = size + num_latent_frames % size if num_latent_frames >= size else num_latent_frames
         sizes = [first] + [size] * ((num_latent_frames - first) // size)

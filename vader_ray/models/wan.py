@@ -22,7 +22,7 @@ from vader_ray.types import Latents
 class WanStream(CausalStream):
     """Chunks of one latent frame; the cache is a list with one entry per causal convolution."""
 
-    def chunk_sizes(self, num_latent_frames: int) -> list[tuple[int, int]]:
+    def latent_sizes(self, num_latent_frames: int) -> list[tuple[int, int]]:
         return [(1, 1)] + [(1, self.vae.config.scale_factor_temporal)] * (num_latent_frames - 1)
 
     def prepare(self, latents: Latents) -> Latents:

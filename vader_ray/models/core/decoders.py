@@ -23,11 +23,11 @@ class DecoderOptions:
     """How an autoencoder decodes; each kind of decoder reads what concerns it."""
 
     chunk_size: int = 1
-    """Frames at once, for autoencoders of single frames. Exact; more frames need more memory."""
+    """Frames at once, for decoders that can choose. Exact; more frames need more memory."""
     temporal_frames: int | None = None
     """Frames that Stable Video Diffusion's decoder sees together, by default all. Changes the pixels."""
     offload_cache: bool = False
-    """Keep the cache of a causal decoder in host memory between chunks. Exact; slower, less GPU memory."""
+    """Keep the cache of a streamed decoder in host memory between chunks. Exact; slower, less GPU memory."""
 
     @classmethod
     def of(cls, model: ModelConfig, chunk_size: int) -> DecoderOptions:
@@ -101,16 +101,13 @@ class TemporalChunk:
         return _pixels(decoded).unflatten(0, (len(latents), len(chunk))), None
 
 
-class CausalStream:
-    """A causal autoencoder that decodes a few latent frames at a time.
-
-    The decoder's cache is passed from chunk to chunk as explicit tensors.
+class StreamedDecoder:
+    """A decoder whose chunks follow one another and pass a cache of explicit tensors.
 
     Exact, and so is its gradient, which flows through the cache (a detached cache gives a wrong one).
-    Decoding stops after the last wanted frame: for the first frame alone, only the first latent frame is
-    decoded. A subclass defines `chunk_sizes` and `decode_chunk`. With ``offload_cache`` the caches wait in
-    host memory (pinned, if the decoder is on a GPU) for the next chunk and for the backward pass: exact,
-    slower.
+    Decoding stops after the last wanted frame. A subclass defines `chunk_sizes` and `decode_frames`. With
+    ``offload_cache`` the caches wait in host memory (pinned, if the decoder is on a GPU) for the next chunk
+    and for the backward pass: exact, slower.
     """
 
     chunks_are_independent = False
@@ -119,7 +116,47 @@ class CausalStream:
         self.vae = vae
         self._offload_cache = offload_cache
 
-    def chunk_sizes(self, num_latent_frames: int) -> list[tuple[int, int]]:
+    def chunk_sizes(self, num_latent_frames: int) -> list[int]:
+        """Return the number of frames of each chunk, in order."""
+        raise NotImplementedError
+
+    def decode_frames(self, latents: Latents, chunk: tuple[int, ...], cache: Any) -> tuple[Tensor, Any]:
+        """Decode the frames of one chunk; ``cache`` is None for the first one.
+
+        Returns ``batch 3 frames height width`` in [−1, 1] and the cache for the next chunk.
+        """
+        raise NotImplementedError
+
+    def num_frames(self, latents: Latents) -> int:
+        """Return the number of frames of all chunks."""
+        return sum(self.chunk_sizes(latents.shape[2]))
+
+    def chunks(self, latents: Latents, wanted: Sequence[int]) -> list[tuple[int, ...]]:
+        """Return every chunk from the first to that of the last wanted frame."""
+        chunks, start = [], 0
+        for frames in self.chunk_sizes(latents.shape[2]):
+            if start <= max(wanted):
+                chunks.append(tuple(range(start, start + frames)))
+            start += frames
+        return chunks
+
+    def decode(self, latents: Latents, state: Any, chunk: tuple[int, ...]) -> tuple[Frames, Any]:
+        """Decode the frames of one chunk; also returns the cache for the next."""
+        cache = tree_map_only(Tensor, lambda tensor: tensor.to(latents.device, non_blocking=True), state)
+        decoded, cache = self.decode_frames(latents.to(self.vae.dtype), chunk, cache)
+        if self._offload_cache:  # torch pins the copy of a non-blocking transfer from a GPU
+            cache = tree_map_only(Tensor, lambda tensor: tensor.to("cpu", non_blocking=True), cache)
+        return _pixels(decoded).transpose(1, 2), cache
+
+
+class CausalStream(StreamedDecoder):
+    """A causal autoencoder that decodes a few latent frames at a time, with the library's own cache.
+
+    For the first frame alone, only the first latent frame is decoded. A subclass defines `latent_sizes` and
+    `decode_chunk`.
+    """
+
+    def latent_sizes(self, num_latent_frames: int) -> list[tuple[int, int]]:
         """Return the numbers of latent frames and of frames of each chunk, in order."""
         raise NotImplementedError
 
@@ -128,41 +165,20 @@ class CausalStream:
         return latents
 
     def decode_chunk(self, latents: Latents, cache: Any) -> tuple[Tensor, Any]:
-        """Decode one chunk of latent frames.
-
-        Returns ``batch 3 frames height width`` in [−1, 1] and the cache for the next chunk.
-
-        ``cache`` is None for the first chunk.
-        """
+        """Decode one chunk of latent frames; see `StreamedDecoder.decode_frames`."""
         raise NotImplementedError
 
-    def num_frames(self, latents: Latents) -> int:
-        """Return the number of frames of all chunks."""
-        return sum(frames for _, frames in self.chunk_sizes(latents.shape[2]))
+    def chunk_sizes(self, num_latent_frames: int) -> list[int]:
+        return [frames for _, frames in self.latent_sizes(num_latent_frames)]
 
-    def chunks(self, latents: Latents, wanted: Sequence[int]) -> list[tuple[int, ...]]:
-        """Return every chunk from the first to that of the last wanted frame."""
-        chunks, start = [], 0
-        for _, frames in self.chunk_sizes(latents.shape[2]):
-            if start <= max(wanted):
-                chunks.append(tuple(range(start, start + frames)))
-            start += frames
-        return chunks
-
-    def decode(self, latents: Latents, state: Any, chunk: tuple[int, ...]) -> tuple[Frames, Any]:
-        """Decode the frames of one chunk; also returns the cache for the next."""
+    def decode_frames(self, latents: Latents, chunk: tuple[int, ...], cache: Any) -> tuple[Tensor, Any]:
         first, size = self._latent_range(latents.shape[2], chunk[0])
-        cache = tree_map_only(Tensor, lambda tensor: tensor.to(latents.device, non_blocking=True), state)
-        prepared = self.prepare(latents.to(self.vae.dtype))
-        decoded, cache = self.decode_chunk(prepared[:, :, first : first + size], cache)
-        if self._offload_cache:  # torch pins the copy of a non-blocking transfer from a GPU
-            cache = tree_map_only(Tensor, lambda tensor: tensor.to("cpu", non_blocking=True), cache)
-        return _pixels(decoded).transpose(1, 2), cache
+        return self.decode_chunk(self.prepare(latents)[:, :, first : first + size], cache)
 
     def _latent_range(self, num_latent_frames: int, frame: int) -> tuple[int, int]:
         """Return the first latent frame and the number of latent frames of the chunk from ``frame`` on."""
         first = start = 0
-        for size, frames in self.chunk_sizes(num_latent_frames):
+        for size, frames in self.latent_sizes(num_latent_frames):
             if start == frame:
                 return first, size
             first, start = first + size, start + frames
@@ -170,9 +186,9 @@ class CausalStream:
 
 
 class WholeClip:
-    """An autoencoder that must decode the whole clip at once.
+    """An autoencoder that decodes the whole clip at once, by the library's own call.
 
-    Exact; the backward pass keeps the activations of the whole decoder.
+    The backward pass keeps the activations of the whole decoder.
 
     Args:
         vae: the autoencoder.

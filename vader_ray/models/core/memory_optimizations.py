@@ -58,6 +58,21 @@ def apply_activation_checkpointing(parts: Iterable[nn.Module], kind: ActivationC
             part.forward = _recomputed(part.forward, kind)  # type: ignore[method-assign]
 
 
+@contextmanager
+def recomputed(parts: Sequence[nn.Module]) -> Iterator[None]:
+    """Recompute each part in the backward pass of what is computed inside a ``with`` block."""
+    before = [vars(part).get("forward") for part in parts]
+    apply_activation_checkpointing(parts, "block")
+    try:
+        yield
+    finally:
+        for part, forward in zip(parts, before, strict=True):
+            if forward is None:
+                del part.forward
+            else:
+                part.forward = forward
+
+
 def _recomputed(forward: Callable[..., Any], kind: ActivationCheckpointing) -> Callable[..., Any]:
     keep: dict[str, Any] = (
         {"context_fn": functools.partial(create_selective_checkpoint_contexts, _ATTENTION)}
