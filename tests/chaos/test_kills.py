@@ -138,9 +138,14 @@ def _kill_when_there(process: subprocess.Popen[str], name: str) -> bool:
 
 
 def _is_as_promised(row: Kill) -> bool:
-    """Whether a session whose driver was not killed went on to its end, or ended with a sentence."""
+    """Whether a session whose driver was not killed went on to its end, or ended with a sentence.
+
+    While the driver connects to the control service, Ray's core ends it: docs/reliability.md, "Not promised".
+    """
     if row.tracebacks or row.process in ("driver", "all"):
         return not row.tracebacks
+    if row.process == "GCS" and "Failed to connect to GCS" in row.last_line:
+        return True
     return row.status == 0 or (row.status == 1 and row.has_sentence and "--resume" in row.last_line)
 
 

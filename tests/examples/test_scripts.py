@@ -38,7 +38,7 @@ def test_a_pipeline_in_memory_is_trained(tmp_path: Path, monkeypatch: pytest.Mon
     assert (tmp_path / "my_adapter").is_dir()
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
 @pytest.mark.ray
 def test_a_function_is_trained_as_a_reward(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

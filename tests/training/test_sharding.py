@@ -87,8 +87,8 @@ def test_a_sharded_run_is_that_of_one_worker_and_continues_bit_for_bit(
         torch.distributed.destroy_process_group()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("shard", [2, pytest.param(4, marks=pytest.mark.chaos)])
+@pytest.mark.chaos
+@pytest.mark.parametrize("shard", [2, 4])
 def test_four_workers(tiny_pipeline_folder: Path, tmp_path: Path, shard: int) -> None:
     alone = train_sharded(WorkerGroup(), _document(tiny_pipeline_folder, 1, 1), tmp_path / "alone")
     trained = _train(tiny_pipeline_folder, tmp_path / "sharded", 4, shard)

@@ -22,7 +22,7 @@ from tests.helpers.recipe import write_tiny
 from tests.helpers.waiting import wait_until
 from vader_ray.orchestration.clusters.cluster_files import check_cluster_file
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.chaos]
 NUM_STEPS = 40
 
 SSHD = """

@@ -45,6 +45,7 @@ def start(*, include_dashboard: bool, on_lost: Callable[[str], str], **settings:
     environment |= {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # an actor that polls whether nodes are drained
         # the control service keeps a record of each call of an actor: 2.3 KiB, 100,000 of them by default
         "RAY_task_events_max_num_task_in_gcs": "1000",
         "RAY_prestart_worker_first_driver": "0",  # they lack our setup hook, so that none would be used
