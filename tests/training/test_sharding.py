@@ -16,6 +16,7 @@ from tests.helpers.workers import run_workers
 from vader_ray.alignment import algorithms
 from vader_ray.config import RuntimeConfig, override, validate
 from vader_ray.errors import UserError
+from vader_ray.preflight import auto_tune
 from vader_ray.preflight.divided_weights import DividedWeights, divide
 from vader_ray.preflight.estimate import estimate_step
 from vader_ray.training.distributed import WorkerGroup
@@ -24,8 +25,7 @@ from vader_ray.training.inference import evaluate_adapter
 pytestmark = pytest.mark.filterwarnings("ignore:The TextToVideoSDPipeline has been deprecated")
 
 NUM_VIDEOS = 5
-"""Held-out videos in batches of two: three batches, the last one short, which two or four workers cannot
-share evenly."""
+"""Held-out videos, which two or four workers cannot share evenly."""
 
 
 def _document(weights: Path, num_workers: int, shard: int) -> dict[str, Any]:
@@ -111,6 +111,23 @@ def test_what_does_not_fit_is_refused(tiny_pipeline_folder: Path) -> None:
     assert "set runtime.shard=1" in refused(runtime=two, algorithm={"name": "dpo"})
     model = tiny_document(tiny_pipeline_folder)["model"] | {"quantization": "int8"}
     assert "choose one of them" in refused(runtime={"offload_weights": True}, model=model)
+
+
+def test_only_what_can_be_combined_is_suggested(tiny_pipeline_folder: Path) -> None:
+    def suggested(**changes: Any) -> set[str]:
+        config = tiny_config(tiny_pipeline_folder, **changes)
+        return {
+            setting
+            for setting in auto_tune._memory_settings(config)
+            if auto_tune._combined(config, [setting])
+        }
+
+    two: dict[str, Any] = {"num_workers": 2}
+    assert {"runtime.shard=2", "runtime.offload_weights=true", "model.quantization=int8"} <= suggested(
+        runtime=two
+    )
+    assert "runtime.shard=2" not in suggested(runtime=two, algorithm={"name": "dpo"})
+    assert "model.quantization=int8" not in suggested(runtime=two | {"shard": 2})
 
 
 def test_workers_of_a_group_are_consecutive() -> None:

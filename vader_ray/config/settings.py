@@ -27,6 +27,8 @@ Precision = Literal["float32", "bfloat16", "float64"]
 """Floating-point type of a model's weights and activations."""
 
 Quantization = Literal["int8", "fp8", "nf4"]
+"""Format of frozen weights in fewer bits."""
+
 MatmulPrecision = Literal["tf32", "highest"]
 """Precision of products of float32 matrices and of float32 convolutions on NVIDIA GPUs."""
 

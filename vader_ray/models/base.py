@@ -209,9 +209,12 @@ class VideoModel(TrajectoryPipeline, EndingsPipeline):
 
     def blocks(self) -> list[nn.Module]:
         """Return the blocks of the denoisers, each of which can be recomputed or compiled by itself."""
-        return [
-            block for denoiser in self.denoisers().values() for block in memory_optimizations.blocks(denoiser)
-        ]
+        return [block for denoiser in self.denoisers().values() for block in self.denoiser_blocks(denoiser)]
+
+    @staticmethod
+    def denoiser_blocks(denoiser: nn.Module) -> list[nn.Module]:
+        """Return the blocks of one denoiser; none contains another."""
+        return memory_optimizations.blocks(denoiser)
 
     def apply_memory_optimizations(
         self, activation_checkpointing: ActivationCheckpointing, *, compile_blocks: bool
@@ -226,7 +229,7 @@ class VideoModel(TrajectoryPipeline, EndingsPipeline):
         encoders, denoisers = self.text_encoders().values(), self.denoisers().values()
         return [
             *(ShardedNetwork(each, outer_blocks(each)) for each in encoders),
-            *(ShardedNetwork(each, memory_optimizations.blocks(each)) for each in denoisers),
+            *(ShardedNetwork(each, self.denoiser_blocks(each)) for each in denoisers),
         ]
 
     def shard(self, mesh: DeviceMesh, device: torch.device, *, offload: bool) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+from vader_ray.alignment import algorithms
 from vader_ray.config import ExperimentConfig, override
 from vader_ray.config.auto import auto_fields, with_settings
 from vader_ray.errors import UserError
@@ -52,9 +53,10 @@ def suggest_settings(
     for setting in _memory_settings(config):
         if not too_small:
             break
-        if _is_excluded(setting, overrides):
+        changed = _combined(config, [*overrides, setting])
+        if changed is None:
             continue
-        tried = estimate_step(override(config, [*overrides, setting]))
+        tried = estimate_step(changed)
         if tried.peak_bytes > WORTHWHILE * peak:
             continue
         overrides, peak = [*overrides, setting], tried.peak_bytes
@@ -71,13 +73,13 @@ def _memory_settings(config: ExperimentConfig) -> Iterator[str]:
         yield "runtime.activation_checkpointing=block"
     if not model.offload_decoder_cache:
         yield "model.offload_decoder_cache=true"
-    if runtime.shard == 1 < runtime.num_workers and _can_be_sharded(config) and not model.quantization:
+    if runtime.shard == 1 < runtime.num_workers:
         yield f"runtime.shard={runtime.num_workers}"
     if config.sampling.recompute is not True:
         yield "sampling.recompute=true"
     sizes = ("micro_batch_size", "decode_chunk_size", "prefix_batch_size")
     yield from (f"runtime.{name}=1" for name in sizes if getattr(runtime, name) != 1)
-    if not runtime.offload_weights and not model.quantization:
+    if not runtime.offload_weights:
         yield "runtime.offload_weights=true"
     local = {i: spec.reward.rsplit(".", 1)[-1] for i, spec in enumerate(config.rewards) if not spec.placement}
     yield from (f"rewards.{i}.placement.actor={name}" for i, name in local.items())
@@ -85,18 +87,18 @@ def _memory_settings(config: ExperimentConfig) -> Iterator[str]:
     yield from (f"rewards.{i}.precision=bfloat16" for i in wide)
     precisions = ("precision", "decoder_precision")
     yield from (f"model.{name}=bfloat16" for name in precisions if getattr(model, name) != "bfloat16")
-    if model.quantization is None and runtime.shard == 1 and not runtime.offload_weights:
+    if model.quantization is None:
         yield "model.quantization=int8"
 
 
-def _is_excluded(setting: str, chosen: list[str]) -> bool:
-    """Whether a setting cannot be combined with one of those that were chosen before."""
-    divided = ("runtime.shard=", "runtime.offload_weights=")
-    return setting.startswith("model.quantization=") and any(each.startswith(divided) for each in chosen)
-
-
-def _can_be_sharded(config: ExperimentConfig) -> bool:
-    return config.runtime.min_workers is None and config.sampling.prefix_cache == "none"
+def _combined(config: ExperimentConfig, settings: list[str]) -> ExperimentConfig | None:
+    """Return the recipe with the settings; None if it would be refused with them."""
+    try:
+        changed = override(config, settings)
+        algorithms.check(changed)
+    except UserError:
+        return None
+    return changed
 
 
 def choose_auto(config: ExperimentConfig, fits: Callable[[int], bool]) -> ExperimentConfig:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,13 +11,21 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from tests.helpers import videocrafter2_tiny as videocrafter2
 from tests.helpers.families import CASES, save, save_images
 from tests.helpers.family_runs import SEEDS, STEPS, encode_prompts, load_case
 from tests.helpers.recipe import tiny_config
 from tests.helpers.tiny import adapter_gradient
 from vader_ray import models
-from vader_ray.config import Quantization, override
-from vader_ray.models.core.quantization import _NF4_LEVELS, QuantizedLinear, quantize
+from vader_ray.config import ModelConfig, Quantization, SamplingConfig, override
+from vader_ray.errors import UserError
+from vader_ray.models.core.quantization import (
+    _NF4_LEVELS,
+    QuantizedLinear,
+    quantize,
+    quantize_denoisers,
+)
+from vader_ray.models.videocrafter2.model import VideoCrafter2Model
 from vader_ray.preflight.estimate import estimate_step
 from vader_ray.preflight.trackers import PeakMemoryTracker
 from vader_ray.training.inference import merge_adapter
@@ -26,16 +35,11 @@ KINDS: dict[Quantization, tuple[float, float]] = {"int8": (0.009, 8.6), "fp8": (
 """Largest relative error of normally distributed weights, and bits per weight of a layer of 512 inputs."""
 
 
-def _linear(kind: Quantization, *, rows: int = 256, columns: int = 512) -> tuple[nn.Linear, QuantizedLinear]:
-    torch.manual_seed(0)
-    linear = nn.Linear(columns, rows).requires_grad_(False)
-    return linear, QuantizedLinear(linear, kind)
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_weights_are_near_the_published_ones_in_fewer_bits(kind: Quantization) -> None:
-    linear, quantized = _linear(kind)
-    linear.weight.data.normal_()
+    torch.manual_seed(0)
+    linear = nn.Linear(512, 256).requires_grad_(False)
+    linear.weight.normal_()
     quantized = QuantizedLinear(linear, kind)
     error, bits = KINDS[kind]
     assert 0 < (quantized.weight - linear.weight).norm() / linear.weight.norm() < error
@@ -62,7 +66,8 @@ def test_each_level_of_nf4_has_a_code_of_its_own() -> None:
 @pytest.mark.parametrize("columns", [64, 48])
 @pytest.mark.parametrize("kind", KINDS)
 def test_output_and_gradient_are_those_of_the_restored_weights(kind: Quantization, columns: int) -> None:
-    _, quantized = _linear(kind, rows=10, columns=columns)
+    torch.manual_seed(0)
+    quantized = QuantizedLinear(nn.Linear(columns, 10).requires_grad_(False), kind)
     inputs = torch.randn(3, 5, columns, dtype=torch.float64, requires_grad=True)
     dense = quantized.dense(torch.float64)
     output = quantized(inputs)
@@ -95,7 +100,7 @@ def test_a_models_gradient_is_that_of_the_restored_weights(tmp_path: Path, famil
     model = load_case(case, save(case, tmp_path), quantization="int8")
     layers = [layer for layer in model.denoiser.modules() if isinstance(layer, QuantizedLinear)]
     assert len(layers) >= 10
-    quantized = _gradient(model, case, tmp_path)
+    quantized = _gradient(model, tmp_path)
     for layer in layers:
         dense = layer.weight
 
@@ -103,16 +108,42 @@ def test_a_models_gradient_is_that_of_the_restored_weights(tmp_path: Path, famil
             return functional.linear(inputs, dense, layer.bias)
 
         layer.forward = forward  # type: ignore[method-assign,assignment]
-    expected = _gradient(model, case, tmp_path)
+    expected = _gradient(model, tmp_path)
     assert expected.norm() > 0
     assert (quantized - expected).norm() < 1e-5 * expected.norm()
 
 
-def _gradient(model: Any, case: Any, folder: Path) -> torch.Tensor:
+def _gradient(model: Any, folder: Path) -> torch.Tensor:
     conditioning = encode_prompts(model, save_images(folder))
     plan = TruncationPlan(STEPS, (1, 2))
     state = model.sample_prefix(conditioning, plan, SEEDS)
     return adapter_gradient(model, model.sample_with_grad(state, conditioning, plan).double().sin().sum())
+
+
+def test_a_pipeline_without_such_layers_is_refused() -> None:
+    with pytest.raises(UserError, match="no linear layer was found in the denoiser's blocks of SimpleNames"):
+        quantize_denoisers(SimpleNamespace(unet=nn.Conv3d(1, 1, 1)), "int8")
+
+
+def test_videocrafter2_is_quantized_in_its_precision(tmp_path: Path) -> None:
+    """Scales stay in float32, and nearly all of the denoiser is in its blocks."""
+    model = VideoCrafter2Model.load(
+        ModelConfig(
+            family="videocrafter2",
+            weights=str(videocrafter2.write_checkpoint(tmp_path, videocrafter2.random_weights())),
+            precision="bfloat16",
+            quantization="int8",
+        ),
+        SamplingConfig(**videocrafter2.SAMPLING),
+        chunk_size=1,
+        device=torch.device("cpu"),
+    )
+    layers = [layer for layer in model.denoiser.modules() if isinstance(layer, QuantizedLinear)]
+    assert layers
+    assert {layer.scales.dtype for layer in layers} == {torch.float32}
+    assert {layer.weight.dtype for layer in layers} == {torch.bfloat16}
+    (denoiser,) = [each for each in model.sharded_networks() if each.network is model.denoiser]
+    assert denoiser.blocks == model.blocks()
 
 
 @pytest.mark.slow

@@ -13,13 +13,16 @@ from torch import Tensor, distributed, nn
 from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
+from tests.helpers import videocrafter2_tiny as videocrafter2
 from tests.helpers.families import CASES, save, save_images
 from tests.helpers.sharded import CPU, differentiate
-from tests.helpers.tiny import load_tiny
+from tests.helpers.tiny import adapter_gradient, load_tiny, randomise_adapter
 from tests.helpers.workers import run_workers
 from vader_ray.config import ActivationCheckpointing
 from vader_ray.models.core.sharding import ShardedNetwork, local_bytes, outer_blocks
+from vader_ray.models.core.sharding import is_sharded as is_sharded_network
 from vader_ray.training.distributed import WorkerGroup
+from vader_ray.types import TruncationPlan
 
 ROUNDING = 0.02
 """Tolerance of a gradient in bfloat16, whose numbers have 8 bits."""
@@ -113,6 +116,23 @@ def test_freed_text_encoders_leave_no_weights(tiny_pipeline_folder: Path, alone:
     model.encode(["a red circle"])
     model.free_text_encoders()
     assert weight() is None
+
+
+def test_videocrafter2_is_divided_by_its_own_blocks(tmp_path: Path, alone: WorkerGroup) -> None:
+    weights, found = videocrafter2.write_checkpoint(tmp_path, videocrafter2.random_weights()), []
+    for is_sharded in (False, True):
+        model = videocrafter2.load_tiny(weights)
+        randomise_adapter(model)
+        if is_sharded:
+            model.shard(alone.mesh(1, CPU), CPU, offload=False)
+            assert all(is_sharded_network(block) for block in model.blocks())
+        conditioning, plan = model.encode(["a red circle"]), TruncationPlan(4, (2, 3))
+        state = model.sample_prefix(conditioning, plan, [3])
+        latents = model.sample_with_grad(state, conditioning, plan)
+        found.append((latents.detach(), adapter_gradient(model, latents.square().mean())))
+    (whole, expected), (sharded, gradient) = found
+    assert torch.equal(whole, sharded)
+    assert (gradient - expected).norm() < 1e-5 * expected.norm()
 
 
 def test_bytes_of_a_share(alone: WorkerGroup) -> None:

@@ -16,6 +16,7 @@ from torch.autograd.function import FunctionCtx
 from torch.nn import functional
 
 from vader_ray.config import Quantization
+from vader_ray.errors import UserError
 from vader_ray.models.core import memory_optimizations
 
 _FP8 = torch.float8_e4m3fn
@@ -33,11 +34,21 @@ Quantized = tuple[Tensor, Tensor]
 
 
 def quantize_denoisers(pipe: Any, kind: Quantization | None) -> None:
-    """Quantize the blocks of every denoiser of a diffusers pipeline; ``None`` leaves them as they are."""
-    for name in ("unet", "transformer", "transformer_2"):
-        denoiser = getattr(pipe, name, None)
-        if kind is not None and denoiser is not None:
-            quantize(memory_optimizations.blocks(denoiser), kind)
+    """Quantize the blocks of every denoiser of a diffusers pipeline; ``None`` leaves them as they are.
+
+    Raises:
+        UserError: the pipeline has no such layers, or not under the library's names.
+    """
+    if kind is None:
+        return
+    networks = [getattr(pipe, name, None) for name in ("unet", "transformer", "transformer_2")]
+    blocks = [block for each in networks if each is not None for block in memory_optimizations.blocks(each)]
+    quantize(blocks, kind)
+    if not any(isinstance(part, QuantizedLinear) for block in blocks for part in block.modules()):
+        raise UserError(
+            f"model.quantization={kind}: no linear layer was found in the denoiser's blocks of "
+            f"{type(pipe).__name__}; leave the setting out"
+        )
 
 
 def quantize(blocks: Iterable[nn.Module], kind: Quantization) -> None:

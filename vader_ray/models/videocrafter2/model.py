@@ -172,14 +172,15 @@ class VideoCrafter2Model(VideoModel):
             getattr(torch, model.precision),
             getattr(torch, model.decoder_precision),
         )
+        unet = networks.unet.to(precision)
         if model.quantization:
-            quantize(_blocks(networks.unet), model.quantization)
+            quantize(cls.denoiser_blocks(unet), model.quantization)
         with quiet():
             pipe = VideoCrafterPipeline(
                 vae=networks.vae.to(decoder_precision),
                 text_encoder=networks.text_encoder.to(precision),
                 tokenizer=open_clip.SimpleTokenizer(),
-                unet=networks.unet.to(precision),
+                unet=unet,
                 scheduler=DynamicRescaleDDIMScheduler(),
             ).to(device)
         if on_meta:
@@ -189,8 +190,9 @@ class VideoCrafter2Model(VideoModel):
     def build_decoder(self, options: DecoderOptions) -> Framewise2D:
         return Framewise2D(self.pipe.vae, options.chunk_size)
 
-    def blocks(self) -> list[nn.Module]:
-        return _blocks(self.denoiser)
+    @staticmethod
+    def denoiser_blocks(denoiser: nn.Module) -> list[nn.Module]:
+        return [part for part in denoiser.modules() if isinstance(part, CONDITIONED)]
 
     def latent_shape(self) -> tuple[int, int, int, int]:
         sampling = self.sampling
@@ -199,7 +201,3 @@ class VideoCrafter2Model(VideoModel):
 
     def pipeline_kwargs(self) -> dict[str, Any]:
         return super().pipeline_kwargs() | {"eta": self.sampling.eta, "fps": FPS}
-
-
-def _blocks(unet: nn.Module) -> list[nn.Module]:
-    return [part for part in unet.modules() if isinstance(part, CONDITIONED)]
