@@ -335,6 +335,7 @@ def memory_report(recipe: str, overrides: tuple[str, ...], folder: Path) -> Row:
         found.append(f"eval_rewards.{index}.{setting}={write(folder / reward.reward)}")
     config = load(packaged, [*found, *overrides])
     needed = estimate.estimate_step(config)
+    num_videos = config.videos_per_step // config.runtime.num_workers
     return Row(
         recipe,
         overrides,
@@ -342,8 +343,8 @@ def memory_report(recipe: str, overrides: tuple[str, ...], folder: Path) -> Row:
         weights_gib=needed.weights_bytes / GIB,
         step_gib=needed.step_bytes / GIB,
         host_gib=needed.host_bytes / GIB,
-        tflop_per_video=needed.flops / config.videos_per_step / 1e12,
-        h100_seconds_per_video=DEVICES["h100"].seconds(needed.operations) / config.videos_per_step,
+        tflop_per_video=needed.flops / num_videos / 1e12,
+        h100_seconds_per_video=DEVICES["h100"].seconds(needed.operations) / num_videos,
     )
 
 
