@@ -28,6 +28,7 @@ from vader_ray.config.plugins import (
     is_metric_value,
 )
 from vader_ray.config.schema import (
+    WHOLE_SAMPLING,
     AdapterConfig,
     CheckpointConfig,
     EvaluationConfig,
@@ -58,6 +59,7 @@ __all__ = [
     "DEFAULT_METRICS",
     "RECIPES",
     "RESERVED_METRIC_NAMES",
+    "WHOLE_SAMPLING",
     "ActivationCheckpointing",
     "AdapterConfig",
     "AlgorithmConfig",

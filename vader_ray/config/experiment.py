@@ -129,7 +129,7 @@ class ExperimentConfig(Settings):
                 f"model.quantization={self.model.quantization} cannot be combined with runtime.shard or "
                 "runtime.offload_weights; choose one of them"
             )
-        if self.runtime.shard > 1 and self.sampling.prefix_cache != "none":
+        if self.runtime.shard > 1 and self.sampling.prefix_cache.startswith("first_block"):
             raise ValueError(
                 f"sampling.prefix_cache={self.sampling.prefix_cache} skips blocks depending on the video, "
                 f"and runtime.shard={self.runtime.shard} needs the same ones on all workers of a group; set "

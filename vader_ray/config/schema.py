@@ -31,6 +31,10 @@ Threads = Annotated[int, Field(gt=0, le=2**12)]
 """CPU threads of one process."""
 MAX_VIDEO_GIB = 128
 """Largest video, as float32 frames; no device's memory holds a larger one and its gradient."""
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+"""Fraction of a whole."""
+WHOLE_SAMPLING = (0.0, 1.0)
+"""Interval of ``guidance_interval`` with guidance in every denoising step."""
 LayerName = Annotated[str, Field(min_length=1)]
 """End of the name of a layer."""
 OptimizerName = Literal["adamw", "adamw8bit"]
@@ -88,6 +92,11 @@ class SamplingConfig(Settings):
     """Number of denoising steps N. Time is proportional to it, memory is not."""
     guidance_scale: float = Field(default=7.5, ge=1.0)
     """Scale of classifier-free guidance; 1 switches it off and halves the denoiser's work."""
+    guidance_interval: tuple[Share, Share] = WHOLE_SAMPLING
+    """Part of the sampling, from 0 (its noisiest step) to 1 (its end), with guidance in the denoising steps
+    before the first gradient step; step i of N is at i / N. The others call the denoiser once instead of
+    twice, with the prompt alone (arXiv 2404.07724). Faster and not exact, as ``prefix_cache``: gradient steps
+    and evaluations always have guidance."""
     negative_prompt: str = ""
     """Prompt of the guidance's unconditional branch."""
     eta: float = Field(default=0.0, ge=0.0, le=1.0)
@@ -119,10 +128,14 @@ class SamplingConfig(Settings):
     last gradient step, one forward pass less (at K = 1 nothing is recomputed); they are in memory together
     with those of one chunk of decoder and rewards. False keeps all. ``auto`` is the fastest that fits the
     free memory, chosen once before the run from the estimate of `vader-ray check --devices`."""
-    prefix_cache: str = Field(default="none", pattern=r"^(none|first_block:0?\.\d+)$")
-    """``first_block:THRESHOLD`` (0.05 to 0.2) skips the other blocks of a transformer in denoising steps
-    without gradient while the relative change of its first block's residual is below the threshold. Faster
-    and not exact: the gradient steps start from slightly different latents. Evaluations sample without it."""
+    prefix_cache: str = Field(
+        default="none", pattern=r"^(none|first_block:0?\.\d+|deep_features:[1-9]\d{0,3})$"
+    )
+    """Reuse of features in the denoising steps before the first gradient step. For transformers
+    ``first_block:THRESHOLD`` (0.05 to 0.2) skips the other blocks while the relative change of the first
+    block's residual is below the threshold. For UNets ``deep_features:N`` computes the levels below the first
+    resolution in every N-th step only (DeepCache, arXiv 2312.00858). Faster and not exact: the gradient steps
+    start from slightly different latents. Evaluations sample without it."""
 
     @model_validator(mode="after")
     def _fits_memory(self) -> Self:
@@ -131,6 +144,27 @@ class SamplingConfig(Settings):
             raise ValueError(
                 f"num_frames={self.num_frames}, height={self.height} and width={self.width} are {gib:.0f} "
                 f"GiB for the frames of one video in float32; choose at most {MAX_VIDEO_GIB} GiB"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _interval_fits(self) -> Self:
+        low, high = self.guidance_interval
+        if low >= high:
+            raise ValueError(
+                f"guidance_interval=[{low:g}, {high:g}] is empty; choose a first number below the second"
+            )
+        if (low, high) == WHOLE_SAMPLING:
+            return self
+        if self.guidance_scale == 1:
+            raise ValueError(
+                f"guidance_interval=[{low:g}, {high:g}] has no effect on guidance_scale=1, which is without "
+                "guidance in every step; leave it out"
+            )
+        if self.prefix_cache.startswith("first_block"):
+            raise ValueError(
+                f"guidance_interval=[{low:g}, {high:g}] changes the number of branches, whose features "
+                f"prefix_cache={self.prefix_cache} compares from step to step; leave one of the two out"
             )
         return self
 
@@ -162,6 +196,11 @@ class SamplingConfig(Settings):
                 "set truncation=window"
             )
         return self
+
+    def guided_steps(self) -> list[int]:
+        """Return the denoising steps inside ``guidance_interval``."""
+        (low, high), num_steps = self.guidance_interval, self.num_inference_steps
+        return [step for step in range(num_steps) if low <= step / num_steps < high]
 
 
 class PromptsConfig(Settings):

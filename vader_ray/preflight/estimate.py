@@ -23,7 +23,7 @@ from torch import nn
 
 from vader_ray import rewards
 from vader_ray.alignment import algorithms
-from vader_ray.config import ExperimentConfig, SamplingConfig, split_image
+from vader_ray.config import WHOLE_SAMPLING, ExperimentConfig, SamplingConfig, split_image
 from vader_ray.errors import UserError
 from vader_ray.preflight.divided_weights import divide
 from vader_ray.preflight.meta_device import META, meta_device_mode
@@ -82,8 +82,8 @@ class StepEstimate:
 def estimate_step(config: ExperimentConfig) -> StepEstimate:
     """Estimate memory and work of one worker in one step.
 
-    ``sampling.prefix_cache`` and ``runtime.compile``, which save time, are ignored; a random truncation depth
-    is estimated at its largest value.
+    ``sampling.prefix_cache``, ``sampling.guidance_interval`` and ``runtime.compile``, which save time, are
+    ignored; a random truncation depth is estimated at its largest value.
 
     Raises:
         UserError: the algorithm has no gradient steps, or a configuration file of the model or of a reward
@@ -199,7 +199,11 @@ def _short_sampling(sampling: SamplingConfig, depth: int) -> SamplingConfig:
     """Keep ``depth`` gradient steps, and at most two of the other denoising steps on either side."""
     assert sampling.recompute != "auto", "chosen before an estimate"
     num_steps = sampling.num_inference_steps
-    changes: dict[str, object] = {"truncation_depth": depth, "prefix_cache": "none"}
+    changes: dict[str, object] = {
+        "truncation_depth": depth,
+        "prefix_cache": "none",
+        "guidance_interval": WHOLE_SAMPLING,
+    }
     if sampling.truncation == "uniform":
         changes["num_inference_steps"] = min(num_steps, 2 * depth + 1)
         return sampling.model_copy(update=changes)

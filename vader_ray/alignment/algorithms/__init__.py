@@ -27,6 +27,7 @@ _GRADIENT_STEP_FIELDS = (
     "window_start",
     "backprop_through_input",
     "recompute",
+    "guidance_interval",
     "prefix_cache",
 )
 """Settings of ``sampling`` that only algorithms with gradient steps read."""

@@ -154,10 +154,10 @@ class LoopHook:
         """
         with ExitStack() as undo:
             for denoiser in denoisers:
-                _replace(undo, denoiser, "forward", self._hooked_forward(denoiser))
-            _replace(undo, vae, "decode", self._decode)
+                replace_attribute(undo, denoiser, "forward", self._hooked_forward(denoiser))
+            replace_attribute(undo, vae, "decode", self._decode)
             if hasattr(vae, "encode"):
-                _replace(undo, vae, "encode", functools.partial(_encode, vae, vae.encode))
+                replace_attribute(undo, vae, "encode", functools.partial(_encode, vae, vae.encode))
             kind = type(scheduler)
             scheduler.__class__ = self._hooked_scheduler(kind)
             undo.callback(setattr, scheduler, "__class__", kind)
@@ -254,7 +254,7 @@ class LoopHook:
         return [generator for generator in per_video for _ in range(num_rows // len(self._seeds))]
 
 
-def _replace(undo: ExitStack, owner: Any, name: str, value: Any) -> None:
+def replace_attribute(undo: ExitStack, owner: Any, name: str, value: Any) -> None:
     """Set an instance attribute until the stack unwinds, then restore the earlier one.
 
     accelerate, for example, sets ``forward`` on instances.

@@ -1,4 +1,4 @@
-"""Trade memory against time: activation checkpointing, compiled blocks, a cache for the prefix."""
+"""Trade memory against time: activation checkpointing and compiled blocks."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from diffusers import CacheMixin, FirstBlockCacheConfig
 from torch import nn
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from vader_ray.config import ActivationCheckpointing
-from vader_ray.errors import UserError
 
 _LISTS = (
     "blocks",
@@ -99,38 +97,3 @@ def compile_blocks(parts: Iterable[nn.Module]) -> None:
     """
     for part in parts:
         part.forward = torch.compile(part.forward)  # type: ignore[method-assign]
-
-
-def check_cache(rule: str, denoisers: Sequence[nn.Module]) -> None:
-    """Check that diffusers can cache the features of the denoisers.
-
-    Raises:
-        UserError: it cannot cache those of one of them.
-    """
-    for denoiser in denoisers:
-        if rule != "none" and not isinstance(denoiser, CacheMixin):
-            raise UserError(
-                f"sampling.prefix_cache={rule}: diffusers cannot cache the features of "
-                f"{type(denoiser).__name__}, only of transformers; set sampling.prefix_cache=none"
-            )
-
-
-@contextmanager
-def first_block_cache(rule: str, denoisers: Sequence[nn.Module]) -> Iterator[None]:
-    """Cache blocks inside a ``with`` block: skip all but the first if its residual has changed little.
-
-    Args:
-        rule: ``none``, or ``first_block:THRESHOLD`` with the largest relative change of the residual.
-        denoisers: those that use the cache inside the ``with`` block.
-    """
-    if rule == "none":
-        yield
-        return
-    threshold = float(rule.partition(":")[2])
-    for denoiser in denoisers:
-        denoiser.enable_cache(FirstBlockCacheConfig(threshold))  # type: ignore[operator]
-    try:
-        yield
-    finally:
-        for denoiser in denoisers:
-            denoiser.disable_cache()  # type: ignore[operator]

@@ -20,9 +20,10 @@ from torch import Tensor, nn
 
 from vader_ray.config import SamplingConfig
 from vader_ray.errors import UserError
-from vader_ray.models.core import memory_optimizations
+from vader_ray.models.core import prefix_cache
 from vader_ray.models.core.conditioning import Conditioning, encode_texts, open_images
 from vader_ray.models.core.decoders import DecoderOptions
+from vader_ray.models.core.guidance_interval import GuidanceIntervalHook, check_interval
 from vader_ray.models.core.loop_hooks import (
     OUTSIDE_STEPS,
     DecoderReached,
@@ -79,7 +80,9 @@ class SamplingPipeline:
             module.requires_grad_(False).eval()
             remember_placement(module)
         self._check_scheduler()
-        memory_optimizations.check_cache(sampling.prefix_cache, list(self.denoisers().values()))
+        denoisers = list(self.denoisers().values())
+        prefix_cache.check_cache(sampling.prefix_cache, denoisers, self._deep_blocks())
+        check_interval(sampling.guidance_interval, self.denoiser, has_branches=bool(self.no_guidance_kwargs))
 
     # ---- the family: what pipelines do differently
 
@@ -96,6 +99,11 @@ class SamplingPipeline:
     def denoisers(self) -> dict[str, nn.Module]:
         """Return every denoiser by its name in the pipeline."""
         return {self.denoiser_name: getattr(self.pipe, self.denoiser_name)}
+
+    @staticmethod
+    def deep_blocks(denoiser: nn.Module) -> list[nn.Module]:
+        """Return the blocks of a UNet below its first level of resolution; none of another denoiser."""
+        return prefix_cache.deep_blocks(denoiser)
 
     def build_decoder(self, options: DecoderOptions) -> VideoDecoder:
         """Return the decoder of the pipeline's autoencoder."""
@@ -197,14 +205,17 @@ class SamplingPipeline:
         noise, first = self.noise(seeds), plan.grad_steps[0]
         if first == 0:
             return SamplingState(noise, tuple(seeds), None, {})
-        hook = LoopHook(seeds, plan=None, stop_before=first)
+        hook = GuidanceIntervalHook(seeds, stop_before=first, guided_steps=self.sampling.guided_steps())
         denoisers = list(self.denoisers().values())
         try:
-            with memory_optimizations.first_block_cache(self.sampling.prefix_cache, denoisers):
+            with prefix_cache.cached(self.sampling.prefix_cache, denoisers, self._deep_blocks()):
                 self._run_pipeline(self.pack_latents(noise), conditioning, hook)
         except PrefixDone:
             return SamplingState(noise, tuple(seeds), hook.outputs, hook.scheduler_state)
         raise AssertionError("the pipeline ended before the first gradient step")
+
+    def _deep_blocks(self) -> list[nn.Module]:
+        return [block for denoiser in self.denoisers().values() for block in self.deep_blocks(denoiser)]
 
     def _sample_with_grad(
         self, state: SamplingState, conditioning: Conditioning, plan: TruncationPlan

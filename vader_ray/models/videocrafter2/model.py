@@ -194,6 +194,12 @@ class VideoCrafter2Model(VideoModel):
     def denoiser_blocks(denoiser: nn.Module) -> list[nn.Module]:
         return [part for part in denoiser.modules() if isinstance(part, CONDITIONED)]
 
+    @staticmethod
+    def deep_blocks(denoiser: nn.Module) -> list[nn.Module]:
+        assert isinstance(denoiser, UNet)
+        kept = 1 + denoiser.architecture.num_res_blocks  # features that the last level up joins
+        return [*denoiser.input_blocks[kept:], denoiser.middle_block, *denoiser.output_blocks[:-kept]]
+
     def latent_shape(self) -> tuple[int, int, int, int]:
         sampling = self.sampling
         height, width = self.pipe._latent_size(sampling.height, sampling.width)

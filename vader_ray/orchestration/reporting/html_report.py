@@ -330,6 +330,8 @@ def _base(run: PastRun) -> tuple[str, ...]:
         "sampling.backprop_through_input",
         "sampling.recompute",
         "sampling.prefix",
+        "sampling.guidance_interval",
+        "sampling.num_endings",
     )
     kept = ("seed", "model.", "sampling.", "prompts.heldout")
     return tuple(f"{field}={value}" for field, value in sorted(run.settings.items())
