@@ -117,7 +117,9 @@ def main(
         found = [measure(config, experiment, num_videos) for config in configs]
         work = denoiser_flops(configs[0], experiment)
         reference, flops = reference or found, flops or work
-        table.add_row(" ".join(overrides) or "none", f"{work / flops:.3f}", *_columns(found, reference))
+        cells = [" ".join(overrides) or "none", f"{work / flops:.3f}", *_columns(found, reference)]
+        print(*cells, sep="  ", flush=True)
+        table.add_row(*cells)
     Console(highlight=False, width=180).print(table)
     pairs = [_cosine(one.gradient, other.gradient) for one, other in combinations(reference, 2)]
     if pairs:

@@ -269,6 +269,7 @@ def size(num_frames: int, height: int, width: int) -> tuple[str, ...]:
 
 
 BLOCK = "runtime.activation_checkpointing=block"
+NESTED = "sampling.recompute=nested"
 ALL, FIRST = "rewards.0.frames=all", "rewards.0.frames=first:1"
 EIGHT = ("videos_per_step=8", "runtime.num_workers=8", "runtime.shard=8")
 OFFLOAD = "runtime.offload_weights=true"

@@ -40,9 +40,10 @@ class TruncationPlan:
     """Indices of the gradient steps, ascending and never empty; the noisiest denoising step is 0."""
     backprop_through_input: bool = True
     """Let the gradient flow through the denoiser's input, from a gradient step to the earlier ones."""
-    recompute: bool | Literal["earlier"] = True
+    recompute: bool | Literal["earlier", "nested"] = True
     """Recompute a gradient step's forward pass in the backward pass instead of keeping its activations;
-    exact. ``earlier`` keeps those of the last gradient step, the first that the backward pass needs."""
+    exact. ``earlier`` keeps those of the last gradient step, the first that the backward pass needs;
+    ``nested`` recomputes steps whose blocks are recomputed, too."""
     reference_weight: float = 0.0
     """Weight in the loss of one gradient step's reference penalty: the mean squared distance, per video,
     between the predictions with and without the adapter. `accumulate_gradient` sets it; 0 saves the call
@@ -50,8 +51,16 @@ class TruncationPlan:
     num_endings: int = 1
     """Times that the gradient steps, then the last ones, are sampled; see `vader_ray.alignment.endings`."""
 
-    def recomputes(self, step: int) -> bool:
-        """Whether the forward pass of a gradient step is recomputed in the backward pass."""
+    def recomputes(self, step: int, *, in_blocks: bool) -> bool:
+        """Whether the forward pass of a gradient step is recomputed as a whole in the backward pass.
+
+        Args:
+            step: index of the gradient step.
+            in_blocks: whether each block of the denoiser is recomputed by itself; computing the step again
+                before them would be a third forward pass.
+        """
+        if in_blocks:
+            return self.recompute == "nested"
         return self.recompute is True or (self.recompute == "earlier" and step != self.grad_steps[-1])
 
 

@@ -122,6 +122,15 @@ class ExperimentConfig(Settings):
         return self
 
     @model_validator(mode="after")
+    def _has_blocks_to_recompute(self) -> Self:
+        if self.sampling.recompute == "nested" and self.runtime.activation_checkpointing == "none":
+            raise ValueError(
+                "sampling.recompute=nested recomputes blocks within gradient steps, and runtime."
+                "activation_checkpointing=none recomputes no block; set it to block, or recompute=true"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _can_be_divided(self) -> Self:
         is_divided = self.runtime.shard > 1 or self.runtime.offload_weights
         if is_divided and self.model.quantization:

@@ -122,12 +122,14 @@ class SamplingConfig(Settings):
     backprop_through_input: bool = True
     """Let the gradient flow through the denoiser's input from one gradient step to the earlier ones. False is
     DRTune's stopped input: cheaper, biased. No effect at K = 1."""
-    recompute: bool | Literal["earlier", "auto"] = True
+    recompute: bool | Literal["earlier", "nested", "auto"] = True
     """Recompute each gradient step's forward pass in the backward pass instead of keeping its activations.
-    Exact; one more forward pass for each, memory independent of K. ``earlier`` keeps the activations of the
-    last gradient step, one forward pass less (at K = 1 nothing is recomputed); they are in memory together
-    with those of one chunk of decoder and rewards. False keeps all. ``auto`` is the fastest that fits the
-    free memory, chosen once before the run from the estimate of `vader-ray check --devices`."""
+    Exact; one more forward pass for each, memory independent of K. With ``runtime.activation_checkpointing``
+    blocks are recomputed instead, once: their inputs stay in memory, those of all gradient steps. ``nested``
+    recomputes both the steps and their blocks: two more forward passes, least memory. ``earlier`` keeps the
+    activations of the last gradient step, one forward pass less (at K = 1 nothing is recomputed); they are in
+    memory together with those of one chunk of decoder and rewards. False keeps all. ``auto`` is the fastest
+    that fits the free memory, chosen once before the run from the estimate of `vader-ray check --devices`."""
     prefix_cache: str = Field(
         default="none", pattern=r"^(none|first_block:0?\.\d+|deep_features:[1-9]\d{0,3})$"
     )

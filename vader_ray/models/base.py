@@ -223,6 +223,7 @@ class VideoModel(TrajectoryPipeline, EndingsPipeline):
         if compile_blocks:
             memory_optimizations.compile_blocks(self.blocks())
         memory_optimizations.apply_activation_checkpointing(self.blocks(), activation_checkpointing)
+        self.recomputes_blocks = activation_checkpointing != "none"
 
     def sharded_networks(self) -> list[ShardedNetwork]:
         """Return the networks whose frozen weights `shard` divides: text encoders and denoisers."""

@@ -21,9 +21,11 @@ _FASTEST_FIRST = (
     (True, "none"),
     (True, "attention"),
     (True, "block"),
+    ("nested", "attention"),
+    ("nested", "block"),
 )
 """Pairs of ``sampling.recompute`` and ``runtime.activation_checkpointing``, those that recompute least first.
-All are exact."""
+All are exact. True and False are the same where blocks are recomputed."""
 _BATCH_SIZES = ("runtime.prefix_batch_size", "runtime.micro_batch_size")
 """Batch sizes that may be ``auto``, in the order in which they are doubled."""
 
@@ -77,6 +79,7 @@ def _memory_settings(config: ExperimentConfig) -> Iterator[str]:
         yield f"runtime.shard={runtime.num_workers}"
     if config.sampling.recompute is not True:
         yield "sampling.recompute=true"
+    yield "sampling.recompute=nested"
     sizes = ("micro_batch_size", "decode_chunk_size", "prefix_batch_size")
     yield from (f"runtime.{name}=1" for name in sizes if getattr(runtime, name) != 1)
     if not runtime.offload_weights:
@@ -152,6 +155,8 @@ def _recomputations(config: ExperimentConfig) -> Iterable[ExperimentConfig]:
             continue
         if sampling.recompute == "auto" and recompute == "earlier" and sampling.truncation_depth == 1:
             continue  # there is no earlier gradient step
+        if sampling.recompute == "auto" and recompute is True and checkpointing != "none":
+            continue  # as False
         yield with_settings(
             config, {"sampling.recompute": recompute, "runtime.activation_checkpointing": checkpointing}
         )

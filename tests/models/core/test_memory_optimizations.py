@@ -44,13 +44,14 @@ def _gradient(model: Any, plan: TruncationPlan, images: Any = None) -> tuple[Ten
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recompute", [True, "earlier", False])
+@pytest.mark.parametrize("recompute", ["nested", "earlier", False])
 def test_recomputed_blocks_have_the_same_gradient_in_less_memory(wan: Path, recompute: Any) -> None:
     found = {}
     for kind in KINDS:
         model = load_case(DEEP, wan)
         model.apply_memory_optimizations(kind, compile_blocks=False)
-        found[kind] = _gradient(model, TruncationPlan(STEPS, (1, 2), recompute=recompute))
+        whole = True if recompute == "nested" and kind == "none" else recompute
+        found[kind] = _gradient(model, TruncationPlan(STEPS, (1, 2), recompute=whole))
     assert all(
         torch.equal(found[kind][0], found["none"][0]) for kind in KINDS
     )  # the same kernels in the same order
@@ -119,20 +120,35 @@ def test_attention_is_not_computed_again(wan: Path) -> None:
     assert calls["attention"] == calls["none"] < calls["block"]
 
 
-@pytest.mark.slow
-def test_replay_of_the_earlier_steps_saves_the_last_ones_forward(wan: Path) -> None:
-    """Bit-identical gradients; one denoising step (two branches of guidance) is not computed again."""
+@pytest.mark.parametrize(
+    ("recompute", "kind", "expected"),
+    [
+        (True, "none", 4),
+        ("earlier", "none", 2),
+        (False, "block", 4),
+        (True, "block", 4),
+        (True, "attention", 4),
+        ("nested", "block", 8),
+    ],
+)
+def test_no_gradient_step_is_computed_more_often_than_needed(
+    wan: Path, recompute: Any, kind: Any, expected: int
+) -> None:
+    """Two gradient steps with two branches of guidance: four calls, and those of the backward pass.
+
+    Only ``nested`` computes a step a third time, for memory.
+    """
     gradients, calls = [], []
-    for recompute in (True, "earlier", False):
+    for settings in ((False, "none"), (recompute, kind)):
         model, count = load_case(DEEP, wan), [0]
         model.denoiser.blocks[0].attn1.to_q.base_layer.register_forward_hook(
             lambda *_, count=count: count.__setitem__(0, count[0] + 1)
         )
-        gradients.append(_gradient(model, TruncationPlan(STEPS, (1, 2), recompute=recompute))[0])
+        model.apply_memory_optimizations(settings[1], compile_blocks=False)
+        gradients.append(_gradient(model, TruncationPlan(STEPS, (1, 2), recompute=settings[0]))[0])
         calls.append(count[0])
-    assert torch.equal(gradients[0], gradients[1])
-    assert torch.equal(gradients[0], gradients[2])
-    assert [total - calls[2] for total in calls] == [4, 2, 0]
+    assert torch.equal(*gradients)
+    assert calls[1] - calls[0] == expected
 
 
 @pytest.mark.slow

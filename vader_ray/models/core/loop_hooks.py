@@ -135,6 +135,7 @@ class LoopHook:
         self._stop_before = stop_before
         self._resume = resume
         self._num_skipped = plan.grad_steps[0] if plan and resume else 0
+        self._in_blocks = False
         self.index = 0
         """Current denoising step; 0 is the noisiest."""
         self.denoiser_calls = 0
@@ -145,13 +146,18 @@ class LoopHook:
         """Attributes of the scheduler at the same moment."""
 
     @contextmanager
-    def install(self, denoisers: Sequence[nn.Module], scheduler: Any, vae: Any) -> Iterator[None]:
+    def install(
+        self, denoisers: Sequence[nn.Module], scheduler: Any, vae: Any, *, in_blocks: bool
+    ) -> Iterator[None]:
         """Route the pipeline's calls of denoisers, scheduler and autoencoder through this hook.
+
+        ``in_blocks`` is whether the denoisers recompute each of their blocks in the backward pass.
 
         The scheduler's class is replaced by a subclass and not its ``step`` by an attribute: schedulers call
         their own methods through ``self``, pipelines inspect the signature of ``type(scheduler).step``, and
         `SamplingState` copies the scheduler's attributes, among which a hook must not be.
         """
+        self._in_blocks = in_blocks
         with ExitStack() as undo:
             for denoiser in denoisers:
                 replace_attribute(undo, denoiser, "forward", self._hooked_forward(denoiser))
@@ -191,7 +197,7 @@ class LoopHook:
         }
         with torch.set_grad_enabled(needs_grad):
             inputs[name] = inputs[name].clone()  # some pipelines update the latents in place
-            if needs_grad and plan is not None and plan.recomputes(self.index):
+            if needs_grad and plan is not None and plan.recomputes(self.index, in_blocks=self._in_blocks):
                 output = checkpoint(forward, **inputs, use_reentrant=False, preserve_rng_state=False)
             else:
                 output = forward(**inputs)

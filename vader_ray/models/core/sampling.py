@@ -75,6 +75,8 @@ class SamplingPipeline:
         self.denoiser_calls = 0
         """Forward passes of the denoiser so far, per video and guidance branch; recomputations are not
         counted."""
+        self.recomputes_blocks = False
+        """Whether the denoisers recompute each of their blocks in the backward pass."""
         pipe.set_progress_bar_config(disable=True)
         for module in self.modules():
             module.requires_grad_(False).eval()
@@ -256,7 +258,12 @@ class SamplingPipeline:
         arguments["generator"] = hook.generators(OUTSIDE_STEPS, len(latents))
         try:
             with (
-                hook.install(list(self.denoisers().values()), self.pipe.scheduler, self.pipe.vae),
+                hook.install(
+                    list(self.denoisers().values()),
+                    self.pipe.scheduler,
+                    self.pipe.vae,
+                    in_blocks=self.recomputes_blocks,
+                ),
                 fixed_execution_device(self.pipe, self.denoiser),
             ):
                 loop(self.pipe, latents=latents, **arguments)
