@@ -268,20 +268,19 @@ def size(num_frames: int, height: int, width: int) -> tuple[str, ...]:
     return tuple(f"sampling.{name}={value}" for name, value in sizes.items())
 
 
-BLOCK = "runtime.activation_checkpointing=block"
-NESTED = "sampling.recompute=nested"
+BLOCK = ("runtime.activation_checkpointing=block", "sampling.recompute=nested")
 ALL, FIRST = "rewards.0.frames=all", "rewards.0.frames=first:1"
 EIGHT = ("videos_per_step=8", "runtime.num_workers=8", "runtime.shard=8")
 OFFLOAD = "runtime.offload_weights=true"
 CASES: dict[str, tuple[tuple[str, ...], ...]] = {
-    "modelscope_hps": ((), (ALL,), (BLOCK,)),
-    "videocrafter2_hps": ((), (BLOCK,)),
-    "svd_vjepa": ((), (BLOCK,)),
-    "wan_1_3b_hps": ((), (BLOCK,), (ALL, BLOCK)),
-    "wan_14b": ((BLOCK,), (BLOCK, *EIGHT), (BLOCK, OFFLOAD)),
-    "ltx": ((FIRST, BLOCK), (ALL, BLOCK)),
-    "hunyuan_video": ((FIRST, BLOCK), (ALL, BLOCK)),
-    "mochi": ((FIRST, BLOCK), (ALL, BLOCK)),
+    "modelscope_hps": ((), (ALL,), BLOCK),
+    "videocrafter2_hps": ((), BLOCK),
+    "svd_vjepa": ((), BLOCK),
+    "wan_1_3b_hps": ((), BLOCK, (ALL, *BLOCK)),
+    "wan_14b": (BLOCK, (*BLOCK, *EIGHT), (*BLOCK, OFFLOAD)),
+    "ltx": ((FIRST, *BLOCK), (ALL, *BLOCK)),
+    "hunyuan_video": ((FIRST, *BLOCK), (ALL, *BLOCK)),
+    "mochi": ((FIRST, *BLOCK), (ALL, *BLOCK)),
 }
 """Packaged recipes, or models of `LIKE_WAN`, and the settings with which they are counted."""
 OWN_SCHEDULER = "sampling.scheduler=null"

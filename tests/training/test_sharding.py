@@ -30,11 +30,11 @@ NUM_VIDEOS = 5
 
 def _document(weights: Path, num_workers: int, shard: int) -> dict[str, Any]:
     short = {"num_inference_steps": 4, "truncation": "random", "truncation_depth": 2}
-    levers = {"guidance_interval": [0.2, 1.0], "prefix_cache": "deep_features:3"}
+    approximate = {"guidance_interval": [0.2, 1.0], "prefix_cache": "deep_features:3"}
     return tiny_document(
         weights,
         num_steps=2,
-        sampling=tiny_document(weights)["sampling"] | short | levers,
+        sampling=tiny_document(weights)["sampling"] | short | approximate,
         evaluation={"every": 2, "num_videos": NUM_VIDEOS, "num_shown": 1},
         checkpoint={"every": 1},
         runtime={"num_workers": num_workers, "shard": shard},

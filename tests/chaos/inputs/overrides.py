@@ -196,10 +196,15 @@ sampling.truncation=window sampling.window_start=15 sampling.truncation_depth=6 
 sampling.backprop_through_input=maybe => sampling.backprop_through_input: Input should be a valid boolean, unable to interpret
 sampling.recompute=sometimes => sampling.recompute.bool: Input should be a valid boolean, unable to interpret input, not
 sampling.recompute=2 => sampling.recompute.bool: Input should be a valid boolean, unable to interpret input, not 2
-sampling.prefix_cache=x => sampling.prefix_cache: String should match pattern '^(none|first_block:0?\.\d+)$', not 'x'
-sampling.prefix_cache=first_block => sampling.prefix_cache: String should match pattern '^(none|first_block:0?\.\d+)$', not
-sampling.prefix_cache=first_block:2 => sampling.prefix_cache: String should match pattern '^(none|first_block:0?\.\d+)$', not
-sampling.prefix_cache=first_block:-0.1 => sampling.prefix_cache: String should match pattern '^(none|first_block:0?\.\d+)$', not
+sampling.prefix_cache=x => sampling.prefix_cache: String should match pattern '^(none|first_block:0?\.\d+|deep_features:[1-9]\d{0,3})$', not 'x'
+sampling.prefix_cache=first_block => sampling.prefix_cache: String should match pattern '^(none|first_block:0?\.\d+|deep_features:[1-9]\d{0,3})$', not
+sampling.prefix_cache=first_block:2 => sampling.prefix_cache: String should match pattern '^(none|first_block:0?\.\d+|deep_features:[1-9]\d{0,3})$', not
+sampling.prefix_cache=first_block:-0.1 => sampling.prefix_cache: String should match pattern '^(none|first_block:0?\.\d+|deep_features:[1-9]\d{0,3})$', not
+sampling.prefix_cache=deep_features:0 => sampling.prefix_cache: String should match pattern '^(none|first_block:0?\.\d+|deep_features:[1-9]\d{0,3})$', not
+sampling.guidance_interval=0.5 => sampling.guidance_interval: Input should be a valid tuple, not 0.5
+sampling.guidance_interval=[0.8,0.2] => sampling: guidance_interval=[0.8, 0.2] is empty; choose a first number below the second
+sampling.guidance_interval=[0,2] => sampling.guidance_interval.1: Input should be less than or equal to 1, not 2
+sampling.recompute=nested => sampling.recompute=nested recomputes blocks within gradient steps
 sampling.steps=3 => sampling.steps: there is no such setting; here are backprop_through_input, eta,
 rewards=null => rewards: Input should be a valid tuple, not None
 rewards=[] => rewards: Tuple should have at least 1 item after validation, not 0, not []

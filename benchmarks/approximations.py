@@ -1,9 +1,9 @@
-"""What levers of the steps before the first gradient step save, and how far they move videos and gradient.
+"""Work saved by approximations before the first gradient step, and how far they move videos and gradient.
 
-    python -m benchmarks.levers                          # shapes_hps, a UNet
-    python -m benchmarks.levers --recipe shapes_wan      # a transformer
+    python -m benchmarks.approximations                          # shapes_hps, a UNet
+    python -m benchmarks.approximations --recipe shapes_wan      # a transformer
 
-Every row is compared with the same prompts, noise and fresh adapter without the lever. "FLOPs" are those of
+Every row is compared with the same prompts, noise and fresh adapter without approximation. "FLOPs" are those of
 the denoiser in one step, gradient steps and recomputation included; "time" is the CPU time of the denoising
 steps before the first gradient step. The video's deviation is |a − b| / |b| after the mean was taken from
 both; cosine and ratio of norms compare the gradients of a step of ``--num-videos`` videos. Means over the
@@ -52,7 +52,7 @@ class Measured:
     """CPU time of the denoising steps before the first gradient step."""
 
 
-def levers(experiment: Experiment) -> list[list[str]]:
+def approximations(experiment: Experiment) -> list[list[str]]:
     """Return the settings of each row; the first changes nothing."""
     caches = CACHES[experiment.model.denoiser_name]  # type: ignore[attr-defined]
     rows = [[], *([each] for each in (*GUIDANCE, *caches))]
@@ -103,14 +103,20 @@ def main(
     num_videos: Annotated[int, typer.Option(min=1)] = 4,
     num_seeds: Annotated[int, typer.Option(min=1)] = 5,
 ) -> None:
-    """Print one row per lever."""
+    """Print one row per approximation."""
     torch.set_num_threads(1)
     seeds = range(num_seeds)
     table = Table(
-        "lever", "FLOPs", "time", "video", "cosine of the gradient", "ratio of norms", "cosine of the mean"
+        "approximation",
+        "FLOPs",
+        "time",
+        "video",
+        "cosine of the gradient",
+        "ratio of norms",
+        "cosine of the mean",
     )
     reference, flops = list[Measured](), 0
-    for overrides in levers(build(load(recipe))):
+    for overrides in approximations(build(load(recipe))):
         chosen = [*overrides, f"sampling.truncation_depth={depth}"]
         configs = [load(recipe, [*chosen, f"seed={seed}"]) for seed in seeds]
         experiment = build(configs[0])
@@ -123,7 +129,7 @@ def main(
     Console(highlight=False, width=180).print(table)
     pairs = [_cosine(one.gradient, other.gradient) for one, other in combinations(reference, 2)]
     if pairs:
-        print(f"cosine of the gradients of two seeds without a lever: {_range(pairs)}")
+        print(f"cosine of the gradients of two seeds without approximation: {_range(pairs)}")
 
 
 def _columns(found: Sequence[Measured], reference: Sequence[Measured]) -> list[str]:

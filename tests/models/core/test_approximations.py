@@ -1,4 +1,4 @@
-"""Levers of the steps before the first gradient step: less work there, gradient steps unchanged."""
+"""Approximations in the steps before the first gradient step: less work there, gradient steps unchanged."""
 
 from __future__ import annotations
 
@@ -57,9 +57,9 @@ def test_outside_the_interval_a_step_is_the_pipelines_own_without_guidance(tmp_p
     _set(model, guidance_interval=(0.9, 1.0))
     found, calls = _prefix(model, images, plan)
     state = model.sample_prefix(conditioning, plan, SEEDS)
-    with_lever = model.sample_with_grad(state, conditioning, plan)
+    approximate = model.sample_with_grad(state, conditioning, plan)
     _set(model, guidance_interval=(0.0, 1.0))
-    assert torch.equal(model.sample_with_grad(state, conditioning, plan), with_lever)
+    assert torch.equal(model.sample_with_grad(state, conditioning, plan), approximate)
     _set(model, guidance_scale=1.0)
     expected, expected_calls = _prefix(model, images, plan)
     assert torch.equal(found, expected)
@@ -126,7 +126,7 @@ def test_the_last_level_gets_features_of_an_earlier_step(tiny_pipeline_folder: P
     assert not any(torch.equal(given[step][1], given[step + 1][1]) for step in range(3))
 
 
-def test_both_levers_together(tiny_pipeline_folder: Path) -> None:
+def test_both_together(tiny_pipeline_folder: Path) -> None:
     """At the border of the interval the features have other rows and are computed again."""
     model = load_tiny(tiny_pipeline_folder, prefix_cache="deep_features:9", guidance_interval=[0.4, 1.0])
     computed: list[int] = []
@@ -160,17 +160,17 @@ def test_settings_that_cannot_work_are_refused(changes: dict[str, Any], message:
         SamplingConfig(**SAMPLING | changes)
 
 
-def test_models_and_algorithms_without_the_lever_are_refused(
+def test_models_and_algorithms_that_cannot_do_it_are_refused(
     tmp_path: Path, tiny_pipeline_folder: Path
 ) -> None:
     case = CASES["hunyuan_video"]
     folder = save(case, tmp_path)
-    for lever, message in (
+    for setting, message in (
         ({"guidance_interval": [0.2, 0.8]}, "takes guidance as an input and is called once in each step"),
         ({"prefix_cache": "deep_features:2"}, "has no levels of resolution, as UNets have; set sampling"),
     ):
         with pytest.raises(UserError, match=message):
-            load_case(type(case)(case.family, case.build, case.sampling | lever), folder)
+            load_case(type(case)(case.family, case.build, case.sampling | setting), folder)
     config = tiny_config(
         tiny_pipeline_folder,
         sampling=SAMPLING | {"guidance_interval": [0.2, 0.8], "eta": 1.0},
