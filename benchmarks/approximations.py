@@ -3,11 +3,11 @@
     python -m benchmarks.approximations                          # shapes_hps, a UNet
     python -m benchmarks.approximations --recipe shapes_wan      # a transformer
 
-Every row is compared with the same prompts, noise and fresh adapter without approximation. "FLOPs" are those of
-the denoiser in one step, gradient steps and recomputation included; "time" is the CPU time of the denoising
-steps before the first gradient step. The video's deviation is |a − b| / |b| after the mean was taken from
-both; cosine and ratio of norms compare the gradients of a step of ``--num-videos`` videos. Means over the
-seeds, and their range. The last column compares the mean gradients over all seeds, that is, the bias.
+Every row is compared with the same prompts, noise and fresh adapter without approximation. "FLOPs" are those
+of the denoiser in one step, gradient steps and recomputation included; "time" is the CPU time of the steps
+before the first gradient step. The video's deviation is |a − b| / |b| after the mean was taken from both;
+cosine and ratio of norms compare the gradients of a step of ``--num-videos`` videos. Means over the seeds,
+and their range. The last column compares the mean gradients over all seeds, that is, the bias.
 """
 
 from __future__ import annotations

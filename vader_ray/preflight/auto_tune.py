@@ -79,7 +79,8 @@ def _memory_settings(config: ExperimentConfig) -> Iterator[str]:
         yield f"runtime.shard={runtime.num_workers}"
     if config.sampling.recompute is not True:
         yield "sampling.recompute=true"
-    yield "sampling.recompute=nested"
+    if config.sampling.recompute != "nested":
+        yield "sampling.recompute=nested"
     sizes = ("micro_batch_size", "decode_chunk_size", "prefix_batch_size")
     yield from (f"runtime.{name}=1" for name in sizes if getattr(runtime, name) != 1)
     if not runtime.offload_weights:
