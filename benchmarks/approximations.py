@@ -102,6 +102,7 @@ def main(
     depth: Annotated[int, typer.Option(min=1, help="Number of last denoising steps with gradient.")] = 1,
     num_videos: Annotated[int, typer.Option(min=1)] = 4,
     num_seeds: Annotated[int, typer.Option(min=1)] = 5,
+    setting: Annotated[list[str] | None, typer.Option(help="Only these; several times.")] = None,
 ) -> None:
     """Print one row per approximation."""
     torch.set_num_threads(1)
@@ -116,7 +117,8 @@ def main(
         "cosine of the mean",
     )
     reference, flops = list[Measured](), 0
-    for overrides in approximations(build(load(recipe))):
+    rows = [[], *([each] for each in setting)] if setting else approximations(build(load(recipe)))
+    for overrides in rows:
         chosen = [*overrides, f"sampling.truncation_depth={depth}"]
         configs = [load(recipe, [*chosen, f"seed={seed}"]) for seed in seeds]
         experiment = build(configs[0])
