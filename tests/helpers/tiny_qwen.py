@@ -28,7 +28,8 @@ SPECIAL = (
     "<|video_pad|>",
 )
 SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 WIDTH = 32
 CRITERIA = (
@@ -142,7 +143,7 @@ def randomise(network: nn.Module) -> None:
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             if parameter.ndim > 1:
-                parameter.normal_(std=1.4 * parameter[0].numel() ** -0.5)
+                parameter.normal_(std=parameter[0].numel() ** -0.5)
             elif name.endswith("bias"):
                 parameter.normal_(std=0.1)
 
@@ -150,7 +151,9 @@ def randomise(network: nn.Module) -> None:
 def published_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The names of transformers 4.45."""
     return {
-        name.replace("model.visual.", "visual.").replace("model.language_model.", "model."): value.contiguous()
+        name.replace("model.visual.", "visual.").replace(
+            "model.language_model.", "model."
+        ): value.contiguous()
         for name, value in state.items()
     }
 
@@ -187,7 +190,11 @@ def save_video_reward(folder: Path, *, split: bool = False) -> tuple[Any, nn.Lin
     head = nn.Linear(WIDTH, 3, bias=False)
     nn.init.normal_(head.weight, std=0.4)
     settings = {
-        "data_config": {"fps": 2, "max_frame_pixels": 9 * 28 * 28, "prompt_template_type": "detailed_special"},
+        "data_config": {
+            "fps": 2,
+            "max_frame_pixels": 9 * 28 * 28,
+            "prompt_template_type": "detailed_special",
+        },
         "model_config": {"output_dim": 3, "reward_token": "special"},
         "peft_lora_config": LORA,
         "inference_config": STATISTICS,
@@ -222,8 +229,8 @@ def _save_parts(
         other = {name: torch.zeros_like(value) for name, value in rest.items() if name not in head}
         save_file(text, folder / "model-00001-of-00002.safetensors")
         save_file(other, folder / "model-00002-of-00002.safetensors")
-        places = {name: "model-00001-of-00002.safetensors" for name in text}
-        places |= {name: "model-00002-of-00002.safetensors" for name in other}
+        places = dict.fromkeys(text, "model-00001-of-00002.safetensors")
+        places |= dict.fromkeys(other, "model-00002-of-00002.safetensors")
         (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
         return
     whole = dict[str, Tensor]()

@@ -1,4 +1,4 @@
-"""HPSv3 (arXiv 2508.03789): a Qwen2-VL-7B with a head that predicts the mean and spread of human preference."""
+"""HPSv3 (arXiv 2508.03789): a Qwen2-VL-7B with a head that predicts human preference."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vader_ray.weights import Source, read_state_dict, resolve_weights
 
 REPOSITORY, BASE = "MizzenAI/HPSv3", "Qwen/Qwen2-VL-7B-Instruct"
 FILE = "HPSv3.safetensors"
-TOKEN = "<|Reward|>"
+SPECIAL = "<|Reward|>"
 TEMPLATE = Path(__file__).parent / "core" / "templates" / "hpsv3.txt"
 """Text of the wheel hpsv3 1.0.0, MIT (``hpsv3.LICENSE`` beside it)."""
 PIXELS = 256 * 28 * 28
@@ -30,20 +30,20 @@ class HPSv3Reward(FrameReward):
     """The mean over frames of the predicted mean preference μ.
 
     The frame, a published instruction and the prompt are read by the network, and the head takes the hidden
-    state at the token ``<|Reward|>``. Preprocessing is that of the package's path for PIL images (bicubic with
-    antialiasing, frames of 480 × 832 to 336 × 588), without its rounding to 8 bits; the package's own tensor
-    processor (bilinear) gives other scores. Positions are sequential, as in training. The second output, the
-    logarithm of the spread, is not used. It was trained on images: alone it freezes motion.
+    state at the token ``<|Reward|>``. Preprocessing is that of the package's path for PIL images (bicubic
+    with antialiasing, frames of 480 × 832 to 336 × 588), without its rounding to 8 bits; the package's own
+    tensor processor (bilinear) gives other scores. Positions are sequential, as in training. The second
+    output, the logarithm of the spread, is not used. It was trained on images: alone it freezes motion.
 
     The head computes in float32, as published, and the rest in the recipe's precision (published: bfloat16).
-    About 7 billion weights: 14.1 GiB in bfloat16; a frame of 480 × 832 is 252 of about 850 tokens, so score few
-    frames (``frames: stride:16``). The size of the file's table of embeddings and the base network's licence
-    are unverified; any table with at least the tokens of the tokenizer loads.
+    About 7 billion weights: 14.1 GiB in bfloat16; a frame of 480 × 832 is 252 of about 850 tokens, so score
+    few frames (``frames: stride:16``). The size of the file's table of embeddings and the base network's
+    licence are unverified; any table with at least the tokens of the tokenizer loads.
 
     Args:
         weights: hub repository or folder with ``HPSv3.safetensors``, or such a file.
-        base: hub repository or folder with ``config.json`` and ``tokenizer.json`` of the base network; by default
-            the folder of the weights, if they are there, or else the published one.
+        base: hub repository or folder with ``config.json`` and ``tokenizer.json`` of the base network; by
+            default the folder of the weights, if they are there, or else the published one.
         pixels: of a resized frame, at most; published 256 tokens of 28 × 28.
         checkpointing: recompute layers in the backward pass, which needs less memory.
     """
@@ -65,7 +65,7 @@ class HPSv3Reward(FrameReward):
         own = found if found.is_dir() else found.parent
         has_base = base is None and all((own / name).is_file() for name in SETTINGS)
         folder = own if has_base else resolve_weights(base or BASE, *SETTINGS)
-        self.tokenizer = QwenTokenizer(folder, [TOKEN])
+        self.tokenizer = QwenTokenizer(folder, [SPECIAL])
         source = found / FILE if found.is_dir() else found
         state = present_names(read_state_dict(source))
         model = load_model(folder, state, source, "qwen2_vl", min_tokens=len(self.tokenizer))
@@ -86,7 +86,7 @@ class HPSv3Reward(FrameReward):
         visual = self.network.encode(image[None], min_pixels=self.pixels, max_pixels=self.pixels)
         text = self.template.replace("{text_prompt}", prompt)
         turn = [*image_turn(visual.grid, self.network.format.merge), text]
-        hidden = special_token_states(self.network, self.tokenizer, visual, turn, [TOKEN])
+        hidden = special_token_states(self.network, self.tokenizer, visual, turn, [SPECIAL])
         outputs: Tensor = self.head(hidden)
         return outputs[0, 0]
 

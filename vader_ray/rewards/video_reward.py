@@ -1,4 +1,4 @@
-"""VideoReward of VideoAlign (arXiv 2501.13918): a Qwen2-VL-2B that rates visual quality, motion and alignment."""
+"""VideoReward of VideoAlign (arXiv 2501.13918): a Qwen2-VL-2B that rates looks, motion and alignment."""
 
 from __future__ import annotations
 
@@ -48,30 +48,31 @@ MIN_PIXELS = 128 * 28 * 28
 class VideoReward(NetworkReward):
     """The rating of a video, from one reading of its frames, the criteria and the prompt.
 
-    Three tokens stand in the text: visual quality (VQ), motion quality (MQ), text alignment (TA). The score of
-    each is the head's output of its own row at its own token. The prompt stands behind the first two, so VQ and
-    MQ do not depend on it. Positions are sequential, as in training. Frames are evenly spaced, at ``fps``
-    per second, an even number of at least four; they are resized bicubically with antialiasing (480 × 832 to
-    336 × 588), without the published rounding to 8 bits.
+    Three tokens stand in the text: visual quality (VQ), motion quality (MQ), text alignment (TA). The score
+    of each is the head's output of its own row at its own token. The prompt stands behind the first two, so
+    VQ and MQ do not depend on it. Positions are sequential, as in training. Frames are evenly spaced, at
+    ``fps`` per second, an even number of at least four; they are resized bicubically with antialiasing (480 ×
+    832 to 336 × 588), without the published rounding to 8 bits.
 
-    Normalised scores have mean 0 and deviation 1 on the authors' validation videos (VQ 3.6757 ± 2.2476, MQ 1.1646
-    ± 1.3811, TA 2.8105 ± 2.5121, read from ``model_config.json``); raw ones are the head's outputs. ``overall``
-    is the sum of the three, normalised or raw. More frames give higher scores, so compare only scores of equal
-    frames and write their number beside them. Trained hard it drifts to over-exposed, drawn pictures: set a
-    target, and hold out another reward.
+    Normalised scores have mean 0 and deviation 1 on the authors' validation videos (VQ 3.6757 ± 2.2476, MQ
+    1.1646 ± 1.3811, TA 2.8105 ± 2.5121, read from ``model_config.json``); raw ones are the head's outputs.
+    ``overall`` is the sum of the three, normalised or raw. More frames give higher scores, so compare only
+    scores of equal frames and write their number beside them. Trained hard it drifts to over-exposed, drawn
+    pictures: set a target, and hold out another reward.
 
     About 2 billion weights: 4.1 GiB in bfloat16. The size of the published table of embeddings is unverified;
     any table with at least the tokens of the tokenizer loads.
 
     Args:
-        weights: hub repository or folder with ``model_config.json`` and ``checkpoint-N``; the largest N is taken,
-            as ``model.pth`` or as ``adapter_model.safetensors`` with ``non_lora_state_dict.pth``. LoRA is merged.
-        base: hub repository or folder of the base network: ``config.json``, ``tokenizer.json``, and its weights
-            if the checkpoint has an adapter alone; by default the folder of the weights, if they are there, or
-            else the published one.
+        weights: hub repository or folder with ``model_config.json`` and ``checkpoint-N``; the largest N is
+            taken, as ``model.pth`` or as ``adapter_model.safetensors`` with ``non_lora_state_dict.pth``. LoRA
+            is merged.
+        base: hub repository or folder of the base network: ``config.json``, ``tokenizer.json``, and its
+            weights if the checkpoint has an adapter alone; by default the folder of the weights, if they are
+            there, or else the published one.
         template: the published ``prompt_template.py`` (github.com/KwaiVGI/VideoAlign), or a text with
-            ``{text_prompt}`` and the three tokens; by default ``prompt_template.py`` or ``template.txt`` in the
-            folder of the weights.
+            ``{text_prompt}`` and the three tokens; by default ``prompt_template.py`` or ``template.txt`` in
+            the folder of the weights.
         score: the rating to return.
         normalised: whether ratings are normalised.
         video_fps: frames per second of the videos.
@@ -105,7 +106,9 @@ class VideoReward(NetworkReward):
         has_base = base is None and all((folder / name).is_file() for name in SETTINGS)
         base_folder = folder if has_base else resolve_weights(base or BASE, *SETTINGS)
         self.tokenizer = QwenTokenizer(base_folder, TOKENS)
-        state, source = read_weights(folder, settings["peft_lora_config"], str(base or BASE))
+        state, source = read_weights(
+            folder, settings["peft_lora_config"], base=str(folder) if has_base else base or BASE
+        )
         model = load_model(base_folder, state, source, "qwen2_vl", min_tokens=len(self.tokenizer))
         self.network = frozen(QwenNetwork(model, checkpointing=checkpointing))
         width = self.network.model.config.text_config.hidden_size
@@ -144,7 +147,7 @@ class VideoReward(NetworkReward):
         return functional.linear(hidden.to(wide), self.head.weight.to(wide)).diagonal()
 
 
-def read_weights(folder: Path, lora: dict[str, object], base: str) -> tuple[dict[str, Tensor], Path]:
+def read_weights(folder: Path, lora: dict[str, object], *, base: str) -> tuple[dict[str, Tensor], Path]:
     """Return the weights of the last checkpoint with LoRA merged, under their present names, and their file.
 
     Raises:
@@ -154,7 +157,9 @@ def read_weights(folder: Path, lora: dict[str, object], base: str) -> tuple[dict
         return {}, folder
     numbers = [path.name.removeprefix("checkpoint-") for path in folder.glob("checkpoint-*")]
     if not (numbers := [number for number in numbers if number.isdecimal()]):
-        raise UserError(f"{folder} has no folder checkpoint-N; give the folder with {CONFIG} and checkpoint-N")
+        raise UserError(
+            f"{folder} has no folder checkpoint-N; give the folder with {CONFIG} and checkpoint-N"
+        )
     checkpoint = folder / f"checkpoint-{max(numbers, key=int)}"
     if (checkpoint / WHOLE).is_file():
         source, state = checkpoint / WHOLE, present_names(read_state_dict(checkpoint / WHOLE))
@@ -178,9 +183,7 @@ def read_template(folder: Path, given: str | None) -> str:
     Raises:
         UserError: there is none, or it is another text.
     """
-    candidates = (
-        [resolve_weights(given)] if given else [folder / PUBLISHED_TEMPLATE, folder / OWN_TEMPLATE]
-    )
+    candidates = [resolve_weights(given)] if given else [folder / PUBLISHED_TEMPLATE, folder / OWN_TEMPLATE]
     path = next((path for path in candidates if path.is_file()), None)
     if path is None:
         raise UserError(
@@ -212,7 +215,7 @@ def _published_text(path: Path) -> str:
     ]
     if not found or hashlib.sha256(found[0].encode()).hexdigest() != DIGEST:
         raise UserError(
-            f"{path} has no {CONSTANT} with the published words; download it again, or give a text file of your "
-            "own"
+            f"{path} has no {CONSTANT} with the published words; download it again, or give a text file of "
+            "your own"
         )
     return found[0]

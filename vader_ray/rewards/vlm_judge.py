@@ -1,4 +1,4 @@
-"""A vision-language model as a judge: any Qwen2.5-VL or Qwen3-VL that answers a question about the video."""
+"""Any Qwen2.5-VL or Qwen3-VL that answers a question about the video."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ WEIGHTS = "Qwen/Qwen2.5-VL-7B-Instruct"
 
 
 class VLMJudgeReward(JudgeReward):
-    """The logit of one answer minus that of the other (Diffusion-DRF, arXiv 2601.04153), or the expected mark.
+    """The logit of one answer minus that of the other (arXiv 2601.04153), or the expected mark.
 
     The network reads the frames and a question, and the score is read from the logits of the next token: one
-    forward pass, no generated text. A difference of logits is not bounded and does not saturate; set a target. With
-    ``score: expectation`` and marks as answers it is their mean by their probabilities, between the least and the
-    largest mark. Several questions are read in one pass, none of which attends to another; their scores are
-    averaged.
+    forward pass, no generated text. A difference of logits is not bounded and does not saturate; set a
+    target. With ``score: expectation`` and marks as answers it is their mean by their probabilities, between
+    the least and the largest mark. Several questions are read in one pass, none of which attends to another;
+    their scores are averaged.
 
     The chat template and positions are those of the checkpoint's family: Qwen2.5-VL with a system turn and
-    positions in seconds, Qwen3-VL with the time of each pair of frames as text and no system turn (the absence of
-    the latter is unverified). Frames are evenly spaced and resized bicubically with antialiasing, without the
-    published rounding to 8 bits. A judge can be deceived by pictures that look to it like the answer: hold out
-    another judge.
+    positions in seconds, Qwen3-VL with the time of each pair of frames as text and no system turn (the
+    absence of the latter is unverified). Frames are evenly spaced and resized bicubically with antialiasing,
+    without the published rounding to 8 bits. It can be deceived by pictures that look to it like the
+    answer: hold out another reward.
 
     Args:
         weights: hub repository or folder in transformers' format with ``config.json``, ``tokenizer.json`` and

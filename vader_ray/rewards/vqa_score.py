@@ -1,4 +1,4 @@
-"""VQAScore (arXiv 2404.01291): the probability that a vision-language model answers that the prompt is shown."""
+"""VQAScore (arXiv 2404.01291): the probability that a model affirms that the prompt is shown."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ WEIGHTS = "Qwen/Qwen2.5-VL-7B-Instruct"
 
 
 class VQAScoreReward(JudgeReward):
-    """The probability of the next token "Yes" among all tokens, after the question whether the video shows it.
+    """The probability of the next token "Yes" among all tokens, after a question about the prompt.
 
     A preset of ``vlm_judge``, whose difference of logits is the better reward: a probability near 0 or 1 has
-    almost no gradient. Frames per second and pixels are those of t2v_metrics 3.1 for Qwen2.5-VL. The published
-    code generates one token; one forward pass gives the same probability. The exact words of the published
-    question are unverified.
+    almost no gradient. Frames per second and pixels are those of t2v_metrics 3.1 for Qwen2.5-VL. The
+    published code generates one token; one forward pass gives the same probability. The exact words of the
+    published question are unverified.
 
     Args:
         weights: as in ``vlm_judge``.

@@ -1,8 +1,9 @@
-"""A vision-language model that answers questions about a video; the score is read from its next-token logits."""
+"""A vision-language model that answers questions about a video, scored by its next-token logits."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -22,14 +23,21 @@ from vader_ray.rewards.core.qwen_checkpoint import (
     read_checkpoint,
 )
 from vader_ray.rewards.core.qwen_reward import num_sampled_frames
-from vader_ray.rewards.core.qwen_text import ASSISTANT, SYSTEM, USER, QwenTokenizer, tokenize_parts, video_turn
+from vader_ray.rewards.core.qwen_text import (
+    ASSISTANT,
+    SYSTEM,
+    USER,
+    QwenTokenizer,
+    tokenize_parts,
+    video_turn,
+)
 from vader_ray.types import Frames, Granularity, Scores
 from vader_ray.weights import Source
 
 FAMILIES = ("qwen2_5_vl", "qwen3_vl")
 AnswerScore: TypeAlias = Literal["difference", "probability", "expectation"]
-"""``difference``: logit of the first answer minus that of the second. ``probability``: of the first answer among
-all tokens (VQAScore). ``expectation``: mean of answers that are numbers, by their probabilities among
+"""``difference``: logit of the first answer minus that of the second. ``probability``: of the first answer
+among all tokens (VQAScore). ``expectation``: mean of answers that are numbers, by their probabilities among
 themselves."""
 Questions: TypeAlias = Annotated[list[str], Field(min_length=1)] | str
 
@@ -80,9 +88,7 @@ class JudgeReward(NetworkReward):
     def _score_video(self, video: Float[Tensor, "frames 3 height width"], prompt: str) -> Float[Tensor, ""]:
         wanted = self.num_frames or num_sampled_frames(len(video), video_fps=self.video_fps, fps=self.fps)
         indices = evenly_spaced(len(video), min(wanted, len(video)))
-        visual = self.network.encode(
-            video[indices], min_pixels=self.min_pixels, max_pixels=self.max_pixels
-        )
+        visual = self.network.encode(video[indices], min_pixels=self.min_pixels, max_pixels=self.max_pixels)
         hidden = self._last_states(visual, indices, len(video), prompt)
         wide = torch.promote_types(hidden.dtype, torch.float32)
         logits = functional.linear(hidden.to(wide), self.rows.to(wide))
@@ -109,7 +115,7 @@ class JudgeReward(NetworkReward):
             for question in self.questions
         ]
         device = visual.tokens.device
-        ids = torch.tensor(shared + sum(branches, []), device=device)
+        ids = torch.tensor([*shared, *chain(*branches)], device=device)
         lengths = [len(branch) for branch in branches]
         hidden = self.network.read(
             ids,
@@ -169,9 +175,7 @@ class JudgeReward(NetworkReward):
         return table if self.kind == "probability" else table[self.answers].clone()
 
 
-def branch_mask(
-    shared: int, lengths: Sequence[int], device: torch.device
-) -> Bool[Tensor, "length length"]:
+def branch_mask(shared: int, lengths: Sequence[int], device: torch.device) -> Bool[Tensor, "length length"]:
     """Return which tokens (columns) each token (row) attends to: earlier ones that are shared or its own."""
     branch = torch.cat(
         [

@@ -1,12 +1,12 @@
 """Differentiable front of the rewards on Qwen2-VL, Qwen2.5-VL and Qwen3-VL: frames to hidden states.
 
-Published scorers prepare frames by processors that take images or files, so no gradient reaches the pixels. Here
-frames are resized (bicubic, antialiased), cut into patches by reshaping, encoded by the vision tower and
+Published scorers prepare frames by processors that take images or files, so no gradient reaches the pixels.
+Here frames are resized (bicubic, antialiased), cut into patches by reshaping, encoded by the vision tower and
 scattered into the embeddings of the text, which the language model reads. Only one thing differs from the
 published preprocessing: the resized frame is not rounded to 8 bits.
 
-The layers of both towers are recomputed in the backward pass, so only their inputs stay in memory. transformers
-checkpoints layers in training mode only, in which the networks of rewards never are.
+The layers of both towers are recomputed in the backward pass, so only their inputs stay in memory.
+transformers checkpoints layers in training mode only, in which the networks of rewards never are.
 
 One video is read at a time, so no score depends on the others of its batch, and no token is padding. The text
 stands behind the frames and depends on them: of a prompt only its tokens can be computed once, not its hidden
@@ -56,14 +56,10 @@ def vision_format(config: Any) -> VisionFormat:
     """Return the format of a network, from its transformers config."""
     vision = config.vision_config
     mean, std = (HALF, HALF) if config.model_type == "qwen3_vl" else (CLIP_MEAN, CLIP_STD)
-    return VisionFormat(
-        vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size, mean, std
-    )
+    return VisionFormat(vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size, mean, std)
 
 
-def smart_size(
-    height: int, width: int, *, factor: int, min_pixels: int, max_pixels: int
-) -> tuple[int, int]:
+def smart_size(height: int, width: int, *, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
     """Return the published size of a resized frame.
 
     Both sides are multiples of ``factor``, and their product is between the limits if the multiples allow it.
@@ -71,9 +67,7 @@ def smart_size(
     rows, columns = (max(factor, round(side / factor) * factor) for side in (height, width))
     if rows * columns > max_pixels:
         shrink = math.sqrt(height * width / max_pixels)
-        rows, columns = (
-            max(factor, math.floor(side / shrink / factor) * factor) for side in (height, width)
-        )
+        rows, columns = (max(factor, math.floor(side / shrink / factor) * factor) for side in (height, width))
     elif rows * columns < min_pixels:
         grow = math.sqrt(min_pixels / (height * width))
         rows, columns = (math.ceil(side * grow / factor) * factor for side in (height, width))
@@ -233,9 +227,7 @@ def _recompute(layers: Iterable[nn.Module]) -> None:
 def _checkpointed(forward: Callable[..., Tensor], hidden: Tensor, **options: Any) -> Tensor:
     if not (torch.is_grad_enabled() and hidden.requires_grad):
         return forward(hidden, **options)
-    result: Tensor = checkpoint(
-        forward, hidden, use_reentrant=False, preserve_rng_state=False, **options
-    )
+    result: Tensor = checkpoint(forward, hidden, use_reentrant=False, preserve_rng_state=False, **options)
     return result
 
 

@@ -1,4 +1,4 @@
-"""Published checkpoints of the Qwen vision-language families: files, names of weights, LoRA, strict loading."""
+"""Published checkpoints of the Qwen families: files, names of weights, LoRA, strict loading."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def obtain_checkpoint(source: str) -> Path:
         return Path(snapshot_download(source, allow_patterns=patterns))
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise UserError(
-            f"cannot get the hub repository {source} ({type(error).__name__}: out of reach, and the local cache "
-            f"has no copy); run `hf download {source}` where there is internet, or give a local path"
+            f"cannot get the hub repository {source} ({type(error).__name__}: out of reach, and the local "
+            f"cache has no copy); run `hf download {source}` where there is internet, or give a local path"
         ) from error
 
 
@@ -107,7 +107,9 @@ def merge_lora(
         scale = alpha / (math.sqrt(len(first)) if use_rslora else len(first))
         update = scale * (second.float() @ first.float())
         merged[f"{name}.weight"] = (weight.float() + update).to(weight.dtype)
-    if unused := sorted(name for name in state if ".lora_" in name and name.rpartition(".lora_")[0] not in updates):
+    if unused := sorted(
+        name for name in state if ".lora_" in name and name.rpartition(".lora_")[0] not in updates
+    ):
         raise UserError(f"{source} has no whole low-rank update with {unused[0]}; download it again")
     return merged
 
@@ -202,5 +204,3 @@ def read_text(path: Path) -> str:
         return path.read_bytes().decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read ({type(error).__name__}); give a text file") from error
-
-

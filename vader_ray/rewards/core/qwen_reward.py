@@ -36,10 +36,10 @@ def special_token_states(
     """
     ids, is_visual = tokenize_parts(tokenizer, [SYSTEM, USER, *turn, ASSISTANT])
     where = [only_position(ids, tokenizer.index(token)) for token in special]
-    if None in where or sum(is_visual) != len(visual.tokens):
+    if None in where:
         raise UserError(
-            f"the text of the reward must have each of {', '.join(special)} once and no other placeholder of "
-            "frames; remove such tokens from the prompt"
+            f"the text with the prompt must have each of {', '.join(special)} once; remove such tokens "
+            "from the prompt"
         )
     device = visual.tokens.device
     hidden = network.read(

@@ -1,4 +1,4 @@
-"""Text of the Qwen vision-language families as tokens: chat template, placeholders of frames, special tokens."""
+"""Text of the Qwen families as tokens: chat template, placeholders of frames, special tokens."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class QwenTokenizer:
             )
         try:
             self._tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(self.path))
-        except Exception as error:  # noqa: BLE001 - the parser of the file raises the base class
+        except Exception as error:  # the parser of the file raises no narrower class
             raise UserError(
                 f"{self.path} cannot be read ({type(error).__name__}); download it again"
             ) from error
@@ -61,8 +61,8 @@ class QwenTokenizer:
         tokens = self.encode(token)
         if len(tokens) != 1:
             raise UserError(
-                f"{token!r} is {len(tokens)} tokens of {self.path} and must be one; give the tokenizer of these "
-                "weights, or another text"
+                f"{token!r} is {len(tokens)} tokens of {self.path} and must be one; give the tokenizer of "
+                "these weights, or another text"
             )
         return tokens[0]
 
