@@ -41,8 +41,8 @@ WIDTH, PATCH = 64, 4
 VISUAL_TOKENS = NUM_FRAMES // 2 * 16
 """Tokens of 8 × 8 pixels and two frames."""
 _WORDS = (
-    """Return a byte-level BPE in the form of Qwen's tokenizer.json; each word of the texts is one token."""
-    "Prompt END steady sharp vivid"
+    "system user assistant You are a helpful Is this Yes or No moving past box Rate the video Looks Motion "
+    "Match Prompt END steady sharp vivid"
 )
 
 
