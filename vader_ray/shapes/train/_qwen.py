@@ -47,7 +47,7 @@ _WORDS = (
 
 
 def build_tokenizer() -> tokenizers.Tokenizer:
-    """Return a byte-level BPE in the form of Qwen's tokenizer.json ; each word is one token."""
+    """Return a byte-level BPE in the form of Qwen's tokenizer.json; each word is one token."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     words = dict.fromkeys([*_WORDS.split(), *SHAPES, *COLOURS, *DIRECTIONS])
     merges = build_merges([form for word in words for form in (word, f"Ġ{word}") if len(form) > 1], "")
