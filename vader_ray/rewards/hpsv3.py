@@ -36,7 +36,7 @@ class HPSv3Reward(FrameReward):
     output, the logarithm of the spread, is not used. It was trained on images: alone it freezes motion.
 
     The head computes in float32, as published, and the rest in the recipe's precision (published: bfloat16).
-    About 7 billion weights: 14.1 GiB in bfloat16; a frame of 480 × 832 is 252 of about 850 tokens, so score
+    About 7.8 billion weights: 14.4 GiB in bfloat16; a frame of 480 × 832 is 252 of about 850 tokens, so score
     few frames (``frames: stride:16``). The size of the file's table of embeddings and the base network's
     licence are unverified; any table with at least the tokens of the tokenizer loads.
 

@@ -115,13 +115,15 @@ class JudgeReward(NetworkReward):
             for question in self.questions
         ]
         device = visual.tokens.device
-        ids = torch.tensor([*shared, *chain(*branches)], device=device)
+        ids = torch.tensor([*shared, *chain(*branches)], device="cpu")
         lengths = [len(branch) for branch in branches]
         hidden = self.network.read(
-            ids,
+            ids.to(device),
             torch.tensor(is_visual + [False] * sum(lengths), device=device),
             visual,
-            positions=self._positions(ids, is_visual, lengths, visual.grid, len(indices) / num_frames),
+            positions=self._positions(ids, is_visual, lengths, visual.grid, len(indices) / num_frames).to(
+                device
+            ),
             mask=branch_mask(len(shared), lengths, device) if len(branches) > 1 else None,
         )
         ends = torch.tensor(lengths, device=device).cumsum(dim=0) + len(shared) - 1
@@ -150,8 +152,8 @@ class JudgeReward(NetworkReward):
         """Return the positions in time, height and width, by the rule of the network's family."""
         shared = len(is_visual)
         longest = shared + max(lengths)
-        kinds = torch.zeros(1, longest, dtype=torch.int, device=ids.device)
-        kinds[0, :shared] = 2 * torch.tensor(is_visual, device=ids.device)
+        kinds = torch.zeros(1, longest, dtype=torch.int, device="cpu")
+        kinds[0, :shared] = 2 * torch.tensor(is_visual, device="cpu")
         timing: dict[str, Any] = {}
         if not self.is_timed:
             timing["second_per_grid_ts"] = [self.network.format.tubelet / (share * self.video_fps)]
@@ -159,7 +161,7 @@ class JudgeReward(NetworkReward):
         positions, _ = self.network.model.get_rope_index(
             ids[:1].expand(longest)[None],
             kinds,
-            video_grid_thw=torch.tensor([grid], device=ids.device),
+            video_grid_thw=torch.tensor([grid], device="cpu"),
             **timing,
         )
         tails = [positions[:, 0, shared : shared + length] for length in lengths]

@@ -25,6 +25,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from transformers import vision_utils
 
 from vader_ray.rewards.core.preprocess import CLIP_MEAN, CLIP_STD, normalise, resize
 
@@ -124,9 +125,12 @@ class QwenNetwork(nn.Module):
         )
         pixels = normalise(resize(frames, height, width, "bicubic"), style.mean, style.std)
         patches, grid = patchify(pixels, style)
-        grid_thw = torch.tensor([grid], device=frames.device)
-        weight = self.model.visual.patch_embed.proj.weight
-        features = self.model.visual(patches.to(weight.dtype), grid_thw=grid_thw)
+        visual = self.model.visual
+        features = visual(
+            patches.to(visual.patch_embed.proj.weight.dtype),
+            grid_thw=torch.tensor([grid], device="cpu"),
+            **patch_geometry(visual, grid, frames.device),
+        )
         # `last_hidden_state` is the state before the merger.
         return VisualTokens(features.pooler_output, tuple(features.get("deepstack_features") or ()), grid)
 
@@ -189,6 +193,33 @@ def patchify(
     cut = pixels.reshape(grid[0], style.tubelet, 3, rows, *inside, columns, *inside)
     ordered = cut.permute(0, 3, 6, 4, 7, 2, 1, 5, 8)
     return ordered.reshape(math.prod(grid), -1), grid
+
+
+def patch_geometry(visual: Any, grid: tuple[int, int, int], device: torch.device) -> dict[str, Tensor]:
+    """Return what a vision tower derives from the numbers of patches: positions, segments and windows.
+
+    It is computed on the CPU by transformers' own functions, as the tower would compute it, and so without
+    waiting for the device.
+    """
+    numbers = torch.tensor([grid], device="cpu")
+    merge: int = visual.spatial_merge_size
+    positions = vision_utils.get_vision_position_ids(numbers, merge)
+    found = {"position_ids": positions.to(device), "cu_seqlens": vision_utils.get_vision_cu_seqlens(numbers)}
+    if hasattr(visual, "window_size"):
+        index, borders = vision_utils.get_vision_window_index(
+            numbers, merge, visual.window_size, visual.patch_size
+        )
+        found |= {"window_index": index.to(device), "cu_window_seqlens": borders}
+    if hasattr(visual, "num_grid_per_side"):
+        indices, weights = vision_utils.get_vision_interpolation_indices_and_weights(
+            numbers,
+            visual.num_grid_per_side,
+            visual.interpolation_mode,
+            visual.interpolation_align_corners,
+            merge,
+        )
+        found |= {"interp_indices": indices.to(device), "interp_weights": weights.to(device)}
+    return found
 
 
 def sequential_positions(length: int, device: torch.device) -> Int[Tensor, "3 length"]:
