@@ -14,6 +14,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers.video_utils import VideoMetadata
 
 from tests.helpers import tiny_qwen
@@ -452,6 +453,28 @@ def test_layers_are_recomputed(hpsv3_files: tuple[Path, Any, nn.Module]) -> None
             reward(frames, PROMPTS[:1])
         saved[checkpointing] = sum(sizes)
     assert saved[True] < 0.4 * saved[False]
+
+
+HALF = {
+    "hpsv3": {torch.bfloat16: (0.01, 0.97), torch.float16: (0.001, 0.99)},
+    "video_reward": {torch.bfloat16: (0.06, 0.99), torch.float16: (0.01, 0.999)},
+    "vlm_judge": {torch.bfloat16: (0.04, 0.99), torch.float16: (0.008, 0.999)},
+}
+"""Allowed deviation of the score and least cosine of the gradients, as the docstrings of the rewards state."""
+
+
+@pytest.mark.parametrize("name", HALF)
+def test_half_precision_deviates_little(name: str, tmp_path: Path) -> None:
+    options = tiny_qwen.OPTIONS[name](tmp_path / "weights")
+    frames, prompts = pictures(40, 64, num_frames=4, batch=2).requires_grad_(), PROMPTS
+    exact = build(name, **options)(frames, prompts)
+    (gradient,) = torch.autograd.grad(exact.sum(), frames)
+    for dtype, (deviation, cosine) in HALF[name].items():
+        scores = build(name, dtype=dtype, **options)(frames, prompts)
+        assert scores.dtype == torch.float32
+        (rounded,) = torch.autograd.grad(scores.sum(), frames)
+        torch.testing.assert_close(scores, exact, atol=deviation, rtol=0)
+        assert functional.cosine_similarity(rounded.flatten(1), gradient.flatten(1)).min() > cosine
 
 
 # ---- the shared front

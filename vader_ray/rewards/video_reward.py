@@ -63,6 +63,9 @@ class VideoReward(NetworkReward):
     About 2 billion weights: 4.1 GiB in bfloat16. The size of the published table of embeddings is unverified;
     any table with at least the tokens of the tokenizer loads.
 
+    Deviation from float32 on a tiny network with random weights (tests): bfloat16 below 0.06, float16 below
+    0.01.
+
     Args:
         weights: hub repository or folder with ``model_config.json`` and ``checkpoint-N``; the largest N is
             taken, as ``model.pth`` or as ``adapter_model.safetensors`` with ``non_lora_state_dict.pth``. LoRA
