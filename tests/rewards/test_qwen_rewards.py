@@ -460,7 +460,7 @@ HALF = {
     "video_reward": {torch.bfloat16: (0.06, 0.99), torch.float16: (0.01, 0.999)},
     "vlm_judge": {torch.bfloat16: (0.04, 0.99), torch.float16: (0.008, 0.999)},
 }
-"""Allowed deviation of the score and least cosine of the gradients, as the docstrings of the rewards state."""
+"""Allowed deviation of the score, as docstrings of the rewards state, and least cosine of the gradients."""
 
 
 @pytest.mark.parametrize("name", HALF)
