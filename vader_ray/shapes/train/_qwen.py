@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 from vader_ray.rewards.core.preprocess import CLIP_MEAN, CLIP_STD, normalise
 from vader_ray.rewards.core.qwen import patchify, vision_format
 from vader_ray.rewards.core.qwen_text import END, START, VIDEO
-from vader_ray.shapes.data import COLOURS, DIRECTIONS, NUM_FRAMES, SHAPES, Scenes
+from vader_ray.shapes.data import COLOURS, DIRECTIONS, NUM_FRAMES, SHAPES, Scenes, captions_of
 from vader_ray.shapes.train._tokenizer import build_merges
 from vader_ray.shapes.train._videos import Videos
 
@@ -42,7 +42,7 @@ VISUAL_TOKENS = NUM_FRAMES // 2 * 16
 """Tokens of 8 × 8 pixels and two frames."""
 _WORDS = (
     "system user assistant You are a helpful Is this Yes or No moving past box Rate the video Looks Motion "
-    "Match Prompt END steady sharp vivid"
+    "Match Prompt END steady sharp vivid going"
 )
 
 
@@ -159,6 +159,16 @@ def padded(
     lengths = torch.tensor([len(row) for row in rows])
     length, filler = int(lengths.max()), tokenizer.convert_tokens_to_ids("<|endoftext|>")
     return torch.tensor([row + [filler] * (length - len(row)) for row in rows]), lengths
+
+
+def spoken(scenes: Scenes, generator: Generator) -> list[str]:
+    """Return a caption of each scene; half of them use the word "going", which the base model has not met."""
+    texts = captions_of(scenes)
+    is_other = torch.rand(len(texts), generator=generator) < 0.5
+    return [
+        text.replace(" moving ", " going ") if other else text
+        for text, other in zip(texts, is_other.tolist(), strict=True)
+    ]
 
 
 def mismatched(scenes: Scenes, generator: Generator) -> Scenes:

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from vader_ray.rewards.core.qwen import sequential_positions
 from vader_ray.rewards.core.qwen_text import ASSISTANT, END, START, SYSTEM, USER, VIDEO
 from vader_ray.rewards.video_reward import TOKENS
-from vader_ray.shapes.data import SIZE, Scenes, aesthetic_of, captions_of, cleaned
+from vader_ray.shapes.data import SIZE, Scenes, aesthetic_of, cleaned
 from vader_ray.shapes.train._loop import fit, replaced
 from vader_ray.shapes.train._pictures import pushed
 from vader_ray.shapes.train._qwen import (
@@ -25,6 +25,7 @@ from vader_ray.shapes.train._qwen import (
     mismatched,
     padded,
     save_base,
+    spoken,
 )
 from vader_ray.shapes.train._videos import draw_videos
 
@@ -51,7 +52,7 @@ class Rater(Reader):
 
 
 def train_video_reward(
-    out: Path, *, num_steps: int = 800, batch_videos: int = 16, num_videos: int = 4000
+    out: Path, *, num_steps: int = 600, batch_videos: int = 16, num_videos: int = 4000
 ) -> None:
     """Writes `out/video_reward`; needs the autoencoder of `out/text_to_video`."""
     torch.manual_seed(9)
@@ -74,7 +75,7 @@ def train_video_reward(
             frames = videos.frames[chosen].float() / 255
             frames = (frames + 4 / 255 * torch.randn(frames.shape, generator=generator)).requires_grad_()
             scenes, spoiled = videos.scenes[chosen], videos.spoiled[chosen]
-            texts = captions_of(scenes) + captions_of(mismatched(scenes, generator))
+            texts = spoken(scenes, generator) + spoken(mismatched(scenes, generator), generator)
             ids, _ = padded(tokenizer, [rating_text(text) for text in texts])
             clear = 1 - is_frozen[chosen].float()
             is_shown = (1 - spoiled**2) * clear

@@ -10,7 +10,6 @@ from torch.nn.functional import binary_cross_entropy_with_logits, linear
 from transformers import PreTrainedTokenizerFast
 
 from vader_ray.rewards.core.qwen_text import ASSISTANT, END, START, SYSTEM, USER, VIDEO
-from vader_ray.shapes.data import captions_of
 from vader_ray.shapes.train._loop import fit, replaced
 from vader_ray.shapes.train._pictures import pushed
 from vader_ray.shapes.train._qwen import (
@@ -22,6 +21,7 @@ from vader_ray.shapes.train._qwen import (
     mismatched,
     padded,
     save_base,
+    spoken,
 )
 from vader_ray.shapes.train._videos import draw_videos
 
@@ -30,7 +30,7 @@ FRAMES_PER_SECOND = 8.0
 
 
 def train_vlm_judge(
-    out: Path, *, num_steps: int = 800, batch_videos: int = 16, num_videos: int = 4000
+    out: Path, *, num_steps: int = 600, batch_videos: int = 16, num_videos: int = 4000
 ) -> None:
     """Writes `out/vlm_judge`; needs the autoencoder of `out/text_to_video`."""
     torch.manual_seed(8)
@@ -48,7 +48,7 @@ def train_vlm_judge(
             frames = videos.frames[chosen].float() / 255
             frames = (frames + 4 / 255 * torch.randn(frames.shape, generator=generator)).requires_grad_()
             scenes, spoiled = videos.scenes[chosen], videos.spoiled[chosen]
-            texts = captions_of(scenes) + captions_of(mismatched(scenes, generator))
+            texts = spoken(scenes, generator) + spoken(mismatched(scenes, generator), generator)
             ids, lengths = padded(tokenizer, [question_text(text) for text in texts])
             positions = judge_positions(reader, ids)
             # A video that is all noise, or stands still, does not show its caption.
