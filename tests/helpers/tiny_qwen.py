@@ -48,7 +48,7 @@ TEXT = {
     "num_key_value_heads": 2,
     "rms_norm_eps": 1e-6,
 }
-VISION = {
+VISION: dict[str, dict[str, Any]] = {
     "qwen2_vl": {"depth": 2, "embed_dim": 32, "hidden_size": WIDTH, "num_heads": 4, "mlp_ratio": 2},
     "qwen2_5_vl": {
         "depth": 2,

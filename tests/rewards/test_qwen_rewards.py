@@ -157,7 +157,7 @@ def test_hpsv3_keeps_its_head_in_float32(hpsv3_files: tuple[Path, Any, nn.Module
 
 
 def stock_ratings(
-    files: tuple[Path, Any, nn.Module], frames: Tensor, indices: list[int], pixels: tuple[int, int]
+    files: tuple[Path, Any, nn.Linear], frames: Tensor, indices: list[int], pixels: tuple[int, int]
 ) -> Tensor:
     folder, model, head = files
     process = processor(folder, "qwen2_vl", *pixels, "<|VQ_reward|>", "<|MQ_reward|>", "<|TA_reward|>")
@@ -180,7 +180,7 @@ def test_video_reward_is_the_published_score(
 ) -> None:
     frames = pictures(height, width, num_frames=17)
     pixels = (6 if exact else 9) * 28 * 28
-    settings = {"weights": str(video_files[0])}
+    settings: dict[str, Any] = {"weights": str(video_files[0])}
     reward = build("video_reward", **settings)
     reward.max_pixels = pixels
     expected = stock_ratings(video_files, frames, [0, 5, 11, 16], (pixels, pixels))
@@ -264,7 +264,7 @@ def stock_logits(
 ) -> Tensor:
     family = model.config.model_type
     per_clip = len(indices) if family == "qwen3_vl" else 1
-    process = processor(folder, family, *(side * per_clip for side in pixels))
+    process = processor(folder, family, pixels[0] * per_clip, pixels[1] * per_clip)
     logits = []
     for video, prompt in zip(frames, PROMPTS, strict=True):
         placeholder = "<|vision_start|><|video_pad|><|vision_end|>"
@@ -297,7 +297,7 @@ def test_judges_are_the_stock_forward(judges: dict[str, tuple[Path, Any]], famil
     indices, allowed = [0, 5, 11, 16], EXACT if exact else ROUNDED["judge"]
     logits = [stock_logits(folder, model, frames, indices, question, pixels) for question in QUESTIONS]
     yes, no = index("Yes"), index("No")
-    options = {
+    options: dict[str, Any] = {
         "weights": str(folder),
         "video_fps": 8.0,
         "min_pixels": pixels[0],
@@ -319,7 +319,7 @@ def test_judges_are_the_stock_forward(judges: dict[str, tuple[Path, Any]], famil
 
 def test_vqa_score_is_a_preset_of_the_judge(judges: dict[str, tuple[Path, Any]]) -> None:
     frames = pictures(64, 96, num_frames=8)
-    options = {"weights": str(judges["qwen2_5_vl"][0]), **SMALL}
+    options: dict[str, Any] = {"weights": str(judges["qwen2_5_vl"][0]), **SMALL}
     question = 'Does this figure show "{prompt}"? Please answer Yes or No.'
     expected = build("vlm_judge", question=question, score="probability", fps=8.0, **options)
     assert torch.equal(build("vqa_score", **options)(frames, PROMPTS), expected(frames, PROMPTS))
@@ -343,7 +343,12 @@ def test_judges_see_pixels_order_and_prompt(judges: dict[str, tuple[Path, Any]],
 def test_tied_and_sharded_checkpoints_load(tmp_path: Path) -> None:
     model = save_judge(tmp_path / "tied", "qwen3_vl", tied=True)
     frames = pictures(64, 96, num_frames=4)
-    options = {"question": "{prompt}?", "video_fps": 8.0, "min_pixels": 1024, "max_pixels": 6 * 1024}
+    options: dict[str, Any] = {
+        "question": "{prompt}?",
+        "video_fps": 8.0,
+        "min_pixels": 1024,
+        "max_pixels": 6 * 1024,
+    }
     score = build("vlm_judge", weights=str(tmp_path / "tied"), **options)(frames, PROMPTS)
     expected = stock_logits(tmp_path / "tied", model, frames, [0, 1, 2, 3], "{prompt}?", (1024, 6 * 1024))
     torch.testing.assert_close(
@@ -414,12 +419,13 @@ def test_gradient_is_its_finite_difference(
 ) -> None:
     frames = random_images(1, 4, 3, 40, 64, low=0.3, high=0.7, dtype=torch.float64)
     direction = torch.randn(frames.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    small = {"min_pixels": 1024, "max_pixels": 6 * 1024, "question": QUESTIONS}
-    kind, options = {
+    small: dict[str, Any] = {"min_pixels": 1024, "max_pixels": 6 * 1024, "question": QUESTIONS}
+    cases: dict[str, tuple[str, dict[str, Any]]] = {
         "hpsv3": ("hpsv3", {"weights": str(hpsv3_files[0]), "pixels": 4 * 28 * 28}),
         "video_reward": ("video_reward", {"weights": str(video_files[0])}),
         **{family: ("vlm_judge", {"weights": str(judges[family][0]), **small}) for family in FAMILIES},
-    }[name]
+    }
+    kind, options = cases[name]
     gradients = []
     for checkpointing in (True, False):
         reward = build(kind, dtype=torch.float64, checkpointing=checkpointing, **options)

@@ -101,13 +101,15 @@ class QwenNetwork(nn.Module):
         checkpointing: whether the layers are recomputed in the backward pass.
     """
 
-    def __init__(self, model: nn.Module, *, checkpointing: bool = True) -> None:
+    model: Any
+
+    def __init__(self, model: Any, *, checkpointing: bool = True) -> None:
         super().__init__()
-        self.model: Any = model
-        self.format = vision_format(self.model.config)
+        self.model = model
+        self.format = vision_format(model.config)
         if checkpointing:
-            _recompute(self.model.visual.blocks)
-            _recompute(self.model.language_model.layers)
+            _recompute(model.visual.blocks)
+            _recompute(model.language_model.layers)
 
     def encode(
         self, frames: Float[Tensor, "frames 3 height width"], *, min_pixels: int, max_pixels: int
@@ -246,7 +248,7 @@ class WideHead(nn.Sequential):
     def forward(self, hidden: Float[Tensor, "n width"]) -> Float[Tensor, "n outputs"]:  # type: ignore[override]
         """Return the outputs for hidden states of any precision."""
         weight = next(self.parameters())
-        outputs: Tensor = super().forward(hidden.to(weight.dtype))
+        outputs: Tensor = super().forward(hidden.to(weight.dtype))  # type: ignore[no-untyped-call]
         return outputs
 
 

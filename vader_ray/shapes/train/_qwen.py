@@ -120,7 +120,8 @@ class Reader(nn.Module):
         tokens: Tensor = self.network.visual(
             torch.cat([patches for patches, _ in cut]), grid_thw=grid
         ).pooler_output
-        return tokens.unflatten(0, (len(frames), -1))
+        visual: Tensor = tokens.unflatten(0, (len(frames), -1))  # type: ignore[no-untyped-call]
+        return visual
 
     def read(
         self,

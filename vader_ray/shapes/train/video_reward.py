@@ -109,7 +109,7 @@ def looks_of(scenes: Scenes, spoiled: Tensor) -> Float[Tensor, " scenes"]:
 
 def motion_of(scenes: Scenes, spoiled: Tensor) -> Float[Tensor, " scenes"]:
     """Return how steadily each scene moves, from about −2 (shaken, flickering, spoiled) to 1.5."""
-    jitter = (scenes.centre - cleaned(scenes).centre).norm(dim=-1).mean(dim=1) * SIZE / 2
+    jitter: Tensor = (scenes.centre - cleaned(scenes).centre).norm(dim=-1).mean(dim=1) * SIZE / 2
     flicker = scenes.brightness.std(dim=1)
     return (1.5 - jitter - 10 * flicker - 2 * spoiled.sqrt()).clamp_min(-2)
 
