@@ -22,7 +22,7 @@ from tests.helpers.reward_inputs import PROMPTS, as_pil, pictures, random_images
 from tests.helpers.tiny_qwen import CRITERIA, SMALL, index, save_hpsv3, save_judge, save_video_reward
 from tests.helpers.tiny_rewards import build_reward as build
 from vader_ray.rewards import hpsv3
-from vader_ray.rewards.core import qwen
+from vader_ray.rewards.core import qwen_vision
 from vader_ray.rewards.core.judge import branch_mask
 from vader_ray.rewards.core.qwen_reward import num_sampled_frames
 
@@ -493,15 +493,15 @@ def test_sizes_are_the_published_ones(limits: tuple[int, int]) -> None:
     sides = {"factor": 28, "min_pixels": limits[0], "max_pixels": limits[1]}
     for height in range(28, 1100, 53):
         for width in (32, 64, 333, 480, 512, 832, 1280):
-            assert qwen.smart_size(height, width, **sides) == smart_resize(height, width, **sides)
-    assert qwen.smart_size(480, 832, factor=28, min_pixels=200_704, max_pixels=200_704) == (336, 588)
+            assert qwen_vision.smart_size(height, width, **sides) == smart_resize(height, width, **sides)
+    assert qwen_vision.smart_size(480, 832, factor=28, min_pixels=200_704, max_pixels=200_704) == (336, 588)
 
 
 @pytest.mark.parametrize("num_frames", [1, 3, 4])
 def test_patches_are_those_of_the_processor(num_frames: int) -> None:
     frames = torch.rand(num_frames, 3, 56, 84, generator=torch.Generator().manual_seed(0))
-    style = qwen.VisionFormat(14, 2, 2, (0.0,) * 3, (1.0,) * 3)
-    patches, grid = qwen.patchify(frames, style)
+    style = qwen_vision.VisionFormat(14, 2, 2, (0.0,) * 3, (1.0,) * 3)
+    patches, grid = qwen_vision.patchify(frames, style)
     stock = transformers.Qwen2VLVideoProcessor(cap_pixels_per_frame=False)
     expected, *stock_grid = stock.patchify(frames[None], patch_size=14, merge_size=2, temporal_patch_size=2)
     assert torch.equal(patches, expected[0])

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from vader_ray.errors import UserError
 from vader_ray.rewards.base import NetworkReward, frozen
-from vader_ray.rewards.core.qwen import QwenNetwork, evenly_spaced
+from vader_ray.rewards.core.qwen import QwenNetwork
 from vader_ray.rewards.core.qwen_checkpoint import (
     SETTINGS,
     load_model,
@@ -30,6 +30,7 @@ from vader_ray.rewards.core.qwen_checkpoint import (
 )
 from vader_ray.rewards.core.qwen_reward import num_sampled_frames, special_token_states
 from vader_ray.rewards.core.qwen_text import QwenTokenizer, video_turn
+from vader_ray.rewards.core.qwen_vision import evenly_spaced
 from vader_ray.types import Frames, Granularity, Scores
 from vader_ray.weights import Source, read_state_dict, resolve_weights, without_weights
 

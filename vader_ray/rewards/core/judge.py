@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from vader_ray.errors import UserError
 from vader_ray.rewards.base import NetworkReward, frozen
-from vader_ray.rewards.core.qwen import QwenNetwork, VisualTokens, evenly_spaced
+from vader_ray.rewards.core.qwen import QwenNetwork, VisualTokens
 from vader_ray.rewards.core.qwen_checkpoint import (
     load_model,
     obtain_checkpoint,
@@ -31,6 +31,7 @@ from vader_ray.rewards.core.qwen_text import (
     tokenize_parts,
     video_turn,
 )
+from vader_ray.rewards.core.qwen_vision import evenly_spaced
 from vader_ray.types import Frames, Granularity, Scores
 from vader_ray.weights import Source
 

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vader_ray.errors import UserError
-from vader_ray.rewards.core.qwen import QwenNetwork, VisualTokens, only_position, sequential_positions
+from vader_ray.rewards.core.qwen import QwenNetwork, VisualTokens, sequential_positions
 from vader_ray.rewards.core.qwen_text import ASSISTANT, SYSTEM, USER, QwenTokenizer, tokenize_parts
 
 MIN_FRAMES, FRAME_FACTOR = 4, 2
@@ -55,3 +55,9 @@ def num_sampled_frames(num_frames: int, *, video_fps: float, fps: float) -> int:
     """Return how many frames of a video the published scorers look at: even, at least 4, at most all."""
     wanted = max(num_frames / video_fps * fps, MIN_FRAMES)
     return min(round(wanted / FRAME_FACTOR) * FRAME_FACTOR, num_frames)
+
+
+def only_position(ids: Sequence[int], token: int) -> int | None:
+    """Return where a token stands that occurs exactly once, or None."""
+    found = [index for index, other in enumerate(ids) if other == token]
+    return found[0] if len(found) == 1 else None

@@ -41,6 +41,7 @@ class QwenTokenizer:
                 f"{self.path} cannot be read ({type(error).__name__}); download it again"
             ) from error
         self._tokenizer.add_tokens(list(added), special_tokens=True)
+        self._encoded: dict[str, list[int]] = {}
         for token in ("<|im_start|>", "<|im_end|>", START, END, IMAGE, VIDEO):
             self.index(token)
 
@@ -48,9 +49,10 @@ class QwenTokenizer:
         return len(self._tokenizer)
 
     def encode(self, text: str) -> list[int]:
-        """Return the tokens of a text, in which special tokens are recognised."""
-        tokens: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
-        return tokens
+        """Return the tokens of a text, in which special tokens are recognised; each text is computed once."""
+        if text not in self._encoded:
+            self._encoded[text] = self._tokenizer.encode(text, add_special_tokens=False)
+        return self._encoded[text]
 
     def index(self, token: str) -> int:
         """Return the index of a text that must be one token.
