@@ -48,6 +48,9 @@ class PlacementConfig(Settings):
     transport: Literal["float32", "bfloat16", "float16"] = "float32"
     """Precision of frames and gradients on the network; half precision halves the traffic, and gradients are
     scaled to its range."""
+    resize_frames: bool = True
+    """Resize frames as the reward does before they are sent, if this makes them smaller; scores and gradients
+    differ by rounding at most. False sends the pixels that the reward looks at as they are."""
     timeout_seconds: PositiveFloat = 600.0
     """Longest wait in seconds for one result; then the actor is restarted and the request repeated."""
     max_retries: NonNegativeCount = 3
