@@ -116,9 +116,7 @@ def measure(spec: RewardConfig, size: str, repeats: int, device: torch.device) -
     entered = [next(iter(context.__enter__().values())) for context in contexts]
     try:
         for name, reward in zip(PLACEMENTS, entered, strict=True):
-            calls[name] = lambda reward=reward: reward.submit_gradient(
-                video, PROMPTS, CHUNK_SIZE
-            ).result()  # type: ignore[misc]
+            calls[name] = lambda reward=reward: reward.submit_gradient(video, PROMPTS, CHUNK_SIZE).result()  # type: ignore[misc]
         milliseconds = _medians(calls, repeats)
     finally:
         for context in contexts:

@@ -380,7 +380,7 @@ def test_frames_may_be_resized_before_they_are_sent(
     name: str, preprocessing: str, height: int, width: int, folders: dict[str, Path]
 ) -> None:
     """Score and gradient of resized frames are those of the frames, and no pixel that counts is left out."""
-    options = {} if name in ("pickscore", "clip_score") else {"preprocessing": preprocessing}
+    options: dict[str, Any] = {} if name in ("pickscore", "clip_score") else {"preprocessing": preprocessing}
     reward = build(name, folders, **options).double()
     spec = spec_of(reward, height, width)
     sent = spec.resizing

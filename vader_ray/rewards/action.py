@@ -17,8 +17,8 @@ from transformers import VideoMAEConfig, VideoMAEForVideoClassification
 from vader_ray.errors import UserError
 from vader_ray.rewards.base import NetworkReward, frozen
 from vader_ray.rewards.core.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, normalise, squash
-from vader_ray.rewards.core.transformers_loading import load_folder
 from vader_ray.rewards.core.resizing import Resizing, whole
+from vader_ray.rewards.core.transformers_loading import load_folder
 from vader_ray.rewards.core.video import obtain_folder, read_processor
 from vader_ray.types import Frames, Granularity, Scores
 from vader_ray.weights import Source

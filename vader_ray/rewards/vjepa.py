@@ -17,8 +17,8 @@ from transformers import VJEPA2Config, VJEPA2Model
 
 from vader_ray.errors import UserError
 from vader_ray.rewards.base import NetworkReward, frozen
-from vader_ray.rewards.core.transformers_loading import load_folder
 from vader_ray.rewards.core.resizing import Resizing
+from vader_ray.rewards.core.transformers_loading import load_folder
 from vader_ray.rewards.core.video import obtain_folder, read_processor
 from vader_ray.types import Frames, Granularity, Scores
 from vader_ray.weights import Source

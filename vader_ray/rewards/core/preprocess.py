@@ -71,7 +71,7 @@ def letterbox(
     images: Float[Tensor, "*n 3 height width"], size: int, mode: Filter
 ) -> Float[Tensor, "*n 3 size size"]:
     """Resize the long side to ``size`` and centre the image on a black square (HPSv2)."""
-    images = resize(images, *letterboxed_size(*images.shape[-2:], size), mode)
+    images = resize(images, *letterboxed_size(images.shape[-2], images.shape[-1], size), mode)
     down, across = (size - side for side in images.shape[-2:])
     return functional.pad(images, (across // 2, across - across // 2, down // 2, down - down // 2))
 

@@ -38,7 +38,8 @@ class Resizing:
     @property
     def num_pixels(self) -> int:
         """Number of pixels of the part that is used."""
-        return (self.rows.stop - self.rows.start) * (self.columns.stop - self.columns.start)
+        rows, columns = range(self.height)[self.rows], range(self.width)[self.columns]
+        return len(rows) * len(columns)
 
     def apply(self, frames: Tensor) -> Tensor:
         """Resize frames ``… height width`` of any size; bicubic overshoot is kept."""
