@@ -21,6 +21,7 @@ from tests.helpers import tiny_qwen
 from tests.helpers.reward_inputs import PROMPTS, as_pil, pictures, random_images, refused
 from tests.helpers.tiny_qwen import CRITERIA, SMALL, index, save_hpsv3, save_judge, save_video_reward
 from tests.helpers.tiny_rewards import build_reward as build
+from vader_ray.orchestration.reward_service.transport import spec_of
 from vader_ray.rewards import hpsv3
 from vader_ray.rewards.core import qwen_vision
 from vader_ray.rewards.core.judge import branch_mask
@@ -182,7 +183,7 @@ def test_video_reward_is_the_published_score(
     pixels = (6 if exact else 9) * 28 * 28
     settings: dict[str, Any] = {"weights": str(video_files[0])}
     reward = build("video_reward", **settings)
-    reward.max_pixels = pixels
+    reward.min_pixels = reward.max_pixels = pixels
     expected = stock_ratings(video_files, frames, [0, 5, 11, 16], (pixels, pixels))
     allowed = EXACT if exact else ROUNDED["video_reward"]
     normalised = (expected - torch.tensor([3.6757, 1.1646, 2.8105])) / torch.tensor([2.2476, 1.3811, 2.5121])
@@ -190,7 +191,7 @@ def test_video_reward_is_the_published_score(
     torch.testing.assert_close(reward(frames, PROMPTS), normalised.sum(dim=1), atol=3 * allowed, rtol=0)
     for place, name in enumerate(("VQ", "MQ", "TA")):
         raw = build("video_reward", score=name, normalised=False, **settings)
-        raw.max_pixels = pixels
+        raw.min_pixels = raw.max_pixels = pixels
         torch.testing.assert_close(raw(frames, PROMPTS), expected[:, place], atol=3 * allowed, rtol=0)
 
 
@@ -495,6 +496,26 @@ def test_sizes_are_the_published_ones(limits: tuple[int, int]) -> None:
         for width in (32, 64, 333, 480, 512, 832, 1280):
             assert qwen_vision.smart_size(height, width, **sides) == smart_resize(height, width, **sides)
     assert qwen_vision.smart_size(480, 832, factor=28, min_pixels=200_704, max_pixels=200_704) == (336, 588)
+
+
+@pytest.mark.parametrize("name", ["hpsv3", "video_reward", "vlm_judge"])
+@pytest.mark.parametrize(("height", "width"), [(80, 132), (56, 84), (150, 70)])
+def test_frames_may_be_resized_before_they_are_sent(
+    name: str, height: int, width: int, tmp_path: Path
+) -> None:
+    reward = build(name, **tiny_qwen.OPTIONS[name](tmp_path / "weights"))
+    frames = pictures(height, width, num_frames=4, batch=1)
+    sent = spec_of(reward, height, width).sent_as(height, width, resize_frames=True)
+    resized = sent.apply(frames)[..., sent.rows, sent.columns]
+    # the same matrix products on frames of float32
+    torch.testing.assert_close(reward(resized, PROMPTS[:1]), reward(frames, PROMPTS[:1]), atol=EXACT, rtol=0)
+
+
+def test_video_reward_is_sent_a_quarter_of_720p(video_files: tuple[Path, Any, nn.Linear]) -> None:
+    reward = build("video_reward", weights=str(video_files[0]))
+    reward.min_pixels, reward.max_pixels = 100_352, 200_704
+    sent = spec_of(reward, 720, 1280).sent_as(720, 1280, resize_frames=True)
+    assert (sent.height, sent.width) == (336, 588)
 
 
 @pytest.mark.parametrize("num_frames", [1, 3, 4])

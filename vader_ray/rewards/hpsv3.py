@@ -16,6 +16,8 @@ from vader_ray.rewards.core.qwen import QwenNetwork, WideHead
 from vader_ray.rewards.core.qwen_checkpoint import SETTINGS, load_model, present_names, read_head, read_text
 from vader_ray.rewards.core.qwen_reward import special_token_states
 from vader_ray.rewards.core.qwen_text import QwenTokenizer, image_turn
+from vader_ray.rewards.core.qwen_vision import smart_resizing
+from vader_ray.rewards.core.resizing import Resizing
 from vader_ray.weights import Source, read_state_dict, resolve_weights
 
 REPOSITORY, BASE = "MizzenAI/HPSv3", "Qwen/Qwen2-VL-7B-Instruct"
@@ -76,6 +78,16 @@ class HPSv3Reward(FrameReward):
         self.head = frozen(ranking_head(self.network.model.config.text_config.hidden_size))
         read_head(state, self.head, source)
         self.template, self.pixels = read_text(TEMPLATE), pixels
+
+    def resizing(self, height: int, width: int) -> Resizing:
+        """Return the published size of frames, all of which is used."""
+        return smart_resizing(
+            height,
+            width,
+            factor=self.network.format.factor,
+            min_pixels=self.pixels,
+            max_pixels=self.pixels,
+        )
 
     def score_images(
         self, images: Float[Tensor, "n 3 height width"], prompts: Sequence[str], /

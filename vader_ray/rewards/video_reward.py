@@ -30,7 +30,8 @@ from vader_ray.rewards.core.qwen_checkpoint import (
 )
 from vader_ray.rewards.core.qwen_reward import num_sampled_frames, special_token_states
 from vader_ray.rewards.core.qwen_text import QwenTokenizer, video_turn
-from vader_ray.rewards.core.qwen_vision import evenly_spaced
+from vader_ray.rewards.core.qwen_vision import evenly_spaced, smart_resizing
+from vader_ray.rewards.core.resizing import Resizing
 from vader_ray.types import Frames, Granularity, Scores
 from vader_ray.weights import Source, read_state_dict, resolve_weights, without_weights
 
@@ -125,6 +126,17 @@ class VideoReward(NetworkReward):
         self.video_fps, self.fps = video_fps, fps or float(settings["data_config"]["fps"])
         self.num_frames = num_frames
         self.max_pixels = int(settings["data_config"]["max_frame_pixels"])
+        self.min_pixels = min(MIN_PIXELS, self.max_pixels)
+
+    def resizing(self, height: int, width: int) -> Resizing:
+        """Return the published size of frames, all of which is used."""
+        return smart_resizing(
+            height,
+            width,
+            factor=self.network.format.factor,
+            min_pixels=self.min_pixels,
+            max_pixels=self.max_pixels,
+        )
 
     def score(self, frames: Frames, prompts: Sequence[str], /) -> Scores:
         """Return the rating of each video."""
@@ -141,9 +153,7 @@ class VideoReward(NetworkReward):
     def _rate(self, video: Float[Tensor, "frames 3 height width"], prompt: str) -> Float[Tensor, "3"]:
         wanted = self.num_frames or num_sampled_frames(len(video), video_fps=self.video_fps, fps=self.fps)
         chosen = video[evenly_spaced(len(video), min(wanted, len(video)))]
-        visual = self.network.encode(
-            chosen, min_pixels=min(MIN_PIXELS, self.max_pixels), max_pixels=self.max_pixels
-        )
+        visual = self.network.encode(chosen, min_pixels=self.min_pixels, max_pixels=self.max_pixels)
         text = self.template.replace("{text_prompt}", prompt)
         turn = [*video_turn(visual.grid, self.network.format.merge, None), text]
         hidden = special_token_states(self.network, self.tokenizer, visual, turn, TOKENS)

@@ -31,7 +31,8 @@ from vader_ray.rewards.core.qwen_text import (
     tokenize_parts,
     video_turn,
 )
-from vader_ray.rewards.core.qwen_vision import evenly_spaced
+from vader_ray.rewards.core.qwen_vision import evenly_spaced, smart_resizing
+from vader_ray.rewards.core.resizing import Resizing
 from vader_ray.types import Frames, Granularity, Scores
 from vader_ray.weights import Source
 
@@ -79,6 +80,16 @@ class JudgeReward(NetworkReward):
         self.rows = nn.Parameter(self._output_rows(state, folder), requires_grad=False)
         self.video_fps, self.fps, self.num_frames = video_fps, fps, num_frames
         self.min_pixels, self.max_pixels = min_pixels, max_pixels
+
+    def resizing(self, height: int, width: int) -> Resizing:
+        """Return the published size of frames, all of which is used."""
+        return smart_resizing(
+            height,
+            width,
+            factor=self.network.format.factor,
+            min_pixels=self.min_pixels,
+            max_pixels=self.max_pixels,
+        )
 
     def score(self, frames: Frames, prompts: Sequence[str], /) -> Scores:
         """Return one score per video."""
