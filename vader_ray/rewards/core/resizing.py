@@ -1,4 +1,4 @@
-"""What a reward sees of a frame: how it resizes frames, and which part of the resized ones it uses.
+"""How rewards resize frames, and which part of the resized ones they use.
 
 A remote reward is sent no more than that (`vader_ray.orchestration.reward_service`).
 """
