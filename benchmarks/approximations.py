@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from vader_ray.alignment.chunked_backward import backward_by_chunk
+from vader_ray.alignment.algorithms.vader import accumulate_gradient
 from vader_ray.alignment.decoding import decode_all
 from vader_ray.alignment.truncation import draw_plan
 from vader_ray.config import ExperimentConfig, load
@@ -67,14 +67,11 @@ def measure(config: ExperimentConfig, experiment: Experiment, num_videos: int) -
     started = time.process_time()
     state = model.sample_prefix(rollout.conditioning, plan, rollout.seeds)
     seconds = time.process_time() - started
-    videos = list[Tensor]()
-    for index in range(num_videos):
-        part = rollout.part(index, index + 1)
-        latents = model.sample_with_grad(state[index : index + 1], part.conditioning, plan)
-        with torch.no_grad():
-            videos.append(decode_all(latents.detach(), model.decoder))
-        backward_by_chunk(latents, model.decoder, experiment.terms, part, batching(config.runtime), 1.0)
-    video = torch.cat(videos)
+    with torch.no_grad():
+        video = decode_all(model.sample_with_grad(state, rollout.conditioning, plan).detach(), model.decoder)
+    accumulate_gradient(
+        model, experiment.terms, rollout, plan, batching(config.runtime), scale=1 / num_videos
+    )
     return Measured(video - video.mean(), _take_gradient(experiment), seconds)
 
 
