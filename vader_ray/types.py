@@ -23,6 +23,10 @@ Frames: TypeAlias = Float[Tensor, "batch frames 3 height width"]
 Scores: TypeAlias = Float[Tensor, " batch"]
 """One number per video, higher is better."""
 
+VIDEO_MESH = ("videos", "guidance", "ring", "ulysses")
+"""Dimensions of a run's workers if several compute the same videos: groups with different videos, branches of
+guidance, tokens. The last two are diffusers' names for two ways to divide tokens."""
+
 Granularity: TypeAlias = Literal["frame", "clip"]
 """Input unit of a reward. The score of a ``frame`` reward is the mean of its scores of single frames, so its
 frames may be scored in chunks; a ``clip`` reward needs all frames in one call."""

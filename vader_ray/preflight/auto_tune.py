@@ -134,7 +134,7 @@ def _choose_recomputation(config: ExperimentConfig, fits: Callable[[int], bool])
 def _double(config: ExperimentConfig, field: str, fits: Callable[[int], bool]) -> ExperimentConfig:
     """Double a batch size of 1 while the step fits and the worker has enough videos."""
     size = 2
-    while size <= config.videos_per_step // config.runtime.num_workers:
+    while size <= config.videos_per_step // config.runtime.num_video_groups:
         larger = with_settings(config, {field: size})
         if not fits(estimate_step(larger).peak_bytes):
             break

@@ -27,6 +27,7 @@ from vader_ray.config import ExperimentConfig, SamplingConfig, split_image
 from vader_ray.errors import UserError
 from vader_ray.preflight.divided_weights import divide
 from vader_ray.preflight.meta_device import META, meta_device_mode
+from vader_ray.preflight.simulated_workers import workers_of_a_video
 from vader_ray.preflight.trackers import OpCounter, OpRecord, PeakMemoryTracker
 from vader_ray.training.checkpoint import State
 from vader_ray.training.distributed import WorkerGroup
@@ -120,11 +121,16 @@ def _extrapolate(shallow: StepEstimate, deep: StepEstimate, times: int) -> StepE
 
 def _estimate(config: ExperimentConfig, depth: int) -> StepEstimate:
     """Run loading, one step and one evaluation on the meta device, with ``depth`` gradient steps."""
-    num_videos = config.videos_per_step // config.runtime.num_workers
+    num_videos = config.videos_per_step // config.runtime.num_video_groups
     size = batching(config.runtime)
     num_run = min(num_videos, max(size.prefix, size.micro))  # further batches cost the same
-    with _shortened(config, depth) as short, _without_garbage_collection(), meta_device_mode() as host:
-        model = build_model(short, META)
+    with (
+        _shortened(config, depth) as short,
+        workers_of_a_video(config.runtime) as group,
+        _without_garbage_collection(),
+        meta_device_mode() as host,
+    ):
+        model = build_model(short, META, group)
         whole_model, loading = num_bytes(model.modules()), divide(config.runtime, model.sharded_networks())
         with PeakMemoryTracker(META.type) as encoding:
             rows = encode(model, short.prompts.train)
@@ -189,7 +195,12 @@ def _shortened(config: ExperimentConfig, depth: int) -> Iterator[ExperimentConfi
                 "sampling": _short_sampling(config.sampling, depth),
                 "evaluation": evaluation,
                 "runtime": config.runtime.model_copy(
-                    update={"compile": "none", "shard": 1, "offload_weights": False}
+                    update={
+                        "num_workers": config.runtime.workers_per_video,
+                        "compile": "none",
+                        "shard": 1,
+                        "offload_weights": False,
+                    }
                 ),
             }
         )

@@ -33,6 +33,7 @@ from vader_ray.models.core.loop_hooks import (
 )
 from vader_ray.models.core.placement import fixed_execution_device, frozen_dtype, remember_placement
 from vader_ray.models.core.sharding import is_sharded
+from vader_ray.models.core.video_workers import VideoWorkers
 from vader_ray.types import Latents, Noise, TruncationPlan, VideoDecoder
 
 
@@ -66,6 +67,10 @@ class SamplingPipeline:
     conditional prediction."""
     batched = True
     """Whether one call of the pipeline can make several videos."""
+    has_guidance_branches: ClassVar[bool] = True
+    """Whether guidance is two predictions of the denoiser; otherwise it is one of its inputs."""
+    splits_tokens: ClassVar[bool] = False
+    """Whether the tokens of a video can be divided over workers: diffusers has a plan for the denoiser."""
 
     def __init__(self, pipe: Any, sampling: SamplingConfig, decoder_options: DecoderOptions) -> None:
         self.pipe = pipe
@@ -74,6 +79,8 @@ class SamplingPipeline:
         self.denoiser_calls = 0
         """Forward passes of the denoiser so far, per video and guidance branch; recomputations are not
         counted."""
+        self.video_workers: VideoWorkers | None = None
+        """The workers that compute the same videos as this one, if there are others."""
         pipe.set_progress_bar_config(disable=True)
         for module in self.modules():
             module.requires_grad_(False).eval()
@@ -245,7 +252,9 @@ class SamplingPipeline:
         arguments["generator"] = hook.generators(OUTSIDE_STEPS, len(latents))
         try:
             with (
-                hook.install(list(self.denoisers().values()), self.pipe.scheduler, self.pipe.vae),
+                hook.install(
+                    list(self.denoisers().values()), self.pipe.scheduler, self.pipe.vae, self.video_workers
+                ),
                 fixed_execution_device(self.pipe, self.denoiser),
             ):
                 loop(self.pipe, latents=latents, **arguments)

@@ -1,0 +1,79 @@
+"""What the workers of a video do in tests: train, and differentiate alone and together."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, distributed
+
+from tests.helpers.families import CASES
+from tests.helpers.family_runs import SEEDS, encode_prompts, load_case
+from tests.helpers.sharded import CPU
+from tests.helpers.tiny import adapter_gradient
+from vader_ray.config import RuntimeConfig
+from vader_ray.training.distributed import WorkerGroup
+from vader_ray.types import TruncationPlan
+
+
+def differentiate_together(
+    group: WorkerGroup,
+    name: str,
+    folder: Path,
+    images: list[Path],
+    settings: dict[str, Any],
+    recompute: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, float]:
+    """Return latents and gradient of one worker, then those of all, and the fall of the saved bytes."""
+    found, saved, case = [], [], CASES[name]
+    tall = {"height": 2 * case.sampling["height"]}  # so that the number of tokens is even
+    case = replace(case, sampling=case.sampling | tall)
+    for is_divided in (False, True):
+        model = load_case(case, folder)
+        model.denoiser.double()
+        if is_divided:
+            runtime = RuntimeConfig(num_workers=group.world_size, **settings)
+            model.compute_with(group.of_recipe(runtime).video_mesh(runtime, CPU))
+        conditioning = encode_prompts(model, images)
+        num_steps = model.sampling.num_inference_steps
+        plan = TruncationPlan(
+            num_steps, (num_steps - 2, num_steps - 1), recompute=recompute, reference_weight=0.1
+        )
+        state = model.sample_prefix(conditioning, plan, SEEDS)
+        with SavedBytes(model) as kept:
+            latents = model.sample_with_grad(state, conditioning, plan)
+        gradient = adapter_gradient(model, latents.square().mean())
+        if is_divided:
+            distributed.all_reduce(gradient)
+        found += [latents.detach(), gradient]
+        saved.append(kept.total)
+    return found[0], found[1], found[2], found[3], saved[1] / max(saved[0], 1)
+
+
+class SavedBytes:
+    """Count the bytes that are kept for a backward pass, without weights."""
+
+    def __init__(self, model: Any) -> None:
+        self._weights = {each.untyped_storage().data_ptr() for each in model.denoiser.parameters()}
+        self._seen: dict[int, Tensor] = {}
+        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._keep, lambda kept: kept)
+
+    def _keep(self, tensor: Tensor) -> Tensor:
+        pointer = tensor.untyped_storage().data_ptr()
+        if pointer not in self._weights:
+            self._seen[pointer] = tensor
+        return tensor
+
+    @property
+    def total(self) -> int:
+        """Return the bytes of all storages that were kept."""
+        return sum(each.untyped_storage().nbytes() for each in self._seen.values())
+
+    def __enter__(self) -> SavedBytes:
+        self._hooks.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._hooks.__exit__(*error)
