@@ -13,8 +13,12 @@ from tests.helpers.families import CASES
 from tests.helpers.family_runs import SEEDS, encode_prompts, load_case
 from tests.helpers.sharded import CPU
 from tests.helpers.tiny import adapter_gradient
-from vader_ray.config import RuntimeConfig
+from vader_ray.config import RuntimeConfig, validate
+from vader_ray.preflight.trackers import PeakMemoryTracker
+from vader_ray.training.checkpoint import State
 from vader_ray.training.distributed import WorkerGroup
+from vader_ray.training.experiment import batching, build
+from vader_ray.training.step import make_rollout, step_context
 from vader_ray.types import TruncationPlan
 
 
@@ -32,7 +36,8 @@ def differentiate_together(
     case = replace(case, sampling=case.sampling | tall)
     for is_divided in (False, True):
         model = load_case(case, folder)
-        model.denoiser.double()
+        for denoiser in model.denoisers().values():
+            denoiser.double()
         if is_divided:
             runtime = RuntimeConfig(num_workers=group.world_size, **settings)
             model.compute_with(group.of_recipe(runtime).video_mesh(runtime, CPU))
@@ -77,3 +82,18 @@ class SavedBytes:
 
     def __exit__(self, *error: object) -> None:
         self._hooks.__exit__(*error)
+
+
+def peak_of_a_step(group: WorkerGroup, document: dict[str, Any]) -> int:
+    """Return the bytes of tensors at the peak of a training step, without those before it."""
+    config = validate(document)
+    experiment = build(config, CPU, group=group)
+    rollout = make_rollout(config, experiment, range(config.videos_per_step))
+    context = step_context(config, group, State())
+    with PeakMemoryTracker() as meter:
+        next(
+            experiment.algorithm.updates(
+                experiment.model, experiment.terms, rollout, batching(config.runtime), context
+            )
+        )
+    return meter.peak

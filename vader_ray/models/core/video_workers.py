@@ -25,7 +25,7 @@ from diffusers.hooks.context_parallel import apply_context_parallel
 from diffusers.models._modeling_parallel import ParallelConfig
 from torch import Tensor, distributed, nn
 from torch.distributed import ProcessGroup
-from torch.distributed._functional_collectives import all_gather_tensor, all_reduce
+from torch.distributed._functional_collectives import all_reduce, wait_tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 from vader_ray.types import VIDEO_MESH
@@ -88,8 +88,10 @@ class VideoWorkers:
 
     def gather_branches(self, own: Tensor) -> list[Tensor]:
         """Return the predictions of both branches; gradients flow into this worker's alone."""
-        gathered = all_gather_tensor(own.detach().contiguous(), 0, self.branches)
-        parts = list(gathered.chunk(self.num_branches))
+        gathered = torch.ops._c10d_functional.all_gather_into_tensor(
+            own.detach().contiguous(), self.num_branches, self.branches.group_name
+        )
+        parts = list(wait_tensor(gathered).chunk(self.num_branches))
         parts[self.branch] = own
         return parts
 
