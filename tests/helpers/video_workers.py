@@ -29,9 +29,9 @@ def differentiate_together(
     images: list[Path],
     settings: dict[str, Any],
     recompute: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, float]:
-    """Return latents and gradient of one worker, then those of all, and the fall of the saved bytes."""
-    found, saved, case = [], [], CASES[name]
+) -> list[Tensor]:
+    """Return latents and gradient of one worker, then those of all together."""
+    found, case = list[Tensor](), CASES[name]
     tall = {"height": 2 * case.sampling["height"]}  # so that the number of tokens is even
     case = replace(case, sampling=case.sampling | tall)
     for is_divided in (False, True):
@@ -47,41 +47,12 @@ def differentiate_together(
             num_steps, (num_steps - 2, num_steps - 1), recompute=recompute, reference_weight=0.1
         )
         state = model.sample_prefix(conditioning, plan, SEEDS)
-        with SavedBytes(model) as kept:
-            latents = model.sample_with_grad(state, conditioning, plan)
+        latents = model.sample_with_grad(state, conditioning, plan)
         gradient = adapter_gradient(model, latents.square().mean())
         if is_divided:
             distributed.all_reduce(gradient)
         found += [latents.detach(), gradient]
-        saved.append(kept.total)
-    return found[0], found[1], found[2], found[3], saved[1] / max(saved[0], 1)
-
-
-class SavedBytes:
-    """Count the bytes that are kept for a backward pass, without weights."""
-
-    def __init__(self, model: Any) -> None:
-        self._weights = {each.untyped_storage().data_ptr() for each in model.denoiser.parameters()}
-        self._seen: dict[int, Tensor] = {}
-        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._keep, lambda kept: kept)
-
-    def _keep(self, tensor: Tensor) -> Tensor:
-        pointer = tensor.untyped_storage().data_ptr()
-        if pointer not in self._weights:
-            self._seen[pointer] = tensor
-        return tensor
-
-    @property
-    def total(self) -> int:
-        """Return the bytes of all storages that were kept."""
-        return sum(each.untyped_storage().nbytes() for each in self._seen.values())
-
-    def __enter__(self) -> SavedBytes:
-        self._hooks.__enter__()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._hooks.__exit__(*error)
+    return found
 
 
 def peak_of_a_step(group: WorkerGroup, document: dict[str, Any]) -> int:

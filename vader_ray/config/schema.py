@@ -345,13 +345,14 @@ class RuntimeConfig(Settings):
     network. A divisor of ``num_workers``."""
     context_parallel: Count = 1
     """Number C of consecutive workers that compute the same videos, each 1/C of the tokens in every call of
-    the denoiser (Ulysses attention), with 1/C of its activations. For models with more work per video than
-    one GPU can do; more workers than videos are then possible. Exact up to the order of sums. Decoder and
-    rewards are computed by each of the C workers. For the families ``wan`` and ``ltx``; C must divide the
-    number of tokens and of attention heads, and ``num_workers``."""
+    the denoiser (Ulysses attention), with about 1/C of its activations and of its work. There can then be
+    more workers than videos. Exact up to the order of sums. Each of the C workers decodes and scores the
+    videos. For the families ``wan`` and ``ltx``; C must divide the number of tokens and of attention heads,
+    and ``num_workers``."""
     guidance_parallel: bool = False
-    """Compute the two branches of classifier-free guidance on two workers, each of them ``context_parallel``
-    workers: the same videos in about half the time of the denoiser. Exact up to the order of sums."""
+    """Compute the two branches of classifier-free guidance at the same time, on two workers, or on two groups
+    of ``context_parallel`` workers. Exact up to the order of sums. Each of them decodes and scores the
+    videos."""
     offload_weights: bool = False
     """Keep the frozen weights of denoiser and text encoders, or this worker's share of them, in host memory
     and copy one block at a time to the GPU. Exact up to the order of sums; slower, with less GPU memory."""
@@ -425,10 +426,19 @@ class RuntimeConfig(Settings):
                 f"compile=blocks cannot be combined with context_parallel={self.context_parallel}, which "
                 "exchanges tokens within the blocks; set compile=none"
             )
-        if max(size, self.shard) % min(size, self.shard):
+        return self
+
+    @model_validator(mode="after")
+    def _groups_fit_into_each_other(self) -> Self:
+        if self.shard > 1 and self.guidance_parallel:
             raise ValueError(
-                f"shard={self.shard} must be a multiple or a divisor of the {size} workers that compute a "
-                "video together (context_parallel and guidance_parallel)"
+                f"guidance_parallel=True cannot be combined with shard={self.shard}, whose workers gather "
+                "the same blocks at the same time; use context_parallel with shard"
+            )
+        if max(self.context_parallel, self.shard) % min(self.context_parallel, self.shard):
+            raise ValueError(
+                f"shard={self.shard} is neither a multiple nor a divisor of context_parallel="
+                f"{self.context_parallel}; choose one"
             )
         return self
 

@@ -36,6 +36,11 @@ def memory_report(config: ExperimentConfig, names: Sequence[str]) -> Iterator[Re
         yield "auto: " + ", ".join(f"{field}={attrgetter(field)(config)}" for field in fields)
     estimate = estimate_step(config)
     yield _summary(estimate)
+    if (size := config.runtime.workers_per_video) > 1:
+        yield (
+            f"{size} workers compute each video together; the numbers are those of one of them, without the "
+            "seconds of the network"
+        )
     yield _table(estimate, devices)
     too_small = {name: each.fits for name, each in devices.items() if not each.fits(estimate.peak_bytes)}
     if too_small:

@@ -21,9 +21,9 @@ CONTEXT, GUIDANCE = {"context_parallel": 2}, {"guidance_parallel": True}
     [
         ("wan", 2, CONTEXT, False),
         ("wan_a14b", 2, GUIDANCE, True),  # two calls for the two branches, two denoisers
-        ("wan_i2v", 4, CONTEXT | GUIDANCE, True),
-        ("ltx", 2, CONTEXT, True),
         ("cogvideox", 2, GUIDANCE, False),  # one call for both branches
+        pytest.param("wan_i2v", 4, CONTEXT | GUIDANCE, True, marks=pytest.mark.chaos),
+        pytest.param("ltx", 2, CONTEXT, True, marks=pytest.mark.chaos),
         pytest.param("ltx", 4, CONTEXT | GUIDANCE, False, marks=pytest.mark.chaos),
         pytest.param("wan_5b", 2, CONTEXT, True, marks=pytest.mark.chaos),
         pytest.param("svd", 2, GUIDANCE, True, marks=pytest.mark.chaos),
@@ -38,10 +38,9 @@ def test_workers_of_a_video_compute_what_one_does(
     folder, images = save(CASES[name], tmp_path / "pipeline"), save_images(tmp_path)
     (tmp_path / "meetings").mkdir()
     arguments = (name, folder, images, settings, recompute)
-    for latents, gradient, together, summed, kept in run_workers(
+    for latents, gradient, together, summed in run_workers(
         differentiate_together, num_workers, tmp_path / "meetings", *arguments
     ):
         assert gradient.abs().max() > 0
         assert torch.allclose(latents, together, rtol=0, atol=1e-10)
         assert (gradient - summed).abs().max() <= 1e-10 * gradient.abs().max()
-        print(f"{name} {settings}: {kept:.3f} of the bytes")

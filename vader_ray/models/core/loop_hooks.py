@@ -205,7 +205,11 @@ class LoopHook:
             if self._workers is not None:
                 inputs[name] = self._workers.sum_gradient(inputs[name])
             predict = functools.partial(self._predict, denoiser, forward, dtype)
-            return predict(inputs) if self._branches is None else self._branches.call(denoiser, predict, name, inputs)
+            return (
+                predict(inputs)
+                if self._branches is None
+                else self._branches.call(denoiser, predict, name, inputs)
+            )
 
     def _predict(
         self, denoiser: nn.Module, forward: Callable[..., Any], dtype: torch.dtype, inputs: dict[str, Any]

@@ -53,9 +53,7 @@ class VideoWorkers:
     def of(cls, mesh: DeviceMesh) -> VideoWorkers:
         """Create the process groups; all workers of the run call it together."""
         together = mesh[VIDEO_MESH[1:]]._flatten()
-        return cls(
-            mesh, together.get_group(), mesh.get_group("guidance"), mesh.get_local_rank("guidance")
-        )
+        return cls(mesh, together.get_group(), mesh.get_group("guidance"), mesh.get_local_rank("guidance"))
 
     @property
     def num_branches(self) -> int:
