@@ -6,14 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, distributed
 
 from tests.helpers.families import CASES
 from tests.helpers.family_runs import SEEDS, encode_prompts, load_case
 from tests.helpers.sharded import CPU
 from tests.helpers.tiny import adapter_gradient
-from vader_ray.config import RuntimeConfig, validate
+from vader_ray.config import ActivationCheckpointing, RuntimeConfig, validate
 from vader_ray.preflight.trackers import PeakMemoryTracker
 from vader_ray.training.checkpoint import State
 from vader_ray.training.distributed import WorkerGroup
@@ -29,6 +28,7 @@ def differentiate_together(
     images: list[Path],
     settings: dict[str, Any],
     recompute: bool,
+    checkpointing: ActivationCheckpointing,
 ) -> list[Tensor]:
     """Return latents and gradient of one worker, then those of all together."""
     found, case = list[Tensor](), CASES[name]
@@ -38,6 +38,7 @@ def differentiate_together(
         model = load_case(case, folder)
         for denoiser in model.denoisers().values():
             denoiser.double()
+        model.apply_memory_optimizations(checkpointing, compile_blocks=False)
         if is_divided:
             runtime = RuntimeConfig(num_workers=group.world_size, **settings)
             model.compute_with(group.of_recipe(runtime).video_mesh(runtime, CPU))

@@ -13,18 +13,17 @@ from tests.helpers.recipe import tiny_config, tiny_document
 from tests.helpers.sharded import Trained, train_sharded
 from tests.helpers.video_workers import peak_of_a_step
 from tests.helpers.workers import run_workers
-from vader_ray import models
-from vader_ray.alignment import algorithms
 from vader_ray.config import RuntimeConfig, validate
 from vader_ray.errors import UserError
 from vader_ray.preflight.estimate import estimate_step
 from vader_ray.training.distributed import WorkerGroup
 from vader_ray.training.inference import evaluate_adapter
+from vader_ray.training.resolve import resolve_names
 
 SIZE = {"num_frames": 9, "height": 32, "width": 16, "num_inference_steps": 3, "guidance_scale": 3.0}
 LEARNING_RATE = 0.001
-"""AdamW divides a gradient by its size: of one near zero, the rounding errors of the sums become a part of the
-learning rate."""
+"""AdamW divides a gradient by its size: of one near zero, the rounding errors of the sums become a part of
+the learning rate."""
 
 
 def _document(weights: Path, num_workers: int, runtime: dict[str, Any], **changes: Any) -> dict[str, Any]:
@@ -119,9 +118,7 @@ def test_the_peak_of_a_worker_falls_as_counted(divided: dict[str, Any], tmp_path
 def test_what_does_not_fit_is_refused(tiny_pipeline_folder: Path) -> None:
     def refused(**changes: Any) -> str:
         with pytest.raises(UserError) as error:
-            config = tiny_config(tiny_pipeline_folder, **changes)
-            algorithms.check(config)
-            models.check_parallel(config.model.family, config.runtime)
+            resolve_names(tiny_config(tiny_pipeline_folder, **changes))
         return str(error.value)
 
     two = {"num_workers": 2, "context_parallel": 2}

@@ -8,8 +8,8 @@ would be too small. Gradients of the latents, which flow on to earlier denoising
 leave the denoiser.
 
 gloo has every collective that is used: ``all_reduce``, ``all_gather_into_tensor``, ``all_to_all_single``.
-Ring attention is not offered: it needs the logarithms of the sums of attention, which
-torch's attention gives on GPUs alone, so that no process on a CPU could test it.
+Ring attention is not offered: it needs the sums within attention, which diffusers' backend for CPUs does not
+give, so it could not be tested. In the backward pass diffusers' Ulysses computes attention once more.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import torch
 from diffusers import ContextParallelConfig
 from diffusers.hooks.context_parallel import apply_context_parallel
 from diffusers.models._modeling_parallel import ParallelConfig
-from torch import Tensor, distributed, nn
+from torch import Tensor, distributed
 from torch.distributed import ProcessGroup
 from torch.distributed._functional_collectives import all_reduce, wait_tensor
 from torch.distributed.device_mesh import DeviceMesh
