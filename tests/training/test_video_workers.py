@@ -16,6 +16,7 @@ from tests.helpers.workers import run_workers
 from vader_ray.config import RuntimeConfig, validate
 from vader_ray.errors import UserError
 from vader_ray.preflight.estimate import estimate_step
+from vader_ray.preflight.memory_report import memory_report
 from vader_ray.training.distributed import WorkerGroup
 from vader_ray.training.inference import evaluate_adapter
 from vader_ray.training.resolve import resolve_names
@@ -113,6 +114,19 @@ def test_the_peak_of_a_worker_falls_as_counted(divided: dict[str, Any], tmp_path
         assert share == pytest.approx(peak, rel=0.1)
         assert counted - share == pytest.approx(measured - peak, rel=0.1)
         assert peak < 0.75 * measured
+
+
+@pytest.mark.slow
+def test_the_counted_work_is_that_of_one_of_the_workers(tmp_path: Path) -> None:
+    """With two gradient steps, between which the gradient of the latents is summed."""
+    weights = save(CASES["wan"], tmp_path / "pipeline")
+    alone = estimate_step(validate(_document(weights, 1, {})))
+    config = validate(_document(weights, 4, {"context_parallel": 2, "guidance_parallel": True}))
+    together = estimate_step(config)
+    assert together.denoiser_calls == alone.denoiser_calls
+    assert together.flops < 0.9 * alone.flops  # most are the decoder's, which are not divided
+    report = memory_report(config, ["rtx4090"])
+    assert any("4 workers compute each video together" in str(part) for part in report)
 
 
 def test_what_does_not_fit_is_refused(tiny_pipeline_folder: Path) -> None:

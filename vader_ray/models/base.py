@@ -249,8 +249,9 @@ class VideoModel(TrajectoryPipeline, EndingsPipeline):
     def num_tokens(self) -> int:
         """Return the number of tokens of one video in the denoiser, if `splits_tokens`."""
         _, *sizes = self.latent_shape()
-        patch = self.denoiser.config.patch_size  # type: ignore[union-attr]
-        return math.prod(size // each for size, each in zip(sizes, patch, strict=True))  # type: ignore[arg-type]
+        patch: Any = self.denoiser.config.patch_size  # type: ignore[union-attr]
+        tokens: int = math.prod(size // each for size, each in zip(sizes, patch, strict=True))
+        return tokens
 
     @staticmethod
     def _check_divides(parts: int, what: str, number: int) -> None:

@@ -25,7 +25,7 @@ from diffusers.hooks.context_parallel import apply_context_parallel
 from diffusers.models._modeling_parallel import ParallelConfig
 from torch import Tensor, distributed
 from torch.distributed import ProcessGroup
-from torch.distributed._functional_collectives import all_reduce, wait_tensor
+from torch.distributed._functional_collectives import wait_tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 from vader_ray.types import VIDEO_MESH
@@ -82,7 +82,10 @@ class VideoWorkers:
 
     def sum_gradient(self, latents: Tensor) -> Tensor:
         """Return the same latents; their gradient is summed over the workers of the video."""
-        return _SumGradient.apply(latents, self.all) if latents.requires_grad else latents
+        if not latents.requires_grad:
+            return latents
+        summed: Tensor = _SumGradient.apply(latents, self.all)
+        return summed
 
     def gather_branches(self, own: Tensor) -> list[Tensor]:
         """Return the predictions of both branches; gradients flow into this worker's alone."""
@@ -155,7 +158,9 @@ class _SumGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        return all_reduce(gradient.contiguous(), "sum", ctx.group), None
+        name = ctx.group.group_name
+        total = torch.ops._c10d_functional.all_reduce(gradient.contiguous(), "sum", name)
+        return wait_tensor(total), None
 
 
 def _without_text(plan: dict[str, Any]) -> dict[str, Any]:
