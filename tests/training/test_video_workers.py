@@ -116,7 +116,7 @@ def test_the_peak_of_a_worker_falls_as_counted(divided: dict[str, Any], tmp_path
         assert peak < 0.75 * measured
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
 def test_the_counted_work_is_that_of_one_of_the_workers(tmp_path: Path) -> None:
     """With two gradient steps, between which the gradient of the latents is summed."""
     weights = save(CASES["wan"], tmp_path / "pipeline")
