@@ -75,7 +75,7 @@ class VideoWorkers:
         device = torch.device(self.mesh.device_type)
         config.setup(distributed.get_rank(), distributed.get_world_size(), device, mesh=self.mesh)
         for name, module in denoiser.named_modules():
-            processor = getattr(module, "processor", None)
+            processor: Any = getattr(module, "processor", None)
             if hasattr(processor, "_parallel_config") and not name.endswith(_CROSS_ATTENTION):
                 processor._parallel_config = config
         apply_context_parallel(denoiser, settings, _without_text(denoiser._cp_plan))
