@@ -12,7 +12,7 @@ import torch
 import transformers
 from torch import nn
 
-from tests.helpers import tiny_clips
+from tests.helpers import tiny_clips, tiny_scorers, tiny_vbench
 from vader_ray import rewards
 from vader_ray.config import RewardConfig
 
@@ -117,5 +117,7 @@ OPTIONS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "clip_score": clip_score,
     "object_detection": object_detection,
     **tiny_clips.OPTIONS,
+    **tiny_scorers.OPTIONS,
+    "optical_flow": tiny_vbench.optical_flow,
 }
 """Options with which the contract test builds a reward, from a folder that does not exist yet."""

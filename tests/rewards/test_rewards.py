@@ -9,7 +9,7 @@ import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import huggingface_hub.constants
 import open_clip
@@ -32,6 +32,7 @@ from vader_ray.paths import PACKAGE
 from vader_ray.rewards import aesthetic, hps
 from vader_ray.rewards.base import FrameReward, frozen
 from vader_ray.rewards.core import preprocess
+from vader_ray.rewards.core.linear_head import LinearHead
 from vader_ray.types import Granularity
 from vader_ray.weights import load_strictly, read_state_dict
 
@@ -92,7 +93,7 @@ def aesthetic_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     transformers.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=side).save_pretrained(
         folder / "image_encoder"
     )
-    head = aesthetic.Head(HEAD_SIZES)
+    head = LinearHead(HEAD_SIZES)
     for layer in head.layers:
         assert isinstance(layer, nn.Linear)
         nn.init.normal_(layer.weight, std=1.5 / math.sqrt(layer.in_features))
@@ -299,10 +300,16 @@ def contract_cases() -> list[tuple[str, dict[str, Any]]]:
         options = (
             {"weights": f"shapes:{name}"} if (PACKAGE / "shapes" / "checkpoints" / name).is_dir() else {}
         )
-        has_preprocessing = "preprocessing" in inspect.signature(rewards.resolve(name)).parameters
-        kinds = [{"preprocessing": kind} for kind in ("published", "vader")] if has_preprocessing else [{}]
+        option = inspect.signature(rewards.resolve(name), eval_str=True).parameters.get("preprocessing")
+        kinds = [{"preprocessing": kind} for kind in _literals(option.annotation)] if option else [{}]
         cases += [(name, {**options, **kind}) for kind in kinds]
     return cases
+
+
+def _literals(annotation: Any) -> list[str]:
+    """The values of a literal type, or of a union of some."""
+    parts = get_args(annotation)
+    return [value for part in parts for value in ([part] if isinstance(part, str) else _literals(part))]
 
 
 @pytest.mark.parametrize(("name", "options"), contract_cases())
@@ -645,7 +652,7 @@ def test_incomplete_folders_are_explained(hps_folder: Path, aesthetic_folder: Pa
         weights=str(aesthetic_folder),
         encoder=str(tmp_path / "encoder"),
     )
-    wide = aesthetic.Head((9, 8, 6, 4, 2, 1))
+    wide = LinearHead((9, 8, 6, 4, 2, 1))
     torch.save(wide.state_dict(), tmp_path / "wide.pth")
     message = "wide.pth takes 9 features but the encoder .* gives 24"
     refused("aesthetic", message, weights=str(aesthetic_folder), head=str(tmp_path / "wide.pth"))

@@ -37,19 +37,24 @@ def resize(
     mode: Filter,
     *,
     antialias: bool = True,
+    clamp: bool = True,
 ) -> Float[Tensor, "*n 3 h w"]:
-    """Resize images; bicubic overshoot is clamped to [0, 1], as in 8-bit images."""
+    """Resize images.
+
+    With ``clamp``, bicubic overshoot is clamped to [0, 1], as in 8-bit images; scorers that resize tensors
+    of floats keep it.
+    """
     rows = _matrix(images.shape[-2], height, mode, images.dtype, images.device, antialias)
     columns = _matrix(images.shape[-1], width, mode, images.dtype, images.device, antialias)
     resized = rows @ images @ columns.T
-    return resized.clamp(0, 1) if mode == "bicubic" else resized
+    return resized.clamp(0, 1) if clamp and mode == "bicubic" else resized
 
 
 def squash(
-    images: Float[Tensor, "*n 3 height width"], size: int, mode: Filter
+    images: Float[Tensor, "*n 3 height width"], size: int, mode: Filter, *, clamp: bool = True
 ) -> Float[Tensor, "*n 3 size size"]:
     """Resize the whole image to a square, without keeping its aspect ratio."""
-    return resize(images, size, size, mode)
+    return resize(images, size, size, mode, clamp=clamp)
 
 
 def crop(
@@ -59,12 +64,14 @@ def crop(
     rounding: Rounding = "torchvision",
     *,
     short: int | None = None,
+    antialias: bool = True,
 ) -> Float[Tensor, "*n 3 size size"]:
     """Resize the short side to ``short`` pixels, by default ``size``, and crop the centre square."""
     height, width = images.shape[-2:]
-    height, width = _short_side_at(height, width, short or size)
+    height, width = short_side_at(height, width, short or size)
     top, left = (_offset(side - size, rounding) for side in (height, width))
-    return resize(images, height, width, mode)[..., top : top + size, left : left + size]
+    resized = resize(images, height, width, mode, antialias=antialias)
+    return resized[..., top : top + size, left : left + size]
 
 
 def crop_region(
@@ -80,7 +87,7 @@ def crop_region(
 
     Pixels outside have a weight of exactly 0.
     """
-    resized = _short_side_at(height, width, short or size)
+    resized = short_side_at(height, width, short or size)
     rows, columns = (
         _support(side, side_resized, _offset(side_resized - size, rounding), size, mode)
         for side, side_resized in zip((height, width), resized, strict=True)
@@ -91,10 +98,14 @@ def crop_region(
 def letterbox(
     images: Float[Tensor, "*n 3 height width"], size: int, mode: Filter
 ) -> Float[Tensor, "*n 3 size size"]:
-    """Resize the long side to ``size`` and centre the image on a black square (HPSv2)."""
+    """Resize the long side to ``size`` and centre the image on a black square.
+
+    As hpsv2 1.2.0 does with tensors of floats: bicubic overshoot stays, and sides are rounded after a
+    multiplication by the scale.
+    """
     height, width = images.shape[-2:]
-    long = max(height, width)
-    images = resize(images, round(height * size / long), round(width * size / long), mode)
+    scale = size / max(height, width)
+    images = resize(images, round(height * scale), round(width * scale), mode, clamp=False)
     down, across = (size - side for side in images.shape[-2:])
     return functional.pad(images, (across // 2, across - across // 2, down // 2, down - down // 2))
 
@@ -106,7 +117,7 @@ def normalise(
     return (images - images.new_tensor(mean)[:, None, None]) / images.new_tensor(std)[:, None, None]
 
 
-def _short_side_at(height: int, width: int, size: int) -> tuple[int, int]:
+def short_side_at(height: int, width: int, size: int) -> tuple[int, int]:
     """Return height and width with the short side at ``size``.
 
     The long side is rounded down, as in torchvision.
