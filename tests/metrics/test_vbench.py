@@ -21,7 +21,7 @@ from vader_ray import metrics
 from vader_ray.config import MetricConfig
 from vader_ray.errors import UserError
 from vader_ray.metrics.core.consistency import consistency
-from vader_ray.metrics.core.musiq import cut_patches, hashed_positions, num_tokens, rescaled
+from vader_ray.metrics.core.musiq import Musiq, cut_patches, hashed_positions, num_tokens, rescaled
 from vader_ray.metrics.imaging_quality import prepared
 from vader_ray.metrics.vbench_quality import RANGES, quality
 from vader_ray.plugins import METRICS
@@ -215,24 +215,18 @@ def test_musiq_is_the_published_network(options: dict[str, dict[str, Any]]) -> N
     metric = build("imaging_quality", **options["imaging_quality"])
     # padding has a logit of −1000 against none at all: a weight of 0 in float32
     torch.testing.assert_close(metric(frames, PROMPTS), expected, atol=1e-6, rtol=1e-4)
-    assert float((expected[0] - expected[1]).abs()) > 1e-4
+    assert float((expected[0] - expected[1]).abs()) > 2e-5
 
 
 def test_musiq_of_full_size_has_the_published_shapes() -> None:
     with torch.device("meta"):
-        network = build_musiq()
+        network = Musiq()
     shapes = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     assert sum(value.numel() for value in network.parameters()) == pytest.approx(27e6, rel=0.02)
     assert shapes["embedding.weight"] == (384, 16384)
     assert shapes["transformer_encoder.transformer.encoderblock_13.mlp.fc1.weight"] == (1152, 384)
     assert shapes["transformer_encoder.posembed_input.position_emb"] == (1, 100, 384)
     assert shapes["block1.conv_proj.weight"] == (256, 64, 1, 1)
-
-
-def build_musiq() -> Any:
-    from vader_ray.metrics.core.musiq import Musiq
-
-    return Musiq()
 
 
 # ---- the whole
@@ -245,7 +239,7 @@ def test_quality_is_vbenchs_weighted_mean(options: dict[str, dict[str, Any]]) ->
     assert quality(worst).tolist() == pytest.approx([0.0])
     assert quality({**worst, "dynamic_degree": torch.ones(1)}).tolist() == pytest.approx([0.5 / 5.5])
     assert quality({**worst, "subject_consistency": torch.ones(1)}).tolist() == pytest.approx([1 / 5.5])
-    frames = pictures(40, 64, batch=2, num_frames=3)
+    frames = pictures(40, 64, batch=2, num_frames=2)
     scores = build("vbench_quality", **options["vbench_quality"])(frames, PROMPTS)
     for name in set(RANGES) - {"dynamic_degree"}:
         alone = build(name, **options.get(name, {}))(frames, PROMPTS)

@@ -84,15 +84,15 @@ def test_frames_are_compared_at_eight_per_second_and_threshold_follows_the_size(
 def test_the_gradient_after_one_update_is_the_finite_difference(tmp_path: Path) -> None:
     # of more updates it is the paper's gradient, which does not flow through positions
     options = {"weights": str(save_raft(tmp_path)), "num_updates": 1, **SMALL}
-    reward = build_reward("optical_flow", dtype=torch.float64, softness=20.0, **options)
+    reward = build_reward("optical_flow", dtype=torch.float64, softness=1.0, **options)
     frames = random_images(1, 2, 3, 128, 128, low=0.3, high=0.7, dtype=torch.float64).requires_grad_()
     (gradient,) = torch.autograd.grad(reward(frames, ["a"]).sum(), frames)
     direction = torch.randn(frames.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    step = 1e-6
+    step = 1e-8
     with torch.no_grad():
         difference = reward(frames + step * direction, ["a"]) - reward(frames - step * direction, ["a"])
-    # ReLUs and the choice of the largest 5 % change within the step for a few of 10⁵ values
-    torch.testing.assert_close((gradient * direction).sum(), difference[0] / (2 * step), rtol=1e-4, atol=1e-9)
+    # in a larger step ReLUs change sign and other pixels become the largest 5 %; rounding is 1e-16 / 1e-8
+    torch.testing.assert_close((gradient * direction).sum(), difference[0] / (2 * step), rtol=1e-5, atol=1e-9)
     assert (gradient != 0).float().mean() > 0.9
 
 

@@ -71,7 +71,7 @@ class WarpErrorMetric(NetworkMetric):
         return (difference * visible).sum() / visible.sum().clamp_min(1)
 
 
-def cut(flow: Flow, height: int, width: int) -> Flow:
+def cut(flow: Flow, height: int, width: int) -> Float[Tensor, "pairs 2 height width"]:
     """Return the part of the flow that belongs to the frame and not to its padding."""
     top, left = (-height % STRIDE) // 2, (-width % STRIDE) // 2
     return flow[..., top : top + height, left : left + width]

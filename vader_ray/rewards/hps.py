@@ -17,7 +17,7 @@ from vader_ray.config import Weights
 from vader_ray.errors import UserError
 from vader_ray.rewards.base import frozen
 from vader_ray.rewards.core.clip import PromptReward
-from vader_ray.rewards.core.preprocess import Filter, Preprocessing, letterbox, normalise, squash
+from vader_ray.rewards.core.preprocess import Filter, letterbox, normalise, squash
 from vader_ray.weights import Source, load_strictly, only_file, read_state_dict, resolve_weights
 
 FILES = {"v2.0": "HPS_v2_compressed.pt", "v2.1": "HPS_v2.1_compressed.pt"}
@@ -49,7 +49,7 @@ class HPSReward(PromptReward):
         weights: Source = REPOSITORY,
         version: Literal["v2.0", "v2.1"] = "v2.1",
         architecture: Weights = "ViT-H-14",
-        preprocessing: Preprocessing | Literal["videox_fun"] = "published",
+        preprocessing: Literal["published", "vader", "videox_fun"] = "published",
     ) -> None:
         super().__init__()
         found = resolve_weights(weights, FILES[version])

@@ -57,6 +57,7 @@ class Raft(nn.Module):
         block = _WideCorrBlock(num_levels=4, radius=4 if architecture == "large" else 3)
         build = raft_large if architecture == "large" else raft_small
         self.network = frozen(build(corr_block=block))
+        self.network.update_block.motion_encoder.register_forward_pre_hook(_widen_flow)
         path = resolve_weights(weights) if weights else resolve_url(URLS[architecture])
         load_strictly(self.network, read_state_dict(path), path)
         self.num_updates = num_updates
@@ -89,6 +90,12 @@ class Raft(nn.Module):
         pair: tuple[Any, ...] = (self, frames[:-1], frames[1:])
         flow: Tensor = checkpoint(*pair, use_reentrant=False) if frames.requires_grad else self(*pair[1:])
         return flow
+
+
+def _widen_flow(module: nn.Module, inputs: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Cast the flow of the first iteration, which is float32, to the dtype of the features."""
+    flow, features = inputs
+    return flow.to(features.dtype), features
 
 
 class _WideCorrBlock(CorrBlock):
