@@ -38,16 +38,28 @@ def save_image_reward(folder: Path) -> Path:
     blip = transformers.BlipForImageTextRetrieval(
         transformers.BlipConfig(
             vision_config={
-                "hidden_size": 128, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
-                "image_size": 32, "patch_size": 8, "layer_norm_eps": 1e-6,
+                "hidden_size": 128,
+                "intermediate_size": 64,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+                "image_size": 32,
+                "patch_size": 8,
+                "layer_norm_eps": 1e-6,
             },
             text_config={
-                "hidden_size": 32, "encoder_hidden_size": 128, "intermediate_size": 48, "num_hidden_layers": 2,
-                "num_attention_heads": 4, "vocab_size": len(WORDS), "max_position_embeddings": 40,
-                "bos_token_id": 2, "sep_token_id": 3, "eos_token_id": 3,
+                "hidden_size": 32,
+                "encoder_hidden_size": 128,
+                "intermediate_size": 48,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 4,
+                "vocab_size": len(WORDS),
+                "max_position_embeddings": 40,
+                "bos_token_id": 2,
+                "sep_token_id": 3,
+                "eos_token_id": 3,
             },
         )
-    )  # fmt: skip
+    )
     enliven(blip)
     blip.save_pretrained(folder / "transformers")
     state = {
@@ -57,16 +69,24 @@ def save_image_reward(folder: Path) -> Path:
     state |= {f"blip.text_encoder.{name}": value for name, value in blip.text_encoder.state_dict().items()}
     state |= {
         "blip.text_encoder.embeddings.position_ids": torch.arange(40)[None],
-        "blip.vision_proj.weight": torch.zeros(3, 128), "blip.vision_proj.bias": torch.zeros(3),
-        "blip.text_proj.weight": torch.zeros(3, 32), "blip.text_proj.bias": torch.zeros(3),
-    }  # fmt: skip
+        "blip.vision_proj.weight": torch.zeros(3, 128),
+        "blip.vision_proj.bias": torch.zeros(3),
+        "blip.text_proj.weight": torch.zeros(3, 32),
+        "blip.text_proj.bias": torch.zeros(3),
+    }
     state |= head_state("mlp.layers", (0, 2, 4, 6, 7))
     torch.save(state, folder / "ImageReward.pt")
     text = {
-        "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "vocab_size": len(WORDS), "max_position_embeddings": 40, "layer_norm_eps": 1e-12, "encoder_width": 768,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "vocab_size": len(WORDS),
+        "max_position_embeddings": 40,
+        "layer_norm_eps": 1e-12,
+        "encoder_width": 768,
         "model_type": "bert",
-    }  # fmt: skip
+    }
     (folder / "med_config.json").write_text(json.dumps(text))
     vocabulary = {word: index for index, word in enumerate(WORDS)}
     transformers.BertTokenizer(vocab=vocabulary).save_pretrained(folder)
@@ -76,11 +96,15 @@ def save_image_reward(folder: Path) -> Path:
 def _med_name(name: str) -> str:
     """The published name of a weight of BLIP's image encoder."""
     for ours, theirs in (
-        ("embeddings.class_embedding", "cls_token"), ("embeddings.position_embedding", "pos_embed"),
-        ("embeddings.patch_embedding", "patch_embed.proj"), ("encoder.layers", "blocks"),
-        ("post_layernorm", "norm"), ("self_attn.projection", "attn.proj"), ("self_attn", "attn"),
+        ("embeddings.class_embedding", "cls_token"),
+        ("embeddings.position_embedding", "pos_embed"),
+        ("embeddings.patch_embedding", "patch_embed.proj"),
+        ("encoder.layers", "blocks"),
+        ("post_layernorm", "norm"),
+        ("self_attn.projection", "attn.proj"),
+        ("self_attn", "attn"),
         ("layer_norm", "norm"),
-    ):  # fmt: skip
+    ):
         name = name.replace(ours, theirs)
     return name
 
@@ -104,23 +128,31 @@ def save_mps(folder: Path) -> Path:
         transformers.CLIPConfig(
             vision_config={**tower, "image_size": 32, "patch_size": 8, "projection_dim": 128},
             text_config={
-                **tower, "bos_token_id": 49406, "eos_token_id": 49407, "max_position_embeddings": 40,
+                **tower,
+                "bos_token_id": 49406,
+                "eos_token_id": 49407,
+                "max_position_embeddings": 40,
                 "projection_dim": 128,
             },
             projection_dim=128,
             logit_scale_init_value=math.log(100),
         )
-    )  # fmt: skip
+    )
     enliven(clip)
     clip.save_pretrained(folder / "clip")
     clip_tokenizer(40).save_pretrained(folder / "clip")
     state = {f"model.{name}": value for name, value in clip.state_dict().items()}
     state["model.text_model.embeddings.position_ids"] = torch.arange(40)[None]
     shapes: dict[str, tuple[int, ...]] = {
-        "0.fn.to_q": (128, 128), "0.fn.to_kv": (128, 128), "0.fn.to_out": (128, 128), "0.fn.ff.0": (1024, 128),
-        "0.fn.ff.2": (128, 512), "1.fn.fused_attn_ff_proj": (1280, 128), "1.fn.attn_out": (128, 128),
+        "0.fn.to_q": (128, 128),
+        "0.fn.to_kv": (128, 128),
+        "0.fn.to_out": (128, 128),
+        "0.fn.ff.0": (1024, 128),
+        "0.fn.ff.2": (128, 512),
+        "1.fn.fused_attn_ff_proj": (1280, 128),
+        "1.fn.attn_out": (128, 128),
         "1.fn.ff_out.1": (128, 512),
-    }  # fmt: skip
+    }
     for layer in (f"cross_model.layers.{index}" for index in range(4)):
         state |= {
             f"{layer}.{name}.weight": torch.randn(shape) / math.sqrt(shape[1])

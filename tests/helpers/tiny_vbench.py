@@ -14,10 +14,14 @@ from tests.helpers.tiny_scorers import enliven
 from vader_ray.metrics.core.musiq import Musiq
 
 OLD_NAMES = (
-    ("layers.", "encoder.layer."), ("attention.q_proj", "attention.attention.query"),
-    ("attention.k_proj", "attention.attention.key"), ("attention.v_proj", "attention.attention.value"),
-    ("attention.o_proj", "attention.output.dense"), ("mlp.fc1", "intermediate.dense"), ("mlp.fc2", "output.dense"),
-)  # fmt: skip
+    ("layers.", "encoder.layer."),
+    ("attention.q_proj", "attention.attention.query"),
+    ("attention.k_proj", "attention.attention.key"),
+    ("attention.v_proj", "attention.attention.value"),
+    ("attention.o_proj", "attention.output.dense"),
+    ("mlp.fc1", "intermediate.dense"),
+    ("mlp.fc2", "output.dense"),
+)
 """Parts of names in transformers 5, and those of published vision transformers."""
 
 
@@ -25,8 +29,13 @@ def save_dino(folder: Path) -> Path:
     """A vision transformer of two layers for images of 32 pixels, with the names of 2021."""
     torch.manual_seed(8)
     config = transformers.ViTConfig(
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, image_size=32, patch_size=8
-    )  # fmt: skip
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        image_size=32,
+        patch_size=8,
+    )
     network = transformers.ViTModel(config, add_pooling_layer=False)
     enliven(network)
     folder.mkdir(parents=True, exist_ok=True)
@@ -59,8 +68,8 @@ def save_musiq(folder: Path) -> Path:
 
 
 def save_raft(folder: Path, *, flow: float | None = None, num_updates: int = 1) -> Path:
-    """A small RAFT with random weights; or with weights of 0 but for a bias, so that its flow is ``flow`` pixels to
-    the right at each pixel after ``num_updates`` iterations, whatever the frames."""
+    """A small RAFT with random weights; or with weights of 0 but for a bias, so that its flow is ``flow``
+    pixels to the right at each pixel after ``num_updates`` iterations, whatever the frames."""
     torch.manual_seed(11)
     network = raft_small()
     if flow is not None:
@@ -87,10 +96,15 @@ def options(folder: Path) -> dict[str, dict[str, Any]]:
         "dynamic_degree": {"weights": raft, **flow},
         "warp_error": {"weights": raft, **flow},
         "vbench_quality": {
-            "dino": dino, "clip": clip, "encoder": clip, "head": head, "musiq": musiq, "raft": raft,
+            "dino": dino,
+            "clip": clip,
+            "encoder": clip,
+            "head": head,
+            "musiq": musiq,
+            "raft": raft,
             "architecture": "small",
         },
-    }  # fmt: skip
+    }
 
 
 def optical_flow(folder: Path) -> dict[str, Any]:

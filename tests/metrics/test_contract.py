@@ -180,7 +180,7 @@ def test_a_dotted_name_reaches_outside(tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ("eval_metrics=[{metric: nothing}]", "there is no 'nothing'; give one of aesthetic_quality, background"),
+        ("eval_metrics=[{metric: nothing}]", "there is no 'nothing'; give one of aesthetic_quality, "),
         ("eval_metrics=[{metric: motion}]", "two metrics are called 'motion'; give one of eval_metrics"),
         ("eval_metrics=[{metric: motion, label: reward}]", "eval/reward is logged by every evaluation"),
         ("eval_metrics=[{label: a}]", "eval_metrics.0.metric: is required"),

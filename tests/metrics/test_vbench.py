@@ -1,4 +1,4 @@
-"""VBench's dimensions: parity with the libraries' own processors and forward passes, formulas by hand, errors."""
+"""VBench's dimensions: parity with the libraries' processors and forward passes, formulas by hand, errors."""
 
 from __future__ import annotations
 
@@ -29,8 +29,9 @@ from vader_ray.rewards.core.preprocess import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN
 
 SHAPES = [(40, 64), (96, 54), (32, 32)]
 PROMPTS = ["a", "b"]
-# VBench resizes 8-bit frames to 8-bit frames, which rounds by up to half a grey level; float arithmetic does not.
-# Measured: at most 0.004 of a cosine, whose range is 1. Frames of 32 pixels are not resized: float32 rounding.
+# VBench resizes 8-bit frames to 8-bit frames, which rounds by up to half a grey level; float arithmetic does
+# not. Measured: at most 0.004 of a cosine, whose range is 1. Frames of 32 pixels are not resized: float32
+# rounding.
 
 
 def tolerance(height: int, width: int) -> float:
@@ -169,8 +170,10 @@ def musiq_by_hand(state: dict[str, Tensor], image: Tensor) -> float:
         query, key, value = (
             linear(state, f"{block}.attention.{part}", normed) for part in ("query", "key", "value")
         )
-        heads = [(q @ k.T / 2**0.5).softmax(dim=1) @ v for q, k, v in zip(
-            query.split(2, 1), key.split(2, 1), value.split(2, 1), strict=True)]  # fmt: skip
+        heads = [
+            (q @ k.T / 2**0.5).softmax(dim=1) @ v
+            for q, k, v in zip(query.split(2, 1), key.split(2, 1), value.split(2, 1), strict=True)
+        ]
         x = x + linear(state, f"{block}.attention.out", torch.cat(heads, dim=1))
         inner = functional.gelu(linear(state, f"{block}.mlp.fc1", norm(state, f"{block}.norm2", x)))
         x = x + linear(state, f"{block}.mlp.fc2", inner)
@@ -257,10 +260,14 @@ def test_every_metric_with_networks_names_its_weights_and_their_licence() -> Non
 @pytest.mark.parametrize(
     ("name", "option"),
     [
-        ("subject_consistency", "weights"), ("background_consistency", "weights"), ("aesthetic_quality", "head"),
-        ("imaging_quality", "weights"), ("dynamic_degree", "weights"), ("warp_error", "weights"),
+        ("subject_consistency", "weights"),
+        ("background_consistency", "weights"),
+        ("aesthetic_quality", "head"),
+        ("imaging_quality", "weights"),
+        ("dynamic_degree", "weights"),
+        ("warp_error", "weights"),
     ],
-)  # fmt: skip
+)
 def test_foreign_and_truncated_weights_are_refused(
     name: str, option: str, options: dict[str, dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -306,7 +313,7 @@ def test_the_wrong_kind_of_network_is_refused(options: dict[str, dict[str, Any]]
     with pytest.raises(UserError, match="has a network of the type 'clip', not vit"):
         build("subject_consistency", weights=options["clip_diversity"]["weights"])
     torch.save({"weight": torch.zeros(1, 7), "bias": torch.zeros(1)}, tmp_path / "head.pth")
-    with pytest.raises(UserError, match="takes 7 features but the encoder .* gives 24"):
+    with pytest.raises(UserError, match=r"takes 7 features but the encoder .* gives 24"):
         build("aesthetic_quality", **options["aesthetic_quality"] | {"head": str(tmp_path / "head.pth")})
     assert (
         json.loads(Path(options["subject_consistency"]["weights"], "config.json").read_text())[

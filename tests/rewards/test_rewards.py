@@ -267,7 +267,8 @@ ROUNDED = [(105, 192), (170, 640)]
 
 @pytest.mark.parametrize(("height", "width"), [(480, 832), (320, 512), *ROUNDED])
 def test_letterbox_is_that_of_hpsv2_on_tensors(height: int, width: int) -> None:
-    # hpsv2 1.2.0: scale = size / max(h, w), then torchvision's resize of a float tensor, which keeps overshoot
+    # hpsv2 1.2.0: scale = size / max(h, w), then torchvision's resize of a float tensor, which keeps
+    # overshoot
     blocks = (random_images(1, 3, height // 15, width // 16) > 0.5).float()
     images = functional.interpolate(blocks, (height, width))
     size = [round(side * (224 / float(max(height, width)))) for side in (height, width)]
@@ -275,9 +276,9 @@ def test_letterbox_is_that_of_hpsv2_on_tensors(height: int, width: int) -> None:
     assert float(inner.max()) > 1, "there must be overshoot to keep"
     across, down = (224 - side for side in size[::-1])
     borders = [across // 2, down // 2, across - across // 2, down - down // 2]
-    # float32 rounding of sums of weights near 1
+    # torchvision computes the positions of the weights in float32: 1e-5 at column 800
     torch.testing.assert_close(
-        preprocess.letterbox(images, 224, "bicubic"), vision.pad(inner, borders, fill=0), atol=2e-6, rtol=0
+        preprocess.letterbox(images, 224, "bicubic"), vision.pad(inner, borders, fill=0), atol=2e-5, rtol=0
     )
 
 
@@ -570,7 +571,7 @@ def test_a_dotted_name_reaches_outside(tmp_path: Path, monkeypatch: pytest.Monke
         ("my_rewards.colour", {"gian": 1}, r"no option 'gian'; did you mean 'gain'\? it has gain"),
         ("my_rewards.colour.Blue", {}, "my_rewards.colour defines no 'Blue'"),
         ("my_rewards.shape", {}, "my_rewards defines no 'shape'"),
-        ("my_rewards", {}, "reward: there is no 'my_rewards'; give one of action, aesthetic, "),
+        ("my_rewards", {}, "reward: there is no 'my_rewards'; .*give one of action, aesthetic, "),
         ("my_rewards.colour.Clash", {}, "'target' is a setting of every reward; rename it"),
         ("nowhere.at.all", {}, "there is no module 'nowhere.at.all' or 'nowhere.at'.*PYTHONPATH"),
     ):

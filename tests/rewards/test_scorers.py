@@ -1,5 +1,5 @@
-"""ImageReward, MPS and aesthetic v2.5: parity with the libraries' own processors and forward passes, gradients by
-finite differences, published layouts, and every error."""
+"""ImageReward, MPS and aesthetic v2.5: parity with the libraries' own processors and forward passes,
+gradients by finite differences, published layouts, and every error."""
 
 from __future__ import annotations
 
@@ -93,9 +93,21 @@ def stock_mps(options: dict[str, Any], frames: Tensor, prompts: list[str], thres
 
 def mps_layer(image: Tensor, text: Tensor, state: dict[str, Tensor], name: str) -> Tensor:
     """One layer of the head, head by head, with the masked tokens left out instead of masked."""
-    weight = {key: state[f"{name}.{key}.weight"] for key in (
-        "0.fn.norm", "0.fn.to_q", "0.fn.to_kv", "0.fn.to_out", "0.fn.ff.0", "0.fn.ff.2", "1.fn.norm",
-        "1.fn.fused_attn_ff_proj", "1.fn.attn_out", "1.fn.ff_out.1")}  # fmt: skip
+    weight = {
+        key: state[f"{name}.{key}.weight"]
+        for key in (
+            "0.fn.norm",
+            "0.fn.to_q",
+            "0.fn.to_kv",
+            "0.fn.to_out",
+            "0.fn.ff.0",
+            "0.fn.ff.2",
+            "1.fn.norm",
+            "1.fn.fused_attn_ff_proj",
+            "1.fn.attn_out",
+            "1.fn.ff_out.1",
+        )
+    }
     normed = functional.layer_norm(image, (128,), weight["0.fn.norm"])
     key, value = (text @ weight["0.fn.to_kv"].T).split(64, dim=1)
     query = normed @ weight["0.fn.to_q"].T
@@ -154,8 +166,8 @@ def test_the_score_is_the_published_one(
     scores = reward(frames, prompts)
     if (height, width) == (32, 32):  # nothing is resized: float32 rounding
         torch.testing.assert_close(scores, expected, atol=1e-4, rtol=1e-5)
-    # PIL rounds after each of its two passes. One grey level of each pixel, in directions that are independent of
-    # the gradient, changes the score by about `effect`.
+    # PIL rounds after each of its two passes. One grey level of each pixel, in directions that are
+    # independent of the gradient, changes the score by about `effect`.
     leaf = frames.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(reward(leaf, prompts).sum(), leaf)
     effect = LEVEL * gradient.flatten(1).norm(dim=1).max()
@@ -175,7 +187,7 @@ def test_image_reward_of_another_prompt_is_another_score_and_padding_is_none(
     tokens, mask = reward.tokenize(["a dog", longer])
     assert tokens.shape == (2, 35)
     assert (mask.sum(dim=1).tolist(), tokens[0, :5].tolist()) == ([4, 35], [2, 5, 7, 3, 0])
-    assert not reward.text.config.layer_norm_eps == reward.vision.config.layer_norm_eps
+    assert reward.text.config.layer_norm_eps != reward.vision.config.layer_norm_eps
 
 
 def test_a_folded_head_is_the_head() -> None:
@@ -210,8 +222,7 @@ def test_masked_tokens_and_the_condition_matter_as_they_must(options: dict[str, 
     assert (expected[0.0] - expected[0.9]).abs().max() > 0.05
     reward = build("mps", **options["mps"], threshold=0.9, condition="a cat")
     assert (reward(frames, PROMPTS) - expected[0.9]).abs().max() > 0.05
-    _, _, kept = reward._encoded(PROMPTS[0])
-    tokens, end, _ = reward._encoded(PROMPTS[0])
+    tokens, _, kept = reward._encoded(PROMPTS[0])
     moved = tokens + (~kept)[..., None] * torch.randn(
         tokens.shape, generator=torch.Generator().manual_seed(0)
     )
@@ -224,8 +235,10 @@ def test_masked_tokens_and_the_condition_matter_as_they_must(options: dict[str, 
 def test_videox_fun_squashes(options: dict[str, dict[str, Any]]) -> None:
     images = random_images(2, 3, 40, 64)
     expected = functional.interpolate(images, (32, 32), mode="bicubic", antialias=True)
-    mean, std = (torch.tensor(values)[:, None, None] for values in (
-        open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD))  # fmt: skip
+    mean, std = (
+        torch.tensor(values)[:, None, None]
+        for values in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
+    )
     pixels = build("mps", **options["mps"], preprocessing="videox_fun").prepare(images)
     torch.testing.assert_close(pixels, (expected - mean) / std, atol=1e-5, rtol=0)
 
@@ -322,7 +335,7 @@ def test_missing_files_name_the_command_that_gets_them(
     command = "hf download THUDM/ImageReward ImageReward.pt med_config.json"
     refused("image_reward", f"out of reach.*`{command}`")
     refused("mps", "`hf download laion/CLIP-ViT-H-14-laion2B-s32B-b79K config.json tokenizer.json ")
-    message = "cannot get https://.*/MPS_overall.pth .*run `curl -L -o .*/checkpoints/MPS_overall.pth https:.*weights$"
+    message = "cannot get https://.*/MPS_overall.pth .*run `curl -L -o .*/MPS_overall.pth https:.* weights$"
     refused("mps", message, clip=options["mps"]["clip"])
     refused("aesthetic_v2_5", "`hf download google/siglip-so400m-patch14-384 config.json")
     encoder = options["aesthetic_v2_5"]["encoder"]
@@ -333,15 +346,35 @@ def test_missing_files_name_the_command_that_gets_them(
 
 def test_full_size_image_reward_has_the_published_names() -> None:
     with torch.device("meta"):
-        blocks = {f"blip.visual_encoder.blocks.{i}.{name}": torch.empty(shape) for i in range(24) for name, shape in (
-            ("norm1.weight", (1024,)), ("norm1.bias", (1024,)), ("norm2.weight", (1024,)), ("norm2.bias", (1024,)),
-            ("attn.qkv.weight", (3072, 1024)), ("attn.qkv.bias", (3072,)), ("attn.proj.weight", (1024, 1024)),
-            ("attn.proj.bias", (1024,)), ("mlp.fc1.weight", (4096, 1024)), ("mlp.fc1.bias", (4096,)),
-            ("mlp.fc2.weight", (1024, 4096)), ("mlp.fc2.bias", (1024,)))}  # fmt: skip
-        state = blocks | {f"blip.visual_encoder.{name}": torch.empty(shape) for name, shape in (
-            ("cls_token", (1, 1, 1024)), ("pos_embed", (1, 197, 1024)), ("norm.weight", (1024,)),
-            ("norm.bias", (1024,)), ("patch_embed.proj.weight", (1024, 3, 16, 16)),
-            ("patch_embed.proj.bias", (1024,)))}  # fmt: skip
+        blocks = {
+            f"blip.visual_encoder.blocks.{i}.{name}": torch.empty(shape)
+            for i in range(24)
+            for name, shape in (
+                ("norm1.weight", (1024,)),
+                ("norm1.bias", (1024,)),
+                ("norm2.weight", (1024,)),
+                ("norm2.bias", (1024,)),
+                ("attn.qkv.weight", (3072, 1024)),
+                ("attn.qkv.bias", (3072,)),
+                ("attn.proj.weight", (1024, 1024)),
+                ("attn.proj.bias", (1024,)),
+                ("mlp.fc1.weight", (4096, 1024)),
+                ("mlp.fc1.bias", (4096,)),
+                ("mlp.fc2.weight", (1024, 4096)),
+                ("mlp.fc2.bias", (1024,)),
+            )
+        }
+        state = blocks | {
+            f"blip.visual_encoder.{name}": torch.empty(shape)
+            for name, shape in (
+                ("cls_token", (1, 1, 1024)),
+                ("pos_embed", (1, 197, 1024)),
+                ("norm.weight", (1024,)),
+                ("norm.bias", (1024,)),
+                ("patch_embed.proj.weight", (1024, 3, 16, 16)),
+                ("patch_embed.proj.bias", (1024,)),
+            )
+        }
         part = {
             image_reward._renamed(name): value
             for name, value in image_reward._part(state, image_reward.VISION).items()

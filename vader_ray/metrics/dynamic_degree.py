@@ -28,16 +28,16 @@ PAIRS_THAT_MOVE = 4 / 16
 class DynamicDegreeMetric(NetworkMetric):
     """Whether a video moves, and how fast, by the optical flow of RAFT between frames at 8 per second.
 
-    ``moving`` is VBench's number: 1 for a video of which enough pairs of neighbouring frames have a speed above the
-    threshold, else 0. ``speed`` is the mean speed of the pairs in thresholds; as a guard it notices motion that
-    fades before ``moving`` does. A single frame does not move.
+    ``moving`` is VBench's number: 1 for a video of which enough pairs of neighbouring frames have a speed
+    above the threshold, else 0. ``speed`` is the mean speed of the pairs in thresholds; as a guard it notices
+    motion that fades before ``moving`` does. A single frame does not move.
 
     Args:
         weights: local file with torchvision's names; by default torchvision's own file, which is downloaded.
         architecture: ``large`` is VBench's network.
         frames_per_second: of the videos; VBench compares frames at 8 per second.
-        short_side: reduce frames with a longer short side to it, in pixels, and the threshold with it; VBench does
-            not. Frames below RAFT's least side of 128 pixels are enlarged.
+        short_side: reduce frames with a longer short side to it, in pixels, and the threshold with it; VBench
+            does not. Frames below RAFT's least side of 128 pixels are enlarged.
         num_updates: iterations of RAFT.
     """
 

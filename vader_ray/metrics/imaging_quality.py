@@ -1,4 +1,4 @@
-"""VBench's imaging quality (arXiv 2311.17982): MUSIQ's rating of the frames, trained on photographs (SPAQ)."""
+"""VBench's imaging quality (arXiv 2311.17982): MUSIQ's rating of the frames, trained on photographs."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class ImagingQualityMetric(NetworkMetric):
 
 
 def prepared(images: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n 3 h w"]:
-    """Return the images with a long side of at most 512 pixels (bilinear, not antialiased), as VBench does."""
+    """Reduce images to a long side of at most 512 pixels (bilinear, not antialiased), as VBench does."""
     height, width = images.shape[-2:]
     if max(height, width) <= LONGEST:
         return images

@@ -40,8 +40,9 @@ RENAMED = {
 class SubjectConsistencyMetric(NetworkMetric):
     """Mean cosine of each frame's DINO features with those of the frame before and of the first frame.
 
-    A still video scores 1: watch a measure of motion beside it. The published code interpolates DINO's positions by
-    a factor, transformers by the size, which differs in the third decimal on frames that are not square.
+    A still video scores 1: watch a measure of motion beside it. The published code interpolates DINO's
+    positions by a factor, transformers by the size, which differs in the third decimal on frames that are not
+    square.
 
     Args:
         weights: hub repository or local folder in transformers' format.
@@ -68,7 +69,7 @@ class SubjectConsistencyMetric(NetworkMetric):
         return features
 
     def prepare(self, images: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n 3 h w"]:
-        """Resize the short side to the network's (bilinear, not antialiased), without a crop, and normalise."""
+        """Resize the short side (bilinear, not antialiased) and normalise, without a crop."""
         size = int(self.network.config.image_size)  # type: ignore[arg-type]
         side = short_side_at(*images.shape[-2:], size)
         return normalise(resize(images, *side, "bilinear", antialias=False), IMAGENET_MEAN, IMAGENET_STD)

@@ -1,4 +1,4 @@
-"""VBench's temporal flickering (arXiv 2311.17982): how little neighbouring frames differ; needs no weights."""
+"""VBench's temporal flickering (arXiv 2311.17982): how little neighbouring frames differ."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from vader_ray.types import Frames, Scores
 class TemporalFlickeringMetric:
     """1 minus the mean absolute difference of neighbouring frames; 1 for a single frame.
 
-    It cannot distinguish flicker from motion, and a still video scores 1: watch a measure of motion beside it.
+    It cannot distinguish flicker from motion, and a still video scores 1: watch a measure of motion beside
+    it.
     """
 
     unit = "1 − mean absolute difference of neighbouring frames, 0 to 1 still"

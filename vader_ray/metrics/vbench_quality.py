@@ -1,4 +1,4 @@
-"""VBench's quality score (arXiv 2311.17982) of six of its seven dimensions, with its normalisation and weights."""
+"""VBench's quality score (arXiv 2311.17982) of six of its seven dimensions."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ WEIGHTS = dict.fromkeys(RANGES, 1.0) | {"dynamic_degree": 0.5}
 
 
 class VbenchQualityMetric(NetworkMetric):
-    """Weighted mean of six normalised dimensions, and each dimension as it is.
+    """Weighted mean of six dimensions, normalised and weighted as VBench does, and each dimension as it is.
 
-    Motion smoothness, VBench's seventh dimension, is left out: its network (AMT) may not be used commercially. And
-    VBench's numbers are of its own prompts, 5 videos of each, at 8 frames per second. So ``quality`` compares two
-    models in the same evaluation, and not with VBench's leaderboard.
+    Motion smoothness, VBench's seventh dimension, is left out: its network (AMT) may not be used
+    commercially. And VBench's numbers are of its own prompts, 5 videos of each, at 8 frames per second. So
+    ``quality`` compares two models in the same evaluation, and not with VBench's leaderboard.
 
     Args:
         dino: of `subject_consistency`.
@@ -58,7 +58,7 @@ class VbenchQualityMetric(NetworkMetric):
     default_weights = f"{DINO}, {CLIP}, {ENCODER}, LAION-AI, chaofengc/IQA-PyTorch, pytorch/vision"
     licence = "see the six metrics"
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  (one option for each file of weights)
         self,
         *,
         dino: Source = DINO,

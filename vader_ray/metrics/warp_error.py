@@ -28,9 +28,10 @@ from vader_ray.weights import Source
 class WarpErrorMetric(NetworkMetric):
     """Mean absolute difference of each frame to the next one warped back by the optical flow between them.
 
-    Pixels that are visible in one of the two frames only are left out (arXiv 1808.00449, section 3.3). It measures
-    flicker and jumps, as VBench's motion smoothness does by another network, whose licence forbids commercial use;
-    the two numbers do not compare. A still video scores 0: watch a measure of motion beside it.
+    Pixels that are visible in one of the two frames only are left out (arXiv 1808.00449, section 3.3). It
+    measures flicker and jumps, as VBench's motion smoothness does by another network, whose licence forbids
+    commercial use; the two numbers do not compare. A still video scores 0: watch a measure of motion beside
+    it.
 
     Args:
         weights: local file with torchvision's names; by default torchvision's own file, which is downloaded.
@@ -93,8 +94,8 @@ def warped(images: Float[Tensor, "pairs channels height width"], flow: Flow) -> 
 def is_visible(forth: Flow, back: Flow) -> Bool[Tensor, "pairs flow_height flow_width"]:
     """Return which pixels of the first frame are visible in the second.
 
-    There the flow back from where a pixel went leads to the pixel again, up to a tolerance that grows with the
-    motion (equation 6 of arXiv 1808.00449), and the pixel has not left the frame.
+    There the flow back from where a pixel went leads to the pixel again, up to a tolerance that grows with
+    the motion (equation 6 of arXiv 1808.00449), and the pixel has not left the frame.
     """
     returned = warped(back, forth)
     apart = (forth + returned).square().sum(dim=1)

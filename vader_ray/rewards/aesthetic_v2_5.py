@@ -1,7 +1,7 @@
 """Aesthetic predictor v2.5: a linear head on SigLIP image embeddings, rated by people.
 
-Written from the sizes and names of the published weights alone. The authors' code is under the AGPL-3.0, and so,
-as nothing else is stated, is their head file: neither is part of this package; give a copy of the file.
+Written from the sizes and names of the published weights alone. The authors' code is under the AGPL-3.0, and
+so, as nothing else is stated, is their head file: neither is part of this package; give a copy of the file.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ OTHER_TOWER = ("text_model.", "logit_")
 class AestheticV25Reward(FrameReward):
     """The mean over frames of the head's rating of the normalised image embedding; ignores the prompts.
 
-    Behind the normalisation there are only linear layers, so that a trained model finds unnatural pictures with
-    high ratings easily: give a ``target``.
+    Behind the normalisation there are only linear layers, so that a trained model finds unnatural pictures
+    with high ratings easily: give a ``target``.
 
     Args:
         head: local copy of the authors' ``aesthetic_predictor_v2_5.pth`` (AGPL-3.0).

@@ -26,8 +26,8 @@ from vader_ray.weights import Source
 class OpticalFlowReward(NetworkReward):
     """The mean over pairs of neighbouring frames of sigmoid((speed − threshold) / softness).
 
-    Speed and threshold are those of VBench's dynamic degree: the mean of the largest 5 % of the optical flow by
-    RAFT, against 6 pixels at a short side of 256. The score is between 0 and 1 and rises little above the
+    Speed and threshold are those of VBench's dynamic degree: the mean of the largest 5 % of the optical flow
+    by RAFT, against 6 pixels at a short side of 256. The score is between 0 and 1 and rises little above the
     threshold, so that jitter cannot raise it without bound; a still video scores 0.02. The prompts have no
     influence.
 
@@ -37,7 +37,8 @@ class OpticalFlowReward(NetworkReward):
         softness: width of the sigmoid, in thresholds.
         every: compare each n-th frame. VBench compares frames at 8 per second: 2 at 16 frames per second.
         short_side: frames with a longer short side are reduced to it, in pixels; memory grows with its fourth
-            power. The threshold is reduced with it. Frames below RAFT's least side of 128 pixels are enlarged.
+            power. The threshold is reduced with it. Frames below RAFT's least side of 128 pixels are
+            enlarged.
         num_updates: iterations of RAFT. After more than one the gradient is that of the paper, which does not
             flow through positions.
     """
@@ -70,8 +71,8 @@ class OpticalFlowReward(NetworkReward):
         frames = sized(frames[:, :: self.every], self.short_side)
         if frames.shape[1] < 2:
             raise UserError(
-                "optical_flow compares neighbouring frames and got 1; set the reward's frames and every so that "
-                "at least 2 are left"
+                "optical_flow compares neighbouring frames and got 1; set the reward's frames and every so "
+                "that at least 2 are left"
             )
         height, width = frames.shape[-2:]
         speeds = [relative_speeds(self.raft.of_neighbours(video), height, width) for video in frames]

@@ -1,7 +1,7 @@
-"""Network of MPS (arXiv 2405.14705): layers behind a CLIP in which image tokens attend to tokens of the prompt.
+"""Network of MPS (arXiv 2405.14705): layers behind a CLIP in which image tokens attend to the prompt.
 
-The layers are those of CoCa's decoder (arXiv 2205.01917): one head of keys and values for all heads of queries,
-feed-forward networks beside the attention, rotary positions.
+The layers are those of CoCa's decoder (arXiv 2205.01917): one head of keys and values for all heads of
+queries, feed-forward networks beside the attention, rotary positions.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Linear layers without activations behind the embedding of an image: the head of several published scorers."""
+"""Linear layers without activations behind an image's embedding: the head of several published scorers."""
 
 from __future__ import annotations
 

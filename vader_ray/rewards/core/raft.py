@@ -43,8 +43,9 @@ Flow: TypeAlias = Float[Tensor, "pairs 2 flow_height flow_width"]
 class Raft(nn.Module):
     """A frozen RAFT for frames in [0, 1] of any size.
 
-    In RAFT's iterations the positions at which features are compared are detached, as in the paper: the gradient of
-    the flow is that through the features and the hidden state. After one iteration it is the exact one.
+    In RAFT's iterations the positions at which features are compared are detached, as in the paper: the
+    gradient of the flow is that through the features and the hidden state. After one iteration it is the
+    exact one.
 
     Args:
         weights: local file with torchvision's names, or hub repository; by default torchvision's own file.
@@ -92,7 +93,7 @@ class Raft(nn.Module):
         return flow
 
 
-def _widen_flow(module: nn.Module, inputs: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+def _widen_flow(_: nn.Module, inputs: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """Cast the flow of the first iteration, which is float32, to the dtype of the features."""
     flow, features = inputs
     return flow.to(features.dtype), features
@@ -118,8 +119,8 @@ def sized(frames: Frames, short: int | None) -> Float[Tensor, "batch frames 3 h 
 def relative_speeds(flow: Flow, height: int, width: int) -> Float[Tensor, " pairs"]:
     """Return the speed of each pair in VBench's thresholds: above 1, the pair counts as moving.
 
-    The speed is the mean of the largest 5 % of the lengths of the flow on the padded frames. The threshold is 6
-    pixels for frames whose short side is 256, and grows with it.
+    The speed is the mean of the largest 5 % of the lengths of the flow on the padded frames. The threshold is
+    6 pixels for frames whose short side is 256, and grows with it.
 
     Args:
         flow: of the padded frames.
