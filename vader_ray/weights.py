@@ -117,7 +117,7 @@ def resolve_url(url: str, option: str = "weights") -> Path:
         if constants.HF_HUB_OFFLINE:
             raise URLError("HF_HUB_OFFLINE is set")
         folder.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(url, str(path), stated and stated[1], progress=False)
+        torch.hub.download_url_to_file(url, str(path), stated[1] if stated else None, progress=False)
     except (OSError, RuntimeError) as error:
         raise UserError(
             f"cannot get {url} ({error}); run `curl -L -o {path} {url}` where there is internet, or give a "

@@ -183,10 +183,8 @@ def musiq_by_hand(state: dict[str, Tensor], image: Tensor) -> float:
 def musiq_patch(state: dict[str, Tensor], patch: Tensor) -> Tensor:
     def filtered(name: str, x: Tensor, **settings: Any) -> Tensor:
         weight = state[f"{name}.weight"].double().numpy()
-        means, deviations = (
-            statistic(weight.reshape(len(weight), -1), axis=1, **extra)[:, None, None, None]
-            for statistic, extra in ((np.mean, {}), (np.std, {"ddof": 1}))
-        )
+        means = np.mean(weight, axis=(1, 2, 3), keepdims=True)
+        deviations = np.std(weight, axis=(1, 2, 3), ddof=1, keepdims=True)
         return functional.conv2d(x, torch.tensor((weight - means) / (deviations + 1e-5)), **settings)
 
     def grouped(name: str, x: Tensor, eps: float) -> Tensor:
@@ -282,7 +280,9 @@ def test_foreign_and_truncated_weights_are_refused(
         (None, "belongs to another network, with weights .* missing"),
     ):
         path = target / "pytorch_model.bin" if source.is_dir() else target.with_suffix(".pth")
-        path.write_bytes(content) if content else torch.save({"layers.9.weight": torch.zeros(2)}, path)
+        torch.save({"layers.9.weight": torch.zeros(2)}, path)
+        if content is not None:
+            path.write_bytes(content)
         with pytest.raises(UserError, match=message) as caught:
             build(name, **options[name] | {option: str(target if source.is_dir() else path)})
         assert "\n" not in str(caught.value)
@@ -294,7 +294,7 @@ def test_unreachable_files_are_explained(
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     encoder = options["aesthetic_quality"]["encoder"]
-    for name, given, message in (
+    cases: tuple[tuple[str, dict[str, Any], str], ...] = (
         ("subject_consistency", {}, "`hf download facebook/dino-vitb16 config.json pytorch_model.bin`"),
         ("background_consistency", {}, "`hf download openai/clip-vit-base-patch32 config.json"),
         (
@@ -304,7 +304,8 @@ def test_unreachable_files_are_explained(
         ),
         ("imaging_quality", {}, "curl -L -o .*musiq_spaq_ckpt-358bb6af.pth https:.* as weights$"),
         ("dynamic_degree", {}, "curl -L -o .*raft_large_C_T_V1-22a6c225.pth https:.* as weights$"),
-    ):
+    )
+    for name, given, message in cases:
         with pytest.raises(UserError, match=message):
             build(name, **given)
 

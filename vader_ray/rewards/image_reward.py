@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import BertTokenizer, BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
 from vader_ray.errors import UserError
@@ -80,7 +80,8 @@ class ImageReward(FrameReward):
         has_tokenizer = tokenizer is None and (folder / "tokenizer.json").is_file()
         source = str(folder) if has_tokenizer else tokenizer or TOKENIZER
         self.tokenizer = load_tokenizer(resolve_weights(source, *TOKENIZER_FILES), BertTokenizer)
-        self.vision, self.text, self.head = map(frozen, load_networks(folder))
+        vision, text, head = load_networks(folder)
+        self.vision, self.text, self.head = frozen(vision), frozen(text), frozen(head)
         self.image_size: int = self.vision.config.image_size  # type: ignore[assignment]
 
     def region(self, height: int, width: int) -> tuple[slice, slice]:
@@ -179,15 +180,15 @@ def _vision_config(state: Mapping[str, Tensor]) -> BlipVisionConfig:
     return BlipVisionConfig(**sizes, layer_norm_eps=1e-6)
 
 
-def _text_config(path: Path, vision: nn.Module) -> BlipTextConfig:
+def _text_config(path: Path, vision: BlipVisionModel) -> BlipTextConfig:
     """Return the settings of the text encoder.
 
     Raises:
         UserError: the file does not state one.
     """
-    settings = read_json(path)
-    if not isinstance(settings, dict) or (missing := [key for key in TEXT_SETTINGS if key not in settings]):
-        raise UserError(f"{path} has no {missing[0] if isinstance(settings, dict) else TEXT_SETTINGS[0]}; "
-                        f"copy it from {REPOSITORY}")  # fmt: skip
+    found = read_json(path)
+    settings = found if isinstance(found, dict) else {}
+    if missing := [key for key in TEXT_SETTINGS if key not in settings]:
+        raise UserError(f"{path} has no {missing[0]}; copy it from {REPOSITORY}")
     chosen = {key: settings[key] for key in TEXT_SETTINGS}
     return BlipTextConfig(**chosen, encoder_hidden_size=vision.config.hidden_size)

@@ -82,6 +82,8 @@ class Residual(nn.Module):
 class UnbiasedNorm(nn.Module):
     """Layer normalisation whose bias is a buffer of zeros."""
 
+    bias: Tensor
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
@@ -154,6 +156,8 @@ class ParallelBlock(nn.Module):
 class RotaryEmbedding(nn.Module):
     """Rotate pairs of features by an angle that grows with the position (arXiv 2104.09864)."""
 
+    inv_freq: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         exponents = torch.arange(0, HEAD_FEATURES, 2, dtype=torch.float32) / HEAD_FEATURES
@@ -162,7 +166,7 @@ class RotaryEmbedding(nn.Module):
     def forward(self, x: Float[Tensor, "*n tokens features"]) -> Float[Tensor, "*n tokens features"]:
         """Return the rotated features; feature i is paired with feature i + 32."""
         positions = torch.arange(x.shape[-2], device=x.device, dtype=torch.float32)
-        angles = torch.outer(positions, self.inv_freq.float()).repeat(1, 2)  # type: ignore[operator]
+        angles = torch.outer(positions, self.inv_freq.float()).repeat(1, 2)
         one, other = x.chunk(2, dim=-1)
         return x * angles.cos().to(x.dtype) + torch.cat((-other, one), dim=-1) * angles.sin().to(x.dtype)
 
@@ -175,6 +179,6 @@ def attend(
 ) -> Float[Tensor, "n patches features"]:
     """Return the attention of several heads of queries to one head of keys and values."""
     heads = query.unflatten(-1, (-1, HEAD_FEATURES)).transpose(1, 2)
-    shared = (x[:, None].expand(-1, heads.shape[1], -1, -1) for x in (key, value))
-    seen = functional.scaled_dot_product_attention(heads, *shared, attn_mask=kept)
+    keys, values = (x[:, None].expand(-1, heads.shape[1], -1, -1) for x in (key, value))
+    seen = functional.scaled_dot_product_attention(heads, keys, values, attn_mask=kept)
     return seen.transpose(1, 2).flatten(2)

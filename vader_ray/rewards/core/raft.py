@@ -99,7 +99,7 @@ def _widen_flow(_: nn.Module, inputs: tuple[Tensor, Tensor]) -> tuple[Tensor, Te
     return flow.to(features.dtype), features
 
 
-class _WideCorrBlock(CorrBlock):
+class _WideCorrBlock(CorrBlock):  # type: ignore[misc]
     """The correlation block with positions in the dtype of the features, for float64 too."""
 
     def index_pyramid(self, centroids_coords: Tensor) -> Tensor:
