@@ -322,3 +322,18 @@ def test_the_wrong_kind_of_network_is_refused(options: dict[str, dict[str, Any]]
         ]
         == 1e-12
     )
+
+
+@pytest.mark.parametrize(
+    "name", ["subject_consistency", "aesthetic_quality", "imaging_quality", "warp_error"]
+)
+def test_preflight_can_count_it_without_weights(name: str, options: dict[str, dict[str, Any]]) -> None:
+    spec = MetricConfig.model_validate({"metric": name, **options[name]})
+    metric: Any = metrics.build(spec, device="meta")
+    assert metric(torch.rand(2, 3, 3, 40, 64, device="meta"), PROMPTS).shape == (2,)
+
+
+def test_the_published_musiq_is_made_without_weights() -> None:
+    full = metrics.build(MetricConfig(metric="imaging_quality"), device="meta")
+    assert isinstance(full, torch.nn.Module)
+    assert sum(value.numel() for value in full.parameters()) == pytest.approx(27e6, rel=0.02)

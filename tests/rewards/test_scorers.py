@@ -19,6 +19,8 @@ from torch.nn import functional
 from tests.helpers import tiny_scorers
 from tests.helpers.reward_inputs import PROMPTS, as_pil, pictures, random_images, refused
 from tests.helpers.tiny_rewards import build_reward as build
+from vader_ray import rewards
+from vader_ray.config import RewardConfig
 from vader_ray.rewards import image_reward
 from vader_ray.rewards.base import FrameReward
 from vader_ray.rewards.core.linear_head import LinearHead
@@ -342,6 +344,15 @@ def test_missing_files_name_the_command_that_gets_them(
     refused(
         "aesthetic_v2_5", r"not part of this package \(AGPL-3.0\); get .* as the option head", encoder=encoder
     )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_preflight_can_count_it_without_weights(name: str, options: dict[str, dict[str, Any]]) -> None:
+    reward = rewards.build(RewardConfig.model_validate({"reward": name, **options[name]}), device="meta")
+    frames = torch.rand(2, 2, 3, 40, 64, device="meta", requires_grad=True)
+    reward(frames, PROMPTS).sum().backward()
+    assert frames.grad is not None
+    assert frames.grad.shape == frames.shape
 
 
 def test_full_size_image_reward_has_the_published_names() -> None:

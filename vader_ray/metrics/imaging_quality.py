@@ -28,7 +28,7 @@ class ImagingQualityMetric(NetworkMetric):
 
     unit = "MUSIQ rating, 0 to 1"
     default_weights = "chaofengc/IQA-PyTorch musiq_spaq_ckpt-358bb6af"
-    licence = "Apache-2.0 (google-research's weights, converted)"
+    licence = "Apache-2.0"
 
     def __init__(self, *, weights: Source | None = None) -> None:
         super().__init__()

@@ -71,8 +71,9 @@ class SubjectConsistencyMetric(NetworkMetric):
     def prepare(self, images: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n 3 h w"]:
         """Resize the short side (bilinear, not antialiased) and normalise, without a crop."""
         size = int(self.network.config.image_size)  # type: ignore[arg-type]
-        side = short_side_at(*images.shape[-2:], size)
-        return normalise(resize(images, *side, "bilinear", antialias=False), IMAGENET_MEAN, IMAGENET_STD)
+        height, width = images.shape[-2:]
+        sides = short_side_at(height, width, size)
+        return normalise(resize(images, *sides, "bilinear", antialias=False), IMAGENET_MEAN, IMAGENET_STD)
 
 
 def load_network(folder: Path) -> ViTModel:

@@ -94,13 +94,12 @@ class ImageReward(FrameReward):
         """Return the score of each image, float32 at least."""
         seen = self.vision(pixel_values=self.prepare(images).to(self.dtype)).last_hidden_state
         tokens, mask = self.tokenize(prompts)
+        # Added to the attention's logits. Of a mask of 0 and 1, transformers reads the values on the host.
+        padding = torch.zeros_like(mask, dtype=seen.dtype).masked_fill(mask == 0, torch.finfo(seen.dtype).min)
         read: Tensor = self.text(
-            input_ids=tokens,
-            attention_mask=mask,
-            encoder_hidden_states=seen,
-            encoder_attention_mask=torch.ones_like(seen[..., 0], dtype=torch.long),
+            input_ids=tokens, attention_mask=padding[:, None, None], encoder_hidden_states=seen
         ).last_hidden_state
-        rating = self.head(read[:, 0])[:, 0]
+        rating: Tensor = self.head(read[:, 0])[:, 0]
         return (rating.to(torch.promote_types(rating.dtype, torch.float32)) - MEAN) / STD
 
     def prepare(self, images: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n 3 size size"]:

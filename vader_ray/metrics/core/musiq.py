@@ -69,8 +69,8 @@ class Musiq(nn.Module):
     def _embed(self, patches: Float[Tensor, "n patches 3 32 32"]) -> Tokens:
         x = functional.relu(self.gn_root(self.conv_root(patches.flatten(0, 1))))
         x = self.block1(functional.max_pool2d(padded_same(x, 3, 2), 3, 2))
-        tokens: Tensor = self.embedding(x.permute(0, 2, 3, 1).flatten(1))
-        return tokens.unflatten(0, patches.shape[:2])
+        tokens: Tensor = self.embedding(x.permute(0, 2, 3, 1).flatten(1)).unflatten(0, patches.shape[:2])
+        return tokens
 
 
 class StandardisedConv(nn.Conv2d):

@@ -56,4 +56,5 @@ def embed(
 ) -> Float[Tensor, "batch frames features"]:
     """Return the embedding of each frame, a few frames at a time, in the dtype of the frames."""
     parts = [images(chunk).to(frames.dtype) for chunk in frames.flatten(0, 1).split(IMAGES_AT_ONCE)]
-    return torch.cat(parts).unflatten(0, frames.shape[:2])
+    embeddings: Tensor = torch.cat(parts).unflatten(0, frames.shape[:2])
+    return embeddings

@@ -61,7 +61,8 @@ class CrossModel(nn.Module):
         kept: Bool[Tensor, "n tokens"],
     ) -> Float[Tensor, "n patches features"]:
         """Return the image tokens after all layers."""
-        for cross_attention, self_attention in self.layers:  # type: ignore[misc]
+        for layer in self.layers:
+            cross_attention, self_attention = layer.children()
             image = self_attention(cross_attention(image, text, kept))
         return image
 
