@@ -38,7 +38,7 @@ def build(name: str, options: dict[str, dict[str, Any]]) -> Any:
 @pytest.mark.parametrize("name", NAMES)
 def test_every_metric_keeps_the_contract(name: str, options: dict[str, dict[str, Any]]) -> None:
     metric = build(name, options)
-    for num_frames in (1, 2 if name in COSTLY else 4):
+    for num_frames in (1,) if name in COSTLY else (1, 4):
         metrics.check_contract(metric, name=name, num_frames=num_frames, height=40, width=48)
     kinds = [isinstance(metric, kind) for kind in (VideoMetric, SetMetric, PairedMetric)]
     assert sum(kinds) == 1, "the kind of a metric is ambiguous"
@@ -52,7 +52,7 @@ def test_every_metric_keeps_the_contract(name: str, options: dict[str, dict[str,
 @pytest.mark.parametrize("name", NAMES)
 def test_videos_scored_together_or_alone_give_the_same(name: str, options: dict[str, dict[str, Any]]) -> None:
     metric = build(name, options)
-    shape = (2, 2) if name in COSTLY else (3, 4)
+    shape = (2, 1) if name in COSTLY else (3, 4)
     frames = torch.rand(*shape, 3, 40, 48, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         together, alone = (
