@@ -12,7 +12,7 @@ import torch
 import transformers
 from torch import nn
 
-from tests.helpers import tiny_clips, tiny_scorers, tiny_vbench
+from tests.helpers import tiny_clips, tiny_qwen, tiny_scorers, tiny_vbench
 from vader_ray import rewards
 from vader_ray.config import RewardConfig
 
@@ -119,5 +119,6 @@ OPTIONS: dict[str, Callable[[Path], dict[str, Any]]] = {
     **tiny_clips.OPTIONS,
     **tiny_scorers.OPTIONS,
     "optical_flow": tiny_vbench.optical_flow,
+    **tiny_qwen.OPTIONS,
 }
 """Options with which the contract test builds a reward, from a folder that does not exist yet."""

@@ -264,7 +264,7 @@ def test_the_gradient_is_the_finite_difference(name: str, options: dict[str, dic
     # central difference: error of order step² = 1e-10, relative to a slope of order 0.1
     torch.testing.assert_close((gradient * direction).sum(), difference[0] / (2 * step), rtol=1e-6, atol=1e-8)
     assert isinstance(reward, FrameReward)
-    rows, columns = reward.region(40, 64)
+    rows, columns = reward.resizing(40, 64).region(40, 64)
     outside = gradient.clone()
     outside[..., rows, columns] = 0
     assert not outside.any()

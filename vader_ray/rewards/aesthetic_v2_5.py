@@ -18,6 +18,7 @@ from vader_ray.errors import UserError
 from vader_ray.rewards.base import FrameReward, frozen
 from vader_ray.rewards.core.linear_head import LinearHead, load_linear_head
 from vader_ray.rewards.core.preprocess import normalise, squash
+from vader_ray.rewards.core.resizing import Resizing, whole
 from vader_ray.rewards.core.transformers_loading import (
     TRANSFORMERS_FILES,
     check_model_type,
@@ -65,6 +66,10 @@ class AestheticV25Reward(FrameReward):
             )
         self.image_mean, self.image_std = image_statistics(folder)
         self.image_size: int = self.encoder.config.image_size  # type: ignore[assignment]
+
+    def resizing(self, height: int, width: int) -> Resizing:
+        """Return a square of the network's image size."""
+        return whole(self.image_size, self.image_size, "bicubic")
 
     def score_images(
         self, images: Float[Tensor, "n 3 height width"], prompts: Sequence[str], /

@@ -18,6 +18,7 @@ from vader_ray.errors import UserError
 from vader_ray.rewards.base import frozen
 from vader_ray.rewards.core.clip import PromptReward
 from vader_ray.rewards.core.preprocess import Filter, letterbox, normalise, squash
+from vader_ray.rewards.core.resizing import Resizing, letterboxed, whole
 from vader_ray.weights import Source, load_strictly, only_file, read_state_dict, resolve_weights
 
 FILES = {"v2.0": "HPS_v2_compressed.pt", "v2.1": "HPS_v2.1_compressed.pt"}
@@ -63,6 +64,17 @@ class HPSReward(PromptReward):
         self.clip = frozen(clip)
         self.preprocessing = preprocessing
 
+    def resizing(self, height: int, width: int) -> Resizing:
+        """Return the long side at the network's image size; of other preprocessings a square."""
+        size = self.clip.visual.image_size[0]
+        if self.preprocessing == "published":
+            return letterboxed(height, width, size, "bicubic")
+        return whole(size, size, self._square_filter)
+
+    @property
+    def _square_filter(self) -> Filter:
+        return "bicubic" if self.preprocessing == "videox_fun" else "bilinear"
+
     def prepare(self, images: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n 3 size size"]:
         """Return the preprocessed images that the network takes."""
         visual = self.clip.visual
@@ -70,8 +82,7 @@ class HPSReward(PromptReward):
         if self.preprocessing == "published":
             square = letterbox(images, size, "bicubic")
         else:
-            mode: Filter = "bilinear" if self.preprocessing == "vader" else "bicubic"
-            square = squash(images, size, mode, clamp=False)
+            square = squash(images, size, self._square_filter, clamp=False)
         return normalise(square, visual.image_mean, visual.image_std)
 
     def encode_images(self, pixels: Float[Tensor, "n 3 size size"]) -> Float[Tensor, "n features"]:

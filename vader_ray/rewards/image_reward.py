@@ -14,7 +14,8 @@ from transformers import BertTokenizer, BlipTextConfig, BlipTextModel, BlipVisio
 from vader_ray.errors import UserError
 from vader_ray.rewards.base import FrameReward, frozen
 from vader_ray.rewards.core.linear_head import LinearHead, load_linear_head
-from vader_ray.rewards.core.preprocess import CLIP_MEAN, CLIP_STD, crop, crop_region, normalise
+from vader_ray.rewards.core.preprocess import CLIP_MEAN, CLIP_STD, crop, normalise
+from vader_ray.rewards.core.resizing import Resizing, centre_square
 from vader_ray.rewards.core.transformers_loading import TOKENIZER_FILES, load_tokenizer, read_json
 from vader_ray.weights import Source, load_strictly, read_state_dict, resolve_weights
 
@@ -84,9 +85,9 @@ class ImageReward(FrameReward):
         self.vision, self.text, self.head = frozen(vision), frozen(text), frozen(head)
         self.image_size: int = self.vision.config.image_size  # type: ignore[assignment]
 
-    def region(self, height: int, width: int) -> tuple[slice, slice]:
-        """Return the centre square."""
-        return crop_region(height, width, self.image_size, "bicubic")
+    def resizing(self, height: int, width: int) -> Resizing:
+        """Return the centre square of frames with the short side at the network's image size."""
+        return centre_square(height, width, self.image_size, "bicubic")
 
     def score_images(
         self, images: Float[Tensor, "n 3 height width"], prompts: Sequence[str], /

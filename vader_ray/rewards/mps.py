@@ -19,7 +19,8 @@ from transformers import CLIPConfig
 from vader_ray.errors import UserError
 from vader_ray.rewards.base import FrameReward, frozen
 from vader_ray.rewards.core.conditioned_clip import ConditionedCLIP
-from vader_ray.rewards.core.preprocess import CLIP_MEAN, CLIP_STD, crop, crop_region, normalise, squash
+from vader_ray.rewards.core.preprocess import CLIP_MEAN, CLIP_STD, crop, normalise, squash
+from vader_ray.rewards.core.resizing import Resizing, centre_square, whole
 from vader_ray.rewards.core.transformers_loading import TOKENIZER_FILES, check_model_type, load_tokenizer
 from vader_ray.weights import Source, load_strictly, read_state_dict, resolve_url, resolve_weights
 
@@ -73,11 +74,12 @@ class MPSReward(FrameReward):
         self.scale = 100.0 if scale.is_meta else float(scale)
         self._prompts: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
 
-    def region(self, height: int, width: int) -> tuple[slice, slice]:
-        """Return the centre square, or the whole frame with ``preprocessing=videox_fun``."""
+    def resizing(self, height: int, width: int) -> Resizing:
+        """Return the centre square of frames with the short side at the network's image size, or a square
+        with ``preprocessing=videox_fun``."""
         if self.preprocessing == "videox_fun":
-            return super().region(height, width)
-        return crop_region(height, width, self.image_size, "bicubic", "transformers")
+            return whole(self.image_size, self.image_size, "bicubic")
+        return centre_square(height, width, self.image_size, "bicubic", "transformers")
 
     def score_images(
         self, images: Float[Tensor, "n 3 height width"], prompts: Sequence[str], /

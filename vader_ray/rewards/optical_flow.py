@@ -16,9 +16,11 @@ from vader_ray.rewards.core.raft import (
     WEIGHTS,
     Architecture,
     Raft,
+    flow_size,
     relative_speeds,
     sized,
 )
+from vader_ray.rewards.core.resizing import Resizing, whole
 from vader_ray.types import Frames, Granularity, Scores
 from vader_ray.weights import Source
 
@@ -61,6 +63,10 @@ class OpticalFlowReward(NetworkReward):
         super().__init__()
         self.raft = Raft(weights, architecture, num_updates)
         self.softness, self.every, self.short_side = softness, every, short_side
+
+    def resizing(self, height: int, width: int) -> Resizing:
+        """Return frames of the size at which the flow is computed."""
+        return whole(*flow_size(height, width, self.short_side))
 
     def score(self, frames: Frames, prompts: Sequence[str], /) -> Scores:
         """Return one score per video.

@@ -110,10 +110,14 @@ class _WideCorrBlock(CorrBlock):  # type: ignore[misc]
 def sized(frames: Frames, short: int | None) -> Float[Tensor, "batch frames 3 h w"]:
     """Return frames whose short side is at most ``short`` pixels and at least RAFT's least (bilinear)."""
     height, width = frames.shape[-2:]
-    side = max(LEAST_SIDE, min(height, width, short or math.inf))
-    if side == min(height, width):
-        return frames
-    return resize(frames, *short_side_at(height, width, int(side)), "bilinear")
+    sides = flow_size(height, width, short)
+    return frames if sides == (height, width) else resize(frames, *sides, "bilinear")
+
+
+def flow_size(height: int, width: int, short: int | None) -> tuple[int, int]:
+    """Return the height and width of frames of this size after `sized`."""
+    side = int(max(LEAST_SIDE, min(height, width, short or math.inf)))
+    return (height, width) if side == min(height, width) else short_side_at(height, width, side)
 
 
 def relative_speeds(flow: Flow, height: int, width: int) -> Float[Tensor, " pairs"]:
