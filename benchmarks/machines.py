@@ -1,6 +1,6 @@
 """Which machines for which model: the table of docs/performance.md, counted on the meta device.
 
-    python -m benchmarks.machines --output machines.json             # an hour on one CPU core, no GPU, no weights
+    python -m benchmarks.machines --output machines.json             # an hour on one CPU core
     python -m benchmarks.machines --output machines.json --model ltx # one model; the others' rows are kept
 
 For published sizes, all frames scored, one video per GPU and step, with block checkpointing and rewards in

@@ -67,7 +67,7 @@ def suggest_settings(
 
 
 def _memory_settings(config: ExperimentConfig) -> Iterator[str]:
-    """Settings that lower the peak: exact ones, then other processes and host memory, then lower precision."""
+    """Settings that lower the peak: exact ones, then other processes, then lower precision."""
     runtime = config.runtime
     yield from exact_settings(config)
     if runtime.shard == 1 < runtime.num_workers:
@@ -94,8 +94,9 @@ def exact_settings(config: ExperimentConfig) -> Iterator[str]:
 
 def rounding_settings(config: ExperimentConfig) -> Iterator[str]:
     """Yield settings that lower the peak and round: half precision of rewards and model, then int8."""
-    wide = [i for i, spec in enumerate(config.rewards) if spec.precision == "float32" and not spec.placement]
-    yield from (f"rewards.{i}.precision=bfloat16" for i in wide)
+    for name, specs in (("rewards", config.rewards), ("eval_rewards", config.eval_rewards)):
+        wide = [i for i, spec in enumerate(specs) if spec.precision == "float32" and not spec.placement]
+        yield from (f"{name}.{i}.precision=bfloat16" for i in wide)
     precisions = ("precision", "decoder_precision")
     yield from (f"model.{name}=bfloat16" for name in precisions if getattr(config.model, name) != "bfloat16")
     if config.model.quantization is None:

@@ -126,8 +126,8 @@ def check_devices(names: Iterable[str]) -> None:
         if _key(card) not in known and not _SIZE.fullmatch(_key(card)):
             nearest = did_you_mean(_key(card), known)
             raise UserError(
-                f"--devices: there is no {card!r}; {nearest}choose from {', '.join(known)}, or give the memory "
-                "of a card, e.g. 24GB"
+                f"--devices: there is no {card!r}; {nearest}choose from {', '.join(known)}, or give "
+                "the memory of a card, e.g. 24GB"
             )
         if num_gpus == 0 or (num_gpus is not None and _key(card) == "cpu"):
             raise UserError(

@@ -116,7 +116,7 @@ class StepCount:
     """`StepEstimate.denoiser_calls`."""
 
     def estimate(self, runtime: RuntimeConfig) -> StepEstimate:
-        """Return the estimate for a division over workers (``shard``) or host memory (``offload_weights``)."""
+        """Return the estimate for a division of the weights: ``shard`` and ``offload_weights``."""
         loading, divided = divide(runtime, self.loaded), divide(runtime, self.networks)
         return StepEstimate(
             load_bytes=self.whole_bytes - loading.saved + loading.gathered + self.encoding_bytes,

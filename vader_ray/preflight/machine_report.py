@@ -43,9 +43,9 @@ def describe(machine: Machine, plan: Plan) -> str:
         f"{machine.name}{note}: {verdict} with {' '.join(plan.settings)}\n"
         f"  peak    {peak(machine, plan)}\n"
         f"  a step  {plan.config.videos_per_step} videos, {plan.estimate.flops / 1e12:.4g} TFLOP per GPU: "
-        f"{plan.computing_seconds:.3g} s of computing, {plan.traffic_seconds:.3g} s of traffic, which overlap "
-        "in part\n"
-        f"  traffic of one GPU in a step, GB each way: {traffic(plan.estimate.traffic)}"
+        f"{plan.computing_seconds:.3g} s of computing, {plan.traffic_seconds:.3g} s of traffic, "
+        "which overlap in part\n"
+        f"  traffic of one GPU in a step, GB: {traffic(plan.estimate.traffic)}"
     )
 
 
@@ -71,10 +71,10 @@ def peak(machine: Machine, plan: Plan) -> str:
 def traffic(found: Traffic) -> str:
     """Return the traffic of one GPU by its kinds, in GB."""
     parts = {
-        "weights from other GPUs": found.weights,
-        "gradients of the adapter": found.adapter,
+        "weights received": found.weights,
+        "gradients of the adapter sent and received": found.adapter,
         "frames and gradients of rewards in actors": found.frames,
-        "host memory": found.host,
+        "to and from host memory": found.host,
     }
     return ", ".join(f"{name} {num_bytes / 1e9:.3g}" for name, num_bytes in parts.items())
 

@@ -104,8 +104,8 @@ def num_workers(config: ExperimentConfig, num_gpus: int) -> int:
     taken = math.ceil(sum(each.num_gpus * each.num_replicas for each in placements))
     if taken >= num_gpus:
         raise UserError(
-            f"--devices: actors of rewards reserve {taken} of {num_gpus} GPUs and leave none for workers; lower "
-            "placement.num_gpus or name a larger machine"
+            f"--devices: actors of rewards reserve {taken} of {num_gpus} GPUs and leave none for workers; "
+            "lower placement.num_gpus or name a larger machine"
         )
     videos = config.videos_per_step
     return max(each for each in range(1, num_gpus - taken + 1) if videos % each == 0)

@@ -11,12 +11,12 @@ from vader_ray.types import GatheredPart
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """Bytes that one worker moves in one step, in each direction."""
+    """Bytes that one worker moves in one step."""
 
     weights: int
     """Frozen weights that it receives from the other workers of its group, and sends to them."""
     adapter: int
-    """Sums of the adapter's gradients that it sends and receives in a ring."""
+    """Parts of the adapter's summed gradients that it sends in a ring, and receives."""
     frames: int
     """Frames that it sends to rewards with a ``placement``, and gradients that it receives."""
     host: int
