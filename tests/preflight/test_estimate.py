@@ -254,6 +254,7 @@ def test_meta_tensors_from_the_host_have_values_and_copies_to_the_host_are_count
         moved = torch.zeros(1000, device=META).to("cpu")
         assert (moved.device.type, moved.shape, host.now) == ("cpu", (1000,), 4000)
         assert moved.to(META).is_meta
+        assert host.moved == 8000 + 3  # there and back, and the mask
         del moved
         assert (host.now, host.peak) == (0, 4000)
         with pytest.raises(RuntimeError, match="a size depends on numbers"):

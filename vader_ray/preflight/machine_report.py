@@ -15,16 +15,18 @@ COUNTED = (
 )
 
 
-def machine_parts(config: ExperimentConfig, names: Sequence[str], refusals: list[str]) -> Iterator[str]:
+def machine_parts(
+    config: ExperimentConfig, names: Sequence[str], count: Counter, refusals: list[str]
+) -> Iterator[str]:
     """Yield the parts of the report as they are computed.
 
     Args:
         config: the recipe.
         names: of machines, such as ``8xrtx4090``.
+        count: counts of one worker's step.
         refusals: gets one sentence for each machine that is too small.
     """
     yield COUNTED
-    count = Counter()
     for each in map(machine, names):
         plan = find_plan(config, each, count)
         yield describe(each, plan)
