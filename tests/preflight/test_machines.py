@@ -262,8 +262,8 @@ def test_the_report_of_machines_that_are_too_small(tmp_path: Path, counts: Count
     )
     assert "does NOT fit" in large
     assert refusals[1] == (
-        "1x24GB: no combination of settings fits; the smallest needs 23.0 GiB per GPU, of 23.5; use fewer "
-        "frames or pixels, or a larger card"
+        "1x24GB: no combination of settings fits; the smallest needs 23.0 of 23.5 GiB per GPU, with 5 % "
+        "and 1 GiB to spare; use fewer frames or pixels, or a larger card"
     )
 
 
