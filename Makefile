@@ -14,11 +14,11 @@ WORKERS ?= 2
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable .
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-compile --editable .
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-compile --editable ".[dev]"
 	touch $@
 
 demo: $(VENV)/installed

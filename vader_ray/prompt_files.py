@@ -14,15 +14,17 @@ from typing import Any
 
 COLUMN = "prompt"
 MAX_BYTES = 256 * 2**20
-"""Largest file of prompts."""
+"""Largest file of prompts, and most characters of all prompts of a compressed one."""
+MAX_LINES = 10_000_000
+"""Most lines of a file of prompts, blank ones included."""
 MAX_PROMPTS = 1_000_000
 """Largest number of prompts of a file."""
 MAX_LENGTH = 10_000
 """Most characters of a prompt; no text encoder of the models reads more than 512 tokens."""
-_BATCH_ROWS = 1024
+_BATCH_ROWS = 64
 """Rows of a Parquet file in memory at once."""
-_NOT_TEXT = re.compile("[\0\ud800-\udfff]")
-"""NUL characters and halves of UTF-16 pairs: no tokenizer and no file of results takes them."""
+_SURROGATES = re.compile("[\ud800-\udfff]")
+"""Halves of UTF-16 pairs: like NUL characters, no tokenizer and no file of results takes them."""
 
 
 def read_prompt_file(path: Path, column: str = COLUMN) -> tuple[str, ...]:
@@ -78,17 +80,21 @@ def check_cells(
     Raises:
         ValueError: there are none, or too many, or one is empty or not text.
     """
-    number = 0
+    number = num_characters = 0
     for number, (position, value) in enumerate(cells, start=1):
         if number > MAX_PROMPTS:
             raise ValueError(f"{path} has more than {MAX_PROMPTS} prompts, the most that are read")
-        yield _check_cell(value, f"{path}, {position}", column)
+        prompt = _check_cell(value, f"{path}, {position}", column)
+        num_characters += len(prompt)
+        if num_characters > MAX_BYTES:
+            raise ValueError(f"{path} has more than {MAX_BYTES} characters of prompts, the most that are read")
+        yield prompt
     if not number:
         raise ValueError(f"{path} holds no prompt; {expected}")
 
 
 def _read_lines(path: Path, _: str) -> Iterator[tuple[str, Any]]:
-    for number, line in enumerate(_read_text(path).splitlines(), start=1):
+    for number, line in enumerate(io.StringIO(_read_text(path), newline=None), start=1):
         if line.strip():
             yield f"line {number}", line
 
@@ -150,6 +156,8 @@ def _read_text(path: Path) -> str:
         raise ValueError(f"{path} is not text in UTF-8; save it with this encoding") from None
     if "\0" in text:
         raise ValueError(f"{path} holds NUL characters, which no text has; give a file of text in UTF-8")
+    if text.count("\n") + text.count("\r") > MAX_LINES:
+        raise ValueError(f"{path} has more than {MAX_LINES} lines, the most that are read; delete blank ones")
     return text
 
 
@@ -186,4 +194,5 @@ def _problem(prompt: str) -> str | None:
 
 def text_problem(text: str) -> str | None:
     """Return the name of characters that no text has; None if there are none."""
-    return "a NUL character or half of a UTF-16 pair" if _NOT_TEXT.search(text) else None
+    sound = "\0" not in text and (text.isascii() or not _SURROGATES.search(text))
+    return None if sound else "a NUL character or half of a UTF-16 pair"

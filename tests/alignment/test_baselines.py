@@ -411,6 +411,7 @@ def test_two_workers_equal_one(tiny_pipeline_folder: Path, tmp_path: Path) -> No
         assert states[0]["denoiser_calls"] == states[1]["denoiser_calls"]
 
 
+@pytest.mark.slow
 def test_dpo_pairs_share_prompts(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
     keeper = Keeper(tmp_path)
     train(_config(tiny_pipeline_folder, "dpo", num_steps=3), on_step=keeper)

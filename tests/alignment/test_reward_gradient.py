@@ -246,6 +246,7 @@ def test_random_frames_are_distinct_and_uniform() -> None:
     )  # mean 300, five deviations
 
 
+@pytest.mark.slow
 def test_random_frame_gradient_is_unbiased(tiny_pipeline_folder: Path) -> None:
     """The mean of the three one-frame gradients is the all-frames gradient."""
 

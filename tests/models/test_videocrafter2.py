@@ -279,6 +279,7 @@ def _monolithic(model: Any, terms: list[RewardTerm], graded: Sequence[int]) -> T
     return adapter_gradient(model, -0.5 * objective.sum())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("graded", [(3,), (2, 3), (0, 1, 2, 3)], ids=["K=1", "K=2", "K=N"])
 def test_staged_gradient_equals_one_monolithic_graph(checkpoint: Path, graded: tuple[int, ...]) -> None:
     model, terms = load_tiny(checkpoint, precision="float64", chunk_size=2), REWARD_TERMS["mix"]

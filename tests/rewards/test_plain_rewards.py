@@ -26,8 +26,8 @@ PLAIN = ["colorfulness", "jpeg_compressibility", "motion", "sharpness"]
 @pytest.mark.parametrize("name", PLAIN)
 def test_gradient_is_its_finite_difference(name: str, height: int, width: int) -> None:
     reward = build(name)
-    frames = random_images(2, 2, 3, height, width, low=0.2, high=0.8, dtype=torch.float64).requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: reward(x, PROMPTS), (frames,), fast_mode=height == 16)
+    frames = random_images(1, 2, 3, height, width, low=0.2, high=0.8, dtype=torch.float64).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: reward(x, PROMPTS[:1]), (frames,), fast_mode=height == 16)
 
 
 @pytest.mark.parametrize("name", PLAIN)

@@ -239,6 +239,7 @@ def as_bytes(videos: Tensor) -> Tensor:
     return (videos * 255).round().byte()
 
 
+@pytest.mark.slow
 def test_vjepa_loads_in_transformers_and_is_surprised_by_shaking() -> None:
     folder = checkpoint("vjepa")
     model = VJEPA2Model.from_pretrained(folder)

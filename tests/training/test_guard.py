@@ -27,6 +27,7 @@ from vader_ray.training.guard import apply_guard, check_guard
 from vader_ray.training.loop import train
 
 
+@pytest.mark.slow
 def test_every_evaluation_logs_the_default_metrics_and_starts_at_the_base(
     tiny_pipeline_folder: Path, tmp_path: Path
 ) -> None:

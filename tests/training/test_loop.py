@@ -347,6 +347,7 @@ def test_a_damaged_checkpoint_is_not_loaded(
         train(tiny_config(tiny_pipeline_folder, num_steps=4), on_step=print, resume_from=bad)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_adapter_is_refused(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
     train(tiny_config(tiny_pipeline_folder, num_steps=2), on_step=Keeper(tmp_path))
     other = tiny_config(tiny_pipeline_folder, num_steps=4, adapter={"rank": 3})
@@ -384,6 +385,7 @@ def test_unknown_layers_for_the_adapter_are_named(tiny_pipeline_folder: Path) ->
         train(tiny_config(tiny_pipeline_folder, adapter={"target_modules": ["nothing"]}))
 
 
+@pytest.mark.slow
 def test_saved_adapter_reproduces_the_evaluation_and_loads_in_peft(
     tiny_pipeline_folder: Path, tmp_path: Path
 ) -> None:

@@ -49,6 +49,7 @@ def test_functions_and_names_are_mixed_by_weight(tiny_pipeline_folder: Path) -> 
     assert step.reward == pytest.approx(2.0 * step.rewards["brightness"] + 0.5 * step.rewards["contrast"])
 
 
+@pytest.mark.slow
 def test_a_loop_that_was_left_continues(tiny_pipeline_folder: Path) -> None:
     whole = [step.reward for step in _trainer(tiny_pipeline_folder)]
     trainer = _trainer(tiny_pipeline_folder)
@@ -56,6 +57,7 @@ def test_a_loop_that_was_left_continues(tiny_pipeline_folder: Path) -> None:
     assert [first.reward, *(step.reward for step in trainer)] == whole
 
 
+@pytest.mark.slow
 def test_callbacks_run_at_every_step_and_at_the_end(tiny_pipeline_folder: Path) -> None:
     called = list[Any]()
 

@@ -11,7 +11,7 @@ import yaml
 
 MAX_BYTES = 16 * 2**20
 """Largest file."""
-MAX_NODES = 500_000
+MAX_NODES = 200_000
 """Largest number of values of a document, each alias counted with all that it stands for."""
 MAX_DEPTH = 100
 """Largest number of lists and mappings around a value."""

@@ -98,6 +98,8 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("a.parquet", {"prompt": [{"a": 1}]}, "holds a value of type dict; give text"),
     ("a.parquet", {"prompt": ["a\0b"]}, f"row 1: a prompt {NUL}"),
     ("a.parquet", {"prompt": ["x" * 20_000]}, "row 1: a prompt has 20000 characters; shorten it"),
+    ("a.txt", b"\n" * 10_000_001, "has more than 10000000 lines, the most that are read; delete blank ones"),
+    ("a.parquet", {"prompt": ["x" * 10_000] * 27_000}, "has more than 268435456 characters of prompts"),
 ]
 
 ACCEPTED: list[tuple[str, Any, tuple[str, ...]]] = [

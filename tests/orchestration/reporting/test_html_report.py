@@ -64,6 +64,7 @@ def report(store: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_report(["rates"], tmp_path_factory.mktemp("report") / "report.html", store)
 
 
+@pytest.mark.slow
 def test_runs_are_found_by_experiment_name_folder_and_id(store: str) -> None:
     runs = find_runs(store, ["rates"])
     assert [run.name for run in runs] == [
@@ -80,6 +81,7 @@ def test_runs_are_found_by_experiment_name_folder_and_id(store: str) -> None:
     assert sorted(runs[0].history["eval/objective"]) == [0, 1, 2]
 
 
+@pytest.mark.slow
 def test_seeds_of_equal_settings_are_one_group(store: str) -> None:
     groups = grouped([run for run in find_runs(store, ["rates"]) if run.status == "completed"])
     assert [(group.label, len(group.runs)) for group in groups] == [
@@ -91,6 +93,7 @@ def test_seeds_of_equal_settings_are_one_group(store: str) -> None:
     assert groups[0].best("eval/motion") == pytest.approx(sum(kept) / 2)
 
 
+@pytest.mark.slow
 def test_of_many_groups_those_with_the_highest_objective_have_curves(store: str) -> None:
     run = find_runs(store, ["rate-0.05-seed-0"])[0]
     objectives = [3.0, float("nan"), 1.0, *(10.0 + index for index in range(MAX_GROUPS - 1))]
@@ -99,6 +102,7 @@ def test_of_many_groups_those_with_the_highest_objective_have_curves(store: str)
     assert best_groups(groups[:3]) == groups[:3]
 
 
+@pytest.mark.slow
 def test_a_history_is_read_when_it_is_used(store: str, tmp_path: Path) -> None:
     copy = tmp_path / "mlflow.db"
     copy.write_bytes(Path(store.removeprefix("sqlite:///")).read_bytes())
@@ -109,6 +113,7 @@ def test_a_history_is_read_when_it_is_used(store: str, tmp_path: Path) -> None:
     assert run.first("eval/objective") == 7
 
 
+@pytest.mark.slow
 def test_a_run_that_its_guard_stopped_is_one_of_the_trade_offs(store: str) -> None:
     run = find_runs(store, ["rate-0.05-seed-0"])[0]
     stopped = replace(run, status="stopped")
@@ -116,6 +121,7 @@ def test_a_run_that_its_guard_stopped_is_one_of_the_trade_offs(store: str) -> No
     assert not RunGroup("", [run, stopped]).is_eligible, "its guard only flags: the scheduler stopped it"
 
 
+@pytest.mark.slow
 def test_the_page_holds_every_run_with_what_mlflow_has_of_it(store: str, report: Path) -> None:
     page = report.read_text()
     for run in find_runs(store, ["rates"]):
@@ -131,6 +137,7 @@ def test_the_page_holds_every_run_with_what_mlflow_has_of_it(store: str, report:
     assert "1 failed" in page
 
 
+@pytest.mark.slow
 def test_figures_lie_beside_the_page_and_the_page_asks_for_nothing_else(report: Path) -> None:
     folder = report.with_name("report_figures")
     names = {path.stem for path in folder.glob("*.svg")}

@@ -204,6 +204,7 @@ def test_a_trial_that_its_guard_stopped_competes_with_the_adapter_that_it_keeps(
         _ = SweepResult(tmp_path, (by_scheduler,)).best
 
 
+@pytest.mark.slow
 def test_a_summary_survives_json(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
     summary = _summaries(tiny_pipeline_folder, tmp_path)["hacked"]
     folder = RunDir(tmp_path)
