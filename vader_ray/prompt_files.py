@@ -87,7 +87,9 @@ def check_cells(
         prompt = _check_cell(value, f"{path}, {position}", column)
         num_characters += len(prompt)
         if num_characters > MAX_BYTES:
-            raise ValueError(f"{path} has more than {MAX_BYTES} characters of prompts, the most that are read")
+            raise ValueError(
+                f"{path} has more than {MAX_BYTES} characters of prompts, the most that are read"
+            )
         yield prompt
     if not number:
         raise ValueError(f"{path} holds no prompt; {expected}")

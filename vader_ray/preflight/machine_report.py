@@ -85,5 +85,6 @@ def _refusal(machine: Machine, plan: Plan) -> str:
     lowest = plan.estimate.peak_bytes / GIB
     return (
         f"{machine.name}: no combination of settings fits; the smallest needs {lowest:.1f} of "
-        f"{machine.device.memory_gib:.1f} GiB per GPU, with 5 % and 1 GiB to spare; use fewer frames or pixels, or a larger card"
+        f"{machine.device.memory_gib:.1f} GiB per GPU, with 5 % and 1 GiB to spare; use fewer "
+        "frames or pixels, or a larger card"
     )
