@@ -22,7 +22,7 @@ import typer
 from benchmarks.preflight import ALL, BLOCK, recipe_of
 from vader_ray.config import override
 from vader_ray.preflight.devices import GIB
-from vader_ray.preflight.machines import Counter, Plan, find_plan, machine
+from vader_ray.preflight.machines import Plan, StepCounter, find_plan, machine
 
 MACHINES = ("1x24GB", "1x80GB", "8x24GB", "8x80GB")
 MODELS = {
@@ -86,7 +86,7 @@ def cell(plan: Plan) -> Cell:
 
 def row(model: str, folder: Path) -> dict[str, dict[str, Any]]:
     """Count one model on all machines."""
-    config, count, cells = recipe_of(model, FROM_THE_START, folder), Counter(), {}
+    config, count, cells = recipe_of(model, FROM_THE_START, folder), StepCounter(), {}
     for name in MACHINES:
         found = machine(name)
         one_video_each = override(config, [f"videos_per_step={found.num_gpus}"])

@@ -28,13 +28,13 @@ from vader_ray.preflight import auto_tune, estimate, trackers
 from vader_ray.preflight.auto_tune import choose_auto, suggest_settings
 from vader_ray.preflight.devices import DEVICES, Device
 from vader_ray.preflight.estimate import (
-    StepEstimate,
     estimate_step,
     num_bytes,
     optimizer_bytes,
     plugin_networks,
 )
 from vader_ray.preflight.meta_device import META, meta_device_mode
+from vader_ray.preflight.step_counts import StepEstimate
 from vader_ray.preflight.trackers import OpCounter, PeakMemoryTracker
 from vader_ray.training.checkpoint import State
 from vader_ray.training.distributed import WorkerGroup

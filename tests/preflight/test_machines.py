@@ -24,9 +24,10 @@ from vader_ray.errors import UserError
 from vader_ray.models.core.sharding import ShardedNetwork
 from vader_ray.preflight.devices import DEVICES, GIB, Device, check_devices, device, split_machine
 from vader_ray.preflight.divided_weights import counted_gathers
-from vader_ray.preflight.estimate import StepCount, estimate_step
+from vader_ray.preflight.estimate import estimate_step
 from vader_ray.preflight.machine_report import machine_parts
-from vader_ray.preflight.machines import Counter, Machine, find_plan, num_workers
+from vader_ray.preflight.machines import Machine, StepCounter, find_plan, num_workers
+from vader_ray.preflight.step_counts import StepCount
 from vader_ray.preflight.trackers import OpRecord
 from vader_ray.preflight.traffic import Traffic, step_traffic
 
@@ -153,14 +154,14 @@ def _counts(config: ExperimentConfig, part: Any) -> StepCount:
 
 
 @pytest.fixture
-def counts() -> Counter:
+def counts() -> StepCounter:
     """Counts of a network whose 16 GiB of weights can be divided, in 8 blocks."""
     with torch.device("meta"):
         network = nn.Sequential(*(nn.Linear(2**15, 2**15, bias=False) for _ in range(8)))
         network = network.to(torch.bfloat16).requires_grad_(False)
     part = ShardedNetwork(network, list(network))
     assert part.frozen_bytes() == 16 * GIB
-    return Counter(lambda config: _counts(config, part))
+    return StepCounter(lambda config: _counts(config, part))
 
 
 def _machine(num_gpus: int, memory_gib: float) -> Machine:
@@ -181,7 +182,7 @@ def _machine(num_gpus: int, memory_gib: float) -> Machine:
 )
 def test_the_fastest_plan_that_fits(
     tmp_path: Path,
-    counts: Counter,
+    counts: StepCounter,
     num_gpus: int,
     memory_gib: float,
     settings: tuple[str, ...],
@@ -195,7 +196,21 @@ def test_the_fastest_plan_that_fits(
     assert plan.computing_seconds == pytest.approx(num_calls * 1e15 / (989e12 * 0.5))
 
 
-def test_the_smallest_plan_is_named_where_none_fits(tmp_path: Path, counts: Counter) -> None:
+def test_a_recipe_that_is_divided_without_need_is_put_together(tmp_path: Path, counts: StepCounter) -> None:
+    config = tiny_config(tmp_path, runtime={"num_workers": 4, "shard": 4})
+    plan = find_plan(config, _machine(4, 80), counts)
+    assert plan.settings == ("runtime.num_workers=4", "runtime.shard=1")
+    kept = find_plan(override(config, ["runtime.activation_checkpointing=block"]), _machine(4, 31), counts)
+    assert kept.settings == ("runtime.num_workers=4",)
+
+
+def test_rules_of_the_recipe_are_named(tmp_path: Path, counts: StepCounter) -> None:
+    elastic = tiny_config(tmp_path, runtime={"num_workers": 4, "min_workers": 2})
+    with pytest.raises(UserError, match="min_workers=2 is more than num_workers=1"):
+        find_plan(elastic, _machine(1, 80), counts)
+
+
+def test_the_smallest_plan_is_named_where_none_fits(tmp_path: Path, counts: StepCounter) -> None:
     plan = find_plan(tiny_config(tmp_path), _machine(1, 16), counts)
     assert not plan.fits
     assert plan.estimate.peak_bytes == 23 * GIB
@@ -246,7 +261,7 @@ def test_the_report_of_a_machine(tiny_pipeline_folder: Path) -> None:
         tiny_pipeline_folder, rewards=[{"reward": "brightness", "placement": placement}], videos_per_step=2
     )
     refusals = list[str]()
-    counted, part = machine_parts(validate(document), ["2xh100"], Counter(), refusals)
+    counted, part = machine_parts(validate(document), ["2xh100"], StepCounter(), refusals)
     assert "nothing is measured" in counted
     assert "2xh100: fits with runtime.num_workers=2\n" in part
     num_bytes = 2 * 3 * 3 * 8 * 8 * 2  # a video of 3 frames of 8 × 8 in 2 bytes, and its gradient
@@ -254,7 +269,7 @@ def test_the_report_of_a_machine(tiny_pipeline_folder: Path) -> None:
     assert refusals == []
 
 
-def test_the_report_of_machines_that_are_too_small(tmp_path: Path, counts: Counter) -> None:
+def test_the_report_of_machines_that_are_too_small(tmp_path: Path, counts: StepCounter) -> None:
     refusals = list[str]()
     _, small, large = machine_parts(tiny_config(tmp_path), ["3x16GB", "1x24GB"], counts, refusals)
     assert small.startswith(
@@ -267,7 +282,7 @@ def test_the_report_of_machines_that_are_too_small(tmp_path: Path, counts: Count
     )
 
 
-def test_packaged_recipes_keep_their_settings_while_a_plan_is_sought(counts: Counter) -> None:
+def test_packaged_recipes_keep_their_settings_while_a_plan_is_sought(counts: StepCounter) -> None:
     config = load("wan_1_3b_hps")
     plan = find_plan(config, _machine(8, 79), counts)
     assert plan.config.sampling == config.sampling

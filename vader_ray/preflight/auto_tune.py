@@ -9,7 +9,8 @@ from vader_ray.alignment import algorithms
 from vader_ray.config import ExperimentConfig, override
 from vader_ray.config.auto import auto_fields, with_settings
 from vader_ray.errors import UserError
-from vader_ray.preflight.estimate import StepEstimate, estimate_step
+from vader_ray.preflight.estimate import estimate_step
+from vader_ray.preflight.step_counts import StepEstimate
 
 WORTHWHILE = 0.98
 """Suggest a setting only if it lowers the peak below this fraction."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from vader_ray.config import ExperimentConfig
 from vader_ray.preflight.devices import GIB, nearest_device, split_machine
-from vader_ray.preflight.machines import Counter, Machine, Plan, find_plan, machine
+from vader_ray.preflight.machines import Machine, Plan, StepCounter, find_plan, machine
 from vader_ray.preflight.traffic import Traffic
 
 COUNTED = (
@@ -16,7 +16,7 @@ COUNTED = (
 
 
 def machine_parts(
-    config: ExperimentConfig, names: Sequence[str], count: Counter, refusals: list[str]
+    config: ExperimentConfig, names: Sequence[str], count: StepCounter, refusals: list[str]
 ) -> Iterator[str]:
     """Yield the parts of the report as they are computed.
 

@@ -9,13 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
-from vader_ray.config import ExperimentConfig
+from vader_ray.alignment import algorithms
+from vader_ray.config import ExperimentConfig, override
 from vader_ray.config.auto import auto_fields, with_settings
 from vader_ray.errors import UserError
 from vader_ray.preflight.auto_tune import WORTHWHILE, combined, exact_settings, rounding_settings
 from vader_ray.preflight.devices import Device, check_devices, device, split_machine
-from vader_ray.preflight.estimate import StepCount, StepEstimate, count_step
+from vader_ray.preflight.estimate import count_step
+from vader_ray.preflight.step_counts import StepCount, StepEstimate
 
 _MOST_MEMORY = {
     "sampling.recompute": False,
@@ -24,6 +27,7 @@ _MOST_MEMORY = {
     "runtime.micro_batch_size": 1,
 }
 """Settings with which the search begins instead of ``auto``: nothing is recomputed."""
+_WHOLE = ("runtime.shard=1", "runtime.offload_weights=false")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +77,7 @@ def machine(name: str) -> Machine:
     return Machine(name, num_gpus, device(card))
 
 
-class Counter:
+class StepCounter:
     """Count each recipe's step once; of settings that differ in the division of weights, one count serves."""
 
     def __init__(self, count: Callable[[ExperimentConfig], StepCount] = count_step) -> None:
@@ -122,10 +126,14 @@ def find_plan(
     Args:
         config: the recipe.
         machine: its GPUs.
-        count: counts of one worker's step, e.g. a `Counter`.
+        count: counts of one worker's step, e.g. a `StepCounter`.
+
+    Raises:
+        UserError: the recipe does not allow this number of workers, or cannot be counted (`count_step`).
     """
     config = with_settings(config, {field: _MOST_MEMORY[field] for field in auto_fields(config)})
     settings = (f"runtime.num_workers={num_workers(config, machine.num_gpus)}",)
+    algorithms.check(override(config, [*settings, *_WHOLE]))
     plans = latest = list(_plans(config, settings, machine, count))
     ladder = [(True, each) for each in exact_settings(config)]
     ladder += [(False, each) for each in rounding_settings(config)]
@@ -144,12 +152,11 @@ def find_plan(
 def divisions(workers: int) -> Iterator[tuple[str, ...]]:
     """List the settings that divide a step over the workers and host memory of a machine.
 
-    A way to divide one video over workers belongs here; `Counter` must then count it by itself.
+    A way to divide one video over workers belongs here; `StepCounter` must then count it by itself.
     """
     for shard in (each for each in range(1, workers + 1) if workers % each == 0):
-        for offload in (False, True):
-            divided = (f"runtime.shard={shard}",) if shard > 1 else ()
-            yield (*divided, "runtime.offload_weights=true") if offload else divided
+        for offload in ("false", "true"):
+            yield (f"runtime.shard={shard}", f"runtime.offload_weights={offload}")
 
 
 def _plans(
@@ -159,22 +166,27 @@ def _plans(
     count: Callable[[ExperimentConfig], StepCount],
 ) -> Iterator[Plan]:
     """Yield one plan for each division that the recipe's rules allow."""
-    base = combined(config, [*settings, "runtime.shard=1", "runtime.offload_weights=false"])
-    if base is None:
+    whole = combined(config, [*settings, *_WHOLE])
+    if whole is None:
         return
-    for division in divisions(base.runtime.num_workers):
-        changed = combined(base, list(division))
+    for division in divisions(whole.runtime.num_workers):
+        changed = combined(whole, list(division))
         if changed is None:
             continue
         estimate = count(changed).estimate(changed.runtime)
         yield Plan(
-            (*settings, *division),
+            (*settings, *(each for each in division if _differs(each, config, changed))),
             changed,
             estimate,
             machine.device.seconds(estimate.operations),
             machine.device.traffic_seconds(estimate.traffic),
             machine.device.fits(estimate.peak_bytes),
         )
+
+
+def _differs(setting: str, config: ExperimentConfig, changed: ExperimentConfig) -> bool:
+    value = attrgetter(setting.partition("=")[0])
+    return bool(value(config) != value(changed))
 
 
 def _lowest(plans: Sequence[Plan]) -> int:

@@ -13,9 +13,10 @@ from vader_ray.config.auto import auto_fields
 from vader_ray.errors import UserError
 from vader_ray.preflight.auto_tune import Suggestion, choose_auto, suggest_settings
 from vader_ray.preflight.devices import GIB, Device, device
-from vader_ray.preflight.estimate import StepEstimate, estimate_step
+from vader_ray.preflight.estimate import estimate_step
 from vader_ray.preflight.machine_report import machine_parts
-from vader_ray.preflight.machines import Counter, is_machine
+from vader_ray.preflight.machines import StepCounter, is_machine
+from vader_ray.preflight.step_counts import StepEstimate
 
 
 def memory_report(config: ExperimentConfig, names: Sequence[str]) -> Iterator[RenderableType]:
@@ -34,7 +35,7 @@ def memory_report(config: ExperimentConfig, names: Sequence[str]) -> Iterator[Re
     if devices:
         yield from _device_parts(config, devices, refusals)
     if machines:
-        yield from machine_parts(config, machines, Counter(), refusals)
+        yield from machine_parts(config, machines, StepCounter(), refusals)
     if refusals:
         raise UserError("\n".join(refusals))
 
