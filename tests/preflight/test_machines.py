@@ -127,7 +127,7 @@ def test_counted_bytes_are_those_that_two_processes_send(tmp_path: Path) -> None
     assert first == pytest.approx(second, rel=0.01)
     for choice, received in zip(choices, first, strict=True):
         counted = estimate_step(override(validate(document), [choice])).traffic
-        assert counted.weights + counted.adapter == pytest.approx(received, rel=0.06)
+        assert counted.weights + counted.adapter == pytest.approx(received, rel=0.03)
 
 
 def _counts(config: ExperimentConfig, part: Any) -> StepCount:
