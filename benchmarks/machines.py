@@ -1,6 +1,6 @@
 """Which machines for which model: the table of docs/performance.md, counted on the meta device.
 
-    python -m benchmarks.machines --output machines.json             # an hour on one CPU core
+    python -m benchmarks.machines --output machines.json             # one or two hours on one CPU core
     python -m benchmarks.machines --output machines.json --model ltx # one model; the others' rows are kept
 
 For published sizes, all frames scored, one video per GPU and step, with the settings of `FROM_THE_START`,
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -84,23 +85,22 @@ def cell(plan: Plan) -> Cell:
     )
 
 
-def row(model: str, folder: Path) -> dict[str, dict[str, Any]]:
-    """Count one model on all machines."""
-    config, count, cells = recipe_of(model, FROM_THE_START, folder), StepCounter(), {}
-    for name in MACHINES:
+def cells(model: str, folder: Path) -> Iterator[tuple[str, Cell]]:
+    """Yield one model on each machine; the largest machines, which need the fewest counts, come first."""
+    config, count = recipe_of(model, FROM_THE_START, folder), StepCounter()
+    for name in reversed(MACHINES):
         found = machine(name)
         one_video_each = override(config, [f"videos_per_step={found.num_gpus}"])
-        cells[name] = asdict(cell(find_plan(one_video_each, found, count)))
-        print(model, name, json.dumps(cells[name]), flush=True)
-    return cells
+        yield name, cell(find_plan(one_video_each, found, count))
 
 
 def table(rows: dict[str, dict[str, dict[str, Any]]]) -> str:
     """Return the table in Markdown."""
     lines = [f"| model | {' | '.join(name.replace('x', ' × ') for name in MACHINES)} |", "|---" * 5 + "|"]
     for model, title in MODELS.items():
-        if model in rows:
-            lines.append(f"| {title} | {' | '.join(_text(rows[model][name]) for name in MACHINES)} |")
+        if found := rows.get(model):
+            texts = (_text(found[name]) if name in found else "not counted" for name in MACHINES)
+            lines.append(f"| {title} | {' | '.join(texts)} |")
     return "\n".join(lines)
 
 
@@ -118,15 +118,18 @@ def _text(found: dict[str, Any]) -> str:
 
 
 def main(
-    output: Annotated[Path, typer.Option(help="JSON file of all numbers, written after each model")],
+    output: Annotated[Path, typer.Option(help="JSON file of all numbers, written after each of them")],
     model: Annotated[list[str] | None, typer.Option(help="only these models")] = None,
 ) -> None:
     """Count the models and print the table of all that the file has."""
     rows = json.loads(output.read_text(encoding="utf-8")) if output.is_file() else {}
     for name in model or MODELS:
+        rows[name] = {}
         with tempfile.TemporaryDirectory(prefix="vader_ray_published_") as folder:
-            rows[name] = row(name, Path(folder))
-        output.write_text(json.dumps(rows, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            for found, numbers in cells(name, Path(folder)):
+                rows[name][found] = asdict(numbers)
+                print(name, found, numbers, flush=True)
+                output.write_text(json.dumps(rows, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     print(table(rows))
 
 
