@@ -29,9 +29,10 @@ from rich.table import Table
 from benchmarks.engine import machine, memory_meter
 from vader_ray import rewards
 from vader_ray.alignment.reward_gradient import score_and_gradient
-from vader_ray.config import ExperimentConfig, RewardConfig, validate
+from vader_ray.config import ExperimentConfig, PlacementConfig, RewardConfig, validate
 from vader_ray.orchestration.clusters import connection
 from vader_ray.orchestration.reward_service import pool
+from vader_ray.orchestration.reward_service.transport import spec_of
 from vader_ray.shapes import CHECKPOINTS
 from vader_ray.types import Frames
 
@@ -42,7 +43,12 @@ SHAPES = {
     "clip_score": ("pickscore", {}),
 }
 """Rewards whose embedded checkpoint has another name, and the options that they need."""
-TRANSPORTS = ("float32", "bfloat16", "float16")
+PLACEMENTS: dict[str, dict[str, Any]] = {
+    "unresized": {"resize_frames": False},
+    "resized": {},
+    "bfloat16": {"transport": "bfloat16"},
+}
+"""Settings of a placement, by the heading of their column; the last one resizes too."""
 CHUNK_SIZE = 4
 PROMPTS = ("a red circle moving left",)
 MIB = 2**20
@@ -58,14 +64,14 @@ class Row:
     local_peak_mib: float
     """Beyond the weights and the frames."""
     served_ms: dict[str, float]
-    """Per precision of the transport."""
+    """Per placement."""
     moved_mib: dict[str, float]
-    """Frames there and gradient back, per precision."""
+    """Frames sent and gradient received, per placement."""
 
     @property
     def overhead_ms(self) -> float:
-        """What the way adds in float32."""
-        return self.served_ms["float32"] - self.local_ms
+        """Time that the transport of unresized frames adds."""
+        return self.served_ms["unresized"] - self.local_ms
 
     @property
     def share(self) -> float | None:
@@ -106,19 +112,16 @@ def measure(spec: RewardConfig, size: str, repeats: int, device: torch.device) -
     calls: dict[str, Callable[[], Any]] = {
         "local": lambda: score_and_gradient(local, video, PROMPTS, CHUNK_SIZE)
     }
-    contexts = [pool.start_pools(_config([_placed(spec, transport)], size)) for transport in TRANSPORTS]
+    contexts = [pool.start_pools(_config([_placed(spec, name)], size)) for name in PLACEMENTS]
     entered = [next(iter(context.__enter__().values())) for context in contexts]
     try:
-        for transport, reward in zip(TRANSPORTS, entered, strict=True):
-            calls[transport] = lambda reward=reward: reward.submit_gradient(
-                video, PROMPTS, CHUNK_SIZE
-            ).result()  # type: ignore[misc]
+        for name, reward in zip(PLACEMENTS, entered, strict=True):
+            calls[name] = lambda reward=reward: reward.submit_gradient(video, PROMPTS, CHUNK_SIZE).result()  # type: ignore[misc]
         milliseconds = _medians(calls, repeats)
     finally:
         for context in contexts:
             context.__exit__(None, None, None)
-    seen = video.numel() * 2 * _area(local, video)
-    moved = {transport: seen * getattr(torch, transport).itemsize / MIB for transport in TRANSPORTS}
+    moved = {name: _bytes_moved(local, video, placed) / MIB for name, placed in PLACEMENTS.items()}
     return Row(spec.name, size, milliseconds.pop("local"), meter.peak / MIB, milliseconds, moved)
 
 
@@ -126,7 +129,7 @@ def together(specs: Sequence[RewardConfig], size: str, repeats: int, device: tor
     """All rewards, one after the other here and side by side in actors."""
     video = _video(size, device)
     local = [rewards.build(spec, device=device) for spec in specs]
-    with pool.start_pools(_config([_placed(spec, "float32") for spec in specs], size)) as remote:
+    with pool.start_pools(_config([_placed(spec, "resized") for spec in specs], size)) as remote:
 
         def compute_remotely() -> None:
             for future in [each.submit_gradient(video, PROMPTS, CHUNK_SIZE) for each in remote.values()]:
@@ -156,20 +159,17 @@ def _video(size: str, device: torch.device) -> Frames:
     return torch.rand(1, num_frames, 3, height, width, generator=torch.Generator().manual_seed(0)).to(device)
 
 
-def _area(reward: Any, video: Frames) -> float:
-    """The share of the frame that the reward looks at, and that travels."""
-    if not hasattr(reward, "region"):
-        return 1.0
-    rows, columns = reward.region(*video.shape[-2:])
-    return (
-        len(range(*rows.indices(video.shape[-2])))
-        * len(range(*columns.indices(video.shape[-1])))
-        / video[0, 0, 0].numel()
-    )
+def _bytes_moved(reward: Any, video: Frames, placement: dict[str, Any]) -> float:
+    """Bytes of the frames that are sent and of the gradient that comes back."""
+    config = PlacementConfig(actor="any", **placement)
+    spec = spec_of(reward, *video.shape[-2:])
+    sent = spec.sent_as(*video.shape[-2:], resize_frames=config.resize_frames)
+    num_values = video.shape[0] * video.shape[1] * 3 * sent.num_pixels
+    return 2 * num_values * getattr(torch, config.transport).itemsize
 
 
-def _placed(spec: RewardConfig, transport: str) -> dict[str, Any]:
-    placement = {"actor": f"{spec.name}-{transport}", "num_cpus": 0.5, "transport": transport}
+def _placed(spec: RewardConfig, name: str) -> dict[str, Any]:
+    placement = {"actor": f"{spec.name}-{name}", "num_cpus": 0.5, **PLACEMENTS[name]}
     if torch.cuda.is_available():
         placement["num_gpus"] = 0.1
     return spec.model_dump(exclude={"placement"}, exclude_none=True) | {
@@ -201,18 +201,18 @@ def show(rows: Sequence[Row], several: Sequence[Together]) -> None:
         "reward",
         "local ms",
         "peak MiB",
-        *(f"{name} ms" for name in TRANSPORTS),
+        *(f"{name} ms" for name in PLACEMENTS),
         "MiB",
-        "way ms",
+        "transport ms",
         "share",
     ):
         table.add_column(column, justify="left" if column in ("frames", "reward") else "right")
     for row in rows:
         share = "–" if row.share is None else f"{row.share:.2%}"
-        times = [f"{row.served_ms[name]:.0f}" for name in TRANSPORTS]
+        times = [f"{row.served_ms[name]:.0f}" for name in PLACEMENTS]
         table.add_row(
             row.frames, row.reward, f"{row.local_ms:.0f}", f"{row.local_peak_mib:.0f}", *times,
-            f"{row.moved_mib['float32']:.0f}", f"{row.overhead_ms:.0f}", share,
+            " / ".join(f"{moved:.1f}" for moved in row.moved_mib.values()), f"{row.overhead_ms:.0f}", share,
         )  # fmt: skip
     console = Console(width=130)
     console.print(table)
@@ -245,7 +245,7 @@ def main(
         if (found := RewardConfig(reward=name) if published else of_the_shapes_data_set(name))
     ]
     sizes = frames or list(FLOOR_SECONDS)
-    with connection.connected(_config([_placed(specs[0], name) for name in TRANSPORTS], sizes[0])):
+    with connection.connected(_config([_placed(specs[0], name) for name in PLACEMENTS], sizes[0])):
         rows = [measure(spec, size, repeats, device) for size in sizes for spec in specs]
         networks = [spec for spec in specs if getattr(rewards.resolve(spec.reward), "default_weights", "")][
             :2

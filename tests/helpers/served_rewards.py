@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from vader_ray.rewards.core.resizing import Resizing
 from vader_ray.types import Frames, Granularity, Scores
 
 
@@ -31,14 +32,14 @@ class Centre:
     granularity: Granularity = "frame"
     unit = "none"
 
-    def region(self, height: int, width: int) -> tuple[slice, slice]:
-        """The rows and columns that count."""
-        return slice(height // 4, height - height // 4), slice(2, width - 2)
+    def resizing(self, height: int, width: int) -> Resizing:
+        """Frames as they are, and the rows and columns that count."""
+        return Resizing(height, width, slice(height // 4, height - height // 4), slice(2, width - 2))
 
     def __call__(self, frames: Frames, prompts: Sequence[str], /) -> Scores:
         """One score per video."""
-        rows, columns = self.region(*frames.shape[-2:])
-        return frames[..., rows, columns].square().mean(dim=(1, 2, 3, 4))
+        seen = self.resizing(*frames.shape[-2:])
+        return frames[..., seen.rows, seen.columns].square().mean(dim=(1, 2, 3, 4))
 
 
 class Broken:

@@ -20,7 +20,8 @@ from tests.helpers.tiny import load_tiny
 from vader_ray import rewards
 from vader_ray.alignment.reward_gradient import score_and_gradient
 from vader_ray.cli import app
-from vader_ray.config import ExperimentConfig, ModelConfig, RewardConfig, override
+from vader_ray.config import ExperimentConfig, ModelConfig, PlacementConfig, RewardConfig, override
+from vader_ray.config.auto import auto_fields, with_placements, without_auto
 from vader_ray.errors import UserError
 from vader_ray.models.core.conditioning import Conditioning
 from vader_ray.models.videocrafter2 import checkpoint
@@ -300,6 +301,21 @@ def test_a_suggested_setting_makes_it_fit(folder: Path) -> None:
     assert less(again.peak_bytes)
 
 
+@pytest.fixture
+def estimate_once(monkeypatch: pytest.MonkeyPatch) -> Callable[[ExperimentConfig], StepEstimate]:
+    """Estimate each recipe once; `choose_auto` uses the same estimates."""
+    known = dict[str, StepEstimate]()
+
+    def estimate(config: ExperimentConfig) -> StepEstimate:
+        key = config.model_dump_json()
+        if key not in known:
+            known[key] = estimate_step(config)
+        return known[key]
+
+    monkeypatch.setattr(auto_tune, "estimate_step", estimate)
+    return estimate
+
+
 @pytest.mark.slow
 def test_auto_takes_the_fastest_that_fits(folder: Path) -> None:
     config = override(_config("ltx", folder), ["sampling.recompute=auto"])
@@ -320,18 +336,33 @@ def test_auto_takes_the_fastest_that_fits(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_auto_batches_are_as_large_as_fits_and_no_larger_than_the_videos(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_automatic_placement_is_used_only_if_the_reward_does_not_fit(
+    folder: Path, estimate_once: Callable[[ExperimentConfig], StepEstimate]
 ) -> None:
-    known = dict[str, StepEstimate]()
+    rewards = [
+        {"reward": "hps", "weights": "shapes:hps", "placement": "auto"},
+        {"reward": "brightness", "placement": "auto"},
+    ]
+    config = override(_config("ltx", folder), {"rewards": rewards})
+    local = without_auto(config)
+    placed = with_placements(config, {"rewards.0.placement"})
+    peaks = [estimate_once(each).peak_bytes for each in (local, placed)]
+    assert peaks[0] > peaks[1]
+    assert auto_fields(config) == ["rewards.0.placement", "rewards.1.placement"]
+    between = sum(peaks) / 2
+    assert choose_auto(config, lambda needed: True) == local
+    chosen = choose_auto(config, lambda needed: needed < between, num_free_gpus=1)
+    assert [spec.placement is not None for spec in chosen.rewards] == [True, False]
+    assert (chosen.rewards[0].placement, auto_fields(chosen)) == (placed.rewards[0].placement, [])
+    assert chosen.rewards[0].placement == PlacementConfig(actor="hps", num_gpus=1)
+    with pytest.raises(UserError, match="no setting fits, the smallest needs"):
+        choose_auto(config, lambda needed: needed < between, num_free_gpus=0)
 
-    def estimate_once(config: ExperimentConfig) -> StepEstimate:
-        key = config.model_dump_json()
-        if key not in known:
-            known[key] = estimate_step(config)
-        return known[key]
 
-    monkeypatch.setattr(auto_tune, "estimate_step", estimate_once)
+@pytest.mark.slow
+def test_auto_batches_are_as_large_as_fits_and_no_larger_than_the_videos(
+    folder: Path, estimate_once: Callable[[ExperimentConfig], StepEstimate]
+) -> None:
     automatic = ["runtime.prefix_batch_size=auto", "runtime.micro_batch_size=auto"]
     config = override(_config("ltx", folder), ["videos_per_step=2", *automatic])
 

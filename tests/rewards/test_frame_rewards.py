@@ -22,9 +22,11 @@ from tests.helpers.reward_inputs import as_pil, pictures, random_images
 from tests.helpers.tiny_rewards import LABELS, build_reward, make_clip, make_detector
 from vader_ray import rewards
 from vader_ray.config import RewardConfig
+from vader_ray.orchestration.reward_service.transport import spec_of
 from vader_ray.rewards import object_detection
 from vader_ray.rewards.base import GRADIENT_SCALE, scale_gradient
 from vader_ray.rewards.core import preprocess
+from vader_ray.rewards.core.resizing import centre_square
 
 PROMPTS = ["a dog is running", "a cat eats an apple"]
 SHAPES = [(40, 64), (96, 54), (37, 63), (24, 40), (32, 32), (51, 32)]
@@ -357,7 +359,7 @@ def test_pixels_outside_the_region_have_no_influence(
     name: str, height: int, width: int, folders: dict[str, Path]
 ) -> None:
     reward = build(name, folders)
-    rows, columns = reward.region(height, width)
+    rows, columns = reward.resizing(height, width).region(height, width)
     frames = pictures(height, width, num_frames=1).requires_grad_()
     inside = torch.zeros(height, width, dtype=torch.bool)
     inside[rows, columns] = True
@@ -371,11 +373,36 @@ def test_pixels_outside_the_region_have_no_influence(
         )
 
 
+@pytest.mark.parametrize("preprocessing", ["published", "vader"])
+@pytest.mark.parametrize("name", ["pickscore", "clip_score", "aesthetic", "hps", "object_detection"])
+@pytest.mark.parametrize(("height", "width"), [(40, 64), (96, 54), (37, 63), (320, 512)])
+def test_frames_may_be_resized_before_they_are_sent(
+    name: str, preprocessing: str, height: int, width: int, folders: dict[str, Path]
+) -> None:
+    """Score and gradient of resized frames are those of the frames, and no pixel that counts is left out."""
+    options: dict[str, Any] = {} if name in ("pickscore", "clip_score") else {"preprocessing": preprocessing}
+    reward = build(name, folders, **options).double()
+    spec = spec_of(reward, height, width)
+    sent = spec.resizing
+    assert spec.can_be_sent_resized
+    frames = pictures(height, width, num_frames=1).double().requires_grad_()
+    scores = reward(frames, PROMPTS)
+    (gradient,) = torch.autograd.grad(scores.sum(), frames)
+    inside = torch.zeros(sent.height, sent.width, dtype=torch.bool)
+    inside[sent.rows, sent.columns] = True
+    resized = (sent.apply(frames.detach()) * inside).requires_grad_()
+    scores_of_resized = reward(resized, PROMPTS)
+    (resized_gradient,) = torch.autograd.grad(scores_of_resized.sum(), resized)
+    torch.testing.assert_close(scores_of_resized, scores, rtol=0, atol=1e-12)
+    whole_gradient = sent.gradient(resized_gradient * inside, height, width)
+    torch.testing.assert_close(whole_gradient, gradient, rtol=1e-9, atol=1e-14)
+
+
 @pytest.mark.parametrize("rounding", ["torchvision", "transformers"])
 @pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
 @pytest.mark.parametrize(("height", "width"), [(40, 64), (96, 54), (37, 63), (24, 40), (32, 32), (33, 51)])
 def test_region_is_as_small_as_can_be(height: int, width: int, mode: Any, rounding: Any) -> None:
-    rows, columns = preprocess.crop_region(height, width, 32, mode, rounding)
+    rows, columns = centre_square(height, width, 32, mode, rounding).region(height, width)
     images = random_images(1, 3, height, width, low=0.4, high=0.6, dtype=torch.float64).requires_grad_()
     weights = torch.randn(32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     (gradient,) = torch.autograd.grad((weights * preprocess.crop(images, 32, mode, rounding)).sum(), images)

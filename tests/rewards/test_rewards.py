@@ -339,7 +339,7 @@ def test_scores_are_wide_whatever_the_weights(hps_folder: Path) -> None:
 
 
 def test_scoring_under_inference_mode_does_not_spoil_the_next_gradient(hps_folder: Path) -> None:
-    preprocess._matrix.cache_clear()
+    preprocess.resize_matrix.cache_clear()
     reward = build("hps", weights=str(hps_folder))
     frames = pictures(40, 64)
     with torch.inference_mode():

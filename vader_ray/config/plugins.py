@@ -3,9 +3,10 @@ options."""
 
 from __future__ import annotations
 
+import re
 from typing import Any, ClassVar, Literal
 
-from pydantic import ConfigDict, Field, NonNegativeFloat, PositiveFloat
+from pydantic import ConfigDict, Field, NonNegativeFloat, PositiveFloat, model_validator
 
 from vader_ray.config.settings import FrameRule, NonNegativeCount, RuntimeEnv, Settings
 
@@ -30,6 +31,9 @@ class PlacementConfig(Settings):
 
     actor: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Name of the pool of actors, unique in the recipe."""
+    only_if_needed: bool = False
+    """Compute the reward in the workers if it fits into their memory beside the model and the other rewards,
+    and in actors if not; decided once before the run, and only for free GPUs of the cluster."""
     shared: bool = False
     """Use the cluster's pool of this name if it runs, and leave it running: the trials of a sweep then load a
     large reward once. ``vader-ray pools --stop NAME`` ends it."""
@@ -48,6 +52,9 @@ class PlacementConfig(Settings):
     transport: Literal["float32", "bfloat16", "float16"] = "float32"
     """Precision of frames and gradients on the network; half precision halves the traffic, and gradients are
     scaled to its range."""
+    resize_frames: bool = True
+    """Resize frames as the reward does before they are sent, if this makes them smaller; scores and gradients
+    differ by rounding at most. False sends the pixels that the reward looks at as they are."""
     timeout_seconds: PositiveFloat = 600.0
     """Longest wait in seconds for one result; then the actor is restarted and the request repeated."""
     max_retries: NonNegativeCount = 3
@@ -97,7 +104,17 @@ class RewardConfig(PluginConfig):
     """Score to reach: the reward contributes −|score − target| instead of its score, which rises without
     bound."""
     placement: PlacementConfig | None = None
-    """Ray actors that compute the reward; by default every worker computes it."""
+    """Ray actors that compute the reward; by default every worker computes it. ``auto`` is one actor with a
+    GPU, named like the reward, with ``only_if_needed``."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand_auto(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or given.get("placement") != "auto":
+            return given
+        name = str(given.get("label") or given.get("reward")).rsplit(".", 1)[-1]
+        actor = re.sub(r"[^A-Za-z0-9._-]", "_", name)
+        return given | {"placement": {"actor": actor, "num_gpus": 1.0, "only_if_needed": True}}
 
 
 class MetricConfig(PluginConfig):

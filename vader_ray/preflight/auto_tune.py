@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from math import inf
 
 from vader_ray.alignment import algorithms
 from vader_ray.config import ExperimentConfig, override
-from vader_ray.config.auto import auto_fields, with_settings
+from vader_ray.config.auto import (
+    auto_fields,
+    auto_placements,
+    with_defaults,
+    with_placements,
+    with_settings,
+)
 from vader_ray.errors import UserError
 from vader_ray.preflight.estimate import estimate_step
 from vader_ray.preflight.step_counts import StepEstimate
@@ -114,20 +121,53 @@ def combined(config: ExperimentConfig, settings: list[str]) -> ExperimentConfig 
     return changed
 
 
-def choose_auto(config: ExperimentConfig, fits: Callable[[int], bool]) -> ExperimentConfig:
+def choose_auto(
+    config: ExperimentConfig, fits: Callable[[int], bool], num_free_gpus: float = inf
+) -> ExperimentConfig:
     """Replace every ``auto`` by the fastest choice that fits: recomputation first, then batch sizes.
+
+    Rewards with ``placement: auto`` stay in the workers if a choice fits; otherwise as few of them as
+    possible are placed on other GPUs, those first that take most memory.
 
     Args:
         config: the recipe.
         fits: whether a number of bytes fits into the free memory.
+        num_free_gpus: GPUs of the cluster that no worker and no other reward needs.
 
     Raises:
         UserError: no choice fits.
     """
+    refusal = UserError("")
+    for placed in _placements(config, num_free_gpus):
+        try:
+            return _choose_settings(placed, fits, must_fit=bool(auto_placements(config)))
+        except UserError as error:
+            refusal = error
+    raise refusal
+
+
+def _placements(config: ExperimentConfig, num_free_gpus: float) -> Iterator[ExperimentConfig]:
+    """Yield the recipe with every automatic placement left out, then with more and more of them used."""
+    yield with_placements(config, ())
+    placements = auto_placements(config)
+    alone = with_defaults(config)
+    peaks = {path: estimate_step(with_placements(alone, {path})).peak_bytes for path in placements}
+    used = list[str]()
+    for path in sorted(placements, key=peaks.__getitem__):
+        num_free_gpus -= placements[path].num_replicas * placements[path].num_gpus
+        if num_free_gpus < 0:
+            return
+        used.append(path)
+        yield with_placements(config, used)
+
+
+def _choose_settings(
+    config: ExperimentConfig, fits: Callable[[int], bool], *, must_fit: bool
+) -> ExperimentConfig:
     fields = auto_fields(config)
     sizes = [field for field in _BATCH_SIZES if field in fields]
     chosen = with_settings(config, dict.fromkeys(sizes, 1))
-    if fields != sizes:
+    if must_fit or fields != sizes:
         chosen = _choose_recomputation(chosen, fits)
     for field in sizes:
         chosen = _double(chosen, field, fits)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from operator import attrgetter
 
 from rich.console import RenderableType
 from rich.table import Table
 
 from vader_ray.config import ExperimentConfig
-from vader_ray.config.auto import auto_fields
+from vader_ray.config.auto import auto_fields, describe_auto
 from vader_ray.errors import UserError
 from vader_ray.preflight.auto_tune import Suggestion, choose_auto, suggest_settings
 from vader_ray.preflight.devices import GIB, Device, device
@@ -50,7 +49,7 @@ def _device_parts(
                 "--devices: the recipe has settings that depend on the free memory (auto); name one device"
             )
         config = choose_auto(config, devices[names[0]].fits)
-        yield "auto: " + ", ".join(f"{field}={attrgetter(field)(config)}" for field in fields)
+        yield "auto: " + ", ".join(f"{field}: {describe_auto(config, field)}" for field in fields)
     estimate = estimate_step(config)
     yield _summary(estimate)
     yield _table(estimate, devices)

@@ -17,6 +17,7 @@ from transformers import VideoMAEConfig, VideoMAEForVideoClassification
 from vader_ray.errors import UserError
 from vader_ray.rewards.base import NetworkReward, frozen
 from vader_ray.rewards.core.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, normalise, squash
+from vader_ray.rewards.core.resizing import Resizing, whole
 from vader_ray.rewards.core.transformers_loading import load_folder
 from vader_ray.rewards.core.video import obtain_folder, read_processor
 from vader_ray.types import Frames, Granularity, Scores
@@ -92,13 +93,11 @@ class ActionReward(NetworkReward):
         self.as_probability = score == "probability"
         self.preprocessing = preprocessing
 
-    def region(self, height: int, width: int) -> tuple[slice, slice]:
-        """Return the centre square, or the whole frame with ``preprocessing=vader``."""
-        return (
-            self.processor.region(height, width)
-            if self.preprocessing == "published"
-            else super().region(height, width)
-        )
+    def resizing(self, height: int, width: int) -> Resizing:
+        """Return that of the checkpoint's processor, or a square with ``preprocessing=vader``."""
+        if self.preprocessing == "published":
+            return self.processor.resizing(height, width)
+        return whole(self.processor.size, self.processor.size)
 
     def score(self, frames: Frames, prompts: Sequence[str], /) -> Scores:
         """Return the score of each video's own label."""

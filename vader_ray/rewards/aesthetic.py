@@ -16,7 +16,8 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from vader_ray.errors import UserError
 from vader_ray.rewards.base import FrameReward, frozen
-from vader_ray.rewards.core.preprocess import Preprocessing, crop, crop_region, normalise, squash
+from vader_ray.rewards.core.preprocess import Preprocessing, crop, normalise, squash
+from vader_ray.rewards.core.resizing import Resizing, centre_square, whole
 from vader_ray.rewards.core.transformers_loading import (
     TRANSFORMERS_FILES,
     check_model_type,
@@ -79,14 +80,12 @@ class AestheticReward(FrameReward):
         self.image_size: int = self.encoder.config.image_size  # type: ignore[assignment]
         self.preprocessing = preprocessing
 
-    def region(self, height: int, width: int) -> tuple[slice, slice]:
-        """Return the centre square, or the whole frame with ``preprocessing=vader``."""
-        published = self.preprocessing == "published"
-        return (
-            crop_region(height, width, self.image_size, "bicubic")
-            if published
-            else super().region(height, width)
-        )
+    def resizing(self, height: int, width: int) -> Resizing:
+        """Return the centre square of frames with the short side at the network's image size, or a square
+        with ``preprocessing=vader``."""
+        if self.preprocessing == "published":
+            return centre_square(height, width, self.image_size, "bicubic")
+        return whole(self.image_size, self.image_size)
 
     def score_images(
         self, images: Float[Tensor, "n 3 height width"], prompts: Sequence[str], /

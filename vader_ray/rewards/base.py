@@ -55,6 +55,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vader_ray.rewards.core.resizing import Resizing, whole
 from vader_ray.types import Frames, Granularity, Scores
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -93,13 +94,13 @@ class NetworkReward(nn.Module):
         """Dtype of the networks' weights."""
         return next(self.parameters()).dtype
 
-    def region(self, height: int, width: int) -> tuple[slice, slice]:
-        """Return the rows and columns of a frame that can influence the score; by default all.
+    def resizing(self, height: int, width: int) -> Resizing:
+        """Return how frames of this size are resized and which part of the result is used; by default all,
+        as it is.
 
-        Only this part of the frames travels to a remote reward. Pixels outside it must have a gradient of
-        exactly 0.
+        A remote reward is sent no more than that. Pixels outside must have a gradient of exactly 0.
         """
-        return slice(0, height), slice(0, width)
+        return whole(height, width)
 
     def forward(self, frames: Frames, prompts: Sequence[str], /) -> Scores:
         """Return one score per video, float32 or float64.

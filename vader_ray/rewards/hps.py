@@ -18,6 +18,7 @@ from vader_ray.errors import UserError
 from vader_ray.rewards.base import frozen
 from vader_ray.rewards.core.clip import PromptReward
 from vader_ray.rewards.core.preprocess import Preprocessing, letterbox, normalise, squash
+from vader_ray.rewards.core.resizing import Resizing, letterboxed, whole
 from vader_ray.weights import Source, load_strictly, only_file, read_state_dict, resolve_weights
 
 FILES = {"v2.0": "HPS_v2_compressed.pt", "v2.1": "HPS_v2.1_compressed.pt"}
@@ -61,6 +62,13 @@ class HPSReward(PromptReward):
         load_strictly(clip, state, checkpoint)
         self.clip = frozen(clip)
         self.preprocessing = preprocessing
+
+    def resizing(self, height: int, width: int) -> Resizing:
+        """Return the long side at the network's image size, or a square with ``preprocessing=vader``."""
+        size = self.clip.visual.image_size[0]
+        if self.preprocessing == "published":
+            return letterboxed(height, width, size, "bicubic")
+        return whole(size, size)
 
     def prepare(self, images: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n 3 size size"]:
         """Return the preprocessed images that the network takes."""

@@ -17,7 +17,8 @@ from transformers import YolosConfig, YolosForObjectDetection
 
 from vader_ray.errors import UserError
 from vader_ray.rewards.base import FrameReward, frozen
-from vader_ray.rewards.core.preprocess import Preprocessing, normalise, resize
+from vader_ray.rewards.core.preprocess import Preprocessing, normalise
+from vader_ray.rewards.core.resizing import Resizing, whole
 from vader_ray.rewards.core.transformers_loading import (
     TRANSFORMERS_FILES,
     check_model_type,
@@ -95,15 +96,15 @@ class ObjectDetectionReward(FrameReward):
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         return self._soft(logits) if self.rule == "soft" else self._hard(logits)
 
+    def resizing(self, height: int, width: int) -> Resizing:
+        """Return the size according to ``preprocessing``."""
+        if self.preprocessing == "published":
+            return whole(*fitted(height, width, *self.edges))
+        return whole(VADER_HEIGHT, int(VADER_HEIGHT * width / height), antialias=False)
+
     def prepare(self, images: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n 3 h w"]:
         """Return the preprocessed images that the network takes."""
-        height, width = images.shape[-2:]
-        if self.preprocessing == "published":
-            resized = resize(images, *fitted(height, width, *self.edges), "bilinear")
-        else:
-            resized = resize(
-                images, VADER_HEIGHT, int(VADER_HEIGHT * width / height), "bilinear", antialias=False
-            )
+        resized = self.resizing(*images.shape[-2:]).apply(images)
         return normalise(resized, self.image_mean, self.image_std)
 
     def _soft(self, logits: Float[Tensor, "n tokens classes"]) -> Float[Tensor, " n"]:

@@ -17,6 +17,7 @@ from transformers import VJEPA2Config, VJEPA2Model
 
 from vader_ray.errors import UserError
 from vader_ray.rewards.base import NetworkReward, frozen
+from vader_ray.rewards.core.resizing import Resizing
 from vader_ray.rewards.core.transformers_loading import load_folder
 from vader_ray.rewards.core.video import obtain_folder, read_processor
 from vader_ray.types import Frames, Granularity, Scores
@@ -97,9 +98,9 @@ class VJEPAReward(NetworkReward):
             target_gradient,
         )
 
-    def region(self, height: int, width: int) -> tuple[slice, slice]:
-        """Return the centre square."""
-        return self.processor.region(height, width)
+    def resizing(self, height: int, width: int) -> Resizing:
+        """Return that of the checkpoint's processor."""
+        return self.processor.resizing(height, width)
 
     def score(self, frames: Frames, prompts: Sequence[str], /) -> Scores:
         """Return one score per video; each video has its own masks.

@@ -28,6 +28,7 @@ from vader_ray.alignment.truncation import draw_plan
 from vader_ray.config import ExperimentConfig
 from vader_ray.errors import RunFailed, UserError
 from vader_ray.orchestration.reward_service import pool
+from vader_ray.orchestration.reward_service.transport import spec_of
 from vader_ray.training.experiment import batching, build
 from vader_ray.training.load_reward import load_reward
 from vader_ray.training.resolve import resolve_names
@@ -104,6 +105,28 @@ def test_the_adapters_gradient_is_the_same_with_served_rewards(
     local, remote = gradient(plain), gradient(placed)
     assert torch.equal(local, remote)
     assert local.any()
+
+
+@pytest.mark.parametrize(
+    ("reward", "fewer_bytes"), [("hps", 25), ("pickscore", 9), ("vjepa", 7)], ids=lambda value: str(value)
+)
+def test_resized_frames_give_the_same_gradient_for_fewer_bytes(
+    cluster: None, reward: str, fewer_bytes: int
+) -> None:
+    """To the last bit here; on a GPU the order of the sums may depend on the number of frames."""
+    frames = torch.rand(2, 4, 3, 96, 160, generator=torch.Generator().manual_seed(0))
+    settings = placed_reward(reward, options={"weights": f"shapes:{reward}"})
+    config = config_of(settings, sampling={"num_frames": 4, "height": 96, "width": 160})
+    local = load_reward(config.rewards[0].model_copy(update={"placement": None}), 4, 96, 160, CPU)
+    expected_scores, expected = score_and_gradient(local, frames, PROMPTS, 2)
+    with pool.start_pools(config) as pools:
+        scores, gradient = pools[reward].submit_gradient(frames, PROMPTS, 2).result()
+    assert torch.equal(scores, expected_scores)
+    assert torch.equal(gradient, expected)
+    assert expected.any()
+    spec = spec_of(local, 96, 160)
+    sent, unresized = (spec.sent_as(96, 160, resize_frames=resize) for resize in (True, False))
+    assert fewer_bytes <= unresized.num_pixels / sent.num_pixels < fewer_bytes + 1
 
 
 def test_half_precision_bends_the_gradient_a_little(cluster: None) -> None:

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from tests.helpers.placed_rewards import random_frames
-from vader_ray.orchestration.reward_service.transport import decode_frames, encode_frames
+from vader_ray.orchestration.reward_service.transport import RewardSpec, decode_frames, encode_frames
+from vader_ray.rewards.core.resizing import whole
 
 CPU = torch.device("cpu")
 WHOLE = (slice(0, 8), slice(0, 8))
@@ -39,3 +40,12 @@ def test_a_gradient_of_zeros_travels() -> None:
     assert not decode_frames(
         encode_frames(torch.zeros(2, 1, 3, 8, 8), WHOLE, "float16", is_gradient=True), CPU
     ).any()
+
+
+def test_frames_are_sent_resized_only_if_that_is_smaller_and_changes_nothing() -> None:
+    """A reward that enlarges frames gets them as they are; so does one that would resize them once more."""
+    halved, enlarged = whole(4, 4), whole(16, 16)
+    for resizing, idempotent, sent in ((halved, True, 16), (enlarged, True, 64), (halved, False, 64)):
+        spec = RewardSpec("frame", "none", resizing, can_be_sent_resized=idempotent)
+        assert spec.sent_as(8, 8, resize_frames=True).num_pixels == sent
+        assert spec.sent_as(8, 8, resize_frames=False) == whole(8, 8)

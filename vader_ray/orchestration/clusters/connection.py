@@ -17,6 +17,7 @@ import torch
 from ray.autoscaler.sdk import request_resources
 
 from vader_ray.config import ExperimentConfig, RuntimeConfig
+from vader_ray.config.auto import with_placements
 from vader_ray.errors import UserError, first_line
 from vader_ray.orchestration.clusters import private_cluster
 from vader_ray.orchestration.clusters.worker_setup import HOOK
@@ -148,6 +149,13 @@ def free_bytes(runtime: RuntimeConfig) -> int:
 
 def _free_gpu_bytes() -> int:
     return int(torch.cuda.mem_get_info()[0])
+
+
+def num_free_gpus(config: ExperimentConfig) -> float:
+    """Return the GPUs of the cluster that neither workers nor rewards with a certain placement need."""
+    certain = with_placements(config, ())
+    needed = _needed(certain, "GPU" if uses_gpu(config.runtime) else "CPU")
+    return float(ray.cluster_resources().get("GPU", 0) - needed["GPU"])
 
 
 def max_concurrent_runs(config: ExperimentConfig) -> int:

@@ -20,6 +20,7 @@ from vader_ray.orchestration.reward_service.transport import (
     RewardSpec,
     decode_frames,
     encode_frames,
+    spec_of,
 )
 from vader_ray.training.load_reward import load_reward
 from vader_ray.types import Frames, Reward, Scores
@@ -64,9 +65,7 @@ class RewardActor:
             self._reward = load_reward(self._config, num_frames, height, width, self._device)
         finally:
             self._load_ended.set()
-        region = getattr(self._reward, "region", None)
-        rows_columns = region(height, width) if region else (slice(0, height), slice(0, width))
-        return RewardSpec(self._reward.granularity, self._reward.unit, rows_columns)
+        return spec_of(self._reward, height, width)
 
     def scores(self, frames: EncodedFrames, prompts: Sequence[str], chunk_size: int) -> NDArray[Any]:
         """Return one score per video.

@@ -1,8 +1,8 @@
 """A reward that replicas in Ray actors compute, and the futures of its results.
 
 The staged gradient needs only the scores and ∂R/∂frames of a reward, so another process can compute both.
-With the transport float32 the result equals that of the same reward in the worker bit for bit. Ray repeats a
-request if its replica dies.
+With ``resize_frames=false`` and the transport float32 the result equals that of the same reward in the worker
+bit for bit; resized frames differ by rounding at most. Ray repeats a request if its replica dies.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutErro
 from vader_ray.config import PlacementConfig
 from vader_ray.errors import RunFailed, first_line
 from vader_ray.orchestration.reward_service.transport import RewardSpec, decode_frames, encode_frames
+from vader_ray.rewards.core.resizing import Resizing
 from vader_ray.types import Frames, Scores
 
 START_SECONDS = 600
@@ -89,12 +90,15 @@ class RemoteGradient:
 
     request: PendingRequest
     frames: Frames
+    sent_as: Resizing
+    """Resizing of the frames before they were sent."""
 
     def result(self) -> tuple[Scores, Frames]:
         """Wait for scores and gradient, in the dtype and on the device of the frames."""
-        scores, gradient = self.request.wait()
-        decoded = decode_frames(gradient, self.frames.device).to(self.frames.dtype)
-        return torch.from_numpy(scores.copy()).to(self.frames), decoded
+        scores, encoded = self.request.wait()
+        decoded = decode_frames(encoded, self.frames.device)
+        gradient = self.sent_as.gradient(decoded, *self.frames.shape[-2:])
+        return torch.from_numpy(scores.copy()).to(self.frames), gradient.to(self.frames.dtype)
 
 
 class PooledReward:
@@ -113,10 +117,17 @@ class PooledReward:
 
     def submit_gradient(self, frames: Frames, prompts: Sequence[str], chunk_size: int) -> RemoteGradient:
         """Send frames to be scored and differentiated."""
-        return RemoteGradient(self._submit("gradient", frames, prompts, chunk_size), frames)
+        request = self._submit("gradient", frames, prompts, chunk_size)
+        return RemoteGradient(request, frames, self._sent_as(frames))
+
+    def _sent_as(self, frames: Frames) -> Resizing:
+        return self._spec.sent_as(*frames.shape[-2:], resize_frames=self._placement.resize_frames)
 
     def _submit(self, method: str, frames: Frames, prompts: Sequence[str], chunk_size: int) -> PendingRequest:
-        encoded = ray.put(encode_frames(frames, self._spec.region, self._placement.transport))
+        sent_as = self._sent_as(frames)
+        resized = sent_as.apply(frames.detach().to(torch.promote_types(frames.dtype, torch.float32)))
+        region = (sent_as.rows, sent_as.columns)
+        encoded = ray.put(encode_frames(resized, region, self._placement.transport))
         # Workers begin with different replicas, so that their first requests do not queue at one of them.
         replica = self._replicas[(os.getpid() + next(self._requests)) % len(self._replicas)]
         reference = getattr(replica, method).remote(encoded, list(prompts), chunk_size)

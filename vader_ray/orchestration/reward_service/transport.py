@@ -9,10 +9,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vader_ray.types import Frames, Granularity
+from vader_ray.rewards.core.resizing import Resizing, whole
+from vader_ray.types import Frames, Granularity, Reward
 
 Region: TypeAlias = tuple[slice, slice]
-"""Rows and columns of the frames that influence a reward."""
+"""Rows and columns of frames."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,8 +22,32 @@ class RewardSpec:
 
     granularity: Granularity
     unit: str
-    region: Region
-    """Only this region is sent; outside it the gradient is zero."""
+    resizing: Resizing
+    """How the reward resizes the frames, and what it uses of the resized ones."""
+    can_be_sent_resized: bool
+    """Whether the reward leaves frames as they are that were resized so before."""
+
+    def sent_as(self, height: int, width: int, *, resize_frames: bool) -> Resizing:
+        """Return the resizing before frames of this size are sent, and the part of the result that is sent.
+
+        Args:
+            height: of the frames, in pixels.
+            width: of the frames, in pixels.
+            resize_frames: whether resized frames may be sent, if they have fewer pixels.
+        """
+        rows, columns = self.resizing.region(height, width)
+        as_they_are = Resizing(height, width, rows, columns)
+        if not (resize_frames and self.can_be_sent_resized):
+            return as_they_are
+        return min(as_they_are, self.resizing, key=lambda sent: sent.num_pixels)
+
+
+def spec_of(reward: Reward, height: int, width: int) -> RewardSpec:
+    """Return the properties of a loaded reward for frames of this size."""
+    resizing_of = getattr(reward, "resizing", whole)
+    resizing = resizing_of(height, width)
+    again = resizing_of(resizing.height, resizing.width)
+    return RewardSpec(reward.granularity, reward.unit, resizing, can_be_sent_resized=again == resizing)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +63,9 @@ class EncodedFrames:
     region: Region
     """Region of the frames that ``pixels`` contains."""
     height: int
-    """Height of the full frames in pixels."""
+    """Height in pixels of the frames of which this is a region."""
     width: int
-    """Width of the full frames in pixels."""
+    """Width in pixels of the frames of which this is a region."""
 
 
 def encode_frames(

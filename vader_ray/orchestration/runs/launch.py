@@ -18,7 +18,7 @@ from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from vader_ray.config import ExperimentConfig
-from vader_ray.config.auto import auto_fields
+from vader_ray.config.auto import auto_fields, auto_placements, describe_auto, with_placements
 from vader_ray.errors import RunFailed, first_line
 from vader_ray.orchestration import ray_private
 from vader_ray.orchestration.clusters import connection
@@ -53,9 +53,12 @@ def resolve_auto(config: ExperimentConfig) -> ExperimentConfig:
     """
     if not auto_fields(config):
         return config
-    with connection.connected(config):
-        free = connection.free_bytes(config.runtime)
-    return auto_tune.choose_auto(config, lambda num_bytes: fits(num_bytes, free))
+    with connection.connected(with_placements(config, ())):
+        free, num_free_gpus = connection.free_bytes(config.runtime), connection.num_free_gpus(config)
+    chosen = auto_tune.choose_auto(config, lambda num_bytes: fits(num_bytes, free), num_free_gpus)
+    for path in auto_placements(config):
+        print(f"{path}: {describe_auto(chosen, path)}", flush=True)
+    return chosen
 
 
 def train_run(

@@ -15,7 +15,8 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from vader_ray.errors import UserError
 from vader_ray.rewards.base import FrameReward, frozen
-from vader_ray.rewards.core.preprocess import crop, crop_region, normalise
+from vader_ray.rewards.core.preprocess import crop, normalise
+from vader_ray.rewards.core.resizing import Resizing, centre_square
 from vader_ray.rewards.core.transformers_loading import check_model_type, image_statistics, load_folder
 from vader_ray.weights import resolve_weights
 
@@ -86,9 +87,9 @@ class TransformersClipReward(PromptReward):
                 f"{folder} only {num_words}; give the tokenizer that it was trained with"
             )
 
-    def region(self, height: int, width: int) -> tuple[slice, slice]:
-        """Return the centre square."""
-        return crop_region(height, width, self.image_size, "bicubic", "transformers")
+    def resizing(self, height: int, width: int) -> Resizing:
+        """Return the centre square of frames with the short side at the network's image size."""
+        return centre_square(height, width, self.image_size, "bicubic", "transformers")
 
     def prepare(self, images: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n 3 size size"]:
         """Return the preprocessed images that the network takes."""

@@ -39,8 +39,8 @@ def resize(
     antialias: bool = True,
 ) -> Float[Tensor, "*n 3 h w"]:
     """Resize images; bicubic overshoot is clamped to [0, 1], as in 8-bit images."""
-    rows = _matrix(images.shape[-2], height, mode, images.dtype, images.device, antialias)
-    columns = _matrix(images.shape[-1], width, mode, images.dtype, images.device, antialias)
+    rows = resize_matrix(images.shape[-2], height, mode, images.dtype, images.device, antialias)
+    columns = resize_matrix(images.shape[-1], width, mode, images.dtype, images.device, antialias)
     resized = rows @ images @ columns.T
     return resized.clamp(0, 1) if mode == "bicubic" else resized
 
@@ -62,41 +62,24 @@ def crop(
 ) -> Float[Tensor, "*n 3 size size"]:
     """Resize the short side to ``short`` pixels, by default ``size``, and crop the centre square."""
     height, width = images.shape[-2:]
-    height, width = _short_side_at(height, width, short or size)
-    top, left = (_offset(side - size, rounding) for side in (height, width))
-    return resize(images, height, width, mode)[..., top : top + size, left : left + size]
-
-
-def crop_region(
-    height: int,
-    width: int,
-    size: int,
-    mode: Filter,
-    rounding: Rounding = "torchvision",
-    *,
-    short: int | None = None,
-) -> tuple[slice, slice]:
-    """Return the rows and columns of an image that `crop` depends on.
-
-    Pixels outside have a weight of exactly 0.
-    """
-    resized = _short_side_at(height, width, short or size)
-    rows, columns = (
-        _support(side, side_resized, _offset(side_resized - size, rounding), size, mode)
-        for side, side_resized in zip((height, width), resized, strict=True)
-    )
-    return rows, columns
+    height, width = short_side_at(height, width, short or size)
+    rows, columns = (centre(side, size, rounding) for side in (height, width))
+    return resize(images, height, width, mode)[..., rows, columns]
 
 
 def letterbox(
     images: Float[Tensor, "*n 3 height width"], size: int, mode: Filter
 ) -> Float[Tensor, "*n 3 size size"]:
     """Resize the long side to ``size`` and centre the image on a black square (HPSv2)."""
-    height, width = images.shape[-2:]
-    long = max(height, width)
-    images = resize(images, round(height * size / long), round(width * size / long), mode)
+    images = resize(images, *letterboxed_size(images.shape[-2], images.shape[-1], size), mode)
     down, across = (size - side for side in images.shape[-2:])
     return functional.pad(images, (across // 2, across - across // 2, down // 2, down - down // 2))
+
+
+def letterboxed_size(height: int, width: int, size: int) -> tuple[int, int]:
+    """Return height and width with the long side at ``size``."""
+    long = max(height, width)
+    return round(height * size / long), round(width * size / long)
 
 
 def normalise(
@@ -106,7 +89,7 @@ def normalise(
     return (images - images.new_tensor(mean)[:, None, None]) / images.new_tensor(std)[:, None, None]
 
 
-def _short_side_at(height: int, width: int, size: int) -> tuple[int, int]:
+def short_side_at(height: int, width: int, size: int) -> tuple[int, int]:
     """Return height and width with the short side at ``size``.
 
     The long side is rounded down, as in torchvision.
@@ -115,19 +98,15 @@ def _short_side_at(height: int, width: int, size: int) -> tuple[int, int]:
     return int(size * height / short), int(size * width / short)
 
 
-def _offset(excess: int, rounding: Rounding) -> int:
-    return round(excess / 2) if rounding == "torchvision" else excess // 2
-
-
-def _support(size: int, resized: int, start: int, length: int, mode: Filter) -> slice:
-    """Return the part of an axis on which ``length`` pixels from ``start`` of the resized axis depend."""
-    weights = _matrix(size, resized, mode, torch.float64, torch.device("cpu"))[start : start + length]
-    used = weights.any(dim=0).nonzero()
-    return slice(int(used[0]), int(used[-1]) + 1)
+def centre(side: int, size: int, rounding: Rounding) -> slice:
+    """Return the ``size`` pixels in the middle of a side."""
+    excess = side - size
+    start = round(excess / 2) if rounding == "torchvision" else excess // 2
+    return slice(start, start + size)
 
 
 @lru_cache(maxsize=64)
-def _matrix(
+def resize_matrix(
     size: int, resized: int, mode: Filter, dtype: torch.dtype, device: torch.device, antialias: bool = True
 ) -> Float[Tensor, "resized size"]:
     """Return the matrix that resizes one axis, computed in float64."""

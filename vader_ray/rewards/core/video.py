@@ -9,7 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vader_ray.errors import UserError
-from vader_ray.rewards.core.preprocess import crop, crop_region, normalise
+from vader_ray.rewards.core.preprocess import crop, normalise
+from vader_ray.rewards.core.resizing import Resizing, centre_square
 from vader_ray.rewards.core.transformers_loading import check_model_type, read_json
 from vader_ray.types import Frames
 from vader_ray.weights import resolve_weights
@@ -37,9 +38,9 @@ class Processor:
             crop(frames, self.size, "bilinear", "transformers", short=self.short), self.mean, self.std
         )
 
-    def region(self, height: int, width: int) -> tuple[slice, slice]:
-        """Return the rows and columns of a frame that influence the preprocessed frames."""
-        return crop_region(height, width, self.size, "bilinear", "transformers", short=self.short)
+    def resizing(self, height: int, width: int) -> Resizing:
+        """Return the centre square of frames with the short side at `short`."""
+        return centre_square(height, width, self.size, "bilinear", "transformers", short=self.short)
 
 
 def obtain_folder(source: str, model_type: str, *files: str) -> Path:
