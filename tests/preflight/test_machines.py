@@ -30,6 +30,7 @@ from vader_ray.preflight.machines import Machine, StepCounter, find_plan, num_wo
 from vader_ray.preflight.step_counts import StepCount
 from vader_ray.preflight.trackers import OpRecord
 from vader_ray.preflight.traffic import Traffic, step_traffic
+from vader_ray.types import GatheredPart
 
 
 class _Network(nn.Module):
@@ -86,7 +87,7 @@ def test_calls_are_gathers_and_backward_passes_are_further_ones() -> None:
 def test_traffic_is_that_of_padded_shares_and_of_a_ring() -> None:
     """Per gather and worker: of 5 rows of 3 float32 each of two workers has 3, of 3 rows of 5 it has 2."""
     block, _, outer = _sharded().parts()
-    gathers = {block: 10, outer: 1}
+    gathers: dict[GatheredPart, int] = {block: 10, outer: 1}
     two = RuntimeConfig(num_workers=4, shard=2)
     assert block.share_bytes(2) == 3 * 3 * 4
     assert outer.share_bytes(2) == 2 * 5 * 4

@@ -20,7 +20,7 @@ from vader_ray.preflight.devices import Device, check_devices, device, split_mac
 from vader_ray.preflight.estimate import count_step
 from vader_ray.preflight.step_counts import StepCount, StepEstimate
 
-_MOST_MEMORY = {
+_MOST_MEMORY: dict[str, bool | int | str] = {
     "sampling.recompute": False,
     "runtime.activation_checkpointing": "none",
     "runtime.prefix_batch_size": 1,
@@ -132,7 +132,7 @@ def find_plan(
         UserError: the recipe does not allow this number of workers, or cannot be counted (`count_step`).
     """
     config = with_settings(config, {field: _MOST_MEMORY[field] for field in auto_fields(config)})
-    settings = (f"runtime.num_workers={num_workers(config, machine.num_gpus)}",)
+    settings: tuple[str, ...] = (f"runtime.num_workers={num_workers(config, machine.num_gpus)}",)
     algorithms.check(override(config, [*settings, *_WHOLE]))
     plans = latest = list(_plans(config, settings, machine, count))
     ladder = [(True, each) for each in exact_settings(config)]
