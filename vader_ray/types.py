@@ -157,12 +157,29 @@ class Trajectory(Sliceable, Protocol):
         ...
 
 
+class GatheredPart(Protocol):
+    """A part of a network whose frozen weights are gathered together."""
+
+    @property
+    def module(self) -> nn.Module:
+        """The part."""
+        ...
+
+    def share_bytes(self, num_workers: int, /) -> int:
+        """Return the bytes of the largest share of the frozen weights when divided over some workers."""
+        ...
+
+
 class DividedNetwork(Protocol):
     """A network whose frozen weights are divided over workers, and gathered block by block."""
 
     @property
     def network(self) -> nn.Module:
         """The network."""
+        ...
+
+    def parts(self) -> Sequence[GatheredPart]:
+        """Return the parts of the network, which are gathered one by one."""
         ...
 
     def frozen_bytes(self) -> int:

@@ -29,7 +29,8 @@ def check(
         str | None,
         typer.Option(
             help="Estimate a step's memory and time on these devices, without a GPU and without weights: "
-            "h100,a100-40,… or cpu."
+            "h100,a100-40,24GB or cpu. With a number of GPUs in front, 8xrtx4090,1x24GB, settings that fit "
+            "are chosen."
         ),
     ] = None,
 ) -> None:
