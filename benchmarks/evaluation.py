@@ -63,7 +63,7 @@ def _thumbnail(shape: Shape) -> torch.Tensor:
     return torch.zeros(min(frames, 16) * 3 * (height // factor) * (width // factor), dtype=torch.uint8)
 
 
-def _moved() -> dict[str, int]:
+def moved_bytes() -> dict[str, int]:
     """Return the bytes that this process's TCP connections have received and sent so far."""
     totals = {"received": 0, "sent": 0}
     for descriptor in os.listdir("/proc/self/fd"):
@@ -77,10 +77,10 @@ def _moved() -> dict[str, int]:
 
 def _during(exchange: Callable[[], object]) -> dict[str, int]:
     distributed.barrier()
-    before = _moved()
+    before = moved_bytes()
     exchange()
     distributed.barrier()
-    return {name: value - before[name] for name, value in _moved().items()}
+    return {name: value - before[name] for name, value in moved_bytes().items()}
 
 
 def _worker(rank: int, num_workers: int, folder: str, shape: Shape) -> None:

@@ -3,263 +3,28 @@
     python -m benchmarks.preflight                                   # all cases, a few minutes, any machine
     python -m benchmarks.preflight --case wan_1_3b_hps --output estimate.json
 
-Nothing is downloaded: the sizes below are copied from the configuration files on the hub. Text encoders have
-their published sizes and a small tokenizer. ``tests/preflight/test_estimate.py`` compares such estimates with
-measurements.
+Nothing is downloaded: the sizes are those of `benchmarks.published`. ``tests/preflight/test_estimate.py``
+compares such estimates with measurements.
 """
 
 from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import diffusers as d
-import torch
-import transformers as t
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from vader_ray.config import load
+from benchmarks.published import MODELS, REWARDS, write_configuration, write_vjepa
+from vader_ray.config import ExperimentConfig, load
 from vader_ray.preflight import estimate
 from vader_ray.preflight.devices import DEVICES
-from vader_ray.shapes.train._tokenizer import build_tokenizer
 
 GIB = 2**30
-
-
-SD_VAE: dict[str, Any] = {
-    "block_out_channels": (128, 256, 512, 512),
-    "layers_per_block": 2,
-    "latent_channels": 4,
-    "down_block_types": ("DownEncoderBlock2D",) * 4,
-    "up_block_types": ("UpDecoderBlock2D",) * 4,
-}
-BETAS: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-
-
-def modelscope() -> tuple[type, dict[str, Any]]:
-    """``ali-vilab/text-to-video-ms-1.7b``: its UNet is diffusers' default, its text encoder OpenCLIP's
-    ViT-H."""
-    text = {
-        "hidden_size": 1024,
-        "intermediate_size": 4096,
-        "num_hidden_layers": 23,
-        "num_attention_heads": 16,
-    }
-    return d.TextToVideoSDPipeline, {
-        "unet": d.UNet3DConditionModel(),
-        "vae": d.AutoencoderKL(**SD_VAE),
-        "text_encoder": t.CLIPTextModel(t.CLIPTextConfig(**text)),
-        "tokenizer": tokenizer(77),
-        "scheduler": scheduler(
-            d.DDIMScheduler, **BETAS, clip_sample=False, set_alpha_to_one=False, steps_offset=1
-        ),
-    }
-
-
-def svd() -> tuple[type, dict[str, Any]]:
-    """``stabilityai/stable-video-diffusion-img2vid``: its image encoder is OpenCLIP's ViT-H."""
-    sizes = {
-        "hidden_size": 1280,
-        "intermediate_size": 5120,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 16,
-    }
-    image_encoder = t.CLIPVisionConfig(**sizes, image_size=224, patch_size=14, projection_dim=1024)
-    return d.StableVideoDiffusionPipeline, {
-        "unet": d.UNetSpatioTemporalConditionModel(num_attention_heads=(5, 10, 20, 20)),
-        "vae": d.AutoencoderKLTemporalDecoder(
-            **{key: SD_VAE[key] for key in ("block_out_channels", "layers_per_block")},
-            down_block_types=SD_VAE["down_block_types"],
-            latent_channels=4,
-        ),
-        "image_encoder": t.CLIPVisionModelWithProjection(image_encoder),
-        "feature_extractor": t.CLIPImageProcessor(),
-        "scheduler": scheduler(
-            d.EulerDiscreteScheduler,
-            **BETAS,
-            prediction_type="v_prediction",
-            use_karras_sigmas=True,
-            timestep_spacing="leading",
-            timestep_type="continuous",
-            sigma_min=0.002,
-            sigma_max=700.0,
-        ),
-    }
-
-
-def wan_1_3b() -> tuple[type, dict[str, Any]]:
-    """``Wan-AI/Wan2.1-T2V-1.3B-Diffusers``."""
-    return wan(num_attention_heads=12, ffn_dim=8960, num_layers=30)
-
-
-def wan_14b() -> tuple[type, dict[str, Any]]:
-    """``Wan-AI/Wan2.1-T2V-14B-Diffusers``."""
-    return wan(num_attention_heads=40, ffn_dim=13824, num_layers=40)
-
-
-def wan(**sizes: int) -> tuple[type, dict[str, Any]]:
-    """A Wan 2.1: its autoencoder is diffusers' default, its text encoder umT5-XXL."""
-    text = {
-        "d_model": 4096,
-        "d_ff": 10240,
-        "d_kv": 64,
-        "num_layers": 24,
-        "num_heads": 64,
-        "vocab_size": 256384,
-    }
-    flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
-    return d.WanPipeline, {
-        "transformer": d.WanTransformer3DModel(attention_head_dim=128, text_dim=4096, freq_dim=256, **sizes),
-        "vae": d.AutoencoderKLWan(),
-        "text_encoder": t.UMT5EncoderModel(t.UMT5Config(**text)),
-        "tokenizer": tokenizer(512),
-        "scheduler": scheduler(d.UniPCMultistepScheduler, **flow),
-    }
-
-
-T5_XXL: dict[str, Any] = {
-    "d_model": 4096,
-    "d_ff": 10240,
-    "d_kv": 64,
-    "num_layers": 24,
-    "num_heads": 64,
-    "feed_forward_proj": "gated-gelu",
-}
-
-
-def ltx() -> tuple[type, dict[str, Any]]:
-    """``Lightricks/LTX-Video``: transformer and autoencoder are diffusers' defaults."""
-    return d.LTXPipeline, {
-        "transformer": d.LTXVideoTransformer3DModel(),
-        "vae": d.AutoencoderKLLTXVideo(),
-        "text_encoder": t.T5EncoderModel(t.T5Config(**T5_XXL)),
-        "tokenizer": tokenizer(128),
-        "scheduler": scheduler(
-            d.FlowMatchEulerDiscreteScheduler, use_dynamic_shifting=True, shift_terminal=0.1
-        ),
-    }
-
-
-def hunyuan_video() -> tuple[type, dict[str, Any]]:
-    """``hunyuanvideo-community/HunyuanVideo``: diffusers' defaults, Llama 3 8B and CLIP's ViT-L."""
-    llama = {
-        "hidden_size": 4096,
-        "intermediate_size": 14336,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "vocab_size": 128320,
-    }
-    clip = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
-    return d.HunyuanVideoPipeline, {
-        "transformer": d.HunyuanVideoTransformer3DModel(),
-        "vae": d.AutoencoderKLHunyuanVideo(),
-        "text_encoder": t.LlamaModel(t.LlamaConfig(**llama)),
-        "tokenizer": tokenizer(256),
-        "text_encoder_2": t.CLIPTextModel(t.CLIPTextConfig(**clip)),
-        "tokenizer_2": tokenizer(77),
-        "scheduler": scheduler(d.FlowMatchEulerDiscreteScheduler, shift=7.0),
-    }
-
-
-def mochi() -> tuple[type, dict[str, Any]]:
-    """``genmo/mochi-1-preview``: transformer and autoencoder are diffusers' defaults."""
-    return d.MochiPipeline, {
-        "transformer": d.MochiTransformer3DModel(),
-        "vae": d.AutoencoderKLMochi(),
-        "text_encoder": t.T5EncoderModel(t.T5Config(**T5_XXL)),
-        "tokenizer": tokenizer(256),
-        "scheduler": scheduler(d.FlowMatchEulerDiscreteScheduler, invert_sigmas=True),
-    }
-
-
-def scheduler(kind: Any, **settings: Any) -> Any:
-    """A scheduler, whose tables are computed."""
-    with torch.device("cpu"):
-        return kind(**settings)
-
-
-def tokenizer(length: int) -> Any:
-    """The shapes words, padded to a published length: counts do not depend on which tokens there are."""
-    small = build_tokenizer()
-    small.model_max_length = length
-    return small
-
-
-def write_configuration(make: Callable[[], tuple[type, dict[str, Any]]], folder: Path) -> Path:
-    """The configuration files of a pipeline as the hub holds them, without weights."""
-    with torch.device("meta"):
-        kind, parts = make()
-    index: dict[str, Any] = {"_class_name": kind.__name__, "_diffusers_version": d.__version__}
-    for name, part in parts.items():
-        settings = part.config if isinstance(part, t.PreTrainedModel) else part
-        save = getattr(settings, "save_config", None) or settings.save_pretrained
-        save(folder / name)
-        index[name] = [type(part).__module__.partition(".")[0], type(part).__name__]
-    (folder / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
-    return folder
-
-
-def write_vjepa(folder: Path) -> Path:
-    """``facebook/vjepa2-vitl-fpc64-256``, which is transformers' default."""
-    t.VJEPA2Config().save_pretrained(folder)
-    processor = {
-        "size": {"shortest_edge": 292},
-        "crop_size": {"height": 256, "width": 256},
-        "image_mean": [0.485, 0.456, 0.406],
-        "image_std": [0.229, 0.224, 0.225],
-    }
-    (folder / "video_preprocessor_config.json").write_text(json.dumps(processor), encoding="utf-8")
-    return folder
-
-
-def write_pickscore(folder: Path) -> Path:
-    """``yuvalkirstain/PickScore_v1``, a CLIP ViT-H-14, with a small tokenizer."""
-    text = {
-        "hidden_size": 1024,
-        "intermediate_size": 4096,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 16,
-    }
-    vision = {
-        "hidden_size": 1280,
-        "intermediate_size": 5120,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 16,
-        "patch_size": 14,
-    }
-    return write_clip(folder, text, vision, projection_dim=1024)
-
-
-def write_clip_vit_l(folder: Path) -> Path:
-    """``openai/clip-vit-large-patch14``, which the aesthetic reward sees through."""
-    text = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
-    vision = {
-        "hidden_size": 1024,
-        "intermediate_size": 4096,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 16,
-        "patch_size": 14,
-    }
-    return write_clip(folder, text, vision, projection_dim=768)
-
-
-def write_clip(folder: Path, text: dict[str, int], vision: dict[str, int], *, projection_dim: int) -> Path:
-    """The configuration files of a CLIP in transformers' format."""
-    parts = {
-        name: {**sizes, "projection_dim": projection_dim}
-        for name, sizes in {"text_config": text, "vision_config": vision}.items()
-    }
-    t.CLIPConfig(**parts, projection_dim=projection_dim).save_pretrained(folder)
-    t.CLIPImageProcessor().save_pretrained(folder)
-    tokenizer(77).save_pretrained(folder)
-    return folder
 
 
 def size(num_frames: int, height: int, width: int) -> tuple[str, ...]:
@@ -272,40 +37,32 @@ BLOCK = ("runtime.activation_checkpointing=block", "sampling.recompute=nested")
 ALL, FIRST = "rewards.0.frames=all", "rewards.0.frames=first:1"
 EIGHT = ("videos_per_step=8", "runtime.num_workers=8", "runtime.shard=8")
 OFFLOAD = "runtime.offload_weights=true"
+FRAMES = ((FIRST, *BLOCK), (ALL, *BLOCK))
 CASES: dict[str, tuple[tuple[str, ...], ...]] = {
     "modelscope_hps": ((), (ALL,), BLOCK),
     "videocrafter2_hps": ((), BLOCK),
     "svd_vjepa": ((), BLOCK),
+    "svd": FRAMES,
     "wan_1_3b_hps": ((), BLOCK, (ALL, *BLOCK)),
     "wan_14b": (BLOCK, (*BLOCK, *EIGHT), (*BLOCK, OFFLOAD)),
-    "ltx": ((FIRST, *BLOCK), (ALL, *BLOCK)),
-    "hunyuan_video": ((FIRST, *BLOCK), (ALL, *BLOCK)),
-    "mochi": ((FIRST, *BLOCK), (ALL, *BLOCK)),
+    "ltx": FRAMES,
+    "hunyuan_video": FRAMES,
+    "mochi": FRAMES,
+    "cogvideox_5b": FRAMES,
 }
-"""Packaged recipes, or models of `LIKE_WAN`, and the settings with which they are counted."""
+"""Packaged recipes, or models of `LIKE`, and the settings with which they are counted."""
 OWN_SCHEDULER = "sampling.scheduler=null"
-LIKE_WAN = {
-    "wan_14b": (),
-    "ltx": ("model.family=ltx", OWN_SCHEDULER, *size(161, 512, 768)),
-    "hunyuan_video": ("model.family=hunyuan_video", OWN_SCHEDULER, *size(129, 720, 1280)),
-    "mochi": ("model.family=mochi", OWN_SCHEDULER, *size(163, 480, 848)),
+HPS = ("rewards.0.reward=hps", "rewards.0.weights=xswu/HPSv2", "rewards.0.version=v2.1")
+LIKE = {
+    "svd": ("svd_vjepa", *HPS),
+    "wan_14b": ("wan_1_3b_hps",),
+    "wan_a14b": ("wan_1_3b_hps", *size(81, 720, 1280)),
+    "ltx": ("wan_1_3b_hps", "model.family=ltx", OWN_SCHEDULER, *size(161, 512, 768)),
+    "hunyuan_video": ("wan_1_3b_hps", "model.family=hunyuan_video", OWN_SCHEDULER, *size(129, 720, 1280)),
+    "mochi": ("wan_1_3b_hps", "model.family=mochi", OWN_SCHEDULER, *size(163, 480, 848)),
+    "cogvideox_5b": ("wan_1_3b_hps", "model.family=cogvideox", OWN_SCHEDULER, *size(49, 480, 720)),
 }
-"""Models without a packaged recipe, counted with that of Wan 1.3B, and what differs from it."""
-PUBLISHED = {
-    "modelscope_hps": modelscope,
-    "svd_vjepa": svd,
-    "wan_1_3b_hps": wan_1_3b,
-    "wan_14b": wan_14b,
-    "ltx": ltx,
-    "hunyuan_video": hunyuan_video,
-    "mochi": mochi,
-}
-"""VideoCrafter2's sizes are part of its family."""
-HELDOUT: dict[str, tuple[str, Callable[[Path], Path]]] = {
-    "pickscore": ("weights", write_pickscore),
-    "aesthetic": ("encoder", write_clip_vit_l),
-}
-"""Per held-out reward, its setting that names a folder of configuration files, and what writes them."""
+"""Models without a packaged recipe: the one with which they are counted, and what differs from it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,18 +79,22 @@ class Row:
     h100_seconds_per_video: float
 
 
-def memory_report(recipe: str, overrides: tuple[str, ...], folder: Path) -> Row:
-    """The counts of a packaged recipe, or of a model, at its published size."""
-    packaged = "wan_1_3b_hps" if recipe in LIKE_WAN else recipe
-    found = list(LIKE_WAN.get(recipe, ()))
-    if recipe in PUBLISHED:
-        found.append(f"model.weights={write_configuration(PUBLISHED[recipe], folder / recipe)}")
-    if recipe == "svd_vjepa":
+def recipe_of(name: str, overrides: tuple[str, ...], folder: Path) -> ExperimentConfig:
+    """Return a packaged recipe, or that of a model of `LIKE`, with configuration files of published sizes."""
+    packaged, *found = LIKE.get(name, (name,))
+    if name in MODELS:
+        found.append(f"model.weights={write_configuration(MODELS[name], folder / name)}")
+    if name == "svd_vjepa":
         found.append(f"rewards.0.weights={write_vjepa(folder / 'vjepa')}")
     for index, reward in enumerate(load(packaged).eval_rewards):
-        setting, write = HELDOUT[reward.reward]
+        setting, write = REWARDS[reward.reward]
         found.append(f"eval_rewards.{index}.{setting}={write(folder / reward.reward)}")
-    config = load(packaged, [*found, *overrides])
+    return load(packaged, [*found, *overrides])
+
+
+def memory_report(recipe: str, overrides: tuple[str, ...], folder: Path) -> Row:
+    """The counts of a packaged recipe, or of a model, at its published size."""
+    config = recipe_of(recipe, overrides, folder)
     needed = estimate.estimate_step(config)
     num_videos = config.videos_per_step // config.runtime.num_workers
     return Row(

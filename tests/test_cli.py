@@ -53,7 +53,7 @@ def _refused(*arguments: str) -> str:
         ("model.family=nothing", "model.family: there is no 'nothing'; give one of "),
         (
             "rewards.0.reward=nothing",
-            "reward: there is no 'nothing'; give one of action, aesthetic, brightness, ",
+            "reward: there is no 'nothing'; give one of action, aesthetic, ",
         ),
         ("rewards.0.colour=red", "colour"),
         ("rewards.0.weights=/no/where", "/no/where"),

@@ -23,6 +23,10 @@ Frames: TypeAlias = Float[Tensor, "batch frames 3 height width"]
 Scores: TypeAlias = Float[Tensor, " batch"]
 """One number per video, higher is better."""
 
+VIDEO_MESH = ("videos", "guidance", "ring", "ulysses")
+"""Dimensions of a run's workers if several compute the same videos: groups with different videos, branches of
+guidance, tokens. The last two are diffusers' names for two ways to divide tokens."""
+
 Granularity: TypeAlias = Literal["frame", "clip"]
 """Input unit of a reward. The score of a ``frame`` reward is the mean of its scores of single frames, so its
 frames may be scored in chunks; a ``clip`` reward needs all frames in one call."""
@@ -162,12 +166,29 @@ class Trajectory(Sliceable, Protocol):
         ...
 
 
+class GatheredPart(Protocol):
+    """A part of a network whose frozen weights are gathered together."""
+
+    @property
+    def module(self) -> nn.Module:
+        """The part."""
+        ...
+
+    def share_bytes(self, num_workers: int, /) -> int:
+        """Return the bytes of the largest share of the frozen weights when divided over some workers."""
+        ...
+
+
 class DividedNetwork(Protocol):
     """A network whose frozen weights are divided over workers, and gathered block by block."""
 
     @property
     def network(self) -> nn.Module:
         """The network."""
+        ...
+
+    def parts(self) -> Sequence[GatheredPart]:
+        """Return the parts of the network, which are gathered one by one."""
         ...
 
     def frozen_bytes(self) -> int:

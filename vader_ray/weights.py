@@ -12,9 +12,10 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
+from urllib.error import URLError
 
 import torch
-from huggingface_hub import hf_hub_download
+from huggingface_hub import constants, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from pydantic import AfterValidator
 from safetensors import SafetensorError, safe_open
@@ -27,6 +28,8 @@ from vader_ray.paths import expand_user
 
 SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 """Endings of a file of weights."""
+HASH = re.compile(r"-([0-9a-f]{8,})\.")
+"""First digits of the SHA-256 in the name of a file, as torch's own weights have them."""
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 """Form of a repository's name on the Hugging Face hub: ``owner/name``."""
 NUM_SHOWN = 3
@@ -91,6 +94,36 @@ def _download(repository: str, files: Sequence[str]) -> Path:
             f"run `hf download {repository} {' '.join(files)}` where there is internet, or give a local path"
         ) from error
     return paths[0].parent
+
+
+def resolve_url(url: str, option: str = "weights") -> Path:
+    """Return the local copy of a published file that is on no hub; it is downloaded to torch hub's folder.
+
+    If the name of the file states its hash, the download is compared with it.
+
+    Args:
+        url: of the file.
+        option: setting by which a local copy is given, for the message.
+
+    Raises:
+        UserError: the server cannot be reached; names the command that gets the file.
+    """
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    path = folder / url.rpartition("/")[2]
+    if path.is_file() or without_weights():
+        return path
+    stated = HASH.search(path.name)
+    try:
+        if constants.HF_HUB_OFFLINE:
+            raise URLError("HF_HUB_OFFLINE is set")
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(path), stated[1] if stated else None, progress=False)
+    except (OSError, RuntimeError) as error:
+        raise UserError(
+            f"cannot get {url} ({error}); run `curl -L -o {path} {url}` where there is internet, or give a "
+            f"local copy as {option}"
+        ) from error
+    return path
 
 
 def only_file(folder: Path, pattern: str) -> Path:

@@ -343,3 +343,7 @@ CASES = {
     "hunyuan_video": Case("hunyuan_video", _hunyuan_video, _size(5, 16)),
     "mochi": Case("mochi", _mochi, _size(7, 16)),
 }
+DEEP_WAN = Case(
+    "wan", lambda: _wan(transformer=_wan_transformer(num_layers=8, ffn_dim=512)), _size(65, 64), **_FLOAT32
+)
+"""A denoiser with more activations than the decoder."""

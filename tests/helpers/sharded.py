@@ -10,15 +10,18 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from benchmarks.evaluation import moved_bytes
 from tests.helpers.families import CASES
 from tests.helpers.family_runs import PROMPTS, SEEDS, encode_prompts, load_case
 from tests.helpers.tiny import adapter_gradient
 from tests.helpers.training import Keeper
-from vader_ray.config import ActivationCheckpointing, Precision, validate
+from vader_ray.config import ActivationCheckpointing, Precision, override, validate
 from vader_ray.models.core.sharding import local_bytes
+from vader_ray.training.checkpoint import State
 from vader_ray.training.distributed import WorkerGroup
 from vader_ray.training.experiment import build
-from vader_ray.training.loop import train
+from vader_ray.training.loop import make_optimizer, train
+from vader_ray.training.step import train_step
 from vader_ray.types import TruncationPlan
 
 CPU = torch.device("cpu")
@@ -51,6 +54,22 @@ def train_sharded(
         local_bytes(frozen),
         all(isinstance(each, DTensor) for each in frozen),
     )
+
+
+def exchange_steps(group: WorkerGroup, document: dict[str, Any], choices: list[str]) -> list[int]:
+    """Return the bytes that this process receives in the second step of a run, for each of some settings."""
+    received = []
+    for choice in choices:
+        config = override(validate(document), [choice])
+        experiment = build(config, CPU, group=group)
+        optimizer, state = make_optimizer(config, experiment), State()
+        for _ in range(2):
+            torch.distributed.barrier()
+            before = moved_bytes()["received"]
+            train_step(config, experiment, optimizer, group, state, 0.0)
+            torch.distributed.barrier()
+        received.append(moved_bytes()["received"] - before)
+    return received
 
 
 def differentiate(  # noqa: PLR0913

@@ -12,7 +12,7 @@ import torch
 import transformers
 from torch import nn
 
-from tests.helpers import tiny_clips, tiny_qwen
+from tests.helpers import tiny_clips, tiny_qwen, tiny_scorers, tiny_vbench
 from vader_ray import rewards
 from vader_ray.config import RewardConfig
 
@@ -117,6 +117,8 @@ OPTIONS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "clip_score": clip_score,
     "object_detection": object_detection,
     **tiny_clips.OPTIONS,
+    **tiny_scorers.OPTIONS,
+    "optical_flow": tiny_vbench.optical_flow,
     **tiny_qwen.OPTIONS,
 }
 """Options with which the contract test builds a reward, from a folder that does not exist yet."""

@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional
 from typer.testing import CliRunner
 
-from benchmarks.preflight import write_pickscore
+from benchmarks.published import write_pickscore
 from tests.helpers import videocrafter2_tiny as videocrafter2
 from tests.helpers.families import CASES, save, save_images
 from tests.helpers.recipe import tiny_config, write_tiny
@@ -29,13 +29,13 @@ from vader_ray.preflight import auto_tune, estimate, trackers
 from vader_ray.preflight.auto_tune import choose_auto, suggest_settings
 from vader_ray.preflight.devices import DEVICES, Device
 from vader_ray.preflight.estimate import (
-    StepEstimate,
     estimate_step,
     num_bytes,
     optimizer_bytes,
     plugin_networks,
 )
 from vader_ray.preflight.meta_device import META, meta_device_mode
+from vader_ray.preflight.step_counts import StepEstimate
 from vader_ray.preflight.trackers import OpCounter, PeakMemoryTracker
 from vader_ray.training.checkpoint import State
 from vader_ray.training.distributed import WorkerGroup
@@ -255,6 +255,7 @@ def test_meta_tensors_from_the_host_have_values_and_copies_to_the_host_are_count
         moved = torch.zeros(1000, device=META).to("cpu")
         assert (moved.device.type, moved.shape, host.now) == ("cpu", (1000,), 4000)
         assert moved.to(META).is_meta
+        assert host.moved == 8000 + 3  # there and back, and the mask
         del moved
         assert (host.now, host.peak) == (0, 4000)
         with pytest.raises(RuntimeError, match="a size depends on numbers"):

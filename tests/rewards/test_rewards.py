@@ -9,7 +9,7 @@ import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import huggingface_hub.constants
 import open_clip
@@ -32,6 +32,7 @@ from vader_ray.paths import PACKAGE
 from vader_ray.rewards import aesthetic, hps
 from vader_ray.rewards.base import FrameReward, frozen
 from vader_ray.rewards.core import preprocess
+from vader_ray.rewards.core.linear_head import LinearHead
 from vader_ray.types import Granularity
 from vader_ray.weights import load_strictly, read_state_dict
 
@@ -92,7 +93,7 @@ def aesthetic_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     transformers.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=side).save_pretrained(
         folder / "image_encoder"
     )
-    head = aesthetic.Head(HEAD_SIZES)
+    head = LinearHead(HEAD_SIZES)
     for layer in head.layers:
         assert isinstance(layer, nn.Linear)
         nn.init.normal_(layer.weight, std=1.5 / math.sqrt(layer.in_features))
@@ -216,6 +217,17 @@ def test_vader_preprocessing_is_its_formula(name: str, hps_folder: Path, aesthet
     )
 
 
+def test_hps_as_videox_fun_squashes_without_a_clamp(hps_folder: Path) -> None:
+    reward = build("hps", weights=str(hps_folder), preprocessing="videox_fun")
+    images = random_images(2, 3, 24, 20)
+    squashed = vision.resize(images, [32, 32], vision.InterpolationMode.BICUBIC, antialias=True)
+    assert float(squashed.max()) > 1
+    mean, std = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
+    torch.testing.assert_close(
+        reward.prepare(images), vision.normalize(squashed, mean, std), atol=1e-5, rtol=0
+    )
+
+
 # ---- preprocessing
 
 
@@ -245,8 +257,29 @@ def test_letterbox_is_open_clips(height: int, width: int) -> None:
     keep, pad = open_clip.image_transform(32, is_train=False, resize_mode="longest").transforms[:2]
     images = random_images(1, 3, height, width, dtype=torch.float64)
     size = keep.get_params(Image.new("RGB", (width, height)), (32, 32), 1.0)
-    expected = pad(vision.resize(images, size, vision.InterpolationMode.BICUBIC, antialias=True).clamp(0, 1))
+    expected = pad(vision.resize(images, size, vision.InterpolationMode.BICUBIC, antialias=True))
     torch.testing.assert_close(preprocess.letterbox(images, 32, "bicubic"), expected, atol=1e-12, rtol=0)
+
+
+ROUNDED = [(105, 192), (170, 640)]
+"""Sizes at which a side times 224 / long side is rounded otherwise than the side times 224, divided by it."""
+
+
+@pytest.mark.parametrize(("height", "width"), [(480, 832), (320, 512), *ROUNDED])
+def test_letterbox_is_that_of_hpsv2_on_tensors(height: int, width: int) -> None:
+    # hpsv2 1.2.0: scale = size / max(h, w), then torchvision's resize of a float tensor, which keeps
+    # overshoot
+    blocks = (random_images(1, 3, height // 15, width // 16) > 0.5).float()
+    images = functional.interpolate(blocks, (height, width))
+    size = [round(side * (224 / float(max(height, width)))) for side in (height, width)]
+    inner = vision.resize(images, size, vision.InterpolationMode.BICUBIC, antialias=True)
+    assert float(inner.max()) > 1, "there must be overshoot to keep"
+    across, down = (224 - side for side in size[::-1])
+    borders = [across // 2, down // 2, across - across // 2, down - down // 2]
+    # torchvision computes the positions of the weights in float32: 1e-5 at column 800
+    torch.testing.assert_close(
+        preprocess.letterbox(images, 224, "bicubic"), vision.pad(inner, borders, fill=0), atol=2e-5, rtol=0
+    )
 
 
 @pytest.mark.parametrize("prepare", [preprocess.squash, preprocess.crop, preprocess.letterbox])
@@ -299,8 +332,8 @@ def contract_cases() -> list[tuple[str, dict[str, Any]]]:
         options = (
             {"weights": f"shapes:{name}"} if (PACKAGE / "shapes" / "checkpoints" / name).is_dir() else {}
         )
-        has_preprocessing = "preprocessing" in inspect.signature(rewards.resolve(name)).parameters
-        kinds = [{"preprocessing": kind} for kind in ("published", "vader")] if has_preprocessing else [{}]
+        option = inspect.signature(rewards.resolve(name), eval_str=True).parameters.get("preprocessing")
+        kinds = [{"preprocessing": kind} for kind in get_args(option.annotation)] if option else [{}]
         cases += [(name, {**options, **kind}) for kind in kinds]
     return cases
 
@@ -538,7 +571,7 @@ def test_a_dotted_name_reaches_outside(tmp_path: Path, monkeypatch: pytest.Monke
         ("my_rewards.colour", {"gian": 1}, r"no option 'gian'; did you mean 'gain'\? it has gain"),
         ("my_rewards.colour.Blue", {}, "my_rewards.colour defines no 'Blue'"),
         ("my_rewards.shape", {}, "my_rewards defines no 'shape'"),
-        ("my_rewards", {}, "reward: there is no 'my_rewards'; give one of action, aesthetic, brightness, "),
+        ("my_rewards", {}, "reward: there is no 'my_rewards'; .*give one of action, aesthetic, "),
         ("my_rewards.colour.Clash", {}, "'target' is a setting of every reward; rename it"),
         ("nowhere.at.all", {}, "there is no module 'nowhere.at.all' or 'nowhere.at'.*PYTHONPATH"),
     ):
@@ -560,7 +593,11 @@ def test_a_dotted_name_reaches_outside(tmp_path: Path, monkeypatch: pytest.Monke
             r"hps: there is no option 'wieghts'; did you mean 'weights'\? it has architecture, preprocessing",
         ),
         ("brightness", {"gain": 1}, "brightness: there is no option 'gain'; it has no options"),
-        ("hps", {"preprocessing": "mine"}, "hps.preprocessing: .*'published' or 'vader', not 'mine'"),
+        (
+            "hps",
+            {"preprocessing": "mine"},
+            "hps.preprocessing: .*'published', 'vader' or 'videox_fun', not 'mine'",
+        ),
         ("hps", {"weights": 3}, "hps.weights: .*string, not 3"),
         (
             "hps",
@@ -645,7 +682,7 @@ def test_incomplete_folders_are_explained(hps_folder: Path, aesthetic_folder: Pa
         weights=str(aesthetic_folder),
         encoder=str(tmp_path / "encoder"),
     )
-    wide = aesthetic.Head((9, 8, 6, 4, 2, 1))
+    wide = LinearHead((9, 8, 6, 4, 2, 1))
     torch.save(wide.state_dict(), tmp_path / "wide.pth")
     message = "wide.pth takes 9 features but the encoder .* gives 24"
     refused("aesthetic", message, weights=str(aesthetic_folder), head=str(tmp_path / "wide.pth"))

@@ -118,9 +118,7 @@ def test_only_what_can_be_combined_is_suggested(tiny_pipeline_folder: Path) -> N
     def suggested(**changes: Any) -> set[str]:
         config = tiny_config(tiny_pipeline_folder, **changes)
         return {
-            setting
-            for setting in auto_tune._memory_settings(config)
-            if auto_tune._combined(config, [setting])
+            setting for setting in auto_tune._memory_settings(config) if auto_tune.combined(config, [setting])
         }
 
     two: dict[str, Any] = {"num_workers": 2}

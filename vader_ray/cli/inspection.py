@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +14,7 @@ from vader_ray.cli.recipes import Recipe, Workers, load_recipe
 from vader_ray.config import ExperimentConfig, load, locate, recipe_names
 from vader_ray.console import Overrides
 from vader_ray.errors import UserError, did_you_mean
-from vader_ray.plugin_sources import ClassSource
+from vader_ray.plugin_sources import ClassSource, Value
 from vader_ray.plugins import ALGORITHMS, FAMILIES, METRICS, REWARDS, Registry
 from vader_ray.preflight.devices import check_devices
 
@@ -29,7 +29,8 @@ def check(
         str | None,
         typer.Option(
             help="Estimate a step's memory and time on these devices, without a GPU and without weights: "
-            "h100,a100-40,… or cpu."
+            "h100,a100-40,24GB or cpu. With a number of GPUs in front, 8xrtx4090,1x24GB, settings that fit "
+            "are chosen."
         ),
     ] = None,
 ) -> None:
@@ -156,16 +157,20 @@ def _describe_all(registry: Registry, describe: Callable[[ClassSource], str]) ->
 
 def _describe_reward(reward: ClassSource) -> str:
     """Return a reward's granularity, unit and default weights."""
-    of, weights = reward.attributes, "no network"
-    if of.get("default_weights"):
-        weights = f"{of['default_weights']} ({of['licence']})"
-    return f"per {of['granularity']}; {of['unit']}\nweights: {weights}"
+    of = reward.attributes
+    return f"per {of['granularity']}; {of['unit']}\nweights: {_describe_weights(of)}"
+
+
+def _describe_weights(of: Mapping[str, Value]) -> str:
+    """Return the default weights of a plugin and their licence."""
+    return f"{of['default_weights']} ({of['licence']})" if of.get("default_weights") else "no network"
 
 
 def _describe_metric(metric: ClassSource) -> str:
-    """Return a metric's description, unit and direction."""
-    direction = "higher" if metric.attributes["higher_is_better"] else "lower"
-    return f"{metric.summary}\n{metric.attributes['unit']}; {direction} is better"
+    """Return a metric's description, unit, direction and default weights."""
+    of = metric.attributes
+    direction = "higher" if of["higher_is_better"] else "lower"
+    return f"{metric.summary}\n{of['unit']}; {direction} is better\nweights: {_describe_weights(of)}"
 
 
 def report(

@@ -16,6 +16,7 @@ from vader_ray.config.plugins import (
     RewardConfig,
 )
 from vader_ray.config.schema import (
+    WHOLE_SAMPLING,
     AdapterConfig,
     CheckpointConfig,
     EvaluationConfig,
@@ -114,12 +115,16 @@ class ExperimentConfig(Settings):
                 f"model.quantization={self.model.quantization}; leave one of the two out"
             )
         self.optimizer.check_steps(self.num_steps)
-        if self.videos_per_step % self.runtime.num_workers:
+        if self.videos_per_step % self.runtime.num_video_groups:
             raise ValueError(
                 f"videos_per_step={self.videos_per_step} cannot be shared evenly by runtime.num_workers="
-                f"{self.runtime.num_workers}; choose a divisor"
+                f"{self.runtime.num_workers}{self._in_groups()}; choose a divisor"
             )
         return self
+
+    def _in_groups(self) -> str:
+        size = self.runtime.workers_per_video
+        return f" in groups of {size} workers" if size > 1 else ""
 
     @model_validator(mode="after")
     def _has_blocks_to_recompute(self) -> Self:
@@ -143,6 +148,28 @@ class ExperimentConfig(Settings):
                 f"sampling.prefix_cache={self.sampling.prefix_cache} skips blocks depending on the video, "
                 f"and runtime.shard={self.runtime.shard} needs the same ones on all workers of a group; set "
                 "sampling.prefix_cache=none"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _videos_can_be_divided(self) -> Self:
+        runtime, sampling = self.runtime, self.sampling
+        if runtime.guidance_parallel and sampling.guidance_scale <= 1:
+            raise ValueError(
+                "runtime.guidance_parallel=True divides the two branches of guidance, and "
+                f"sampling.guidance_scale={sampling.guidance_scale:g} has one; set it to False"
+            )
+        if runtime.guidance_parallel and sampling.guidance_interval != WHOLE_SAMPLING:
+            raise ValueError(
+                "runtime.guidance_parallel=True gives each branch of guidance to a worker, and "
+                f"sampling.guidance_interval={list(sampling.guidance_interval)} leaves one branch out; leave "
+                "one of the two out"
+            )
+        if runtime.workers_per_video > 1 and sampling.prefix_cache != "none":
+            raise ValueError(
+                f"sampling.prefix_cache={sampling.prefix_cache} skips blocks depending on what a worker "
+                "computes, and runtime.context_parallel and guidance_parallel need the same ones on all "
+                "workers of a video; set sampling.prefix_cache=none"
             )
         return self
 

@@ -384,6 +384,16 @@ class RuntimeConfig(Settings):
     divided: each keeps 1/G of them and gathers one block at a time (FSDP2). Adapter, decoder and rewards are
     whole on every worker. Exact up to the order of sums; each call of the denoiser sends its weights over the
     network. A divisor of ``num_workers``."""
+    context_parallel: Count = 1
+    """Number C of consecutive workers that compute the same videos, each 1/C of the tokens in every call of
+    the denoiser (Ulysses attention), with about 1/C of its activations and of its work. There can then be
+    more workers than videos. Exact up to the order of sums. Each of the C workers decodes and scores the
+    videos. For the families ``wan`` and ``ltx``; C must divide the number of tokens and of attention heads,
+    and ``num_workers``."""
+    guidance_parallel: bool = False
+    """Compute the two branches of classifier-free guidance at the same time, on two workers, or on two groups
+    of ``context_parallel`` workers. Exact up to the order of sums. Each of them decodes and scores the
+    videos."""
     offload_weights: bool = False
     """Keep the frozen weights of denoiser and text encoders, or this worker's share of them, in host memory
     and copy one block at a time to the GPU. Exact up to the order of sums; slower, with less GPU memory."""
@@ -426,6 +436,51 @@ class RuntimeConfig(Settings):
     def _range_fits(self) -> Self:
         if self.min_workers is not None and self.min_workers > self.num_workers:
             raise ValueError(f"min_workers={self.min_workers} is more than num_workers={self.num_workers}")
+        return self
+
+    @property
+    def workers_per_video(self) -> int:
+        """Number of consecutive workers that compute the same videos together."""
+        return self.context_parallel * (2 if self.guidance_parallel else 1)
+
+    @property
+    def num_video_groups(self) -> int:
+        """Number of groups of workers that share the videos of a step."""
+        return self.num_workers // self.workers_per_video
+
+    @model_validator(mode="after")
+    def _videos_are_computed_by_whole_groups(self) -> Self:
+        size = self.workers_per_video
+        settings = f"context_parallel={self.context_parallel} and guidance_parallel={self.guidance_parallel}"
+        if self.num_workers % size:
+            raise ValueError(
+                f"{settings} need groups of {size} workers, and num_workers={self.num_workers} is not a "
+                f"multiple of {size}; choose one"
+            )
+        if size > 1 and self.min_workers is not None:
+            raise ValueError(
+                f"min_workers={self.min_workers} cannot be combined with {settings}, whose groups need all "
+                "their workers; leave min_workers out"
+            )
+        if self.context_parallel > 1 and self.compile == "blocks":
+            raise ValueError(
+                f"compile=blocks cannot be combined with context_parallel={self.context_parallel}, which "
+                "exchanges tokens within the blocks; set compile=none"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _groups_fit_into_each_other(self) -> Self:
+        if self.shard > 1 and self.guidance_parallel:
+            raise ValueError(
+                f"guidance_parallel=True cannot be combined with shard={self.shard}, whose workers gather "
+                "the same blocks at the same time; use context_parallel with shard"
+            )
+        if max(self.context_parallel, self.shard) % min(self.context_parallel, self.shard):
+            raise ValueError(
+                f"shard={self.shard} is neither a multiple nor a divisor of context_parallel="
+                f"{self.context_parallel}; choose one"
+            )
         return self
 
     @model_validator(mode="after")

@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.distributed.device_mesh import DeviceMesh
 
-from vader_ray.config import ActivationCheckpointing, AdapterConfig, ModelConfig, SamplingConfig
+from vader_ray.config import (
+    ActivationCheckpointing,
+    AdapterConfig,
+    ModelConfig,
+    RuntimeConfig,
+    SamplingConfig,
+)
+from vader_ray.errors import UserError
 from vader_ray.plugins import FAMILIES
 
 if TYPE_CHECKING:
@@ -41,6 +48,7 @@ __all__ = [
     "adapter_shape",
     "build",
     "check_family",
+    "check_parallel",
     "check_scheduler",
     "export_adapter",
     "fetch",
@@ -82,6 +90,24 @@ def check_family(family: str) -> None:
         resolve(family)
 
 
+def check_parallel(family: str, runtime: RuntimeConfig) -> None:
+    """Check that several workers can compute a video of a family together, without loading weights.
+
+    Raises:
+        UserError: they cannot; the message names the setting.
+    """
+    if runtime.context_parallel > 1 and not resolve(family).splits_tokens:
+        raise UserError(
+            f"runtime.context_parallel={runtime.context_parallel}: diffusers cannot divide the tokens of "
+            f"model.family={family}; set it to 1, or choose wan or ltx"
+        )
+    if runtime.guidance_parallel and not resolve(family).has_guidance_branches:
+        raise UserError(
+            f"runtime.guidance_parallel=True: in model.family={family} guidance is an input of the denoiser "
+            "and not a second branch; set it to False"
+        )
+
+
 def fetch(model: ModelConfig) -> str:
     """Return the folder or file of the model's weights; those of a hub id are downloaded first.
 
@@ -103,6 +129,7 @@ def build(  # noqa: PLR0913
     compile_blocks: bool = False,
     mesh: DeviceMesh | None = None,
     offload_weights: bool = False,
+    video_mesh: DeviceMesh | None = None,
 ) -> Any:
     """Load a pretrained model to a device and add a fresh adapter.
 
@@ -118,6 +145,8 @@ def build(  # noqa: PLR0913
         mesh: workers over which the frozen weights are divided, among them this one; None divides nothing,
             and the whole model is loaded to the device.
         offload_weights: with a mesh, keep this worker's share of the weights in host memory.
+        video_mesh: all workers of the run, some of which compute the same videos together
+            (`vader_ray.types.VIDEO_MESH`); None computes every video on one worker.
 
     Raises:
         UserError: the weights cannot be loaded, or the model does not support a setting.
@@ -127,6 +156,8 @@ def build(  # noqa: PLR0913
     if adapter is not None:
         built.add_adapter(adapter, seed)
     built.apply_memory_optimizations(activation_checkpointing, compile_blocks=compile_blocks)
+    if video_mesh is not None:
+        built.compute_with(video_mesh)
     if mesh is not None:
         built.shard(mesh, device, offload=offload_weights)
     return built

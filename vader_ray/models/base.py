@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -35,6 +36,7 @@ from vader_ray.models.core.loading import fetch_pipeline, load_pipeline
 from vader_ray.models.core.sampling import class_names
 from vader_ray.models.core.sharding import ShardedNetwork, outer_blocks
 from vader_ray.models.core.trajectories import TrajectoryPipeline
+from vader_ray.models.core.video_workers import VideoWorkers
 
 Number = TypeVar("Number", int, float)
 
@@ -224,6 +226,41 @@ class VideoModel(TrajectoryPipeline, EndingsPipeline):
             memory_optimizations.compile_blocks(self.blocks())
         memory_optimizations.apply_activation_checkpointing(self.blocks(), activation_checkpointing)
         self.recomputes_blocks = activation_checkpointing != "none"
+
+    def compute_with(self, mesh: DeviceMesh) -> None:
+        """Compute every video together with other workers, each a part of the tokens or one guidance branch.
+
+        Call it once, before `shard`.
+
+        Args:
+            mesh: all workers of the run, with the dimensions `vader_ray.types.VIDEO_MESH`.
+
+        Raises:
+            UserError: the model's tokens or attention heads cannot be divided by the number of workers.
+        """
+        workers = VideoWorkers.of(mesh)
+        if (parts := workers.num_token_parts) > 1:
+            for denoiser in self.denoisers().values():
+                self._check_divides(parts, "tokens of a video", self.num_tokens())
+                heads: Any = denoiser.config.num_attention_heads  # type: ignore[union-attr]
+                self._check_divides(parts, "attention heads of the denoiser", heads)
+                workers.split_tokens(denoiser)
+        self.video_workers = workers
+
+    def num_tokens(self) -> int:
+        """Return the number of tokens of one video in the denoiser, if `splits_tokens`."""
+        _, *sizes = self.latent_shape()
+        patch: Any = self.denoiser.config.patch_size  # type: ignore[union-attr]
+        tokens: int = math.prod(size // each for size, each in zip(sizes, patch, strict=True))
+        return tokens
+
+    @staticmethod
+    def _check_divides(parts: int, what: str, number: int) -> None:
+        if number % parts:
+            raise UserError(
+                f"runtime.context_parallel={parts} does not divide the {number} {what}; choose a divisor of "
+                f"{number}, or another size of the video"
+            )
 
     def sharded_networks(self) -> list[ShardedNetwork]:
         """Return the networks whose frozen weights `shard` divides: text encoders and denoisers."""

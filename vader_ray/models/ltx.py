@@ -152,6 +152,7 @@ class LTXModel(VideoModel):
 
     pipeline_classes = ("LTXPipeline",)
     stock_loader = True
+    splits_tokens = True
     embeddings = (
         "prompt_embeds",
         "prompt_attention_mask",
@@ -167,6 +168,12 @@ class LTXModel(VideoModel):
 
     def vae_scale_factors(self) -> tuple[int, int]:
         return self.pipe.vae_temporal_compression_ratio, self.pipe.vae_spatial_compression_ratio
+
+    def num_tokens(self) -> int:
+        _, frames, height, width = self.latent_shape()
+        space, time = self.pipe.transformer_spatial_patch_size, self.pipe.transformer_temporal_patch_size
+        tokens: int = (frames // time) * (height // space) * (width // space)
+        return tokens
 
     def pack_latents(self, noise: Noise) -> Tensor:
         packed: Tensor = self.pipe._pack_latents(

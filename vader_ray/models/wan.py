@@ -55,6 +55,7 @@ class WanModel(VideoModel):
     pipeline_classes = ("WanPipeline", "WanImageToVideoPipeline")
     image_pipeline_classes = ("WanImageToVideoPipeline",)
     stock_loader = True
+    splits_tokens = True
 
     def __init__(self, pipe: Any, sampling: SamplingConfig, decoder_options: DecoderOptions) -> None:
         super().__init__(pipe, sampling, decoder_options)

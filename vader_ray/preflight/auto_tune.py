@@ -16,7 +16,8 @@ from vader_ray.config.auto import (
     with_settings,
 )
 from vader_ray.errors import UserError
-from vader_ray.preflight.estimate import StepEstimate, estimate_step
+from vader_ray.preflight.estimate import estimate_step
+from vader_ray.preflight.step_counts import StepEstimate
 
 WORTHWHILE = 0.98
 """Suggest a setting only if it lowers the peak below this fraction."""
@@ -62,7 +63,7 @@ def suggest_settings(
     for setting in _memory_settings(config):
         if not too_small:
             break
-        changed = _combined(config, [*overrides, setting])
+        changed = combined(config, [*overrides, setting])
         if changed is None:
             continue
         tried = estimate_step(changed)
@@ -77,32 +78,44 @@ def suggest_settings(
 
 def _memory_settings(config: ExperimentConfig) -> Iterator[str]:
     """Settings that lower the peak: exact ones, then other processes, then lower precision."""
-    runtime, model = config.runtime, config.model
-    if runtime.activation_checkpointing != "block":
-        yield "runtime.activation_checkpointing=block"
-    if not model.offload_decoder_cache:
-        yield "model.offload_decoder_cache=true"
+    runtime = config.runtime
+    yield from exact_settings(config)
     if runtime.shard == 1 < runtime.num_workers:
         yield f"runtime.shard={runtime.num_workers}"
+    if not runtime.offload_weights:
+        yield "runtime.offload_weights=true"
+    local = {i: spec.reward.rsplit(".", 1)[-1] for i, spec in enumerate(config.rewards) if not spec.placement}
+    yield from (f"rewards.{i}.placement.actor={name}" for i, name in local.items())
+    yield from rounding_settings(config)
+
+
+def exact_settings(config: ExperimentConfig) -> Iterator[str]:
+    """Yield exact settings of one process that lower its peak, the cheapest first."""
+    runtime = config.runtime
+    if runtime.activation_checkpointing != "block":
+        yield "runtime.activation_checkpointing=block"
+    if not config.model.offload_decoder_cache:
+        yield "model.offload_decoder_cache=true"
     if config.sampling.recompute is not True:
         yield "sampling.recompute=true"
     if config.sampling.recompute != "nested":
         yield "sampling.recompute=nested"
     sizes = ("micro_batch_size", "decode_chunk_size", "prefix_batch_size")
     yield from (f"runtime.{name}=1" for name in sizes if getattr(runtime, name) != 1)
-    if not runtime.offload_weights:
-        yield "runtime.offload_weights=true"
-    local = {i: spec.reward.rsplit(".", 1)[-1] for i, spec in enumerate(config.rewards) if not spec.placement}
-    yield from (f"rewards.{i}.placement.actor={name}" for i, name in local.items())
-    wide = [i for i, spec in enumerate(config.rewards) if spec.precision == "float32"]
-    yield from (f"rewards.{i}.precision=bfloat16" for i in wide)
+
+
+def rounding_settings(config: ExperimentConfig) -> Iterator[str]:
+    """Yield settings that lower the peak and round: half precision of rewards and model, then int8."""
+    for name, specs in (("rewards", config.rewards), ("eval_rewards", config.eval_rewards)):
+        wide = [i for i, spec in enumerate(specs) if spec.precision == "float32" and not spec.placement]
+        yield from (f"{name}.{i}.precision=bfloat16" for i in wide)
     precisions = ("precision", "decoder_precision")
-    yield from (f"model.{name}=bfloat16" for name in precisions if getattr(model, name) != "bfloat16")
-    if model.quantization is None:
+    yield from (f"model.{name}=bfloat16" for name in precisions if getattr(config.model, name) != "bfloat16")
+    if config.model.quantization is None:
         yield "model.quantization=int8"
 
 
-def _combined(config: ExperimentConfig, settings: list[str]) -> ExperimentConfig | None:
+def combined(config: ExperimentConfig, settings: list[str]) -> ExperimentConfig | None:
     """Return the recipe with the settings; None if it would be refused with them."""
     try:
         changed = override(config, settings)
@@ -178,7 +191,7 @@ def _choose_recomputation(config: ExperimentConfig, fits: Callable[[int], bool])
 def _double(config: ExperimentConfig, field: str, fits: Callable[[int], bool]) -> ExperimentConfig:
     """Double a batch size of 1 while the step fits and the worker has enough videos."""
     size = 2
-    while size <= config.videos_per_step // config.runtime.num_workers:
+    while size <= config.videos_per_step // config.runtime.num_video_groups:
         larger = with_settings(config, {field: size})
         if not fits(estimate_step(larger).peak_bytes):
             break

@@ -8,9 +8,10 @@ kernel.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import psutil
@@ -19,6 +20,7 @@ from vader_ray.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from vader_ray.preflight.trackers import Kind, OpRecord
+    from vader_ray.preflight.traffic import Traffic
 
 GIB = 2**30
 UTILISATION: dict[Kind, float] = {"matmul": 0.5, "convolution": 0.3, "other": 0.3}
@@ -26,6 +28,10 @@ UTILISATION: dict[Kind, float] = {"matmul": 0.5, "convolution": 0.3, "other": 0.
 20 to 40 % for convolutions."""
 BANDWIDTH_SHARE = 0.7
 """Assumed fraction of the data sheet's memory bandwidth."""
+LINK_SHARE = 0.7
+"""Assumed fraction of the data sheet's bandwidth between GPUs, and between a GPU and host memory."""
+NOMINAL_SHARE = 0.98
+"""Memory that PyTorch reports of a card's nominal GB, in GiB: 0.979 for an rtx4090, 0.99 for an h100."""
 LAUNCH_SECONDS = 6e-6
 """Seconds to launch one kernel without CUDA graphs, autograd included."""
 FRAGMENTATION = 1.05
@@ -55,6 +61,10 @@ class Device:
     """Memory bandwidth in TB/s."""
     launch_seconds: float = LAUNCH_SECONDS
     """Seconds to launch one kernel."""
+    link_gigabytes_per_second: float = 32
+    """GB/s in each direction to the other GPUs of a machine: NVLink, or PCIe 4.0 with 16 lanes."""
+    host_gigabytes_per_second: float = 32
+    """GB/s in each direction to host memory: PCIe 4.0 or 5.0 with 16 lanes."""
 
     def fits(self, num_bytes: int) -> bool:
         """Whether tensors of ``num_bytes`` fit, with fragmentation and libraries."""
@@ -69,6 +79,14 @@ class Device:
         computing = sum(self._operation_seconds(operation) * times for operation, times in operations.items())
         return max(computing, self.launch_seconds * sum(operations.values()))
 
+    def traffic_seconds(self, traffic: Traffic) -> float:
+        """Estimate the time to move weights, gradients and caches, if nothing is computed meanwhile.
+
+        Frames of rewards in other processes are left out, whose network is not known.
+        """
+        link = (traffic.weights + traffic.adapter) / self.link_gigabytes_per_second
+        return (link + traffic.host / self.host_gigabytes_per_second) / (1e9 * LINK_SHARE)
+
     def _operation_seconds(self, operation: OpRecord) -> float:
         arithmetic = operation.flops / (1e12 * self._tflops(operation) * UTILISATION[operation.kind])
         return max(arithmetic, operation.num_bytes / (1e12 * self.terabytes_per_second * BANDWIDTH_SHARE))
@@ -81,42 +99,82 @@ class Device:
         return self.tf32_tflops if operation.kind == "convolution" else self.single_tflops
 
 
+_A100_LINKS = {"link_gigabytes_per_second": 300}
+_HOPPER_LINKS = {"link_gigabytes_per_second": 450, "host_gigabytes_per_second": 64}
 DEVICES = {
     "a10g": Device(22.0, 70, 35, 31.2, 0.60),
-    "a100-40": Device(39.4, 312, 156, 19.5, 1.56),
-    "a100-80": Device(79.3, 312, 156, 19.5, 2.04),
-    "h100": Device(79.2, 989, 495, 67, 3.35),
-    "h200": Device(139.8, 989, 495, 67, 4.80),
+    "a100-40": Device(39.4, 312, 156, 19.5, 1.56, **_A100_LINKS),
+    "a100-80": Device(79.3, 312, 156, 19.5, 2.04, **_A100_LINKS),
+    "h100": Device(79.2, 989, 495, 67, 3.35, **_HOPPER_LINKS),
+    "h200": Device(139.8, 989, 495, 67, 4.80, **_HOPPER_LINKS),
     "l40s": Device(44.4, 362, 183, 91.6, 0.86),
     "rtx4090": Device(23.5, 165, 82.6, 82.6, 1.01),
 }
+_SIZE = re.compile(r"(\d{1,4})gb")
+_MACHINE = re.compile(r"(\d{1,4})x(.+)")
 
 
 def check_devices(names: Iterable[str]) -> None:
-    """Refuse names of devices that are not known.
+    """Refuse names of devices, and of machines of several, that are not known.
 
     Raises:
-        UserError: there is no device of one of these names.
+        UserError: there is no device of one of these names, or a machine has no GPU.
     """
     known = (*DEVICES, "cpu")
     for name in names:
-        if name not in known:
-            nearest = did_you_mean(name, known)
-            raise UserError(f"--devices: there is no {name!r}; {nearest}choose from {', '.join(known)}")
+        num_gpus, card = split_machine(name)
+        if _key(card) not in known and not _SIZE.fullmatch(_key(card)):
+            nearest = did_you_mean(_key(card), known)
+            raise UserError(
+                f"--devices: there is no {card!r}; {nearest}choose from {', '.join(known)}, or give "
+                "the memory of a card, e.g. 24GB"
+            )
+        if num_gpus == 0 or (num_gpus is not None and _key(card) == "cpu"):
+            raise UserError(
+                f"--devices: {name!r} is no machine; give a number of GPUs and their name, e.g. 8xrtx4090"
+            )
+
+
+def split_machine(name: str) -> tuple[int | None, str]:
+    """Return the number of GPUs of a machine such as ``8xrtx4090``, None without a number, and the device."""
+    found = _MACHINE.fullmatch(name)
+    return (int(found[1]), found[2]) if found else (None, name)
 
 
 def device(name: str) -> Device:
-    """Return the device of a name; ``cpu`` is this machine, measured with one matrix multiplication.
+    """Return the device of a name, of any case; ``a100-80GB`` is ``a100-80``.
+
+    ``cpu`` is this machine, measured with one matrix multiplication. ``24GB`` has this memory and, for lack
+    of other numbers, the speed of `nearest_device`.
 
     Raises:
         UserError: as `check_devices`.
     """
     check_devices([name])
-    if name == "cpu":
+    if _key(name) == "cpu":
         tflops = _cpu_tflops()
         memory = psutil.virtual_memory().total / GIB
         return Device(memory, tflops, tflops, tflops, 0.02, launch_seconds=LAUNCH_SECONDS)
-    return DEVICES[name]
+    if nearest := nearest_device(name):
+        return replace(DEVICES[nearest], memory_gib=_nominal_gib(name))
+    return DEVICES[_key(name)]
+
+
+def nearest_device(name: str) -> str | None:
+    """Return the device whose memory is nearest to a plain size such as ``24GB``; None for other names."""
+    if not _SIZE.fullmatch(_key(name)):
+        return None
+    return min(DEVICES, key=lambda known: abs(DEVICES[known].memory_gib - _nominal_gib(name)))
+
+
+def _nominal_gib(name: str) -> float:
+    return NOMINAL_SHARE * int(name.lower().removesuffix("gb"))
+
+
+def _key(name: str) -> str:
+    """Return a device's name as it is in the table."""
+    lower = name.lower()
+    return lower.removesuffix("gb") if lower.removesuffix("gb") in DEVICES else lower
 
 
 def _cpu_tflops() -> float:

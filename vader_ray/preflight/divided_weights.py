@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+from torch.autograd.graph import register_multi_grad_hook
+from torch.utils._pytree import tree_leaves
 
 from vader_ray.config import RuntimeConfig
-from vader_ray.types import DividedNetwork
+from vader_ray.types import DividedNetwork, GatheredPart
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,3 +45,25 @@ def divide(runtime: RuntimeConfig, networks: Sequence[DividedNetwork]) -> Divide
         gathered=max((each.gathered_bytes() for each in networks), default=0),
         host=on_host,
     )
+
+
+@contextmanager
+def counted_gathers(parts: Sequence[GatheredPart]) -> Iterator[Counter[int]]:
+    """Count how often the weights of each part of whole networks would be gathered, by the part's index.
+
+    Once in each call, recomputed ones included, and once in each backward pass. FSDP gathers a part less
+    often that it still has in memory: the last blocks of a recomputed call.
+    """
+    gathers = Counter[int]()
+    with ExitStack() as stack:
+        for index, part in enumerate(parts):
+            hook = part.module.register_forward_hook(partial(_count_call, gathers, index))
+            stack.callback(hook.remove)
+        yield gathers
+
+
+def _count_call(gathers: Counter[int], index: int, _part: nn.Module, _inputs: Any, output: Any) -> None:
+    gathers[index] += 1
+    tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.requires_grad]
+    if tensors:
+        register_multi_grad_hook(tensors, lambda _: gathers.update([index]), mode="any")

@@ -10,80 +10,51 @@ fragmentation and the memory of GPU libraries, for which `vader_ray.preflight.de
 from __future__ import annotations
 
 import gc
-import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 
 import torch
-from PIL import Image
 from torch import nn
 
-from vader_ray import rewards
 from vader_ray.alignment import algorithms
-from vader_ray.config import WHOLE_SAMPLING, ExperimentConfig, SamplingConfig, split_image
+from vader_ray.config import ExperimentConfig
 from vader_ray.errors import UserError
-from vader_ray.preflight.divided_weights import divide
+from vader_ray.preflight.divided_weights import counted_gathers
 from vader_ray.preflight.meta_device import META, meta_device_mode
+from vader_ray.preflight.remote_rewards import counted_rewards
+from vader_ray.preflight.short_recipe import shortened
+from vader_ray.preflight.simulated_workers import workers_of_a_video
+from vader_ray.preflight.step_counts import StepCount, StepEstimate
 from vader_ray.preflight.trackers import OpCounter, OpRecord, PeakMemoryTracker
 from vader_ray.training.checkpoint import State
 from vader_ray.training.distributed import WorkerGroup
 from vader_ray.training.evaluation import evaluate
 from vader_ray.training.experiment import Experiment, assemble, batching, build_model, encode
 from vader_ray.training.step import make_rollout, step_context
-from vader_ray.types import Frames, Granularity, RemoteReward, SamplingModel, Scores, TruncationPlan
+from vader_ray.types import GatheredPart, SamplingModel, TruncationPlan
 
 DEPTHS = (2, 3)
 """Truncation depths from which larger ones are extrapolated: each further gradient step costs the same."""
 SMALLEST_8BIT, BLOCK_8BIT = 4096, 256
 """bitsandbytes keeps smaller tensors in float32, and one float32 scale for each block of values."""
-_NUM_PROMPTS = 8
-"""Number of prompts that are encoded in the estimate; a text encoder's batch is never larger."""
-
-
-@dataclass(frozen=True, slots=True)
-class StepEstimate:
-    """Memory and work of one worker. Bytes are bytes of its device unless stated otherwise."""
-
-    load_bytes: int
-    """Peak while loading: the whole model with text encoders, and the encoding of prompts."""
-    weights_bytes: int
-    """Weights of model, rewards and metrics during training."""
-    state_bytes: int
-    """Conditioning of every prompt, gradients and optimizer state of the adapter."""
-    step_bytes: int
-    """Peak of a training step, without weights and state."""
-    evaluation_bytes: int
-    """Peak of an evaluation, without weights and state."""
-    host_bytes: int
-    """Peak of tensors in host memory: a decoder's cache, weights that wait there, and a whole model that is
-    loaded to be divided."""
-    operations: Mapping[OpRecord, int]
-    """Number of calls of each kernel in one step, over all videos of this worker."""
-    denoiser_calls: int
-    """Forward passes of the denoiser in one step, per video and guidance branch, without recomputations."""
-
-    @property
-    def peak_bytes(self) -> int:
-        """Peak of the device's memory over the whole run."""
-        return max(
-            self.load_bytes,
-            self.weights_bytes + self.state_bytes + max(self.step_bytes, self.evaluation_bytes),
-        )
-
-    @property
-    def flops(self) -> int:
-        """Floating-point operations of one step, recomputations included."""
-        return sum(operation.flops * times for operation, times in self.operations.items())
 
 
 def estimate_step(config: ExperimentConfig) -> StepEstimate:
     """Estimate memory and work of one worker in one step.
 
+    Raises:
+        UserError: as `count_step`.
+    """
+    return count_step(config).estimate(config.runtime)
+
+
+def count_step(config: ExperimentConfig) -> StepCount:
+    """Count memory and work of one worker in one step; ``runtime.shard`` and ``offload_weights`` are ignored.
+
     ``sampling.prefix_cache``, ``sampling.guidance_interval`` and ``runtime.compile``, which save time, are
-    ignored; a random truncation depth is estimated at its largest value.
+    ignored, too; a random truncation depth is counted at its largest value.
 
     Raises:
         UserError: the algorithm has no gradient steps, or a configuration file of the model or of a reward
@@ -96,12 +67,12 @@ def estimate_step(config: ExperimentConfig) -> StepEstimate:
         )
     depth = config.sampling.truncation_depth
     if depth <= DEPTHS[1]:
-        return _estimate(config, depth)
-    shallow, deep = (_estimate(config, each) for each in DEPTHS)
+        return _count(config, depth)
+    shallow, deep = (_count(config, each) for each in DEPTHS)
     return _extrapolate(shallow, deep, (depth - DEPTHS[1]) // (DEPTHS[1] - DEPTHS[0]))
 
 
-def _extrapolate(shallow: StepEstimate, deep: StepEstimate, times: int) -> StepEstimate:
+def _extrapolate(shallow: StepCount, deep: StepCount, times: int) -> StepCount:
     """Extrapolate linearly: ``deep + times · (deep − shallow)``."""
 
     def linear(before: int, after: int) -> int:
@@ -111,6 +82,11 @@ def _extrapolate(shallow: StepEstimate, deep: StepEstimate, times: int) -> StepE
         deep,
         step_bytes=linear(shallow.step_bytes, deep.step_bytes),
         host_bytes=linear(shallow.host_bytes, deep.host_bytes),
+        cache_traffic=linear(shallow.cache_traffic, deep.cache_traffic),
+        gathers={
+            part: linear(before, after)
+            for (part, after), before in zip(deep.gathers.items(), shallow.gathers.values(), strict=True)
+        },
         operations={
             operation: max(0, linear(shallow.operations.get(operation, 0), deep.operations.get(operation, 0)))
             for operation in shallow.operations.keys() | deep.operations.keys()
@@ -118,41 +94,67 @@ def _extrapolate(shallow: StepEstimate, deep: StepEstimate, times: int) -> StepE
     )
 
 
-def _estimate(config: ExperimentConfig, depth: int) -> StepEstimate:
+def _count(config: ExperimentConfig, depth: int) -> StepCount:
     """Run loading, one step and one evaluation on the meta device, with ``depth`` gradient steps."""
-    num_videos = config.videos_per_step // config.runtime.num_workers
+    num_videos = config.videos_per_step // config.runtime.num_video_groups
     size = batching(config.runtime)
     num_run = min(num_videos, max(size.prefix, size.micro))  # further batches cost the same
-    with _shortened(config, depth) as short, _without_garbage_collection(), meta_device_mode() as host:
-        model = build_model(short, META)
-        whole_model, loading = num_bytes(model.modules()), divide(config.runtime, model.sharded_networks())
+    with (
+        shortened(config, depth) as short,
+        workers_of_a_video(config.runtime) as group,
+        _without_garbage_collection(),
+        meta_device_mode() as host,
+    ):
+        model = build_model(short, META, group)
+        whole_model, loaded = num_bytes(model.modules()), model.sharded_networks()
         with PeakMemoryTracker(META.type) as encoding:
             rows = encode(model, short.prompts.train)
         conditioning = encoding.now * len({*config.prompts.train, *config.prompts.heldout}) // len(rows)
-        experiment = assemble(short, model, META, _remote_rewards(config))
+        remote = counted_rewards(config)
+        experiment = assemble(short, model, META, remote)
         adapter = num_bytes([nn.ParameterList(model.adapter_parameters())])
         gradients = adapter if num_run < num_videos else 0  # of the batches before the one that runs
-        divided = divide(config.runtime, model.sharded_networks())
+        networks = model.sharded_networks()
+        parts = [part for network in networks for part in network.parts()]
         _set_gradients(model, filled=bool(gradients))
-        with PeakMemoryTracker(META.type) as step, OpCounter(META.type) as work:
+        moved = host.moved
+        with (
+            PeakMemoryTracker(META.type) as step,
+            OpCounter(META.type) as work,
+            counted_gathers(parts) as gathers,
+        ):
             _run_step(short, experiment, num_run)
-        calls, host_bytes = model.denoiser_calls, host.peak
+        calls, host_bytes, moved = model.denoiser_calls, host.peak, host.moved - moved
+        frames = sum(reward.num_bytes for reward in remote.values())
         num_steps, num_steps_run = config.sampling.num_inference_steps, short.sampling.num_inference_steps
         skipped, repeated = num_steps - num_steps_run, (config.sampling.num_endings - 1) * depth
-        one_step = _one_denoising_step(short, experiment, num_run) if skipped else Counter[OpRecord]()
+        one_step = _one_denoising_step(short, experiment, num_run, parts) if skipped else _Work()
         _set_gradients(model, filled=True)
         with PeakMemoryTracker(META.type) as evaluation:
             evaluate(short, experiment, WorkerGroup())
-    return StepEstimate(
-        load_bytes=whole_model - loading.saved + loading.gathered + encoding.peak,
-        weights_bytes=num_bytes([*model.modules(), *plugin_networks(experiment)]) - divided.saved,
+
+    def in_a_step(run: int, skipped_step: int = 0) -> int:
+        return (run + skipped * skipped_step) * num_videos // num_run
+
+    return StepCount(
+        loaded=loaded,
+        networks=networks,
+        gathers={
+            part: in_a_step(gathers[index], one_step.gathers[index]) for index, part in enumerate(parts)
+        },
+        whole_bytes=whole_model,
+        encoding_bytes=encoding.peak,
+        weights_bytes=num_bytes([*model.modules(), *plugin_networks(experiment)]),
         state_bytes=conditioning + gradients + optimizer_bytes(config, model),
-        step_bytes=step.peak + divided.gathered,
-        evaluation_bytes=adapter - gradients + evaluation.peak + divided.gathered,
-        host_bytes=max(host_bytes + divided.host, whole_model if loading.saved else 0),
+        step_bytes=step.peak,
+        evaluation_bytes=adapter - gradients + evaluation.peak,
+        host_bytes=host_bytes,
+        cache_traffic=in_a_step(moved),
+        frames_traffic=in_a_step(frames),
+        num_adapter_parameters=sum(each.numel() for each in model.adapter_parameters()),
         operations={
-            operation: (work.operations[operation] + skipped * one_step[operation]) * num_videos // num_run
-            for operation in work.operations.keys() | one_step.keys()
+            operation: in_a_step(work.operations[operation], one_step.operations[operation])
+            for operation in work.operations.keys() | one_step.operations.keys()
         },
         denoiser_calls=calls * num_videos * (num_steps + repeated) // (num_run * (num_steps_run + repeated)),
     )
@@ -169,52 +171,6 @@ def _without_garbage_collection() -> Iterator[None]:
         gc.enable()
 
 
-@contextmanager
-def _shortened(config: ExperimentConfig, depth: int) -> Iterator[ExperimentConfig]:
-    """Shorten the recipe: few denoising steps, few prompts with blank images, a small evaluation."""
-    with tempfile.TemporaryDirectory(prefix="vader_ray_blank_") as folder:
-        image = Path(folder) / "blank.png"
-        Image.new("RGB", (config.sampling.width, config.sampling.height)).save(image)
-        texts = [split_image(prompt)[1] for prompt in config.prompts.train][:_NUM_PROMPTS]
-        heldout = [split_image(prompt)[1] for prompt in config.prompts.heldout][:_NUM_PROMPTS]
-        prompts = {
-            "train": tuple(f"{image} | {text}" for text in texts),
-            "heldout": tuple(f"{image} | {text}" for text in heldout),
-        }
-        num_videos = max(2, batching(config.runtime).prefix)
-        evaluation = config.evaluation.model_copy(update={"num_videos": num_videos, "num_shown": 1})
-        yield config.model_copy(
-            update={
-                "prompts": config.prompts.model_copy(update=prompts),
-                "sampling": _short_sampling(config.sampling, depth),
-                "evaluation": evaluation,
-                "runtime": config.runtime.model_copy(
-                    update={"compile": "none", "shard": 1, "offload_weights": False}
-                ),
-            }
-        )
-
-
-def _short_sampling(sampling: SamplingConfig, depth: int) -> SamplingConfig:
-    """Keep ``depth`` gradient steps, and at most two of the other denoising steps on either side."""
-    assert sampling.recompute != "auto", "chosen before an estimate"
-    num_steps = sampling.num_inference_steps
-    changes: dict[str, object] = {
-        "truncation_depth": depth,
-        "prefix_cache": "none",
-        "guidance_interval": WHOLE_SAMPLING,
-    }
-    if sampling.truncation == "uniform":
-        changes["num_inference_steps"] = min(num_steps, 2 * depth + 1)
-        return sampling.model_copy(update=changes)
-    is_window = sampling.truncation == "window"
-    before = sampling.window_start if is_window else num_steps - depth
-    after = num_steps - before - depth if is_window else 0
-    start, rest = min(before, 2), min(max(after, 0), 2)
-    changes |= {"truncation": "window", "window_start": start, "num_inference_steps": start + depth + rest}
-    return sampling.model_copy(update=changes)
-
-
 def _run_step(config: ExperimentConfig, experiment: Experiment, num_videos: int) -> None:
     """Run the algorithm's updates on some videos, without the optimizer."""
     rollout = make_rollout(config, experiment, range(num_videos))
@@ -225,19 +181,28 @@ def _run_step(config: ExperimentConfig, experiment: Experiment, num_videos: int)
         continue
 
 
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """Kernel calls, and gathers of each part by its index."""
+
+    operations: Counter[OpRecord] = field(default_factory=Counter[OpRecord])
+    gathers: Counter[int] = field(default_factory=Counter[int])
+
+
 def _one_denoising_step(
-    config: ExperimentConfig, experiment: Experiment, num_videos: int
-) -> Counter[OpRecord]:
-    """Operations of one denoising step without gradient: those of two steps less those of one."""
-    size, found = batching(config.runtime).prefix, list[Counter[OpRecord]]()
+    config: ExperimentConfig, experiment: Experiment, num_videos: int, parts: Sequence[GatheredPart]
+) -> _Work:
+    """Count one denoising step without gradient: two steps less one."""
+    size, found = batching(config.runtime).prefix, list[_Work]()
     for num_steps in (1, 2):
         plan = TruncationPlan(config.sampling.num_inference_steps, grad_steps=(num_steps,))
-        with OpCounter(META.type) as work:
+        with OpCounter(META.type) as work, counted_gathers(parts) as gathers:
             for start in range(0, num_videos, size):
                 rollout = make_rollout(config, experiment, range(start, min(start + size, num_videos)))
                 experiment.model.sample_prefix(rollout.conditioning, plan, rollout.seeds)
-        found.append(work.operations)
-    return found[1] - found[0]
+        found.append(_Work(work.operations, gathers))
+    one, two = found
+    return _Work(two.operations - one.operations, two.gathers - one.gathers)
 
 
 def _set_gradients(model: SamplingModel, *, filled: bool) -> None:
@@ -270,46 +235,3 @@ def plugin_networks(experiment: Experiment) -> list[nn.Module]:
     loaded: list[object] = [term.reward for term in (*experiment.terms, *experiment.eval_terms)]
     loaded += [each.metric for each in experiment.metrics]
     return [each for each in loaded if isinstance(each, nn.Module)]
-
-
-@dataclass(frozen=True, slots=True)
-class _ZeroFuture:
-    """The result of a reward that takes no memory here: zeros."""
-
-    frames: Frames
-
-    def result(self) -> Scores:
-        return self.frames.new_zeros(len(self.frames))
-
-
-@dataclass(frozen=True, slots=True)
-class _ZeroGradientFuture:
-    frames: Frames
-
-    def result(self) -> tuple[Scores, Frames]:
-        return self.frames.new_zeros(len(self.frames)), torch.zeros_like(self.frames)
-
-
-@dataclass(slots=True)
-class _RemoteReward:
-    """A remote reward: the estimate includes the frames that are sent and the gradient that is received."""
-
-    granularity: Granularity
-    unit: str
-
-    def submit_scores(self, frames: Frames, prompts: Sequence[str], chunk_size: int, /) -> _ZeroFuture:
-        return _ZeroFuture(frames)
-
-    def submit_gradient(
-        self, frames: Frames, prompts: Sequence[str], chunk_size: int, /
-    ) -> _ZeroGradientFuture:
-        return _ZeroGradientFuture(frames)
-
-
-def _remote_rewards(config: ExperimentConfig) -> dict[str, RemoteReward]:
-    placed = [spec for spec in (*config.rewards, *config.eval_rewards) if spec.placement is not None]
-    kinds = {spec.name: rewards.resolve(spec.reward) for spec in placed}
-    return {
-        name: _RemoteReward(kind.granularity, kind.unit)  # type: ignore[attr-defined]
-        for name, kind in kinds.items()
-    }

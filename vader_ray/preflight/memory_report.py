@@ -12,7 +12,10 @@ from vader_ray.config.auto import auto_fields, describe_auto
 from vader_ray.errors import UserError
 from vader_ray.preflight.auto_tune import Suggestion, choose_auto, suggest_settings
 from vader_ray.preflight.devices import GIB, Device, device
-from vader_ray.preflight.estimate import StepEstimate, estimate_step
+from vader_ray.preflight.estimate import estimate_step
+from vader_ray.preflight.machine_report import machine_parts
+from vader_ray.preflight.machines import StepCounter, is_machine
+from vader_ray.preflight.step_counts import StepEstimate
 
 
 def memory_report(config: ExperimentConfig, names: Sequence[str]) -> Iterator[RenderableType]:
@@ -20,11 +23,25 @@ def memory_report(config: ExperimentConfig, names: Sequence[str]) -> Iterator[Re
 
     Args:
         config: the recipe.
-        names: names of the devices (`vader_ray.preflight.devices.DEVICES`, or ``cpu``).
+        names: names of devices (`vader_ray.preflight.devices.device`), on which the recipe is counted as it
+            is, and of machines (`vader_ray.preflight.machines.machine`), for which settings are chosen.
 
     Raises:
         UserError: the recipe does not fit one of them; the message names the settings that help.
     """
+    devices, machines = [each for each in names if not is_machine(each)], list(filter(is_machine, names))
+    refusals = list[str]()
+    if devices:
+        yield from _device_parts(config, devices, refusals)
+    if machines:
+        yield from machine_parts(config, machines, StepCounter(), refusals)
+    if refusals:
+        raise UserError("\n".join(refusals))
+
+
+def _device_parts(
+    config: ExperimentConfig, names: Sequence[str], refusals: list[str]
+) -> Iterator[RenderableType]:
     devices = {name: device(name) for name in names}
     if fields := auto_fields(config):
         if len(devices) > 1:
@@ -35,11 +52,16 @@ def memory_report(config: ExperimentConfig, names: Sequence[str]) -> Iterator[Re
         yield "auto: " + ", ".join(f"{field}: {describe_auto(config, field)}" for field in fields)
     estimate = estimate_step(config)
     yield _summary(estimate)
+    if (size := config.runtime.workers_per_video) > 1:
+        yield (
+            f"{size} workers compute each video together; the numbers are those of one of them, without the "
+            "seconds of the network"
+        )
     yield _table(estimate, devices)
     too_small = {name: each.fits for name, each in devices.items() if not each.fits(estimate.peak_bytes)}
     if too_small:
         suggestions = suggest_settings(config, estimate, too_small)
-        raise UserError("\n".join(_refusal(name, estimate, suggestions.get(name)) for name in too_small))
+        refusals += [_refusal(name, estimate, suggestions.get(name)) for name in too_small]
 
 
 def _summary(estimate: StepEstimate) -> str:

@@ -61,9 +61,12 @@ class HostMemoryTracker:
         """Bytes of the tensors that are alive."""
         self.peak = 0
         """Largest value of ``now``."""
+        self.moved = 0
+        """Bytes that were moved to host memory or back so far."""
 
     def track(self, tensor: Tensor) -> Tensor:
         """Count a tensor until its storage is freed, and return it."""
+        self.moved += tensor.numel() * tensor.element_size()
         self._add(tensor.numel() * tensor.element_size())
         weakref.finalize(tensor.untyped_storage(), self._add, -tensor.numel() * tensor.element_size())
         return tensor
@@ -142,6 +145,8 @@ class _ConstantTracker(TorchDispatchMode):
                 if known
                 else self.host.track(torch.zeros((), dtype=args[0].dtype).expand(args[0].shape))
             )
+        if func is torch.ops.aten._to_copy.default and not args[0].is_meta and given.get("device") == META:
+            self.host.moved += args[0].numel() * args[0].element_size()
         result = self._kernels.run(func, args, given)
         if known and _is_small(result) and torch.Tag.nondeterministic_seeded not in func.tags:
             self._keep(result, func(*known[0], **known[1]))

@@ -5,17 +5,17 @@ Source: christophschuhmann/improved-aesthetic-predictor.
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from vader_ray.errors import UserError
 from vader_ray.rewards.base import FrameReward, frozen
+from vader_ray.rewards.core.linear_head import LinearHead, load_linear_head
 from vader_ray.rewards.core.preprocess import Preprocessing, crop, normalise, squash
 from vader_ray.rewards.core.resizing import Resizing, centre_square, whole
 from vader_ray.rewards.core.transformers_loading import (
@@ -24,12 +24,10 @@ from vader_ray.rewards.core.transformers_loading import (
     image_statistics,
     load_folder,
 )
-from vader_ray.weights import Source, load_strictly, only_file, read_state_dict, resolve_weights
+from vader_ray.weights import Source, only_file, read_state_dict, resolve_weights
 
 ENCODER, HEAD = "openai/clip-vit-large-patch14", "camenduru/improved-aesthetic-predictor"
 HEAD_FILE = "sac+logos+ava1-l14-linearMSE.pth"
-HEAD_LAYERS = (0, 2, 4, 6, 7)
-"""Indices of the linear layers in the published file; the others are dropouts."""
 HEAD_SIZES = (768, 1024, 128, 64, 16, 1)
 """Numbers of features of the published head, from input to output."""
 OTHER_TOWER = ("text_model.", "text_projection.", "logit_scale")
@@ -106,39 +104,9 @@ class AestheticReward(FrameReward):
         return normalise(square, self.image_mean, self.image_std)
 
 
-class Head(nn.Module):
-    """Linear layers without activations, named as in the published file.
-
-    The file's dropouts are off in eval mode and left out.
-    """
-
-    def __init__(self, sizes: Sequence[int]) -> None:
-        super().__init__()
-        self.num_features = sizes[0]
-        pairs = zip(HEAD_LAYERS, sizes, sizes[1:], strict=False)
-        self.layers = nn.Sequential(
-            OrderedDict((str(index), nn.Linear(wide, narrow)) for index, wide, narrow in pairs)
-        )
-
-    def forward(self, features: Float[Tensor, "n features"]) -> Float[Tensor, "n 1"]:
-        """Return the rating of each feature vector."""
-        ratings: Tensor = self.layers(features)
-        return ratings
-
-
-def load_head(path: Path) -> Head:
+def load_head(path: Path) -> LinearHead:
     """Load a head; its sizes are read from the file."""
-    state = read_state_dict(path)
-    head = Head(_sizes(state))
-    load_strictly(head, state, path)
-    return head
-
-
-def _sizes(state: Mapping[str, Tensor]) -> tuple[int, ...]:
-    names = [f"layers.{index}.weight" for index in HEAD_LAYERS]
-    if not all(name in state and state[name].ndim == 2 for name in names):
-        return HEAD_SIZES  # loading then reports the missing weights
-    return (state[names[0]].shape[1], *(state[name].shape[0] for name in names))
+    return load_linear_head(read_state_dict(path), path, HEAD_SIZES)
 
 
 def load_encoder(folder: Path) -> CLIPVisionModelWithProjection:

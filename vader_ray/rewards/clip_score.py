@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from vader_ray.rewards.core.clip import TOKENIZER_FILES, TransformersClipReward
-from vader_ray.rewards.core.transformers_loading import TRANSFORMERS_FILES
+from vader_ray.rewards.core.clip import TransformersClipReward
+from vader_ray.rewards.core.transformers_loading import TOKENIZER_FILES, TRANSFORMERS_FILES
 from vader_ray.weights import Source, resolve_weights
 
 REPOSITORY = "openai/clip-vit-large-patch14"

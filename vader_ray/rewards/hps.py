@@ -17,7 +17,7 @@ from vader_ray.config import Weights
 from vader_ray.errors import UserError
 from vader_ray.rewards.base import frozen
 from vader_ray.rewards.core.clip import PromptReward
-from vader_ray.rewards.core.preprocess import Preprocessing, letterbox, normalise, squash
+from vader_ray.rewards.core.preprocess import Filter, letterbox, normalise, squash
 from vader_ray.rewards.core.resizing import Resizing, letterboxed, whole
 from vader_ray.weights import Source, load_strictly, only_file, read_state_dict, resolve_weights
 
@@ -35,8 +35,9 @@ class HPSReward(PromptReward):
         version: which file of the hub repository.
         architecture: name of an open_clip architecture, or folder with ``open_clip_config.json``; not used if
             ``weights`` is a folder with such a file.
-        preprocessing: ``published`` letterboxes (long side bicubic, black borders); ``vader`` resizes to a
-            square (bilinear).
+        preprocessing: ``published`` letterboxes (long side bicubic, black borders), as hpsv2 1.2.0 does with
+            torchvision 0.17 or newer; older torchvision does not antialias there. ``vader`` resizes to a
+            square (bilinear), ``videox_fun`` to a square (bicubic), as VideoX-Fun.
     """
 
     unit = "cosine"
@@ -49,7 +50,7 @@ class HPSReward(PromptReward):
         weights: Source = REPOSITORY,
         version: Literal["v2.0", "v2.1"] = "v2.1",
         architecture: Weights = "ViT-H-14",
-        preprocessing: Preprocessing = "published",
+        preprocessing: Literal["published", "vader", "videox_fun"] = "published",
     ) -> None:
         super().__init__()
         found = resolve_weights(weights, FILES[version])
@@ -64,21 +65,24 @@ class HPSReward(PromptReward):
         self.preprocessing = preprocessing
 
     def resizing(self, height: int, width: int) -> Resizing:
-        """Return the long side at the network's image size, or a square with ``preprocessing=vader``."""
+        """Return the long side at the network's image size; of other preprocessings a square."""
         size = self.clip.visual.image_size[0]
         if self.preprocessing == "published":
             return letterboxed(height, width, size, "bicubic")
-        return whole(size, size)
+        return whole(size, size, self._square_filter)
+
+    @property
+    def _square_filter(self) -> Filter:
+        return "bicubic" if self.preprocessing == "videox_fun" else "bilinear"
 
     def prepare(self, images: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n 3 size size"]:
         """Return the preprocessed images that the network takes."""
         visual = self.clip.visual
         size = visual.image_size[0]
-        square = (
-            letterbox(images, size, "bicubic")
-            if self.preprocessing == "published"
-            else squash(images, size, "bilinear")
-        )
+        if self.preprocessing == "published":
+            square = letterbox(images, size, "bicubic")
+        else:
+            square = squash(images, size, self._square_filter, clamp=False)
         return normalise(square, visual.image_mean, visual.image_std)
 
     def encode_images(self, pixels: Float[Tensor, "n 3 size size"]) -> Float[Tensor, "n features"]:

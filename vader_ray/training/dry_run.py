@@ -51,6 +51,7 @@ def check_step(
         UserError: something cannot be loaded, or the gradient is zero or not finite.
     """
     experiment = build(config, device, remote, group=group)
+    group = group.of_recipe(config.runtime)
     rollout = make_rollout(
         config, experiment, list(group.share(config.videos_per_step, experiment.algorithm.group_size))
     )

@@ -89,16 +89,19 @@ def build(
     """Load model, rewards and metrics, encode every prompt once and free the text encoders' memory.
 
     Sets the recipe's number of CPU threads for this process. On the meta device nothing has weights, and the
-    contracts of rewards and metrics are not checked. With ``runtime.shard`` all workers call it together.
+    contracts of rewards and metrics are not checked. With ``runtime.shard``, ``context_parallel`` or
+    ``guidance_parallel`` all workers call it together.
 
     Args:
         remote: by name, the rewards that other processes compute; they are not loaded here.
         cache: this process's cache; a model, conditioning, reward or metric in it is not loaded again.
-        group: the workers of the run; the model is whole if they are fewer than ``runtime.shard``.
+        group: the workers of the run; if they are fewer than the recipe's, each has the whole model and
+            computes whole videos.
     """
     torch.set_num_threads(config.runtime.num_threads)
-    is_bound = config.runtime.compile != "none" or config.runtime.offload_weights
-    if cache is None or is_bound:  # to the adapter with which a block was compiled or sharded
+    runtime = config.runtime
+    is_bound = runtime.compile != "none" or runtime.offload_weights or runtime.workers_per_video > 1
+    if cache is None or is_bound:  # to the adapter with which a block was compiled or divided
         cache = ModelCache()
     key = model_key(config, device)
     local_rewards = [
@@ -124,6 +127,7 @@ def build_model(
     """Load the recipe's model with a fresh adapter and its text encoders."""
     runtime = config.runtime
     assert runtime.activation_checkpointing != "auto", "chosen before a run"
+    group = group.of_recipe(runtime)
     is_divided = group.world_size >= runtime.shard > 1 or runtime.offload_weights
     model = models.build(
         config.model,
@@ -136,6 +140,7 @@ def build_model(
         compile_blocks=runtime.compile == "blocks",
         mesh=group.mesh(min(runtime.shard, group.world_size), device) if is_divided else None,
         offload_weights=runtime.offload_weights,
+        video_mesh=group.video_mesh(runtime, device) if group.workers_per_video > 1 else None,
     )
     built: SamplingModel = model
     return built

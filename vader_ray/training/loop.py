@@ -54,6 +54,7 @@ def train(
         UserError: weights, rewards or the checkpoint do not fit the recipe.
     """
     experiment = experiment or build(config, group=group)
+    group = group.of_recipe(config.runtime)
     optimizer = make_optimizer(config, experiment)
     with scratch_folder() as scratch:
         best_adapter = scratch / "best_adapter"

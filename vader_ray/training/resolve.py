@@ -21,6 +21,7 @@ def resolve_names(config: ExperimentConfig, folder: Path | None = None) -> Exper
             a guard or an algorithm that cannot work with the other settings, or a missing package.
     """
     models.check_family(config.model.family)
+    models.check_parallel(config.model.family, config.runtime)
     if config.sampling.scheduler is not None:
         models.check_scheduler(config.sampling.scheduler)
     check_guard(config)

@@ -222,10 +222,10 @@ rewards.²=3 => rewards.²: '²' is no item of a list of 1
 rewards.00000000000000000001=3 => rewards.00000000000000000001: '00000000000000000001' is no item of a list of 1
 rewards.0.reward= => rewards.0.reward: Input should be a valid string, not None
 rewards.0.reward=null => rewards.0.reward: Input should be a valid string, not None
-rewards.0.reward=hsp => reward: there is no 'hsp'; did you mean 'hps'? give one of action, aesthetic, brightness,
+rewards.0.reward=hsp => reward: there is no 'hsp'; did you mean 'hps'? give one of action, aesthetic,
 rewards.0.reward=pikscore => reward: there is no 'pikscore'; did you mean 'pickscore'? give one of action, aesthetic,
 rewards.0.reward=os.path => reward: posixpath must define one class whose name ends in Reward and defines none; name
-rewards.0.reward=.. => reward: there is no '..'; give one of action, aesthetic, brightness, clip_score,
+rewards.0.reward=.. => reward: there is no '..'; give one of action, aesthetic,
 rewards.0.reward=no.such.module => reward: there is no module 'no.such.module' or 'no.such'; install it or put its folder on
 rewards.0.reward=numpy.array => reward: numpy.array is a builtin_function_or_method; name a class or a function
 rewards.0.reward=../hps => reward: there is no '../hps'; did you mean 'hps'? give one of action, aesthetic,
@@ -278,7 +278,7 @@ rewards=[{reward: hps},{reward: hps}] => recipe: two rewards are called 'hps'; g
 eval_rewards=null => eval_rewards: Input should be a valid tuple, not None
 eval_rewards=3 => eval_rewards: Input should be a valid tuple, not 3
 eval_rewards=[{reward: hps, weights: shapes:hps}] => recipe: two rewards are called 'hps'; give one of them another `label`
-eval_rewards=[{reward: hsp}] => reward: there is no 'hsp'; did you mean 'hps'? give one of action, aesthetic, brightness,
+eval_rewards=[{reward: hsp}] => reward: there is no 'hsp'; did you mean 'hps'? give one of action, aesthetic,
 eval_rewards.0.reward=hps => recipe: two rewards are called 'hps'; give one of them another `label`
 eval_rewards.0.frames=frame:99 => recipe: aesthetic: frames=frame:99 needs 100 frames and sampling.num_frames=8; choose
 eval_metrics=null => eval_metrics: Input should be a valid tuple, not None

@@ -72,6 +72,12 @@ def check(config: ExperimentConfig, *, folder: Path | None = None) -> AlgorithmC
             f"and runtime.shard={config.runtime.shard} needs the same calls on all workers of a group; set "
             "runtime.shard=1"
         )
+    if config.runtime.workers_per_video > 1 and not algorithm.uses_gradient_steps:
+        raise UserError(
+            f"algorithm.name={config.algorithm.name} cannot be combined with runtime.context_parallel or "
+            "runtime.guidance_parallel, which divide the gradient of a reward; set context_parallel=1 and "
+            "guidance_parallel=false, or name=vader"
+        )
     algorithm.check(config)
     return AlgorithmConfig(name=config.algorithm.name, **algorithm.settings.model_dump(mode="json"))
 

@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vader_ray.models.adapters.lora import disabled
 from vader_ray.models.core.placement import frozen_dtype
+from vader_ray.models.core.video_workers import GuidanceBranches, VideoWorkers
 from vader_ray.types import TruncationPlan
 
 OUTSIDE_STEPS = -2
@@ -136,6 +137,8 @@ class LoopHook:
         self._resume = resume
         self._num_skipped = plan.grad_steps[0] if plan and resume else 0
         self._in_blocks = False
+        self._workers: VideoWorkers | None = None
+        self._branches: GuidanceBranches | None = None
         self.index = 0
         """Current denoising step; 0 is the noisiest."""
         self.denoiser_calls = 0
@@ -147,17 +150,27 @@ class LoopHook:
 
     @contextmanager
     def install(
-        self, denoisers: Sequence[nn.Module], scheduler: Any, vae: Any, *, in_blocks: bool
+        self,
+        denoisers: Sequence[nn.Module],
+        scheduler: Any,
+        vae: Any,
+        workers: VideoWorkers | None = None,
+        *,
+        in_blocks: bool,
     ) -> Iterator[None]:
         """Route the pipeline's calls of denoisers, scheduler and autoencoder through this hook.
 
-        ``in_blocks`` is whether the denoisers recompute each of their blocks in the backward pass.
+        With several workers of a video, each computes its part of every call of a denoiser. ``in_blocks`` is
+        whether the denoisers recompute each of their blocks in the backward pass.
 
         The scheduler's class is replaced by a subclass and not its ``step`` by an attribute: schedulers call
         their own methods through ``self``, pipelines inspect the signature of ``type(scheduler).step``, and
         `SamplingState` copies the scheduler's attributes, among which a hook must not be.
         """
         self._in_blocks = in_blocks
+        self._workers = workers
+        if workers is not None and workers.num_branches > 1:
+            self._branches = GuidanceBranches(workers, len(self._seeds))
         with ExitStack() as undo:
             for denoiser in denoisers:
                 replace_attribute(undo, denoiser, "forward", self._hooked_forward(denoiser))
@@ -187,9 +200,10 @@ class LoopHook:
         if self.index < self._num_skipped:
             unused = torch.empty_like(latents)  # `_skip_step` does not read the prediction
             return (unused,) if inputs.get("return_dict") is False else SimpleNamespace(sample=unused)
-        self.denoiser_calls += len(latents)
         plan = self._plan
         needs_grad = plan is not None and torch.is_grad_enabled() and self.index in plan.grad_steps
+        has_reference = needs_grad and plan is not None and plan.reference_weight > 0
+        self.denoiser_calls += len(latents) * (2 if has_reference else 1)
         latents = latents if plan is None or plan.backprop_through_input else latents.detach()
         inputs = {
             key: cast(value, dtype) if key != "timestep" else value
@@ -197,15 +211,28 @@ class LoopHook:
         }
         with torch.set_grad_enabled(needs_grad):
             inputs[name] = inputs[name].clone()  # some pipelines update the latents in place
-            if needs_grad and plan is not None and plan.recomputes(self.index, in_blocks=self._in_blocks):
-                output = checkpoint(forward, **inputs, use_reentrant=False, preserve_rng_state=False)
-            else:
-                output = forward(**inputs)
+            if self._workers is not None:
+                inputs[name] = self._workers.sum_gradient(inputs[name])
+            predict = functools.partial(self._predict, denoiser, forward, dtype)
+            return (
+                predict(inputs)
+                if self._branches is None
+                else self._branches.call(denoiser, predict, name, inputs)
+            )
+
+    def _predict(
+        self, denoiser: nn.Module, forward: Callable[..., Any], dtype: torch.dtype, inputs: dict[str, Any]
+    ) -> Any:
+        """Call the denoiser, with gradient if it is enabled."""
+        plan, needs_grad = self._plan, torch.is_grad_enabled()
+        if needs_grad and plan is not None and plan.recomputes(self.index, in_blocks=self._in_blocks):
+            output = checkpoint(forward, **inputs, use_reentrant=False, preserve_rng_state=False)
+        else:
+            output = forward(**inputs)
         result = _cast_output(output, torch.promote_types(dtype, torch.float32))
         if needs_grad and plan is not None and plan.reference_weight:
             with torch.no_grad(), disabled([denoiser]):
                 base = _cast_output(forward(**inputs), torch.promote_types(dtype, torch.float32))
-            self.denoiser_calls += len(latents)
             result = _with_reference_penalty(result, base, plan.reference_weight)
         return result
 

@@ -34,6 +34,7 @@ from vader_ray.models.core.loop_hooks import (
 )
 from vader_ray.models.core.placement import fixed_execution_device, frozen_dtype, remember_placement
 from vader_ray.models.core.sharding import is_sharded
+from vader_ray.models.core.video_workers import VideoWorkers
 from vader_ray.types import Latents, Noise, TruncationPlan, VideoDecoder
 
 
@@ -67,6 +68,10 @@ class SamplingPipeline:
     conditional prediction."""
     batched = True
     """Whether one call of the pipeline can make several videos."""
+    has_guidance_branches: ClassVar[bool] = True
+    """Whether guidance is two predictions of the denoiser; otherwise it is one of its inputs."""
+    splits_tokens: ClassVar[bool] = False
+    """Whether the tokens of a video can be divided over workers: diffusers has a plan for the denoiser."""
 
     def __init__(self, pipe: Any, sampling: SamplingConfig, decoder_options: DecoderOptions) -> None:
         self.pipe = pipe
@@ -77,6 +82,8 @@ class SamplingPipeline:
         counted."""
         self.recomputes_blocks = False
         """Whether the denoisers recompute each of their blocks in the backward pass."""
+        self.video_workers: VideoWorkers | None = None
+        """The workers that compute the same videos as this one, if there are others."""
         pipe.set_progress_bar_config(disable=True)
         for module in self.modules():
             module.requires_grad_(False).eval()
@@ -262,6 +269,7 @@ class SamplingPipeline:
                     list(self.denoisers().values()),
                     self.pipe.scheduler,
                     self.pipe.vae,
+                    self.video_workers,
                     in_blocks=self.recomputes_blocks,
                 ),
                 fixed_execution_device(self.pipe, self.denoiser),

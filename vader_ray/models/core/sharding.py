@@ -31,6 +31,22 @@ GATHERED_COPIES = 2
 """Copies of these weights: the result of the collective, and the weights that are cut out of it."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class GatheredPart:
+    """A part of a network whose frozen weights are gathered together."""
+
+    module: nn.Module
+    """A block, or the network for its outer layers."""
+    weights: tuple[nn.Parameter, ...]
+    """The frozen weights."""
+
+    def share_bytes(self, num_workers: int) -> int:
+        """Return the bytes of the largest share of the weights when divided over some workers."""
+        return sum(
+            -(-len(each) // num_workers) * each[0].numel() * each.element_size() for each in self.weights
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class ShardedNetwork:
     """A network whose frozen weights are divided, and the blocks that are gathered one by one."""
@@ -64,16 +80,23 @@ class ShardedNetwork:
         sharded = type(self.network)  # transformers looks classes up by their full names
         sharded.__module__, sharded.__qualname__ = kind.__module__, kind.__qualname__
 
+    def parts(self) -> list[GatheredPart]:
+        """Return the blocks and the network without them, each with its frozen weights."""
+        blocks = [_frozen_parameters(block) for block in self.blocks]
+        outer = _frozen_parameters(self.network).difference(*blocks)
+        modules = (*self.blocks, self.network)
+        return [
+            GatheredPart(module, tuple(found))
+            for module, found in zip(modules, (*blocks, outer), strict=True)
+        ]
+
     def frozen_bytes(self) -> int:
         """Return the bytes of the frozen weights."""
         return _num_bytes(_frozen_parameters(self.network))
 
     def share_bytes(self, num_workers: int) -> int:
         """Return the bytes of the largest share of the frozen weights when divided over some workers."""
-        return sum(
-            -(-len(each) // num_workers) * each[0].numel() * each.element_size()
-            for each in _frozen_parameters(self.network)
-        )
+        return sum(part.share_bytes(num_workers) for part in self.parts())
 
     def gathered_bytes(self) -> int:
         """Return the bytes of whole weights in memory during a call: the outer layers and two blocks."""

@@ -17,10 +17,12 @@ from vader_ray.orchestration.selection import INTERPOLATED
 from vader_ray.orchestration.sweeps.definition import Values, trial_name
 from vader_ray.orchestration.sweeps.trials import Trial, TrialSet
 
+_ONE_WORKER = {"num_workers": 1, "shard": 1, "context_parallel": 1, "guidance_parallel": False}
+
 
 def make_soups(trials: TrialSet) -> TrialSet:
     """Return the soups that compete with the trials of a sweep, ready to be evaluated; see `soup_weights`."""
-    runtime = trials.config.runtime.model_copy(update={"num_workers": 1, "shard": 1})
+    runtime = trials.config.runtime.model_copy(update=_ONE_WORKER)
     soups = replace(
         trials,
         definition=replace(trials.definition, search="random", scheduler=None),
@@ -64,4 +66,5 @@ def _make(trials: TrialSet, values: Values, parts: Sequence[tuple[RunSummary, fl
     write_json(soup / "costs.json", costs)
     shape = models.adapter_shape(soup / "adapter").model_dump(mode="json")
     fields = {f"adapter.{name}": value for name, value in shape.items()}
-    return trials.prepare(values, fields | {"runtime.num_workers": 1, "runtime.shard": 1})
+    fields |= {f"runtime.{name}": value for name, value in _ONE_WORKER.items()}
+    return trials.prepare(values, fields)

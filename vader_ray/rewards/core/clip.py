@@ -11,16 +11,20 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
-from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+from transformers import CLIPConfig, CLIPModel
 
 from vader_ray.errors import UserError
 from vader_ray.rewards.base import FrameReward, frozen
 from vader_ray.rewards.core.preprocess import crop, normalise
 from vader_ray.rewards.core.resizing import Resizing, centre_square
-from vader_ray.rewards.core.transformers_loading import check_model_type, image_statistics, load_folder
+from vader_ray.rewards.core.transformers_loading import (
+    TOKENIZER_FILES,
+    check_model_type,
+    image_statistics,
+    load_folder,
+    load_tokenizer,
+)
 from vader_ray.weights import resolve_weights
-
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
 class PromptReward(FrameReward):
@@ -133,25 +137,6 @@ def load_clip(folder: Path) -> CLIPModel:
     network = CLIPModel(CLIPConfig.from_pretrained(folder))
     load_folder(network, folder)
     return network
-
-
-def load_tokenizer(folder: Path) -> CLIPTokenizer:
-    """Load the tokenizer of a folder.
-
-    Raises:
-        UserError: there is none, or it is damaged.
-    """
-    if not (folder / "tokenizer.json").is_file():
-        raise UserError(
-            f"{folder} has no tokenizer.json; copy {' and '.join(TOKENIZER_FILES)} of its hub repository "
-            "there"
-        )
-    try:
-        return CLIPTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{folder}/tokenizer.json cannot be read ({type(error).__name__}); download it again"
-        ) from error
 
 
 def _direction(features: Float[Tensor, "n features"]) -> Float[Tensor, "n features"]:

@@ -37,19 +37,24 @@ def resize(
     mode: Filter,
     *,
     antialias: bool = True,
+    clamp: bool = True,
 ) -> Float[Tensor, "*n 3 h w"]:
-    """Resize images; bicubic overshoot is clamped to [0, 1], as in 8-bit images."""
+    """Resize images.
+
+    With ``clamp``, bicubic overshoot is clamped to [0, 1], as in 8-bit images; scorers that resize tensors
+    of floats keep it.
+    """
     rows = resize_matrix(images.shape[-2], height, mode, images.dtype, images.device, antialias)
     columns = resize_matrix(images.shape[-1], width, mode, images.dtype, images.device, antialias)
     resized = rows @ images @ columns.T
-    return resized.clamp(0, 1) if mode == "bicubic" else resized
+    return resized.clamp(0, 1) if clamp and mode == "bicubic" else resized
 
 
 def squash(
-    images: Float[Tensor, "*n 3 height width"], size: int, mode: Filter
+    images: Float[Tensor, "*n 3 height width"], size: int, mode: Filter, *, clamp: bool = True
 ) -> Float[Tensor, "*n 3 size size"]:
     """Resize the whole image to a square, without keeping its aspect ratio."""
-    return resize(images, size, size, mode)
+    return resize(images, size, size, mode, clamp=clamp)
 
 
 def crop(
@@ -59,27 +64,32 @@ def crop(
     rounding: Rounding = "torchvision",
     *,
     short: int | None = None,
+    antialias: bool = True,
 ) -> Float[Tensor, "*n 3 size size"]:
     """Resize the short side to ``short`` pixels, by default ``size``, and crop the centre square."""
     height, width = images.shape[-2:]
     height, width = short_side_at(height, width, short or size)
     rows, columns = (centre(side, size, rounding) for side in (height, width))
-    return resize(images, height, width, mode)[..., rows, columns]
+    return resize(images, height, width, mode, antialias=antialias)[..., rows, columns]
 
 
 def letterbox(
     images: Float[Tensor, "*n 3 height width"], size: int, mode: Filter
 ) -> Float[Tensor, "*n 3 size size"]:
-    """Resize the long side to ``size`` and centre the image on a black square (HPSv2)."""
-    images = resize(images, *letterboxed_size(images.shape[-2], images.shape[-1], size), mode)
+    """Resize the long side to ``size`` and centre the image on a black square (HPSv2).
+
+    As hpsv2 1.2.0 does with tensors of floats, bicubic overshoot stays.
+    """
+    sides = letterboxed_size(images.shape[-2], images.shape[-1], size)
+    images = resize(images, *sides, mode, clamp=False)
     down, across = (size - side for side in images.shape[-2:])
     return functional.pad(images, (across // 2, across - across // 2, down // 2, down - down // 2))
 
 
 def letterboxed_size(height: int, width: int, size: int) -> tuple[int, int]:
-    """Return height and width with the long side at ``size``."""
-    long = max(height, width)
-    return round(height * size / long), round(width * size / long)
+    """Return height and width with the long side at ``size``, rounded after scaling, as hpsv2 1.2.0 does."""
+    scale = size / max(height, width)
+    return round(height * scale), round(width * scale)
 
 
 def normalise(

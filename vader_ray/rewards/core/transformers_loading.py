@@ -8,12 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
+from transformers import CLIPTokenizer, PreTrainedTokenizerBase
 
 from vader_ray.errors import UserError
 from vader_ray.weights import load_strictly, read_state_dict
 
 TRANSFORMERS_FILES = ("config.json", "preprocessor_config.json", "model.safetensors")
 """Files that a reward reads from a hub repository in transformers' format."""
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+"""Files of a hub repository that hold its tokenizer."""
 
 
 def read_json(path: Path) -> Any:
@@ -84,3 +88,22 @@ def image_statistics(folder: Path) -> tuple[list[float], list[float]]:
     if not isinstance(settings, dict) or not {"image_mean", "image_std"} <= settings.keys():
         raise UserError(f"{path} has no image_mean and image_std; copy it from the weights' hub repository")
     return settings["image_mean"], settings["image_std"]
+
+
+def load_tokenizer(folder: Path, kind: type[PreTrainedTokenizerBase] = CLIPTokenizer) -> Any:
+    """Load the tokenizer of a folder.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
+    if not (folder / "tokenizer.json").is_file():
+        raise UserError(
+            f"{folder} has no tokenizer.json; copy {' and '.join(TOKENIZER_FILES)} of its hub repository "
+            "there"
+        )
+    try:
+        return kind.from_pretrained(folder)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{folder}/tokenizer.json cannot be read ({type(error).__name__}); download it again"
+        ) from error
