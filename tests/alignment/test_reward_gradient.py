@@ -108,6 +108,7 @@ def test_staged_equals_monolithic(
     assert expected.norm() > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "graded", [(4,), (3, 4), (0, 1, 2, 3, 4), (1, 3)], ids=["K=1", "K=2", "K=N", "scattered"]
 )

@@ -470,6 +470,7 @@ HALF = {
 """Allowed deviation of the score, as docstrings of the rewards state, and least cosine of the gradients."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HALF)
 def test_half_precision_deviates_little(name: str, tmp_path: Path) -> None:
     options = tiny_qwen.OPTIONS[name](tmp_path / "weights")

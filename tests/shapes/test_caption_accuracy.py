@@ -36,6 +36,7 @@ def test_true_captions_are_found_and_swapped_ones_are_not() -> None:
         metric(frames[:1], ["a dog"])
 
 
+@pytest.mark.slow
 def test_a_recipe_logs_it_and_the_guard_can_compare_it(tmp_path: Path) -> None:
     settings = [
         "num_steps=1", "videos_per_step=1", "sampling.num_inference_steps=2", "evaluation.num_videos=2",

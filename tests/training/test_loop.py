@@ -194,6 +194,7 @@ def _in_float64(weights: Path) -> dict[str, str]:
     }
 
 
+@pytest.mark.slow
 def test_queries_hold_everything_about_a_video(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
     keeper = Keeper(tmp_path)
     config = tiny_config(
@@ -256,6 +257,7 @@ class Reward(Explodes):
     """Found by the dotted name ``tests.training.test_loop``."""
 
 
+@pytest.mark.slow
 def test_nonfinite_gradients_are_skipped_counted_and_fail_with_their_cause(
     tiny_pipeline_folder: Path, tmp_path: Path
 ) -> None:

@@ -170,6 +170,7 @@ def test_equal_figures_are_equal_files_with_the_numbers_in_them(tmp_path: Path) 
     assert {(0, 0x72, 0xB2), (0xD5, 0x5E, 0)} <= {tuple(colour) for colour in drawn[::3].tolist()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("targets", "message"),
     [
