@@ -5,11 +5,11 @@ from __future__ import annotations
 REFUSED = r"""
 nonsense => No such command 'nonsense'.
 train => Missing argument 'recipe'.
-train nothing => there is no recipe 'nothing'; give the path of a YAML file or one of 
+train nothing => there is no recipe 'nothing'; give the path of a YAML file or one of
 train shape_hps => there is no recipe 'shape_hps'; did you mean 'shapes_hps'? give the path of a YAML file or
-train tiny.yml => there is no recipe 'tiny.yml'; give the path of a YAML file or one of 
-train folder => there is no recipe 'folder'; give the path of a YAML file or one of 
-train fifo => there is no recipe 'fifo'; give the path of a YAML file or one of 
+train tiny.yml => there is no recipe 'tiny.yml'; give the path of a YAML file or one of
+train folder => there is no recipe 'folder'; give the path of a YAML file or one of
+train fifo => there is no recipe 'fifo'; give the path of a YAML file or one of
 train empty.yaml => empty.yaml must hold a mapping of settings, not NoneType
 train list.yaml => list.yaml must hold a mapping of settings, not list
 train binary.yaml => binary.yaml cannot be read as YAML: 'utf-8' codec can't decode byte 0x80 in position 128:
@@ -45,7 +45,7 @@ train tiny.yaml tracking.uri=sqlite:////dev/null/x.db => tracking.uri: MLflow at
 train tiny.yaml tracking.uri=http://[ => tracking.uri: MLflow at http://[ does not work (Invalid IPv6 URL); start it, or choose
 train tiny.yaml tracking.uri=http://localhost:1 => tracking.uri: MLflow at http://localhost:1 does not work ([Errno 111] Connection refused);
 evaluate => Missing argument 'recipe'.
-evaluate nothing => there is no recipe 'nothing'; give the path of a YAML file or one of 
+evaluate nothing => there is no recipe 'nothing'; give the path of a YAML file or one of
 evaluate tiny.yaml -o folder => folder is a folder; give the path of a file, such as folder/output
 evaluate tiny.yaml -o file.txt/x.json => file.txt/x.json cannot be written (file.txt is no folder); choose another path
 evaluate tiny.yaml -o fifo => fifo is a device or a named pipe; give the path of a file
@@ -56,7 +56,7 @@ evaluate tiny.yaml --adapter file.txt => file.txt (7 bytes) cannot be read as a 
 evaluate tiny.yaml num_step=3 => num_step: there is no such setting; did you mean 'num_steps'? here are adapter, algorithm,
 generate => Missing argument 'recipe'.
 generate tiny.yaml => Missing argument 'prompt'.
-generate nothing "a star" => there is no recipe 'nothing'; give the path of a YAML file or one of 
+generate nothing "a star" => there is no recipe 'nothing'; give the path of a YAML file or one of
 generate tiny.yaml "" => prompts: prompt 1 is empty; write a text, or delete it
 generate tiny.yaml "  " => prompts: prompt 1 is empty; write a text, or delete it
 generate tiny.yaml {MILLION} => prompts: prompt 1 has 1000000 characters; shorten it to at most 10000
@@ -73,15 +73,15 @@ generate tiny.yaml "no.png | a star" => the image no.png does not exist; write `
 generate tiny.yaml "a star" --adapter nothing => nothing has no adapter; give a folder with adapter_model.safetensors and adapter_config.json
 generate tiny.yaml "a star" --adapter fifo => fifo has no adapter; give a folder with adapter_model.safetensors and adapter_config.json
 check => Missing argument 'recipe'.
-check nothing => there is no recipe 'nothing'; give the path of a YAML file or one of 
-check folder => there is no recipe 'folder'; give the path of a YAML file or one of 
+check nothing => there is no recipe 'nothing'; give the path of a YAML file or one of
+check folder => there is no recipe 'folder'; give the path of a YAML file or one of
 check tiny.yaml --devices h1000 => --devices: there is no 'h1000'; did you mean 'h100'? choose from a10g, a100-40, a100-80,
 check tiny.yaml --devices "" => --devices: there is no ''; choose from a10g, a100-40, a100-80, h100, h200, l40s, rtx4090,
 check tiny.yaml --devices h100, => --devices: there is no ''; choose from a10g, a100-40, a100-80, h100, h200, l40s, rtx4090,
 check tiny.yaml --devices "h100 a100" => --devices: there is no 'h100 a100'; choose from a10g, a100-40, a100-80, h100, h200, l40s,
 check tiny.yaml sampling.truncation_depth=99 => sampling: truncation_depth=99 is more than num_inference_steps=5; choose 1 to 5
 check tiny.yaml --workers 0 => runtime.num_workers: Input should be greater than 0, not 0
-fetch nothing => there is no recipe 'nothing'; give the path of a YAML file or one of 
+fetch nothing => there is no recipe 'nothing'; give the path of a YAML file or one of
 fetch tiny.yaml rewards.0.reward=brightnes => r-ray: reward: there is no 'brightnes'; did you mean 'brightness'? give one of action,
 list => Missing argument 'KIND'.
 list dogs => 'dogs' cannot be listed; choose one of models, rewards, metrics, recipes, algorithms
@@ -106,7 +106,7 @@ export nothing -o file.txt/out => file.txt is no folder); choose another path
 export nothing -o out --format peff => Invalid value for '--format': Value error, 'peff' is not one of 'diffusers',
 export nothing -o out.safetensors --format peft => out.safetensors: peft's format is two files; give a folder
 export nothing -o out --merge => --merge needs the model into which the adapter goes; name its recipe by --recipe
-export nothing -o out --recipe nothing => there is no recipe 'nothing'; give the path of a YAML file or one of 
+export nothing -o out --recipe nothing => there is no recipe 'nothing'; give the path of a YAML file or one of
 export nothing -o out --merge --recipe tiny.yaml => nothing has no adapter; give a folder with adapter_model.safetensors and adapter_config.json
 mix => Missing argument 'WEIGHT=ADAPTER...'.
 mix folder -o out => 'folder' is not WEIGHT=ADAPTER with a finite weight; write 0.5=runs/a/best_adapter

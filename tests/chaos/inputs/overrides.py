@@ -284,7 +284,7 @@ eval_rewards.0.frames=frame:99 => recipe: aesthetic: frames=frame:99 needs 100 f
 eval_metrics=null => eval_metrics: Input should be a valid tuple, not None
 eval_metrics=3 => eval_metrics: Input should be a valid tuple, not 3
 eval_metrics=[{}] => eval_metrics.0.metric: is required
-eval_metrics=[{metric: motoin}] => metric: there is no 'motoin'; did you mean 'motion'? give one of 
+eval_metrics=[{metric: motoin}] => metric: there is no 'motoin'; did you mean 'motion'? give one of
 eval_metrics=[{metric: motion}] => recipe: two metrics are called 'motion'; give one of eval_metrics another `label`
 eval_metrics=[{metric: motion, label: objective}] => recipe: eval_metrics: eval/objective is logged by every evaluation; give the metric another
 eval_metrics=[{metric: clip_diversity, weights: /no/where}] => clip_diversity.weights: /no/where does not exist; give an existing path, a hub id
@@ -383,12 +383,12 @@ a => 'a' is not an override; write a.b=value
 num_steps => 'num_steps' is not an override; write a.b=value
 .=3 => recipe: there is no such setting; here are adapter, algorithm, checkpoint, description,
 a..b=3 => a: there is no such setting; here are adapter, algorithm, checkpoint, description,
-sampling.=1 => sampling.: there is no such setting; here are backprop_through_input, eta, 
+sampling.=1 => sampling.: there is no such setting; here are backprop_through_input, eta,
 .seed=1 => recipe: there is no such setting; here are adapter, algorithm, checkpoint, description,
 num_steps.more=1 => num_steps.more: 'num_steps' is a value, not a section
 []=3 => []: there is no such setting; here are adapter, algorithm, checkpoint, description,
 1=3 => 1: there is no such setting; here are adapter, algorithm, checkpoint, description,
-sampling.1=3 => sampling.1: there is no such setting; here are backprop_through_input, eta, 
+sampling.1=3 => sampling.1: there is no such setting; here are backprop_through_input, eta,
 name=[[[ => name: '[[[' is not a YAML value (while parsing a flow node did not find expected node
 name=*a => name: '*a' is not a YAML value (found undefined alias in line 1, column 1)
 name=&a [*a] => name: '&a [*a]' is not a YAML value (an alias contains itself)
