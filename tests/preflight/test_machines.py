@@ -107,7 +107,7 @@ def test_seconds_of_traffic() -> None:
     assert card.traffic_seconds(moved) == pytest.approx(7 / 70 + 7 / 14)
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
 def test_counted_bytes_are_those_that_two_processes_send(tmp_path: Path) -> None:
     """By the kernel's counters of the TCP connections of gloo; the difference is what FSDP keeps in memory
     of the last blocks of a call, and headers."""
