@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from benchmarks.published import cogvideox_vae
 from vader_ray import models
 from vader_ray.alignment.decoding import decode
 from vader_ray.models.core.decoders import DecoderOptions
@@ -48,19 +49,7 @@ class Published:
 
 PUBLISHED = {
     "wan": Published(d.AutoencoderKLWan, (16, 21, 60, 104), {}),  # 81 frames, 480x832
-    "cogvideox": Published(
-        lambda: d.AutoencoderKLCogVideoX(
-            block_out_channels=(128, 256, 256, 512),
-            layers_per_block=3,
-            latent_channels=16,
-            sample_height=480,
-            sample_width=720,
-            down_block_types=("CogVideoXDownBlock3D",) * 4,
-            up_block_types=("CogVideoXUpBlock3D",) * 4,
-        ),
-        (16, 13, 60, 90),
-        {},
-    ),  # 49 frames, 480x720
+    "cogvideox": Published(cogvideox_vae, (16, 13, 60, 90), {}),  # 49 frames, 480x720
     "ltx": Published(
         d.AutoencoderKLLTXVideo, (128, 21, 16, 24), {"vae_temporal_compression_ratio": 8}
     ),  # 161 frames, 512x768

@@ -39,7 +39,8 @@ from vader_ray.alignment.reward_gradient import score_and_gradient
 from vader_ray.config import RewardConfig
 from vader_ray.preflight.trackers import FLOP_FORMULAS
 from vader_ray.rewards import hps
-from vader_ray.rewards.aesthetic import HEAD_SIZES, Head
+from vader_ray.rewards.aesthetic import HEAD_SIZES
+from vader_ray.rewards.core.linear_head import LinearHead
 from vader_ray.types import Frames, Reward
 
 PROMPT = "a red circle moving left"
@@ -111,7 +112,7 @@ def _aesthetic(folder: Path) -> RewardConfig:
     config = t.CLIPConfig.from_pretrained(write_clip_vit_l(folder)).vision_config
     processor = (folder / "preprocessor_config.json").read_text(encoding="utf-8")
     _save_random(t.CLIPVisionModelWithProjection(config), folder, processor)
-    torch.save(Head(HEAD_SIZES).state_dict(), folder / "head.pth")
+    torch.save(LinearHead(HEAD_SIZES).state_dict(), folder / "head.pth")
     return RewardConfig(
         reward="aesthetic", encoder=str(folder), head=str(folder / "head.pth"), preprocessing="vader"
     )

@@ -171,6 +171,20 @@ def mochi() -> tuple[type, dict[str, Any]]:
     }
 
 
+def cogvideox_vae() -> d.AutoencoderKLCogVideoX:
+    """The autoencoder of ``THUDM/CogVideoX-5b``."""
+    return d.AutoencoderKLCogVideoX(
+        block_out_channels=(128, 256, 256, 512),
+        layers_per_block=3,
+        latent_channels=16,
+        sample_height=480,
+        sample_width=720,
+        down_block_types=("CogVideoXDownBlock3D",) * 4,
+        up_block_types=("CogVideoXUpBlock3D",) * 4,
+        scaling_factor=0.7,
+    )
+
+
 def cogvideox_5b() -> tuple[type, dict[str, Any]]:
     """``THUDM/CogVideoX-5b``."""
     return d.CogVideoXPipeline, {
@@ -182,16 +196,7 @@ def cogvideox_5b() -> tuple[type, dict[str, Any]]:
             sample_frames=49,
             use_rotary_positional_embeddings=True,
         ),
-        "vae": d.AutoencoderKLCogVideoX(
-            block_out_channels=(128, 256, 256, 512),
-            layers_per_block=3,
-            latent_channels=16,
-            sample_height=480,
-            sample_width=720,
-            down_block_types=("CogVideoXDownBlock3D",) * 4,
-            up_block_types=("CogVideoXUpBlock3D",) * 4,
-            scaling_factor=0.7,
-        ),
+        "vae": cogvideox_vae(),
         "text_encoder": t.T5EncoderModel(t.T5Config(**T5_XXL)),
         "tokenizer": tokenizer(226),
         "scheduler": scheduler(

@@ -163,7 +163,7 @@ def _bytes_moved(reward: Any, video: Frames, placement: dict[str, Any]) -> float
     """Bytes of the frames that are sent and of the gradient that comes back."""
     config = PlacementConfig(actor="any", **placement)
     spec = spec_of(reward, *video.shape[-2:])
-    sent = spec.sent_as(*video.shape[-2:], resize_frames=config.resize_frames)
+    sent = spec.resized if config.resize_frames else spec.unresized
     num_values = video.shape[0] * video.shape[1] * 3 * sent.num_pixels
     return 2 * num_values * getattr(torch, config.transport).itemsize
 

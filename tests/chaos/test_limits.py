@@ -45,39 +45,39 @@ def test_the_largest_file_of_prompts_is_read(suffix: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "sentence"),
+    ("name", "start", "repeated", "times", "sentence"),
     [
-        ("one_line.txt", "a" * MAX_PROMPT_BYTES, "shorten it to at most"),
-        ("blank.txt", "\n" * MAX_LINES, "holds no prompt"),
-        ("quote.csv", 'prompt\n"' + "a" * (MAX_PROMPT_BYTES - 10), "is not CSV"),
-        ("brackets.jsonl", '{"prompt": ' + "[" * (MAX_PROMPT_BYTES - 20), "is not a JSON object"),
+        ("one_line.txt", "", "a", MAX_PROMPT_BYTES, "shorten it to at most"),
+        ("blank.txt", "", "\n", MAX_LINES, "holds no prompt"),
+        ("quote.csv", 'prompt\n"', "a", MAX_PROMPT_BYTES - 10, "is not CSV"),
+        ("brackets.jsonl", '{"prompt": ', "[", MAX_PROMPT_BYTES - 20, "is not a JSON object"),
     ],
     ids=["one line", "blank lines", "open quote", "nesting"],
 )
 def test_the_largest_file_without_prompts_is_refused(
-    name: str, text: str, sentence: str, tmp_path: Path
+    name: str, start: str, repeated: str, times: int, sentence: str, tmp_path: Path
 ) -> None:
     path = tmp_path / name
-    path.write_text(text)
+    path.write_text(start + repeated * times)
     with pytest.raises(UserError, match=sentence):
         load("shapes_hps", {"prompts.train": str(path)})
 
 
 @pytest.mark.parametrize(
-    ("text", "sentence"),
+    ("make", "sentence"),
     [
-        ("name: [" + "1," * (MAX_NODES - 10) + "1]\n", "name: Input should be a valid string"),
-        ("name:\n" + "- 1\n" * (MAX_NODES - 10), "name: Input should be a valid string"),
-        ("".join(f"k{n}: 1\n" for n in range(MAX_NODES // 2 - 10)), "k0: there is "),
-        ("x: [" + "1," * (MAX_BYTES // 2 - 10) + "1]\n", "it has too many values"),
-        ("name: " + "a" * (MAX_BYTES - 10), "at most 200 characters"),
-        ("#\n" * (MAX_BYTES // 2 - 10), "must hold a mapping of settings"),
-        ("x: " + "[" * (MAX_BYTES - 10), "exceeded maximum nesting depth"),
+        (lambda: "name: [" + "1," * (MAX_NODES - 10) + "1]\n", "name: Input should be a valid string"),
+        (lambda: "name:\n" + "- 1\n" * (MAX_NODES - 10), "name: Input should be a valid string"),
+        (lambda: "".join(f"k{n}: 1\n" for n in range(MAX_NODES // 2 - 10)), "k0: there is "),
+        (lambda: "x: [" + "1," * (MAX_BYTES // 2 - 10) + "1]\n", "it has too many values"),
+        (lambda: "name: " + "a" * (MAX_BYTES - 10), "at most 200 characters"),
+        (lambda: "#\n" * (MAX_BYTES // 2 - 10), "must hold a mapping of settings"),
+        (lambda: "x: " + "[" * (MAX_BYTES - 10), "exceeded maximum nesting depth"),
     ],
     ids=["flow list", "block list", "mapping", "too many values", "one string", "comments", "nesting"],
 )
-def test_the_largest_recipe_file_is_refused(text: str, sentence: str, tmp_path: Path) -> None:
+def test_the_largest_recipe_file_is_refused(make: Callable[[], str], sentence: str, tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
-    path.write_text(text)
+    path.write_text(make())
     with pytest.raises(UserError, match=sentence):
         load(str(path))

@@ -47,3 +47,21 @@ def refused(name: str, message: str, **options: Any) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         build_reward(name, **options)
     assert "\n" not in str(caught.value)
+
+
+def checked_gradient(
+    reward: Any, frames: Tensor, *, step: float = 1e-5, rtol: float = 1e-6, atol: float = 1e-8
+) -> Tensor:
+    """The gradient of the scores, compared with a central difference along a random direction.
+
+    The error of the difference is of order step², and its rounding of order 1e-16 / step.
+    """
+    prompts, leaf = PROMPTS[: len(frames)], frames.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(reward(leaf, prompts).sum(), leaf)
+    direction = torch.randn(frames.shape, dtype=frames.dtype, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        above, below = (reward(frames + sign * step * direction, prompts) for sign in (1, -1))
+    slope = (above - below).sum() / (2 * step)
+    torch.testing.assert_close((gradient * direction).sum(), slope, rtol=rtol, atol=atol)
+    assert gradient.any()
+    return gradient

@@ -355,7 +355,10 @@ def test_an_automatic_placement_is_used_only_if_the_reward_does_not_fit(
     assert [spec.placement is not None for spec in chosen.rewards] == [True, False]
     assert (chosen.rewards[0].placement, auto_fields(chosen)) == (placed.rewards[0].placement, [])
     assert chosen.rewards[0].placement == PlacementConfig(actor="hps", num_gpus=1)
-    with pytest.raises(UserError, match="no setting fits, the smallest needs"):
+    refused = (
+        "the smallest needs .*; for rewards.0.placement, rewards.1.placement the cluster has 0 free GPUs"
+    )
+    with pytest.raises(UserError, match=refused):
         choose_auto(config, lambda needed: needed < between, num_free_gpus=0)
 
 

@@ -228,6 +228,15 @@ def test_workers_share_the_videos_beside_the_gpus_of_rewards(tmp_path: Path) -> 
         num_workers(placed, 2)
 
 
+def test_automatic_settings_are_chosen_for_a_machine(tmp_path: Path, counts: StepCounter) -> None:
+    automatic = {"activation_checkpointing": "auto", "micro_batch_size": "auto"}
+    rewards = [{"reward": "brightness", "placement": "auto"}]
+    plan = find_plan(tiny_config(tmp_path, runtime=automatic, rewards=rewards), _machine(1, 40), counts)
+    assert plan.config.runtime.activation_checkpointing == "block"
+    assert plan.config.runtime.micro_batch_size == 1
+    assert plan.config.rewards[0].placement is None
+
+
 def test_names_of_machines() -> None:
     assert split_machine("8xrtx4090") == (8, "rtx4090")
     assert split_machine("rtx4090") == (None, "rtx4090")

@@ -145,6 +145,8 @@ def test_what_does_not_fit_is_refused(tiny_pipeline_folder: Path) -> None:
     assert "use context_parallel with shard" in refused(runtime=halves | {"shard": 2})
     sampling = tiny_document(tiny_pipeline_folder)["sampling"]
     assert "guidance_scale=1 has one" in refused(runtime=halves, sampling=sampling | {"guidance_scale": 1.0})
+    interval = sampling | {"guidance_scale": 3.0, "guidance_interval": [0.2, 0.8]}
+    assert "guidance_interval=[0.2, 0.8] leaves one branch out" in refused(runtime=halves, sampling=interval)
     cached = sampling | {"prefix_cache": "first_block:0.1"}
     assert "set sampling.prefix_cache=none" in refused(runtime=two, sampling=cached)
     assert "or name=vader" in refused(runtime=halves, algorithm={"name": "dpo"})

@@ -217,7 +217,7 @@ class ExperimentConfig(Settings):
                 identity[name] = value
         for reward in (*identity["rewards"], *identity["eval_rewards"]):
             transport = (reward.pop("placement") or {}).get("transport", "float32")
-            if transport != "float32":  # the only setting of a placement on which results depend
+            if transport != "float32":  # the only setting of a placement that rounds
                 reward["transport"] = transport
         return identity
 

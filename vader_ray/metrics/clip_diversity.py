@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from vader_ray.metrics.base import Features
 from vader_ray.metrics.core.statistics import mean_to_others
 from vader_ray.rewards.aesthetic import load_encoder
-from vader_ray.rewards.base import frozen
+from vader_ray.rewards.base import FrozenNetworks, frozen
 from vader_ray.rewards.core.preprocess import crop, normalise
 from vader_ray.rewards.core.transformers_loading import image_statistics
 from vader_ray.types import Frames, Scores
@@ -22,7 +22,7 @@ WEIGHTS = "openai/clip-vit-large-patch14"
 FILES = ("config.json", "preprocessor_config.json", "model.safetensors")
 
 
-class ClipDiversityMetric(nn.Module):
+class ClipDiversityMetric(FrozenNetworks):
     """Mean cosine distance of a video to the others of its prompt, or to all others if its prompt has none.
 
     A video's features are the mean over its frames of CLIP's normalised image embedding, preprocessed as CLIP
@@ -45,19 +45,14 @@ class ClipDiversityMetric(nn.Module):
         folder = folder / "image_encoder" if (folder / "image_encoder").is_dir() else folder
         self.encoder = frozen(load_encoder(folder))
         self.mean, self.std = image_statistics(folder)
-        self.eval()
-
-    def train(self, mode: bool = True) -> ClipDiversityMetric:
-        """Stay in eval mode when a module that contains this one goes to training mode."""
-        return super().train(False)
 
     @torch.no_grad()
     def features(self, frames: Frames, /) -> Features:
         """Return the mean embedding of each video's frames."""
-        dtype = next(self.encoder.parameters()).dtype
-        wide = torch.promote_types(torch.promote_types(frames.dtype, dtype), torch.float32)
-        pixels = self.prepare(frames.flatten(0, 1).to(wide)).to(dtype)
-        embeddings = functional.normalize(self.encoder(pixel_values=pixels).image_embeds.to(wide), dim=-1)
+        wide = self.widened(frames)
+        pixels = self.prepare(wide.flatten(0, 1)).to(self.dtype)
+        embeddings = self.encoder(pixel_values=pixels).image_embeds.to(wide.dtype)
+        embeddings = functional.normalize(embeddings, dim=-1)
         means: Tensor = embeddings.unflatten(0, frames.shape[:2]).mean(dim=1)
         return means
 

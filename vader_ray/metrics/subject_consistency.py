@@ -11,13 +11,8 @@ from transformers import ViTConfig, ViTModel
 from vader_ray.metrics.core.consistency import consistency
 from vader_ray.metrics.core.network import NetworkMetric, embed
 from vader_ray.rewards.base import frozen
-from vader_ray.rewards.core.preprocess import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    normalise,
-    resize,
-    short_side_at,
-)
+from vader_ray.rewards.core.preprocess import IMAGENET_MEAN, IMAGENET_STD, normalise, resize
+from vader_ray.rewards.core.resizing import short_side_at
 from vader_ray.rewards.core.transformers_loading import check_model_type, load_folder
 from vader_ray.types import Frames, Scores
 from vader_ray.weights import Source, resolve_weights

@@ -115,7 +115,6 @@ class HunyuanVideoModel(VideoModel):
 
     pipeline_classes = ("HunyuanVideoPipeline",)
     stock_loader = True
-    has_guidance_branches = False
     no_guidance_kwargs = MappingProxyType[str, float](
         {}
     )  # the denoiser was trained with guidance as a condition

@@ -96,7 +96,7 @@ def exact_settings(config: ExperimentConfig) -> Iterator[str]:
         yield "runtime.activation_checkpointing=block"
     if not config.model.offload_decoder_cache:
         yield "model.offload_decoder_cache=true"
-    if config.sampling.recompute is not True:
+    if config.sampling.recompute not in (True, "nested"):
         yield "sampling.recompute=true"
     if config.sampling.recompute != "nested":
         yield "sampling.recompute=nested"
@@ -141,13 +141,15 @@ def choose_auto(
     Raises:
         UserError: no choice fits.
     """
-    refusal = UserError("")
+    automatic = auto_placements(config)
     for placed in _placements(config, num_free_gpus):
         try:
-            return _choose_settings(placed, fits, must_fit=bool(auto_placements(config)))
+            return _choose_settings(placed, fits, must_fit=bool(automatic))
         except UserError as error:
-            refusal = error
-    raise refusal
+            refusal = str(error)
+    if automatic:
+        refusal += f"; for {', '.join(automatic)} the cluster has {num_free_gpus:g} free GPUs"
+    raise UserError(refusal)
 
 
 def _placements(config: ExperimentConfig, num_free_gpus: float) -> Iterator[ExperimentConfig]:

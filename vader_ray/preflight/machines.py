@@ -13,7 +13,7 @@ from operator import attrgetter
 
 from vader_ray.alignment import algorithms
 from vader_ray.config import ExperimentConfig, override
-from vader_ray.config.auto import auto_fields, with_settings
+from vader_ray.config.auto import auto_fields, with_placements, with_settings
 from vader_ray.errors import UserError
 from vader_ray.preflight.auto_tune import WORTHWHILE, combined, exact_settings, rounding_settings
 from vader_ray.preflight.devices import Device, check_devices, device, split_machine
@@ -132,7 +132,8 @@ def find_plan(
     """Return the fastest plan that fits, or that with the lowest peak if none does.
 
     Settings that lower the peak are added one by one, exact ones first, until a plan fits without sending or
-    copying weights; settings that round are added only if no exact plan fits.
+    copying weights; settings that round are added only if no exact plan fits. Rewards with
+    ``placement: auto`` are computed in the workers.
 
     Args:
         config: the recipe.
@@ -142,6 +143,7 @@ def find_plan(
     Raises:
         UserError: the recipe does not allow this number of workers, or cannot be counted (`count_step`).
     """
+    config = with_placements(config, ())
     config = with_settings(config, {field: _MOST_MEMORY[field] for field in auto_fields(config)})
     settings: tuple[str, ...] = (f"runtime.num_workers={num_workers(config, machine.num_gpus)}",)
     algorithms.check(override(config, [*settings, *_WHOLE]))

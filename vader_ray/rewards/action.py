@@ -16,7 +16,7 @@ from transformers import VideoMAEConfig, VideoMAEForVideoClassification
 
 from vader_ray.errors import UserError
 from vader_ray.rewards.base import NetworkReward, frozen
-from vader_ray.rewards.core.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, normalise, squash
+from vader_ray.rewards.core.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, normalise
 from vader_ray.rewards.core.resizing import Resizing, whole
 from vader_ray.rewards.core.transformers_loading import load_folder
 from vader_ray.rewards.core.video import obtain_folder, read_processor
@@ -120,7 +120,7 @@ class ActionReward(NetworkReward):
         frames = frames[:, evenly(frames.shape[1], self.network.config.num_frames)]
         if self.preprocessing == "published":
             return self.processor(frames)
-        return normalise(squash(frames, self.processor.size, "bilinear"), IMAGENET_MEAN, IMAGENET_STD)
+        return normalise(self.seen(frames), IMAGENET_MEAN, IMAGENET_STD)
 
 
 def evenly(num_frames: int, wanted: int) -> list[int]:

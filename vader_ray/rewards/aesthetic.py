@@ -13,10 +13,9 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from vader_ray.errors import UserError
 from vader_ray.rewards.base import FrameReward, frozen
-from vader_ray.rewards.core.linear_head import LinearHead, load_linear_head
-from vader_ray.rewards.core.preprocess import Preprocessing, crop, normalise, squash
+from vader_ray.rewards.core.linear_head import LinearHead, check_fits, load_linear_head
+from vader_ray.rewards.core.preprocess import Preprocessing, normalise
 from vader_ray.rewards.core.resizing import Resizing, centre_square, whole
 from vader_ray.rewards.core.transformers_loading import (
     TRANSFORMERS_FILES,
@@ -68,12 +67,7 @@ class AestheticReward(FrameReward):
         )
         self.encoder = frozen(load_encoder(encoder_folder))
         self.head = frozen(load_head(head_file if head_file.is_file() else head_file / HEAD_FILE))
-        if self.head.num_features != self.encoder.config.projection_dim:
-            raise UserError(
-                f"the head {head_file} takes {self.head.num_features} features but the encoder "
-                f"{encoder_folder} gives {self.encoder.config.projection_dim}; give a head that was trained "
-                "on this encoder"
-            )
+        check_fits(self.head.num_features, head_file, self.encoder.config.projection_dim, encoder_folder)
         self.image_mean, self.image_std = image_statistics(encoder_folder)
         self.image_size: int = self.encoder.config.image_size  # type: ignore[assignment]
         self.preprocessing = preprocessing
@@ -95,13 +89,7 @@ class AestheticReward(FrameReward):
 
     def prepare(self, images: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n 3 size size"]:
         """Return the preprocessed images that the network takes."""
-        size = self.image_size
-        square = (
-            crop(images, size, "bicubic")
-            if self.preprocessing == "published"
-            else squash(images, size, "bilinear")
-        )
-        return normalise(square, self.image_mean, self.image_std)
+        return normalise(self.seen(images), self.image_mean, self.image_std)
 
 
 def load_head(path: Path) -> LinearHead:

@@ -16,8 +16,8 @@ from transformers import SiglipVisionConfig, SiglipVisionModel
 
 from vader_ray.errors import UserError
 from vader_ray.rewards.base import FrameReward, frozen
-from vader_ray.rewards.core.linear_head import LinearHead, load_linear_head
-from vader_ray.rewards.core.preprocess import normalise, squash
+from vader_ray.rewards.core.linear_head import LinearHead, check_fits, load_linear_head
+from vader_ray.rewards.core.preprocess import normalise
 from vader_ray.rewards.core.resizing import Resizing, whole
 from vader_ray.rewards.core.transformers_loading import (
     TRANSFORMERS_FILES,
@@ -59,11 +59,7 @@ class AestheticV25Reward(FrameReward):
         folder = resolve_weights(encoder, *TRANSFORMERS_FILES)
         self.encoder = frozen(load_encoder(folder))
         self.head = frozen(load_head(head))
-        if self.head.num_features != self.encoder.config.hidden_size:
-            raise UserError(
-                f"the head {head} takes {self.head.num_features} features but the encoder {folder} gives "
-                f"{self.encoder.config.hidden_size}; give a head that was trained on this encoder"
-            )
+        check_fits(self.head.num_features, str(head), self.encoder.config.hidden_size, folder)
         self.image_mean, self.image_std = image_statistics(folder)
         self.image_size: int = self.encoder.config.image_size  # type: ignore[assignment]
 
@@ -81,7 +77,7 @@ class AestheticV25Reward(FrameReward):
 
     def prepare(self, images: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n 3 size size"]:
         """Return the preprocessed images that the network takes: squashed to a square (bicubic)."""
-        return normalise(squash(images, self.image_size, "bicubic"), self.image_mean, self.image_std)
+        return normalise(self.seen(images), self.image_mean, self.image_std)
 
 
 def load_head(head: str | None) -> LinearHead:

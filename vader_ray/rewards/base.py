@@ -21,8 +21,11 @@ in eval mode, computes in the recipe's precision and returns float32 scores::
             super().__init__()
             self.network = frozen(load_network(resolve_weights(weights, "model.safetensors")))
 
+        def resizing(self, height, width):
+            return whole(224, 224)
+
         def score_images(self, images, prompts, /):
-            pixels = normalise(squash(images, 224, "bilinear"), CLIP_MEAN, CLIP_STD)
+            pixels = normalise(self.seen(images), CLIP_MEAN, CLIP_STD)
             return self.network(pixels.to(self.dtype))[:, 0]
 
 In float16 the gradient of a score with respect to a pixel is smaller than the smallest float16 number. So
@@ -65,19 +68,11 @@ GRADIENT_SCALE = 2.0**10
 output do not overflow."""
 
 
-class NetworkReward(nn.Module):
-    """Base class of rewards whose networks are never trained.
+class FrozenNetworks(nn.Module):
+    """Base class of rewards and metrics whose networks are never trained."""
 
-    A subclass loads them in ``__init__`` and implements `score`.
-    """
-
-    granularity: Granularity
-    """``clip`` if a score needs all frames of a video at once, ``frame`` if it is the mean of scores of
-    single frames."""
-    unit: str
-    """Unit and range of the scores, for people."""
     default_weights: str
-    """Hub repositories of the default weights, comma-separated."""
+    """Sources of the default weights, comma-separated."""
     licence: str
     """Licence of the default weights, or ``not stated``."""
 
@@ -85,7 +80,7 @@ class NetworkReward(nn.Module):
         super().__init__()
         self.eval()
 
-    def train(self, mode: bool = True) -> NetworkReward:
+    def train(self, mode: bool = True) -> FrozenNetworks:
         """Stay in eval mode, also as part of a module that is switched to training mode."""
         return super().train(False)
 
@@ -94,13 +89,36 @@ class NetworkReward(nn.Module):
         """Dtype of the networks' weights."""
         return next(self.parameters()).dtype
 
+    def widened(self, frames: Frames) -> Frames:
+        """Return the frames in the dtype of preprocessing.
+
+        It is that of the frames or of the network, whichever is wider, and float32 at least.
+        """
+        return frames.to(torch.promote_types(torch.promote_types(frames.dtype, self.dtype), torch.float32))
+
+
+class NetworkReward(FrozenNetworks):
+    """Base class of rewards with networks; a subclass loads them in ``__init__`` and implements `score`."""
+
+    granularity: Granularity
+    """``clip`` if a score needs all frames of a video at once, ``frame`` if it is the mean of scores of
+    single frames."""
+    unit: str
+    """Unit and range of the scores, for people."""
+
     def resizing(self, height: int, width: int) -> Resizing:
         """Return how frames of this size are resized and which part of the result is used; by default all,
         as it is.
 
-        A remote reward is sent no more than that. Pixels outside must have a gradient of exactly 0.
+        `seen` does it. A remote reward is sent no more than that, and pixels outside must have a gradient of
+        exactly 0.
         """
         return whole(height, width)
+
+    def seen(self, frames: Float[Tensor, "*n height width"]) -> Float[Tensor, "*n rows columns"]:
+        """Return what the reward sees of the frames, by `resizing`."""
+        height, width = frames.shape[-2:]
+        return self.resizing(height, width).seen(frames)
 
     def forward(self, frames: Frames, prompts: Sequence[str], /) -> Scores:
         """Return one score per video, float32 or float64.
@@ -123,13 +141,6 @@ class NetworkReward(nn.Module):
                 preprocessing.
             prompts: one per video.
         """
-
-    def widened(self, frames: Frames) -> Frames:
-        """Return the frames in the dtype of preprocessing.
-
-        It is that of the frames or of the network, whichever is wider, and float32 at least.
-        """
-        return frames.to(torch.promote_types(torch.promote_types(frames.dtype, self.dtype), torch.float32))
 
 
 class FrameReward(NetworkReward):

@@ -17,7 +17,7 @@ from vader_ray.config import Weights
 from vader_ray.errors import UserError
 from vader_ray.rewards.base import frozen
 from vader_ray.rewards.core.clip import PromptReward
-from vader_ray.rewards.core.preprocess import Filter, letterbox, normalise, squash
+from vader_ray.rewards.core.preprocess import normalise, on_black
 from vader_ray.rewards.core.resizing import Resizing, letterboxed, whole
 from vader_ray.weights import Source, load_strictly, only_file, read_state_dict, resolve_weights
 
@@ -69,20 +69,12 @@ class HPSReward(PromptReward):
         size = self.clip.visual.image_size[0]
         if self.preprocessing == "published":
             return letterboxed(height, width, size, "bicubic")
-        return whole(size, size, self._square_filter)
-
-    @property
-    def _square_filter(self) -> Filter:
-        return "bicubic" if self.preprocessing == "videox_fun" else "bilinear"
+        return whole(size, size, "bicubic" if self.preprocessing == "videox_fun" else "bilinear", clamp=False)
 
     def prepare(self, images: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n 3 size size"]:
         """Return the preprocessed images that the network takes."""
         visual = self.clip.visual
-        size = visual.image_size[0]
-        if self.preprocessing == "published":
-            square = letterbox(images, size, "bicubic")
-        else:
-            square = squash(images, size, self._square_filter, clamp=False)
+        square = on_black(self.seen(images), visual.image_size[0])
         return normalise(square, visual.image_mean, visual.image_std)
 
     def encode_images(self, pixels: Float[Tensor, "n 3 size size"]) -> Float[Tensor, "n features"]:

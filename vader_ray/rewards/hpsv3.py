@@ -16,7 +16,6 @@ from vader_ray.rewards.core.qwen import QwenNetwork, WideHead
 from vader_ray.rewards.core.qwen_checkpoint import SETTINGS, load_model, present_names, read_head, read_text
 from vader_ray.rewards.core.qwen_reward import special_token_states
 from vader_ray.rewards.core.qwen_text import QwenTokenizer, image_turn
-from vader_ray.rewards.core.qwen_vision import smart_resizing
 from vader_ray.rewards.core.resizing import Resizing
 from vader_ray.weights import Source, read_state_dict, resolve_weights
 
@@ -74,20 +73,16 @@ class HPSv3Reward(FrameReward):
         source = found / FILE if found.is_dir() else found
         state = present_names(read_state_dict(source))
         model = load_model(folder, state, source, "qwen2_vl", min_tokens=len(self.tokenizer))
-        self.network = frozen(QwenNetwork(model, checkpointing=checkpointing))
+        self.network = frozen(
+            QwenNetwork(model, min_pixels=pixels, max_pixels=pixels, checkpointing=checkpointing)
+        )
         self.head = frozen(ranking_head(self.network.model.config.text_config.hidden_size))
         read_head(state, self.head, source)
-        self.template, self.pixels = read_text(TEMPLATE), pixels
+        self.template = read_text(TEMPLATE)
 
     def resizing(self, height: int, width: int) -> Resizing:
-        """Return the published size of frames, all of which is used."""
-        return smart_resizing(
-            height,
-            width,
-            factor=self.network.format.factor,
-            min_pixels=self.pixels,
-            max_pixels=self.pixels,
-        )
+        """Return the resizing to the published size, all of which is used."""
+        return self.network.resizing(height, width)
 
     def score_images(
         self, images: Float[Tensor, "n 3 height width"], prompts: Sequence[str], /
@@ -98,7 +93,7 @@ class HPSv3Reward(FrameReward):
         )
 
     def _score(self, image: Float[Tensor, "3 height width"], prompt: str) -> Float[Tensor, ""]:
-        visual = self.network.encode(image[None], min_pixels=self.pixels, max_pixels=self.pixels)
+        visual = self.network.encode(image[None])
         text = self.template.replace("{text_prompt}", prompt)
         turn = [*image_turn(visual.grid, self.network.format.merge), text]
         hidden = special_token_states(self.network, self.tokenizer, visual, turn, [SPECIAL])

@@ -14,7 +14,7 @@ from transformers import BertTokenizer, BlipTextConfig, BlipTextModel, BlipVisio
 from vader_ray.errors import UserError
 from vader_ray.rewards.base import FrameReward, frozen
 from vader_ray.rewards.core.linear_head import LinearHead, load_linear_head
-from vader_ray.rewards.core.preprocess import CLIP_MEAN, CLIP_STD, crop, normalise
+from vader_ray.rewards.core.preprocess import CLIP_MEAN, CLIP_STD, normalise
 from vader_ray.rewards.core.resizing import Resizing, centre_square
 from vader_ray.rewards.core.transformers_loading import TOKENIZER_FILES, load_tokenizer, read_json
 from vader_ray.weights import Source, load_strictly, read_state_dict, resolve_weights
@@ -105,7 +105,7 @@ class ImageReward(FrameReward):
 
     def prepare(self, images: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n 3 size size"]:
         """Return the preprocessed images that the network takes."""
-        return normalise(crop(images, self.image_size, "bicubic"), CLIP_MEAN, CLIP_STD)
+        return normalise(self.seen(images), CLIP_MEAN, CLIP_STD)
 
     def tokenize(self, prompts: Sequence[str]) -> tuple[Int[Tensor, "n tokens"], Int[Tensor, "n tokens"]]:
         """Return the tokens of each prompt, padded to one length, and 1 where they are no padding."""

@@ -19,7 +19,7 @@ from transformers import CLIPConfig
 from vader_ray.errors import UserError
 from vader_ray.rewards.base import FrameReward, frozen
 from vader_ray.rewards.core.conditioned_clip import ConditionedCLIP
-from vader_ray.rewards.core.preprocess import CLIP_MEAN, CLIP_STD, crop, normalise, squash
+from vader_ray.rewards.core.preprocess import CLIP_MEAN, CLIP_STD, normalise
 from vader_ray.rewards.core.resizing import Resizing, centre_square, whole
 from vader_ray.rewards.core.transformers_loading import TOKENIZER_FILES, check_model_type, load_tokenizer
 from vader_ray.weights import Source, load_strictly, read_state_dict, resolve_url, resolve_weights
@@ -78,7 +78,7 @@ class MPSReward(FrameReward):
         """Return the centre square of frames with the short side at the network's image size, or a square
         with ``preprocessing=videox_fun``."""
         if self.preprocessing == "videox_fun":
-            return whole(self.image_size, self.image_size, "bicubic")
+            return whole(self.image_size, self.image_size, "bicubic", clamp=False)
         return centre_square(height, width, self.image_size, "bicubic", "transformers")
 
     def score_images(
@@ -93,12 +93,7 @@ class MPSReward(FrameReward):
 
     def prepare(self, images: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n 3 size size"]:
         """Return the preprocessed images that the network takes."""
-        square = (
-            crop(images, self.image_size, "bicubic", "transformers")
-            if self.preprocessing == "published"
-            else squash(images, self.image_size, "bicubic", clamp=False)
-        )
-        return normalise(square, CLIP_MEAN, CLIP_STD)
+        return normalise(self.seen(images), CLIP_MEAN, CLIP_STD)
 
     def _encoded(self, prompt: str) -> tuple[Tensor, Tensor, Tensor]:
         """Return the token features, the feature of the end and the kept tokens of a prompt, one row each.

@@ -104,8 +104,7 @@ class ObjectDetectionReward(FrameReward):
 
     def prepare(self, images: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n 3 h w"]:
         """Return the preprocessed images that the network takes."""
-        resized = self.resizing(*images.shape[-2:]).apply(images)
-        return normalise(resized, self.image_mean, self.image_std)
+        return normalise(self.seen(images), self.image_mean, self.image_std)
 
     def _soft(self, logits: Float[Tensor, "n tokens classes"]) -> Float[Tensor, " n"]:
         others = torch.cat([logits[..., : self.index], logits[..., self.index + 1 :]], dim=-1)

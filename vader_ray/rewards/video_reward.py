@@ -28,9 +28,8 @@ from vader_ray.rewards.core.qwen_checkpoint import (
     read_settings,
     read_text,
 )
-from vader_ray.rewards.core.qwen_reward import num_sampled_frames, special_token_states
+from vader_ray.rewards.core.qwen_reward import sampled_frames, special_token_states
 from vader_ray.rewards.core.qwen_text import QwenTokenizer, video_turn
-from vader_ray.rewards.core.qwen_vision import evenly_spaced, smart_resizing
 from vader_ray.rewards.core.resizing import Resizing
 from vader_ray.types import Frames, Granularity, Scores
 from vader_ray.weights import Source, read_state_dict, resolve_weights, without_weights
@@ -115,7 +114,15 @@ class VideoReward(NetworkReward):
             folder, settings["peft_lora_config"], base=str(folder) if has_base else base or BASE
         )
         model = load_model(base_folder, state, source, "qwen2_vl", min_tokens=len(self.tokenizer))
-        self.network = frozen(QwenNetwork(model, checkpointing=checkpointing))
+        max_pixels = int(settings["data_config"]["max_frame_pixels"])
+        self.network = frozen(
+            QwenNetwork(
+                model,
+                min_pixels=min(MIN_PIXELS, max_pixels),
+                max_pixels=max_pixels,
+                checkpointing=checkpointing,
+            )
+        )
         width = self.network.model.config.text_config.hidden_size
         self.head = frozen(nn.Linear(width, len(TOKENS), bias=False))
         read_head(state, self.head, source)
@@ -125,18 +132,10 @@ class VideoReward(NetworkReward):
         self.kind = score
         self.video_fps, self.fps = video_fps, fps or float(settings["data_config"]["fps"])
         self.num_frames = num_frames
-        self.max_pixels = int(settings["data_config"]["max_frame_pixels"])
-        self.min_pixels = min(MIN_PIXELS, self.max_pixels)
 
     def resizing(self, height: int, width: int) -> Resizing:
-        """Return the published size of frames, all of which is used."""
-        return smart_resizing(
-            height,
-            width,
-            factor=self.network.format.factor,
-            min_pixels=self.min_pixels,
-            max_pixels=self.max_pixels,
-        )
+        """Return the resizing to the published size, all of which is used."""
+        return self.network.resizing(height, width)
 
     def score(self, frames: Frames, prompts: Sequence[str], /) -> Scores:
         """Return the rating of each video."""
@@ -151,9 +150,10 @@ class VideoReward(NetworkReward):
         return (ratings - ratings.new_tensor(self.mean)) / ratings.new_tensor(self.std)
 
     def _rate(self, video: Float[Tensor, "frames 3 height width"], prompt: str) -> Float[Tensor, "3"]:
-        wanted = self.num_frames or num_sampled_frames(len(video), video_fps=self.video_fps, fps=self.fps)
-        chosen = video[evenly_spaced(len(video), min(wanted, len(video)))]
-        visual = self.network.encode(chosen, min_pixels=self.min_pixels, max_pixels=self.max_pixels)
+        chosen = sampled_frames(
+            len(video), video_fps=self.video_fps, fps=self.fps, num_wanted=self.num_frames
+        )
+        visual = self.network.encode(video[chosen])
         text = self.template.replace("{text_prompt}", prompt)
         turn = [*video_turn(visual.grid, self.network.format.merge, None), text]
         hidden = special_token_states(self.network, self.tokenizer, visual, turn, TOKENS)

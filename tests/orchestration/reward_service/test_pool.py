@@ -125,8 +125,7 @@ def test_resized_frames_give_the_same_gradient_for_fewer_bytes(
     assert torch.equal(gradient, expected)
     assert expected.any()
     spec = spec_of(local, 96, 160)
-    sent, unresized = (spec.sent_as(96, 160, resize_frames=resize) for resize in (True, False))
-    assert fewer_bytes <= unresized.num_pixels / sent.num_pixels < fewer_bytes + 1
+    assert fewer_bytes <= spec.unresized.num_pixels / spec.resized.num_pixels < fewer_bytes + 1
 
 
 def test_half_precision_bends_the_gradient_a_little(cluster: None) -> None:

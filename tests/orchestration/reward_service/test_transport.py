@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 
 from tests.helpers.placed_rewards import random_frames
-from vader_ray.orchestration.reward_service.transport import RewardSpec, decode_frames, encode_frames
-from vader_ray.rewards.core.resizing import whole
+from vader_ray.orchestration.reward_service.transport import decode_frames, encode_frames, spec_of
+from vader_ray.rewards.core.resizing import Resizing, whole
+from vader_ray.types import Frames, Granularity, Scores
 
 CPU = torch.device("cpu")
 WHOLE = (slice(0, 8), slice(0, 8))
@@ -42,10 +45,25 @@ def test_a_gradient_of_zeros_travels() -> None:
     ).any()
 
 
+class Resized:
+    """A reward that resizes frames by a factor, or to a side."""
+
+    granularity: Granularity = "frame"
+    unit = "none"
+
+    def __init__(self, *, side: int | None = None, factor: float = 1.0) -> None:
+        self.side, self.factor = side, factor
+
+    def resizing(self, height: int, width: int) -> Resizing:
+        return whole(self.side or round(height * self.factor), self.side or round(width * self.factor))
+
+    def __call__(self, frames: Frames, prompts: Sequence[str], /) -> Scores:
+        return self.resizing(*frames.shape[-2:]).seen(frames).mean(dim=(1, 2, 3, 4))
+
+
 def test_frames_are_sent_resized_only_if_that_is_smaller_and_changes_nothing() -> None:
     """A reward that enlarges frames gets them as they are; so does one that would resize them once more."""
-    halved, enlarged = whole(4, 4), whole(16, 16)
-    for resizing, idempotent, sent in ((halved, True, 16), (enlarged, True, 64), (halved, False, 64)):
-        spec = RewardSpec("frame", "none", resizing, can_be_sent_resized=idempotent)
-        assert spec.sent_as(8, 8, resize_frames=True).num_pixels == sent
-        assert spec.sent_as(8, 8, resize_frames=False) == whole(8, 8)
+    for reward, sent in ((Resized(side=4), 16), (Resized(side=16), 64), (Resized(factor=0.5), 64)):
+        spec = spec_of(reward, 8, 8)
+        assert spec.resized.num_pixels == sent
+        assert spec.unresized == whole(8, 8)

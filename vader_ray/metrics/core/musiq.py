@@ -209,6 +209,7 @@ def cut_patches(images: Images) -> tuple[Float[Tensor, "n patches 3 32 32"], int
 
 def padded_same(images: Float[Tensor, "n channels h w"], size: int, stride: int) -> Tensor:
     """Return the images with zeros around them, as TensorFlow's padding SAME."""
+    # The indices are cached, and another call may be on the meta device.
     down, across = (max((-(-side // stride) - 1) * stride + size - side, 0) for side in images.shape[-2:])
     return functional.pad(images, (across // 2, across - across // 2, down // 2, down - down // 2))
 
@@ -216,5 +217,6 @@ def padded_same(images: Float[Tensor, "n channels h w"], size: int, stride: int)
 @lru_cache(maxsize=64)
 def hashed_positions(rows: int, columns: int) -> Int[Tensor, " patches"]:
     """Return the cell of the grid of positions for each patch, row by row."""
-    down, across = (torch.arange(count) * GRID // count for count in (rows, columns))
+    # The indices are cached, and another call may be on the meta device.
+    down, across = (torch.arange(count, device="cpu") * GRID // count for count in (rows, columns))
     return (down[:, None] * GRID + across).flatten()

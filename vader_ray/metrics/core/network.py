@@ -1,54 +1,64 @@
-"""Base class of metrics with a network, which is frozen and in eval mode, and computes without a gradient."""
+"""Base classes of metrics with networks, which compute without a gradient."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
+from vader_ray.rewards.aesthetic import load_encoder
+from vader_ray.rewards.base import FrozenNetworks, frozen
+from vader_ray.rewards.core.preprocess import crop, normalise
+from vader_ray.rewards.core.transformers_loading import image_statistics
 from vader_ray.types import Frames, Scores
 
 IMAGES_AT_ONCE = 16
 """Images of one pass of an image network."""
 
 
-class NetworkMetric(nn.Module):
+class NetworkMetric(FrozenNetworks):
     """Score of each video by networks that are never trained; a subclass implements `measure`."""
 
     unit: str
     """Unit and range of the scores, for reports."""
     higher_is_better = True
     parts: tuple[str, ...] = ()
-    default_weights: str
-    """Sources of the default weights, comma-separated."""
-    licence: str
-    """Licence of the default weights, or ``not stated``."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.eval()
-
-    def train(self, mode: bool = True) -> NetworkMetric:
-        """Stay in eval mode when a module that contains this one goes to training mode."""
-        return super().train(False)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Dtype of the networks' weights."""
-        return next(self.parameters()).dtype
 
     @torch.no_grad()
     def forward(self, frames: Frames, prompts: Sequence[str], /) -> Scores | Mapping[str, Scores]:
         """Return one score per video, or one per video and part."""
-        wide = torch.promote_types(torch.promote_types(frames.dtype, self.dtype), torch.float32)
-        return self.measure(frames.to(wide))
+        return self.measure(self.widened(frames))
 
     @abstractmethod
     def measure(self, frames: Frames) -> Scores | Mapping[str, Scores]:
         """Return one score per video, or one per video and part; frames are float32 or float64."""
+
+
+class ClipMetric(NetworkMetric):
+    """Base class of VBench's metrics on CLIP's image embeddings.
+
+    Args:
+        folder: CLIP in transformers' format.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.encoder = frozen(load_encoder(folder))
+        self.mean, self.std = image_statistics(folder)
+
+    def features(self, images: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n features"]:
+        """Return the projected embedding of each image."""
+        features: Tensor = self.encoder(pixel_values=self.prepare(images).to(self.dtype)).image_embeds
+        return features
+
+    def prepare(self, images: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n 3 size size"]:
+        """Resize the short side (bicubic, not antialiased), crop the centre and normalise, as VBench does."""
+        size: int = self.encoder.config.image_size  # type: ignore[assignment]
+        return normalise(crop(images, size, "bicubic", antialias=False), self.mean, self.std)
 
 
 def embed(

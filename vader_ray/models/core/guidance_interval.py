@@ -6,10 +6,11 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from vader_ray.config import WHOLE_SAMPLING
 from vader_ray.errors import UserError
+from vader_ray.models.core.denoiser_calls import prediction, rows_of_branch, with_prediction
 from vader_ray.models.core.loop_hooks import LoopHook
 
 
@@ -57,22 +58,9 @@ class GuidanceIntervalHook(LoopHook):
             return super()._denoise(denoiser, forward, dtype, inputs)
         rows = len(next(iter(inputs.values())))
         if rows == 2 * len(self._seeds):  # both branches in one call, the unconditional one first
-            halves = {name: _second_half(value, rows) for name, value in inputs.items()}
-            return _twice(super()._denoise(denoiser, forward, dtype, halves))
+            halves = {name: rows_of_branch(value, rows, 1) for name, value in inputs.items()}
+            output = super()._denoise(denoiser, forward, dtype, halves)
+            return with_prediction(output, torch.cat([prediction(output)] * 2))
         if self._conditional[0] != self.index:  # one call for each branch, the conditional one first
             self._conditional = self.index, super()._denoise(denoiser, forward, dtype, inputs)
         return self._conditional[1]
-
-
-def _second_half(value: Any, rows: int) -> Any:
-    """Return the conditional rows of a tensor with some rows for each of ``rows``; other values unchanged."""
-    has_rows = isinstance(value, Tensor) and value.ndim > 0 and len(value) % rows == 0
-    return value[len(value) // 2 :] if has_rows else value
-
-
-def _twice(output: Any) -> Any:
-    """Repeat the prediction, the first tensor of a denoiser's output, for the other branch."""
-    if isinstance(output, tuple):
-        return (torch.cat([output[0]] * 2), *output[1:])
-    output.sample = torch.cat([output.sample] * 2)
-    return output

@@ -12,7 +12,6 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -22,6 +21,7 @@ from torch.utils._pytree import tree_map, tree_map_only
 from torch.utils.checkpoint import checkpoint
 
 from vader_ray.models.adapters.lora import disabled
+from vader_ray.models.core.denoiser_calls import as_output, prediction, with_prediction
 from vader_ray.models.core.placement import frozen_dtype
 from vader_ray.models.core.video_workers import GuidanceBranches, VideoWorkers
 from vader_ray.types import TruncationPlan
@@ -199,7 +199,7 @@ class LoopHook:
         name, latents = next(iter(inputs.items()))
         if self.index < self._num_skipped:
             unused = torch.empty_like(latents)  # `_skip_step` does not read the prediction
-            return (unused,) if inputs.get("return_dict") is False else SimpleNamespace(sample=unused)
+            return as_output(unused, inputs)
         plan = self._plan
         needs_grad = plan is not None and torch.is_grad_enabled() and self.index in plan.grad_steps
         has_reference = needs_grad and plan is not None and plan.reference_weight > 0
@@ -338,11 +338,9 @@ class _ReferencePenalty(torch.autograd.Function):
 
 
 def _with_reference_penalty(output: Any, base: Any, weight: float) -> Any:
-    """Attach the penalty to the prediction, the first tensor of a denoiser's output."""
-    if isinstance(output, tuple):
-        return (_ReferencePenalty.apply(output[0], base[0], weight), *output[1:])
-    output.sample = _ReferencePenalty.apply(output.sample, base.sample, weight)
-    return output
+    """Attach the penalty to the prediction of a denoiser's output."""
+    penalised = _ReferencePenalty.apply(prediction(output), prediction(base), weight)
+    return with_prediction(output, penalised)
 
 
 def _cast_output(output: Any, dtype: torch.dtype) -> Any:

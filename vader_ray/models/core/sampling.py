@@ -65,11 +65,9 @@ class SamplingPipeline:
     """Argument of the pipeline's call that holds ``sampling.guidance_scale``."""
     no_guidance_kwargs: ClassVar[Mapping[str, float]] = MappingProxyType({"guidance_scale": 1.0})
     """Arguments of the pipeline's call that switch guidance off; denoising errors are those of the
-    conditional prediction."""
+    conditional prediction. None if guidance is an input of the denoiser and not a second prediction."""
     batched = True
     """Whether one call of the pipeline can make several videos."""
-    has_guidance_branches: ClassVar[bool] = True
-    """Whether guidance is two predictions of the denoiser; otherwise it is one of its inputs."""
     splits_tokens: ClassVar[bool] = False
     """Whether the tokens of a video can be divided over workers: diffusers has a plan for the denoiser."""
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -28,6 +27,7 @@ from torch.distributed import ProcessGroup
 from torch.distributed._functional_collectives import wait_tensor
 from torch.distributed.device_mesh import DeviceMesh
 
+from vader_ray.models.core.denoiser_calls import as_output, prediction, rows_of_branch, with_prediction
 from vader_ray.types import VIDEO_MESH
 
 _TEXT_INPUTS = ("encoder_hidden_states", "encoder_attention_mask")
@@ -124,9 +124,9 @@ class GuidanceBranches:
             unknown = _unknown(inputs[name], denoiser.config.out_channels)
             return self._one_of_two_calls(predict, unknown, inputs)
         branch = self._workers.branch
-        own = {key: _rows_of_branch(value, num_rows, branch) for key, value in inputs.items()}
+        own = {key: rows_of_branch(value, num_rows, branch) for key, value in inputs.items()}
         output = predict(own)
-        return _like(output, torch.cat(self._workers.gather_branches(_prediction(output))))
+        return with_prediction(output, torch.cat(self._workers.gather_branches(prediction(output))))
 
     def _one_of_two_calls(
         self, predict: Callable[[dict[str, Any]], Any], unknown: Tensor, inputs: dict[str, Any]
@@ -137,15 +137,15 @@ class GuidanceBranches:
         """
         first, self._first = self._first, None
         is_own = self._workers.branch == int(first is not None)
-        output = predict(inputs) if is_own else _output_of(unknown, inputs)
+        output = predict(inputs) if is_own else as_output(unknown, inputs)
         if first is None:
-            self._first = _prediction(output)
+            self._first = prediction(output)
             return output
-        both = self._workers.gather_branches(_prediction(output) if is_own else first)
+        both = self._workers.gather_branches(prediction(output) if is_own else first)
         if is_own:
             first.data.copy_(both[0])
             return output
-        return _like(output, both[1])
+        return with_prediction(output, both[1])
 
 
 class _SumGradient(torch.autograd.Function):
@@ -173,32 +173,7 @@ def _without_text(plan: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _rows_of_branch(value: Any, num_rows: int, branch: int) -> Any:
-    """Return one half of a tensor that has one row or several for each row of the latents."""
-    if not isinstance(value, Tensor) or not value.ndim or len(value) % num_rows:
-        return value
-    return value.chunk(2)[branch]
-
-
 def _unknown(latents: Tensor, num_channels: int) -> Tensor:
     """Return a prediction whose numbers are not known yet."""
     wide = torch.promote_types(latents.dtype, torch.float32)
     return latents.new_full((len(latents), num_channels, *latents.shape[2:]), torch.nan, dtype=wide)
-
-
-def _output_of(prediction: Tensor, inputs: dict[str, Any]) -> Any:
-    """Return a prediction as the denoiser does."""
-    return (prediction,) if inputs.get("return_dict") is False else SimpleNamespace(sample=prediction)
-
-
-def _prediction(output: Any) -> Tensor:
-    prediction: Tensor = output[0] if isinstance(output, tuple) else output.sample
-    return prediction
-
-
-def _like(output: Any, prediction: Tensor) -> Any:
-    """Return a denoiser's output with another prediction."""
-    if isinstance(output, tuple):
-        return (prediction, *output[1:])
-    output.sample = prediction
-    return output

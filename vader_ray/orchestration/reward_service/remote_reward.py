@@ -108,7 +108,8 @@ class PooledReward:
         self, name: str, placement: PlacementConfig, replicas: Sequence[ActorHandle], spec: RewardSpec
     ) -> None:
         self.granularity, self.unit = spec.granularity, spec.unit
-        self._name, self._placement, self._replicas, self._spec = name, placement, list(replicas), spec
+        self._name, self._placement, self._replicas = name, placement, list(replicas)
+        self._sent_as = spec.resized if placement.resize_frames else spec.unresized
         self._requests = count()
 
     def submit_scores(self, frames: Frames, prompts: Sequence[str], chunk_size: int) -> RemoteScores:
@@ -118,16 +119,12 @@ class PooledReward:
     def submit_gradient(self, frames: Frames, prompts: Sequence[str], chunk_size: int) -> RemoteGradient:
         """Send frames to be scored and differentiated."""
         request = self._submit("gradient", frames, prompts, chunk_size)
-        return RemoteGradient(request, frames, self._sent_as(frames))
-
-    def _sent_as(self, frames: Frames) -> Resizing:
-        return self._spec.sent_as(*frames.shape[-2:], resize_frames=self._placement.resize_frames)
+        return RemoteGradient(request, frames, self._sent_as)
 
     def _submit(self, method: str, frames: Frames, prompts: Sequence[str], chunk_size: int) -> PendingRequest:
-        sent_as = self._sent_as(frames)
-        resized = sent_as.apply(frames.detach().to(torch.promote_types(frames.dtype, torch.float32)))
-        region = (sent_as.rows, sent_as.columns)
-        encoded = ray.put(encode_frames(resized, region, self._placement.transport))
+        wide = frames.detach().to(torch.promote_types(frames.dtype, torch.float32))
+        region = (self._sent_as.rows, self._sent_as.columns)
+        encoded = ray.put(encode_frames(self._sent_as.apply(wide), region, self._placement.transport))
         # Workers begin with different replicas, so that their first requests do not queue at one of them.
         replica = self._replicas[(os.getpid() + next(self._requests)) % len(self._replicas)]
         reference = getattr(replica, method).remote(encoded, list(prompts), chunk_size)

@@ -22,32 +22,23 @@ class RewardSpec:
 
     granularity: Granularity
     unit: str
-    resizing: Resizing
-    """How the reward resizes the frames, and what it uses of the resized ones."""
-    can_be_sent_resized: bool
-    """Whether the reward leaves frames as they are that were resized so before."""
-
-    def sent_as(self, height: int, width: int, *, resize_frames: bool) -> Resizing:
-        """Return the resizing before frames of this size are sent, and the part of the result that is sent.
-
-        Args:
-            height: of the frames, in pixels.
-            width: of the frames, in pixels.
-            resize_frames: whether resized frames may be sent, if they have fewer pixels.
-        """
-        rows, columns = self.resizing.region(height, width)
-        as_they_are = Resizing(height, width, rows, columns)
-        if not (resize_frames and self.can_be_sent_resized):
-            return as_they_are
-        return min(as_they_are, self.resizing, key=lambda sent: sent.num_pixels)
+    unresized: Resizing
+    """Frames as they are, and the region of them that the reward uses."""
+    resized: Resizing
+    """Frames as the reward resizes them, and the region that it uses, if that has fewer pixels; otherwise as
+    ``unresized``."""
 
 
 def spec_of(reward: Reward, height: int, width: int) -> RewardSpec:
     """Return the properties of a loaded reward for frames of this size."""
     resizing_of = getattr(reward, "resizing", whole)
-    resizing = resizing_of(height, width)
-    again = resizing_of(resizing.height, resizing.width)
-    return RewardSpec(reward.granularity, reward.unit, resizing, can_be_sent_resized=again == resizing)
+    resizing: Resizing = resizing_of(height, width)
+    rows, columns = resizing.region(height, width)
+    unresized = Resizing(height, width, rows, columns)
+    is_left_as_it_is = resizing_of(resizing.height, resizing.width) == resizing
+    is_smaller = resizing.num_pixels < unresized.num_pixels
+    resized = resizing if is_left_as_it_is and is_smaller else unresized
+    return RewardSpec(reward.granularity, reward.unit, unresized, resized)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from transformers import CLIPConfig, CLIPModel
 
 from vader_ray.errors import UserError
 from vader_ray.rewards.base import FrameReward, frozen
-from vader_ray.rewards.core.preprocess import crop, normalise
+from vader_ray.rewards.core.preprocess import normalise
 from vader_ray.rewards.core.resizing import Resizing, centre_square
 from vader_ray.rewards.core.transformers_loading import (
     TOKENIZER_FILES,
@@ -97,9 +97,7 @@ class TransformersClipReward(PromptReward):
 
     def prepare(self, images: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n 3 size size"]:
         """Return the preprocessed images that the network takes."""
-        return normalise(
-            crop(images, self.image_size, "bicubic", "transformers"), self.image_mean, self.image_std
-        )
+        return normalise(self.seen(images), self.image_mean, self.image_std)
 
     def encode_images(self, pixels: Float[Tensor, "n 3 size size"]) -> Float[Tensor, "n features"]:
         """Return the embedding of each image; its norm has no influence."""

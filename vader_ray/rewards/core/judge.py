@@ -22,7 +22,7 @@ from vader_ray.rewards.core.qwen_checkpoint import (
     present_names,
     read_checkpoint,
 )
-from vader_ray.rewards.core.qwen_reward import num_sampled_frames
+from vader_ray.rewards.core.qwen_reward import sampled_frames
 from vader_ray.rewards.core.qwen_text import (
     ASSISTANT,
     SYSTEM,
@@ -31,7 +31,6 @@ from vader_ray.rewards.core.qwen_text import (
     tokenize_parts,
     video_turn,
 )
-from vader_ray.rewards.core.qwen_vision import evenly_spaced, smart_resizing
 from vader_ray.rewards.core.resizing import Resizing
 from vader_ray.types import Frames, Granularity, Scores
 from vader_ray.weights import Source
@@ -75,21 +74,16 @@ class JudgeReward(NetworkReward):
         self.answers = [self.tokenizer.index(answer) for answer in answers]
         state = present_names(read_checkpoint(folder))
         model = load_model(folder, state, folder, *FAMILIES, min_tokens=len(self.tokenizer))
-        self.network = frozen(QwenNetwork(model, checkpointing=checkpointing))
+        self.network = frozen(
+            QwenNetwork(model, min_pixels=min_pixels, max_pixels=max_pixels, checkpointing=checkpointing)
+        )
         self.is_timed = self.network.model.config.model_type == "qwen3_vl"
         self.rows = nn.Parameter(self._output_rows(state, folder), requires_grad=False)
         self.video_fps, self.fps, self.num_frames = video_fps, fps, num_frames
-        self.min_pixels, self.max_pixels = min_pixels, max_pixels
 
     def resizing(self, height: int, width: int) -> Resizing:
-        """Return the published size of frames, all of which is used."""
-        return smart_resizing(
-            height,
-            width,
-            factor=self.network.format.factor,
-            min_pixels=self.min_pixels,
-            max_pixels=self.max_pixels,
-        )
+        """Return the resizing to the published size, all of which is used."""
+        return self.network.resizing(height, width)
 
     def score(self, frames: Frames, prompts: Sequence[str], /) -> Scores:
         """Return one score per video."""
@@ -98,9 +92,10 @@ class JudgeReward(NetworkReward):
         )
 
     def _score_video(self, video: Float[Tensor, "frames 3 height width"], prompt: str) -> Float[Tensor, ""]:
-        wanted = self.num_frames or num_sampled_frames(len(video), video_fps=self.video_fps, fps=self.fps)
-        indices = evenly_spaced(len(video), min(wanted, len(video)))
-        visual = self.network.encode(video[indices], min_pixels=self.min_pixels, max_pixels=self.max_pixels)
+        indices = sampled_frames(
+            len(video), video_fps=self.video_fps, fps=self.fps, num_wanted=self.num_frames
+        )
+        visual = self.network.encode(video[indices])
         hidden = self._last_states(visual, indices, len(video), prompt)
         wide = torch.promote_types(hidden.dtype, torch.float32)
         logits = functional.linear(hidden.to(wide), self.rows.to(wide))

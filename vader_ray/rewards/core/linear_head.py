@@ -9,7 +9,11 @@ from pathlib import Path
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vader_ray.errors import UserError
 from vader_ray.weights import load_strictly
+
+LAION_INDICES = (0, 2, 4, 6, 7)
+"""Indices of the linear layers in the files of LAION's and ImageReward's heads."""
 
 
 class LinearHead(nn.Module):
@@ -22,7 +26,7 @@ class LinearHead(nn.Module):
         indices: indices of the linear layers in the published file; the others are dropouts.
     """
 
-    def __init__(self, sizes: Sequence[int], indices: Sequence[int] = (0, 2, 4, 6, 7)) -> None:
+    def __init__(self, sizes: Sequence[int], indices: Sequence[int] = LAION_INDICES) -> None:
         super().__init__()
         self.num_features = sizes[0]
         pairs = zip(indices, sizes, sizes[1:], strict=False)
@@ -37,7 +41,7 @@ class LinearHead(nn.Module):
 
 
 def load_linear_head(
-    state: Mapping[str, Tensor], source: Path, sizes: Sequence[int], indices: Sequence[int] = (0, 2, 4, 6, 7)
+    state: Mapping[str, Tensor], source: Path, sizes: Sequence[int], indices: Sequence[int] = LAION_INDICES
 ) -> LinearHead:
     """Load a head from its weights ``layers.N.…``; the sizes are read from them.
 
@@ -53,3 +57,22 @@ def load_linear_head(
     head = LinearHead(sizes, indices)
     load_strictly(head, state, source)
     return head
+
+
+def check_fits(num_taken: int, head: Path | str, num_given: int, encoder: Path) -> None:
+    """Check that a head was trained on an encoder.
+
+    Args:
+        num_taken: features that the head takes.
+        head: its file, for the message.
+        num_given: features that the encoder gives.
+        encoder: its folder, for the message.
+
+    Raises:
+        UserError: the numbers differ.
+    """
+    if num_taken != num_given:
+        raise UserError(
+            f"the head {head} takes {num_taken} features but the encoder {encoder} gives {num_given}; give a "
+            "head that was trained on this encoder"
+        )

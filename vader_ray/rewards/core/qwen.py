@@ -25,8 +25,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vader_ray.rewards.core.preprocess import normalise, resize
+from vader_ray.rewards.core.preprocess import normalise
 from vader_ray.rewards.core.qwen_vision import patch_geometry, patchify, smart_size, vision_format
+from vader_ray.rewards.core.resizing import Resizing, whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,35 +47,36 @@ class QwenNetwork(nn.Module):
 
     Args:
         model: ``Qwen2VLModel``, ``Qwen2_5_VLModel`` or ``Qwen3VLModel`` of transformers.
+        min_pixels: least number of pixels of a resized frame.
+        max_pixels: largest number of pixels of a resized frame.
         checkpointing: whether the layers are recomputed in the backward pass.
     """
 
     model: Any
 
-    def __init__(self, model: Any, *, checkpointing: bool = True) -> None:
+    def __init__(self, model: Any, *, min_pixels: int, max_pixels: int, checkpointing: bool) -> None:
         super().__init__()
         self.model = model
         self.format = vision_format(model.config)
+        self.min_pixels, self.max_pixels = min_pixels, max_pixels
         if checkpointing:
             _recompute(model.visual.blocks)
             _recompute(model.language_model.layers)
 
-    def encode(
-        self, frames: Float[Tensor, "frames 3 height width"], *, min_pixels: int, max_pixels: int
-    ) -> VisualTokens:
+    def resizing(self, height: int, width: int) -> Resizing:
+        """Return the resizing of frames of this size to the published one, all of which is used."""
+        limits = {"min_pixels": self.min_pixels, "max_pixels": self.max_pixels}
+        return whole(*smart_size(height, width, factor=self.format.factor, **limits), "bicubic")
+
+    def encode(self, frames: Float[Tensor, "frames 3 height width"]) -> VisualTokens:
         """Return the tokens of an image (one frame) or a clip, differentiable in the frames in [0, 1].
 
         Args:
             frames: the last one is repeated up to a multiple of the tubelet.
-            min_pixels: least number of pixels of a resized frame.
-            max_pixels: largest number of pixels of a resized frame.
         """
-        style = self.format
-        height, width = smart_size(
-            *frames.shape[-2:], factor=style.factor, min_pixels=min_pixels, max_pixels=max_pixels
-        )
-        pixels = normalise(resize(frames, height, width, "bicubic"), style.mean, style.std)
-        patches, grid = patchify(pixels, style)
+        height, width = frames.shape[-2:]
+        seen = self.resizing(height, width).seen(frames)
+        patches, grid = patchify(normalise(seen, self.format.mean, self.format.std), self.format)
         visual = self.model.visual
         features = visual(
             patches.to(visual.patch_embed.proj.weight.dtype),

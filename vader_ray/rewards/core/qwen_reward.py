@@ -51,10 +51,20 @@ def special_token_states(
     return hidden[torch.tensor(where, device=device)]
 
 
-def num_sampled_frames(num_frames: int, *, video_fps: float, fps: float) -> int:
-    """Return how many frames of a video the published scorers look at: even, at least 4, at most all."""
-    wanted = max(num_frames / video_fps * fps, MIN_FRAMES)
-    return min(round(wanted / FRAME_FACTOR) * FRAME_FACTOR, num_frames)
+def sampled_frames(
+    num_frames: int, *, video_fps: float, fps: float, num_wanted: int | None = None
+) -> list[int]:
+    """Return the frames of a video that the published scorers look at, with the first and the last.
+
+    They are evenly spaced. Without a number they are ``fps`` per second, an even number of at least 4, at
+    most all.
+    """
+    if num_wanted is None:
+        exact = max(num_frames / video_fps * fps, MIN_FRAMES)
+        num_wanted = round(exact / FRAME_FACTOR) * FRAME_FACTOR
+    places = torch.linspace(0, num_frames - 1, min(num_wanted, num_frames), device="cpu")
+    indices: list[int] = places.round().long().tolist()
+    return indices
 
 
 def only_position(ids: Sequence[int], token: int) -> int | None:

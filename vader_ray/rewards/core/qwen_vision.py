@@ -12,7 +12,6 @@ from torch import Tensor
 from transformers import vision_utils
 
 from vader_ray.rewards.core.preprocess import CLIP_MEAN, CLIP_STD
-from vader_ray.rewards.core.resizing import Resizing, whole
 
 HALF = (0.5, 0.5, 0.5)
 
@@ -58,18 +57,6 @@ def smart_size(height: int, width: int, *, factor: int, min_pixels: int, max_pix
         grow = math.sqrt(min_pixels / (height * width))
         rows, columns = (math.ceil(side * grow / factor) * factor for side in (height, width))
     return rows, columns
-
-
-def smart_resizing(height: int, width: int, *, factor: int, min_pixels: int, max_pixels: int) -> Resizing:
-    """Return the resizing of frames of this size to the published one."""
-    size = smart_size(height, width, factor=factor, min_pixels=min_pixels, max_pixels=max_pixels)
-    return whole(*size, "bicubic")
-
-
-def evenly_spaced(num_frames: int, num_wanted: int) -> list[int]:
-    """Return the indices of evenly spaced frames, with the first and the last."""
-    indices: list[int] = torch.linspace(0, num_frames - 1, num_wanted, device="cpu").round().long().tolist()
-    return indices
 
 
 def patchify(

@@ -15,7 +15,8 @@ from torchvision.models.optical_flow.raft import CorrBlock
 
 from vader_ray.errors import UserError
 from vader_ray.rewards.base import frozen
-from vader_ray.rewards.core.preprocess import resize, short_side_at
+from vader_ray.rewards.core.preprocess import resize
+from vader_ray.rewards.core.resizing import short_side_at
 from vader_ray.types import Frames
 from vader_ray.weights import load_strictly, read_state_dict, resolve_url, resolve_weights
 

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vader_ray.errors import UserError
-from vader_ray.rewards.core.preprocess import crop, normalise
+from vader_ray.rewards.core.preprocess import normalise
 from vader_ray.rewards.core.resizing import Resizing, centre_square
 from vader_ray.rewards.core.transformers_loading import check_model_type, read_json
 from vader_ray.types import Frames
@@ -34,9 +34,8 @@ class Processor:
 
     def __call__(self, frames: Frames) -> Float[Tensor, "batch frames 3 size size"]:
         """Return the preprocessed frames that the network takes."""
-        return normalise(
-            crop(frames, self.size, "bilinear", "transformers", short=self.short), self.mean, self.std
-        )
+        height, width = frames.shape[-2:]
+        return normalise(self.resizing(height, width).seen(frames), self.mean, self.std)
 
     def resizing(self, height: int, width: int) -> Resizing:
         """Return the centre square of frames with the short side at `short`."""
