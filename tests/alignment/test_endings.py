@@ -105,6 +105,7 @@ def test_one_ending_changes_no_bit(tiny_pipeline_folder: Path) -> None:
     assert all(torch.equal(first, second) for first, second in zip(*gradients, strict=True))
 
 
+@pytest.mark.slow
 def test_noise_is_a_function_of_the_video_and_the_ending_alone(tiny_pipeline_folder: Path) -> None:
     """So a continued run repeats it: no generator of the process has an effect."""
     model, found = load_tiny(tiny_pipeline_folder), list[tuple[Tensor, Tensor]]()

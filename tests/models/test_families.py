@@ -43,6 +43,9 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:In CPU autocast, but the target dtype is not supported:UserWarning"
 )  # Mochi
 EVERY = [(name, scheduler) for name, case in CASES.items() for scheduler in case.schedulers]
+SLOW_BUT_TWO = [
+    name if name in ("svd", "wan") else pytest.param(name, marks=pytest.mark.slow) for name in CASES
+]
 
 
 @pytest.fixture(scope="session")
@@ -125,7 +128,7 @@ def _monolithic(case: Case, model: Any, images: list[Path], graded: tuple[int, .
     return torch.cat([gradient.flatten() for gradient in gradients]).double()
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", SLOW_BUT_TWO)
 def test_staged_gradient_equals_the_monolithic_one(folders: Any, images: list[Path], name: str) -> None:
     """Relative error of the whole gradient, for K = 1, 2 and N. Bounds: float64, except where the library
     casts."""

@@ -361,6 +361,7 @@ def test_a_bare_state_dict_of_the_authors_loads_with_its_rank_and_the_recipes_al
     assert len(loaded) == len(adapter) == 2 * 3 * sum(name.endswith("to_q.weight") for name in layout("tiny"))
 
 
+@pytest.mark.slow
 def test_a_bare_state_dict_of_another_rank_than_the_recipes_is_evaluated(
     checkpoint: Path, tmp_path: Path
 ) -> None:

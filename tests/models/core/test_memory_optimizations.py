@@ -165,6 +165,7 @@ def test_compiled_blocks_agree(wan: Path, kind: Any, monkeypatch: pytest.MonkeyP
     assert (found - expected).norm() < 1e-5 * expected.norm()
 
 
+@pytest.mark.slow
 def test_the_cache_acts_on_the_prefix_alone(wan: Path) -> None:
     """A threshold of almost nothing changes nothing; a large one the latents, but not what the graded steps
     make of them."""

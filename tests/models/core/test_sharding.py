@@ -118,6 +118,7 @@ def test_freed_text_encoders_leave_no_weights(tiny_pipeline_folder: Path, alone:
     assert weight() is None
 
 
+@pytest.mark.slow
 def test_videocrafter2_is_divided_by_its_own_blocks(tmp_path: Path, alone: WorkerGroup) -> None:
     weights, found = videocrafter2.write_checkpoint(tmp_path, videocrafter2.random_weights()), []
     for is_sharded in (False, True):
