@@ -9,6 +9,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 WORKERS ?= 2
+# Packages are installed without bytecode; the first import of a module must write it, or every process compiles it again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test test-all chaos gate audit docs clean
 
