@@ -3,6 +3,7 @@ namespaces."""
 
 from __future__ import annotations
 
+import fcntl
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -122,9 +123,16 @@ def test_a_job_that_is_put_back_into_the_queue_goes_on_with_its_run(
     )
 
 
-def test_a_job_whose_tracking_server_ends_says_so_and_ends(cluster: Machines, tmp_path: Path) -> None:
+def test_a_job_whose_tracking_server_cannot_be_had_says_so_and_ends(
+    cluster: Machines, tmp_path: Path
+) -> None:
     (tmp_path / "shared" / "mlflow").mkdir(parents=True)
     (tmp_path / "shared" / "mlflow" / "mlflow.db").write_text("no database")
+    with open(tmp_path / "shared" / "mlflow" / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        job = _submit(cluster, tmp_path, "vader-ray --help")
+        job.wait(lambda: job.state() == "FAILED")
+        assert "the MLflow server of another job uses" in job.said()
     job = _submit(cluster, tmp_path, "vader-ray --help")
     job.wait(lambda: job.state() == "FAILED")
     (log,) = (tmp_path / "shared" / "mlflow").glob("server-*.log")
@@ -164,7 +172,7 @@ def _submit(cluster: Machines, folder: Path, command: str) -> _Job:
     """Fill the file in as its comments say, check it and give it to Slurm."""
     shared = folder / "shared"
     shared.mkdir(exist_ok=True)
-    cluster.run(f"ln -s $(dirname $(dirname $(command -v vader-ray))) {shared}/venv", {})
+    cluster.run(f"ln -sfn $(dirname $(dirname $(command -v vader-ray))) {shared}/venv", {})
     file = filled("slurm.sbatch", folder, **{"<PARTITION>": "gpu", "<SHARED_FOLDER>": str(shared)})
     check_cluster_file(file)
     number = cluster.run(
