@@ -125,13 +125,13 @@ def memory_report(recipe: str, overrides: tuple[str, ...], folder: Path) -> Row:
     )
 
 
-NO_REWARD = (
-    *BLOCK,
+RECORDED = (
     "rewards=[{reward: benchmarks.published_rewards.record_memory}]",
     "eval_rewards=[]",
     "guard.metrics=[eval/motion]",
-    "sampling.num_inference_steps=1",
 )
+"""Settings for a reward that takes no memory, scores all frames and is the only one."""
+NO_REWARD = (*BLOCK, *RECORDED, "sampling.num_inference_steps=1")
 """Settings with which a model is counted for `show_beside`. Steps without gradient take less memory than the
 one with, and are left out."""
 
@@ -157,9 +157,8 @@ class ModelMemory:
         return self.constant + reward.weights + max(self.step, self.during_reward + activations)
 
 
-def model_memory(name: str, folder: Path) -> ModelMemory:
-    """Count a model whose reward takes no memory."""
-    config = recipe_of(name, NO_REWARD, folder)
+def model_memory(config: ExperimentConfig) -> ModelMemory:
+    """Count a recipe whose only reward is `record_memory`."""
     IN_USE.clear()
     needed = estimate.estimate_step(config)
     sampling = config.sampling
@@ -173,7 +172,7 @@ def model_memory(name: str, folder: Path) -> ModelMemory:
 
 def show_beside(names: list[str], models: list[str], folder: Path) -> None:
     """Print the memory of rewards beside models, in one process and on a GPU of their own."""
-    found = {model: model_memory(model, folder / "models") for model in models}
+    found = {model: model_memory(recipe_of(model, NO_REWARD, folder / "models")) for model in models}
     headings = [f"{model}, alone {each.peak() / GIB:.1f}" for model, each in found.items()]
     table = Table("reward, GiB", "own GPU", *headings, box=None)
     (frames,) = {each.frames for each in found.values()}
