@@ -32,7 +32,7 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.published import write_clip_vit_l, write_pickscore, write_vjepa
+from benchmarks.published_rewards import write_clip_vit_l, write_pickscore, write_vjepa
 from benchmarks.rewards import of_the_shapes_data_set
 from vader_ray import rewards
 from vader_ray.alignment.reward_gradient import score_and_gradient

@@ -2,6 +2,11 @@
 
     python -m benchmarks.preflight                                   # all cases, a few minutes, any machine
     python -m benchmarks.preflight --case wan_1_3b_hps --output estimate.json
+    python -m benchmarks.preflight --case wan_1_3b_hps --case wan_14b --beside hpsv3 --beside video_reward
+
+With ``--beside`` the table has the memory of rewards on all frames, beside each model in one process and on a
+GPU of their own. Model and reward are counted once each: the peak is that of the step, or what the model has
+in memory while the reward computes with the reward's own peak, whichever is larger.
 
 Nothing is downloaded: the sizes are those of `benchmarks.published`. ``tests/preflight/test_estimate.py``
 compares such estimates with measurements.
@@ -19,8 +24,17 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.published import MODELS, REWARDS, write_configuration, write_vjepa
-from vader_ray.config import ExperimentConfig, load
+from benchmarks.published import MODELS, write_configuration
+from benchmarks.published_rewards import (
+    IN_USE,
+    QWEN_REWARDS,
+    REWARDS,
+    Memory,
+    count_memory,
+    reward_of,
+    written,
+)
+from vader_ray.config import ExperimentConfig, load, override
 from vader_ray.preflight import estimate
 from vader_ray.preflight.devices import DEVICES
 
@@ -84,12 +98,14 @@ def recipe_of(name: str, overrides: tuple[str, ...], folder: Path) -> Experiment
     packaged, *found = LIKE.get(name, (name,))
     if name in MODELS:
         found.append(f"model.weights={write_configuration(MODELS[name], folder / name)}")
-    if name == "svd_vjepa":
-        found.append(f"rewards.0.weights={write_vjepa(folder / 'vjepa')}")
-    for index, reward in enumerate(load(packaged).eval_rewards):
-        setting, write = REWARDS[reward.reward]
-        found.append(f"eval_rewards.{index}.{setting}={write(folder / reward.reward)}")
-    return load(packaged, [*found, *overrides])
+    config = load(packaged, [*found, *overrides])
+    files = [
+        f"{section}.{index}.{setting}={path}"
+        for section in ("rewards", "eval_rewards")
+        for index, spec in enumerate(getattr(config, section))
+        for setting, path in written(REWARDS.get(spec.reward, {}), folder / spec.reward).items()
+    ]
+    return override(config, files)
 
 
 def memory_report(recipe: str, overrides: tuple[str, ...], folder: Path) -> Row:
@@ -109,14 +125,81 @@ def memory_report(recipe: str, overrides: tuple[str, ...], folder: Path) -> Row:
     )
 
 
+RECORDED = (
+    "rewards=[{reward: benchmarks.published_rewards.record_memory}]",
+    "eval_rewards=[]",
+    "guard.metrics=[eval/motion]",
+)
+"""Settings for a reward that takes no memory, scores all frames and is the only one."""
+NO_REWARD = (*BLOCK, *RECORDED, "sampling.num_inference_steps=1")
+"""Settings with which a model is counted for `show_beside`. Steps without gradient take less memory than the
+one with, and are left out."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelMemory:
+    """Counted bytes of one worker whose reward takes no memory and scores all frames."""
+
+    frames: tuple[int, int, int]
+    """Number, height and width in pixels."""
+    constant: int
+    """Weights, conditioning and optimizer."""
+    step: int
+    """Peak of a step beyond them."""
+    during_reward: int
+    """In use beyond them while a reward computes."""
+
+    def peak(self, reward: Memory | None = None) -> int:
+        """Return the peak of a step, with a reward in the same process or with none."""
+        if reward is None:
+            return self.constant + self.step
+        activations = reward.peak - reward.weights
+        return self.constant + reward.weights + max(self.step, self.during_reward + activations)
+
+
+def model_memory(config: ExperimentConfig) -> ModelMemory:
+    """Count a recipe whose only reward is `record_memory`."""
+    IN_USE.clear()
+    needed = estimate.estimate_step(config)
+    sampling = config.sampling
+    return ModelMemory(
+        (sampling.num_frames, sampling.height, sampling.width),
+        needed.weights_bytes + needed.state_bytes,
+        needed.step_bytes,
+        IN_USE[0],  # of the step; the evaluation follows
+    )
+
+
+def show_beside(names: list[str], models: list[str], folder: Path) -> None:
+    """Print the memory of rewards beside models, in one process and on a GPU of their own."""
+    found = {model: model_memory(recipe_of(model, NO_REWARD, folder / "models")) for model in models}
+    headings = [f"{model}, alone {each.peak() / GIB:.1f}" for model, each in found.items()]
+    table = Table("reward, GiB", "own GPU", *headings, box=None)
+    (frames,) = {each.frames for each in found.values()}
+    for name in names:
+        for index, changes in enumerate(({}, {"checkpointing": False})[: 1 + (name in QWEN_REWARDS)]):
+            reward = count_memory(reward_of(name, folder / f"{name}{index}", **changes), *frames)
+            peaks = [reward.peak, *(each.peak(reward) for each in found.values())]
+            label = f"{name}, layers kept" if changes else name
+            table.add_row(label, *(f"{peak / GIB:.1f}" for peak in peaks))
+    Console(width=120, highlight=False).print(table)
+
+
 def main(
     case: Annotated[list[str] | None, typer.Option(help="only these recipes")] = None,
     more: Annotated[
         list[str] | None, typer.Option(help="one more set of settings, separated by blanks")
     ] = None,
     output: Annotated[Path | None, typer.Option(help="JSON file of all numbers")] = None,
+    beside: Annotated[
+        list[str] | None, typer.Option(help="a reward to count beside each case instead; several times")
+    ] = None,
 ) -> None:
     """Count the packaged recipes at their published sizes."""
+    if beside:
+        with tempfile.TemporaryDirectory(prefix="vader_ray_published_") as files:
+            show_beside(beside, case or ["wan_1_3b_hps"], Path(files))
+        return
     table, rows = Table(title="counted, of one worker; seconds are estimated"), []
     for column in (
         "recipe and settings",

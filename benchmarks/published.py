@@ -1,4 +1,4 @@
-"""Configuration files of published models and rewards, without weights: what `benchmarks.preflight` counts.
+"""Configuration files of published models, without weights: what `benchmarks.preflight` counts.
 
 Nothing is downloaded: the sizes are copied from the configuration files on the hub. Text encoders have their
 published sizes and a small tokenizer.
@@ -241,62 +241,6 @@ def write_configuration(make: Callable[[], tuple[type, dict[str, Any]]], folder:
     return folder
 
 
-def write_vjepa(folder: Path) -> Path:
-    """``facebook/vjepa2-vitl-fpc64-256``, which is transformers' default."""
-    t.VJEPA2Config().save_pretrained(folder)
-    processor = {
-        "size": {"shortest_edge": 292},
-        "crop_size": {"height": 256, "width": 256},
-        "image_mean": [0.485, 0.456, 0.406],
-        "image_std": [0.229, 0.224, 0.225],
-    }
-    (folder / "video_preprocessor_config.json").write_text(json.dumps(processor), encoding="utf-8")
-    return folder
-
-
-def write_pickscore(folder: Path) -> Path:
-    """``yuvalkirstain/PickScore_v1``, a CLIP ViT-H-14, with a small tokenizer."""
-    text = {
-        "hidden_size": 1024,
-        "intermediate_size": 4096,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 16,
-    }
-    vision = {
-        "hidden_size": 1280,
-        "intermediate_size": 5120,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 16,
-        "patch_size": 14,
-    }
-    return write_clip(folder, text, vision, projection_dim=1024)
-
-
-def write_clip_vit_l(folder: Path) -> Path:
-    """``openai/clip-vit-large-patch14``, which the aesthetic reward sees through."""
-    text = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
-    vision = {
-        "hidden_size": 1024,
-        "intermediate_size": 4096,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 16,
-        "patch_size": 14,
-    }
-    return write_clip(folder, text, vision, projection_dim=768)
-
-
-def write_clip(folder: Path, text: dict[str, int], vision: dict[str, int], *, projection_dim: int) -> Path:
-    """The configuration files of a CLIP in transformers' format."""
-    parts = {
-        name: {**sizes, "projection_dim": projection_dim}
-        for name, sizes in {"text_config": text, "vision_config": vision}.items()
-    }
-    t.CLIPConfig(**parts, projection_dim=projection_dim).save_pretrained(folder)
-    t.CLIPImageProcessor().save_pretrained(folder)
-    tokenizer(77).save_pretrained(folder)
-    return folder
-
-
 MODELS: dict[str, Callable[[], tuple[type, dict[str, Any]]]] = {
     "modelscope_hps": modelscope,
     "svd_vjepa": svd,
@@ -311,8 +255,3 @@ MODELS: dict[str, Callable[[], tuple[type, dict[str, Any]]]] = {
 }
 """What writes the configuration files of each case of `benchmarks.preflight`; VideoCrafter2's sizes are part
 of its family."""
-REWARDS: dict[str, tuple[str, Callable[[Path], Path]]] = {
-    "pickscore": ("weights", write_pickscore),
-    "aesthetic": ("encoder", write_clip_vit_l),
-}
-"""Per held-out reward, its setting that names a folder of configuration files, and what writes them."""

@@ -181,7 +181,9 @@ def save_hpsv3(folder: Path) -> tuple[Any, nn.Sequential]:
     return model, head
 
 
-def save_video_reward(folder: Path, *, split: bool = False) -> tuple[Any, nn.Linear]:
+def save_video_reward(
+    folder: Path, *, split: bool = False, max_frame_pixels: int = 9 * 28 * 28
+) -> tuple[Any, nn.Linear]:
     """A published folder; returns the stock network with LoRA merged, and the head.
 
     ``split``: the adapter, the other trained weights and the base network in files of their own.
@@ -192,7 +194,7 @@ def save_video_reward(folder: Path, *, split: bool = False) -> tuple[Any, nn.Lin
     settings = {
         "data_config": {
             "fps": 2,
-            "max_frame_pixels": 9 * 28 * 28,
+            "max_frame_pixels": max_frame_pixels,
             "prompt_template_type": "detailed_special",
         },
         "model_config": {"output_dim": 3, "reward_token": "special"},

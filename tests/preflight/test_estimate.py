@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional
 from typer.testing import CliRunner
 
-from benchmarks.published import write_pickscore
+from benchmarks.published_rewards import write_pickscore
 from tests.helpers import videocrafter2_tiny as videocrafter2
 from tests.helpers.families import CASES, save, save_images
 from tests.helpers.recipe import tiny_config, write_tiny

@@ -102,7 +102,7 @@ def _count(config: ExperimentConfig, depth: int) -> StepCount:
     with (
         shortened(config, depth) as short,
         workers_of_a_video(config.runtime) as group,
-        _without_garbage_collection(),
+        without_garbage_collection(),
         meta_device_mode() as host,
     ):
         model = build_model(short, META, group)
@@ -161,7 +161,7 @@ def _count(config: ExperimentConfig, depth: int) -> StepCount:
 
 
 @contextmanager
-def _without_garbage_collection() -> Iterator[None]:
+def without_garbage_collection() -> Iterator[None]:
     """Switch off cyclic garbage collection, which frees tensors at random times and changes the peak."""
     gc.collect()
     gc.disable()

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +20,18 @@ from tests.helpers.paths import REPOSITORY
 from tests.helpers.placed_rewards import BROKEN, CENTRE, CLIP, PAIRS, config_of, placed_reward, random_frames
 from tests.helpers.recipe import tiny_config, write_tiny
 from tests.helpers.runs import record, start
+from tests.helpers.tiny_qwen import OPTIONS, save_video_reward
 from tests.helpers.waiting import wait_until
-from vader_ray.alignment.algorithms.vader import accumulate_gradient
 from vader_ray.alignment.reward_gradient import score_and_gradient
 from vader_ray.alignment.scoring import score_only
-from vader_ray.alignment.truncation import draw_plan
 from vader_ray.config import ExperimentConfig
 from vader_ray.errors import RunFailed, UserError
 from vader_ray.orchestration.reward_service import pool
 from vader_ray.orchestration.reward_service.transport import spec_of
-from vader_ray.training.experiment import batching, build
+from vader_ray.training.experiment import build
 from vader_ray.training.load_reward import load_reward
+from vader_ray.training.loop import train
 from vader_ray.training.resolve import resolve_names
-from vader_ray.training.seeding import generator
-from vader_ray.training.step import make_rollout
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 CPU = torch.device("cpu")
@@ -74,57 +72,77 @@ def test_a_replica_computes_what_the_worker_would_to_the_last_bit(
     assert expected.any()
 
 
-def test_the_adapters_gradient_is_the_same_with_served_rewards(
-    cluster: None, tiny_pipeline_folder: Path
+@pytest.mark.parametrize("placed", [(CLIP, CENTRE), ("video_reward", "vlm_judge")], ids=["plain", "qwen"])
+def test_the_adapter_is_the_same_with_served_rewards(
+    cluster: None, tiny_pipeline_folder: Path, tmp_path: Path, placed: tuple[str, str]
 ) -> None:
     """Two rewards in actors and one here, several micro-batches, so that one is sampled while another is
     scored."""
-    plain = [
-        {"reward": CLIP, "weight": 2.0},
-        {"reward": "brightness", "target": 0.4},
-        {"reward": CENTRE, "weight": -1.0},
+    sampling = {"num_frames": 3, "height": 32, "width": 32, "num_inference_steps": 2}
+    changes = {"sampling": sampling, "num_steps": 2, "videos_per_step": 2}
+    changes["evaluation"] = {"every": 2, "num_videos": 2}
+    options = {name: OPTIONS[name](tmp_path / name) for name in placed if name in OPTIONS}
+    here = {"reward": "brightness", "target": 0.4}
+    remote = [
+        placed_reward(name, f"actor-{index}", options=options.get(name)) | {"weight": 1.0 - 3 * index}
+        for index, name in enumerate(placed)
     ]
-    placed = [
-        placed_reward(CLIP, "a") | {"weight": 2.0},
-        plain[1],
-        placed_reward(CENTRE, "b") | {"weight": -1.0},
-    ]
+    local = [{key: value for key, value in reward.items() if key != "placement"} for reward in remote]
 
-    def gradient(rewards: list[dict[str, Any]]) -> torch.Tensor:
-        config = tiny_config(tiny_pipeline_folder, rewards=rewards)
+    def adapter(rewards: list[dict[str, Any]]) -> torch.Tensor:
+        config = tiny_config(tiny_pipeline_folder, rewards=[rewards[0], here, rewards[1]], **changes)
         with pool.start_pools(config) as pools:
             experiment = build(config, CPU, pools)
-            plan = draw_plan(config.sampling, generator(config.seed, "truncation", 0))
-            rollout = make_rollout(config, experiment, [0, 1, 2, 3])
-            accumulate_gradient(
-                experiment.model, experiment.terms, rollout, plan, batching(config.runtime), scale=0.25
-            )
-            gradients = [parameter.grad for parameter in experiment.model.adapter_parameters()]
-            return torch.cat([gradient.flatten() for gradient in gradients if gradient is not None])
+            before = _flat(experiment.model.adapter_parameters())
+            train(config, experiment, on_step=lambda _: None)
+        after = _flat(experiment.model.adapter_parameters())
+        assert not torch.equal(before, after)
+        return after
 
-    local, remote = gradient(plain), gradient(placed)
-    assert torch.equal(local, remote)
-    assert local.any()
+    assert torch.equal(adapter(local), adapter(remote))
+
+
+def _flat(parameters: Iterable[torch.Tensor]) -> torch.Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in parameters])
+
+
+SMALL, PUBLISHED = (96, 160), (480, 832)
 
 
 @pytest.mark.parametrize(
-    ("reward", "fewer_bytes"), [("hps", 25), ("pickscore", 9), ("vjepa", 7)], ids=lambda value: str(value)
+    ("reward", "size", "fewer_bytes"),
+    [
+        ("hps", SMALL, 25),
+        ("pickscore", SMALL, 9),
+        ("vjepa", SMALL, 7),
+        ("vlm_judge", SMALL, 6),
+        ("hpsv3", SMALL, 1),
+        ("video_reward", PUBLISHED, 2),
+    ],
+    ids=lambda value: str(value),
 )
 def test_resized_frames_give_the_same_gradient_for_fewer_bytes(
-    cluster: None, reward: str, fewer_bytes: int
+    cluster: None, reward: str, size: tuple[int, int], fewer_bytes: int, tmp_path: Path
 ) -> None:
-    """To the last bit here; on a GPU the order of the sums may depend on the number of frames."""
-    frames = torch.rand(2, 4, 3, 96, 160, generator=torch.Generator().manual_seed(0))
-    settings = placed_reward(reward, options={"weights": f"shapes:{reward}"})
-    config = config_of(settings, sampling={"num_frames": 4, "height": 96, "width": 160})
-    local = load_reward(config.rewards[0].model_copy(update={"placement": None}), 4, 96, 160, CPU)
+    """To the last bit here; on a GPU the order of the sums may depend on the number of frames. HPSv3 is sent
+    frames as they are: its published rule would resize the resized ones once more."""
+    frames = torch.rand(2, 4, 3, *size, generator=torch.Generator().manual_seed(0))
+    if reward == "video_reward":
+        save_video_reward(tmp_path / reward, max_frame_pixels=200_704)  # as published
+        options = {"weights": str(tmp_path / reward)}
+    else:
+        options = OPTIONS.get(reward, lambda _: {"weights": f"shapes:{reward}"})(tmp_path / reward)
+    settings = placed_reward(reward, options=options)
+    sampling = {"num_frames": 4, "height": size[0], "width": size[1]}
+    config = config_of(settings, sampling=sampling)
+    local = load_reward(config.rewards[0].model_copy(update={"placement": None}), 4, *size, CPU)
     expected_scores, expected = score_and_gradient(local, frames, PROMPTS, 2)
     with pool.start_pools(config) as pools:
         scores, gradient = pools[reward].submit_gradient(frames, PROMPTS, 2).result()
     assert torch.equal(scores, expected_scores)
     assert torch.equal(gradient, expected)
     assert expected.any()
-    spec = spec_of(local, 96, 160)
+    spec = spec_of(local, *size)
     assert fewer_bytes <= spec.unresized.num_pixels / spec.resized.num_pixels < fewer_bytes + 1
 
 
