@@ -1,7 +1,4 @@
-"""Random dropout of the rewards of a mix: a step computes some of them, with the whole mix's gradient on average.
-
-A costly reward is then computed in fewer steps.
-"""
+"""Random dropout of rewards: a step computes some rewards of a mix, with the mix's gradient on average."""
 
 from __future__ import annotations
 
@@ -35,7 +32,9 @@ def keep_probabilities(dropout: Sequence[float]) -> list[float]:
     return [(1 - each) / (1 - math.prod(dropout)) for each in dropout]
 
 
-def kept_terms(terms: Sequence[RewardTerm], dropout: Sequence[float], kept: Sequence[int]) -> list[RewardTerm]:
+def kept_terms(
+    terms: Sequence[RewardTerm], dropout: Sequence[float], kept: Sequence[int]
+) -> list[RewardTerm]:
     """Return the kept terms, their weights divided by their probabilities of being kept."""
     probabilities = keep_probabilities(dropout)
     return [replace(terms[index], weight=terms[index].weight / probabilities[index]) for index in kept]

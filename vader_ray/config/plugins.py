@@ -105,8 +105,8 @@ class RewardConfig(PluginConfig):
     bound."""
     hinge: float | None = None
     """Score that is enough: the reward contributes −max(0, hinge − score) instead of its score, so a video
-    above it has no gradient of this reward (the loss of ReFL, arXiv 2304.05977). Unlike ``target`` it draws no
-    video back."""
+    above it has no gradient of this reward (the loss of ReFL, arXiv 2304.05977). Unlike ``target``, it lowers
+    no score."""
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Probability that a training step leaves the reward out and does not compute it. In the other steps its
     weight is divided by the probability that it is kept, so the gradient is that of the whole mix on average.

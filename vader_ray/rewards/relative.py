@@ -1,9 +1,8 @@
 """Relative reward: another reward for a positive text minus the same reward for a negative one (SRPO, arXiv
 2509.06942).
 
-What the reward gives a video whatever the text says, such as for over-saturated colours, is in both scores and
-cancels but for k times. What is left rises only where the video fits the positive text better than the negative
-one.
+What the reward gives a video whatever the text says, such as for saturated colours, is in both scores, and k
+times of it is left. The rest rises only where the video fits the positive text better than the negative one.
 """
 
 from __future__ import annotations
@@ -29,7 +28,9 @@ def _check_wrapped(given: Any, info: Any) -> dict[str, Any]:
     """Return the settings of the wrapped reward with absolute paths, as plain values."""
     settings = {"reward": given} if isinstance(given, str) else given
     if not isinstance(settings, Mapping) or not isinstance(settings.get("reward"), str):
-        raise ValueError("give the name of a reward, or a section with `reward` and the options of this reward")
+        raise ValueError(
+            "give the name of a reward, or a section with `reward` and the options of this reward"
+        )
     if outer := sorted(settings.keys() & (RewardConfig.model_fields.keys() - {"reward"})):
         raise ValueError(f"{outer[0]} is a setting of the whole reward; write it beside `of`, not in it")
     spec = section(RewardConfig, settings, "")

@@ -84,7 +84,7 @@ def _clipped_norms(output: RewardOutput) -> list[float]:
     return norms
 
 
-def accumulate_gradient(
+def accumulate_gradient(  # noqa: PLR0913
     model: SamplingModel,
     terms: Sequence[RewardTerm],
     rollout: Rollout,
@@ -110,8 +110,8 @@ def accumulate_gradient(
         scale: 1 / number of videos of the step over all workers, so that the sum of the workers' gradients is
             that of the mean objective.
         reference_penalty: see `VaderSettings`; part of the gradient and not of the returned objective.
-        max_norm: largest L2 norm of ∂objective/∂latents of a video and ending; larger ones are scaled down. None
-            clips nothing and measures no norms.
+        max_norm: largest L2 norm of ∂objective/∂latents of a video and ending; larger ones are scaled down.
+            None clips nothing and measures no norms.
     """
     scale = scale / plan.num_endings
     plan = replace(plan, reference_weight=scale * reference_penalty / len(plan.grad_steps))
