@@ -47,8 +47,8 @@ def test_its_gradient_is_its_finite_difference(clip_folder: Path) -> None:
     checked_gradient(reward, frames, atol=1e-7)
 
 
-def test_its_networks_have_the_recipes_precision_and_need_no_weights_on_meta(clip_folder: Path) -> None:
-    wrapped = {"reward": "pickscore", "weights": str(clip_folder)}
+def test_its_networks_have_the_recipes_precision_and_need_no_weights_on_meta() -> None:
+    wrapped = {"reward": "hps", "weights": "shapes:hps"}
     spec = RewardConfig(reward="relative", of=wrapped, precision="bfloat16", **TEXTS)
     assert {each.dtype for each in _parameters(spec, "cpu")} == {torch.bfloat16}
     assert {each.device.type for each in _parameters(spec, "meta")} == {"meta"}
@@ -60,7 +60,7 @@ def _parameters(spec: RewardConfig, device: str) -> list[torch.nn.Parameter]:
 
 
 def test_a_recipe_resolves_the_wrapped_paths_beside_itself(clip_folder: Path) -> None:
-    given = RewardConfig(reward="relative", of={"reward": "pickscore", "weights": "clip"}, **TEXTS)
+    given = RewardConfig(reward="relative", of={"reward": "pickscore", "weights": "./clip"}, **TEXTS)
     checked = rewards.check(given, folder=clip_folder.parent)
     assert checked.options["of"] == {"reward": "pickscore", "weights": str(clip_folder)}
     again = RewardConfig.model_validate_json(checked.model_dump_json())
