@@ -15,7 +15,7 @@ from vader_ray import rewards
 from vader_ray.config import RewardConfig, validate
 from vader_ray.preflight.remote_rewards import counted_rewards
 
-TEXTS = {"positive": "Realistic photo. {prompt}", "negative": "CG render. {prompt}"}
+TEXTS: dict[str, Any] = {"positive": "Realistic photo. {prompt}", "negative": "CG render. {prompt}"}
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing import Annotated, Literal, Self
 
 from pydantic import (
+    BeforeValidator,
     Field,
     NonNegativeFloat,
     PositiveFloat,
@@ -39,6 +40,12 @@ WHOLE_SAMPLING = (0.0, 1.0)
 """Interval of ``guidance_interval`` with guidance in every denoising step."""
 Strength = Annotated[float, Field(ge=0.0, le=100.0)]
 """Factor of an adapter's update."""
+StrengthPoints = Annotated[
+    tuple[tuple[Share, Strength], ...],
+    Field(min_length=1),
+    BeforeValidator(lambda given: ((0.0, given),) if isinstance(given, int | float) else given),
+]
+"""A schedule of such factors: points of a part of the sampling and a factor, or one number for all of it."""
 LayerName = Annotated[str, Field(min_length=1)]
 """End of the name of a layer."""
 OptimizerName = Literal["adamw", "adamw8bit"]
@@ -327,30 +334,26 @@ class GenerationConfig(Settings):
     """Use of a trained adapter by ``vader-ray generate`` and ``vader-ray evaluate``; no effect on training
     and its evaluations."""
 
-    adapter_strength: Strength | Annotated[tuple[tuple[Share, Strength], ...], Field(min_length=1)] = 1.0
-    """Factor of the adapter's update: 0 is the pretrained model, 1 the trained one. A list of points
-    ``[part of the sampling, factor]`` is a schedule, linear between its points and constant before and after
-    them; denoising step i of N is at i / N. ``[[0, 0], [0.5, 1]]`` starts with the pretrained model, which
+    adapter_strength: StrengthPoints = ((0.0, 1.0),)
+    """Factor of the adapter's update: 0 is the pretrained model, 1 the trained one. Either a number, or
+    points ``[part of the sampling, factor]`` of a schedule, linear between them and constant before and
+    after; denoising step i of N is at i / N. ``[[0, 0], [0.5, 1]]`` starts with the pretrained model, which
     decides layout and motion, and ends with the trained one (annealed importance guidance, arXiv 2409.06493,
     with scaled updates in place of mixed predictions)."""
 
     @model_validator(mode="after")
     def _points_ascend(self) -> Self:
-        if isinstance(self.adapter_strength, tuple):
-            positions = [position for position, _ in self.adapter_strength]
-            if any(one >= other for one, other in pairwise(positions)):
-                raise ValueError(
-                    f"adapter_strength has points at {positions}; order them by their first number, each of "
-                    "them once"
-                )
+        positions = [position for position, _ in self.adapter_strength]
+        if any(one >= other for one, other in pairwise(positions)):
+            raise ValueError(
+                f"adapter_strength has points at {positions}; order them by their first number, each of them "
+                "once"
+            )
         return self
 
     def adapter_strengths(self, num_steps: int) -> list[float] | None:
         """Return the factor of each denoising step; None if it is 1 in all of them."""
-        points = self.adapter_strength
-        if not isinstance(points, tuple):
-            points = ((0.0, points),)
-        strengths = [_interpolate(points, step / num_steps) for step in range(num_steps)]
+        strengths = [_interpolate(self.adapter_strength, step / num_steps) for step in range(num_steps)]
         return None if set(strengths) == {1.0} else strengths
 
 

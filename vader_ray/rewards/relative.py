@@ -1,8 +1,9 @@
 """Relative reward: another reward for a positive text minus the same reward for a negative one (SRPO, arXiv
 2509.06942).
 
-What the reward gives a video whatever the text says, such as for saturated colours, is in both scores, and k
-times of it is left. The rest rises only where the video fits the positive text better than the negative one.
+The part of a score that does not depend on the text, such as a liking for saturated colours, is in both
+scores, and k times of it is left. The rest rises only where a video fits the positive text better than the
+negative one.
 """
 
 from __future__ import annotations

@@ -143,8 +143,9 @@ def _adapter_strengths(config: ExperimentConfig, adapter: Path | None) -> list[f
     strengths = config.generation.adapter_strengths(config.sampling.num_inference_steps)
     if adapter is None and strengths is not None:
         raise UserError(
-            f"generation.adapter_strength={config.generation.adapter_strength} scales the update of an "
-            "adapter, and none is given; name one (--adapter), or leave the setting out"
+            f"generation.adapter_strength={[list(point) for point in config.generation.adapter_strength]} "
+            "scales the update of an adapter, and none is given; name one (--adapter), or leave the setting "
+            "out"
         )
     return strengths
 
