@@ -30,6 +30,7 @@ from vader_ray.alignment.reward_gradient import RewardOutput, RewardTerm
 from vader_ray.alignment.rollout import Batching, Rollout
 from vader_ray.config import ExperimentConfig
 from vader_ray.models.adapters.files import WEIGHTS
+from vader_ray.preflight.estimate import estimate_step
 from vader_ray.training.loop import train
 from vader_ray.types import RemoteReward, TruncationPlan
 
@@ -249,6 +250,15 @@ def test_a_step_clips_at_the_quantile_of_the_videos_before_it(
         assert share == np.mean([norm > limit for norm in own])
         assert mean == pytest.approx(np.mean(own), rel=1e-12)
     assert len(set(map(frozenset, _kept(keeper)))) > 1, "the steps must have different rewards"
+
+
+@pytest.mark.slow
+def test_a_clip_costs_no_call_of_the_denoiser_and_hardly_any_memory(tiny_pipeline_folder: Path) -> None:
+    """Counted on the meta device, where norms have no values."""
+    clipped = estimate_step(_config(tiny_pipeline_folder))
+    plain = estimate_step(_config(tiny_pipeline_folder, algorithm={"name": "vader"}))
+    assert clipped.denoiser_calls == plain.denoiser_calls
+    assert plain.peak_bytes <= clipped.peak_bytes < 1.01 * plain.peak_bytes
 
 
 @pytest.mark.slow

@@ -68,7 +68,7 @@ class RelativeReward(FrozenNetworks):
     """
 
     granularity: Granularity = "clip"
-    unit = "(1 + k) · score − score of the reward `of`, with its networks"
+    unit = "(1 + k) · score − score, in the unit of the wrapped reward"
     default_weights = ""
     licence = ""
 

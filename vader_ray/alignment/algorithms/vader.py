@@ -71,17 +71,17 @@ class VaderAlgorithm(Algorithm[VaderSettings]):
         )
         metrics = dict[str, list[float]]()
         if latest is not None and max_norm is not None:
-            own = [float(norm) for output in outputs for norm in _clipped_norms(output)]
+            own = [float(norm) for output in outputs for norm in _latents_norms(output)]
             add_norms(latest, context.gather(own), context.algorithm_state)
             metrics["latents_gradient_norm"] = own
             metrics["clipped_share"] = [float(norm > max_norm) for norm in own]
         yield UpdateResult(outputs, plan.grad_steps, metrics)
 
 
-def _clipped_norms(output: RewardOutput) -> list[float]:
-    assert output.latents_gradient_norms is not None
-    norms: list[float] = output.latents_gradient_norms.tolist()
-    return norms
+def _latents_norms(output: RewardOutput) -> list[float]:
+    norms = output.latents_gradient_norms
+    assert norms is not None
+    return [] if norms.is_meta else norms.tolist()  # an estimate has no values
 
 
 def accumulate_gradient(  # noqa: PLR0913
