@@ -242,6 +242,11 @@ rewards.0.weights="a\0b" => hps.weights: 'a\x00b' has a NUL character or half of
 rewards.0.weights=~nosuchuser/x => hps.weights: ~nosuchuser/x begins with a user whose home folder is not known; give it in
 rewards.0.weights={LONG} => does not exist; give an existing path, a hub id (owner/name) or shapes:NAME
 rewards.0.target=.inf => rewards.0.target: Input should be a finite number, not inf
+rewards.0.hinge=x => rewards.0.hinge: Input should be a valid number, unable to parse string as a number, not
+rewards.0.dropout=-0.1 => rewards.0.dropout: Input should be greater than or equal to 0, not -0.1
+generation.adapter_strength=x => generation.adapter_strength: Input should be a valid tuple, not 'x'
+generation.adapter_strength=[] => generation.adapter_strength: Tuple should have at least 1 item after validation
+generation.adapter_strength=[[2, 1]] => generation.adapter_strength.0.0: Input should be less than or equal to 1, not 2
 rewards.0.target=x => rewards.0.target: Input should be a valid number, unable to parse string as a number, not
 rewards.0.label=a/b => rewards.0.label: String should match pattern '^[\w.\- ]+$', not 'a/b'
 rewards.0.label=3 => rewards.0.label: Input should be a valid string, not 3

@@ -28,10 +28,13 @@ from vader_ray.config import ExperimentConfig
 from vader_ray.errors import RunFailed, UserError
 from vader_ray.orchestration.reward_service import pool
 from vader_ray.orchestration.reward_service.transport import spec_of
+from vader_ray.training.checkpoint import State
+from vader_ray.training.distributed import WorkerGroup
 from vader_ray.training.experiment import build
 from vader_ray.training.load_reward import load_reward
-from vader_ray.training.loop import train
+from vader_ray.training.loop import make_optimizer, train
 from vader_ray.training.resolve import resolve_names
+from vader_ray.training.step import train_step
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 CPU = torch.device("cpu")
@@ -107,6 +110,43 @@ def _flat(parameters: Iterable[torch.Tensor]) -> torch.Tensor:
 
 
 SMALL, PUBLISHED = (96, 160), (480, 832)
+
+
+def test_dropout_and_clips_are_the_same_for_rewards_in_actors(
+    cluster: None, tiny_pipeline_folder: Path
+) -> None:
+    plain = [
+        {"reward": CLIP, "dropout": 0.5, "hinge": 0.0},
+        {"reward": "brightness", "dropout": 0.3},
+        {"reward": CENTRE, "weight": -1.0, "dropout": 0.5},
+    ]
+    placed = [
+        placed_reward(CLIP, "a") | {"dropout": 0.5, "hinge": 0.0},
+        plain[1],
+        placed_reward(CENTRE, "b") | {"weight": -1.0, "dropout": 0.5},
+    ]
+
+    def steps(rewards: list[dict[str, Any]]) -> tuple[torch.Tensor, list[set[str]], list[float]]:
+        algorithm = {"name": "vader", "gradient_clip_quantile": 0.5}
+        config = tiny_config(tiny_pipeline_folder, rewards=rewards, algorithm=algorithm)
+        with pool.start_pools(config) as pools:
+            experiment, state, kept = build(config, CPU, pools), State(), list[set[str]]()
+            optimizer = make_optimizer(config, experiment)
+            for _ in range(4):
+                _, queries = train_step(config, experiment, optimizer, WorkerGroup(), state, 0.0)
+                kept.append(set(queries[0].scores))
+            parameters = experiment.model.adapter_parameters()
+            return (
+                torch.cat([each.detach().flatten() for each in parameters]),
+                kept,
+                state.algorithm_state["latents_gradient_norms"],
+            )
+
+    (local, kept, norms), (remote, kept_remotely, norms_remotely) = steps(plain), steps(placed)
+    assert torch.equal(local, remote)
+    assert kept == kept_remotely
+    assert norms == norms_remotely
+    assert len(set(map(frozenset, kept))) > 1
 
 
 @pytest.mark.parametrize(
