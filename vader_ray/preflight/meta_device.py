@@ -13,12 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from vader_ray.preflight.meta_kernels import MetaKernelCache
-from vader_ray.preflight.trackers import tensors_in
+from vader_ray.preflight.trackers import FastDispatchMode, tensors_in
 
 _ATTENTION = "scaled_dot_product_attention"
 _plain_attention = functional.scaled_dot_product_attention
@@ -117,7 +116,7 @@ def _attention(  # noqa: PLR0913
     return result
 
 
-class _ConstantTracker(TorchDispatchMode):
+class _ConstantTracker(FastDispatchMode):
     """Keep the values of small constant tensors, so that ``.item()`` and masks work on the meta device.
 
     Small tensors from the host have known values, and so do tensors that are computed from these alone:
@@ -127,7 +126,7 @@ class _ConstantTracker(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._known = WeakTensorKeyDictionary()
         self._kernels = MetaKernelCache()
         self.host = HostMemoryTracker()
