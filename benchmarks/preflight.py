@@ -19,7 +19,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.published import MODELS, REWARDS, write_configuration, write_vjepa
+from benchmarks.published import BY_WEIGHTS, MODELS, REWARDS, write_configuration
 from vader_ray.config import ExperimentConfig, load
 from vader_ray.preflight import estimate
 from vader_ray.preflight.devices import DEVICES
@@ -82,13 +82,15 @@ class Row:
 def recipe_of(name: str, overrides: tuple[str, ...], folder: Path) -> ExperimentConfig:
     """Return a packaged recipe, or that of a model of `LIKE`, with configuration files of published sizes."""
     packaged, *found = LIKE.get(name, (name,))
-    if name in MODELS:
-        found.append(f"model.weights={write_configuration(MODELS[name], folder / name)}")
-    if name == "svd_vjepa":
-        found.append(f"rewards.0.weights={write_vjepa(folder / 'vjepa')}")
-    for index, reward in enumerate(load(packaged).eval_rewards):
-        setting, write = REWARDS[reward.reward]
-        found.append(f"eval_rewards.{index}.{setting}={write(folder / reward.reward)}")
+    recipe = load(packaged, found)
+    write = MODELS.get(name) or BY_WEIGHTS.get(recipe.model.weights)
+    if write is not None:
+        found.append(f"model.weights={write_configuration(write, folder / name)}")
+    for kind, specs in (("rewards", recipe.rewards), ("eval_rewards", recipe.eval_rewards)):
+        for index, reward in enumerate(specs):
+            if reward.reward in REWARDS:
+                setting, write_files = REWARDS[reward.reward]
+                found.append(f"{kind}.{index}.{setting}={write_files(folder / reward.reward)}")
     return load(packaged, [*found, *overrides])
 
 

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import diffusers as d
+import tokenizers
 import torch
 import transformers as t
 
+from vader_ray.rewards import hpsv3
 from vader_ray.shapes.train._tokenizer import build_tokenizer
 
 SD_VAE: dict[str, Any] = {
@@ -297,6 +299,121 @@ def write_clip(folder: Path, text: dict[str, int], vision: dict[str, int], *, pr
     return folder
 
 
+def write_image_reward(folder: Path) -> Path:
+    """``THUDM/ImageReward``: the settings of its text encoder, which are BERT's, and a small tokenizer."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = {
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "layer_norm_eps": 1e-12,
+        "max_position_embeddings": 512,
+        "num_attention_heads": 12,
+        "num_hidden_layers": 12,
+        "vocab_size": 30524,
+    }
+    (folder / "med_config.json").write_text(json.dumps(text), encoding="utf-8")
+    words = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+    t.BertTokenizer(vocab={word: index for index, word in enumerate(words)}).save_pretrained(folder)
+    return folder
+
+
+QWEN2_VL: dict[str, dict[str, int]] = {
+    "hpsv3": {
+        "hidden_size": 3584,
+        "intermediate_size": 18944,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "vocab_size": 152064,
+    },
+    "video_reward": {
+        "hidden_size": 1536,
+        "intermediate_size": 8960,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 2,
+        "vocab_size": 151936,
+    },
+}
+"""What matters of config.json of ``Qwen/Qwen2-VL-7B-Instruct`` and ``Qwen/Qwen2-VL-2B-Instruct``."""
+
+
+def write_hpsv3(folder: Path) -> Path:
+    """The base network of ``MizzenAI/HPSv3``."""
+    return _write_qwen2_vl(folder, "hpsv3")
+
+
+def write_video_reward(folder: Path) -> Path:
+    """``KwaiVGI/VideoReward``, with a text of about the published number of tokens."""
+    _write_qwen2_vl(folder, "video_reward")
+    text = "a" + " a" * 820 + "<|VQ_reward|><|MQ_reward|>{text_prompt}<|TA_reward|>"
+    (folder / "template.txt").write_text(text, encoding="utf-8")
+    settings = {
+        "data_config": {"fps": 2, "max_frame_pixels": 200_704},
+        "peft_lora_config": {},
+        "inference_config": {},
+    }
+    (folder / "model_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    return folder
+
+
+def _write_qwen2_vl(folder: Path, reward: str) -> Path:
+    sizes = QWEN2_VL[reward]
+    vision = {"depth": 32, "embed_dim": 1280, "num_heads": 16, "mlp_ratio": 4}
+    rope = {"type": "mrope", "mrope_section": [16, 24, 24]}
+    config = {"model_type": "qwen2_vl", **sizes, "num_hidden_layers": 28, "rope_scaling": rope}
+    return _write_qwen(folder, {**config, "vision_config": {**vision, "hidden_size": sizes["hidden_size"]}})
+
+
+def write_qwen3_vl_4b(folder: Path) -> Path:
+    """``Qwen/Qwen3-VL-4B-Instruct``."""
+    rope = {"rope_type": "default", "mrope_section": [24, 20, 20], "mrope_interleaved": True}
+    text = {
+        "model_type": "qwen3_vl_text",
+        "hidden_size": 2560,
+        "intermediate_size": 9728,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "vocab_size": 151936,
+        "rope_theta": 5_000_000,
+        "rope_scaling": rope,
+    }
+    vision = {
+        "model_type": "qwen3_vl",
+        "depth": 24,
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_heads": 16,
+        "out_hidden_size": 2560,
+        "num_position_embeddings": 2304,
+        "deepstack_visual_indexes": [5, 11, 17],
+    }
+    config = {"model_type": "qwen3_vl", "text_config": text, "vision_config": vision}
+    return _write_qwen(folder, {**config, "tie_word_embeddings": True})
+
+
+def _write_qwen(folder: Path, config: dict[str, Any]) -> Path:
+    """A configuration, and a byte-level tokenizer in which a few words are one token."""
+    folder.mkdir(parents=True, exist_ok=True)
+    kinds = {"image": "image_pad", "video": "video_pad", "vision_start": "vision_start"}
+    kinds["vision_end"] = "vision_end"
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *(f"<|{kind}|>" for kind in kinds.values())]
+    words = tokenizers.trainers.BpeTrainer(
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=special,
+        show_progress=False,
+        vocab_size=1000,
+    )
+    built = tokenizers.Tokenizer(tokenizers.models.BPE())
+    built.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    built.decoder = tokenizers.decoders.ByteLevel()
+    built.train_from_iterator([hpsv3.TEMPLATE.read_text(encoding="utf-8"), "Yes No " * 9], words)
+    built.save(str(folder / "tokenizer.json"))
+    ids = {f"{name}_token_id": built.token_to_id(f"<|{kind}|>") for name, kind in kinds.items()}
+    (folder / "config.json").write_text(json.dumps(config | ids), encoding="utf-8")
+    return folder
+
+
 MODELS: dict[str, Callable[[], tuple[type, dict[str, Any]]]] = {
     "modelscope_hps": modelscope,
     "svd_vjepa": svd,
@@ -311,8 +428,24 @@ MODELS: dict[str, Callable[[], tuple[type, dict[str, Any]]]] = {
 }
 """What writes the configuration files of each case of `benchmarks.preflight`; VideoCrafter2's sizes are part
 of its family."""
+BY_WEIGHTS: dict[str, Callable[[], tuple[type, dict[str, Any]]]] = {
+    "ali-vilab/text-to-video-ms-1.7b": modelscope,
+    "stabilityai/stable-video-diffusion-img2vid": svd,
+    "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": wan_1_3b,
+    "Wan-AI/Wan2.1-T2V-14B-Diffusers": wan_14b,
+    "Lightricks/LTX-Video": ltx,
+    "hunyuanvideo-community/HunyuanVideo": hunyuan_video,
+    "THUDM/CogVideoX-5b": cogvideox_5b,
+}
+"""What writes the configuration files of the weights in packaged recipes."""
 REWARDS: dict[str, tuple[str, Callable[[Path], Path]]] = {
     "pickscore": ("weights", write_pickscore),
     "aesthetic": ("encoder", write_clip_vit_l),
+    "image_reward": ("weights", write_image_reward),
+    "mps": ("clip", write_pickscore),
+    "vjepa": ("weights", write_vjepa),
+    "hpsv3": ("base", write_hpsv3),
+    "video_reward": ("weights", write_video_reward),
+    "vlm_judge": ("weights", write_qwen3_vl_4b),
 }
-"""Per held-out reward, its setting that names a folder of configuration files, and what writes them."""
+"""Per reward, the setting that names a folder of configuration files, and what writes them."""
