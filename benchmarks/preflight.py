@@ -33,17 +33,18 @@ def size(num_frames: int, height: int, width: int) -> tuple[str, ...]:
     return tuple(f"sampling.{name}={value}" for name, value in sizes.items())
 
 
+NO_BLOCK = ("runtime.activation_checkpointing=none", "sampling.recompute=true")
 BLOCK = ("runtime.activation_checkpointing=block", "sampling.recompute=nested")
 ALL, FIRST = "rewards.0.frames=all", "rewards.0.frames=first:1"
 EIGHT = ("videos_per_step=8", "runtime.num_workers=8", "runtime.shard=8")
 OFFLOAD = "runtime.offload_weights=true"
 FRAMES = ((FIRST, *BLOCK), (ALL, *BLOCK))
 CASES: dict[str, tuple[tuple[str, ...], ...]] = {
-    "modelscope_hps": ((), (ALL,), BLOCK),
-    "videocrafter2_hps": ((), BLOCK),
-    "svd_vjepa": ((), BLOCK),
+    "modelscope_hps": (NO_BLOCK, (ALL, *NO_BLOCK), BLOCK),
+    "videocrafter2_hps": (NO_BLOCK, BLOCK),
+    "svd_vjepa": (NO_BLOCK, BLOCK),
     "svd": FRAMES,
-    "wan_1_3b_hps": ((), BLOCK, (ALL, *BLOCK)),
+    "wan_1_3b_hps": (NO_BLOCK, BLOCK, (ALL, *BLOCK)),
     "wan_14b": (BLOCK, (*BLOCK, *EIGHT), (*BLOCK, OFFLOAD)),
     "ltx": FRAMES,
     "hunyuan_video": FRAMES,
