@@ -44,6 +44,8 @@ _RECEIVED: dict[str, Callable[[int, int], float]] = {
     "all_reduce": lambda num_bytes, size: 2 * num_bytes * (size - 1) / size,
 }
 """Bytes that one of ``size`` processes receives in a collective on a tensor of ``num_bytes``, in a ring."""
+_WAITING = ("wait_tensor", "_wrap_tensor_autograd")
+"""Functions beside the collectives that move nothing."""
 
 
 def tensors_in(*groups: Iterable[Any]) -> Iterator[Tensor]:
@@ -155,17 +157,17 @@ class OpCounter(FastDispatchMode):
         if not _is_view(func) and any(tensor.device.type == self._device for tensor in tensors):
             self.operations[_operation(func, args, kwargs or {}, result, tensors)] += 1
             if func.namespace == "_c10d_functional":
-                self.received += _received_bytes(func, *args)
+                self.received += _received_bytes(func, args, kwargs or {})
         return result
 
 
-def _received_bytes(func: Any, tensor: Tensor, *settings: Any) -> int:
-    """Return the bytes that a collective brings from other processes; the name of its group comes last."""
+def _received_bytes(func: Any, args: Any, kwargs: Any) -> int:
+    """Return the bytes that a collective brings from other processes."""
     name = func._overloadpacket.__name__
-    if name == "wait_tensor":
+    if name in _WAITING:
         return 0
-    size = _resolve_process_group(settings[-1]).size()
-    return round(_RECEIVED[name](tensor.numel() * tensor.element_size(), size))
+    size = _resolve_process_group(kwargs.get("group_name", args[-1])).size()
+    return round(_RECEIVED[name](args[0].numel() * args[0].element_size(), size))
 
 
 def _is_view(func: Any) -> bool:
