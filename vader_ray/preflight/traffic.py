@@ -16,8 +16,8 @@ class Traffic:
     weights: int
     """Frozen weights that it receives from the other workers of its group, and sends to them."""
     activations: int
-    """What it receives from the other workers of its videos, and sends to them: tokens of attention layers,
-    predictions, gradients of latents."""
+    """Tokens of attention layers, predictions and gradients of latents that it receives from the other workers
+    of its videos, and sends to them."""
     adapter: int
     """Parts of the adapter's summed gradients that it sends in a ring, and receives."""
     frames: int
