@@ -16,8 +16,8 @@ class Traffic:
     weights: int
     """Frozen weights that it receives from the other workers of its group, and sends to them."""
     activations: int
-    """Tokens of attention layers, predictions and gradients of latents that it receives from the other workers
-    of its videos, and sends to them."""
+    """Tokens of attention layers, predictions and gradients of latents that it receives from the other
+    workers of its videos, and sends to them."""
     adapter: int
     """Parts of the adapter's summed gradients that it sends in a ring, and receives."""
     frames: int
