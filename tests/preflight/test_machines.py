@@ -133,7 +133,7 @@ def test_counted_bytes_are_those_that_two_processes_send(tmp_path: Path) -> None
         assert counted.weights + counted.adapter == pytest.approx(received, rel=0.03)
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
 def test_counted_bytes_of_divided_videos_are_those_that_two_processes_send(tmp_path: Path) -> None:
     """Of two gradient steps, one of them recomputed; the difference is headers."""
     weights = save(DEEP_WAN, tmp_path / "wan")
