@@ -3,6 +3,8 @@
     python -m benchmarks.machines --output machines.json             # one or two hours on one CPU core
     python -m benchmarks.machines --output machines.json --model ltx # one model; the others' rows are kept
 
+Cells that the file already has are not counted again: delete it after a change of the code.
+
 For published sizes, all frames scored, one video per GPU and step, with the settings of `FROM_THE_START`,
 `vader_ray.preflight.machines` chooses the other settings as ``vader-ray check --devices`` does.
 Nothing is measured: memory and bytes are counted, seconds are estimated from data sheets. The speed of a
@@ -13,7 +15,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -38,7 +40,7 @@ MODELS = {
 """Cases of `benchmarks.preflight` and their names in the table."""
 FROM_THE_START = (
     ALL,
-    BLOCK,
+    *BLOCK,
     "model.offload_decoder_cache=true",
     "runtime.prefix_batch_size=1",
     "runtime.decode_chunk_size=1",
@@ -85,10 +87,13 @@ def cell(plan: Plan) -> Cell:
     )
 
 
-def cells(model: str, folder: Path) -> Iterator[tuple[str, Cell]]:
-    """Yield one model on each machine; the largest machines, which need the fewest counts, come first."""
+def cells(model: str, folder: Path, known: Collection[str]) -> Iterator[tuple[str, Cell]]:
+    """Yield one model on each machine that is not known.
+
+    The largest machines, which need the fewest counts, come first.
+    """
     config, count = recipe_of(model, FROM_THE_START, folder), StepCounter()
-    for name in reversed(MACHINES):
+    for name in [each for each in reversed(MACHINES) if each not in known]:
         found = machine(name)
         one_video_each = override(config, [f"videos_per_step={found.num_gpus}"])
         yield name, cell(find_plan(one_video_each, found, count))
@@ -124,9 +129,9 @@ def main(
     """Count the models and print the table of all that the file has."""
     rows = json.loads(output.read_text(encoding="utf-8")) if output.is_file() else {}
     for name in model or MODELS:
-        rows[name] = {}
+        found_before = rows.setdefault(name, {})
         with tempfile.TemporaryDirectory(prefix="vader_ray_published_") as folder:
-            for found, numbers in cells(name, Path(folder)):
+            for found, numbers in cells(name, Path(folder), found_before):
                 rows[name][found] = asdict(numbers)
                 print(name, found, numbers, flush=True)
                 output.write_text(json.dumps(rows, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

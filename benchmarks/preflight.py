@@ -24,14 +24,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.published import MODELS, write_configuration
+from benchmarks.published import BY_WEIGHTS, MODELS, write_configuration
 from benchmarks.published_rewards import (
     IN_USE,
     QWEN_REWARDS,
-    REWARDS,
     Memory,
     count_memory,
     reward_of,
+    writers_of,
     written,
 )
 from vader_ray.config import ExperimentConfig, load, override
@@ -47,17 +47,18 @@ def size(num_frames: int, height: int, width: int) -> tuple[str, ...]:
     return tuple(f"sampling.{name}={value}" for name, value in sizes.items())
 
 
+NO_BLOCK = ("runtime.activation_checkpointing=none", "sampling.recompute=true")
 BLOCK = ("runtime.activation_checkpointing=block", "sampling.recompute=nested")
 ALL, FIRST = "rewards.0.frames=all", "rewards.0.frames=first:1"
 EIGHT = ("videos_per_step=8", "runtime.num_workers=8", "runtime.shard=8")
 OFFLOAD = "runtime.offload_weights=true"
 FRAMES = ((FIRST, *BLOCK), (ALL, *BLOCK))
 CASES: dict[str, tuple[tuple[str, ...], ...]] = {
-    "modelscope_hps": ((), (ALL,), BLOCK),
-    "videocrafter2_hps": ((), BLOCK),
-    "svd_vjepa": ((), BLOCK),
+    "modelscope_hps": (NO_BLOCK, (ALL, *NO_BLOCK), BLOCK),
+    "videocrafter2_hps": (NO_BLOCK, BLOCK),
+    "svd_vjepa": (NO_BLOCK, BLOCK),
     "svd": FRAMES,
-    "wan_1_3b_hps": ((), BLOCK, (ALL, *BLOCK)),
+    "wan_1_3b_hps": (NO_BLOCK, BLOCK, (ALL, *BLOCK)),
     "wan_14b": (BLOCK, (*BLOCK, *EIGHT), (*BLOCK, OFFLOAD)),
     "ltx": FRAMES,
     "hunyuan_video": FRAMES,
@@ -96,14 +97,16 @@ class Row:
 def recipe_of(name: str, overrides: tuple[str, ...], folder: Path) -> ExperimentConfig:
     """Return a packaged recipe, or that of a model of `LIKE`, with configuration files of published sizes."""
     packaged, *found = LIKE.get(name, (name,))
-    if name in MODELS:
-        found.append(f"model.weights={write_configuration(MODELS[name], folder / name)}")
+    recipe = load(packaged, found)
+    write = MODELS.get(name) or BY_WEIGHTS.get(recipe.model.weights)
+    if write is not None:
+        found.append(f"model.weights={write_configuration(write, folder / name)}")
     config = load(packaged, [*found, *overrides])
     files = [
         f"{section}.{index}.{setting}={path}"
         for section in ("rewards", "eval_rewards")
         for index, spec in enumerate(getattr(config, section))
-        for setting, path in written(REWARDS.get(spec.reward, {}), folder / spec.reward).items()
+        for setting, path in written(writers_of(spec), folder / spec.reward).items()
     ]
     return override(config, files)
 

@@ -255,3 +255,13 @@ MODELS: dict[str, Callable[[], tuple[type, dict[str, Any]]]] = {
 }
 """What writes the configuration files of each case of `benchmarks.preflight`; VideoCrafter2's sizes are part
 of its family."""
+BY_WEIGHTS: dict[str, Callable[[], tuple[type, dict[str, Any]]]] = {
+    "ali-vilab/text-to-video-ms-1.7b": modelscope,
+    "stabilityai/stable-video-diffusion-img2vid": svd,
+    "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": wan_1_3b,
+    "Wan-AI/Wan2.1-T2V-14B-Diffusers": wan_14b,
+    "Lightricks/LTX-Video": ltx,
+    "hunyuanvideo-community/HunyuanVideo": hunyuan_video,
+    "THUDM/CogVideoX-5b": cogvideox_5b,
+}
+"""What writes the configuration files of the weights in packaged recipes."""

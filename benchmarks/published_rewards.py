@@ -177,7 +177,11 @@ def write_qwen(folder: Path, family: str, sizes: Mapping[str, int], vision: Mapp
     """A Qwen network of 28 layers, in the flat form of the hub, and a tokenizer."""
     rope = {"type": "mrope", "mrope_section": [16, 24, 24]}
     config = {"model_type": family, **sizes, "num_hidden_layers": 28, "rope_scaling": rope}
-    (folder / "config.json").write_text(json.dumps({**config, "vision_config": dict(vision)}))
+    return _write_network(folder, {**config, "vision_config": dict(vision)})
+
+
+def _write_network(folder: Path, config: Mapping[str, Any]) -> Path:
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     _word_tokenizer().save(str(folder / "tokenizer.json"))
     return folder
 
@@ -230,6 +234,34 @@ def write_qwen2_5_vl(folder: Path) -> Path:
     return write_qwen(folder, "qwen2_5_vl", QWEN_7B, vision)
 
 
+def write_qwen3_vl_4b(folder: Path) -> Path:
+    """``Qwen/Qwen3-VL-4B-Instruct``."""
+    text = {
+        "model_type": "qwen3_vl_text",
+        "hidden_size": 2560,
+        "intermediate_size": 9728,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "vocab_size": 151936,
+        "rope_theta": 5_000_000,
+        "rope_scaling": {"rope_type": "default", "mrope_section": [24, 20, 20], "mrope_interleaved": True},
+    }
+    vision = {
+        "model_type": "qwen3_vl",
+        "depth": 24,
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_heads": 16,
+        "out_hidden_size": 2560,
+        "num_position_embeddings": 2304,
+        "deepstack_visual_indexes": [5, 11, 17],
+    }
+    config = {"model_type": "qwen3_vl", "text_config": text, "vision_config": vision}
+    return _write_network(folder, {**config, "tie_word_embeddings": True})
+
+
 REWARDS: dict[str, Writers] = {
     "hps": {},
     "pickscore": {"weights": write_pickscore},
@@ -248,6 +280,8 @@ REWARDS: dict[str, Writers] = {
     "optical_flow": {},
 }
 """Rewards with weights, and what their options need; MPS has the CLIP of PickScore."""
+OTHER_WEIGHTS: dict[str, Writers] = {"Qwen/Qwen3-VL-4B-Instruct": {"weights": write_qwen3_vl_4b}}
+"""The same for weights that are not a reward's default, by their repository."""
 METRICS: dict[str, Writers] = {
     "subject_consistency": {"weights": write_dino},
     "background_consistency": {"weights": write_clip_vit_b},
@@ -283,6 +317,12 @@ def written(writers: Writers, folder: Path) -> dict[str, str]:
         (folder / setting).mkdir(parents=True, exist_ok=True)
         write(folder / setting)
     return {setting: str(folder / setting) for setting in writers}
+
+
+def writers_of(spec: RewardConfig) -> Writers:
+    """Return what the options of a recipe's reward need; nothing for a reward without published weights."""
+    weights = str(spec.options.get("weights"))
+    return OTHER_WEIGHTS.get(weights) or REWARDS.get(spec.reward, {})
 
 
 def reward_of(name: str, folder: Path, **changes: Any) -> RewardConfig:

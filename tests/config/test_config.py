@@ -48,8 +48,10 @@ def test_every_recipe_measures_rewards_that_it_does_not_train_and_is_guarded_by_
 
 
 def test_recipes_never_say_where_they_run() -> None:
+    """Recomputation of blocks is a property of large models, and the only setting of the runtime."""
     for recipe in recipe_names():
-        assert load(recipe).runtime == load("shapes_hps").runtime
+        changed = load(recipe).runtime.model_copy(update={"activation_checkpointing": "none"})
+        assert changed == load("shapes_hps").runtime
         assert load(recipe).tracking == load("shapes_hps").tracking
 
 

@@ -262,6 +262,19 @@ def test_meta_tensors_from_the_host_have_values_and_copies_to_the_host_are_count
             torch.zeros(3, dtype=torch.long, device=META).max().item()
 
 
+def test_masks_select_and_replace_elements_on_meta() -> None:
+    """As in Qwen3-VL, which adds features of frames to the tokens of a mask, three times."""
+    with meta_device_mode():
+        mask = torch.tensor([[True, False, True]]).to(META)
+        hidden = torch.zeros(1, 3, 4, device=META, requires_grad=True)
+        seen = hidden[mask]
+        assert seen.shape == (2, 4)
+        copy = hidden.clone()
+        copy[mask] = seen + 1
+        (gradient,) = torch.autograd.grad(copy.sum(), hidden)
+        assert gradient.shape == hidden.shape
+
+
 def test_videocrafter2_has_its_published_sizes_without_a_checkpoint() -> None:
     """Names and shapes of the published file, but for what is never loaded."""
     model = ModelConfig(family="videocrafter2", weights="VideoCrafter/VideoCrafter2")

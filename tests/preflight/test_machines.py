@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from typer.testing import CliRunner
 
 from tests.helpers import families
-from tests.helpers.families import CASES, save
+from tests.helpers.families import CASES, DEEP_WAN, save
 from tests.helpers.recipe import MINIMAL, tiny_config, tiny_document
 from tests.helpers.sharded import exchange_steps
 from tests.helpers.workers import run_workers
@@ -91,19 +91,21 @@ def test_traffic_is_that_of_padded_shares_and_of_a_ring() -> None:
     two = RuntimeConfig(num_workers=4, shard=2)
     assert block.share_bytes(2) == 3 * 3 * 4
     assert outer.share_bytes(2) == 2 * 5 * 4
-    found = step_traffic(two, gathers, num_adapter_parameters=100, frames=7, cache=9)
-    assert found == Traffic(weights=10 * 36 + 40, adapter=2 * 3 * 400 // 4, frames=7, host=9)
+    found = step_traffic(two, gathers, activations=3, num_adapter_parameters=100, frames=7, cache=9)
+    assert found == Traffic(weights=10 * 36 + 40, activations=3, adapter=2 * 3 * 400 // 4, frames=7, host=9)
     four = RuntimeConfig(num_workers=4, shard=4, offload_weights=True, gradient_precision="bfloat16")
-    found = step_traffic(four, gathers, num_adapter_parameters=100, frames=0, cache=9)
+    found = step_traffic(four, gathers, activations=0, num_adapter_parameters=100, frames=0, cache=9)
     shares = 10 * (2 * 3 * 4) + 1 * 5 * 4
-    assert found == Traffic(weights=3 * shares, adapter=2 * 3 * 200 // 4, frames=0, host=9 + shares)
-    alone = step_traffic(RuntimeConfig(), gathers, num_adapter_parameters=100, frames=0, cache=0)
-    assert alone == Traffic(0, 0, 0, 0)
+    assert found == Traffic(3 * shares, 0, adapter=2 * 3 * 200 // 4, frames=0, host=9 + shares)
+    alone = step_traffic(
+        RuntimeConfig(), gathers, activations=0, num_adapter_parameters=100, frames=0, cache=0
+    )
+    assert alone == Traffic(0, 0, 0, 0, 0)
 
 
 def test_seconds_of_traffic() -> None:
     card = Device(80, 1, 1, 1, 1, link_gigabytes_per_second=100, host_gigabytes_per_second=20)
-    moved = Traffic(weights=6 * 10**9, adapter=10**9, frames=10**12, host=7 * 10**9)
+    moved = Traffic(weights=10**9, activations=5 * 10**9, adapter=10**9, frames=10**12, host=7 * 10**9)
     assert card.traffic_seconds(moved) == pytest.approx(7 / 70 + 7 / 14)
 
 
@@ -131,10 +133,37 @@ def test_counted_bytes_are_those_that_two_processes_send(tmp_path: Path) -> None
         assert counted.weights + counted.adapter == pytest.approx(received, rel=0.03)
 
 
+@pytest.mark.chaos
+def test_counted_bytes_of_divided_videos_are_those_that_two_processes_send(tmp_path: Path) -> None:
+    """Of two gradient steps, one of them recomputed; the difference is headers."""
+    weights = save(DEEP_WAN, tmp_path / "wan")
+    document = tiny_document(
+        weights,
+        model={"family": "wan", "weights": str(weights)},
+        sampling={"num_frames": 17, "height": 64, "width": 64, "num_inference_steps": 3}
+        | {"guidance_scale": 3.0, "truncation_depth": 2, "recompute": "earlier"},
+        runtime={"num_workers": 2},
+        videos_per_step=2,
+    )
+    (tmp_path / "meetings").mkdir()
+    choices = ["runtime.context_parallel=2", "runtime.guidance_parallel=true"]
+    measured = run_workers(exchange_steps, 2, tmp_path / "meetings", document, choices)
+    for choice, received in zip(choices, measured[0], strict=True):
+        counted = estimate_step(override(validate(document), [choice])).traffic
+        assert counted.activations > 10 * counted.adapter or choice != choices[0]
+        assert counted.activations + counted.adapter == pytest.approx(received, rel=0.1)
+
+
 def _counts(config: ExperimentConfig, part: Any) -> StepCount:
-    """Return counts of a model of 20 GiB with a step of 30 GiB, 10 GiB with block checkpointing."""
+    """Return counts of a model of 20 GiB with a step of 30 GiB, 10 GiB with block checkpointing.
+
+    Of the step 4 GiB are decoded on every worker of a video. There are four attention heads.
+    """
+    size = config.runtime.workers_per_video
+    if config.runtime.context_parallel > 4:
+        raise UserError("four heads")
     is_block = config.runtime.activation_checkpointing == "block"
-    operation = OpRecord("matmul", 16, 10**15, 0)
+    operation = OpRecord("matmul", 16, 10**15 // 4, 0)
     return StepCount(
         loaded=[part],
         networks=[part],
@@ -143,13 +172,14 @@ def _counts(config: ExperimentConfig, part: Any) -> StepCount:
         encoding_bytes=0,
         weights_bytes=20 * GIB,
         state_bytes=GIB,
-        step_bytes=(10 if is_block else 30) * GIB,
+        step_bytes=((6 if is_block else 26) // size + 4) * GIB,
         evaluation_bytes=0,
         host_bytes=0,
         cache_traffic=0,
+        activation_traffic=(config.runtime.context_parallel - 1) * 10**9,
         frames_traffic=0,
         num_adapter_parameters=10,
-        operations={operation: 4 if is_block else 3},
+        operations={operation: (16 if is_block else 12) * config.videos_per_step // size},
         denoiser_calls=1,
     )
 
@@ -189,20 +219,73 @@ def test_the_fastest_plan_that_fits(
     settings: tuple[str, ...],
     peak_gib: int,
 ) -> None:
-    plan = find_plan(tiny_config(tmp_path), _machine(num_gpus, memory_gib), counts)
+    model = {"family": "hunyuan_video", "weights": str(tmp_path)}  # whose videos cannot be divided
+    plan = find_plan(tiny_config(tmp_path, model=model), _machine(num_gpus, memory_gib), counts)
     assert plan.fits
     assert plan.settings == (f"runtime.num_workers={num_gpus}", *settings)
     assert plan.estimate.peak_bytes == peak_gib * GIB
-    num_calls = 4 if "runtime.activation_checkpointing=block" in settings else 3
+    num_calls = (4 if "runtime.activation_checkpointing=block" in settings else 3) * 4 / num_gpus
     assert plan.computing_seconds == pytest.approx(num_calls * 1e15 / (989e12 * 0.5))
 
 
 def test_a_recipe_that_is_divided_without_need_is_put_together(tmp_path: Path, counts: StepCounter) -> None:
-    config = tiny_config(tmp_path, runtime={"num_workers": 4, "shard": 4})
+    model = {"family": "hunyuan_video", "weights": str(tmp_path)}  # whose videos cannot be divided
+    config = tiny_config(tmp_path, model=model, runtime={"num_workers": 4, "shard": 4})
     plan = find_plan(config, _machine(4, 80), counts)
     assert plan.settings == ("runtime.num_workers=4", "runtime.shard=1")
     kept = find_plan(override(config, ["runtime.activation_checkpointing=block"]), _machine(4, 31), counts)
     assert kept.settings == ("runtime.num_workers=4",)
+
+
+CONTEXT, GUIDANCE = "runtime.context_parallel={}", "runtime.guidance_parallel=true"
+
+
+@pytest.mark.parametrize(
+    ("family", "num_videos", "num_gpus", "memory_gib", "settings", "peak_gib"),
+    [
+        # Whole weights fit if four workers divide the 6 GiB of a step that are not decoded: 20 + 1 + 1 + 4.
+        # Guidance sends less than context does.
+        ("wan", 4, 4, 30, ("runtime.activation_checkpointing=block", CONTEXT.format(2), GUIDANCE), 26),
+        ("wan", 1, 4, 80, (CONTEXT.format(2), GUIDANCE), 31),  # three GPUs had no video: 20 + 1 + 26 / 4 + 4
+        ("wan", 1, 8, 80, (CONTEXT.format(4), GUIDANCE), 28),  # eight workers cannot divide four heads
+        ("wan", 2, 4, 80, (GUIDANCE,), 38),
+        ("modelscope", 1, 4, 80, (GUIDANCE,), 38),  # has no plan for its tokens
+        ("hunyuan_video", 1, 4, 80, (), 51),  # its guidance is an input
+        ("wan", 3, 4, 80, (CONTEXT.format(2), GUIDANCE), 31),
+    ],
+)
+def test_several_workers_compute_a_video(  # noqa: PLR0913
+    tmp_path: Path,
+    counts: StepCounter,
+    family: str,
+    num_videos: int,
+    num_gpus: int,
+    memory_gib: float,
+    settings: tuple[str, ...],
+    peak_gib: int,
+) -> None:
+    config = tiny_config(
+        tmp_path, model={"family": family, "weights": str(tmp_path)}, videos_per_step=num_videos
+    )
+    plan = find_plan(config, _machine(num_gpus, memory_gib), counts)
+    assert plan.fits
+    assert plan.settings[1:] == settings
+    assert plan.estimate.peak_bytes == peak_gib * GIB
+
+
+def test_a_video_is_not_divided_if_that_lowers_nothing(tmp_path: Path, counts: StepCounter) -> None:
+    decoded = StepCounter(lambda config: replace(counts(config), step_bytes=10 * GIB))
+    config = tiny_config(tmp_path, model={"family": "wan", "weights": str(tmp_path)})
+    plan = find_plan(config, _machine(4, 16), decoded)
+    assert not plan.fits
+    assert plan.config.runtime.workers_per_video == 1
+
+
+def test_a_stated_number_of_workers_of_a_video_is_kept(tmp_path: Path, counts: StepCounter) -> None:
+    model, runtime = {"family": "wan", "weights": str(tmp_path)}, {"num_workers": 2, "context_parallel": 2}
+    plan = find_plan(tiny_config(tmp_path, model=model, runtime=runtime), _machine(8, 80), counts)
+    assert plan.settings == ("runtime.num_workers=8",)
+    assert plan.config.runtime.context_parallel == 2
 
 
 def test_rules_of_the_recipe_are_named(tmp_path: Path, counts: StepCounter) -> None:
@@ -220,12 +303,13 @@ def test_the_smallest_plan_is_named_where_none_fits(tmp_path: Path, counts: Step
 
 def test_workers_share_the_videos_beside_the_gpus_of_rewards(tmp_path: Path) -> None:
     config = tiny_config(tmp_path)  # four videos
-    assert [num_workers(config, num_gpus) for num_gpus in (1, 2, 3, 4, 8)] == [1, 2, 2, 4, 4]
+    assert [num_workers(config, num_gpus, 1) for num_gpus in (1, 2, 3, 4, 8)] == [1, 2, 2, 4, 4]
+    assert [num_workers(config, num_gpus, 2) for num_gpus in (2, 3, 4, 8, 9)] == [2, 2, 4, 8, 8]
     placement = {"actor": "scores", "num_gpus": 0.5, "num_replicas": 3}
     placed = tiny_config(tmp_path, rewards=[{"reward": "brightness", "placement": placement}])
-    assert num_workers(placed, 4) == 2
+    assert num_workers(placed, 4, 1) == 2
     with pytest.raises(UserError, match="reserve 2 of 2 GPUs and leave none for workers"):
-        num_workers(placed, 2)
+        num_workers(placed, 2, 1)
 
 
 def test_automatic_settings_are_chosen_for_a_machine(tmp_path: Path, counts: StepCounter) -> None:

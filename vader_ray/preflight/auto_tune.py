@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import inf
 
+from vader_ray import models
 from vader_ray.alignment import algorithms
 from vader_ray.config import ExperimentConfig, override
 from vader_ray.config.auto import (
@@ -120,6 +121,7 @@ def combined(config: ExperimentConfig, settings: list[str]) -> ExperimentConfig 
     try:
         changed = override(config, settings)
         algorithms.check(changed)
+        models.check_parallel(changed.model.family, changed.runtime)
     except UserError:
         return None
     return changed

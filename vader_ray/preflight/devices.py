@@ -80,11 +80,11 @@ class Device:
         return max(computing, self.launch_seconds * sum(operations.values()))
 
     def traffic_seconds(self, traffic: Traffic) -> float:
-        """Estimate the time to move weights, gradients and caches, if nothing is computed meanwhile.
+        """Estimate the time to move what `Traffic` counts, if nothing is computed meanwhile.
 
         Frames of rewards in other processes are left out, whose network is not known.
         """
-        link = (traffic.weights + traffic.adapter) / self.link_gigabytes_per_second
+        link = (traffic.weights + traffic.activations + traffic.adapter) / self.link_gigabytes_per_second
         return (link + traffic.host / self.host_gigabytes_per_second) / (1e9 * LINK_SHARE)
 
     def _operation_seconds(self, operation: OpRecord) -> float:

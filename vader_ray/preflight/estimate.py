@@ -24,6 +24,7 @@ from vader_ray.errors import UserError
 from vader_ray.preflight.divided_weights import counted_gathers
 from vader_ray.preflight.meta_device import META, meta_device_mode
 from vader_ray.preflight.remote_rewards import counted_rewards
+from vader_ray.preflight.repeated_rewards import with_repeated_rewards
 from vader_ray.preflight.short_recipe import shortened
 from vader_ray.preflight.simulated_workers import workers_of_a_video
 from vader_ray.preflight.step_counts import StepCount, StepEstimate
@@ -83,6 +84,7 @@ def _extrapolate(shallow: StepCount, deep: StepCount, times: int) -> StepCount:
         step_bytes=linear(shallow.step_bytes, deep.step_bytes),
         host_bytes=linear(shallow.host_bytes, deep.host_bytes),
         cache_traffic=linear(shallow.cache_traffic, deep.cache_traffic),
+        activation_traffic=linear(shallow.activation_traffic, deep.activation_traffic),
         gathers={
             part: linear(before, after)
             for (part, after), before in zip(deep.gathers.items(), shallow.gathers.values(), strict=True)
@@ -111,7 +113,7 @@ def _count(config: ExperimentConfig, depth: int) -> StepCount:
             rows = encode(model, short.prompts.train)
         conditioning = encoding.now * len({*config.prompts.train, *config.prompts.heldout}) // len(rows)
         remote = counted_rewards(config)
-        experiment = assemble(short, model, META, remote)
+        experiment = with_repeated_rewards(assemble(short, model, META, remote))
         adapter = num_bytes([nn.ParameterList(model.adapter_parameters())])
         gradients = adapter if num_run < num_videos else 0  # of the batches before the one that runs
         networks = model.sharded_networks()
@@ -150,6 +152,7 @@ def _count(config: ExperimentConfig, depth: int) -> StepCount:
         evaluation_bytes=adapter - gradients + evaluation.peak,
         host_bytes=host_bytes,
         cache_traffic=in_a_step(moved),
+        activation_traffic=in_a_step(work.received, one_step.received),
         frames_traffic=in_a_step(frames),
         num_adapter_parameters=sum(each.numel() for each in model.adapter_parameters()),
         operations={
@@ -183,9 +186,10 @@ def _run_step(config: ExperimentConfig, experiment: Experiment, num_videos: int)
 
 @dataclass(frozen=True, slots=True)
 class _Work:
-    """Kernel calls, and gathers of each part by its index."""
+    """Kernel calls, bytes received from other workers, and gathers of each part by its index."""
 
     operations: Counter[OpRecord] = field(default_factory=Counter[OpRecord])
+    received: int = 0
     gathers: Counter[int] = field(default_factory=Counter[int])
 
 
@@ -200,9 +204,9 @@ def _one_denoising_step(
             for start in range(0, num_videos, size):
                 rollout = make_rollout(config, experiment, range(start, min(start + size, num_videos)))
                 experiment.model.sample_prefix(rollout.conditioning, plan, rollout.seeds)
-        found.append(_Work(work.operations, gathers))
+        found.append(_Work(work.operations, work.received, gathers))
     one, two = found
-    return _Work(two.operations - one.operations, two.gathers - one.gathers)
+    return _Work(two.operations - one.operations, two.received - one.received, two.gathers - one.gathers)
 
 
 def _set_gradients(model: SamplingModel, *, filled: bool) -> None:

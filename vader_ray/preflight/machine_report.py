@@ -74,6 +74,7 @@ def traffic(found: Traffic) -> str:
     """Return the traffic of one GPU by its kinds, in GB."""
     parts = {
         "weights received": found.weights,
+        "activations received": found.activations,
         "gradients of the adapter sent and received": found.adapter,
         "frames and gradients of rewards in actors": found.frames,
         "to and from host memory": found.host,

@@ -6,25 +6,29 @@ Tensors of the meta device have sizes and no values, so a step of any size runs 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from vader_ray.preflight.meta_kernels import MetaKernelCache
-from vader_ray.preflight.trackers import tensors_in
+from vader_ray.preflight.trackers import FastDispatchMode, tensors_in
 
 _ATTENTION = "scaled_dot_product_attention"
 _plain_attention = functional.scaled_dot_product_attention
 META = torch.device("meta")
 _SMALL = 2**16
 """Largest number of elements of a tensor whose values are kept."""
+_INDEXING = {
+    getattr(torch.ops.aten, name)
+    for name in ("index", "_unsafe_index", "index_put", "index_put_", "_unsafe_index_put", "_index_put_impl_")
+}
+"""Kernels whose second argument is a list of indices or masks."""
 _ASSUMED_ONE = (torch.bool, torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
 
@@ -117,7 +121,7 @@ def _attention(  # noqa: PLR0913
     return result
 
 
-class _ConstantTracker(TorchDispatchMode):
+class _ConstantTracker(FastDispatchMode):
     """Keep the values of small constant tensors, so that ``.item()`` and masks work on the meta device.
 
     Small tensors from the host have known values, and so do tensors that are computed from these alone:
@@ -127,7 +131,7 @@ class _ConstantTracker(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._known = WeakTensorKeyDictionary()
         self._kernels = MetaKernelCache()
         self.host = HostMemoryTracker()
@@ -147,6 +151,8 @@ class _ConstantTracker(TorchDispatchMode):
             )
         if func is torch.ops.aten._to_copy.default and not args[0].is_meta and given.get("device") == META:
             self.host.moved += args[0].numel() * args[0].element_size()
+        if func._overloadpacket in _INDEXING:
+            args = (args[0], self._without_masks(args[1]), *args[2:])
         result = self._kernels.run(func, args, given)
         if known and _is_small(result) and torch.Tag.nondeterministic_seeded not in func.tags:
             self._keep(result, func(*known[0], **known[1]))
@@ -171,6 +177,17 @@ class _ConstantTracker(TorchDispatchMode):
         result = mask.new_empty(indices.shape, dtype=torch.long)
         self._known[result] = indices
         return result
+
+    def _without_masks(self, indices: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """Return the indices with masks on the device replaced by the positions of their true elements."""
+        found = list[Tensor | None]()
+        for index in indices:
+            if index is None or not index.is_meta or index.dtype != torch.bool:
+                found.append(index)
+                continue
+            value = self._known.get(index)
+            found += self._nonzero(index, None if value is None else value.nonzero()).unbind(1)
+        return found
 
     def _keep(self, result: Any, values: Any) -> None:
         for tensor, value in zip(tree_leaves(result), tree_leaves(values), strict=True):

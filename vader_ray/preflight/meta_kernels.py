@@ -33,7 +33,7 @@ class MetaKernelCache:
     """Run each kernel once per layout of its inputs; later calls create tensors of the layout it returned."""
 
     def __init__(self) -> None:
-        self._known: dict[Hashable, _Layout | tuple[_Layout, ...] | None] = {}
+        self._known: dict[Hashable, _Layout | tuple[_Layout | None, ...] | None] = {}
 
     def run(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Call a kernel, or create what it returned for inputs of these layouts and settings."""
@@ -47,7 +47,9 @@ class MetaKernelCache:
         known = self._known[key]
         if known is None:
             return func(*args, **kwargs)
-        return known.make() if isinstance(known, _Layout) else tuple(layout.make() for layout in known)
+        if isinstance(known, _Layout):
+            return known.make()
+        return tuple(layout and layout.make() for layout in known)
 
 
 @cache
@@ -80,14 +82,18 @@ def _describe(values: Iterable[Any]) -> Hashable:
     return tuple(described)
 
 
-def _layouts(result: Any, given: Iterable[Tensor]) -> _Layout | tuple[_Layout, ...] | None:
-    """Layouts of new meta tensors; None if a result is of another kind or shares the storage of an input."""
-    results = (result,) if isinstance(result, Tensor) else result
-    if not isinstance(results, tuple) or not all(
-        isinstance(item, Tensor) and item.is_meta for item in results
-    ):
+def _layouts(result: Any, given: Iterable[Tensor]) -> _Layout | tuple[_Layout | None, ...] | None:
+    """Layouts of new meta tensors, None for a gradient that is not needed.
+
+    None alone if a result is of another kind or shares the storage of an input.
+    """
+    all_results = (result,) if isinstance(result, Tensor) else result
+    if not isinstance(all_results, tuple):
         return None
-    layouts = tuple(_Layout(item.shape, item.stride(), item.dtype) for item in results)
+    results = [item for item in all_results if item is not None]
+    if not all(isinstance(item, Tensor) and item.is_meta for item in results):
+        return None
+    layouts = [_Layout(item.shape, item.stride(), item.dtype) for item in results]
     used = [tensor.untyped_storage()._cdata for tensor in (*given, *results)]
     is_shared = any(used.count(item.untyped_storage()._cdata) > 1 for item in results)
     is_whole = all(
@@ -96,4 +102,7 @@ def _layouts(result: Any, given: Iterable[Tensor]) -> _Layout | tuple[_Layout, .
     )
     if is_shared or not is_whole:
         return None
-    return layouts[0] if isinstance(result, Tensor) else layouts
+    if isinstance(result, Tensor):
+        return layouts[0]
+    in_order = iter(layouts)
+    return tuple(None if item is None else next(in_order) for item in all_results)

@@ -79,6 +79,8 @@ class StepCount:
     """Peak of tensors that were moved to host memory."""
     cache_traffic: int
     """Bytes of a step that are moved to host memory or back."""
+    activation_traffic: int
+    """Bytes of a step that the worker receives from the other workers of its videos."""
     frames_traffic: int
     """Bytes of a step's frames and gradients that are exchanged with rewards in other processes."""
     num_adapter_parameters: int
@@ -100,7 +102,12 @@ class StepCount:
             gathered_bytes=divided.gathered,
             host_bytes=max(self.host_bytes + divided.host, self.whole_bytes if loading.saved else 0),
             traffic=step_traffic(
-                runtime, self.gathers, self.num_adapter_parameters, self.frames_traffic, self.cache_traffic
+                runtime,
+                self.gathers,
+                activations=self.activation_traffic,
+                num_adapter_parameters=self.num_adapter_parameters,
+                frames=self.frames_traffic,
+                cache=self.cache_traffic,
             ),
             operations=self.operations,
             denoiser_calls=self.denoiser_calls,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import weakref
 from collections import ChainMap, Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
+from torch._C._distributed_c10d import _resolve_process_group
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
@@ -37,6 +38,16 @@ FLOP_FORMULAS = ChainMap(flop_registry, _ATTENTION)
 """Floating-point operations of a kernel as a function of its inputs: torch's formulas and those above."""
 
 
+_RECEIVED: dict[str, Callable[[int, int], float]] = {
+    "all_to_all_single": lambda num_bytes, size: num_bytes * (size - 1) / size,
+    "all_gather_into_tensor": lambda num_bytes, size: num_bytes * (size - 1),
+    "all_reduce": lambda num_bytes, size: 2 * num_bytes * (size - 1) / size,
+}
+"""Bytes that one of ``size`` processes receives in a collective on a tensor of ``num_bytes``, in a ring."""
+_WAITING = ("wait_tensor", "_wrap_tensor_autograd")
+"""Functions beside the collectives that move nothing."""
+
+
 def tensors_in(*groups: Iterable[Any]) -> Iterator[Tensor]:
     """Tensors among a kernel's arguments or results, which are values or lists of values.
 
@@ -50,7 +61,18 @@ def tensors_in(*groups: Iterable[Any]) -> Iterator[Tensor]:
                 yield from tensors_in(item)
 
 
-class PeakMemoryTracker(TorchDispatchMode):
+class FastDispatchMode(TorchDispatchMode):
+    """Base class of modes that `torch.compile` never meets; torch's guard against that costs time."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+
+class PeakMemoryTracker(FastDispatchMode):
     """Track the bytes of tensors created within the context: ``max_memory_allocated`` for any device.
 
     Includes the backward pass and recomputations, and excludes scratch memory within kernels.
@@ -60,7 +82,7 @@ class PeakMemoryTracker(TorchDispatchMode):
     """
 
     def __init__(self, device: str | None = None) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._device = device
         self.now = 0
         """Bytes of the tensors that are alive."""
@@ -77,6 +99,19 @@ class PeakMemoryTracker(TorchDispatchMode):
             if is_new and self._device in (None, tensor.device.type):  # others are views and in-place results
                 self._add(storage)
         return result
+
+    def add_call(self, peak: int, result: Tensor, *, held: int, kept: int) -> None:
+        """Count a call that is not computed, and its result.
+
+        Args:
+            peak: of the call, ``held`` included.
+            result: tensor that is tracked until it is freed.
+            held: bytes that were counted before and that the call frees.
+            kept: bytes that the call adds beside the result.
+        """
+        self.peak = max(self.peak, self.now - held + peak)
+        self.now += kept - held
+        self._add(result.untyped_storage())
 
     def _add(self, storage: torch.UntypedStorage) -> None:
         self._alive.add(storage._cdata)
@@ -103,20 +138,36 @@ class OpRecord:
     """Bytes read and written, if every input is read once."""
 
 
-class OpCounter(TorchDispatchMode):
-    """Count a device's kernel calls, including backward pass and recomputations, excluding views."""
+class OpCounter(FastDispatchMode):
+    """Count a device's kernel calls, including backward pass and recomputations, excluding views.
+
+    Collectives of other kinds than `_RECEIVED` raise.
+    """
 
     def __init__(self, device: str) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._device = device
         self.operations = Counter[OpRecord]()
+        self.received = 0
+        """Bytes that collectives bring from other processes."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         tensors = list(tensors_in(args, (kwargs or {}).values(), (result,)))
         if not _is_view(func) and any(tensor.device.type == self._device for tensor in tensors):
             self.operations[_operation(func, args, kwargs or {}, result, tensors)] += 1
+            if func.namespace == "_c10d_functional":
+                self.received += _received_bytes(func, args, kwargs or {})
         return result
+
+
+def _received_bytes(func: Any, args: Any, kwargs: Any) -> int:
+    """Return the bytes that a collective brings from other processes."""
+    name = func._overloadpacket.__name__
+    if name in _WAITING:
+        return 0
+    size = _resolve_process_group(kwargs.get("group_name", args[-1])).size()
+    return round(_RECEIVED[name](args[0].numel() * args[0].element_size(), size))
 
 
 def _is_view(func: Any) -> bool:

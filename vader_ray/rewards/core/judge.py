@@ -126,7 +126,7 @@ class JudgeReward(NetworkReward):
         lengths = [len(branch) for branch in branches]
         hidden = self.network.read(
             ids.to(device),
-            torch.tensor(is_visual + [False] * sum(lengths), device=device),
+            torch.tensor(is_visual + [False] * sum(lengths), device="cpu").to(device),
             visual,
             positions=self._positions(ids, is_visual, lengths, visual.grid, len(indices) / num_frames).to(
                 device
