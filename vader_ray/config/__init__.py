@@ -28,10 +28,12 @@ from vader_ray.config.plugins import (
     is_metric_value,
 )
 from vader_ray.config.schema import (
+    TRUNCATIONS,
     WHOLE_SAMPLING,
     AdapterConfig,
     CheckpointConfig,
     EvaluationConfig,
+    GradientStepConfig,
     GuardConfig,
     ModelConfig,
     OptimizerConfig,
@@ -59,6 +61,7 @@ __all__ = [
     "DEFAULT_METRICS",
     "RECIPES",
     "RESERVED_METRIC_NAMES",
+    "TRUNCATIONS",
     "WHOLE_SAMPLING",
     "ActivationCheckpointing",
     "AdapterConfig",
@@ -68,6 +71,7 @@ __all__ = [
     "EvaluationConfig",
     "ExperimentConfig",
     "FrameRule",
+    "GradientStepConfig",
     "GuardConfig",
     "MatmulPrecision",
     "MetricConfig",
