@@ -265,8 +265,17 @@ class SamplingModel(Protocol):
         """Encode the conditioning of each video: its prompt and, for image-to-video, its image."""
         ...
 
-    def sample(self, conditioning: Sliceable, seeds: Sequence[int], /) -> Latents:
-        """Sample videos without gradient."""
+    def sample(
+        self,
+        conditioning: Sliceable,
+        seeds: Sequence[int],
+        adapter_strengths: Sequence[float] | None = None,
+        /,
+    ) -> Latents:
+        """Sample videos without gradient.
+
+        ``adapter_strengths`` has the factor of the adapter's update in each denoising step; None is 1.
+        """
         ...
 
     def sampling_schedule(self, conditioning: Sliceable, /) -> SamplingSchedule:

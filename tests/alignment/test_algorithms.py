@@ -129,6 +129,15 @@ def test_a_new_file_in_the_folder_is_an_algorithm(tiny_pipeline_folder: Path, tm
     assert error > 0
 
 
+@pytest.mark.parametrize("name", ["ddpo", "dpo"])
+def test_algorithms_that_compare_objectives_refuse_dropout(tiny_pipeline_folder: Path, name: str) -> None:
+    rewards = [{"reward": "brightness"}, {"reward": "sharpness", "dropout": 0.5}]
+    message = f"rewards.1.dropout=0.5 changes the objective from step to step, and algorithm.name={name}"
+    with pytest.raises(UserError, match=message):
+        algorithms.check(_config(tiny_pipeline_folder, name, rewards=rewards))
+    algorithms.check(_config(tiny_pipeline_folder, "vader", rewards=rewards))
+
+
 class _NoTrajectories:
     """A model that only samples: it has what VADER needs."""
 

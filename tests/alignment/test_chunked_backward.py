@@ -104,6 +104,7 @@ def test_a_clip_of_one_chunk_is_decoded_once_for_every_reward(
         (RewardTerm("frame", FrameReward()), [[0, 1]] * 2, True),
         (RewardTerm("frame", FrameReward()), [[0, 1], [0, 2]], False),  # not the same frames
         (RewardTerm("frame", FrameReward(), target=0.5), [[0, 1]] * 2, False),  # the sign needs all frames
+        (RewardTerm("frame", FrameReward(), hinge=0.5), [[0, 1]] * 2, False),  # so does the side of the hinge
         (RewardTerm("clip", ClipReward()), [[0, 1]] * 2, False),
         (RewardTerm("clip", ClipReward(), target=0.5), [[1]] * 2, True),  # one chunk
     ],

@@ -122,6 +122,29 @@ def test_overrides_reach_every_depth() -> None:
             "optimizer.warmup_steps=32 leaves no step for the decay, which ends at step 32",
         ),
         ("optimizer.ema_decay=1.0", "optimizer.ema_decay: Input should be less than 1, not 1.0"),
+        (
+            "rewards=[{reward: brightness, hinge: 0.7, target: 0.8}]",
+            "rewards.0: hinge=0.7 cannot be combined with target=0.8",
+        ),
+        (
+            "rewards=[{reward: brightness, hinge: 0.7, weight: -1}]",
+            "rewards.0: hinge=0.7 bounds a score that is raised, and weight=-1 lowers it",
+        ),
+        (
+            "eval_rewards.0.hinge=0.0",
+            "eval_rewards.0.hinge=0 has no effect on a reward that is only measured",
+        ),
+        ("eval_rewards.0.dropout=0.5", "eval_rewards.0.dropout=0.5 has no effect on a reward that is only"),
+        ("rewards.0.dropout=0.5", "rewards.0.dropout=0.5 leaves the reward out of some steps, and it is the"),
+        ("rewards.0.dropout=1", "rewards.0.dropout: Input should be less than 1, not 1"),
+        (
+            "generation.adapter_strength=-1",
+            "generation.adapter_strength.0.1: Input should be greater than or",
+        ),
+        (
+            "generation.adapter_strength=[[0.5, 0], [0.2, 1]]",
+            "generation: adapter_strength has points at [0.5, 0.2]; order them by their first number",
+        ),
         ("seed=9223372036854775808", "seed: Input should be less than 9223372036854775808"),
         ("name=[[[", "name: '[[[' is not a YAML value"),
         (
@@ -192,6 +215,8 @@ def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str, message:
 
 def test_identity_ignores_where_a_run_happens() -> None:
     assert load("shapes_hps", ["runtime.num_workers=2"]).fingerprint() == load("shapes_hps").fingerprint()
+    generation = load("shapes_hps", ["generation.adapter_strength=[[0, 0], [0.5, 1]]"])
+    assert generation.fingerprint() == load("shapes_hps").fingerprint(), "it has no effect on training"
     assert load("shapes_hps", ["seed=1"]).fingerprint() != load("shapes_hps").fingerprint()
 
 

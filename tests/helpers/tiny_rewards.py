@@ -112,10 +112,16 @@ def object_detection(folder: Path) -> dict[str, Any]:
     return {"weights": str(make_detector(folder)), "object": "cat"}
 
 
+def relative(folder: Path) -> dict[str, Any]:
+    of = {"reward": "pickscore", "weights": str(make_clip(folder))}
+    return {"of": of, "positive": "A photo. {prompt}", "negative": "CG. {prompt}"}
+
+
 OPTIONS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "pickscore": pickscore,
     "clip_score": clip_score,
     "object_detection": object_detection,
+    "relative": relative,
     **tiny_clips.OPTIONS,
     **tiny_scorers.OPTIONS,
     "optical_flow": tiny_vbench.optical_flow,

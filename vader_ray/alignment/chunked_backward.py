@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from vader_ray.alignment.gradient_clip import clip_by_video
 from vader_ray.alignment.precision import matmul_precision
 from vader_ray.alignment.reward_gradient import RewardOutput, RewardTerm, score_and_gradient
 from vader_ray.alignment.rollout import Batching, Rollout
@@ -25,7 +26,7 @@ def is_separable(
 
     The rewards must be in this process and score the same frames of every video. If the decoder makes more
     than one chunk, it must decode each without the others, and every term must be a sum over frames: a frame
-    reward without a target.
+    reward without a target or a hinge.
     """
     if any(isinstance(term.reward, RemoteReward) for term in terms):
         return False
@@ -34,7 +35,7 @@ def is_separable(
     if len(decoder.chunks(latents, rollout.wanted_frames())) == 1:
         return True
     return decoder.chunks_are_independent and all(
-        term.reward.granularity == "frame" and term.target is None for term in terms
+        term.reward.granularity == "frame" and term.is_linear for term in terms
     )
 
 
@@ -45,6 +46,7 @@ def backward_by_chunk(
     rollout: Rollout,
     batching: Batching,
     scale: float,
+    max_norm: float | None = None,
 ) -> RewardOutput:
     """Add −scale · ∂(sum of the objective)/∂adapter through decoder and gradient steps; return the scores.
 
@@ -55,6 +57,7 @@ def backward_by_chunk(
         latents: sampled latents with their graph.
         rollout: prompts of the videos and the frames to score; see `is_separable`.
         batching: number of frames of a video that a frame reward scores at once, and precision.
+        max_norm: see `vader_ray.alignment.algorithms.vader.accumulate_gradient`.
     """
     leaf = latents.detach().requires_grad_()
     totals = [_Total(term, rows[0], latents) for term, rows in zip(terms, rollout.frame_indices, strict=True)]
@@ -67,6 +70,7 @@ def backward_by_chunk(
                 total.add_gradient(d_frames, frames.detach(), chunk, rollout.prompts, batching.chunk)
             frames.backward(d_frames.mul_(-scale))
     assert leaf.grad is not None
+    norms = None if max_norm is None else clip_by_video(leaf.grad, max_norm, scale)
     latents.backward(leaf.grad)
     objective = torch.zeros_like(totals[0].scores)
     for total in totals:
@@ -75,6 +79,7 @@ def backward_by_chunk(
         {total.term.name: total.scores for total in totals},
         objective,
         {total.term.name: total.squares.sqrt() for total in totals},
+        norms,
     )
 
 

@@ -54,9 +54,15 @@ def mean_outputs(outputs: Sequence[RewardOutput], num_endings: int) -> list[Rewa
             _means([output.scores for output in endings]),
             torch.stack([output.objective for output in endings]).mean(dim=0),
             _means([output.gradient_norms for output in endings]),
+            _mean([output.latents_gradient_norms for output in endings]),
         )
         for endings in batches
     ]
+
+
+def _mean(columns: Sequence[Scores | None]) -> Scores | None:
+    given = [column for column in columns if column is not None]
+    return torch.stack(given).mean(dim=0) if given else None
 
 
 def _means(columns: Sequence[dict[str, Scores]]) -> dict[str, Scores]:

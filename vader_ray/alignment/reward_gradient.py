@@ -22,7 +22,8 @@ from vader_ray.types import Frames, RemoteReward, Reward, RewardFuture, Scores
 
 @dataclass(frozen=True, slots=True)
 class RewardTerm:
-    """One reward of the objective: ``weight · score``, or ``−weight · |score − target|``."""
+    """One reward of the objective: ``weight · score``, ``−weight · |score − target|``, or ``−weight · max(0,
+    hinge − score)``."""
 
     name: str
     """Name in the logged metrics."""
@@ -34,14 +35,26 @@ class RewardTerm:
     """Score to reach; None raises the score without bound."""
     frames: str = "all"
     """Rule that chooses the frames that are scored (`vader_ray.alignment.frames.choose_frames`)."""
+    hinge: float | None = None
+    """Score from which on the term is 0 and has no gradient."""
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether the contribution is proportional to the score, so that it is a sum over a video's frames
+        where the score is a mean over them."""
+        return self.target is None and self.hinge is None
 
     def value(self, scores: Scores) -> Scores:
         """Return the term's contribution to the objective, per video."""
+        if self.hinge is not None:
+            return self.weight * -(self.hinge - scores).clamp(min=0)
         return self.weight * (scores if self.target is None else -(scores - self.target).abs())
 
     def slope(self, scores: Scores) -> Scores:
-        """Return ∂value/∂score, per video."""
+        """Return ∂value/∂score, per video; 0 at the kink of a hinge."""
         ones = torch.ones_like(scores)
+        if self.hinge is not None:
+            return self.weight * ones.masked_fill(scores >= self.hinge, 0.0)
         return self.weight * (ones if self.target is None else -torch.sign(scores - self.target))
 
 
@@ -56,6 +69,8 @@ class RewardOutput:
     gradient_norms: dict[str, Scores]
     """L2 norm of each term's part of ∂objective/∂frames, per video, by reward; empty if no gradient was
     computed. They show whether one term dominates the objective."""
+    latents_gradient_norms: Scores | None = None
+    """L2 norm of ∂objective/∂latents per video, before it was clipped; None where nothing is clipped."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from vader_ray.config.schema import (
     AdapterConfig,
     CheckpointConfig,
     EvaluationConfig,
+    GenerationConfig,
     GuardConfig,
     ModelConfig,
     OptimizerConfig,
@@ -70,6 +71,8 @@ class ExperimentConfig(Settings):
     """The optimizer."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """Cadence and size of the evaluations."""
+    generation: GenerationConfig = GenerationConfig()
+    """Use of a trained adapter by ``vader-ray generate`` and ``vader-ray evaluate``."""
     guard: GuardConfig = GuardConfig()
     """Guard against reward hacking."""
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -125,6 +128,26 @@ class ExperimentConfig(Settings):
     def _in_groups(self) -> str:
         size = self.runtime.workers_per_video
         return f" in groups of {size} workers" if size > 1 else ""
+
+    @model_validator(mode="after")
+    def _heldout_rewards_are_not_shaped(self) -> Self:
+        for index, reward in enumerate(self.eval_rewards):
+            for name in ("hinge", "dropout"):
+                if (value := getattr(reward, name)) != RewardConfig.model_fields[name].default:
+                    raise ValueError(
+                        f"eval_rewards.{index}.{name}={value:g} has no effect on a reward that is only "
+                        "measured; leave it out"
+                    )
+        return self
+
+    @model_validator(mode="after")
+    def _dropout_leaves_a_reward(self) -> Self:
+        if len(self.rewards) == 1 and (dropout := self.rewards[0].dropout):
+            raise ValueError(
+                f"rewards.0.dropout={dropout:g} leaves the reward out of some steps, and it is the only one; "
+                "set it to 0, or add another reward"
+            )
+        return self
 
     @model_validator(mode="after")
     def _has_blocks_to_recompute(self) -> Self:
@@ -203,6 +226,7 @@ class ExperimentConfig(Settings):
         without_effect_on_a_step = {
             "runtime",
             "tracking",
+            "generation",
             "checkpoint",
             "num_steps",
             "expected_metrics",

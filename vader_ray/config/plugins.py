@@ -103,6 +103,15 @@ class RewardConfig(PluginConfig):
     target: float | None = None
     """Score to reach: the reward contributes −|score − target| instead of its score, which rises without
     bound."""
+    hinge: float | None = None
+    """Score that is enough: the reward contributes −max(0, hinge − score) instead of its score, so a video
+    above it has no gradient of this reward (the loss of ReFL, arXiv 2304.05977). Unlike ``target``, it lowers
+    no score."""
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Probability that a training step leaves the reward out and does not compute it. In the other steps its
+    weight is divided by the probability that it is kept, so the gradient is that of the whole mix on average.
+    Drawn from the seed and the step, again where no reward would be left; such a step logs no score of the
+    reward. For several rewards and ``algorithm.name=vader``."""
     placement: PlacementConfig | None = None
     """Ray actors that compute the reward; by default every worker computes it. ``auto`` is one actor with a
     GPU, named like the reward, with ``only_if_needed``."""
@@ -115,6 +124,20 @@ class RewardConfig(PluginConfig):
         name = str(given.get("label") or given.get("reward")).rsplit(".", 1)[-1]
         actor = re.sub(r"[^A-Za-z0-9._-]", "_", name)
         return given | {"placement": {"actor": actor, "num_gpus": 1.0, "only_if_needed": True}}
+
+    @model_validator(mode="after")
+    def _hinge_fits(self) -> RewardConfig:
+        if self.hinge is not None and self.target is not None:
+            raise ValueError(
+                f"hinge={self.hinge:g} cannot be combined with target={self.target:g}, which also lowers "
+                "scores above it; leave one of the two out"
+            )
+        if self.hinge is not None and self.weight < 0:
+            raise ValueError(
+                f"hinge={self.hinge:g} bounds a score that is raised, and weight={self.weight:g} lowers it; "
+                "give a positive weight, or leave hinge out"
+            )
+        return self
 
 
 class MetricConfig(PluginConfig):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Annotated, Literal, Self
 
 from pydantic import (
+    BeforeValidator,
     Field,
     NonNegativeFloat,
     PositiveFloat,
@@ -51,6 +54,14 @@ TRUNCATIONS = (
     "ode_adjoint",
 )
 """Choices of the gradient steps: functions of `vader_ray.alignment.backward_paths`."""
+Strength = Annotated[float, Field(ge=0.0, le=100.0)]
+"""Factor of an adapter's update."""
+StrengthPoints = Annotated[
+    tuple[tuple[Share, Strength], ...],
+    Field(min_length=1),
+    BeforeValidator(lambda given: ((0.0, given),) if isinstance(given, int | float) else given),
+]
+"""A schedule of such factors: points of a part of the sampling and a factor, or one number for all of it."""
 LayerName = Annotated[str, Field(min_length=1)]
 """End of the name of a layer."""
 OptimizerName = Literal["adamw", "adamw8bit"]
@@ -377,6 +388,41 @@ class EvaluationConfig(Settings):
     select: str | None = None
     """Metric by which the best adapter is kept, e.g. ``eval/reward/aesthetic``; by default the first of
     ``eval_rewards``, and without them the objective itself, ``eval/objective``."""
+
+
+class GenerationConfig(Settings):
+    """Use of a trained adapter by ``vader-ray generate`` and ``vader-ray evaluate``; no effect on training
+    and its evaluations."""
+
+    adapter_strength: StrengthPoints = ((0.0, 1.0),)
+    """Factor of the adapter's update: 0 is the pretrained model, 1 the trained one. Either a number, or
+    points ``[part of the sampling, factor]`` of a schedule, linear between them and constant before and
+    after; denoising step i of N is at i / N. ``[[0, 0], [0.5, 1]]`` starts with the pretrained model, which
+    decides layout and motion, and ends with the trained one (annealed importance guidance, arXiv 2409.06493,
+    with scaled updates in place of mixed predictions)."""
+
+    @model_validator(mode="after")
+    def _points_ascend(self) -> Self:
+        positions = [position for position, _ in self.adapter_strength]
+        if any(one >= other for one, other in pairwise(positions)):
+            raise ValueError(
+                f"adapter_strength has points at {positions}; order them by their first number, each of them "
+                "once"
+            )
+        return self
+
+    def adapter_strengths(self, num_steps: int) -> list[float] | None:
+        """Return the factor of each denoising step; None if it is 1 in all of them."""
+        strengths = [_interpolate(self.adapter_strength, step / num_steps) for step in range(num_steps)]
+        return None if set(strengths) == {1.0} else strengths
+
+
+def _interpolate(points: Sequence[tuple[float, float]], position: float) -> float:
+    """Return the value at a position: linear between points, constant beyond the first and the last."""
+    for (left, before), (right, after) in pairwise(points):
+        if left <= position <= right:
+            return before + (after - before) * (position - left) / (right - left)
+    return points[0][1] if position < points[0][0] else points[-1][1]
 
 
 class GuardConfig(Settings):

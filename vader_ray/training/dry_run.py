@@ -72,7 +72,8 @@ def check_step(
             f"the adapter's gradient is {norm} for {len(update.grad_steps)} gradient steps "
             f"({update.grad_steps}); "
             "choose other gradient steps (sampling.truncation, truncation_depth), adapt other layers "
-            "(adapter.target_modules) or correct the reward"
+            "(adapter.target_modules), raise the reward's hinge if all scores are above it, or correct the "
+            "reward"
         )
     parameters = experiment.model.adapter_parameters()
     gradient = torch.cat([parameter.grad.flatten() for parameter in parameters if parameter.grad is not None])

@@ -61,6 +61,7 @@ def evaluate(
     experiment: Experiment,
     group: WorkerGroup,
     base: Mapping[str, Features] | None = None,
+    adapter_strengths: Sequence[float] | None = None,
 ) -> Evaluation:
     """Sample the held-out videos, each on one of the workers, and score them.
 
@@ -69,12 +70,15 @@ def evaluate(
     Args:
         base: `Evaluation.base_features` of the base model's evaluation; None if this evaluation is the base
             model's. Only worker 0 uses it.
+        adapter_strengths: factor of the adapter's update in each denoising step; by default 1 in all.
     """
     heldout = list(enumerate(_heldout(config)))
     _sample_missing(config, experiment, group, len(heldout))
     share, size = [heldout[index] for index in group.share(len(heldout))], batching(config.runtime).prefix
     batches = [share[start : start + size] for start in range(0, len(share), size)]
-    own = [video for batch in batches for video in _evaluate_batch(config, experiment, batch)]
+    own = [
+        video for batch in batches for video in _evaluate_batch(config, experiment, batch, adapter_strengths)
+    ]
     videos = group.gather_on_first(own)
     evaluation = _summarize(experiment.metrics, videos, base) if group.rank == 0 else None
     shared = group.broadcast(evaluation and replace(evaluation, videos=(), base_features={}))
@@ -190,14 +194,17 @@ def _sample_missing(
 
 
 def _evaluate_batch(
-    config: ExperimentConfig, experiment: Experiment, batch: Sequence[tuple[int, tuple[str, int]]]
+    config: ExperimentConfig,
+    experiment: Experiment,
+    batch: Sequence[tuple[int, tuple[str, int]]],
+    adapter_strengths: Sequence[float] | None,
 ) -> list[EvaluatedVideo]:
     """Sample and score held-out videos, given by their index, prompt and noise seed."""
     conditioning = experiment.condition([prompt for _, (prompt, _) in batch])
     prompts = [split_image(prompt)[1] for _, (prompt, _) in batch]
     seeds = [seed for _, (_, seed) in batch]
     model, terms = experiment.model, (*experiment.terms, *experiment.eval_terms)
-    latents = model.sample(conditioning, seeds)
+    latents = model.sample(conditioning, seeds, adapter_strengths)
     num_frames = model.decoder.num_frames(latents)
     chosen = [choose_frames(every_frame_rule(term.frames), num_frames, torch.Generator()) for term in terms]
     frame_indices = [[indices] * len(batch) for indices in chosen]

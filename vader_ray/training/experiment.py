@@ -230,7 +230,7 @@ def _term(
         return load_reward(spec, sampling.num_frames, sampling.height, sampling.width, device)
 
     reward = remote or cache.get_or_load(plugin_key(spec, sampling, device), load)
-    return RewardTerm(spec.name, reward, spec.weight, spec.target, spec.frames)
+    return RewardTerm(spec.name, reward, spec.weight, spec.target, spec.frames, spec.hinge)
 
 
 def _metric(

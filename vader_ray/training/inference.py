@@ -15,6 +15,7 @@ from vader_ray.alignment.decoding import decode_all
 from vader_ray.alignment.precision import matmul_precision
 from vader_ray.config import ExperimentConfig, check_seed
 from vader_ray.config.auto import without_auto
+from vader_ray.errors import UserError
 from vader_ray.metrics import PairedMetric
 from vader_ray.outputs import check_output, check_output_folder, explain_write_errors
 from vader_ray.training.checkpoint import State
@@ -32,14 +33,17 @@ def evaluate_adapter(config: ExperimentConfig, adapter: Path | None) -> dict[str
     Metrics that compare with the base model's videos are left out.
 
     Raises:
-        UserError: the adapter is missing, damaged or of another model.
+        UserError: the adapter is missing, damaged or of another model, or ``generation.adapter_strength`` has
+            no adapter.
     """
+    strengths = _adapter_strengths(config, adapter)
     config = without_auto(_shaped_like(config, adapter))
     experiment = build(config, _device())
     if adapter is not None:
         experiment.model.load_adapter(adapter)
     alone = [each for each in experiment.metrics if not isinstance(each.metric, PairedMetric)]
-    return evaluate(config, replace(experiment, metrics=alone), WorkerGroup()).metrics
+    experiment = replace(experiment, metrics=alone)
+    return evaluate(config, experiment, WorkerGroup(), adapter_strengths=strengths).metrics
 
 
 def evaluate_against_base(
@@ -85,9 +89,10 @@ def generate_video(
     """Sample one video and write it as an mp4.
 
     Raises:
-        UserError: the prompt, the seed or the output cannot be used, or the adapter is missing, damaged or
-            of another model.
+        UserError: the prompt, the seed or the output cannot be used, the adapter is missing, damaged or of
+            another model, or ``generation.adapter_strength`` has no adapter.
     """
+    strengths = _adapter_strengths(config, adapter)
     check_output(output, suffix=".mp4")
     check_seed(seed)
     check_texts([prompt])
@@ -105,7 +110,7 @@ def generate_video(
     )
     if adapter is not None:
         model.load_adapter(adapter)
-    latents = model.sample(encode(model, [prompt]), [seed])
+    latents = model.sample(encode(model, [prompt]), [seed], strengths)
     with matmul_precision(config.runtime.matmul_precision):
         frames = to_uint8(decode_all(latents, model.decoder)[0])
     with explain_write_errors(output):
@@ -132,6 +137,17 @@ def merge_adapter(config: ExperimentConfig, adapter: Path, output: Path) -> list
     )
     model.load_adapter(adapter)
     return list(model.save_merged(output))
+
+
+def _adapter_strengths(config: ExperimentConfig, adapter: Path | None) -> list[float] | None:
+    strengths = config.generation.adapter_strengths(config.sampling.num_inference_steps)
+    if adapter is None and strengths is not None:
+        raise UserError(
+            f"generation.adapter_strength={[list(point) for point in config.generation.adapter_strength]} "
+            "scales the update of an adapter, and none is given; name one (--adapter), or leave the setting "
+            "out"
+        )
+    return strengths
 
 
 def _shaped_like(config: ExperimentConfig, adapter: Path | None) -> ExperimentConfig:

@@ -56,6 +56,6 @@ def conditioning_key(config: ExperimentConfig, device: torch.device) -> str:
 
 def plugin_key(spec: PluginConfig, sampling: SamplingConfig, device: torch.device) -> str:
     """Return the key of a reward or metric: its settings, and the video size of its contract check."""
-    chosen = spec.model_dump(mode="json", exclude={"label", "weight", "target"})
+    chosen = spec.model_dump(mode="json", exclude={"label", "weight", "target", "hinge", "dropout"})
     size = [sampling.num_frames, sampling.height, sampling.width]
     return f"{spec.kind} on {device}: {json.dumps([chosen, *size], sort_keys=True)}"

@@ -18,6 +18,7 @@ _STREAMS = {
     "adapter": 6,
     "algorithm": 7,
     "bootstrap": 8,
+    "reward_dropout": 9,
 }
 """Number of each stream, part of its seeds: changing one changes the results of every run."""
 

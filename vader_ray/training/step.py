@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 
 import torch
@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from vader_ray.alignment.base import StepContext, UpdateResult
 from vader_ray.alignment.frames import choose_frames
+from vader_ray.alignment.reward_dropout import draw_kept, kept_terms
+from vader_ray.alignment.reward_gradient import RewardTerm
 from vader_ray.alignment.rollout import Rollout
 from vader_ray.alignment.scoring import objectives
 from vader_ray.config import ExperimentConfig, RuntimeConfig, split_image
@@ -61,14 +63,16 @@ def train_step(
     """
     first = state.step * config.videos_per_step
     videos = [first + index for index in group.share(config.videos_per_step, experiment.algorithm.group_size)]
-    rollout = make_rollout(config, experiment, videos)
+    terms, rollout = _drop_rewards(
+        config, experiment.terms, make_rollout(config, experiment, videos), state.step
+    )
     context = step_context(config, group, state)
     optimizer.start_step(state.step)
     state.step += 1
     calls, norms, measured = experiment.model.denoiser_calls, list[float](), list[dict[str, list[float]]]()
     results: list[QueryResult] = []
     for update in experiment.algorithm.updates(
-        experiment.model, experiment.terms, rollout, batching(config.runtime), context
+        experiment.model, terms, rollout, batching(config.runtime), context
     ):
         own = [] if norms else _query_results(rollout, videos, update, state.step, wall_seconds)
         parts = group.gather([_Part(own, update.metrics, experiment.model.denoiser_calls - calls)])
@@ -116,6 +120,18 @@ def make_rollout(config: ExperimentConfig, experiment: Experiment, videos: Seque
         ],
         draw_seeds=[derive_seed(config.seed, "algorithm", video) for video in videos],
     )
+
+
+def _drop_rewards(
+    config: ExperimentConfig, terms: Sequence[RewardTerm], rollout: Rollout, step: int
+) -> tuple[Sequence[RewardTerm], Rollout]:
+    """Return the rewards that a step computes, the same on all workers, and the frames that they score."""
+    dropout = [reward.dropout for reward in config.rewards]
+    if not any(dropout):
+        return terms, rollout
+    kept = draw_kept(dropout, generator(config.seed, "reward_dropout", step))
+    indices = [rollout.frame_indices[index] for index in kept]
+    return kept_terms(terms, dropout, kept), replace(rollout, frame_indices=indices)
 
 
 def _given_rollout(config: ExperimentConfig, experiment: Experiment, videos: Sequence[int]) -> Rollout:

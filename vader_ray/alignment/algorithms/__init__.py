@@ -66,6 +66,7 @@ def check(config: ExperimentConfig, *, folder: Path | None = None) -> AlgorithmC
     algorithm = build(config, folder=folder)
     if not algorithm.uses_gradient_steps:
         _refuse_gradient_steps(config.algorithm.name, config.sampling)
+        _refuse_dropout(config)
     check_plan(config.sampling)
     if config.runtime.shard > 1 and algorithm.calls_depend_on_videos:
         raise UserError(
@@ -109,4 +110,13 @@ def _refuse_gradient_steps(name: str, sampling: SamplingConfig) -> None:
             raise UserError(
                 f"sampling.{field}={value} has no effect on algorithm.name={name}; "
                 f"set it to {default}, or name=vader"
+            )
+
+
+def _refuse_dropout(config: ExperimentConfig) -> None:
+    for index, reward in enumerate(config.rewards):
+        if reward.dropout:
+            raise UserError(
+                f"rewards.{index}.dropout={reward.dropout:g} changes the objective from step to step, and "
+                f"algorithm.name={config.algorithm.name} compares objectives; set it to 0, or name=vader"
             )

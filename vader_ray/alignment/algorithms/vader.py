@@ -6,12 +6,13 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from pydantic import NonNegativeFloat
+from pydantic import Field, NonNegativeFloat
 
 from vader_ray.alignment import endings
 from vader_ray.alignment.base import Algorithm, StepContext, UpdateResult
 from vader_ray.alignment.chunked_backward import backward_by_chunk, is_separable
 from vader_ray.alignment.decoding import decode
+from vader_ray.alignment.gradient_clip import add_norms, clip_by_video, latest_norms
 from vader_ray.alignment.precision import matmul_precision
 from vader_ray.alignment.reward_gradient import ObjectiveFuture, RewardOutput, RewardTerm, submit_rewards
 from vader_ray.alignment.rollout import Batching, Rollout
@@ -29,6 +30,10 @@ class VaderSettings(Settings):
     denoiser's predictions with the adapter and without it for the same latents, a mean over elements and
     gradient steps, a sum over the guidance branches. Keeps the model near the pretrained one; costs one more
     denoiser call for each gradient step."""
+    gradient_clip_quantile: float | None = Field(default=None, gt=0.0, lt=1.0)
+    """Clip ∂objective/∂latents of each video: its norm is at most this quantile of the norms of the last 256
+    videos before the step, e.g. 0.8 (RSM, arXiv 2604.17415). A video with an unusually steep reward then does
+    not decide the step. The first step clips nothing; the norms are part of the checkpoint."""
 
 
 class VaderAlgorithm(Algorithm[VaderSettings]):
@@ -70,6 +75,9 @@ class VaderAlgorithm(Algorithm[VaderSettings]):
             context.generator,
             lambda: model.sampling_schedule(rollout.conditioning[:1]),
         )
+        quantile = self.settings.gradient_clip_quantile
+        latest = None if quantile is None else latest_norms(quantile, context.algorithm_state)
+        max_norm = None if latest is None else latest.value()
         outputs = accumulate_gradient(
             model,
             terms,
@@ -78,11 +86,24 @@ class VaderAlgorithm(Algorithm[VaderSettings]):
             batching,
             scale=1 / context.num_videos,
             reference_penalty=self.settings.reference_penalty,
+            max_norm=max_norm,
         )
-        yield UpdateResult(outputs, plan.grad_steps)
+        metrics = dict[str, list[float]]()
+        if latest is not None and max_norm is not None:
+            own = [float(norm) for output in outputs for norm in _clipped_norms(output)]
+            add_norms(latest, context.gather(own), context.algorithm_state)
+            metrics["latents_gradient_norm"] = own
+            metrics["clipped_share"] = [float(norm > max_norm) for norm in own]
+        yield UpdateResult(outputs, plan.grad_steps, metrics)
 
 
-def accumulate_gradient(
+def _clipped_norms(output: RewardOutput) -> list[float]:
+    assert output.latents_gradient_norms is not None
+    norms: list[float] = output.latents_gradient_norms.tolist()
+    return norms
+
+
+def accumulate_gradient(  # noqa: PLR0913
     model: SamplingModel,
     terms: Sequence[RewardTerm],
     rollout: Rollout,
@@ -91,6 +112,7 @@ def accumulate_gradient(
     *,
     scale: float,
     reference_penalty: float = 0.0,
+    max_norm: float | None = None,
 ) -> list[RewardOutput]:
     """Add −scale · ∂(sum of the objective)/∂adapter to the adapter's gradients; return the scores.
 
@@ -107,6 +129,8 @@ def accumulate_gradient(
         scale: 1 / number of videos of the step over all workers, so that the sum of the workers' gradients is
             that of the mean objective.
         reference_penalty: see `VaderSettings`; part of the gradient and not of the returned objective.
+        max_norm: largest L2 norm of ∂objective/∂latents of a video and ending; larger ones are scaled down.
+            None clips nothing and measures no norms.
     """
     scale = scale / plan.num_endings
     plan = replace(plan, reference_weight=scale * reference_penalty / len(plan.grad_steps))
@@ -120,12 +144,14 @@ def accumulate_gradient(
             samples = endings.sample_endings(model, state[slice(start, stop)], micro, plan)
             for latents in samples:
                 if is_separable(latents, model.decoder, terms, micro):
-                    outputs.append(backward_by_chunk(latents, model.decoder, terms, micro, batching, scale))
+                    outputs.append(
+                        backward_by_chunk(latents, model.decoder, terms, micro, batching, scale, max_norm)
+                    )
                     continue
                 pending.append(_decode(model, latents, terms, micro, batching))
                 if len(pending) > lookahead:
-                    outputs.append(_backward(pending.popleft(), scale, batching.matmul_precision))
-    outputs += [_backward(last, scale, batching.matmul_precision) for last in pending]
+                    outputs.append(_backward(pending.popleft(), scale, batching.matmul_precision, max_norm))
+    outputs += [_backward(last, scale, batching.matmul_precision, max_norm) for last in pending]
     return endings.mean_outputs(outputs, plan.num_endings)
 
 
@@ -152,10 +178,15 @@ def _decode(
     return _Pending(latents, leaf, frames, future)
 
 
-def _backward(videos: _Pending, scale: float, precision: MatmulPrecision) -> RewardOutput:
+def _backward(
+    videos: _Pending, scale: float, precision: MatmulPrecision, max_norm: float | None
+) -> RewardOutput:
     """Wait for the rewards, and backpropagate through the decoder and then through the gradient steps."""
     with matmul_precision(precision):
         output, d_frames = videos.future.result()
         videos.frames.backward(d_frames.mul_(-scale))
-    videos.latents.backward(videos.leaf.grad)
-    return output
+    gradient = videos.leaf.grad
+    assert gradient is not None
+    norms = None if max_norm is None else clip_by_video(gradient, max_norm, scale)
+    videos.latents.backward(gradient)
+    return output if norms is None else replace(output, latents_gradient_norms=norms)

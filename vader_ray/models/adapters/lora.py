@@ -116,6 +116,20 @@ def disabled(denoisers: Iterable[nn.Module]) -> Iterator[None]:
             layer.enable_adapters(True)
 
 
+@contextmanager
+def scaled(denoiser: nn.Module, factor: float) -> Iterator[None]:
+    """Multiply the adapter's update by a factor inside a ``with`` block."""
+    layers = [layer for layer in denoiser.modules() if isinstance(layer, LoraLayer)]
+    before = [layer.scaling for layer in layers]
+    for layer in layers:
+        layer.scaling = {name: value * factor for name, value in layer.scaling.items()}
+    try:
+        yield
+    finally:
+        for layer, scaling in zip(layers, before, strict=True):
+            layer.scaling = scaling
+
+
 def parameters(denoiser: nn.Module) -> list[nn.Parameter]:
     """Return the adapter's parameters in the order of the module."""
     return [parameter for parameter in denoiser.parameters() if parameter.requires_grad]

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from vader_ray.config import SamplingConfig
 from vader_ray.errors import UserError
 from vader_ray.models.core import prefix_cache, transitions
+from vader_ray.models.core.adapter_strength import AdapterStrengthHook
 from vader_ray.models.core.conditioning import Conditioning, encode_texts, open_images
 from vader_ray.models.core.decoders import DecoderOptions
 from vader_ray.models.core.guidance_interval import GuidanceIntervalHook, check_interval
@@ -181,10 +182,21 @@ class SamplingPipeline:
         return torch.stack(noise).to(self.pipe.device, self._sampling_dtype())
 
     @torch.no_grad()
-    def sample(self, conditioning: Conditioning, seeds: Sequence[int]) -> Latents:
-        """Sample without gradient, from the first denoising step to the last."""
+    def sample(
+        self,
+        conditioning: Conditioning,
+        seeds: Sequence[int],
+        adapter_strengths: Sequence[float] | None = None,
+    ) -> Latents:
+        """Sample without gradient, from the first denoising step to the last.
+
+        Args:
+            conditioning: of the videos.
+            seeds: of the videos' noise.
+            adapter_strengths: factor of the adapter's update in each denoising step; by default 1 in all.
+        """
         parts = self._parts(len(seeds))
-        return torch.cat([self._sample(conditioning[part], seeds[part]) for part in parts])
+        return torch.cat([self._sample(conditioning[part], seeds[part], adapter_strengths) for part in parts])
 
     @torch.no_grad()
     def sample_prefix(
@@ -217,10 +229,15 @@ class SamplingPipeline:
             self._schedule = SamplingSchedule(hook.coefficients(), tuple(levels))
         return self._schedule
 
-    def _sample(self, conditioning: Conditioning, seeds: Sequence[int]) -> Latents:
-        return self._run_pipeline(
-            self.pack_latents(self.noise(seeds)), conditioning, LoopHook(seeds, plan=None)
+    def _sample(
+        self, conditioning: Conditioning, seeds: Sequence[int], adapter_strengths: Sequence[float] | None
+    ) -> Latents:
+        hook = (
+            LoopHook(seeds, plan=None)
+            if adapter_strengths is None
+            else AdapterStrengthHook(seeds, adapter_strengths)
         )
+        return self._run_pipeline(self.pack_latents(self.noise(seeds)), conditioning, hook)
 
     def _sample_prefix(
         self, conditioning: Conditioning, plan: TruncationPlan, seeds: Sequence[int]

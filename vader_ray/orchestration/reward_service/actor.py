@@ -107,7 +107,8 @@ class RewardActor:
 
 def reward_settings(config: RewardConfig) -> dict[str, Any]:
     """Return the settings on which scores and gradients depend, without those of the objective."""
-    return config.model_dump(mode="json", exclude={"weight", "target", "frames", "placement", "label"})
+    of_the_objective = {"weight", "target", "hinge", "dropout", "frames", "placement", "label"}
+    return config.model_dump(mode="json", exclude=of_the_objective)
 
 
 def _check_finite(scores: Scores, prompts: Sequence[str], name: str) -> None:
