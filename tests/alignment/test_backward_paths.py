@@ -13,11 +13,14 @@ import torch
 from torch import Tensor
 
 from tests.helpers.plain_pipelines import NETWORKS, SCHEDULERS, conditioning, decoded, plain_model
+from vader_ray.alignment import algorithms
 from vader_ray.alignment.algorithms.vader import accumulate_gradient
+from vader_ray.alignment.backward_paths import BackwardPath, PathContext
 from vader_ray.alignment.reward_gradient import RewardTerm
 from vader_ray.alignment.rollout import Batching, Rollout
-from vader_ray.alignment.truncation import draw_plan
-from vader_ray.errors import UserError
+from vader_ray.alignment.truncation import check_plan, draw_plan
+from vader_ray.config import SamplingConfig, load
+from vader_ray.errors import RunFailed, UserError
 from vader_ray.types import Frames, GradStep, Granularity, Scores, TruncationPlan
 
 SEEDS = [3, 4]
@@ -513,3 +516,74 @@ def test_steps_after_the_rewarded_one_call_no_denoiser(name: str) -> None:
     before = model.denoiser_calls
     staged(model, plan)
     assert model.denoiser_calls - before == 2 * 2 * (plan.reward_step + 1)  # videos · branches · steps
+
+
+def own_path(context: PathContext, *, gain: float = 2.0, step: int = 1) -> BackwardPath:
+    """A user's function, found by its dotted name."""
+    return BackwardPath({step: GradStep(gain=gain), 5: GradStep(0.3)})
+
+
+def backwards(context: PathContext) -> BackwardPath:
+    return BackwardPath({5: GradStep(), 1: GradStep()})
+
+
+def no_path(_: PathContext) -> int:
+    return 3
+
+
+def test_a_function_of_the_user_and_a_list_are_the_same_path() -> None:
+    model = plain_model("transformer", "flow")
+    options = {"truncation_options": {"gain": 3.0, "step": 2.0}}
+    by_function = plan_of(model, f"{__name__}.own_path", 0, **options)
+    listed = [{"step": 2, "gain": 3.0}, {"step": 5, "coupling": 0.3}]
+    sampling = SamplingConfig(num_frames=1, height=8, width=8, num_inference_steps=6, truncation=listed)
+    by_list = draw_plan(sampling, torch.Generator())
+    assert by_function == by_list
+    assert (by_list.grad_steps, sampling.max_grad_steps()) == ((2, 5), 2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"truncation": f"{__name__}.backwards"}, r"chose the gradient steps \[5, 1\]"),
+        ({"truncation": f"{__name__}.nothing"}, "defines no 'nothing'"),
+        ({"truncation": f"{__name__}.no_path"}, "returned a int; return a BackwardPath"),
+        ({"truncation": "sparse", "truncation_options": {"bias": 1}}, "has no option bias; it has late_bias"),
+        ({"truncation": "window", "truncation_options": {"start": 1.5}}, "start=1.5: give an integer"),
+        ({"truncation": "window", "truncation_options": {"start": 6}}, "choose start from 0 to 5"),
+        ({"truncation": "last", "truncation_options": {"coupling": 2}}, "give a number from 0 to 1"),
+        ({"truncation": "bridge"}, "sampling.truncation_depth=1: bridge needs 2 or more"),
+    ],
+)
+def test_a_choice_that_does_not_fit_is_refused_at_load(settings: dict[str, Any], message: str) -> None:
+    sampling = SamplingConfig(num_frames=1, height=8, width=8, num_inference_steps=6, **settings)
+    with pytest.raises((UserError, RunFailed), match=message):
+        check_plan(sampling)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"truncation": "velocity_matching"},
+        {"truncation": "ode_adjoint"},
+        {"truncation": "ode_adjoint", "penalty": 1.0, "checkpointing": "block"},
+    ],
+)
+def test_a_path_with_a_prior_needs_its_weight_and_whole_blocks(settings: dict[str, Any]) -> None:
+    changes = [f"sampling.truncation={settings['truncation']}"]
+    changes += [f"algorithm.reference_penalty={settings.get('penalty', 0.0)}"]
+    changes += [f"runtime.activation_checkpointing={settings.get('checkpointing', 'none')}"]
+    field = "activation_checkpointing=block" if "checkpointing" in settings else "reference_penalty=0"
+    with pytest.raises(UserError, match=field):
+        algorithms.check(load("shapes_hps", changes))
+
+
+def test_draws_are_functions_of_the_generator_and_reach_every_step() -> None:
+    model = plain_model("transformer", "flow")
+    for name, settings in PATHS.items():
+        depth = settings.get("truncation_depth", 1)
+        plans = [plan_of(model, name, seed, truncation_depth=depth) for seed in range(40)]
+        assert plans[7] == plan_of(model, name, 7, truncation_depth=depth)
+        reached = {step for plan in plans for step in plan.grad_steps}
+        everywhere = name in ("drtune", "sparse", "bridge", "leap", "lagrange", "velocity_matching")
+        assert reached == set(range(6)) if everywhere else len(reached) in (3,), name

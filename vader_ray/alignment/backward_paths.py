@@ -28,7 +28,7 @@ from vader_ray.types import GradStep, SamplingSchedule
 
 @dataclass(frozen=True, slots=True)
 class PathContext:
-    """What a path may depend on: the same on every worker."""
+    """Arguments of a path, the same on every worker."""
 
     num_steps: int
     """Number of denoising steps N."""

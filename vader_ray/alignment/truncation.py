@@ -87,7 +87,7 @@ def _path(sampling: SamplingConfig) -> Callable[[PathContext], BackwardPath]:
     return partial(function, **options)
 
 
-def _number(name: str, given: float, default: Any) -> float:
+def _number(name: str, given: float, default: Any) -> int | float:
     """Return an option as an integer if its default is one, else as a float.
 
     Raises:

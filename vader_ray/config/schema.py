@@ -156,7 +156,7 @@ class SamplingConfig(Settings):
     """Truncation depth K, the number of gradient steps (VADER's Algorithm 1 with ``last``). Each adds a
     backward pass of the denoiser, and memory if ``recompute`` is off. ``refl`` always has 1, ``leap`` 2 and
     ``lagrange`` up to 4."""
-    truncation_options: dict[str, int | float] = Field(default_factory=dict)
+    truncation_options: dict[str, float] = Field(default_factory=dict)
     """Keyword arguments of the function that ``truncation`` names (docs/backward_paths.md): ``start`` of a
     ``window``, or the ``coupling`` of ``last``, ``random``, ``uniform`` and ``window``, 0 to 1, the factor of
     the gradient through the denoiser's input to the earlier gradient steps (0 is DRTune's stopped input)."""

@@ -59,6 +59,8 @@ def _short_sampling(sampling: SamplingConfig, depth: int) -> SamplingConfig:
         "prefix_cache": "none",
         "guidance_interval": WHOLE_SAMPLING,
     }
+    if sampling.truncation == "ode_adjoint":
+        return sampling.model_copy(update=changes | {"num_inference_steps": min(num_steps, depth + 2)})
     if sampling.truncation not in ("last", "random", "window"):
         changes |= {"truncation": "uniform", "num_inference_steps": min(num_steps, 2 * depth + 1)}
         return sampling.model_copy(update=changes | {"truncation_options": {}})

@@ -196,6 +196,7 @@ sampling.truncation_depth=21 => sampling: truncation_depth=21 is more than num_i
 sampling.truncation_depth=99 => sampling: truncation_depth=99 is more than num_inference_steps=20; choose 1 to 20
 sampling.truncation_depth=-1 => sampling.truncation_depth: Input should be greater than 0, not -1
 sampling.truncation_depth=x => sampling.truncation_depth: Input should be a valid integer, unable to parse string as an
+sampling.truncation_options.start=x => sampling.truncation_options.start: Input should be a valid number, unable to parse
 sampling.truncation_options.start=3 => sampling.truncation_options: last has no option start; it has coupling
 sampling.truncation=window sampling.truncation_options.start=-1 => sampling.truncation_options.start=-1 + truncation_depth=1 runs
 sampling.truncation=window sampling.truncation_options.start=1.5 => sampling.truncation_options.start=1.5: give an integer
