@@ -183,8 +183,8 @@ sampling.scheduler=os => has no scheduler 'os'; give the name of one of its clas
 sampling.scheduler=3 => sampling.scheduler: Input should be a valid string, not 3
 sampling.scheduler=Schedulers => has no scheduler 'Schedulers'; did you mean 'LCMScheduler'? give the name of one of its
 sampling.truncation=lst => sampling: truncation=lst is unknown; did you mean 'last'? give one of last, random, uniform
-sampling.truncation=null => sampling.truncation: Input should be a valid string, not None
-sampling.truncation=[] => sampling.truncation: Tuple should have at least 1 item after validation, not 0
+sampling.truncation=null => sampling.truncation.str: Input should be a valid string, not None
+sampling.truncation=[] => Tuple should have at least 1 item after validation, not 0
 sampling.truncation=[{step: 20}] => sampling: truncation lists the steps [20]; list ascending ones from 0 to 19
 sampling.truncation=[{step: 3}, {step: 2}] => sampling: truncation lists the steps [3, 2]; list ascending ones from 0 to
 sampling.truncation=leap sampling.truncation_depth=2 => sampling: truncation_depth=2 has no effect on truncation=leap, which

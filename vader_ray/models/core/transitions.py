@@ -85,7 +85,7 @@ def noised(scheduler: Any, clean: Tensor, noise: Tensor, step: int) -> tuple[Ten
         UserError: it is not known what the denoiser predicts under this scheduler.
     """
     signal, level = _signal_and_noise(scheduler, step)
-    kind = _prediction_kind(scheduler, "algorithm.name=dpo")
+    kind = _prediction_kind(scheduler, "algorithm.name=dpo", "algorithm.name=vader")
     size = math.hypot(signal, level)  # samples of some schedulers do not have variance 1
     target = {
         "epsilon": lambda: noise,
@@ -109,7 +109,7 @@ def clean_prediction(scheduler: Any, predicted: Tensor, sample: Tensor, step: in
         UserError: it is not known what the denoiser predicts under this scheduler.
     """
     signal, level = _signal_and_noise(scheduler, step)
-    kind = _prediction_kind(scheduler, "sampling.truncation: a reward of a one-step prediction")
+    kind = _prediction_kind(scheduler, "sampling.truncation: one-step prediction", "truncation=last")
     size = math.hypot(signal, level)
     return {
         "epsilon": lambda: (sample - level * predicted) / (signal * _clean_scale(scheduler, step)),
@@ -126,19 +126,18 @@ def noise_share(scheduler: Any, step: int) -> float:
     return 1 - share if scheduler.config.get("invert_sigmas") else share
 
 
-def _prediction_kind(scheduler: Any, setting: str) -> str:
+def _prediction_kind(scheduler: Any, setting: str, remedy: str) -> str:
     """Return what the denoiser predicts under a scheduler: a name of diffusers' ``prediction_type``.
 
     Raises:
-        UserError: it is not known; the message begins with the setting.
+        UserError: it is not known; the message begins with the setting and ends with the remedy.
     """
     kind = scheduler.config.get("prediction_type", "flow_prediction" if _is_flow(scheduler) else None)
     known = ("epsilon", "sample", "v_prediction", "flow_prediction")
     if kind not in known or scheduler.config.get("invert_sigmas"):
         raise UserError(
-            f"{setting}: it is not known what the denoiser predicts under {type(scheduler).__name__} "
-            f"(prediction_type {kind!r}, inverted sigmas or unknown); choose algorithm.name=vader with a "
-            "reward of the finished video"
+            f"{setting}: what the denoiser predicts under {type(scheduler).__name__} (prediction_type "
+            f"{kind!r}, inverted sigmas or unknown) is not known here; choose {remedy}"
         )
     return str(kind)
 
