@@ -48,18 +48,9 @@ class Registry:
         self.check_name(name)
         if name in self.names():
             return self.only_class(importlib.import_module(self._module_of(name)))
-        parent, _, attribute = name.rpartition(".")
         if (module := _import_if_found(name)) is not None:
             return self.only_class(module)
-        module = _import_if_found(parent)
-        if module is None:
-            raise UserError(
-                f"{self.noun}: there is no module {name!r} or {parent!r}; install it or put its folder on "
-                "PYTHONPATH"
-            )
-        if not hasattr(module, attribute):
-            raise UserError(f"{self.noun}: {parent} defines no {attribute!r}; define it there")
-        return getattr(module, attribute)
+        return import_attribute(name, self.noun)
 
     def check_name(self, name: str) -> None:
         """Refuse what is neither a plugin of the package nor a dotted name; import nothing.
@@ -115,6 +106,23 @@ FAMILIES = Registry(
     "vader_ray.models", kind="Model", noun="model.family", shared=("adapters", "base", "core")
 )
 ALGORITHMS = Registry("vader_ray.alignment.algorithms", kind="Algorithm", noun="algorithm.name")
+
+
+def import_attribute(name: str, noun: str) -> Any:
+    """Return what a dotted name ``my.module.attribute`` names.
+
+    Raises:
+        UserError: there is no such module or attribute; the message begins with ``noun``.
+    """
+    parent, _, attribute = name.rpartition(".")
+    module = _import_if_found(parent)
+    if module is None:
+        raise UserError(
+            f"{noun}: there is no module {name!r} or {parent!r}; install it or put its folder on PYTHONPATH"
+        )
+    if not hasattr(module, attribute):
+        raise UserError(f"{noun}: {parent} defines no {attribute!r}; define it there")
+    return getattr(module, attribute)
 
 
 def _import_if_found(name: str) -> ModuleType | None:

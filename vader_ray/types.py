@@ -35,6 +35,31 @@ ResultT = TypeVar("ResultT", covariant=True)
 
 
 @dataclass(frozen=True, slots=True)
+class GradStep:
+    """How the reward gradient passes one gradient step; the defaults are those of backpropagation."""
+
+    coupling: float = 1.0
+    """Factor of the gradient through the denoiser's input, from this gradient step to the earlier ones; with
+    0 they do not depend on it."""
+    gain: float = 1.0
+    """Factor of the gradient at the denoiser's output."""
+    prior: float = 1.0
+    """Factor of the step's reference penalty, see `TruncationPlan.reference_weight`."""
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingSchedule:
+    """The scheduler's steps as numbers, one per denoising step."""
+
+    coefficients: tuple[float, ...]
+    """Coefficient of each step's prediction in the last sample, while the other predictions are constant. For
+    a flow and Euler's method it is the difference of the noise levels, σ_{k+1} − σ_k."""
+    noise_levels: tuple[float, ...]
+    """Share of noise in the sample before each step, 0 to 1: s / (a + s) for a · clean + s · noise, the σ of
+    a flow."""
+
+
+@dataclass(frozen=True, slots=True)
 class TruncationPlan:
     """The gradient steps of one sampling: denoising steps through which the reward gradient flows."""
 
@@ -42,8 +67,19 @@ class TruncationPlan:
     """Number of denoising steps of the sampling."""
     grad_steps: tuple[int, ...]
     """Indices of the gradient steps, ascending and never empty; the noisiest denoising step is 0."""
-    backprop_through_input: bool = True
-    """Let the gradient flow through the denoiser's input, from a gradient step to the earlier ones."""
+    rules: tuple[GradStep, ...] = ()
+    """Rule of each gradient step; empty is backpropagation in all of them."""
+    base_adjoint: bool = False
+    """Let the gradient flow to earlier gradient steps through the denoiser without its adapter."""
+    reward_step: int | None = None
+    """Denoising step at whose prediction of the clean video the sampling ends and the reward is computed;
+    None for the last sample."""
+    distances: tuple[tuple[float, ...], ...] = ()
+    """Rows of coefficients of the denoising steps' predictions; each sum is a difference between the sampled
+    video and an approximation of it. A video's gradient is divided by the sum of their mean absolute values.
+    Coefficients before the first gradient step are 0."""
+    min_distance: float = 0.0
+    """Lower bound of each mean absolute value."""
     recompute: bool | Literal["earlier", "nested"] = True
     """Recompute a gradient step's forward pass in the backward pass instead of keeping its activations;
     exact. ``earlier`` keeps those of the last gradient step, the first that the backward pass needs;
@@ -54,6 +90,10 @@ class TruncationPlan:
     without the adapter."""
     num_endings: int = 1
     """Times that the gradient steps, then the last ones, are sampled; see `vader_ray.alignment.endings`."""
+
+    def rule(self, step: int) -> GradStep:
+        """Return the rule of a gradient step."""
+        return self.rules[self.grad_steps.index(step)] if self.rules else GradStep()
 
     def recomputes(self, step: int, *, in_blocks: bool) -> bool:
         """Whether the forward pass of a gradient step is recomputed as a whole in the backward pass.
@@ -235,6 +275,14 @@ class SamplingModel(Protocol):
         """Sample videos without gradient.
 
         ``adapter_strengths`` has the factor of the adapter's update in each denoising step; None is 1.
+        """
+        ...
+
+    def sampling_schedule(self, conditioning: Sliceable, /) -> SamplingSchedule:
+        """Return the scheduler's coefficients and noise levels; calls no denoiser.
+
+        Args:
+            conditioning: of one video or more.
         """
         ...
 

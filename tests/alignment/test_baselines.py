@@ -493,7 +493,7 @@ def test_a_faulty_file_of_pairs_is_named(tmp_path: Path, row: dict[str, str], me
         (["algorithm.name=dpo", "runtime.num_workers=4"], "choose a multiple of 8"),
         (["algorithm.name=ppo"],
          "algorithm.name: there is no 'ppo'; did you mean 'dpo'? give one of ddpo, dpo, vader, or"),
-        (["algorithm.beta=1"], "algorithm.beta: there is no such setting; here are reference_penalty"),
+        (["algorithm.beta=1"], "algorithm.beta: there is no such setting; here are gradient_clip_quantile"),
         (["algorithm.name=dpo", "algorithm.clip_range=1"],
          "algorithm.clip_range: there is no such setting; here are beta, num_draws, num_updates, pairs"),
         (["algorithm.name=ddpo", "algorithm.buffer_size=2", "sampling.eta=1"],

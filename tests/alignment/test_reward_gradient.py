@@ -21,12 +21,12 @@ from vader_ray.alignment.frames import choose_frames
 from vader_ray.alignment.reward_gradient import RewardTerm, score_and_gradient
 from vader_ray.alignment.rollout import Batching, Rollout
 from vader_ray.alignment.scoring import score_only
-from vader_ray.alignment.truncation import grad_steps
+from vader_ray.alignment.truncation import draw_plan
 from vader_ray.config import SamplingConfig
 from vader_ray.errors import RunFailed, UserError
 from vader_ray.models.core.conditioning import Conditioning
 from vader_ray.rewards import FunctionReward
-from vader_ray.types import Frames, Scores, TruncationPlan
+from vader_ray.types import Frames, GradStep, Scores, TruncationPlan
 
 PROMPTS = ["a red circle moving left", "a blue star moving up"]
 SEEDS = [3, 4]
@@ -139,8 +139,9 @@ def test_truncation_changes_the_gradient(tiny_pipeline_folder: Path) -> None:
     for depth in (1, 5):
         model = load_tiny(tiny_pipeline_folder, precision="float64")
         randomise_adapter(model)
-        graded = grad_steps(model.sampling.model_copy(update={"truncation_depth": depth}), torch.Generator())
-        gradients[depth] = _staged(model, REWARD_TERMS["frame"], TruncationPlan(5, graded), Batching())[1]
+        sampling = model.sampling.model_copy(update={"truncation_depth": depth})
+        plan = draw_plan(sampling, torch.Generator())
+        gradients[depth] = _staged(model, REWARD_TERMS["frame"], plan, Batching())[1]
     assert (gradients[1] - gradients[5]).norm() > 0.01 * gradients[5].norm()
 
 
@@ -181,7 +182,8 @@ def test_truncated_gradient_of_a_linear_denoiser_has_its_closed_form(
     """
     theta, model = 0.2, linear_model(0.2, 4, (1, 1, 1, 1))
     pipe = model.pipe
-    plan, nothing = TruncationPlan(4, graded, backprop_through_input=chain), Conditioning({})
+    rules = (GradStep(coupling=float(chain)),) * len(graded)
+    plan, nothing = TruncationPlan(4, graded, rules), Conditioning({})
     latents = model.sample_with_grad(model.sample_prefix(nothing, plan, [5]), nothing, plan)
     (found,) = torch.autograd.grad(latents.sum(), pipe.transformer.theta)
 
@@ -208,19 +210,19 @@ def test_truncated_gradient_of_a_linear_denoiser_has_its_closed_form(
         ({"truncation": "last", "truncation_depth": 2}, (8, 9)),
         ({"truncation": "uniform", "truncation_depth": 5}, (1, 3, 5, 7, 9)),
         ({"truncation": "uniform", "truncation_depth": 3}, (2, 5, 9)),
-        ({"truncation": "window", "truncation_depth": 3, "window_start": 4}, (4, 5, 6)),
+        ({"truncation": "window", "truncation_depth": 3, "truncation_options": {"start": 4}}, (4, 5, 6)),
     ],
 )
 def test_plans(sampling: dict[str, Any], expected: tuple[int, ...]) -> None:
     config = SamplingConfig(num_frames=1, height=8, width=8, num_inference_steps=10, **sampling)
-    assert grad_steps(config, torch.Generator()) == expected
+    assert draw_plan(config, torch.Generator()).grad_steps == expected
 
 
 def test_random_truncation_draws_every_depth_up_to_k() -> None:
     config = SamplingConfig(
         num_frames=1, height=8, width=8, num_inference_steps=10, truncation="random", truncation_depth=4
     )
-    drawn = {grad_steps(config, torch.Generator().manual_seed(seed)) for seed in range(60)}
+    drawn = {draw_plan(config, torch.Generator().manual_seed(seed)).grad_steps for seed in range(60)}
     assert drawn == {tuple(range(10 - depth, 10)) for depth in (1, 2, 3, 4)}
 
 

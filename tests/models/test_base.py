@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tests.helpers.tiny import SAMPLING, adapter_gradient, load_tiny, randomise_adapter
-from vader_ray.types import TruncationPlan
+from vader_ray.types import GradStep, TruncationPlan
 
 PROMPTS = ["a red circle moving left", "a blue star moving up"]
 SEEDS = [3, 4]
@@ -47,7 +47,7 @@ def _call(sampling: dict[str, Any]) -> dict[str, Any]:
 
 
 def _whole_and_split(
-    model: Any, graded: tuple[int, ...], seeds: list[int], **plan: bool
+    model: Any, graded: tuple[int, ...], seeds: list[int], **plan: Any
 ) -> tuple[Tensor, Tensor]:
     """Latents of uninterrupted sampling, and of prefix and finish."""
     conditioning = model.encode(PROMPTS)
@@ -102,7 +102,9 @@ def test_replay_is_exact(tiny_pipeline_folder: Path, graded: tuple[int, ...], ch
     for recompute in (True, False):
         model = load_tiny(tiny_pipeline_folder, precision="float64")
         randomise_adapter(model)
-        _, latents = _whole_and_split(model, graded, SEEDS, backprop_through_input=chain, recompute=recompute)
+        _, latents = _whole_and_split(
+            model, graded, SEEDS, rules=(GradStep(float(chain)),) * len(graded), recompute=recompute
+        )
         gradients.append(adapter_gradient(model, latents.square().sum()))
     assert torch.equal(*gradients)
     assert gradients[0].abs().max() > 0

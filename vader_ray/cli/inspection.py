@@ -106,8 +106,9 @@ def _print_contents(config: ExperimentConfig) -> None:
             print(f"{kind:7} {spec.name} ({details}): {options or 'no options'}")
     print(f"metrics {', '.join(metric.name for metric in config.all_metrics())}")
     sampling, workers = config.sampling, config.runtime.num_workers
+    choice = sampling.truncation if isinstance(sampling.truncation, str) else "listed"
     print(
-        f"plan    {sampling.truncation} {sampling.truncation_depth} of {sampling.num_inference_steps} "
+        f"plan    {choice} {sampling.max_grad_steps()} of {sampling.num_inference_steps} "
         f"denoising steps, {config.num_steps} steps of {config.videos_per_step} videos on {workers} workers"
     )
 

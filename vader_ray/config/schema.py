@@ -25,6 +25,7 @@ from vader_ray.config.settings import (
     Settings,
     Steps,
 )
+from vader_ray.errors import did_you_mean
 from vader_ray.paths import Prompts, Weights
 from vader_ray.prompt_files import COLUMN
 
@@ -38,6 +39,21 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 """Fraction of a whole."""
 WHOLE_SAMPLING = (0.0, 1.0)
 """Interval of ``guidance_interval`` with guidance in every denoising step."""
+TRUNCATIONS = (
+    "last",
+    "random",
+    "uniform",
+    "window",
+    "drtune",
+    "refl",
+    "sparse",
+    "leap",
+    "bridge",
+    "lagrange",
+    "velocity_matching",
+    "ode_adjoint",
+)
+"""Choices of the gradient steps: functions of `vader_ray.alignment.backward_paths`."""
 Strength = Annotated[float, Field(ge=0.0, le=100.0)]
 """Factor of an adapter's update."""
 StrengthPoints = Annotated[
@@ -90,6 +106,21 @@ class AdapterConfig(Settings):
     family declares."""
 
 
+class GradientStepConfig(Settings):
+    """One gradient step of a list in ``sampling.truncation``."""
+
+    step: NonNegativeCount
+    """Index of the denoising step; the noisiest is 0."""
+    coupling: Share = 1.0
+    """Factor of the gradient through the denoiser's input to the earlier gradient steps."""
+    gain: float = 1.0
+    """Factor of the gradient at the denoiser's output."""
+    prior: NonNegativeFloat = 1.0
+    """Factor of ``algorithm.reference_penalty`` in this step."""
+    reward_at_prediction: bool = False
+    """End the sampling at this step, the last of the list, and reward the clean video that it predicts."""
+
+
 class SamplingConfig(Settings):
     """The denoising procedure, and the denoising steps through which the gradient flows."""
 
@@ -115,24 +146,26 @@ class SamplingConfig(Settings):
     scheduler: str | None = Field(default=None, min_length=1)
     """Class name of a diffusers scheduler that replaces the checkpoint's own, e.g.
     ``DPMSolverMultistepScheduler``."""
-    truncation: Literal["last", "random", "uniform", "window"] = "last"
+    truncation: str | Annotated[tuple[GradientStepConfig, ...], Field(min_length=1)] = "last"
     """Choice of the gradient steps (VADER only): the ``last`` K denoising steps; the last k with k ``random``
     in 1…K, drawn for each training step (AlignProp; the VADER authors' random mode is K = N); K steps
-    ``uniform``-ly spaced over the sampling; or a ``window`` of K consecutive steps."""
+    ``uniform``-ly spaced over the sampling; a ``window`` of K consecutive steps; a published method
+    (``drtune``, ``refl``, ``sparse``, ``leap``, ``bridge``, ``lagrange``, ``velocity_matching``,
+    ``ode_adjoint``; docs/backward_paths.md); the dotted name of a function of yours; or a list of steps."""
     truncation_depth: Count = 1
     """Truncation depth K, the number of gradient steps (VADER's Algorithm 1 with ``last``). Each adds a
-    backward pass of the denoiser, and memory if ``recompute`` is off."""
-    window_start: NonNegativeCount = 0
-    """Index of the first gradient step of a ``window``; the noisiest denoising step is 0."""
+    backward pass of the denoiser, and memory if ``recompute`` is off. ``refl`` always has 1, ``leap`` 2 and
+    ``lagrange`` up to 4."""
+    truncation_options: dict[str, float] = Field(default_factory=dict)
+    """Keyword arguments of the function that ``truncation`` names (docs/backward_paths.md): ``start`` of a
+    ``window``, or the ``coupling`` of ``last``, ``random``, ``uniform`` and ``window``, 0 to 1, the factor of
+    the gradient through the denoiser's input to the earlier gradient steps (0 is DRTune's stopped input)."""
     num_endings: int = Field(default=1, gt=0, le=2**10)
     """Endings of each video (VADER only). The first is the ordinary one; each further one adds fresh noise to
     the finished video, as much as before its gradient steps, and repeats these with gradient, decoder and
     rewards. Gradients and scores are averaged, and each ending is a reward query (DRaFT-LV, arXiv
     2309.17400). Less variance of the gradient without another sampling; schedulers whose steps depend on
     earlier ones refuse it."""
-    backprop_through_input: bool = True
-    """Let the gradient flow through the denoiser's input from one gradient step to the earlier ones. False is
-    DRTune's stopped input: cheaper, biased. No effect at K = 1."""
     recompute: bool | Literal["earlier", "nested", "auto"] = True
     """Recompute each gradient step's forward pass in the backward pass instead of keeping its activations.
     Exact; one more forward pass for each, memory independent of K. With ``runtime.activation_checkpointing``
@@ -188,10 +221,10 @@ class SamplingConfig(Settings):
             raise ValueError(
                 f"truncation_depth={depth} is more than num_inference_steps={steps}; choose 1 to {steps}"
             )
-        if self.truncation == "window" and self.window_start + depth > steps:
+        if self._own_depth() is not None and depth != 1:
             raise ValueError(
-                f"window_start={self.window_start} + truncation_depth={depth} runs past "
-                f"num_inference_steps={steps}; choose window_start of at most {steps - depth}"
+                f"truncation_depth={depth} has no effect on truncation={self.truncation}, which has its own "
+                "number of gradient steps; leave it out"
             )
         if self.num_endings > 1 and self.truncation not in ("last", "random"):
             raise ValueError(
@@ -203,12 +236,39 @@ class SamplingConfig(Settings):
                 f"num_endings={self.num_endings} keeps the denoising steps before the last {depth}, and "
                 f"num_inference_steps={steps} leaves none; lower truncation_depth or set num_endings=1"
             )
-        if self.truncation != "window" and self.window_start:
+        return self
+
+    @model_validator(mode="after")
+    def _truncation_is_known(self) -> Self:
+        if not isinstance(self.truncation, str):
+            self._check_listed_steps(self.truncation)
+            return self
+        is_dotted = "." in self.truncation and all(map(str.isidentifier, self.truncation.split(".")))
+        if self.truncation not in TRUNCATIONS and not is_dotted:
             raise ValueError(
-                f"window_start={self.window_start} has no effect on truncation={self.truncation}; "
-                "set truncation=window"
+                f"truncation={self.truncation} is unknown; {did_you_mean(self.truncation, TRUNCATIONS)}give "
+                f"one of {', '.join(TRUNCATIONS)}, a list of steps, or the dotted name of a function of yours"
             )
         return self
+
+    def _check_listed_steps(self, listed: tuple[GradientStepConfig, ...]) -> None:
+        steps, last = [each.step for each in listed], self.num_inference_steps - 1
+        if steps != sorted(set(steps)) or steps[-1] > last:
+            raise ValueError(f"truncation lists the steps {steps}; list ascending ones from 0 to {last}")
+        if any(each.reward_at_prediction for each in listed[:-1]):
+            raise ValueError("truncation: only the last step of the list can have reward_at_prediction")
+        if self.truncation_options:
+            raise ValueError("truncation_options has no effect on a list of steps; leave it out")
+
+    def _own_depth(self) -> int | None:
+        """Return the largest number of gradient steps of a choice that does not have K of them."""
+        if not isinstance(self.truncation, str):
+            return len(self.truncation)
+        return {"refl": 1, "leap": 2, "lagrange": 4}.get(self.truncation)
+
+    def max_grad_steps(self) -> int:
+        """Return the largest number of gradient steps of a training step."""
+        return min(self._own_depth() or self.truncation_depth, self.num_inference_steps)
 
     def guided_steps(self) -> list[int]:
         """Return the denoising steps inside ``guidance_interval``."""

@@ -211,7 +211,7 @@ def _recomputations(config: ExperimentConfig) -> Iterable[ExperimentConfig]:
             continue
         if runtime.activation_checkpointing not in ("auto", checkpointing):
             continue
-        if sampling.recompute == "auto" and recompute == "earlier" and sampling.truncation_depth == 1:
+        if sampling.recompute == "auto" and recompute == "earlier" and sampling.max_grad_steps() == 1:
             continue  # there is no earlier gradient step
         if sampling.recompute == "auto" and recompute is True and checkpointing != "none":
             continue  # as False

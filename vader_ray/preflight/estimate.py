@@ -66,7 +66,7 @@ def count_step(config: ExperimentConfig) -> StepCount:
             f"algorithm.name={config.algorithm.name}: only algorithms with gradient steps are estimated; "
             "set every setting that is auto"
         )
-    depth = config.sampling.truncation_depth
+    depth = config.sampling.max_grad_steps()
     if depth <= DEPTHS[1]:
         return _count(config, depth)
     shallow, deep = (_count(config, each) for each in DEPTHS)

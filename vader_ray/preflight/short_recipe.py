@@ -48,7 +48,10 @@ def shortened(config: ExperimentConfig, depth: int) -> Iterator[ExperimentConfig
 
 
 def _short_sampling(sampling: SamplingConfig, depth: int) -> SamplingConfig:
-    """Keep ``depth`` gradient steps, and at most two of the other denoising steps on either side."""
+    """Keep ``depth`` gradient steps, and at most two of the other denoising steps on either side.
+
+    Gradient steps anywhere in the sampling are counted as evenly spaced ones, coupled.
+    """
     assert sampling.recompute != "auto", "chosen before an estimate"
     num_steps = sampling.num_inference_steps
     changes: dict[str, object] = {
@@ -56,12 +59,15 @@ def _short_sampling(sampling: SamplingConfig, depth: int) -> SamplingConfig:
         "prefix_cache": "none",
         "guidance_interval": WHOLE_SAMPLING,
     }
-    if sampling.truncation == "uniform":
-        changes["num_inference_steps"] = min(num_steps, 2 * depth + 1)
-        return sampling.model_copy(update=changes)
+    if sampling.truncation == "ode_adjoint":
+        return sampling.model_copy(update=changes | {"num_inference_steps": min(num_steps, depth + 2)})
+    if sampling.truncation not in ("last", "random", "window"):
+        changes |= {"truncation": "uniform", "num_inference_steps": min(num_steps, 2 * depth + 1)}
+        return sampling.model_copy(update=changes | {"truncation_options": {}})
     is_window = sampling.truncation == "window"
-    before = sampling.window_start if is_window else num_steps - depth
+    start = int(sampling.truncation_options.get("start", 0))
+    before = start if is_window else num_steps - depth
     after = num_steps - before - depth if is_window else 0
     start, rest = min(before, 2), min(max(after, 0), 2)
-    changes |= {"truncation": "window", "window_start": start, "num_inference_steps": start + depth + rest}
-    return sampling.model_copy(update=changes)
+    changes |= {"truncation": "window", "num_inference_steps": start + depth + rest}
+    return sampling.model_copy(update=changes | {"truncation_options": {"start": start}})

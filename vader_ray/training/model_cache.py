@@ -42,8 +42,7 @@ def model_key(config: ExperimentConfig, device: torch.device) -> str:
     for field in (
         "truncation",
         "truncation_depth",
-        "window_start",
-        "backprop_through_input",
+        "truncation_options",
         "recompute",
     ):  # the choice of gradient steps changes nothing that is loaded
         del chosen["sampling"][field]

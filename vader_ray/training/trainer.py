@@ -179,7 +179,11 @@ class Trainer:
         """Take one optimizer step: sample videos, add the reward's gradient, clip, update the adapter."""
         started = time.monotonic()
         self._optimizer.start_step(self.step)
-        plan = draw_plan(self._sampling, generator(self._seed, "truncation", self.step))
+        plan = draw_plan(
+            self._sampling,
+            generator(self._seed, "truncation", self.step),
+            lambda: self.model.sampling_schedule(self._conditioning[:1]),
+        )
         outputs = accumulate_gradient(
             self.model, self._terms, self._rollout(), plan, self._batching, scale=1 / self._videos_per_step
         )

@@ -43,7 +43,7 @@ sampling.eta=1
 sampling.scheduler=DDIMScheduler
 sampling.scheduler=null
 sampling.truncation=random sampling.truncation_depth=20
-sampling.truncation=window sampling.window_start=19
+sampling.truncation=window sampling.truncation_options.start=19
 sampling.truncation_depth=20
 sampling.recompute=auto
 sampling.recompute=earlier

@@ -182,18 +182,26 @@ sampling.scheduler=DPMSolverMultistepScheduler2 => has no scheduler 'DPMSolverMu
 sampling.scheduler=os => has no scheduler 'os'; give the name of one of its classes
 sampling.scheduler=3 => sampling.scheduler: Input should be a valid string, not 3
 sampling.scheduler=Schedulers => has no scheduler 'Schedulers'; did you mean 'LCMScheduler'? give the name of one of its
-sampling.truncation=lst => sampling.truncation: Input should be 'last', 'random', 'uniform' or 'window', not 'lst'
-sampling.truncation=null => sampling.truncation: Input should be 'last', 'random', 'uniform' or 'window', not None
+sampling.truncation=lst => sampling: truncation=lst is unknown; did you mean 'last'? give one of last, random, uniform
+sampling.truncation=null => sampling.truncation.str: Input should be a valid string, not None
+sampling.truncation=[] => Tuple should have at least 1 item after validation, not 0
+sampling.truncation=[{step: 20}] => sampling: truncation lists the steps [20]; list ascending ones from 0 to 19
+sampling.truncation=[{step: 3}, {step: 2}] => sampling: truncation lists the steps [3, 2]; list ascending ones from 0 to
+sampling.truncation=leap sampling.truncation_depth=2 => sampling: truncation_depth=2 has no effect on truncation=leap, which
+sampling.truncation=bridge => sampling.truncation_depth=1: bridge needs 2 or more
+sampling.truncation=nowhere.plan => sampling.truncation: there is no module 'nowhere.plan' or 'nowhere'; install it or put
+sampling.truncation=sparse sampling.truncation_options.bias=2 => sampling.truncation_options: sparse has no option bias; it
 sampling.truncation_depth=0 => sampling.truncation_depth: Input should be greater than 0, not 0
 sampling.truncation_depth=21 => sampling: truncation_depth=21 is more than num_inference_steps=20; choose 1 to 20
 sampling.truncation_depth=99 => sampling: truncation_depth=99 is more than num_inference_steps=20; choose 1 to 20
 sampling.truncation_depth=-1 => sampling.truncation_depth: Input should be greater than 0, not -1
 sampling.truncation_depth=x => sampling.truncation_depth: Input should be a valid integer, unable to parse string as an
-sampling.window_start=3 => sampling: window_start=3 has no effect on truncation=last; set truncation=window
-sampling.window_start=-1 => sampling.window_start: Input should be greater than or equal to 0, not -1
-sampling.truncation=window sampling.window_start=20 => sampling: window_start=20 + truncation_depth=1 runs past num_inference_steps=20; choose
-sampling.truncation=window sampling.window_start=15 sampling.truncation_depth=6 => sampling: window_start=15 + truncation_depth=6 runs past num_inference_steps=20; choose
-sampling.backprop_through_input=maybe => sampling.backprop_through_input: Input should be a valid boolean, unable to interpret
+sampling.truncation_options.start=x => sampling.truncation_options.start: Input should be a valid number, unable to parse
+sampling.truncation_options.start=3 => sampling.truncation_options: last has no option start; it has coupling
+sampling.truncation=window sampling.truncation_options.start=-1 => sampling.truncation_options.start=-1 + truncation_depth=1 runs
+sampling.truncation=window sampling.truncation_options.start=1.5 => sampling.truncation_options.start=1.5: give an integer
+sampling.truncation=window sampling.truncation_options.start=20 => sampling.truncation_options.start=20 + truncation_depth=1 runs
+sampling.truncation_options.coupling=2 => sampling.truncation_options.coupling=2.0: give a number from 0 to 1
 sampling.recompute=sometimes => sampling.recompute.bool: Input should be a valid boolean, unable to interpret input, not
 sampling.recompute=2 => sampling.recompute.bool: Input should be a valid boolean, unable to interpret input, not 2
 sampling.prefix_cache=x => sampling.prefix_cache: String should match pattern '^(none|first_block:0?\.\d+|deep_features:[1-9]\d{0,3})$', not 'x'
@@ -205,7 +213,7 @@ sampling.guidance_interval=0.5 => sampling.guidance_interval: Input should be a 
 sampling.guidance_interval=[0.8,0.2] => sampling: guidance_interval=[0.8, 0.2] is empty; choose a first number below the second
 sampling.guidance_interval=[0,2] => sampling.guidance_interval.1: Input should be less than or equal to 1, not 2
 sampling.recompute=nested => sampling.recompute=nested recomputes blocks within gradient steps
-sampling.steps=3 => sampling.steps: there is no such setting; here are backprop_through_input, eta,
+sampling.steps=3 => sampling.steps: there is no such setting; here are eta, guidance_interval,
 rewards=null => rewards: Input should be a valid tuple, not None
 rewards=[] => rewards: Tuple should have at least 1 item after validation, not 0, not []
 rewards={} => rewards: Input should be a valid tuple, not {}
@@ -388,12 +396,12 @@ a => 'a' is not an override; write a.b=value
 num_steps => 'num_steps' is not an override; write a.b=value
 .=3 => recipe: there is no such setting; here are adapter, algorithm, checkpoint, description,
 a..b=3 => a: there is no such setting; here are adapter, algorithm, checkpoint, description,
-sampling.=1 => sampling.: there is no such setting; here are backprop_through_input, eta,
+sampling.=1 => sampling.: there is no such setting; here are eta, guidance_interval,
 .seed=1 => recipe: there is no such setting; here are adapter, algorithm, checkpoint, description,
 num_steps.more=1 => num_steps.more: 'num_steps' is a value, not a section
 []=3 => []: there is no such setting; here are adapter, algorithm, checkpoint, description,
 1=3 => 1: there is no such setting; here are adapter, algorithm, checkpoint, description,
-sampling.1=3 => sampling.1: there is no such setting; here are backprop_through_input, eta,
+sampling.1=3 => sampling.1: there is no such setting; here are eta, guidance_interval,
 name=[[[ => name: '[[[' is not a YAML value (while parsing a flow node did not find expected node
 name=*a => name: '*a' is not a YAML value (found undefined alias in line 1, column 1)
 name=&a [*a] => name: '&a [*a]' is not a YAML value (an alias contains itself)

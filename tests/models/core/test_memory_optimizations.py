@@ -16,6 +16,7 @@ from tests.helpers import videocrafter2_tiny as videocrafter2
 from tests.helpers.families import CASES, Case, _wan, _wan_transformer, save
 from tests.helpers.family_runs import SEEDS, STEPS, encode_prompts, load_case
 from tests.helpers.tiny import load_tiny, randomise_adapter
+from vader_ray.alignment.truncation import draw_plan
 from vader_ray.models.core import memory_optimizations
 from vader_ray.preflight.trackers import PeakMemoryTracker
 from vader_ray.types import TruncationPlan
@@ -80,6 +81,45 @@ def test_recomputed_blocks_of_unets(tiny_pipeline_folder: Path, tmp_path: Path, 
             )
         assert torch.equal(found[0][0], found[1][0])
         assert found[1][1] < 0.7 * found[0][1]
+
+
+@pytest.fixture(scope="module")
+def wide_wan(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, int]:
+    """A model whose activations are far larger than its latents, as in real ones, with eight denoising steps;
+    and the peak with one gradient step."""
+    case = Case(
+        "wan",
+        lambda: _wan(transformer=_wan_transformer(num_layers=6, ffn_dim=2048)),
+        DEEP.sampling | {"num_inference_steps": 8},
+    )
+    model = load_case(case, save(case, tmp_path_factory.mktemp("wide_wan")))
+    return model, _gradient(model, draw_plan(model.sampling, torch.Generator()))[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "depth"),
+    [
+        ("last", 5),
+        ("drtune", 5),
+        ("refl", 1),
+        ("sparse", 5),
+        ("bridge", 5),
+        ("leap", 1),
+        ("lagrange", 1),
+        ("velocity_matching", 5),
+        ("ode_adjoint", 5),
+    ],
+)
+def test_five_gradient_steps_need_the_memory_of_one(wide_wan: tuple[Any, int], name: str, depth: int) -> None:
+    """Of each step, the backward pass keeps the inputs alone."""
+    model, one = wide_wan
+    sampling = model.sampling.model_copy(update={"truncation": name, "truncation_depth": depth})
+    conditioning, generator = model.encode(["a star"]), torch.Generator().manual_seed(1)
+    plan = draw_plan(sampling, generator, lambda: model.sampling_schedule(conditioning))
+    gradient, several = _gradient(model, plan)
+    assert gradient.abs().max() > 0
+    assert several <= 1.03 * one
 
 
 @pytest.mark.parametrize("name", sorted(CASES))

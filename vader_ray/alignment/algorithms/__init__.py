@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from vader_ray.alignment.base import Algorithm
+from vader_ray.alignment.truncation import check_plan
 from vader_ray.config import AlgorithmConfig, ExperimentConfig, SamplingConfig, explain
 from vader_ray.errors import UserError
 from vader_ray.plugins import ALGORITHMS
@@ -23,9 +24,8 @@ __all__ = ["build", "check", "names", "resolve"]
 _GRADIENT_STEP_FIELDS = (
     "truncation",
     "truncation_depth",
+    "truncation_options",
     "num_endings",
-    "window_start",
-    "backprop_through_input",
     "recompute",
     "guidance_interval",
     "prefix_cache",
@@ -67,6 +67,7 @@ def check(config: ExperimentConfig, *, folder: Path | None = None) -> AlgorithmC
     if not algorithm.uses_gradient_steps:
         _refuse_gradient_steps(config.algorithm.name, config.sampling)
         _refuse_dropout(config)
+    check_plan(config.sampling)
     if config.runtime.shard > 1 and algorithm.calls_depend_on_videos:
         raise UserError(
             f"algorithm.name={config.algorithm.name} calls the denoiser at steps that depend on the video, "
@@ -104,7 +105,8 @@ def build(config: ExperimentConfig, *, folder: Path | None = None) -> Algorithm[
 
 def _refuse_gradient_steps(name: str, sampling: SamplingConfig) -> None:
     for field in _GRADIENT_STEP_FIELDS:
-        if (value := getattr(sampling, field)) != (default := type(sampling).model_fields[field].default):
+        default = type(sampling).model_fields[field].get_default(call_default_factory=True)
+        if (value := getattr(sampling, field)) != default:
             raise UserError(
                 f"sampling.{field}={value} has no effect on algorithm.name={name}; "
                 f"set it to {default}, or name=vader"

@@ -17,7 +17,8 @@ from vader_ray.alignment.precision import matmul_precision
 from vader_ray.alignment.reward_gradient import ObjectiveFuture, RewardOutput, RewardTerm, submit_rewards
 from vader_ray.alignment.rollout import Batching, Rollout
 from vader_ray.alignment.truncation import draw_plan
-from vader_ray.config import MatmulPrecision, Settings
+from vader_ray.config import ExperimentConfig, MatmulPrecision, Settings
+from vader_ray.errors import UserError
 from vader_ray.types import Frames, Latents, RemoteReward, SamplingModel, TruncationPlan
 
 
@@ -41,6 +42,20 @@ class VaderAlgorithm(Algorithm[VaderSettings]):
     settings_class = VaderSettings
     uses_gradient_steps = True
 
+    def check(self, config: ExperimentConfig) -> None:
+        """Refuse a choice of gradient steps that does not fit the penalty or the memory settings."""
+        truncation, checkpointing = self.sampling.truncation, config.runtime.activation_checkpointing
+        if truncation in ("velocity_matching", "ode_adjoint") and not self.settings.reference_penalty:
+            raise UserError(
+                f"algorithm.reference_penalty=0 leaves sampling.truncation={truncation} without the squared "
+                "distance to the base model's predictions, of which it is a part; set a number above 0"
+            )
+        if truncation == "ode_adjoint" and checkpointing != "none":
+            raise UserError(
+                f"runtime.activation_checkpointing={checkpointing} would recompute the base model's blocks "
+                "with the adapter, and sampling.truncation=ode_adjoint needs them without it; set it to none"
+            )
+
     def check_model(self, model: SamplingModel) -> None:
         """Refuse a model that cannot sample several endings, if the recipe has them."""
         if self.sampling.num_endings > 1:
@@ -55,7 +70,11 @@ class VaderAlgorithm(Algorithm[VaderSettings]):
         context: StepContext,
     ) -> Iterator[UpdateResult]:
         """Add the gradient of the mean objective over the step's videos, and yield once."""
-        plan = draw_plan(self.sampling, context.generator)
+        plan = draw_plan(
+            self.sampling,
+            context.generator,
+            lambda: model.sampling_schedule(rollout.conditioning[:1]),
+        )
         quantile = self.settings.gradient_clip_quantile
         latest = None if quantile is None else latest_norms(quantile, context.algorithm_state)
         max_norm = None if latest is None else latest.value()

@@ -21,10 +21,11 @@ from torch.utils._pytree import tree_map, tree_map_only
 from torch.utils.checkpoint import checkpoint
 
 from vader_ray.models.adapters.lora import disabled
+from vader_ray.models.core import transitions
 from vader_ray.models.core.denoiser_calls import as_output, prediction, with_prediction
 from vader_ray.models.core.placement import frozen_dtype
 from vader_ray.models.core.video_workers import GuidanceBranches, VideoWorkers
-from vader_ray.types import TruncationPlan
+from vader_ray.types import GradStep, TruncationPlan
 
 OUTSIDE_STEPS = -2
 """Step number of the noise that a loop draws outside its denoising steps: image augmentation, noise for the
@@ -139,6 +140,7 @@ class LoopHook:
         self._in_blocks = False
         self._workers: VideoWorkers | None = None
         self._branches: GuidanceBranches | None = None
+        self._differences: list[Tensor] = []
         self.index = 0
         """Current denoising step; 0 is the noisiest."""
         self.denoiser_calls = 0
@@ -197,14 +199,14 @@ class LoopHook:
     ) -> Any:
         """Call the denoiser in its own dtype; its output is float32 at least, the dtype of sampling."""
         name, latents = next(iter(inputs.items()))
-        if self.index < self._num_skipped:
+        if self._is_skipped():
             unused = torch.empty_like(latents)  # `_skip_step` does not read the prediction
             return as_output(unused, inputs)
-        plan = self._plan
-        needs_grad = plan is not None and torch.is_grad_enabled() and self.index in plan.grad_steps
-        has_reference = needs_grad and plan is not None and plan.reference_weight > 0
-        self.denoiser_calls += len(latents) * (2 if has_reference else 1)
-        latents = latents if plan is None or plan.backprop_through_input else latents.detach()
+        plan = self._plan if torch.is_grad_enabled() else None
+        needs_grad = plan is not None and self.index in plan.grad_steps
+        rule = plan.rule(self.index) if plan is not None and needs_grad else GradStep()
+        self.denoiser_calls += len(latents) * (2 if needs_grad and self._needs_base() else 1)
+        latents = scale_gradient(latents, rule.coupling)
         inputs = {
             key: cast(value, dtype) if key != "timestep" else value
             for key, value in (inputs | {name: latents}).items()
@@ -214,27 +216,47 @@ class LoopHook:
             if self._workers is not None:
                 inputs[name] = self._workers.sum_gradient(inputs[name])
             predict = functools.partial(self._predict, denoiser, forward, dtype)
-            return (
+            output = (
                 predict(inputs)
                 if self._branches is None
                 else self._branches.call(denoiser, predict, name, inputs)
             )
+            return with_prediction(output, scale_gradient(prediction(output), rule.gain))
 
     def _predict(
         self, denoiser: nn.Module, forward: Callable[..., Any], dtype: torch.dtype, inputs: dict[str, Any]
     ) -> Any:
         """Call the denoiser, with gradient if it is enabled."""
-        plan, needs_grad = self._plan, torch.is_grad_enabled()
-        if needs_grad and plan is not None and plan.recomputes(self.index, in_blocks=self._in_blocks):
-            output = checkpoint(forward, **inputs, use_reentrant=False, preserve_rng_state=False)
-        else:
-            output = forward(**inputs)
-        result = _cast_output(output, torch.promote_types(dtype, torch.float32))
-        if needs_grad and plan is not None and plan.reference_weight:
-            with torch.no_grad(), disabled([denoiser]):
-                base = _cast_output(forward(**inputs), torch.promote_types(dtype, torch.float32))
-            result = _with_reference_penalty(result, base, plan.reference_weight)
-        return result
+        plan, wide = self._plan, torch.promote_types(dtype, torch.float32)
+        if plan is None or not torch.is_grad_enabled():
+            return _cast_output(forward(**inputs), wide)
+        call = forward
+        if plan.recomputes(self.index, in_blocks=self._in_blocks):
+            call = functools.partial(_recomputed, forward)
+        if not self._needs_base():
+            return _cast_output(call(**inputs), wide)
+        name = next(iter(inputs))
+        trained = inputs | {name: inputs[name].detach()} if plan.base_adjoint else inputs
+        result = _cast_output(call(**trained), wide)
+        with torch.set_grad_enabled(plan.base_adjoint):
+            base = prediction(_cast_output(_recomputed(_without_adapter(denoiser, forward), **inputs), wide))
+        predicted = prediction(result)
+        if weight := self._penalty_weight():
+            predicted = _ReferencePenalty.apply(predicted, base.detach(), weight)
+        if plan.base_adjoint:
+            predicted = predicted + (base - base.detach())
+        return with_prediction(result, predicted)
+
+    def _penalty_weight(self) -> float:
+        """Return the weight of the reference penalty of the current gradient step."""
+        assert self._plan is not None
+        return self._plan.reference_weight * self._plan.rule(self.index).prior
+
+    def _needs_base(self) -> bool:
+        """Whether the current gradient step calls the denoiser without its adapter, too."""
+        assert self._plan is not None
+        has_earlier = self.index != self._plan.grad_steps[0]
+        return self._penalty_weight() > 0 or (self._plan.base_adjoint and has_earlier)
 
     def _decode(self, latents: Tensor, *args: Any, **kwargs: Any) -> Any:
         raise DecoderReached(latents)
@@ -251,8 +273,12 @@ class LoopHook:
         def step(scheduler: Any, *args: Any, **kwargs: Any) -> Any:
             given = signature.bind(scheduler, *args, **kwargs)
             given.apply_defaults()
-            if self.index < self._num_skipped:
+            if self._is_skipped():
                 return self._skip_step(scheduler, given.arguments)
+            if self._plan is not None and torch.is_grad_enabled():
+                self._add_to_distances(self._plan, given.arguments["model_output"])
+                if self.index == self._plan.reward_step:
+                    return self._end_at_prediction(scheduler, given.arguments)
             if takes_generator:
                 kwargs["generator"] = self.generators(self.index, len(given.arguments["sample"]))
             result = self.advance(functools.partial(base.step, scheduler), args, kwargs)
@@ -270,21 +296,64 @@ class LoopHook:
         return step(*args, **kwargs)
 
     def _skip_step(self, scheduler: Any, given: dict[str, Any]) -> Any:
-        """Return the sample unchanged; at the last skipped step, restore the state to resume from."""
-        assert self._resume is not None
-        assert self._resume.outputs is not None
+        """Return the sample unchanged; at the last step before the first gradient step, restore the state to
+        resume from."""
         self.index += 1
-        outputs: tuple[Tensor | None, ...] = self._resume.outputs
-        if self.index < self._num_skipped:
-            outputs = (given["sample"], *(None for _ in outputs[1:]))
-        else:
+        outputs: tuple[Tensor | None, ...] = (given["sample"], None)
+        if self.index == self._num_skipped:
+            assert self._resume is not None
+            assert self._resume.outputs is not None
+            outputs = self._resume.outputs
             vars(scheduler).update(_copy_containers(self._resume.scheduler_state))
-        return outputs if given["return_dict"] is False else SchedulerOutput(prev_sample=outputs[0])
+        return as_step_output(outputs, given)
+
+    def _is_skipped(self) -> bool:
+        """Whether the current denoising step is before the gradient steps or after the one with the
+        reward."""
+        last = None if self._plan is None else self._plan.reward_step
+        return self.index < self._num_skipped or (last is not None and self.index > last)
+
+    def _end_at_prediction(self, scheduler: Any, given: dict[str, Any]) -> Any:
+        """Return the clean video that the current denoising step predicts; the later ones are skipped."""
+        predicted = transitions.clean_prediction(
+            scheduler, given["model_output"], given["sample"], self.index
+        )
+        self.index += 1
+        return as_step_output((predicted, None), given)
+
+    def _add_to_distances(self, plan: TruncationPlan, output: Tensor) -> None:
+        """Add a denoising step's prediction to the differences of `TruncationPlan.distances`."""
+        terms = [row[self.index] * output.detach() for row in plan.distances]
+        totals = self._differences or [torch.zeros_like(term) for term in terms]
+        self._differences = [total.add_(term) for total, term in zip(totals, terms, strict=True)]
+
+    def weighted(self, latents: Tensor) -> Tensor:
+        """Return latents whose gradient is divided by each video's distances."""
+        if self._plan is None or not self._plan.distances:
+            return latents
+        rows = [each.reshape(len(latents), -1).abs().mean(dim=1) for each in self._differences]
+        total = torch.stack(rows).clamp(min=self._plan.min_distance).sum(dim=0)
+        return scale_gradient(latents, (1 / total).reshape(-1, *[1] * (latents.ndim - 1)))
 
     def generators(self, step: int, num_rows: int) -> list[torch.Generator]:
         """Return the generators of one denoising step, or of `OUTSIDE_STEPS`, one per row of the sample."""
         per_video = [torch.Generator().manual_seed(step_seed(seed, step)) for seed in self._seeds]
         return [generator for generator in per_video for _ in range(num_rows // len(self._seeds))]
+
+
+def _recomputed(forward: Callable[..., Any], **inputs: Any) -> Any:
+    """Call a denoiser and recompute the call in the backward pass, if there is one."""
+    return checkpoint(forward, **inputs, use_reentrant=False, preserve_rng_state=False)
+
+
+def _without_adapter(denoiser: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the denoiser's forward pass without the adapter, also where it is recomputed."""
+
+    def call(**inputs: Any) -> Any:
+        with disabled([denoiser]):
+            return forward(**inputs)
+
+    return call
 
 
 def replace_attribute(undo: ExitStack, owner: Any, name: str, value: Any) -> None:
@@ -337,10 +406,30 @@ class _ReferencePenalty(torch.autograd.Function):
         return gradient + ctx.weight * distance, None, None
 
 
-def _with_reference_penalty(output: Any, base: Any, weight: float) -> Any:
-    """Attach the penalty to the prediction of a denoiser's output."""
-    penalised = _ReferencePenalty.apply(prediction(output), prediction(base), weight)
-    return with_prediction(output, penalised)
+class _ScaledGradient(torch.autograd.Function):
+    """Identity whose backward pass multiplies the gradient by a factor."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, factor: Tensor | float) -> Tensor:
+        ctx.factor = factor
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return gradient * ctx.factor, None
+
+
+def scale_gradient(value: Tensor, factor: Tensor | float) -> Tensor:
+    """Return the value; its gradient is multiplied by the factor, and not computed if that is 0."""
+    if not isinstance(factor, Tensor) and factor in (0, 1):
+        return value if factor else value.detach()
+    scaled: Tensor = _ScaledGradient.apply(value, factor)
+    return scaled
+
+
+def as_step_output(outputs: tuple[Tensor | None, ...], given: dict[str, Any]) -> Any:
+    """Return samples as ``scheduler.step`` with these arguments would."""
+    return outputs if given["return_dict"] is False else SchedulerOutput(prev_sample=outputs[0])
 
 
 def _cast_output(output: Any, dtype: torch.dtype) -> Any:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from vader_ray.config import SamplingConfig
 from vader_ray.errors import UserError
-from vader_ray.models.core import prefix_cache
+from vader_ray.models.core import prefix_cache, transitions
 from vader_ray.models.core.adapter_strength import AdapterStrengthHook
 from vader_ray.models.core.conditioning import Conditioning, encode_texts, open_images
 from vader_ray.models.core.decoders import DecoderOptions
@@ -35,8 +35,9 @@ from vader_ray.models.core.loop_hooks import (
 )
 from vader_ray.models.core.placement import fixed_execution_device, frozen_dtype, remember_placement
 from vader_ray.models.core.sharding import is_sharded
+from vader_ray.models.core.step_responses import StepResponses
 from vader_ray.models.core.video_workers import VideoWorkers
-from vader_ray.types import Latents, Noise, TruncationPlan, VideoDecoder
+from vader_ray.types import Latents, Noise, SamplingSchedule, TruncationPlan, VideoDecoder
 
 
 class SamplingPipeline:
@@ -83,6 +84,7 @@ class SamplingPipeline:
         """Whether the denoisers recompute each of their blocks in the backward pass."""
         self.video_workers: VideoWorkers | None = None
         """The workers that compute the same videos as this one, if there are others."""
+        self._schedule: SamplingSchedule | None = None
         pipe.set_progress_bar_config(disable=True)
         for module in self.modules():
             module.requires_grad_(False).eval()
@@ -213,6 +215,20 @@ class SamplingPipeline:
         parts = self._parts(len(state))
         return torch.cat([self._sample_with_grad(state[part], conditioning[part], plan) for part in parts])
 
+    @torch.no_grad()
+    def sampling_schedule(self, conditioning: Conditioning) -> SamplingSchedule:
+        """Return the scheduler's coefficients and noise levels; calls no denoiser.
+
+        Raises:
+            UserError: the scheduler's steps are not linear in the predictions.
+        """
+        if self._schedule is None:
+            hook = StepResponses(self.sampling.num_inference_steps)
+            self._run_pipeline(self.pack_latents(self.noise([0])), conditioning[:1], hook)
+            levels = [transitions.noise_share(self.pipe.scheduler, step) for step in range(hook.index)]
+            self._schedule = SamplingSchedule(hook.coefficients(), tuple(levels))
+        return self._schedule
+
     def _sample(
         self, conditioning: Conditioning, seeds: Sequence[int], adapter_strengths: Sequence[float] | None
     ) -> Latents:
@@ -249,7 +265,7 @@ class SamplingPipeline:
 
     def _run_with_grad(self, state: SamplingState, conditioning: Conditioning, hook: LoopHook) -> Latents:
         with torch.enable_grad():
-            return self._run_pipeline(self.pack_latents(state.noise), conditioning, hook)
+            return hook.weighted(self._run_pipeline(self.pack_latents(state.noise), conditioning, hook))
 
     def num_loops(self, num_videos: int) -> int:
         """Return the number of passes through the pipeline's loop in which some videos are sampled."""

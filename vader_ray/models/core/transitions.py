@@ -85,22 +85,61 @@ def noised(scheduler: Any, clean: Tensor, noise: Tensor, step: int) -> tuple[Ten
         UserError: it is not known what the denoiser predicts under this scheduler.
     """
     signal, level = _signal_and_noise(scheduler, step)
-    kind = scheduler.config.get("prediction_type", "flow_prediction" if _is_flow(scheduler) else None)
+    kind = _prediction_kind(scheduler, "algorithm.name=dpo", "algorithm.name=vader")
     size = math.hypot(signal, level)  # samples of some schedulers do not have variance 1
-    targets = {
+    target = {
         "epsilon": lambda: noise,
         "sample": lambda: clean,
         "v_prediction": lambda: (signal * noise - level * clean) / size,
         "flow_prediction": lambda: noise - clean,
-    }
-    if kind not in targets or scheduler.config.get("invert_sigmas"):
+    }[kind]()
+    return signal * _clean_scale(scheduler, step) * clean + level * noise, target
+
+
+def clean_prediction(scheduler: Any, predicted: Tensor, sample: Tensor, step: int) -> Tensor:
+    """Return the clean latents that a denoising step's prediction stands for.
+
+    Args:
+        scheduler: with its timesteps set.
+        predicted: the denoiser's prediction, after guidance.
+        sample: before the denoising step.
+        step: denoising step; 0 is the noisiest.
+
+    Raises:
+        UserError: it is not known what the denoiser predicts under this scheduler.
+    """
+    signal, level = _signal_and_noise(scheduler, step)
+    kind = _prediction_kind(scheduler, "sampling.truncation: one-step prediction", "truncation=last")
+    size = math.hypot(signal, level)
+    return {
+        "epsilon": lambda: (sample - level * predicted) / (signal * _clean_scale(scheduler, step)),
+        "sample": lambda: predicted,
+        "v_prediction": lambda: (signal * sample - level * size * predicted) / size**2,
+        "flow_prediction": lambda: sample - level * predicted,
+    }[kind]()
+
+
+def noise_share(scheduler: Any, step: int) -> float:
+    """Return the noise's share s / (a + s) of a sample before a denoising step, a · clean + s · noise."""
+    signal, level = _signal_and_noise(scheduler, step)
+    share = level / (signal + level)
+    return 1 - share if scheduler.config.get("invert_sigmas") else share
+
+
+def _prediction_kind(scheduler: Any, setting: str, remedy: str) -> str:
+    """Return what the denoiser predicts under a scheduler: a name of diffusers' ``prediction_type``.
+
+    Raises:
+        UserError: it is not known; the message begins with the setting and ends with the remedy.
+    """
+    kind = scheduler.config.get("prediction_type", "flow_prediction" if _is_flow(scheduler) else None)
+    known = ("epsilon", "sample", "v_prediction", "flow_prediction")
+    if kind not in known or scheduler.config.get("invert_sigmas"):
         raise UserError(
-            f"algorithm.name=dpo: what the denoiser predicts under {type(scheduler).__name__} "
-            f"(prediction_type {kind!r}, inverted sigmas or unknown) has no denoising error here; choose "
-            "algorithm.name=vader"
+            f"{setting}: what the denoiser predicts under {type(scheduler).__name__} (prediction_type "
+            f"{kind!r}, inverted sigmas or unknown) is not known here; choose {remedy}"
         )
-    scale = _clean_scale(scheduler, step)
-    return signal * scale * clean + level * noise, targets[kind]()
+    return str(kind)
 
 
 _WITHOUT_MEMORY = (

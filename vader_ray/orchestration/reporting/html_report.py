@@ -326,8 +326,6 @@ def _base(run: PastRun) -> tuple[str, ...]:
     """Return the settings on which the base model's videos depend."""
     free = (
         "sampling.truncation",
-        "sampling.window",
-        "sampling.backprop_through_input",
         "sampling.recompute",
         "sampling.prefix",
         "sampling.guidance_interval",
