@@ -52,7 +52,7 @@ algorithm.name=vadr => algorithm.name: there is no 'vadr'; did you mean 'vader'?
 algorithm.name=dddpo => algorithm.name: there is no 'dddpo'; did you mean 'ddpo'? give one of ddpo, dpo, vader, or
 algorithm.name=os.path => algorithm.name: posixpath must define one class whose name ends in Algorithm and defines
 algorithm.name=no.such.module => algorithm.name: there is no module 'no.such.module' or 'no.such'; install it or put its
-algorithm.nmae=vader => algorithm.nmae: there is no such setting; here are reference_penalty
+algorithm.nmae=vader => algorithm.nmae: there is no such setting; here are gradient_clip_quantile, reference_penalty
 algorithm.reference_penalty=-1 => algorithm.reference_penalty: Input should be greater than or equal to 0, not -1
 algorithm.reference_penalty=.nan => algorithm.reference_penalty: Input should be a finite number, not nan
 algorithm={name: ddpo, clip_rnge: 3} => algorithm.clip_rnge: there is no such setting; did you mean 'clip_range'? here are
