@@ -416,7 +416,9 @@ def test_check_reports_several_devices(tiny_pipeline_folder: Path, tmp_path: Pat
 @pytest.mark.slow
 def test_check_refuses_what_cannot_fit_and_suggests_a_setting(tmp_path: Path) -> None:
     heldout = f"eval_rewards.0.weights={write_pickscore(tmp_path)}"
-    result = CliRunner().invoke(app, ["check", "videocrafter2_hps", heldout, "--devices", "rtx4090"])
+    plain = ("runtime.activation_checkpointing=none", "sampling.recompute=true")
+    command = ["check", "videocrafter2_hps", heldout, *plain, "--devices", "rtx4090"]
+    result = CliRunner().invoke(app, command)
     assert result.exit_code == 2, result.output
     setting = "runtime.activation_checkpointing=block"
     message = rf"rtx4090: ([\d.]+) GiB do not fit; {setting} makes it ([\d.]+) GiB, which fit"

@@ -70,4 +70,4 @@ def _short_sampling(sampling: SamplingConfig, depth: int) -> SamplingConfig:
     after = num_steps - before - depth if is_window else 0
     start, rest = min(before, 2), min(max(after, 0), 2)
     changes |= {"truncation": "window", "num_inference_steps": start + depth + rest}
-    return sampling.model_copy(update=changes | {"truncation_options": {"start": start}})
+    return sampling.model_copy(update=changes | {"truncation_options": {"start": float(start)}})
