@@ -22,7 +22,7 @@ from vader_ray.training.inference import evaluate_adapter
 from vader_ray.training.resolve import resolve_names
 
 SIZE = {"num_frames": 9, "height": 32, "width": 16, "num_inference_steps": 3, "guidance_scale": 3.0}
-LEARNING_RATE = 0.001
+LEARNING_RATE = 0.0005
 """AdamW divides a gradient by its size: of one near zero, the rounding errors of the sums become a part of
 the learning rate."""
 
