@@ -22,8 +22,9 @@ from tests.helpers.reward_inputs import as_pil, checked_gradient, pictures, rand
 from tests.helpers.tiny_rewards import LABELS, build_reward, make_clip, make_detector
 from vader_ray import rewards
 from vader_ray.config import RewardConfig
+from vader_ray.gradients import scale_gradient
 from vader_ray.rewards import object_detection
-from vader_ray.rewards.base import GRADIENT_SCALE, scale_gradient
+from vader_ray.rewards.base import GRADIENT_SCALE
 from vader_ray.rewards.core import preprocess
 from vader_ray.rewards.core.resizing import centre_square
 

@@ -7,33 +7,35 @@ through the gradient steps.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from vader_ray.alignment.running_quantile import RunningQuantile
 from vader_ray.types import Latents, Scores
 
 STATE = "latents_gradient_norms"
 """Key of the latest norms in the state of the algorithm (`vader_ray.alignment.base.StepContext`)."""
+NUM_NORMS = 256
+"""Number of latest norms that are kept."""
 
 
-def latest_norms(quantile: float, state: Mapping[str, list[float]]) -> RunningQuantile:
-    """Return the quantile of the latest norms that are in the state of the algorithm."""
-    latest = RunningQuantile(quantile)
-    latest.load_state_dict(state.get(STATE, []))
-    return latest
+def norm_limit(quantile: float, state: Mapping[str, list[float]]) -> float:
+    """Return the quantile of the latest norms of earlier steps; infinity before there are any."""
+    norms = state.get(STATE, [])
+    return float(np.quantile(norms, quantile)) if norms else math.inf
 
 
-def add_norms(latest: RunningQuantile, norms: Sequence[float], state: dict[str, list[float]]) -> None:
-    """Add the norms of a step's videos, in their order, and write the latest ones to the state.
+def add_norms(norms: Sequence[float], state: dict[str, list[float]]) -> None:
+    """Add the norms of all videos of a step, in the videos' order, to the state.
 
     Videos without any gradient, which are above a reward's hinge, are left out, as are norms that are not
     finite.
     """
-    latest.add([norm for norm in norms if norm > 0])
-    state[STATE] = latest.state_dict()
+    added = [norm for norm in norms if 0 < norm < math.inf]
+    state[STATE] = [*state.get(STATE, []), *added][-NUM_NORMS:]
 
 
 def clip_by_video(gradient: Latents, max_norm: float, scale: float) -> Scores:

@@ -50,8 +50,8 @@ def draw_plan(
     )
 
 
-def check_plan(sampling: SamplingConfig) -> None:
-    """Check the choice of the gradient steps and its options, with a schedule of equal steps.
+def check_plan(sampling: SamplingConfig) -> TruncationPlan:
+    """Check the choice of the gradient steps and its options; return a plan for a schedule of equal steps.
 
     Raises:
         UserError: as `draw_plan`, and for an option that the choice does not have.
@@ -61,7 +61,7 @@ def check_plan(sampling: SamplingConfig) -> None:
         (-1 / num_steps,) * num_steps, tuple(1 - k / num_steps for k in range(num_steps))
     )
     checked = sampling.model_copy(update={"recompute": True})
-    draw_plan(checked, torch.Generator().manual_seed(0), lambda: equal)
+    return draw_plan(checked, torch.Generator().manual_seed(0), lambda: equal)
 
 
 def _path(sampling: SamplingConfig) -> Callable[[PathContext], BackwardPath]:

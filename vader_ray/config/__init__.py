@@ -27,20 +27,17 @@ from vader_ray.config.plugins import (
     RewardConfig,
     is_metric_value,
 )
+from vader_ray.config.sampling import TRUNCATIONS, WHOLE_SAMPLING, GradientStepConfig, SamplingConfig
 from vader_ray.config.schema import (
-    TRUNCATIONS,
-    WHOLE_SAMPLING,
     AdapterConfig,
     CheckpointConfig,
     EvaluationConfig,
     GenerationConfig,
-    GradientStepConfig,
     GuardConfig,
     ModelConfig,
     OptimizerConfig,
     PromptsConfig,
     RuntimeConfig,
-    SamplingConfig,
     TrackingConfig,
 )
 from vader_ray.config.settings import (

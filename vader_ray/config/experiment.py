@@ -15,8 +15,8 @@ from vader_ray.config.plugins import (
     MetricConfig,
     RewardConfig,
 )
+from vader_ray.config.sampling import WHOLE_SAMPLING, SamplingConfig
 from vader_ray.config.schema import (
-    WHOLE_SAMPLING,
     AdapterConfig,
     CheckpointConfig,
     EvaluationConfig,
@@ -26,7 +26,6 @@ from vader_ray.config.schema import (
     OptimizerConfig,
     PromptsConfig,
     RuntimeConfig,
-    SamplingConfig,
     TrackingConfig,
 )
 from vader_ray.config.settings import Count, Seed, Settings, Steps, frames_needed

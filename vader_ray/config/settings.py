@@ -41,6 +41,8 @@ Count = Annotated[int, Field(gt=0, le=2**20)]
 NonNegativeCount = Annotated[int, Field(ge=0, le=2**20)]
 """A `Count` that may be 0."""
 
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+"""Fraction of a whole."""
 Steps = Annotated[int, Field(gt=0, le=10**9)]
 """Number of training steps."""
 

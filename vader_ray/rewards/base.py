@@ -52,12 +52,13 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, TypeVar, cast
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vader_ray.gradients import scale_gradient
 from vader_ray.rewards.core.resizing import Resizing, whole
 from vader_ray.types import Frames, Granularity, Scores
 
@@ -171,21 +172,3 @@ class FrameReward(NetworkReward):
 def frozen(network: Network) -> Network:
     """Return the same network in eval mode, its parameters without gradient."""
     return network.requires_grad_(False).eval()
-
-
-def scale_gradient(tensor: Tensor, factor: float) -> Tensor:
-    """Return the same tensor; its gradient is multiplied by ``factor`` in the backward pass."""
-    return cast(Tensor, _ScaleGradient.apply(tensor, factor)) if factor != 1.0 else tensor
-
-
-class _ScaleGradient(torch.autograd.Function):
-    """Identity with derivative ``factor``."""
-
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor, factor: float) -> Tensor:
-        ctx.factor = factor
-        return tensor.view_as(tensor)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return gradients[0] * ctx.factor, None

@@ -17,6 +17,7 @@ from vader_ray.config import ExperimentConfig, check_seed
 from vader_ray.config.auto import without_auto
 from vader_ray.errors import UserError
 from vader_ray.metrics import PairedMetric
+from vader_ray.models.core.adapter_strength import step_strengths
 from vader_ray.outputs import check_output, check_output_folder, explain_write_errors
 from vader_ray.training.checkpoint import State
 from vader_ray.training.distributed import WorkerGroup
@@ -140,7 +141,7 @@ def merge_adapter(config: ExperimentConfig, adapter: Path, output: Path) -> list
 
 
 def _adapter_strengths(config: ExperimentConfig, adapter: Path | None) -> list[float] | None:
-    strengths = config.generation.adapter_strengths(config.sampling.num_inference_steps)
+    strengths = step_strengths(config.generation.adapter_strength, config.sampling.num_inference_steps)
     if adapter is None and strengths is not None:
         raise UserError(
             f"generation.adapter_strength={[list(point) for point in config.generation.adapter_strength]} "

@@ -15,6 +15,7 @@ from tests.helpers.tiny import SAMPLING, load_tiny, randomise_adapter
 from vader_ray.config import GenerationConfig
 from vader_ray.errors import UserError
 from vader_ray.models.adapters import lora
+from vader_ray.models.core.adapter_strength import step_strengths
 from vader_ray.training.inference import evaluate_adapter, generate_video
 
 PROMPTS = ["a red circle moving left", "a blue star moving up"]
@@ -103,7 +104,7 @@ def test_a_schedule_is_the_pipelines_own_loop_with_other_weights_in_each_step(
     ],
 )
 def test_a_schedule_is_linear_between_its_points(given: Any, expected: list[float] | None) -> None:
-    found = GenerationConfig(adapter_strength=given).adapter_strengths(5)
+    found = step_strengths(GenerationConfig(adapter_strength=given).adapter_strength, 5)
     assert found is expected or found == pytest.approx(expected)
 
 

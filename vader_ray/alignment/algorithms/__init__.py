@@ -14,7 +14,6 @@ from typing import Any
 from pydantic import ValidationError
 
 from vader_ray.alignment.base import Algorithm
-from vader_ray.alignment.truncation import check_plan
 from vader_ray.config import AlgorithmConfig, ExperimentConfig, SamplingConfig, explain
 from vader_ray.errors import UserError
 from vader_ray.plugins import ALGORITHMS
@@ -67,7 +66,6 @@ def check(config: ExperimentConfig, *, folder: Path | None = None) -> AlgorithmC
     if not algorithm.uses_gradient_steps:
         _refuse_gradient_steps(config.algorithm.name, config.sampling)
         _refuse_dropout(config)
-    check_plan(config.sampling)
     if config.runtime.shard > 1 and algorithm.calls_depend_on_videos:
         raise UserError(
             f"algorithm.name={config.algorithm.name} calls the denoiser at steps that depend on the video, "

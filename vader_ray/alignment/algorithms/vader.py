@@ -12,11 +12,11 @@ from vader_ray.alignment import endings
 from vader_ray.alignment.base import Algorithm, StepContext, UpdateResult
 from vader_ray.alignment.chunked_backward import backward_by_chunk, is_separable
 from vader_ray.alignment.decoding import decode
-from vader_ray.alignment.gradient_clip import add_norms, clip_by_video, latest_norms
+from vader_ray.alignment.gradient_clip import add_norms, clip_by_video, norm_limit
 from vader_ray.alignment.precision import matmul_precision
 from vader_ray.alignment.reward_gradient import ObjectiveFuture, RewardOutput, RewardTerm, submit_rewards
 from vader_ray.alignment.rollout import Batching, Rollout
-from vader_ray.alignment.truncation import draw_plan
+from vader_ray.alignment.truncation import check_plan, draw_plan
 from vader_ray.config import ExperimentConfig, MatmulPrecision, Settings
 from vader_ray.errors import UserError
 from vader_ray.types import Frames, Latents, RemoteReward, SamplingModel, TruncationPlan
@@ -43,17 +43,18 @@ class VaderAlgorithm(Algorithm[VaderSettings]):
     uses_gradient_steps = True
 
     def check(self, config: ExperimentConfig) -> None:
-        """Refuse a choice of gradient steps that does not fit the penalty or the memory settings."""
+        """Refuse gradient steps that cannot be, or do not fit the penalty or the memory settings."""
+        plan = check_plan(self.sampling)
         truncation, checkpointing = self.sampling.truncation, config.runtime.activation_checkpointing
         if truncation in ("velocity_matching", "ode_adjoint") and not self.settings.reference_penalty:
             raise UserError(
                 f"algorithm.reference_penalty=0 leaves sampling.truncation={truncation} without the squared "
                 "distance to the base model's predictions, of which it is a part; set a number above 0"
             )
-        if truncation == "ode_adjoint" and checkpointing != "none":
+        if plan.base_adjoint and checkpointing != "none":
             raise UserError(
                 f"runtime.activation_checkpointing={checkpointing} would recompute the base model's blocks "
-                "with the adapter, and sampling.truncation=ode_adjoint needs them without it; set it to none"
+                f"with the adapter, and sampling.truncation={truncation} needs them without it; set none"
             )
 
     def check_model(self, model: SamplingModel) -> None:
@@ -76,8 +77,7 @@ class VaderAlgorithm(Algorithm[VaderSettings]):
             lambda: model.sampling_schedule(rollout.conditioning[:1]),
         )
         quantile = self.settings.gradient_clip_quantile
-        latest = None if quantile is None else latest_norms(quantile, context.algorithm_state)
-        max_norm = None if latest is None else latest.value()
+        max_norm = None if quantile is None else norm_limit(quantile, context.algorithm_state)
         outputs = accumulate_gradient(
             model,
             terms,
@@ -89,9 +89,9 @@ class VaderAlgorithm(Algorithm[VaderSettings]):
             max_norm=max_norm,
         )
         metrics = dict[str, list[float]]()
-        if latest is not None and max_norm is not None:
+        if max_norm is not None:
             own = [float(norm) for output in outputs for norm in _latents_norms(output)]
-            add_norms(latest, context.gather(own), context.algorithm_state)
+            add_norms(context.gather(own), context.algorithm_state)
             metrics["latents_gradient_norm"] = own
             metrics["clipped_share"] = [float(norm > max_norm) for norm in own]
         yield UpdateResult(outputs, plan.grad_steps, metrics)

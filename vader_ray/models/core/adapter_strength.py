@@ -5,11 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from vader_ray.models.adapters.lora import scaled
 from vader_ray.models.core.loop_hooks import LoopHook
+
+
+def step_strengths(points: Sequence[tuple[float, float]], num_steps: int) -> list[float] | None:
+    """Return the factor of each denoising step; None if it is 1 in all of them.
+
+    Args:
+        points: part of the sampling, ascending, and factor; see `vader_ray.config.GenerationConfig`.
+        num_steps: number of denoising steps.
+    """
+    positions, factors = zip(*points, strict=True)
+    strengths: list[float] = np.interp(np.arange(num_steps) / num_steps, positions, factors).tolist()
+    return None if set(strengths) == {1.0} else strengths
 
 
 class AdapterStrengthHook(LoopHook):

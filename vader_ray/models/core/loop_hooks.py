@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map, tree_map_only
 from torch.utils.checkpoint import checkpoint
 
+from vader_ray.gradients import penalize_distance, scale_gradient
 from vader_ray.models.adapters.lora import disabled
 from vader_ray.models.core import transitions
 from vader_ray.models.core.denoiser_calls import as_output, prediction, with_prediction
@@ -206,7 +207,7 @@ class LoopHook:
         needs_grad = plan is not None and self.index in plan.grad_steps
         rule = plan.rule(self.index) if plan is not None and needs_grad else GradStep()
         self.denoiser_calls += len(latents) * (2 if needs_grad and self._needs_base() else 1)
-        latents = scale_gradient(latents, rule.coupling)
+        latents = scale_gradient(latents, rule.coupling) if rule.coupling else latents.detach()
         inputs = {
             key: cast(value, dtype) if key != "timestep" else value
             for key, value in (inputs | {name: latents}).items()
@@ -242,7 +243,7 @@ class LoopHook:
             base = prediction(_cast_output(_recomputed(_without_adapter(denoiser, forward), **inputs), wide))
         predicted = prediction(result)
         if weight := self._penalty_weight():
-            predicted = _ReferencePenalty.apply(predicted, base.detach(), weight)
+            predicted = penalize_distance(predicted, base.detach(), weight)
         if plan.base_adjoint:
             predicted = predicted + (base - base.detach())
         return with_prediction(result, predicted)
@@ -296,8 +297,7 @@ class LoopHook:
         return step(*args, **kwargs)
 
     def _skip_step(self, scheduler: Any, given: dict[str, Any]) -> Any:
-        """Return the sample unchanged; at the last step before the first gradient step, restore the state to
-        resume from."""
+        """Return the sample unchanged; before the first gradient step, restore the state to resume from."""
         self.index += 1
         outputs: tuple[Tensor | None, ...] = (given["sample"], None)
         if self.index == self._num_skipped:
@@ -386,45 +386,6 @@ def _copy_containers(state: dict[str, Any]) -> dict[str, Any]:
 def cast(value: Any, dtype: torch.dtype) -> Any:
     """Convert a floating-point tensor to a dtype; return anything else unchanged."""
     return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
-
-
-class _ReferencePenalty(torch.autograd.Function):
-    """Identity whose backward pass adds the gradient of a penalty on the prediction.
-
-    The penalty is ``weight · mean((prediction − base)²)`` per row.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, prediction: Tensor, base: Tensor, weight: float) -> Tensor:
-        ctx.save_for_backward(prediction - base)
-        ctx.weight = 2 * weight / prediction[0].numel()
-        return prediction.view_as(prediction)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
-        (distance,) = ctx.saved_tensors
-        return gradient + ctx.weight * distance, None, None
-
-
-class _ScaledGradient(torch.autograd.Function):
-    """Identity whose backward pass multiplies the gradient by a factor."""
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, factor: Tensor | float) -> Tensor:
-        ctx.factor = factor
-        return value.view_as(value)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        return gradient * ctx.factor, None
-
-
-def scale_gradient(value: Tensor, factor: Tensor | float) -> Tensor:
-    """Return the value; its gradient is multiplied by the factor, and not computed if that is 0."""
-    if not isinstance(factor, Tensor) and factor in (0, 1):
-        return value if factor else value.detach()
-    scaled: Tensor = _ScaledGradient.apply(value, factor)
-    return scaled
 
 
 def as_step_output(outputs: tuple[Tensor | None, ...], given: dict[str, Any]) -> Any:

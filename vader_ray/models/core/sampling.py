@@ -191,8 +191,8 @@ class SamplingPipeline:
         """Sample without gradient, from the first denoising step to the last.
 
         Args:
-            conditioning: of the videos.
-            seeds: of the videos' noise.
+            conditioning: prompts and images, encoded, one for each video.
+            seeds: seed of each video's initial noise.
             adapter_strengths: factor of the adapter's update in each denoising step; by default 1 in all.
         """
         parts = self._parts(len(seeds))
