@@ -1,5 +1,5 @@
 # make demo       install, run the main job on the embedded shapes data set, show reward before and after
-# make test       install, run the tests that need neither minutes nor a browser (7 minutes on two cores)
+# make test       install, run the tests that need neither minutes nor a browser (6 minutes on two cores)
 # make test-all   install, run every test except those of make chaos (needs Chromium, and what each skipped test
 #                 names)
 # make chaos      install, run the long tests: the campaign of faults with its table of kills, and clusters that
