@@ -72,10 +72,11 @@ def measure(config: ExperimentConfig, experiment: Experiment, num_videos: int) -
     accumulate_gradient(
         model, experiment.terms, rollout, plan, batching(config.runtime), scale=1 / num_videos
     )
-    return Measured(video - video.mean(), _take_gradient(experiment), seconds)
+    return Measured(video - video.mean(), take_gradient(experiment), seconds)
 
 
-def _take_gradient(experiment: Experiment) -> Tensor:
+def take_gradient(experiment: Experiment) -> Tensor:
+    """Return the adapter's gradient as one vector, and clear it."""
     parameters = experiment.model.adapter_parameters()
     gradient = torch.cat([parameter.grad.flatten() for parameter in parameters if parameter.grad is not None])
     for parameter in parameters:
@@ -90,7 +91,7 @@ def denoiser_flops(config: ExperimentConfig, experiment: Experiment) -> int:
     with OpCounter("cpu") as work:
         state = model.sample_prefix(rollout.conditioning, plan, rollout.seeds)
         model.sample_with_grad(state, rollout.conditioning, plan).sum().backward()
-    _take_gradient(experiment)
+    take_gradient(experiment)
     return sum(operation.flops * times for operation, times in work.operations.items())
 
 

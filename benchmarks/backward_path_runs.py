@@ -1,0 +1,199 @@
+"""Measurements for `benchmarks.backward_paths`: training runs, and gradients of a fresh adapter."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from statistics import fmean, stdev
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.approximations import take_gradient
+from benchmarks.endings import denoiser_flops
+from vader_ray.alignment.algorithms.vader import accumulate_gradient
+from vader_ray.alignment.truncation import draw_plan
+from vader_ray.config import ExperimentConfig, load
+from vader_ray.training.checkpoint import State
+from vader_ray.training.distributed import WorkerGroup
+from vader_ray.training.evaluation import Evaluation, evaluate
+from vader_ray.training.experiment import Experiment, batching, build
+from vader_ray.training.loop import is_due, make_optimizer
+from vader_ray.training.model_cache import ModelCache, model_key
+from vader_ray.training.seeding import generator
+from vader_ray.training.step import make_rollout, train_step
+from vader_ray.types import TruncationPlan
+
+REWARDS = ("hps", "aesthetic", "pickscore")
+NUM_DRAWS = 8
+"""Draws of a path over which its cost is averaged."""
+CPU = torch.device("cpu")
+_LOADED: dict[str, ModelCache] = {}
+_BASES: dict[tuple[str, int], Evaluation] = {}
+_FULL_GRADIENTS: dict[str, Tensor] = {}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One measurement; equal jobs are measured once."""
+
+    part: str
+    """``cost``, ``training``, ``gradients`` or ``hacking``."""
+    label: str
+    """Name of the path in the tables."""
+    recipe: str
+    settings: dict[str, Any]
+    """Overrides of the recipe."""
+    reward: str = "hps"
+    """The trained reward; the others are held out."""
+    weight: float = 1.0
+    """Weight of the trained reward."""
+    seed: int = 0
+    num_updates: int = 0
+    every: int = 0
+    """Updates between evaluations; there is one before training and one at its end in any case."""
+    num_videos: int = 0
+    """Videos whose gradients are compared."""
+    tags: dict[str, str] = field(default_factory=dict)
+    """Further columns of the tables."""
+
+    def config(self) -> ExperimentConfig:
+        """Return the recipe with the job's settings, on one thread."""
+        rewards = [{"reward": name, "weights": f"shapes:{name}"} for name in REWARDS]
+        trained = next(each for each in rewards if each["reward"] == self.reward)
+        return load(
+            self.recipe,
+            {
+                "rewards": [trained | {"weight": self.weight}],
+                "eval_rewards": [each for each in rewards if each is not trained],
+                "eval_metrics": [],
+                "guard.metrics": [],
+                "expected_metrics": {},
+                "runtime.num_threads": 1,
+                "seed": self.seed,
+                **self.settings,
+            },
+        )
+
+
+def measure(job: Job) -> dict[str, Any]:
+    """Measure a job."""
+    return MEASUREMENTS[job.part](job)
+
+
+def measure_cost(job: Job) -> dict[str, Any]:
+    """Return the mean FLOPs of the denoiser for one video of a training step, recomputation included."""
+    config = job.config()
+    return {"denoiser_flops": _flops(config, _experiment(config))}
+
+
+def measure_training(job: Job) -> dict[str, Any]:
+    """Train and evaluate; return the means of each evaluation and the base model's standard deviations."""
+    started, config = time.process_time(), job.config()
+    experiment = _experiment(config)
+    base = _base(config, experiment)
+    optimizer, state, group = make_optimizer(config, experiment), State(), WorkerGroup()
+    evaluations = [{"step": 0, **base.metrics}]
+    while state.step < job.num_updates:
+        train_step(config, experiment, optimizer, group, state, 0.0)
+        if is_due(state.step, job.every, is_last=state.step == job.num_updates):
+            metrics = evaluate(config, experiment, group, base.base_features).metrics
+            evaluations.append({"step": state.step, **metrics})
+    return {
+        "evaluations": evaluations,
+        "spread": {name: stdev(base.scores[name]) for name in REWARDS},
+        "reward_queries": state.reward_queries,
+        "cpu_seconds": time.process_time() - started,
+    }
+
+
+def measure_gradients(job: Job) -> dict[str, Any]:
+    """Compare each video's gradient with that of the full chain.
+
+    ``cosine`` is the mean over videos, ``cosine_of_mean`` that of the mean gradients. ``variance`` is the
+    trace of the covariance over videos, divided by the square of the mean gradient's component along the
+    full chain's mean gradient: it depends on no factor of the gradient.
+    """
+    config = job.config()
+    experiment = _experiment(config)
+    own = _gradients(config, experiment, job.num_videos)
+    flops, full = _flops(config, experiment), _full_gradients(config, job.num_videos)
+    signal = float(own.mean(dim=0) @ full.mean(dim=0) / full.mean(dim=0).norm())
+    return {
+        "cosine": float(torch.cosine_similarity(own, full, dim=1).mean()),
+        "cosine_of_mean": float(torch.cosine_similarity(own.mean(dim=0), full.mean(dim=0), dim=0)),
+        "variance": float(own.var(dim=0).sum()) / signal**2,
+        "signal_is_positive": signal > 0,
+        "denoiser_flops": flops,
+    }
+
+
+MEASUREMENTS: Mapping[str, Callable[[Job], dict[str, Any]]] = {
+    "cost": measure_cost,
+    "training": measure_training,
+    "hacking": measure_training,
+    "gradients": measure_gradients,
+}
+
+
+def _experiment(config: ExperimentConfig) -> Experiment:
+    """Return the recipe's objects with a fresh adapter; models, rewards and metrics are loaded once."""
+    return build(config, cache=_LOADED.setdefault(model_key(config, CPU), ModelCache()))
+
+
+def _base(config: ExperimentConfig, experiment: Experiment) -> Evaluation:
+    """Return the evaluation of the base model, computed once for a seed."""
+    key = (model_key(config, CPU), config.seed)
+    if key not in _BASES:
+        _BASES[key] = evaluate(config, experiment, WorkerGroup())
+    return _BASES[key]
+
+
+def _plan(config: ExperimentConfig, experiment: Experiment, draw: int) -> TruncationPlan:
+    """Draw the gradient steps as the given training step of a run does."""
+    return draw_plan(
+        config.sampling,
+        generator(config.seed, "truncation", draw),
+        lambda: experiment.model.sampling_schedule(experiment.conditioning[:1]),
+    )
+
+
+def _flops(config: ExperimentConfig, experiment: Experiment) -> float:
+    """Return the denoiser's FLOPs for one video, a mean over draws of the path."""
+    penalty = config.algorithm.options.get("reference_penalty", 0.0)
+    plans = [replace(_plan(config, experiment, draw), reference_weight=penalty) for draw in range(NUM_DRAWS)]
+    costs = {plan: denoiser_flops(config, experiment, plan).of(plan.num_endings) for plan in set(plans)}
+    return fmean(costs[plan] for plan in plans)
+
+
+def _gradients(config: ExperimentConfig, experiment: Experiment, num_videos: int) -> Tensor:
+    """Return the gradient of each video, ``videos parameters`` in float64; each has a draw of its own."""
+    rows = []
+    for video in range(num_videos):
+        accumulate_gradient(
+            experiment.model,
+            experiment.terms,
+            make_rollout(config, experiment, [video]),
+            _plan(config, experiment, video),
+            batching(config.runtime),
+            scale=1.0,
+        )
+        rows.append(take_gradient(experiment).double())
+    return torch.stack(rows)
+
+
+def _full_gradients(config: ExperimentConfig, num_videos: int) -> Tensor:
+    """Return the videos' gradients through all denoising steps, computed once for a scheduler."""
+    chain = {
+        "truncation": "last",
+        "truncation_depth": config.sampling.num_inference_steps,
+        "truncation_options": {},
+        "num_endings": 1,
+    }
+    config = config.model_copy(update={"sampling": config.sampling.model_copy(update=chain)})
+    key = model_key(config, CPU)
+    if key not in _FULL_GRADIENTS:
+        _FULL_GRADIENTS[key] = _gradients(config, _experiment(config), num_videos)
+    return _FULL_GRADIENTS[key]
