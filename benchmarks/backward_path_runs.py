@@ -33,6 +33,7 @@ CPU = torch.device("cpu")
 _LOADED: dict[str, ModelCache] = {}
 _BASES: dict[tuple[str, int], Evaluation] = {}
 _FULL_GRADIENTS: dict[str, Tensor] = {}
+_FLOPS: dict[str, float] = {}
 
 
 @dataclass(frozen=True)
@@ -164,8 +165,19 @@ def _flops(config: ExperimentConfig, experiment: Experiment) -> float:
     """Return the denoiser's FLOPs for one video, a mean over draws of the path."""
     penalty = config.algorithm.options.get("reference_penalty", 0.0)
     plans = [replace(_plan(config, experiment, draw), reference_weight=penalty) for draw in range(NUM_DRAWS)]
-    costs = {plan: denoiser_flops(config, experiment, plan).of(plan.num_endings) for plan in set(plans)}
-    return fmean(costs[plan] for plan in plans)
+    return fmean(_flops_of(plan, config, experiment) for plan in plans)
+
+
+def _flops_of(plan: TruncationPlan, config: ExperimentConfig, experiment: Experiment) -> float:
+    """Return the denoiser's FLOPs for one video, counted once for all schedulers and factors."""
+    is_coupled = [rule.coupling > 0 for rule in plan.rules]
+    key = (
+        f"{config.name} {config.sampling.num_frames} {plan.num_inference_steps} {plan.grad_steps} {is_coupled} "
+        f"{plan.base_adjoint} {plan.reward_step} {plan.reference_weight > 0} {plan.num_endings}"
+    )
+    if key not in _FLOPS:
+        _FLOPS[key] = denoiser_flops(config, experiment, plan).of(plan.num_endings)
+    return _FLOPS[key]
 
 
 def _gradients(config: ExperimentConfig, experiment: Experiment, num_videos: int) -> Tensor:
