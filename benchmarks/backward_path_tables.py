@@ -182,8 +182,6 @@ def _by_scheduler(rows: Iterable[Row]) -> dict[str, dict[str, Row]]:
 
 def _variance_per_flop(runs: Mapping[str, Row], path: str) -> float:
     """Return the variance that equal FLOPs leave, relative to the reference."""
-    if not runs[path]["signal_is_positive"]:
-        return float("inf")
     own, last = runs[path], runs[REFERENCE]
     return own["variance"] * own["denoiser_flops"] / (last["variance"] * last["denoiser_flops"])
 

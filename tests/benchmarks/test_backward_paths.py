@@ -66,7 +66,7 @@ def test_a_single_seed_has_no_interval() -> None:
 def test_the_variance_is_compared_at_equal_flops() -> None:
     def gradient(path: str, variance: float, flops: float) -> dict[str, Any]:
         job = Job("gradients", path, "shapes_wan", {}, tags={"scheduler": "Euler"})
-        measured = {"cosine": 0.5, "cosine_of_mean": 0.75, "variance": variance, "signal_is_positive": True}
+        measured = {"cosine": 0.5, "cosine_of_mean": 0.75, "variance": variance}
         return {"job": asdict(job), "denoiser_flops": flops, **measured}
 
     table = gradient_table([gradient("last", 8.0, 10.0), gradient("leap", 2.0, 20.0)])
