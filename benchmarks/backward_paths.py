@@ -84,9 +84,9 @@ HACKING = {
 }
 PRIORS = (
     ("last", 0.0),
+    ("velocity_matching", 30.0),
     ("velocity_matching", 10.0),
     ("velocity_matching", 100.0),
-    ("velocity_matching", 30.0),
     ("last", 100.0),
 )
 """Path and ``algorithm.reference_penalty`` of the runs that hack their reward."""
