@@ -110,6 +110,7 @@ def training_table(rows: Sequence[Row]) -> list[list[str]]:
             "seeds",
             "trained reward",
             "less that of `last`",
+            "runs above `last`",
             "held-out rewards",
             "hacking index",
             "diversity",
@@ -129,6 +130,7 @@ def training_table(rows: Sequence[Row]) -> list[list[str]]:
                 str(len(runs)),
                 _estimate(runs.values(), "trained"),
                 "" if path == REFERENCE else Estimate.of(paired).text(),
+                "" if path == REFERENCE else _wins(found[path], found[REFERENCE]),
                 _estimate(runs.values(), "heldout"),
                 hacking_index(runs.values()),
                 _estimate(runs.values(), "diversity"),
@@ -136,6 +138,17 @@ def training_table(rows: Sequence[Row]) -> list[list[str]]:
             ]
         )
     return table
+
+
+def _wins(own: Mapping[str, Mapping[int, Outcome]], other: Mapping[str, Mapping[int, Outcome]]) -> str:
+    """Return the number of runs whose trained reward gains more than the other path's with the same seed."""
+    pairs = [
+        (run.trained, other[reward][seed].trained)
+        for reward, runs in own.items()
+        for seed, run in runs.items()
+        if seed in other[reward]
+    ]
+    return f"{sum(mine > theirs for mine, theirs in pairs)} of {len(pairs)}"
 
 
 def reward_table(rows: Sequence[Row]) -> list[list[str]]:

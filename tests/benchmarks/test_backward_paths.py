@@ -50,6 +50,7 @@ def test_the_table_has_means_and_students_interval_over_seeds() -> None:
     assert rows["`last`"]["trained reward"] == "+2.00 ± 12.71"
     assert rows["`sparse`"]["trained reward"] == "+3.50 ± 19.06"
     assert rows["`sparse`"]["less that of `last`"] == "+1.50 ± 6.35"  # 1 and 2, seed by seed
+    assert rows["`sparse`"]["runs above `last`"] == "2 of 2"
     assert rows["`sparse`"]["FLOPs of an update"] == "1.50"
     # the held-out rewards of `last` change by +0.5 and −1: the rise does not hide the fall
     assert rows["`last`"]["held-out rewards"] == "-0.25 ± 0.00"
