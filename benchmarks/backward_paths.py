@@ -9,7 +9,7 @@ Each finished measurement is a line of OUTPUT/PART.jsonl, and a second start mea
 * ``training``: `shapes_wan` (UniPC) with 5 frames, 6 denoising steps and 3 rewards. A path makes as
   many updates as the denoiser FLOPs of 12 updates of ``last``, K = 1, allow. Gains are paired differences to
   the base model on 8 test prompts with two noises each, in standard deviations of the base model's scores.
-* ``gradients``: the aesthetic's gradients of 6 videos with a fresh adapter, against the chain of all steps.
+* ``gradients``: the aesthetic's gradients of 4 videos with a fresh adapter, against the chain of all steps.
 * ``hacking``: the run of docs/report.md that hacks its reward, with priors.
 
 Intervals are Student's t over the seeds, 95 %. The hacking index is the mean fall of the held-out rewards
@@ -159,7 +159,7 @@ def gradient_jobs() -> Iterator[Job]:
                 continue  # refused: its steps depend on earlier ones
             settings = own | path_settings(name)
             tags = {"scheduler": scheduler}
-            yield Job("gradients", name, recipe, settings, "aesthetic", num_videos=6, tags=tags)
+            yield Job("gradients", name, recipe, settings, "aesthetic", num_videos=4, tags=tags)
 
 
 def hacking_jobs(num_seeds: int) -> Iterator[Job]:
