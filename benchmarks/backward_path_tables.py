@@ -267,30 +267,22 @@ def draw_figures(results: Mapping[str, Sequence[Row]], folder: Path) -> None:
 
 
 def _training_figure(found: Mapping[str, Mapping[str, Mapping[int, Outcome]]]) -> Figure:
-    """Draw trained and held-out gains with their intervals, a panel for each reward."""
+    """Draw the gain of each run and the means over seeds, a panel for each trained reward."""
     rewards = list(next(iter(found.values())))
     mean = {path: fmean(run.trained for run in by_seed(runs).values()) for path, runs in found.items()}
     paths = sorted(mean, key=lambda path: mean[path])
     figure = Figure(figsize=(9.0, 4.2), layout="constrained")
     panels = figure.subplots(1, len(rewards), sharey=True, squeeze=False)[0]
     for axes, reward in zip(panels, rewards, strict=True):
-        for shift, name, label in (
-            (0.14, "trained", "trained reward"),
-            (-0.14, "heldout", "held-out rewards"),
+        for index, (name, label) in enumerate(
+            (("trained", "trained reward"), ("heldout", "held-out rewards"))
         ):
-            estimates = [
-                Estimate.of([getattr(run, name) for run in found[path][reward].values()]) for path in paths
-            ]
-            index = int(name == "heldout")
-            axes.errorbar(
-                [each.mean for each in estimates],
-                [position + shift for position in range(len(paths))],
-                xerr=[each.half_width for each in estimates],
-                fmt=MARKERS[index],
-                color=COLOURS[index],
-                markersize=5,
-                label=label,
-            )
+            for position, path in enumerate(paths):
+                gains = [getattr(run, name) for run in found[path][reward].values()]
+                height = position + 0.14 - 0.28 * index
+                style = {"color": COLOURS[index], "marker": MARKERS[index], "linestyle": ""}
+                axes.plot(gains, [height] * len(gains), markersize=3, alpha=0.5, **style)
+                axes.plot([fmean(gains)], [height], markersize=6, label="" if position else label, **style)
         axes.axvline(0, color="grey", linewidth=0.8)
         axes.set(title=f"{reward} trained", xlabel="gain, standard deviations")
         axes.grid(axis="y", alpha=0.3)
