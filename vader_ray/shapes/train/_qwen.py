@@ -4,6 +4,7 @@ texts on a video share its tokens; `vlm_judge` and `video_reward` are such model
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,8 @@ FRAMES_PER_SECOND = 16.0
 WIDTH = 96
 NUM_VALUES = (len(SHAPES), len(COLOURS), len(DIRECTIONS), 2)
 """Values of each attribute of a caption: shape, colour, direction, box."""
+VERBS = ("moving", "going")
+"""Words for the motion in a caption; the base model knows the first one alone."""
 SPECIAL = (
     "<|endoftext|>",
     "<|im_start|>",
@@ -139,9 +142,14 @@ def published_names(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
+def every_caption() -> list[str]:
+    """The caption of each scene of `every_scene`, with each of the verbs."""
+    return [caption.replace(VERBS[0], verb) for verb in VERBS for caption in captions_of(every_scene())]
+
+
 @dataclass(frozen=True)
 class Texts:
-    """Tokens of the texts on a video, one per caption in the order of `every_scene`.
+    """Tokens of the texts on a video, one per caption of `every_caption`.
 
     All begin alike, with the tokens of the video; what follows is cut off and filled up to one length.
     """
@@ -154,8 +162,10 @@ class Texts:
 
 def captioned_texts(tokenizer: QwenTokenizer, opening: Sequence[str | tuple[str, int]], text: str) -> Texts:
     """Tokens of the opening and the text, with each caption for `{prompt}`."""
-    captions = captions_of(every_scene())
-    parts = [tokenize_parts(tokenizer, [*opening, text.replace("{prompt}", caption)]) for caption in captions]
+    parts = [
+        tokenize_parts(tokenizer, [*opening, text.replace("{prompt}", caption)])
+        for caption in every_caption()
+    ]
     columns = zip(*(ids for ids, _ in parts), strict=False)
     shared = next(place for place, column in enumerate(columns) if len(set(column)) > 1)
     tails = [torch.tensor(ids[shared:]) for ids, _ in parts]
@@ -222,7 +232,7 @@ def attributes_of(scenes: Scenes) -> Int[Tensor, "scenes 4"]:
 
 
 def caption_index(attributes: Int[Tensor, "*n 4"]) -> Int[Tensor, "*n"]:
-    """Number of the caption with these attributes, in the order of `every_scene`."""
+    """Number of the caption with these attributes and the first verb, in `every_caption`."""
     index = torch.zeros_like(attributes[..., 0])
     for kind, num in enumerate(NUM_VALUES):
         index = index * num + attributes[..., kind]
@@ -230,12 +240,14 @@ def caption_index(attributes: Int[Tensor, "*n 4"]) -> Int[Tensor, "*n"]:
 
 
 def right_and_wrong(attributes: Int[Tensor, "videos 4"], generator: Generator) -> Int[Tensor, "videos 5"]:
-    """Numbers of five captions per video: the right one, then ones that are wrong in one attribute each."""
+    """Numbers of five captions per video: the right one, then ones that are wrong in one attribute each; all
+    with the same verb, chosen by chance."""
     every = attributes[:, None].repeat(1, 1 + len(NUM_VALUES), 1)
     for kind, num in enumerate(NUM_VALUES):
         shift = 1 + torch.randint(num - 1, (len(attributes),), generator=generator)
         every[:, 1 + kind, kind] = (attributes[:, kind] + shift) % num
-    return caption_index(every)
+    verb = torch.randint(len(VERBS), (len(attributes), 1), generator=generator)
+    return caption_index(every) + verb * prod(NUM_VALUES)
 
 
 def look_loss(

@@ -18,10 +18,8 @@ from vader_ray.shapes.data import (
     SIZE,
     Scenes,
     aesthetic_of,
-    captions_of,
     cleaned,
     draw_scenes,
-    every_scene,
     render,
 )
 from vader_ray.shapes.train._loop import fit, replaced
@@ -36,6 +34,7 @@ from vader_ray.shapes.train._qwen import (
     attributes_of,
     caption_index,
     captioned_texts,
+    every_caption,
     look_loss,
     published_names,
     right_and_wrong,
@@ -73,7 +72,7 @@ def train_video_reward(
     rated = draw_rated_videos(vae, num_videos, generator)
     videos, attributes = rated.videos, attributes_of(rated.videos.scenes)
     with replaced(out / "video_reward") as folder:
-        save_base(folder, FAMILY, [SYSTEM + USER + TEMPLATE + ASSISTANT, *captions_of(every_scene())])
+        save_base(folder, FAMILY, [SYSTEM + USER + TEMPLATE + ASSISTANT, *every_caption()])
         tokenizer = QwenTokenizer(folder, TOKENS)
         rater, texts = Rater(folder, tokenizer), criteria(tokenizer)
 

@@ -12,7 +12,7 @@ from torch.nn.functional import log_softmax
 
 from vader_ray.rewards.core.qwen_text import ASSISTANT, SYSTEM, USER, QwenTokenizer, video_turn
 from vader_ray.rewards.vlm_judge import VLMJudgeReward
-from vader_ray.shapes.data import NUM_FRAMES, captions_of, every_scene
+from vader_ray.shapes.data import NUM_FRAMES
 from vader_ray.shapes.train._loop import fit, replaced
 from vader_ray.shapes.train._pictures import pushed
 from vader_ray.shapes.train._qwen import (
@@ -24,6 +24,7 @@ from vader_ray.shapes.train._qwen import (
     Texts,
     attributes_of,
     captioned_texts,
+    every_caption,
     look_loss,
     published_names,
     right_and_wrong,
@@ -50,9 +51,7 @@ def train_vlm_judge(
     videos = draw_videos(vae, num_videos, generator)
     attributes = attributes_of(videos.scenes)
     with replaced(out / "vlm_judge") as folder:
-        save_base(
-            folder, FAMILY, [SYSTEM + USER + QUESTION + ASSISTANT, *ANSWERS, *captions_of(every_scene())]
-        )
+        save_base(folder, FAMILY, [SYSTEM + USER + QUESTION + ASSISTANT, *ANSWERS, *every_caption()])
         tokenizer = QwenTokenizer(folder)
         answers = torch.tensor([tokenizer.index(answer) for answer in ANSWERS])
         reader, texts = Reader(folder, len(tokenizer)), questions(tokenizer)
@@ -103,7 +102,8 @@ def judge_positions(reader: Reader, texts: Texts) -> Int[Tensor, "3 length"]:
     positions, _ = reader.model.get_rope_index(
         ids[None], kinds, video_grid_thw=torch.tensor([GRID]), second_per_grid_ts=seconds
     )
-    return positions[:, 0]
+    first: Tensor = positions[:, 0]
+    return first
 
 
 def answer_logits(
