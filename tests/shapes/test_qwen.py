@@ -130,7 +130,7 @@ def test_trainers_write_what_the_rewards_read(
     shutil.copytree(checkpoint("text_to_video"), tmp_path / "text_to_video")
     name, states = train.__name__.removeprefix("train_"), []
     for num_steps in (2, 4, 4):
-        train(tmp_path, num_steps=num_steps, num_videos=8)
+        train(tmp_path, num_steps=num_steps, num_videos=8, look_steps=2)
         assert quality(tmp_path, Generator().manual_seed(37), num_scenes=2)
         files = {path.relative_to(tmp_path / name) for path in (tmp_path / name).rglob("*") if path.is_file()}
         loaded = load_judge(tmp_path) if name == "vlm_judge" else load_video_reward(tmp_path)

@@ -22,7 +22,7 @@ from vader_ray.shapes.data import (
     draw_scenes,
     render,
 )
-from vader_ray.shapes.train._loop import fit, replaced
+from vader_ray.shapes.train._loop import replaced
 from vader_ray.shapes.train._pictures import merged, pushed
 from vader_ray.shapes.train._qwen import (
     FRAMES_PER_SECOND,
@@ -34,7 +34,9 @@ from vader_ray.shapes.train._qwen import (
     attributes_of,
     caption_index,
     captioned_texts,
+    covered,
     every_caption,
+    fit_reader,
     look_loss,
     published_names,
     right_and_wrong,
@@ -63,7 +65,7 @@ class RatedVideos:
 
 
 def train_video_reward(
-    out: Path, *, num_steps: int = 2400, batch_videos: int = 12, num_videos: int = 4000
+    out: Path, *, num_steps: int = 1100, look_steps: int = 700, batch_videos: int = 12, num_videos: int = 3000
 ) -> None:
     """Writes `out/video_reward`; needs the autoencoder of `out/text_to_video`."""
     torch.manual_seed(12)
@@ -71,6 +73,7 @@ def train_video_reward(
     vae = AutoencoderKL.from_pretrained(out / "text_to_video" / "vae")
     rated = draw_rated_videos(vae, num_videos, generator)
     videos, attributes = rated.videos, attributes_of(rated.videos.scenes)
+    near = covered(videos.scenes)
     with replaced(out / "video_reward") as folder:
         save_base(folder, FAMILY, [SYSTEM + USER + TEMPLATE + ASSISTANT, *every_caption()])
         tokenizer = QwenTokenizer(folder, TOKENS)
@@ -88,23 +91,16 @@ def train_video_reward(
                     preference_loss(looks, rated.looks[chosen])
                     + preference_loss(motion, rated.motion[chosen])
                     + match_loss(match, intact, moving)
-                    + look_loss(seen, attributes[chosen], intact * moving)
+                    + look_loss(seen, attributes[chosen], near[chosen], intact * moving)
                 )
 
             frames = videos.frames[chosen].float() / 255
             frames = (frames + 4 / 255 * torch.randn(frames.shape, generator=generator)).requires_grad_()
-            if step > 0.85 * num_steps:
+            if step > 0.9 * num_steps:
                 frames = pushed(frames, loss_on(frames), step=1 / 255)
             return loss_on(frames)
 
-        average = fit(
-            rater,
-            loss_of,
-            num_steps=num_steps,
-            learning_rate=2e-3,
-            ema_decay=0.995,
-            matrices=rater.reader.matrices(),
-        )
+        average = fit_reader(rater, rater.reader, loss_of, generator, num_steps, look_steps)
         assert isinstance(average, Rater)
         save_video_reward(folder, average, texts, generator, num_steps)
 

@@ -13,7 +13,7 @@ from torch.nn.functional import log_softmax
 from vader_ray.rewards.core.qwen_text import ASSISTANT, SYSTEM, USER, QwenTokenizer, video_turn
 from vader_ray.rewards.vlm_judge import VLMJudgeReward
 from vader_ray.shapes.data import NUM_FRAMES
-from vader_ray.shapes.train._loop import fit, replaced
+from vader_ray.shapes.train._loop import replaced
 from vader_ray.shapes.train._pictures import pushed
 from vader_ray.shapes.train._qwen import (
     FRAMES_PER_SECOND,
@@ -24,7 +24,9 @@ from vader_ray.shapes.train._qwen import (
     Texts,
     attributes_of,
     captioned_texts,
+    covered,
     every_caption,
+    fit_reader,
     look_loss,
     published_names,
     right_and_wrong,
@@ -42,7 +44,7 @@ WRONG_WEIGHTS = torch.tensor([2.0, 1.0, 1.0, 1.0]) / 5
 
 
 def train_vlm_judge(
-    out: Path, *, num_steps: int = 2400, batch_videos: int = 12, num_videos: int = 4000
+    out: Path, *, num_steps: int = 1100, look_steps: int = 700, batch_videos: int = 12, num_videos: int = 3000
 ) -> None:
     """Writes `out/vlm_judge`; needs the autoencoder of `out/text_to_video`."""
     torch.manual_seed(11)
@@ -50,6 +52,7 @@ def train_vlm_judge(
     vae = AutoencoderKL.from_pretrained(out / "text_to_video" / "vae")
     videos = draw_videos(vae, num_videos, generator)
     attributes = attributes_of(videos.scenes)
+    near = covered(videos.scenes)
     with replaced(out / "vlm_judge") as folder:
         save_base(folder, FAMILY, [SYSTEM + USER + QUESTION + ASSISTANT, *ANSWERS, *every_caption()])
         tokenizer = QwenTokenizer(folder)
@@ -68,22 +71,15 @@ def train_vlm_judge(
                 yes, no = log_softmax(logits, -1)[..., answers].unbind(-1)
                 right = torch.lerp(no[:, 0], yes[:, 0], intact)
                 wrong = no[:, 1:] @ WRONG_WEIGHTS
-                return -(right + wrong).mean() + look_loss(look, attributes[chosen], intact)
+                return -(right + wrong).mean() + look_loss(look, attributes[chosen], near[chosen], intact)
 
             frames = videos.frames[chosen].float() / 255
             frames = (frames + 4 / 255 * torch.randn(frames.shape, generator=generator)).requires_grad_()
-            if step > 0.85 * num_steps:
+            if step > 0.9 * num_steps:
                 frames = pushed(frames, loss_on(frames), step=1 / 255)
             return loss_on(frames)
 
-        average = fit(
-            reader,
-            loss_of,
-            num_steps=num_steps,
-            learning_rate=2e-3,
-            ema_decay=0.995,
-            matrices=reader.matrices(),
-        )
+        average = fit_reader(reader, reader, loss_of, generator, num_steps, look_steps)
         assert isinstance(average, Reader)
         save_file(published_names(average.model), folder / "model.safetensors")
 
