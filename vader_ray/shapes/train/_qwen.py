@@ -247,10 +247,7 @@ def fit_reader(
     look_steps: int,
 ) -> nn.Module:
     """The average of `model`, of which `reader` is a part: first its vision tower learns to see on 1500
-    well-filmed scenes, then all of it trains on the loss.
-
-    Trained at once from the start, neither shape nor direction was better than chance after 1,200 steps.
-    """
+    well-filmed scenes, then all of it trains on the loss."""
     scenes = cleaned(draw_scenes(1500, generator))
     frames, attributes, near = render(scenes), attributes_of(scenes), covered(scenes)
 

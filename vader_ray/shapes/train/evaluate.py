@@ -56,7 +56,8 @@ def evaluate(out: Path, sheet: Path | None = None) -> dict[str, float]:
     if sheet is not None:
         save_sheet(frames[:, ::2], sheet)
     quality |= svd_quality(out, generator) | wan_quality(out, generator)
-    return quality | judge_quality(out, generator) | video_reward_quality(out, generator)
+    quality |= judge_quality(out, Generator().manual_seed(1000))
+    return quality | video_reward_quality(out, Generator().manual_seed(1001))
 
 
 def sample(
