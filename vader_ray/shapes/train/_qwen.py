@@ -280,7 +280,7 @@ def fit_reader(
 
 def covered(scenes: Scenes) -> Float[Tensor, "scenes tokens"]:
     """Share of the two frames of each visual token in which it lies around the shape."""
-    cells = around_shape(scenes, GRID[1] // MERGE).float()
+    cells: Tensor = around_shape(scenes, GRID[1] // MERGE).float()
     return cells.unflatten(1, (GRID[0], TUBELET)).mean(2).flatten(1)
 
 
@@ -324,4 +324,5 @@ def look_loss(
     ]
     losses.append(cross_entropy(parts[3].mean(1), attributes[:, 3], reduction="none"))
     losses.append(binary_cross_entropy_with_logits(cover[..., 0], near, reduction="none").mean(1))
-    return (torch.stack(losses).sum(0) * weight).mean()
+    total: Tensor = torch.stack(losses).sum(0)
+    return (total * weight).mean()
