@@ -36,7 +36,7 @@ def load_video_reward(out: Path) -> VideoReward:
 
 @torch.no_grad()
 def judge_quality(out: Path, generator: Generator, *, num_scenes: int = 100) -> dict[str, float]:
-    """How often the judge answers rightly on uncurated videos, and prefers the right caption."""
+    """How often `vlm_judge` answers rightly on uncurated videos, and prefers the right caption."""
     scenes = draw_scenes(num_scenes, generator)
     scores = caption_scores(load_judge(out).score, scenes, generator)
     quality = ahead_of_wrong(scores)

@@ -1,4 +1,4 @@
-"""Trains `vlm_judge`, a Qwen2.5-VL that answers whether a video shows what a caption says."""
+"""Trains `vlm_judge`, a Qwen2.5-VL that answers whether a video shows its caption."""
 
 import inspect
 from pathlib import Path
