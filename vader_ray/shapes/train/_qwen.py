@@ -280,8 +280,9 @@ def fit_reader(
 
 def covered(scenes: Scenes) -> Float[Tensor, "scenes tokens"]:
     """Share of the two frames of each visual token in which the token covers the shape."""
-    cells: Tensor = around_shape(scenes, GRID[1] // MERGE).float()
-    return cells.unflatten(1, (GRID[0], TUBELET)).mean(2).flatten(1)
+    cells = around_shape(scenes, GRID[1] // MERGE).float()
+    share: Tensor = cells.unflatten(1, (GRID[0], TUBELET)).mean(2)
+    return share.flatten(1)
 
 
 def attributes_of(scenes: Scenes) -> Int[Tensor, "scenes 4"]:
