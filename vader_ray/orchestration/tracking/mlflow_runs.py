@@ -7,12 +7,14 @@ A run's `Tracker` fills it from the worker of rank 0. Results that MLflow does n
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 from vader_ray import config as settings
+from vader_ray import metrics, rewards
 from vader_ray.errors import RunFailed, UserError
 from vader_ray.orchestration.tracking.address import MlflowRun
 from vader_ray.orchestration.tracking.environment import describe_environment, git_commit
@@ -29,6 +31,8 @@ from vader_ray.orchestration.tracking.sender import CLOSING_SECONDS, Sender
 from vader_ray.orchestration.tracking.server import check_server, tracking_uri, unusable
 from vader_ray.uris import Uri
 
+COMMAND_TAG, UNITS_TAG = "vader_ray.command", "vader_ray.units"
+"""Tags with the command that started a run or sweep, and with a JSON table of units by logged name."""
 LONGEST_PARAMETER = 500
 """Characters of a parameter's value in MLflow; longer values are cut and end with a hash."""
 
@@ -47,7 +51,11 @@ def start_run(
 ) -> MlflowRun:
     """Open a new run in MLflow, or the run `resume_run_id` again.
 
-    A new run gets parameters, tags, the recipe and a description of the environment.
+    A new run gets parameters, tags, the recipe and a description of the environment. The tag `UNITS_TAG`
+    has the unit of each reward and metric, for pages on machines without their code.
+
+    Args:
+        tags: further tags.
 
     Raises:
         UserError: MLflow cannot be used, or has no run `resume_run_id`.
@@ -59,7 +67,9 @@ def start_run(
         if resume_run_id is not None:
             return _reopen(client, uri, resume_run_id)
         experiment_id = find_or_create_experiment(client, uri, config.tracking.experiment)
-        all_tags = _tags(config, parent_run_id) | dict(tags or {})
+        all_tags = _tags(config, parent_run_id) | {
+            name: value for name, value in (tags or {}).items() if value
+        }
         child_run_id = _find_child(client, experiment_id, parent_run_id, run_name)
         run_id = (
             child_run_id or client.create_run(experiment_id, run_name=run_name, tags=all_tags).info.run_id
@@ -167,8 +177,19 @@ def _tags(config: settings.ExperimentConfig, parent_run_id: str | None) -> dict[
         "mlflow.source.name": "vader_ray",
         "mlflow.source.type": "LOCAL",
         "mlflow.source.git.commit": git_commit(),
+        UNITS_TAG: json.dumps(_units(config), ensure_ascii=False),
     }
     return {name: value for name, value in tags.items() if value}
+
+
+def _units(config: settings.ExperimentConfig) -> dict[str, str]:
+    """Return the unit of each logged reward and metric, by name such as ``eval/reward/hps``."""
+    classes = {
+        f"eval/reward/{spec.name}": rewards.resolve(spec.reward)
+        for spec in (*config.rewards, *config.eval_rewards)
+    }
+    classes |= metrics.measured_metrics(config)
+    return {name: str(getattr(each, "unit", "")) for name, each in classes.items()}
 
 
 def _params(config: settings.ExperimentConfig) -> list[Param]:
