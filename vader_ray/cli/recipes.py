@@ -10,7 +10,9 @@ import typer
 from vader_ray.config import ExperimentConfig, load
 from vader_ray.plugins import ALGORITHMS, FAMILIES, METRICS, REWARDS
 
-ADAPTER_HELP = "A saved adapter: a folder, or the .pt file of a peft state dict."
+ADAPTER_HELP = (
+    "A saved adapter: a folder, OWNER/NAME on the Hugging Face hub, or the .pt file of a peft state dict."
+)
 
 Recipe = Annotated[
     str, typer.Argument(help="Name of a packaged recipe (see `vader-ray list recipes`), or a YAML file.")
