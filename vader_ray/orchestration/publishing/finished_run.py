@@ -12,8 +12,10 @@ from vader_ray.errors import UserError
 from vader_ray.orchestration.runs.run_dir import RunDir
 from vader_ray.orchestration.runs.summary import RunSummary
 from vader_ray.orchestration.runs.video_recorder import LISTING
+from vader_ray.paths import SHAPES_PREFIX
 from vader_ray.training.events import Video
 from vader_ray.training.media import read_mp4
+from vader_ray.weights import HUB_ID
 
 RECIPE = "recipe.yaml"
 """File of a run's folder and of a repository."""
@@ -31,6 +33,13 @@ class FinishedRun:
     """The resolved recipe, without its sections about machines."""
     is_best: bool
     """Whether the adapter is ``best_adapter/``, else that of the last step."""
+
+    @property
+    def base_model(self) -> str:
+        """Weights of the recipe's model; of a local folder only the name, as its path is private."""
+        weights = str(self.recipe["model"]["weights"])
+        is_public = weights.startswith(SHAPES_PREFIX) or HUB_ID.fullmatch(weights)
+        return weights if is_public else Path(weights).name
 
     @property
     def step(self) -> int:
@@ -82,5 +91,10 @@ def run_of_adapter(adapter: Path) -> FinishedRun | None:
         raise UserError(
             f"the run {folder.name} has not ended; continue it with --resume, or wait for its end"
         )
+    return finished_run(folder, summary, adapter.resolve())
+
+
+def finished_run(folder: RunDir, summary: RunSummary, adapter: Path) -> FinishedRun:
+    """Return a run with its summary and one of its two adapters."""
     kept = {name: value for name, value in recipe_of_adapter(adapter).items() if name not in _PRIVATE}
-    return FinishedRun(folder, summary, kept, adapter.resolve() == folder.best_adapter)
+    return FinishedRun(folder, summary, kept, adapter == folder.best_adapter)

@@ -18,8 +18,9 @@ from vader_ray.training.web import number, signed
 from vader_ray.weights import HUB_ID
 
 
-def model_card(
-    repository: str,
+def model_card(  # noqa: PLR0913
+    title: str,
+    source: str,
     base_model: str,
     run: FinishedRun | None,
     *,
@@ -31,7 +32,8 @@ def model_card(
     """Return the text of a model card, as the Hugging Face hub shows it.
 
     Args:
-        repository: ``owner/name`` of the adapter.
+        title: heading of the card.
+        source: ``owner/name`` of the adapter, or its folder, from which the card's example loads it.
         base_model: hub id, ``shapes:NAME`` or name of the base model.
         run: the run that trained the adapter; without one the card has no results.
         is_for_diffusers: diffusers' own loader reads the adapter; else peft's does.
@@ -47,8 +49,8 @@ def model_card(
     packaged = f'vr.packaged_weights("{base_model.removeprefix(SHAPES_PREFIX)}")'
     return environment.get_template("model_card.md.j2").render(
         metadata=_metadata(base_model, run, licence or ("apache-2.0" if is_packaged else None), videos or {}),
-        name=repository.rpartition("/")[2],
-        repository=repository,
+        title=title,
+        source=source,
         is_for_diffusers=is_for_diffusers,
         base=f"[{base_model}](https://huggingface.co/{base_model})"
         if _is_hub_id(base_model)

@@ -14,7 +14,6 @@ from vader_ray.errors import UserError
 from vader_ray.hub import HUB_ERRORS, hub_problem
 from vader_ray.orchestration.publishing.finished_run import RECIPE, FinishedRun, run_of_adapter
 from vader_ray.orchestration.publishing.model_card import model_card
-from vader_ray.paths import SHAPES_PREFIX
 from vader_ray.training.media import before_after_sheet
 from vader_ray.weights import HUB_ID
 
@@ -54,7 +53,7 @@ def push_to_hub(
     if not Path(adapter).is_dir():
         raise UserError(f"there is no folder {adapter}; give that of a saved adapter: runs/NAME/best_adapter")
     run = run_of_adapter(Path(adapter))
-    base = base_model or (_base_of(run) if run else None)
+    base = base_model or (run.base_model if run else None)
     if base is None:
         raise UserError(
             f"the base model of the adapter in {adapter} is not known, since it is in no run's folder; give "
@@ -64,13 +63,6 @@ def push_to_hub(
         folder = Path(name)
         prepare(Path(adapter), folder, repository, base, run, licence=licence)
         return _upload(folder, repository, private=private)
-
-
-def _base_of(run: FinishedRun) -> str:
-    """Return the weights of the recipe's model; of a local folder only the name, as its path is private."""
-    weights = str(run.recipe["model"]["weights"])
-    is_public = weights.startswith(SHAPES_PREFIX) or HUB_ID.fullmatch(weights)
-    return weights if is_public else Path(weights).name
 
 
 def prepare(
@@ -91,6 +83,7 @@ def prepare(
         )
         videos = _copy_videos(run, folder)
     card = model_card(
+        repository.rpartition("/")[2],
         repository,
         base_model,
         run,

@@ -6,7 +6,6 @@ A run's `Tracker` fills it from the worker of rank 0. Results that MLflow does n
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ from vader_ray import config as settings
 from vader_ray import metrics, rewards
 from vader_ray.errors import RunFailed, UserError
 from vader_ray.orchestration.tracking.address import MlflowRun
+from vader_ray.orchestration.tracking.datasets import digest, prompt_datasets
 from vader_ray.orchestration.tracking.environment import describe_environment, git_commit
 from vader_ray.orchestration.tracking.experiment import find_or_create_experiment
 from vader_ray.orchestration.tracking.mlflow_client import (
@@ -26,7 +26,7 @@ from vader_ray.orchestration.tracking.mlflow_client import (
     connect,
     root_cause,
 )
-from vader_ray.orchestration.tracking.outbox import now_ms, path_in_folder, read
+from vader_ray.orchestration.tracking.outbox import Event, now_ms, path_in_folder, read
 from vader_ray.orchestration.tracking.sender import CLOSING_SECONDS, Sender
 from vader_ray.orchestration.tracking.server import check_server, tracking_uri, unusable
 from vader_ray.uris import Uri
@@ -51,8 +51,8 @@ def start_run(
 ) -> MlflowRun:
     """Open a new run in MLflow, or the run `resume_run_id` again.
 
-    A new run gets parameters, tags, the recipe and a description of the environment. The tag `UNITS_TAG`
-    has the unit of each reward and metric, for pages on machines without their code.
+    A new run gets parameters, tags, prompts as data sets, the recipe and a description of its environment.
+    The tag `UNITS_TAG` has the unit of each reward and metric, for pages on machines without their code.
 
     Args:
         tags: further tags.
@@ -75,6 +75,7 @@ def start_run(
             child_run_id or client.create_run(experiment_id, run_name=run_name, tags=all_tags).info.run_id
         )
         client.log_batch(run_id, params=_params(config))
+        client.log_inputs(run_id, prompt_datasets(config, run_id))
         client.log_text(run_id, recipe_yaml, "recipe.yaml")
         client.log_text(run_id, describe_environment(), "environment.txt")
     except (MlflowException, OSError) as error:
@@ -121,8 +122,9 @@ def end_run(
     folder: Path,
     tags: Mapping[str, str] | None = None,
     files: Sequence[Path] = (),
+    model: Event | None = None,
 ) -> str | None:
-    """Deliver the results that wait in the run's folder, then tags, files and the status.
+    """Deliver the results that wait in the run's folder, then tags, files, a logged model and the status.
 
     Files in a subfolder of the run's folder become artifacts in a folder of the same name.
 
@@ -134,6 +136,8 @@ def end_run(
     for name, value in (tags or {}).items():
         sender.post({"kind": "tag", "name": name, "value": value})
     _post_files(sender, folder, files)
+    if model is not None:
+        sender.post(model)
     sender.post({"kind": "end", "status": status, "time_ms": now_ms()})
     return sender.undelivered()
 
@@ -202,17 +206,11 @@ def _params(config: settings.ExperimentConfig) -> list[Param]:
 
 def _param_value(name: str, value: object) -> str:
     if name.startswith("prompts.") and isinstance(value, list):
-        return f"{len(value)} prompts, sha256 {_digest(chr(10).join(value))}"
+        return f"{len(value)} prompts, sha256 {digest(chr(10).join(value))}"
     text = str(value)
     return (
-        text
-        if len(text) <= LONGEST_PARAMETER
-        else f"{text[: LONGEST_PARAMETER - 30]}… sha256 {_digest(text)}"
+        text if len(text) <= LONGEST_PARAMETER else f"{text[: LONGEST_PARAMETER - 30]}… sha256 {digest(text)}"
     )
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _ignore(_message: str) -> None:
