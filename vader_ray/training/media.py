@@ -39,7 +39,7 @@ INK, GREY, RISE, FALL, PAPER = "#1a1a1a", "#6b6b6b", "#1a8f42", "#c93a30", "#fff
 """Colours of text, scores, gains, losses and background."""
 
 
-class _Strip(NamedTuple):
+class Strip(NamedTuple):
     """One row of frames on a sheet, with its heading and scores on the left."""
 
     heading: str
@@ -132,8 +132,8 @@ def _even(frames: PixelFrames) -> PixelFrames:
 
 def contact_sheet(videos: Sequence[Video], *, title: str = "", num_frames: int = 8) -> Image.Image:
     """Draw one row per video: its prompt, its scores and `num_frames` evenly spaced frames."""
-    rows = [(video.prompt, [_Strip("", _score_lines(video), video.frames)]) for video in videos]
-    return _sheet(rows, title, num_frames)
+    rows = [(video.prompt, [Strip("", _score_lines(video), video.frames)]) for video in videos]
+    return draw_sheet(rows, title, num_frames)
 
 
 def before_after_sheet(before: Sequence[Video], after: Sequence[Video], *, title: str = "") -> Image.Image:
@@ -145,13 +145,13 @@ def before_after_sheet(before: Sequence[Video], after: Sequence[Video], *, title
         (
             old.prompt,
             [
-                _Strip("before", _score_lines(old), old.frames),
-                _Strip("after", _gain_lines(old, new), new.frames),
+                Strip("before", _score_lines(old), old.frames),
+                Strip("after", _gain_lines(old, new), new.frames),
             ],
         )
         for old, new in pair_videos(before, after)
     ]
-    return _sheet(rows, title, NUM_SHEET_FRAMES)
+    return draw_sheet(rows, title, NUM_SHEET_FRAMES)
 
 
 def pair_videos(before: Sequence[Video], after: Sequence[Video]) -> list[tuple[Video, Video]]:
@@ -162,12 +162,12 @@ def pair_videos(before: Sequence[Video], after: Sequence[Video]) -> list[tuple[V
 
 
 def _score_lines(video: Video) -> list[Image.Image]:
-    return [_text(f"{name} {number(score)}", 15, colour=GREY) for name, score in video.scores.items()]
+    return [draw_text(f"{name} {number(score)}", 15, colour=GREY) for name, score in video.scores.items()]
 
 
 def _gain_lines(old: Video, new: Video) -> list[Image.Image]:
     """Draw the scores of `new`, each followed by its gain."""
-    gains = [_text(signed(gain), 15, colour=_gain_colour(gain)) for gain in _gains(old, new).values()]
+    gains = [draw_text(signed(gain), 15, colour=_gain_colour(gain)) for gain in _gains(old, new).values()]
     return [_row([line, gain], gap=10) for line, gain in zip(_score_lines(new), gains, strict=True)]
 
 
@@ -179,15 +179,18 @@ def _gain_colour(gain: float) -> str:
     return RISE if gain > 0 else FALL if gain < 0 else GREY
 
 
-def _sheet(rows: list[tuple[str, list[_Strip]]], title: str, num_frames: int) -> Image.Image:
+def draw_sheet(rows: list[tuple[str, list[Strip]]], title: str, num_frames: int) -> Image.Image:
+    """Draw rows with their captions below each other; a row has strips of at most `num_frames` frames."""
     labels = [
-        _stack([_text(strip.heading, 17, bold=True), *strip.scores]) for _, strips in rows for strip in strips
+        _stack([draw_text(strip.heading, 17, bold=True), *strip.scores])
+        for _, strips in rows
+        for strip in strips
     ]
     gutter = max((label.width for label in labels), default=0) + 20
-    blocks = [_text(title, 24, bold=True)] if title else []
+    blocks = [draw_text(title, 24, bold=True)] if title else []
     for prompt, strips in rows:
         drawn = [_draw_strip(strip, gutter, num_frames) for strip in strips]
-        caption = _text(prompt, 19, width=max(image.width for image in drawn))
+        caption = draw_text(prompt, 19, width=max(image.width for image in drawn))
         blocks.append(_stack([caption, *drawn], gap=2 * GAP))
     body = _stack(blocks, gap=ROW_GAP)
     sheet = Image.new("RGB", (body.width + 2 * MARGIN, body.height + 2 * MARGIN), PAPER)
@@ -217,8 +220,8 @@ def _row(images: Sequence[Image.Image], gap: int = 0) -> Image.Image:
     return row
 
 
-def _draw_strip(strip: _Strip, gutter: int, num_frames: int) -> Image.Image:
-    heading = [_text(strip.heading, 17, bold=True)] if strip.heading else []
+def _draw_strip(strip: Strip, gutter: int, num_frames: int) -> Image.Image:
+    heading = [draw_text(strip.heading, 17, bold=True)] if strip.heading else []
     label = _stack([*heading, *strip.scores, Image.new("RGB", (gutter, 1), PAPER)])
     tiles = [_tile(frame) for frame in _evenly_spaced(strip.frames, num_frames)]
     return _row([label, _row(tiles, gap=GAP)])
@@ -243,7 +246,7 @@ def _tile(frame: NDArray[np.uint8]) -> Image.Image:
     return image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS)
 
 
-def _text(
+def draw_text(
     text: str, size: int, *, bold: bool = False, colour: str = INK, width: float = float("inf")
 ) -> Image.Image:
     """Draw text as an image as wide as its longest line; longer lines than `width` are broken."""
