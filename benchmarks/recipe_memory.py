@@ -21,7 +21,7 @@ from typing import Annotated
 import typer
 
 from benchmarks.preflight import GIB, recipe_of
-from vader_ray.config.loading import RECIPES
+from vader_ray.config import RECIPES
 from vader_ray.preflight.devices import device
 from vader_ray.preflight.estimate import estimate_step
 

@@ -227,6 +227,8 @@ class VideoModel(TrajectoryPipeline, EndingsPipeline):
         if compile_blocks:
             memory_optimizations.compile_blocks(self.blocks())
         memory_optimizations.apply_activation_checkpointing(self.blocks(), activation_checkpointing)
+        if activation_checkpointing != "none":
+            self.decoder.recompute_blocks()
         self.recomputes_blocks = activation_checkpointing != "none"
 
     def compute_with(self, mesh: DeviceMesh) -> None:
