@@ -60,6 +60,8 @@ def hub_problem(error: BaseException) -> str:
                 f"{endpoint} refused the token; run `hf auth login`, or set HF_TOKEN to one with this right"
             )
         return f"{endpoint} replied with status {status}"
-    if isinstance(error, OfflineModeIsEnabled | LocalEntryNotFoundError) and constants.is_offline_mode():
+    if isinstance(error, OfflineModeIsEnabled):
+        return "HF_HUB_OFFLINE is set"
+    if isinstance(error, LocalEntryNotFoundError) and constants.is_offline_mode():
         return "HF_HUB_OFFLINE is set, and the local cache has no copy"
     return f"{endpoint} is out of reach"

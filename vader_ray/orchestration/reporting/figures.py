@@ -89,7 +89,7 @@ def curves(
     figure, axes = _figure(title, x_label, y_label, [one.label for one in series])
     for index, one in enumerate(series):
         style = _style(index) | ({"marker": None} if len(one.x) > MAX_MARKERS else {})
-        axes.plot(one.x, one.y, label=one.label, linewidth=1.8, markersize=4.5, **style)
+        axes.plot(one.x, one.y, label=one.label, linewidth=1.8, markersize=4.5, clip_on=False, **style)
         if one.raw:
             axes.plot(one.x, one.raw, linewidth=0.8, color=style["color"], alpha=0.45)
         if one.low:
