@@ -278,3 +278,19 @@ def test_init_finds_settings_that_fit(tiny_pipeline_folder: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "# 2xl4: fits with runtime.num_workers=2" in Path("mine.yaml").read_text()
     assert load("mine.yaml").runtime.num_workers == 2
+
+
+@pytest.mark.parametrize(
+    ("typed", "completed"),
+    [
+        ("vader-ray train wan_1", {"wan_14b_hpsv3", "wan_1_3b_hps", "wan_1_3b_video_reward"}),
+        ("vader-ray check wan_1_3b_hps rewards.0.ve", {"rewards.0.version="}),
+        ("vader-ray train nothing sampling", set()),
+    ],
+)
+def test_recipes_and_settings_are_completed(typed: str, completed: set[str]) -> None:
+    position = {"COMP_WORDS": typed, "COMP_CWORD": str(typed.count(" "))}
+    result = CliRunner().invoke(
+        app, prog_name="vader-ray", env={"_VADER_RAY_COMPLETE": "complete_bash", **position}
+    )
+    assert set(result.stdout.split()) == completed

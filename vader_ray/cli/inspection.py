@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vader_ray.cli.new_recipe import to_yaml
-from vader_ray.cli.recipes import Recipe, Workers, load_recipe
+from vader_ray.cli.recipes import Overrides, Recipe, Workers, load_recipe
 from vader_ray.config import (
     ExperimentConfig,
     describe_recipe,
@@ -20,7 +20,6 @@ from vader_ray.config import (
     model_names,
     recipe_names,
 )
-from vader_ray.console import Overrides
 from vader_ray.errors import UserError, did_you_mean
 from vader_ray.plugin_sources import ClassSource, Value
 from vader_ray.plugins import ALGORITHMS, FAMILIES, METRICS, REWARDS, Registry

@@ -9,9 +9,8 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from vader_ray.cli.recipes import load_recipe
+from vader_ray.cli.recipes import Overrides, load_recipe
 from vader_ray.config import ExperimentConfig, apply_overrides, merge, model_names, read_recipe
-from vader_ray.console import Overrides
 from vader_ray.errors import UserError
 from vader_ray.files import scratch_folder, write_text
 from vader_ray.plugins import REWARDS

@@ -37,7 +37,7 @@ class DecoderOptions:
 
 
 class _Decoder:
-    """What decoders have in common."""
+    """Base of the decoders: an autoencoder whose blocks may be recomputed."""
 
     def __init__(self, vae: Any) -> None:
         self.vae = vae
