@@ -171,13 +171,6 @@ class VideoDecoder(Protocol):
         """
         ...
 
-    def recompute_blocks(self) -> None:
-        """From now on, compute the decoder's blocks again in the backward pass: exact, less memory.
-
-        Call it once. A decoder that always does so changes nothing.
-        """
-        ...
-
 
 @runtime_checkable
 class Sliceable(Protocol):

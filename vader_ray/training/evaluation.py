@@ -210,7 +210,8 @@ def _evaluate_batch(
     frame_indices = [[indices] * len(batch) for indices in chosen]
     chunk_size = config.runtime.decode_chunk_size
     with matmul_precision(config.runtime.matmul_precision):
-        frames = decode_all(latents, model.decoder)
+        # one by one: decoding takes the most memory of an evaluation
+        frames = torch.cat([decode_all(video, model.decoder) for video in latents.split(1)])
         scores = score(frames, range(num_frames), prompts, terms, frame_indices, chunk_size)
         values, features = _measure(experiment.metrics, frames, prompts)
     shown = [{name: float(values[row]) for name, values in scores.items()} for row in range(len(batch))]

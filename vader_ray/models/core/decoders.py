@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map_only
 
 from vader_ray.config import ModelConfig
 from vader_ray.models.core.memory_optimizations import apply_activation_checkpointing, decoder_blocks
-from vader_ray.types import Frames, Latents
+from vader_ray.types import Frames, Latents, VideoDecoder
 
 ALL_FRAMES = 2**31
 """``decode_chunk_size`` of a pipeline's call, so that the loop passes all latents to one ``vae.decode``."""
@@ -36,18 +36,18 @@ class DecoderOptions:
         return cls(chunk_size, model.temporal_decoder_frames, model.offload_decoder_cache)
 
 
-class _Decoder:
+class Decoder(VideoDecoder):
     """Base of the decoders: an autoencoder whose blocks may be recomputed."""
 
     def __init__(self, vae: Any) -> None:
         self.vae = vae
 
     def recompute_blocks(self) -> None:
-        """From now on, compute the blocks again in the backward pass; see `vader_ray.types.VideoDecoder`."""
+        """From now on, compute the blocks again in the backward pass: exact, less memory. Call it once."""
         apply_activation_checkpointing(decoder_blocks(self.vae.decoder), "block")
 
 
-class Framewise2D(_Decoder):
+class Framewise2D(Decoder):
     """An image autoencoder applied to each frame; any subset of the frames can be decoded exactly."""
 
     chunks_are_independent = True
@@ -83,7 +83,7 @@ class Framewise2D(_Decoder):
         return latents * scaling
 
 
-class TemporalChunk(_Decoder):
+class TemporalChunk(Decoder):
     """Stable Video Diffusion's decoder, which mixes the frames of a chunk and has no cache.
 
     So the chunks are part of the result, like the pipeline's ``decode_chunk_size``: there are seams between
@@ -113,7 +113,7 @@ class TemporalChunk(_Decoder):
         return _pixels(decoded).unflatten(0, (len(latents), len(chunk))), None
 
 
-class StreamedDecoder(_Decoder):
+class StreamedDecoder(Decoder):
     """A decoder whose chunks follow one another and pass a cache of explicit tensors.
 
     Exact, and so is its gradient, which flows through the cache (a detached cache gives a wrong one).
@@ -197,7 +197,7 @@ class CausalStream(StreamedDecoder):
         raise AssertionError(f"no chunk starts with frame {frame}")
 
 
-class WholeClip(_Decoder):
+class WholeClip(Decoder):
     """An autoencoder that decodes the whole clip at once, by the library's own call.
 
     Args:
