@@ -12,7 +12,9 @@ from vader_ray.console import OVERRIDES
 from vader_ray.errors import UserError
 from vader_ray.plugins import ALGORITHMS, FAMILIES, METRICS, REWARDS
 
-ADAPTER_HELP = "A saved adapter: a folder, or the .pt file of a peft state dict."
+ADAPTER_HELP = (
+    "A saved adapter: a folder, OWNER/NAME on the Hugging Face hub, or the .pt file of a peft state dict."
+)
 
 
 def _complete_setting(ctx: typer.Context, incomplete: str) -> list[str]:

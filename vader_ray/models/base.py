@@ -46,6 +46,8 @@ class VideoModel(TrajectoryPipeline, EndingsPipeline):
 
     adapter_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
     """Ends of the names of the layers that get an adapter by default."""
+    loads_in_comfyui: ClassVar[bool] = True
+    """Whether ComfyUI has the denoiser, so that an adapter can be exported to it."""
     stock_loader: ClassVar[bool] = False
     """Whether diffusers' ``load_lora_weights`` works for the pipeline; adapters are then saved in diffusers'
     format."""
