@@ -95,6 +95,27 @@ def wan_a14b() -> tuple[type, dict[str, Any]]:
     return kind, parts | {"transformer_2": second, "boundary_ratio": 0.875}
 
 
+def wan_5b() -> tuple[type, dict[str, Any]]:
+    """``Wan-AI/Wan2.2-TI2V-5B-Diffusers``: its autoencoder divides height and width by 16."""
+    channels = 48
+    kind, parts = wan(
+        num_attention_heads=24, ffn_dim=14336, num_layers=30, in_channels=channels, out_channels=channels
+    )
+    vae = d.AutoencoderKLWan(
+        base_dim=160,
+        decoder_base_dim=256,
+        z_dim=channels,
+        is_residual=True,
+        in_channels=12,
+        out_channels=12,
+        patch_size=2,
+        scale_factor_spatial=16,
+        latents_mean=[0.0] * channels,  # the published ones are other numbers, of no weight in counts
+        latents_std=[1.0] * channels,
+    )
+    return kind, parts | {"vae": vae, "expand_timesteps": True}
+
+
 def wan(**sizes: int) -> tuple[type, dict[str, Any]]:
     """A Wan 2.1: its autoencoder is diffusers' default, its text encoder umT5-XXL."""
     text = {
@@ -172,7 +193,7 @@ def mochi() -> tuple[type, dict[str, Any]]:
 
 
 def cogvideox_vae() -> d.AutoencoderKLCogVideoX:
-    """The autoencoder of ``THUDM/CogVideoX-5b``."""
+    """The autoencoder of ``zai-org/CogVideoX-5b``, and that of 2b in all but a factor."""
     return d.AutoencoderKLCogVideoX(
         block_out_channels=(128, 256, 256, 512),
         layers_per_block=3,
@@ -186,16 +207,19 @@ def cogvideox_vae() -> d.AutoencoderKLCogVideoX:
 
 
 def cogvideox_5b() -> tuple[type, dict[str, Any]]:
-    """``THUDM/CogVideoX-5b``."""
+    """``zai-org/CogVideoX-5b``."""
+    return cogvideox(num_attention_heads=48, num_layers=42, use_rotary_positional_embeddings=True)
+
+
+def cogvideox_2b() -> tuple[type, dict[str, Any]]:
+    """``zai-org/CogVideoX-2b``: its transformer is diffusers' default."""
+    return cogvideox()
+
+
+def cogvideox(**sizes: int) -> tuple[type, dict[str, Any]]:
+    """A CogVideoX of 49 frames of 480 × 720."""
     return d.CogVideoXPipeline, {
-        "transformer": d.CogVideoXTransformer3DModel(
-            num_attention_heads=48,
-            num_layers=42,
-            sample_width=90,
-            sample_height=60,
-            sample_frames=49,
-            use_rotary_positional_embeddings=True,
-        ),
+        "transformer": d.CogVideoXTransformer3DModel(**sizes),
         "vae": cogvideox_vae(),
         "text_encoder": t.T5EncoderModel(t.T5Config(**T5_XXL)),
         "tokenizer": tokenizer(226),
@@ -230,7 +254,7 @@ def write_configuration(make: Callable[[], tuple[type, dict[str, Any]]], folder:
         kind, parts = make()
     index: dict[str, Any] = {"_class_name": kind.__name__, "_diffusers_version": d.__version__}
     for name, part in parts.items():
-        if isinstance(part, float):  # a setting of the pipeline
+        if isinstance(part, bool | float):  # a setting of the pipeline
             index[name] = part
             continue
         settings = part.config if isinstance(part, t.PreTrainedModel) else part
@@ -260,8 +284,12 @@ BY_WEIGHTS: dict[str, Callable[[], tuple[type, dict[str, Any]]]] = {
     "stabilityai/stable-video-diffusion-img2vid": svd,
     "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": wan_1_3b,
     "Wan-AI/Wan2.1-T2V-14B-Diffusers": wan_14b,
+    "Wan-AI/Wan2.2-TI2V-5B-Diffusers": wan_5b,
+    "Wan-AI/Wan2.2-T2V-A14B-Diffusers": wan_a14b,
     "Lightricks/LTX-Video": ltx,
     "hunyuanvideo-community/HunyuanVideo": hunyuan_video,
-    "THUDM/CogVideoX-5b": cogvideox_5b,
+    "zai-org/CogVideoX-5b": cogvideox_5b,
+    "zai-org/CogVideoX-2b": cogvideox_2b,
+    "genmo/mochi-1-preview": mochi,
 }
 """What writes the configuration files of the weights in packaged recipes."""

@@ -21,7 +21,7 @@ from typing import Annotated
 import typer
 
 from benchmarks.preflight import GIB, recipe_of
-from vader_ray.config.loading import RECIPES
+from vader_ray.config import RECIPES
 from vader_ray.preflight.devices import device
 from vader_ray.preflight.estimate import estimate_step
 
@@ -56,6 +56,17 @@ class Row:
     step_gib: float
     evaluation_gib: float
     host_gib: float
+    step_seconds: float
+    """Estimated from the data sheet of the stated card, without traffic between GPUs."""
+    hours: float
+    """The same of all steps, without evaluations."""
+
+    def line(self) -> str:
+        """Return the recipe's line of the table in docs/performance.md."""
+        gpus = next((each.partition("=")[2] for each in self.settings if "num_workers" in each), "")
+        card = f"{gpus} × {self.stated_gb} GB" if gpus else f"{self.stated_gb} GB"
+        parts = f"{self.peak_gib:.1f} | {self.weights_gib:.1f} | {self.step_gib:.1f}"
+        return f"| `{self.recipe}` | {card} | {parts} | {self.step_seconds:,.0f} s | {self.hours:.1f} h |"
 
 
 def names() -> list[str]:
@@ -78,7 +89,9 @@ def stated(name: str) -> Stated:
 def count(name: str, folder: Path) -> Row:
     """Return the counts of a packaged recipe at its published size."""
     said = stated(name)
-    found = estimate_step(recipe_of(name, said.settings, folder))
+    config = recipe_of(name, said.settings, folder)
+    found = estimate_step(config)
+    seconds = device(f"{said.size_gb}GB").seconds(found.operations)
     fitting = [size for size in CARDS if device(f"{size}GB").fits(found.peak_bytes)]
     return Row(
         name,
@@ -91,6 +104,8 @@ def count(name: str, folder: Path) -> Row:
         step_gib=found.step_bytes / GIB,
         evaluation_gib=found.evaluation_bytes / GIB,
         host_gib=found.host_bytes / GIB,
+        step_seconds=seconds,
+        hours=seconds * config.num_steps / 3600,
     )
 
 
@@ -109,6 +124,7 @@ def main(
         output.write_text(json.dumps(rows, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         if row.smallest_gb != row.stated_gb:
             wrong.append(f"{name} states {row.stated_gb} GB and fits {row.smallest_gb} GB by count")
+    print("\n".join(Row(**rows[name]).line() for name in sorted(rows)))
     if wrong:
         raise SystemExit("\n".join(wrong))
 

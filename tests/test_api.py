@@ -37,6 +37,7 @@ SIGNATURES = {
     "load_reward": "(name, *, device='cpu', precision='float32', **options)",
     "loguniform": None,  # of Ray Tune
     "packaged_weights": "(name)",
+    "push_to_hub": "(adapter, repository, *, base_model=None, licence=None, private=False)",
     "sweep": "(recipe, space, *, num_trials=None, search=None, early_stopping=False, name=None,"
     " workers_per_trial=1, max_concurrent=None, runs_dir='runs', storage=None, resume=False)",
     "train": "(recipe, *, workers=None, rewards=None, eval_rewards=None, prompts=None, heldout_prompts=None,"

@@ -17,6 +17,7 @@ from tests.helpers.network import failing_server
 from tests.helpers.recipe import write_tiny
 from tests.helpers.tiny_clips import save_clip
 from vader_ray.cli import app
+from vader_ray.config import load
 from vader_ray.errors import UserError
 from vader_ray.paths import PACKAGE
 from vader_ray.plugins import ALGORITHMS, FAMILIES, METRICS, REWARDS, Registry
@@ -140,6 +141,7 @@ def test_sources_say_what_the_imported_classes_say(registry: Registry) -> None:
 WITHOUT_FRAMEWORKS = """
 import contextlib, sys
 from vader_ray.cli import app
+from vader_ray.config import load
 for command in sys.argv[1:]:
     with contextlib.suppress(SystemExit):
         app(command.split(), prog_name="vader-ray")
@@ -169,13 +171,14 @@ def test_list_describes_every_algorithm() -> None:
 def test_list_describes_every_recipe() -> None:
     result = CliRunner().invoke(app, ["list", "recipes"])
     assert result.exit_code == 0
-    recipes = {path.stem for path in (PACKAGE / "recipes").glob("*.yaml")}
-    assert _listed(result.stdout) == recipes
+    recipes = PACKAGE / "recipes"
+    files = [*recipes.glob("*.yaml"), *recipes.glob("models/*.yaml")]
+    assert _listed(result.stdout) == {str(path.relative_to(recipes).with_suffix("")) for path in files}
 
 
 def _listed(table: str) -> set[str]:
     """Names of the first column that have a description in the second."""
-    return set(re.findall(r"^ (\w+) +\S", table, re.MULTILINE))
+    return set(re.findall(r"^ ([\w/]+) +\S", table, re.MULTILINE))
 
 
 def test_list_refuses_what_it_does_not_know() -> None:
@@ -244,3 +247,50 @@ def test_fetch_loads_every_reward_and_metric_and_names_the_models_folder(tmp_pat
 def test_fetch_says_what_a_hub_out_of_reach_did_not_give() -> None:
     message = _refused("fetch", "shapes_hps", "model.weights=owner/name")
     assert "'owner/name' is neither a local folder nor in the Hugging Face cache" in message
+
+
+def test_show_prints_every_setting_as_an_override_with_its_origin() -> None:
+    shown = CliRunner().invoke(app, ["show", "wan_1_3b_hps", "sampling.eta=0.5"]).stdout
+    assert re.search(r"^model.weights=Wan-AI/Wan2.1-T2V-1.3B-Diffusers +# models/wan_1_3b.yaml$", shown, re.M)
+    assert re.search(r"^prompts.train=packaged:animal_actions +# common/published.yaml$", shown, re.M)
+    assert re.search(r"^sampling.eta=0.5 +# override$", shown, re.M)
+    assert re.search(r"^optimizer.betas=\[0.9, 0.999\] +# default$", shown, re.M)
+    settings = [line.rpartition("  # ")[0].rstrip() for line in shown.splitlines()]
+    assert load("wan_1_3b_hps", settings) == load("wan_1_3b_hps", ["sampling.eta=0.5"])
+
+
+def test_init_writes_a_recipe_that_holds_another_reward_out() -> None:
+    made = ["init", "mine.yaml", "--model", "wan_1_3b", "--reward", "pickscore", "rewards.0.frames=first:1"]
+    assert CliRunner().invoke(app, made).stdout == "mine.yaml\n"
+    config, base = load("mine.yaml"), load("wan_1_3b_hps")
+    assert (config.name, config.sampling, config.model) == ("mine", base.sampling, base.model)
+    assert [(each.reward, each.frames) for each in config.rewards] == [("pickscore", "first:1")]
+    assert config.guard_metrics() == ("eval/reward/hps", "eval/motion")
+    assert "mine.yaml exists; name another file, or delete it" in _refused(*made)
+    refused = _refused("init", "other.yaml", "--model", "wan_1_3b", "--reward", "hsp")
+    assert "did you mean 'hps'?" in refused
+
+
+def test_init_finds_settings_that_fit(tiny_pipeline_folder: Path) -> None:
+    base = write_tiny(Path(), tiny_pipeline_folder, eval_rewards=[{"reward": "sharpness"}])
+    command = ["init", "mine.yaml", "--model", str(base), "--reward", "brightness", "--gpu"]
+    result = CliRunner().invoke(app, [*command, "2xl4"])
+    assert result.exit_code == 0, result.output
+    assert "# 2xl4: fits with runtime.num_workers=2" in Path("mine.yaml").read_text()
+    assert load("mine.yaml").runtime.num_workers == 2
+
+
+@pytest.mark.parametrize(
+    ("typed", "completed"),
+    [
+        ("vader-ray train wan_1", {"wan_14b_hpsv3", "wan_1_3b_hps", "wan_1_3b_video_reward"}),
+        ("vader-ray check wan_1_3b_hps rewards.0.ve", {"rewards.0.version="}),
+        ("vader-ray train nothing sampling", set()),
+    ],
+)
+def test_recipes_and_settings_are_completed(typed: str, completed: set[str]) -> None:
+    position = {"COMP_WORDS": typed, "COMP_CWORD": str(typed.count(" "))}
+    result = CliRunner().invoke(
+        app, prog_name="vader-ray", env={"_VADER_RAY_COMPLETE": "complete_bash", **position}
+    )
+    assert set(result.stdout.split()) == completed

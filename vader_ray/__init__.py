@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from vader_ray.errors import UserError as UserError
     from vader_ray.models import VideoModel as VideoModel
     from vader_ray.models import load_adapter as load_adapter
+    from vader_ray.orchestration.publishing.push import push_to_hub as push_to_hub
     from vader_ray.orchestration.runs.summary import RunSummary as RunSummary
     from vader_ray.training.callbacks import Callback as Callback
     from vader_ray.training.trainer import Trainer as Trainer
@@ -52,6 +53,7 @@ _MODULES = {
     "load_reward": "vader_ray.api",
     "loguniform": "ray.tune",
     "packaged_weights": "vader_ray.api",
+    "push_to_hub": "vader_ray.orchestration.publishing.push",
     "sweep": "vader_ray.api",
     "train": "vader_ray.api",
     "uniform": "ray.tune",

@@ -107,7 +107,8 @@ def evaluate(recipe: ExperimentConfig | str | Path, *, adapter: str | Path | Non
     (``eval/reward/hps``).
 
     Args:
-        adapter: a saved adapter; by default the pretrained model is evaluated.
+        adapter: a saved adapter, or its id on the Hugging Face hub; by default the pretrained model is
+            evaluated.
 
     Raises:
         UserError: the adapter is missing, damaged or of another model.
@@ -130,7 +131,7 @@ def generate(
 
     Args:
         prompt: text of the video, or ``path/to/image.png | text`` for an image-to-video model.
-        adapter: a saved adapter; by default the pretrained model is used.
+        adapter: a saved adapter, or its id on the Hugging Face hub; by default the pretrained model is used.
         seed: seed of the initial noise.
         output: path of the mp4 file.
 

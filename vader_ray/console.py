@@ -17,12 +17,11 @@ from vader_ray.errors import RunFailed, UserError
 
 CONTEXT_SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"]}
 
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="[KEY=VALUE]...", help="Settings of the recipe, e.g. sampling.truncation_depth=2."
-    ),
-]
+OVERRIDES: dict[str, Any] = {
+    "metavar": "[KEY=VALUE]...",
+    "help": "Settings of the recipe, e.g. sampling.truncation_depth=2.",
+}
+Overrides = Annotated[list[str] | None, typer.Argument(**OVERRIDES)]
 RunsDir = Annotated[Path, typer.Option(help="Folder in which runs are kept.")]
 Storage = Annotated[
     str | None,

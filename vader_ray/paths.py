@@ -14,6 +14,10 @@ from vader_ray.errors import UserError, did_you_mean
 from vader_ray.prompt_files import COLUMN, check_prompts, read_prompt_file, text_problem
 
 PACKAGE = Path(__file__).parent
+RECIPES = PACKAGE / "recipes"
+"""Folder of the packaged recipes."""
+PACKAGED_PREFIX = "packaged:"
+"""Prefix of the names of packaged lists of prompts for published models."""
 SHAPES_PREFIX = "shapes:"
 """Prefix of the names of packaged weights and prompts: those of the embedded shapes data set."""
 _NAME = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?")
@@ -90,6 +94,11 @@ def _read_prompts(value: object, info: ValidationInfo) -> object:
     if value.startswith(SHAPES_PREFIX):
         packaged = PACKAGE / "shapes" / "prompts" / value.removeprefix(SHAPES_PREFIX)
         path = packaged if packaged.is_dir() else packaged.with_suffix(".txt")
+    elif value.startswith(PACKAGED_PREFIX):
+        path = RECIPES / "prompts" / f"{value.removeprefix(PACKAGED_PREFIX)}.txt"
+        if path not in (known := sorted(path.parent.glob("*.txt"))):
+            names = ", ".join(f"{PACKAGED_PREFIX}{each.stem}" for each in known)
+            raise ValueError(f"{value!r} names no packaged list of prompts; there are {names}")
     else:
         path = _from_recipe(value, info)
     if os.path.isdir(path):
@@ -158,7 +167,7 @@ Weights = Annotated[str, Field(min_length=1), AfterValidator(_absolute_if_local)
 Prompts = Annotated[
     tuple[str, ...], Field(min_length=1), BeforeValidator(_read_prompts), AfterValidator(_find_images)
 ]
-"""Prompts, given as a list, a file of prompts, a folder of images, ``shapes:NAME`` or
+"""Prompts, given as a list, a file of prompts, a folder of images, ``packaged:NAME``, ``shapes:NAME`` or
 ``datasets:NAME:SPLIT``."""
 PairsFile = Annotated[str, AfterValidator(_find_pairs)]
 """Path of a file of preference pairs."""

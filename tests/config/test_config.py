@@ -17,7 +17,17 @@ from pyarrow import parquet
 
 from tests.helpers.recipe import MINIMAL
 from vader_ray.alignment.reward_gradient import RewardTerm
-from vader_ray.config import ExperimentConfig, flatten, load, override, recipe_names, split_image, validate
+from vader_ray.config import (
+    ExperimentConfig,
+    flatten,
+    list_settings,
+    load,
+    model_names,
+    override,
+    recipe_names,
+    split_image,
+    validate,
+)
 from vader_ray.config.yaml_text import parse_yaml
 from vader_ray.errors import UserError
 from vader_ray.metrics import measured_metrics
@@ -459,3 +469,63 @@ def test_a_password_in_the_tracking_uri_stays_in_memory() -> None:
         assert full_uri(kept.tracking.uri or "") == "http://me:canary@host"
     with pytest.raises(UserError, match=r"tracking: .*http://\*\*\*@host"):
         load("shapes_hps", ["tracking=http://me:canary@host"])
+
+
+def test_a_recipe_extends_another(tmp_path: Path) -> None:
+    """Sections are merged, lists and values are replaced, and each value is listed with its file."""
+    (tmp_path / "base.yaml").write_text(MINIMAL)
+    (tmp_path / "mine.yaml").write_text(
+        "extends: base.yaml\nname: mine\nsampling: {eta: 0.5}\n"
+        "rewards: [{reward: hps, weights: 'shapes:hps'}]\n"
+    )
+    mine = str(tmp_path / "mine.yaml")
+    base, config = load(str(tmp_path / "base.yaml")), load(mine)
+    assert config.sampling == base.sampling.model_copy(update={"eta": 0.5})
+    assert [reward.name for reward in config.rewards] == ["hps"]
+    origins = {each.path: each.origin for each in list_settings(mine, ["videos_per_step=3", "guard.bound=1"])}
+    assert origins["name"] == origins["sampling.eta"] == origins["rewards.0.weights"] == mine
+    assert origins["num_steps"] == origins["sampling.height"] == str(tmp_path / "base.yaml")
+    assert origins["videos_per_step"] == origins["guard.bound"] == "override"
+    assert origins["optimizer.betas"] == origins["rewards.0.frames"] == "default"
+
+
+def test_a_recipe_of_ones_own_extends_a_packaged_model(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(
+        "extends: models/wan_1_3b\nname: mine\nrewards: [{reward: brightness}]\nsampling: {num_frames: 33}\n"
+    )
+    settings = {each.path: each for each in list_settings(str(tmp_path / "mine.yaml"))}
+    assert settings["prompts.train"].value == "packaged:animal_actions"
+    assert settings["prompts.train"].origin == "common/published.yaml"
+    assert settings["model.weights"].origin == "models/wan_1_3b.yaml"
+    config = load(str(tmp_path / "mine.yaml"))
+    assert (config.sampling.num_frames, config.sampling.height) == (33, 480)
+    assert len(config.prompts.train) == 100
+
+
+@pytest.mark.parametrize("model", model_names())
+def test_every_packaged_model_lacks_only_a_name_and_rewards(model: str) -> None:
+    with pytest.raises(UserError) as error:
+        load(model)
+    assert str(error.value).splitlines() == ["name: is required", "rewards: is required"]
+
+
+@pytest.mark.parametrize(
+    ("base", "message"),
+    [
+        ("mine.yaml", "a file cannot extend itself"),
+        ("models/wan", "there is no recipe 'models/wan'; .*models/wan_1_3b"),
+        ("[shapes_hps]", "extends in .*mine.yaml: give the name of a recipe or the path of a YAML file"),
+    ],
+)
+def test_what_cannot_be_extended(tmp_path: Path, base: str, message: str) -> None:
+    (tmp_path / "mine.yaml").write_text(f"extends: {base}\nname: mine\n")
+    with pytest.raises(UserError, match=message):
+        load(str(tmp_path / "mine.yaml"))
+
+
+def test_packaged_prompts_are_many_and_apart() -> None:
+    prompts = load("wan_1_3b_hps").prompts
+    assert len(prompts.train) >= 100
+    assert len(prompts.heldout) >= 40
+    with pytest.raises(UserError, match=r"prompts.train: .packaged:x. names no packaged list of prompts"):
+        load("wan_1_3b_hps", ["prompts.train=packaged:x"])

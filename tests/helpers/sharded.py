@@ -63,10 +63,11 @@ def exchange_steps(group: WorkerGroup, document: dict[str, Any], choices: list[s
         config = override(validate(document), [choice])
         experiment = build(config, CPU, group=group)
         optimizer, state = make_optimizer(config, experiment), State()
+        workers = group.of_recipe(config.runtime)
         for _ in range(2):
             torch.distributed.barrier()
             before = moved_bytes()["received"]
-            train_step(config, experiment, optimizer, group, state, 0.0)
+            train_step(config, experiment, optimizer, workers, state, 0.0)
             torch.distributed.barrier()
         received.append(moved_bytes()["received"] - before)
     return received

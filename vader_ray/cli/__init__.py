@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from vader_ray.cli import adapters, clusters, inspection, runs
+from vader_ray.cli import adapters, clusters, inspection, new_recipe, runs
 from vader_ray.console import CONTEXT_SETTINGS, Debug, explain_errors, use_utf8
 
 
@@ -52,12 +52,15 @@ def main(
 app.command()(runs.train)
 app.command()(runs.evaluate)
 app.command()(runs.generate)
+app.command()(new_recipe.init)
+app.command()(inspection.show)
 app.command()(inspection.check)
 app.command()(inspection.fetch)
 app.command(name="list")(inspection.list_)
 app.command()(inspection.report)
 app.command()(adapters.export)
 app.command()(adapters.mix)
+app.command()(adapters.push)
 app.command()(clusters.sync)
 app.command()(clusters.pools)
 app.command("watch-notices")(clusters.watch_notices)

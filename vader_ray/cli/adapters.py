@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from vader_ray.cli.recipes import ADAPTER_HELP, load_recipe
+from vader_ray.config import ExperimentConfig
 from vader_ray.errors import UserError
 from vader_ray.outputs import check_output_folder, explain_write_errors
 
@@ -34,16 +35,60 @@ def export(
         raise UserError("--merge needs the model into which the adapter goes; name its recipe by --recipe")
     check_output_folder(output if merge or output.suffix != ".safetensors" else output.parent)
     from vader_ray import models
+    from vader_ray.hub import find_adapter
+    from vader_ray.models.adapters.files import PEFT_ALPHA
     from vader_ray.training.inference import merge_adapter
 
+    adapter = find_adapter(adapter)
+    if format == "comfyui" and not merge:
+        _check_comfyui(adapter, config)
     with explain_write_errors(output):
         if merge and config is not None:
             written = merge_adapter(config, adapter, output)
         else:
-            alpha = {} if config is None else {"bare_alpha": config.adapter.alpha}
-            written = models.export_adapter(adapter, format, output, **alpha)
+            alpha = PEFT_ALPHA if config is None else config.adapter.alpha
+            written = models.export_adapter(adapter, format, output, bare_alpha=alpha)
     for path in written:
         print(path.resolve())
+
+
+def _check_comfyui(adapter: Path, config: ExperimentConfig | None) -> None:
+    """Refuse the adapter of a family that ComfyUI does not have, if the family is known."""
+    from vader_ray import models
+    from vader_ray.orchestration.publishing.finished_run import recipe_of_adapter
+
+    family = config.model.family if config else recipe_of_adapter(adapter).get("model", {}).get("family")
+    if family is not None and not models.resolve(family).loads_in_comfyui:
+        raise UserError(
+            f"ComfyUI has no network of model.family={family}, so it cannot load this adapter; choose "
+            "--format diffusers or peft"
+        )
+
+
+def push(
+    adapter: Annotated[
+        Path, typer.Argument(help="Folder of a saved adapter, such as runs/mine/best_adapter.")
+    ],
+    repository: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Repository on the hub.")],
+    private: Annotated[bool, typer.Option("--private", help="Create a private repository.")] = False,
+    base_model: Annotated[
+        str | None,
+        typer.Option(help="Hub id of the base model. Default: the weights of the run's recipe."),
+    ] = None,
+    licence: Annotated[
+        str | None,
+        typer.Option(
+            "--license", help="The hub's name of the adapter's licence. Default: as the base model's."
+        ),
+    ] = None,
+) -> None:
+    """Push a saved adapter to the Hugging Face hub, with a model card, its recipe and sample videos.
+
+    The token is that of HF_TOKEN or `hf auth login`.
+    """
+    from vader_ray.orchestration.publishing.push import push_to_hub
+
+    print(push_to_hub(adapter, repository, base_model=base_model, licence=licence, private=private))
 
 
 def mix(

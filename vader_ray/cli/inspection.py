@@ -10,14 +10,23 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from vader_ray.cli.recipes import Recipe, Workers, load_recipe
-from vader_ray.config import ExperimentConfig, load, locate, recipe_names
-from vader_ray.console import Overrides
+from vader_ray.cli.new_recipe import to_yaml
+from vader_ray.cli.recipes import Overrides, Recipe, Workers, load_recipe
+from vader_ray.config import (
+    ExperimentConfig,
+    describe_recipe,
+    list_settings,
+    locate,
+    model_names,
+    recipe_names,
+)
 from vader_ray.errors import UserError, did_you_mean
 from vader_ray.plugin_sources import ClassSource, Value
 from vader_ray.plugins import ALGORITHMS, FAMILIES, METRICS, REWARDS, Registry
 from vader_ray.preflight.devices import check_devices
 
+SETTING_WIDTH = 60
+"""Characters to which `show` pads a setting."""
 CLUSTER_SUFFIXES = (".yaml", ".yml", ".json", ".sbatch", ".sh")
 
 
@@ -113,6 +122,13 @@ def _print_contents(config: ExperimentConfig) -> None:
     )
 
 
+def show(recipe: Recipe, overrides: Overrides = None) -> None:
+    """Print every setting of a recipe as KEY=VALUE, with the file that its value comes from."""
+    for each in list_settings(recipe, overrides or ()):
+        setting = f"{each.path}={to_yaml(each.value)}"
+        print(f"{setting:{SETTING_WIDTH}}  # {each.origin}")
+
+
 def fetch(recipe: Recipe, overrides: Overrides = None) -> None:
     """Download all files of a recipe to the Hugging Face cache and load each reward and metric once.
 
@@ -135,12 +151,15 @@ def list_(
         str, typer.Argument(metavar="KIND", help="models, rewards, metrics, recipes or algorithms")
     ],
 ) -> None:
-    """List the models, rewards, metrics, recipes or algorithms that can be named."""
+    """List the models, rewards, metrics, recipes or algorithms that can be named.
+
+    Recipes called models/NAME have the settings of a model and no reward: recipes extend them.
+    """
     described: dict[str, Callable[[], dict[str, str]]] = {
         "models": lambda: _describe_all(FAMILIES, lambda source: source.summary),
         "rewards": lambda: _describe_all(REWARDS, _describe_reward),
         "metrics": lambda: _describe_all(METRICS, _describe_metric),
-        "recipes": lambda: {name: load(name).description for name in recipe_names()},
+        "recipes": lambda: {name: describe_recipe(name) for name in (*recipe_names(), *model_names())},
         "algorithms": lambda: _describe_all(ALGORITHMS, lambda source: source.summary),
     }
     if kind not in described:

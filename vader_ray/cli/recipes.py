@@ -7,14 +7,33 @@ from typing import Annotated
 
 import typer
 
-from vader_ray.config import ExperimentConfig, load
+from vader_ray.config import ExperimentConfig, list_settings, load, recipe_names
+from vader_ray.console import OVERRIDES
+from vader_ray.errors import UserError
 from vader_ray.plugins import ALGORITHMS, FAMILIES, METRICS, REWARDS
 
-ADAPTER_HELP = "A saved adapter: a folder, or the .pt file of a peft state dict."
+ADAPTER_HELP = (
+    "A saved adapter: a folder, OWNER/NAME on the Hugging Face hub, or the .pt file of a peft state dict."
+)
+
+
+def _complete_setting(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Return the settings of the recipe on the command line that begin with what was typed."""
+    try:
+        settings = list_settings(ctx.params.get("recipe") or recipe_names()[0])
+    except UserError:
+        return []
+    return [f"{each.path}=" for each in settings if each.path.startswith(incomplete)]
+
 
 Recipe = Annotated[
-    str, typer.Argument(help="Name of a packaged recipe (see `vader-ray list recipes`), or a YAML file.")
+    str,
+    typer.Argument(
+        help="Name of a packaged recipe (see `vader-ray list recipes`), or a YAML file.",
+        autocompletion=recipe_names,
+    ),
 ]
+Overrides = Annotated[list[str] | None, typer.Argument(**OVERRIDES, autocompletion=_complete_setting)]
 Workers = Annotated[
     int | None, typer.Option("--workers", "-w", help="Ray Train workers; short for runtime.num_workers=N.")
 ]

@@ -10,9 +10,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from vader_ray.cli.recipes import AdapterOption, Recipe, Workers, load_recipe
+from vader_ray.cli.recipes import AdapterOption, Overrides, Recipe, Workers, load_recipe
 from vader_ray.config import is_metric_value
-from vader_ray.console import Overrides, RunsDir, Storage
+from vader_ray.console import RunsDir, Storage
 from vader_ray.files import write_text
 from vader_ray.outputs import check_output, explain_write_errors
 

@@ -7,13 +7,14 @@ plain JSON.
 
 from vader_ray.config.experiment import ExperimentConfig
 from vader_ray.config.loading import (
-    RECIPES,
+    ListedSetting,
     Overrides,
+    apply_overrides,
     explain,
     flatten,
+    list_settings,
     load,
     override,
-    recipe_names,
     section,
     validate,
 )
@@ -27,6 +28,7 @@ from vader_ray.config.plugins import (
     RewardConfig,
     is_metric_value,
 )
+from vader_ray.config.recipe_files import describe_recipe, merge, model_names, read_recipe, recipe_names
 from vader_ray.config.sampling import TRUNCATIONS, WHOLE_SAMPLING, GradientStepConfig, SamplingConfig
 from vader_ray.config.schema import (
     AdapterConfig,
@@ -53,7 +55,7 @@ from vader_ray.config.settings import (
     check_seed,
     frames_needed,
 )
-from vader_ray.paths import Weights, locate, split_image
+from vader_ray.paths import RECIPES, Weights, locate, split_image
 
 __all__ = [
     "DEFAULT_METRICS",
@@ -72,6 +74,7 @@ __all__ = [
     "GenerationConfig",
     "GradientStepConfig",
     "GuardConfig",
+    "ListedSetting",
     "MatmulPrecision",
     "MetricConfig",
     "ModelConfig",
@@ -90,14 +93,20 @@ __all__ = [
     "Steps",
     "TrackingConfig",
     "Weights",
+    "apply_overrides",
     "check_seed",
+    "describe_recipe",
     "explain",
     "flatten",
     "frames_needed",
     "is_metric_value",
+    "list_settings",
     "load",
     "locate",
+    "merge",
+    "model_names",
     "override",
+    "read_recipe",
     "recipe_names",
     "section",
     "split_image",

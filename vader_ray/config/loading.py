@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from reprlib import Repr
@@ -14,23 +14,16 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from vader_ray.config.experiment import ExperimentConfig
+from vader_ray.config.recipe_files import merge, read_recipe
 from vader_ray.config.settings import KEEP_PASSWORDS
-from vader_ray.config.yaml_text import parse_yaml, read_text
+from vader_ray.config.yaml_text import parse_yaml
 from vader_ray.errors import UserError, did_you_mean
-from vader_ray.paths import PACKAGE, expand_user
 
-RECIPES = PACKAGE / "recipes"
-"""Folder of the packaged recipes."""
 SectionT = TypeVar("SectionT", bound=BaseModel)
 MAX_PROBLEMS = 20
 """Largest number of problems of one recipe that are explained."""
 LONGEST_SHOWN = 100
 """Characters of a given value in a message; of a longer one the middle is left out."""
-
-
-def recipe_names() -> list[str]:
-    """List the names of the packaged recipes."""
-    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
 Overrides: TypeAlias = Iterable[str] | Mapping[str, Any]
@@ -47,15 +40,49 @@ def load(recipe: str, overrides: Overrides = ()) -> ExperimentConfig:
     Raises:
         UserError: one line per problem, each with the field's path.
     """
-    path = _recipe_path(recipe)
-    try:
-        document = parse_yaml(read_text(path))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path} cannot be read as YAML: {error}") from None
-    if not isinstance(document, dict):
-        raise UserError(f"{path} must hold a mapping of settings, not {type(document).__name__}")
-    _apply(document, overrides)
-    return validate(document, folder=path.parent)
+    files = read_recipe(recipe)
+    document = merge(files)
+    apply_overrides(document, overrides)
+    return validate(document, folder=files[0].path.parent)
+
+
+@dataclass(frozen=True, slots=True)
+class ListedSetting:
+    """A setting of a recipe and where its value comes from."""
+
+    path: str
+    """Dotted path."""
+    value: Any
+    """As it is written there: the name of a file of prompts, not its contents."""
+    origin: str
+    """The recipe's file or one that it extends, ``override`` or ``default``."""
+
+
+def list_settings(recipe: str, overrides: Overrides = ()) -> list[ListedSetting]:
+    """List all settings of a recipe with their origin.
+
+    Args:
+        recipe: name of a packaged recipe, or path of a YAML file.
+        overrides: settings to change.
+
+    Raises:
+        UserError: one line per problem, each with the field's path.
+    """
+    files, changes = read_recipe(recipe), dict(_items(overrides))
+    sources = [(file.label, flatten(file.settings).keys()) for file in files]
+    document = merge(files)
+    apply_overrides(document, changes)
+    config, written = validate(document, folder=files[0].path.parent), flatten(document)
+
+    def origin(path: str) -> str:
+        if any(path == changed or path.startswith(f"{changed}.") for changed in changes):
+            return "override"
+        return next((label for label, paths in sources if path in paths), "default")
+
+    return [
+        ListedSetting(path, written.get(path, value), origin(path))
+        for path, value in flatten(config.model_dump(mode="json")).items()
+    ]
 
 
 def validate(document: Mapping[str, Any], *, folder: Path | None = None) -> ExperimentConfig:
@@ -90,7 +117,7 @@ def section(kind: type[SectionT], settings: Mapping[str, Any], name: str) -> Sec
 def override(config: ExperimentConfig, overrides: Overrides) -> ExperimentConfig:
     """Return the recipe with some settings changed."""
     document = config.model_dump(mode="json", exclude_none=True, context=KEEP_PASSWORDS)
-    _apply(document, overrides)
+    apply_overrides(document, overrides)
     return validate(document)
 
 
@@ -109,21 +136,18 @@ def flatten(value: object, prefix: str = "") -> dict[str, object]:
     return flat
 
 
-def _recipe_path(recipe: str) -> Path:
-    if recipe in recipe_names():
-        return RECIPES / f"{recipe}.yaml"
-    if os.path.isfile(path := expand_user(recipe)):
-        return path.resolve()
-    raise UserError(
-        f"there is no recipe {recipe!r}; {did_you_mean(recipe, recipe_names())}give the path of a YAML file "
-        f"or one of {', '.join(recipe_names())}"
-    )
+def apply_overrides(document: dict[str, Any], overrides: Overrides) -> None:
+    """Change nested settings in place.
 
-
-def _apply(document: dict[str, Any], overrides: Overrides) -> None:
-    items = overrides.items() if isinstance(overrides, Mapping) else map(_parse, overrides)
-    for address, value in items:
+    Raises:
+        UserError: an override is no ``a.b=value``, or its path leads through a value.
+    """
+    for address, value in _items(overrides):
         _set(document, address, value)
+
+
+def _items(overrides: Overrides) -> Iterable[tuple[str, Any]]:
+    return overrides.items() if isinstance(overrides, Mapping) else map(_parse, overrides)
 
 
 def _parse(text: str) -> tuple[str, Any]:

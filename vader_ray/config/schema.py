@@ -305,9 +305,9 @@ class RuntimeConfig(Settings):
     decode_chunk_size: Count = 4
     """Frames that are decoded and scored with gradient together; fewer need less memory."""
     activation_checkpointing: ActivationCheckpointing | Literal["auto"] = "none"
-    """Recompute each ``block`` of the denoiser in the backward pass: exact, a fraction of the memory, one
-    more forward pass. ``attention`` recomputes all but attention, for a little more memory: faster for long
-    videos. ``auto``: as for ``sampling.recompute``."""
+    """Recompute each ``block`` of the denoiser and of the decoder in the backward pass: exact, a fraction of
+    the memory, one more forward pass. ``attention`` recomputes all of the denoiser but its attention, for a
+    little more memory: faster for long videos. ``auto``: as for ``sampling.recompute``."""
     compile: Literal["none", "blocks"] = "none"
     """Compile the denoiser's ``blocks`` one by one with torch.compile: faster after a minute or so; exact up
     to the rounding of fused operations."""

@@ -25,6 +25,7 @@ from vader_ray.plugins import FAMILIES
 if TYPE_CHECKING:
     from vader_ray.models.adapters.export import Format as AdapterFormat
     from vader_ray.models.adapters.export import export as export_adapter
+    from vader_ray.models.adapters.export import export_for_hub as export_for_hub
     from vader_ray.models.adapters.files import read_shape as adapter_shape
     from vader_ray.models.adapters.lora import load_into as load_adapter
     from vader_ray.models.adapters.merge import mix as mix_adapters
@@ -37,6 +38,7 @@ _IMPORTED_LATER = {
     "adapter_shape": ("adapters.files", "read_shape"),
     "check_scheduler": ("core.loading", "find_scheduler"),
     "export_adapter": ("adapters.export", "export"),
+    "export_for_hub": ("adapters.export", "export_for_hub"),
     "load_adapter": ("adapters.lora", "load_into"),
     "mix_adapters": ("adapters.merge", "mix"),
 }
@@ -51,6 +53,7 @@ __all__ = [
     "check_parallel",
     "check_scheduler",
     "export_adapter",
+    "export_for_hub",
     "fetch",
     "load_adapter",
     "mix_adapters",

@@ -46,6 +46,8 @@ class VideoModel(TrajectoryPipeline, EndingsPipeline):
 
     adapter_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
     """Ends of the names of the layers that get an adapter by default."""
+    loads_in_comfyui: ClassVar[bool] = True
+    """Whether ComfyUI has the denoiser, so that an adapter can be exported to it."""
     stock_loader: ClassVar[bool] = False
     """Whether diffusers' ``load_lora_weights`` works for the pipeline; adapters are then saved in diffusers'
     format."""
@@ -225,6 +227,8 @@ class VideoModel(TrajectoryPipeline, EndingsPipeline):
         if compile_blocks:
             memory_optimizations.compile_blocks(self.blocks())
         memory_optimizations.apply_activation_checkpointing(self.blocks(), activation_checkpointing)
+        if activation_checkpointing != "none":
+            self.decoder.recompute_blocks()
         self.recomputes_blocks = activation_checkpointing != "none"
 
     def compute_with(self, mesh: DeviceMesh) -> None:

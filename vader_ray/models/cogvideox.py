@@ -1,4 +1,4 @@
-"""CogVideoX and 1.5 (``THUDM/CogVideoX-2b``, ``-5b``, ``-5b-I2V``): videos from text, or from an image."""
+"""CogVideoX and 1.5 (``zai-org/CogVideoX-2b``, ``-5b``, ``-5b-I2V``): videos from text, or from an image."""
 
 from __future__ import annotations
 

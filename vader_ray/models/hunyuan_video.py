@@ -28,6 +28,9 @@ class HunyuanVideoStream(StreamedDecoder):
     (``vae.enable_tiling()``), one such tile after another.
     """
 
+    def recompute_blocks(self) -> None:
+        """Do nothing: the backward pass always computes the blocks of a tile again."""
+
     def num_frames(self, latents: Latents) -> int:
         return sum(len(tile) for tile in self._tiles(latents.shape[2]))
 

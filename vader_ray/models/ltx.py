@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from vader_ray.models.base import VideoModel
-from vader_ray.models.core.decoders import DecoderOptions, WholeClip
+from vader_ray.models.core.decoders import Decoder, DecoderOptions, WholeClip
 from vader_ray.models.core.layer_stream import Layer, Layers, LayerStream, unfold_channels
-from vader_ray.types import Latents, Noise, VideoDecoder
+from vader_ray.types import Latents, Noise
 
 DECODE_TIMESTEP, DECODE_NOISE_SCALE = 0.05, 0.025
 """Noise level that decoders of 0.9.1 and later remove, and amount of noise added before; the values of the
@@ -160,7 +160,7 @@ class LTXModel(VideoModel):
         "negative_prompt_attention_mask",
     )
 
-    def build_decoder(self, options: DecoderOptions) -> VideoDecoder:
+    def build_decoder(self, options: DecoderOptions) -> Decoder:
         vae, ratio = self.pipe.vae, self.pipe.vae_temporal_compression_ratio
         if vae.use_tiling or vae.use_framewise_decoding:
             return WholeClip(vae, ratio, *_noise_level(vae))

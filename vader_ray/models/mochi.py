@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vader_ray.models.base import VideoModel
-from vader_ray.models.core.decoders import DecoderOptions, WholeClip
+from vader_ray.models.core.decoders import Decoder, DecoderOptions, WholeClip
 from vader_ray.models.core.layer_stream import Layer, Layers, LayerStream, unfold_channels
-from vader_ray.types import Latents, VideoDecoder
+from vader_ray.types import Latents
 
 
 class MochiStream(LayerStream):
@@ -76,7 +76,7 @@ class MochiModel(VideoModel):
         "negative_prompt_attention_mask",
     )
 
-    def build_decoder(self, options: DecoderOptions) -> VideoDecoder:
+    def build_decoder(self, options: DecoderOptions) -> Decoder:
         vae, ratio = self.pipe.vae, self.pipe.vae_temporal_scale_factor
         if vae.use_tiling:
             return WholeClip(vae, ratio)

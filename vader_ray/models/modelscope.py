@@ -19,6 +19,7 @@ class ModelScopeModel(VideoModel):
 
     pipeline_classes = ("TextToVideoSDPipeline",)
     denoiser_name = "unet"
+    loads_in_comfyui = False
 
     def build_decoder(self, options: DecoderOptions) -> Framewise2D:
         return Framewise2D(self.pipe.vae, options.chunk_size)

@@ -105,10 +105,13 @@ DEVICES = {
     "a10g": Device(22.0, 70, 35, 31.2, 0.60),
     "a100-40": Device(39.4, 312, 156, 19.5, 1.56, **_A100_LINKS),
     "a100-80": Device(79.3, 312, 156, 19.5, 2.04, **_A100_LINKS),
+    "b200": Device(178.3, 2250, 1100, 75, 7.7, link_gigabytes_per_second=900, host_gigabytes_per_second=64),
     "h100": Device(79.2, 989, 495, 67, 3.35, **_HOPPER_LINKS),
     "h200": Device(139.8, 989, 495, 67, 4.80, **_HOPPER_LINKS),
+    "l4": Device(22.0, 121, 60, 30.3, 0.30),
     "l40s": Device(44.4, 362, 183, 91.6, 0.86),
     "rtx4090": Device(23.5, 165, 82.6, 82.6, 1.01),
+    "rtx5090": Device(31.4, 209, 105, 105, 1.79, link_gigabytes_per_second=64, host_gigabytes_per_second=64),
 }
 _SIZE = re.compile(r"(\d{1,4})gb")
 _MACHINE = re.compile(r"(\d{1,4})x(.+)")
@@ -139,6 +142,11 @@ def split_machine(name: str) -> tuple[int | None, str]:
     """Return the number of GPUs of a machine such as ``8xrtx4090``, None without a number, and the device."""
     found = _MACHINE.fullmatch(name)
     return (int(found[1]), found[2]) if found else (None, name)
+
+
+def is_machine(name: str) -> bool:
+    """Whether a name begins with a number of GPUs."""
+    return split_machine(name)[0] is not None
 
 
 def device(name: str) -> Device:

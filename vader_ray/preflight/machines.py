@@ -63,11 +63,6 @@ class Plan:
         return self.config.runtime.shard > 1 or self.config.runtime.offload_weights
 
 
-def is_machine(name: str) -> bool:
-    """Whether a name begins with a number of GPUs."""
-    return split_machine(name)[0] is not None
-
-
 def machine(name: str) -> Machine:
     """Return the machine of a name such as ``8xrtx4090`` or ``8x24GB``.
 

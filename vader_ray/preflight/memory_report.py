@@ -11,10 +11,10 @@ from vader_ray.config import ExperimentConfig
 from vader_ray.config.auto import auto_fields, describe_auto
 from vader_ray.errors import UserError
 from vader_ray.preflight.auto_tune import Suggestion, choose_auto, suggest_settings
-from vader_ray.preflight.devices import GIB, Device, device
+from vader_ray.preflight.devices import GIB, Device, device, is_machine
 from vader_ray.preflight.estimate import estimate_step
 from vader_ray.preflight.machine_report import machine_parts
-from vader_ray.preflight.machines import StepCounter, is_machine
+from vader_ray.preflight.machines import StepCounter
 from vader_ray.preflight.step_counts import StepEstimate
 
 

@@ -22,7 +22,7 @@ from vader_ray.training.distributed import WorkerGroup
 from vader_ray.training.events import Video
 from vader_ray.training.experiment import EvalMetric, Experiment, batching
 from vader_ray.training.seeding import derive_seed
-from vader_ray.types import Frames, Scores
+from vader_ray.types import Frames, Latents, Scores
 
 
 @dataclass(frozen=True)
@@ -199,34 +199,44 @@ def _evaluate_batch(
     batch: Sequence[tuple[int, tuple[str, int]]],
     adapter_strengths: Sequence[float] | None,
 ) -> list[EvaluatedVideo]:
-    """Sample and score held-out videos, given by their index, prompt and noise seed."""
+    """Sample and score held-out videos, given by their index, prompt and noise seed.
+
+    They are sampled together, and decoded and scored one by one, which takes most of an evaluation's memory.
+    """
     conditioning = experiment.condition([prompt for _, (prompt, _) in batch])
-    prompts = [split_image(prompt)[1] for _, (prompt, _) in batch]
-    seeds = [seed for _, (_, seed) in batch]
-    model, terms = experiment.model, (*experiment.terms, *experiment.eval_terms)
-    latents = model.sample(conditioning, seeds, adapter_strengths)
-    num_frames = model.decoder.num_frames(latents)
-    chosen = [choose_frames(every_frame_rule(term.frames), num_frames, torch.Generator()) for term in terms]
-    frame_indices = [[indices] * len(batch) for indices in chosen]
-    chunk_size = config.runtime.decode_chunk_size
-    with matmul_precision(config.runtime.matmul_precision):
-        frames = decode_all(latents, model.decoder)
-        scores = score(frames, range(num_frames), prompts, terms, frame_indices, chunk_size)
-        values, features = _measure(experiment.metrics, frames, prompts)
-    shown = [{name: float(values[row]) for name, values in scores.items()} for row in range(len(batch))]
-    scores["objective"] = objective(experiment.terms, scores)
+    latents = experiment.model.sample(conditioning, [seed for _, (_, seed) in batch], adapter_strengths)
     return [
-        EvaluatedVideo(
-            prompt=prompts[row],
-            scores={name: float(column[row]) for name, column in scores.items()},
-            metric_values={name: float(column[row]) for name, column in values.items()},
-            features={name: rows[row] for name, rows in features.items()},
-            shown=Video(prompts[row], seeds[row], shown[row], to_uint8(frames[row]))
-            if index < config.evaluation.num_shown
-            else None,
-        )
-        for row, (index, _) in enumerate(batch)
+        _evaluate_video(config, experiment, video, *given)
+        for video, given in zip(latents.split(1), batch, strict=True)
     ]
+
+
+def _evaluate_video(
+    config: ExperimentConfig, experiment: Experiment, latents: Latents, index: int, given: tuple[str, int]
+) -> EvaluatedVideo:
+    """Decode and score one held-out video, given by its index, prompt and noise seed."""
+    (_, prompt), seed = split_image(given[0]), given[1]
+    decoder, terms = experiment.model.decoder, (*experiment.terms, *experiment.eval_terms)
+    num_frames = decoder.num_frames(latents)
+    chosen = [choose_frames(every_frame_rule(term.frames), num_frames, torch.Generator()) for term in terms]
+    frame_indices = [[indices] for indices in chosen]
+    with matmul_precision(config.runtime.matmul_precision):
+        frames = decode_all(latents, decoder)
+        scores = score(
+            frames, range(num_frames), [prompt], terms, frame_indices, config.runtime.decode_chunk_size
+        )
+        values, features = _measure(experiment.metrics, frames, [prompt])
+    shown = {name: float(column[0]) for name, column in scores.items()}
+    scores["objective"] = objective(experiment.terms, scores)
+    return EvaluatedVideo(
+        prompt=prompt,
+        scores={name: float(column[0]) for name, column in scores.items()},
+        metric_values={name: float(column[0]) for name, column in values.items()},
+        features={name: rows[0] for name, rows in features.items()},
+        shown=Video(prompt, seed, shown, to_uint8(frames[0]))
+        if index < config.evaluation.num_shown
+        else None,
+    )
 
 
 def _measure(

@@ -16,6 +16,7 @@ from vader_ray.alignment.precision import matmul_precision
 from vader_ray.config import ExperimentConfig, check_seed
 from vader_ray.config.auto import without_auto
 from vader_ray.errors import UserError
+from vader_ray.hub import find_adapter
 from vader_ray.metrics import PairedMetric
 from vader_ray.models.core.adapter_strength import step_strengths
 from vader_ray.outputs import check_output, check_output_folder, explain_write_errors
@@ -38,6 +39,7 @@ def evaluate_adapter(config: ExperimentConfig, adapter: Path | None) -> dict[str
             no adapter.
     """
     strengths = _adapter_strengths(config, adapter)
+    adapter = _find(adapter)
     config = without_auto(_shaped_like(config, adapter))
     experiment = build(config, _device())
     if adapter is not None:
@@ -97,6 +99,7 @@ def generate_video(
     check_output(output, suffix=".mp4")
     check_seed(seed)
     check_texts([prompt])
+    adapter = _find(adapter)
     torch.set_num_threads(config.runtime.num_threads)
     config, device, offload = _shaped_like(config, adapter), _device(), config.runtime.offload_weights
     model = models.build(
@@ -127,6 +130,7 @@ def merge_adapter(config: ExperimentConfig, adapter: Path, output: Path) -> list
         UserError: the adapter is missing, damaged or of another model, or its denoiser is not the library's.
     """
     check_output_folder(output)
+    adapter = find_adapter(adapter)
     config = _shaped_like(config, adapter)
     model = models.build(
         config.model.model_copy(update={"quantization": None}),
@@ -138,6 +142,10 @@ def merge_adapter(config: ExperimentConfig, adapter: Path, output: Path) -> list
     )
     model.load_adapter(adapter)
     return list(model.save_merged(output))
+
+
+def _find(adapter: Path | None) -> Path | None:
+    return None if adapter is None else find_adapter(adapter)
 
 
 def _adapter_strengths(config: ExperimentConfig, adapter: Path | None) -> list[float] | None:

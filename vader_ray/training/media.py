@@ -1,13 +1,10 @@
-"""Videos for people: mp4 files for every browser, contact sheets, and an HTML page of before and after."""
+"""Videos for people: mp4 files for every browser, and contact sheets."""
 
 from __future__ import annotations
 
-import base64
 import errno
-import html
 import os
 import subprocess
-import tempfile
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -21,6 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from vader_ray.files import atomic_write
 from vader_ray.training.events import Video
+from vader_ray.training.web import number, signed
 
 PixelFrames = NDArray[np.uint8]
 """One video, ``frames height width 3``, in 0…255."""
@@ -31,6 +29,8 @@ PLAYER_SIDE = 256
 """Short side, in pixels, below which a video is enlarged so that a player shows something."""
 TILE_SIDE = 160
 """Short side of a frame on a sheet, in pixels."""
+SHORT_SECONDS, NUM_LOOPS = 3.0, 3
+"""Duration below which a clip is written several times in a row, and how often: most players show it once."""
 NUM_SHEET_FRAMES = 8
 """Largest number of frames of a video on a sheet."""
 MARGIN, GAP, ROW_GAP = 28, 4, 26
@@ -39,7 +39,7 @@ INK, GREY, RISE, FALL, PAPER = "#1a1a1a", "#6b6b6b", "#1a8f42", "#c93a30", "#fff
 """Colours of text, scores, gains, losses and background."""
 
 
-class _Strip(NamedTuple):
+class Strip(NamedTuple):
     """One row of frames on a sheet, with its heading and scores on the left."""
 
     heading: str
@@ -91,6 +91,12 @@ def write_mp4(frames: PixelFrames, path: Path, frames_per_second: float) -> None
             raise RuntimeError(f"ffmpeg could not write {path}: {message}")
 
 
+def repeat_short(frames: PixelFrames, frames_per_second: float) -> PixelFrames:
+    """Return the frames of a clip, `NUM_LOOPS` times in a row if it is shorter than `SHORT_SECONDS`."""
+    is_short = len(frames) / frames_per_second < SHORT_SECONDS
+    return np.concatenate([frames] * NUM_LOOPS) if is_short else frames
+
+
 def read_mp4(path: Path) -> PixelFrames:
     """Read all frames of a video file."""
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-i", str(path)]
@@ -126,8 +132,8 @@ def _even(frames: PixelFrames) -> PixelFrames:
 
 def contact_sheet(videos: Sequence[Video], *, title: str = "", num_frames: int = 8) -> Image.Image:
     """Draw one row per video: its prompt, its scores and `num_frames` evenly spaced frames."""
-    rows = [(video.prompt, [_Strip("", _score_lines(video), video.frames)]) for video in videos]
-    return _sheet(rows, title, num_frames)
+    rows = [(video.prompt, [Strip("", _score_lines(video), video.frames)]) for video in videos]
+    return draw_sheet(rows, title, num_frames)
 
 
 def before_after_sheet(before: Sequence[Video], after: Sequence[Video], *, title: str = "") -> Image.Image:
@@ -139,28 +145,29 @@ def before_after_sheet(before: Sequence[Video], after: Sequence[Video], *, title
         (
             old.prompt,
             [
-                _Strip("before", _score_lines(old), old.frames),
-                _Strip("after", _gain_lines(old, new), new.frames),
+                Strip("before", _score_lines(old), old.frames),
+                Strip("after", _gain_lines(old, new), new.frames),
             ],
         )
-        for old, new in _pairs(before, after)
+        for old, new in pair_videos(before, after)
     ]
-    return _sheet(rows, title, NUM_SHEET_FRAMES)
+    return draw_sheet(rows, title, NUM_SHEET_FRAMES)
 
 
-def _pairs(before: Sequence[Video], after: Sequence[Video]) -> list[tuple[Video, Video]]:
+def pair_videos(before: Sequence[Video], after: Sequence[Video]) -> list[tuple[Video, Video]]:
+    """Pair the videos before and after training, which have the same prompts and noise."""
     made_from = [[(video.prompt, video.noise_seed) for video in videos] for videos in (before, after)]
     assert made_from[0] == made_from[1], "before and after show different prompts or noise"
     return list(zip(before, after, strict=True))
 
 
 def _score_lines(video: Video) -> list[Image.Image]:
-    return [_text(f"{name} {_number(score)}", 15, colour=GREY) for name, score in video.scores.items()]
+    return [draw_text(f"{name} {number(score)}", 15, colour=GREY) for name, score in video.scores.items()]
 
 
 def _gain_lines(old: Video, new: Video) -> list[Image.Image]:
     """Draw the scores of `new`, each followed by its gain."""
-    gains = [_text(_signed(gain), 15, colour=_gain_colour(gain)) for gain in _gains(old, new).values()]
+    gains = [draw_text(signed(gain), 15, colour=_gain_colour(gain)) for gain in _gains(old, new).values()]
     return [_row([line, gain], gap=10) for line, gain in zip(_score_lines(new), gains, strict=True)]
 
 
@@ -172,23 +179,18 @@ def _gain_colour(gain: float) -> str:
     return RISE if gain > 0 else FALL if gain < 0 else GREY
 
 
-def _number(value: float) -> str:
-    return f"{value:.3f}".replace("-", "−")
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.3f}".replace("-", "−")
-
-
-def _sheet(rows: list[tuple[str, list[_Strip]]], title: str, num_frames: int) -> Image.Image:
+def draw_sheet(rows: list[tuple[str, list[Strip]]], title: str, num_frames: int) -> Image.Image:
+    """Draw rows with their captions below each other; a row has strips of at most `num_frames` frames."""
     labels = [
-        _stack([_text(strip.heading, 17, bold=True), *strip.scores]) for _, strips in rows for strip in strips
+        _stack([draw_text(strip.heading, 17, bold=True), *strip.scores])
+        for _, strips in rows
+        for strip in strips
     ]
     gutter = max((label.width for label in labels), default=0) + 20
-    blocks = [_text(title, 24, bold=True)] if title else []
+    blocks = [draw_text(title, 24, bold=True)] if title else []
     for prompt, strips in rows:
         drawn = [_draw_strip(strip, gutter, num_frames) for strip in strips]
-        caption = _text(prompt, 19, width=max(image.width for image in drawn))
+        caption = draw_text(prompt, 19, width=max(image.width for image in drawn))
         blocks.append(_stack([caption, *drawn], gap=2 * GAP))
     body = _stack(blocks, gap=ROW_GAP)
     sheet = Image.new("RGB", (body.width + 2 * MARGIN, body.height + 2 * MARGIN), PAPER)
@@ -218,8 +220,8 @@ def _row(images: Sequence[Image.Image], gap: int = 0) -> Image.Image:
     return row
 
 
-def _draw_strip(strip: _Strip, gutter: int, num_frames: int) -> Image.Image:
-    heading = [_text(strip.heading, 17, bold=True)] if strip.heading else []
+def _draw_strip(strip: Strip, gutter: int, num_frames: int) -> Image.Image:
+    heading = [draw_text(strip.heading, 17, bold=True)] if strip.heading else []
     label = _stack([*heading, *strip.scores, Image.new("RGB", (gutter, 1), PAPER)])
     tiles = [_tile(frame) for frame in _evenly_spaced(strip.frames, num_frames)]
     return _row([label, _row(tiles, gap=GAP)])
@@ -244,7 +246,7 @@ def _tile(frame: NDArray[np.uint8]) -> Image.Image:
     return image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS)
 
 
-def _text(
+def draw_text(
     text: str, size: int, *, bold: bool = False, colour: str = INK, width: float = float("inf")
 ) -> Image.Image:
     """Draw text as an image as wide as its longest line; longer lines than `width` are broken."""
@@ -265,68 +267,3 @@ def _text(
 def _font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
     return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name), size)
-
-
-# ---- gallery
-
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title><style>
-body {{ font: 16px/1.45 system-ui, sans-serif; max-width: 60rem; margin: 0 auto; padding: 1.2rem 1rem 3rem;
-       background: #fff; color: #1a1a1a }}
-h1 {{ font-size: 1.3rem }} h2 {{ font-size: 1rem; font-weight: 600; margin: 2.2rem 0 .6rem }}
-.pair {{ display: grid; grid-template-columns: 1fr 1fr; gap: .6rem }} figure {{ margin: 0 }}
-video {{ width: 100%; display: block; border-radius: .4rem; background: #8883 }}
-figcaption {{ font-size: .85rem; margin-top: .35rem; opacity: .85 }}
-table {{ border-collapse: collapse; font-variant-numeric: tabular-nums }}
-td, th {{ padding: .15rem 1.2rem .15rem 0; text-align: left }}
-th {{ font-weight: 600 }}
-</style></head><body><h1>{title}</h1>
-<table><tr><th>mean of {count} videos</th><th>before</th><th>after</th><th></th></tr>{means}</table>
-{pairs}</body></html>
-"""
-
-
-def gallery_html(
-    before: Sequence[Video], after: Sequence[Video], *, title: str, frames_per_second: float
-) -> str:
-    """Return an HTML page with the looping videos of before and after side by side, in one file."""
-    pairs = _pairs(before, after)
-    cards = []
-    for old, new in pairs:
-        figures = _figure(old, None, frames_per_second) + _figure(new, old, frames_per_second)
-        cards.append(f'<h2>{html.escape(old.prompt)}</h2><div class="pair">{figures}</div>')
-    return _PAGE.format(
-        title=html.escape(title), count=len(pairs), means=_mean_rows(pairs), pairs="\n".join(cards)
-    )
-
-
-def _figure(video: Video, earlier: Video | None, frames_per_second: float) -> str:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "video.mp4"
-        write_mp4(video.frames, path, frames_per_second)
-        data = base64.b64encode(path.read_bytes()).decode()
-    scores = []
-    for name, score in video.scores.items():
-        gain = f" {_gain_html(score - earlier.scores[name])}" if earlier else ""
-        scores.append(f"{html.escape(name)} {_number(score)}{gain}")
-    caption = "<br>".join([f"<b>{'after' if earlier else 'before'}</b>", *scores])
-    source = f"data:video/mp4;base64,{data}"
-    video_tag = f'<video autoplay muted loop playsinline src="{source}"></video>'
-    return f"<figure>{video_tag}<figcaption>{caption}</figcaption></figure>"
-
-
-def _mean_rows(pairs: list[tuple[Video, Video]]) -> str:
-    rows = []
-    for name in pairs[0][0].scores if pairs else ():
-        old, new = (
-            float(np.mean([video.scores[name] for video in side])) for side in zip(*pairs, strict=True)
-        )
-        cells = [html.escape(name), _number(old), _number(new), _gain_html(new - old)]
-        rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
-    return "".join(rows)
-
-
-def _gain_html(gain: float) -> str:
-    return f'<span style="color: {_gain_colour(gain)}">{_signed(gain)}</span>'

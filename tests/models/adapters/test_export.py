@@ -192,6 +192,11 @@ def test_merged_denoiser_makes_the_same_video_without_an_adapter(
             ["--format", "comfyui"],
             "only adapters of Wan, LTX-Video and diffusers' UNets can be exported to it; choose --format",
         ),
+        (
+            "svd",
+            ["--format", "comfyui", "--recipe", "shapes_hps"],
+            "ComfyUI has no network of model.family=modelscope, so it cannot load this adapter",
+        ),
         ("svd", ["--merge"], "name its recipe by --recipe"),
         ("svd", ["--format", "peft", "-o", "x.safetensors"], "peft's format is two files; give a folder"),
     ],

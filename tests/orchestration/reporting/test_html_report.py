@@ -25,7 +25,7 @@ from tests.helpers.recipe import tiny_config
 from tests.helpers.runs import record
 from vader_ray.cli import app
 from vader_ray.errors import UserError
-from vader_ray.orchestration.reporting.figures import Series, curves, write
+from vader_ray.orchestration.reporting.figures import PERCENT, Series, curves, write
 from vader_ray.orchestration.reporting.html_report import write_report
 from vader_ray.orchestration.reporting.past_runs import find_runs
 from vader_ray.orchestration.reporting.report_figures import MAX_GROUPS, RunGroup, best_groups, grouped
@@ -135,6 +135,9 @@ def test_the_page_holds_every_run_with_what_mlflow_has_of_it(store: str, report:
     assert "a white circle moving left" in page
     assert f"mlflow artifacts download -r {find_runs(store, ['rates'])[0].run_id} -a recipe.yaml" in page
     assert "1 failed" in page
+    assert f"/runs/{one.run_id}/?" in page, "a link to its page in MLflow"
+    shown = one.videos(2, 1)[0].scores["brightness"]
+    assert f"brightness {shown:.3f}" in page, "scores stand under the videos"
 
 
 @pytest.mark.slow
@@ -150,9 +153,19 @@ def test_figures_lie_beside_the_page_and_the_page_asks_for_nothing_else(report: 
         ElementTree.parse(path)
     page = report.read_text()
     assert page.count("<svg") == len(names)
-    assert not re.search(r'(src|href)="(?!data:|#)', page.replace("http://www.w3.org", ""))
+    assert not re.search(r'src="(?!data:)', page)
+    links = re.findall(r'href="([^#][^"]*)"', page)
+    assert all(link.startswith(("data:", "http://127.0.0.1:5000/#/experiments/")) for link in links)
+    assert len(page) < 3_000_000
     identifiers = re.findall(r'\bid="([^"]+)"', page)
     assert len(identifiers) == len(set(identifiers))
+
+
+def test_a_percent_axis_ends_at_100() -> None:
+    figure = curves(
+        [Series("one", [0, 1], [97.0, 99.0])], title="t", x_label="x", y_label="%", y_range=PERCENT
+    )
+    assert figure.axes[0].get_ylim() == (0, 100)
 
 
 def test_equal_figures_are_equal_files_with_the_numbers_in_them(tmp_path: Path) -> None:
@@ -214,13 +227,23 @@ def test_the_page_fits_plays_and_asks_for_nothing(
     page.on("request", lambda request: asked.append(request.url))
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.goto(report.as_uri())
-    page.wait_for_function("[...document.querySelectorAll('video')].every(video => video.readyState >= 2)")
+    page.wait_for_function("document.querySelector('video').readyState >= 2")
     assert page.evaluate("document.documentElement.scrollWidth") == width
     assert page.evaluate("[...document.querySelectorAll('.box')].every(box => box.clientWidth < innerWidth)")
     video = page.locator("video").first
     video.scroll_into_view_if_needed()
     page.wait_for_function("document.querySelector('video').currentTime > 0")
-    assert page.locator("video").count() == 2 * (2 + 4)  # two prompts: two seeds of the base model, four runs
+    # two prompts: two seeds of the base model, two steps of four runs
+    assert page.locator("video").count() == 2 * (2 + 2 * 4)
+    assert page.locator("video:visible").count() == 2 * (2 + 4)
+    page.locator("#step").fill("0")
+    steps = page.locator(".videos figure:visible").evaluate_all("all => all.map(each => each.dataset.step)")
+    assert sorted(steps) == ["0"] * 4 + ["1"] * 8
+    plot = page.locator("figure.curves .u-over").first
+    plot.scroll_into_view_if_needed()
+    plot.hover()
+    values = page.locator("figure.curves").first.locator(".u-legend .u-value").all_inner_texts()
+    assert any(re.fullmatch(r"0\.\d+", value) for value in values), "the values below the pointer"
     assert [url for url in asked if not url.startswith(("data:", "file:"))] == []
     assert [url for url in asked if url.startswith("file:")] == [report.as_uri()]
     assert errors == []
@@ -241,4 +264,7 @@ def test_on_paper_stills_stand_for_videos(browser: Browser, report: Path) -> Non
     strip = page.locator("img.strip").first
     assert strip.is_visible()
     assert strip.evaluate("image => image.naturalWidth > 2 * image.naturalHeight")
+    assert not page.locator(".chart").first.is_visible()
+    assert page.locator(".still svg").first.is_visible()
+    assert page.locator("table.upright").first.is_visible(), "tables that fit on paper"
     page.close()

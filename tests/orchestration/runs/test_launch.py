@@ -122,8 +122,13 @@ def test_the_mlflow_run_is_complete(straight: tuple[Path, Path, str]) -> None:
               "time/step_seconds", "memory/peak_gib", "cost/denoiser_calls", "cost/wall_seconds"}  # fmt: skip
     assert wanted <= stored.data.metrics.keys()
     top = {artifact.path for artifact in client.list_artifacts(stored.info.run_id)}
-    assert {"recipe.yaml", "environment.txt", "adapter", "best_adapter", "videos", "images", "queries",
+    assert {"recipe.yaml", "environment.txt", "adapter", "videos", "images", "queries",
             "before_after.png", "gallery.html"} <= top  # fmt: skip
+    (model,) = client.search_logged_models(
+        [stored.info.experiment_id], f"source_run_id = '{stored.info.run_id}'"
+    )
+    assert (model.name, str(model.status)) == ("best_adapter", "READY")
+    assert stored.data.tags["vader_ray.command"].startswith("vader-ray train ")
     _assert_recorded_exactly_once(folder, run, NUM_STEPS, 4)
 
 

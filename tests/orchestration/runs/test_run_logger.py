@@ -108,7 +108,7 @@ def test_the_next_process_records_what_a_killed_one_has_kept(
     found = {path: path.read_bytes() for path in killed.videos.glob("step-*/*.mp4")}
     assert sorted(path.name for path in found) == sorted(path.name for path in expected)
     assert sorted(found.values()) == sorted(expected.values())
-    assert [kind for kind, _ in waiting(killed)] == ["file", "file", "image"] * 2
+    assert [kind for kind, _ in waiting(killed)] == ["file", "file", "file", "image"] * 2
     assert not killed.unrecorded.exists()
 
 

@@ -199,8 +199,9 @@ def test_a_run_in_s3_is_reported_where_nothing_is_left_of_it(
     page = write_report([f"{s3}/reported/mine"], tmp_path / "report.html", uri).read_text()
     (run,) = find_runs(uri, ["mine"])
     assert run.run_id in page
-    assert all(f'"data:video/mp4;base64,{b64encode(mp4).decode()}"' in page for mp4 in run.videos(2, 2))
-    assert len(run.videos(2, 2)) == 2
+    videos = run.videos(2, 2)
+    assert all(f'"data:video/mp4;base64,{b64encode(video.mp4).decode()}"' in page for video in videos)
+    assert len(videos) == 2
     assert all(prompt in page for prompt in config.prompts.heldout)  # of the recipe among the artifacts
 
 

@@ -24,6 +24,7 @@ from vader_ray.orchestration.tracking.pages import charts_page, run_page
 from vader_ray.orchestration.tracking.tracker import Tracker
 from vader_ray.training import media
 from vader_ray.training.events import Video
+from vader_ray.training.gallery import gallery_html
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -72,7 +73,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> MlflowRun:
         media.write_mp4(videos[0].frames, folder / f"step-{step:04d}.mp4", 8)
         tracker.log_file(folder / f"step-{step:04d}.mp4", "videos")
     (folder / "gallery.html").write_text(
-        media.gallery_html(sides[0], sides[12], title="Before and after", frames_per_second=8)
+        gallery_html(sides[0], sides[12], title="Before and after", frames_per_second=8)
     )
     tracker.log_file(folder / "gallery.html")
     assert tracker.close() is None

@@ -172,6 +172,13 @@ def test_a_run_opens_with_all_that_reproduces_it(uri: str) -> None:
     )
     client = MlflowClient(tracking_uri=uri)
     data = client.get_run(run.run_id).data
+    inputs = client.get_run(run.run_id).inputs.dataset_inputs
+    assert [(each.tags[0].value, json.loads(each.dataset.profile)["num_rows"]) for each in inputs] == [
+        ("training", 300),
+        ("evaluation", 1),
+    ]
+    assert data.params["prompts.train"] == f"300 prompts, sha256 {inputs[0].dataset.digest}"
+    assert "cosine" in json.loads(data.tags["vader_ray.units"])["eval/reward/hps"]
     assert data.params["sampling.num_frames"] == "4"
     assert data.params["rewards.0.option _odd_"] == "1"
     assert data.params["prompts.train"].startswith("300 prompts, sha256 ")

@@ -33,6 +33,7 @@ from torch import Tensor, nn
 
 from vader_ray.errors import UserError
 from vader_ray.files import give_ordinary_mode
+from vader_ray.hub import find_adapter
 from vader_ray.manifest import write_checksum
 from vader_ray.models.adapters import files
 from vader_ray.models.adapters.checks import DOWN, UP
@@ -79,21 +80,30 @@ class Saved:
         return any(_UNET.match(layer) for layer in self.layers)
 
 
-def export(source: Path, form: Format, output: Path, *, bare_alpha: float = files.PEFT_ALPHA) -> list[Path]:
+def export(
+    source: Path,
+    form: Format,
+    output: Path,
+    *,
+    bare_alpha: float = files.PEFT_ALPHA,
+    base_model: str | None = None,
+) -> list[Path]:
     """Write a saved adapter in another format; returns the files or folders.
 
     A folder has a manifest of SHA-256 sums; a single file has its sum beside it, in ``FILE.sha256``.
 
     Args:
-        source: folder of a saved adapter, or file of a bare peft state dict.
+        source: folder of a saved adapter, its hub id, or file of a bare peft state dict.
         form: format to write.
         output: a folder, or the name of a ``.safetensors`` file if the format is a single file.
         bare_alpha: alpha of a bare state dict, which does not contain it.
+        base_model: hub id or name of the base model, for peft's settings.
 
     Raises:
         UserError: there is no adapter, the format has no names for its layers, or it needs more than one
             file.
     """
+    source = find_adapter(source)
     sources = {"": source}
     if (source / _SECOND).is_dir():
         sources[_SECOND] = source / _SECOND
@@ -105,7 +115,7 @@ def export(source: Path, form: Format, output: Path, *, bare_alpha: float = file
         raise UserError(f"{output}: {reason}; give a folder")
     saved = {name: _read(folder, bare_alpha) for name, folder in sources.items()}
     return [
-        _write(adapter, form, output if as_file else output / name, as_file)
+        _write(adapter, form, output if as_file else output / name, as_file, base_model)
         for name, adapter in saved.items()
     ]
 
@@ -124,10 +134,10 @@ def _read(source: Path, bare_alpha: float) -> Saved:
     return Saved(layers, shape.rank, shape.alpha, shape.target_modules or ())
 
 
-def _write(saved: Saved, form: Format, output: Path, as_file: bool) -> Path:
+def _write(saved: Saved, form: Format, output: Path, as_file: bool, base_model: str | None) -> Path:
     (output.parent if as_file else output).mkdir(parents=True, exist_ok=True)
     if form == "peft":
-        return _write_peft(saved, output)
+        return _write_peft(saved, output, base_model)
     tensors, metadata = for_comfyui(saved) if form == "comfyui" else _for_diffusers(saved)
     path = output if as_file else output / (_COMFYUI_NAME if form == "comfyui" else LORA_WEIGHT_NAME_SAFE)
     save_file(tensors, path, metadata={"format": "pt"} | metadata)
@@ -139,8 +149,34 @@ def _write(saved: Saved, form: Format, output: Path, as_file: bool) -> Path:
     return path
 
 
-def _write_peft(saved: Saved, folder: Path) -> Path:
-    settings = LoraConfig(r=saved.rank, lora_alpha=saved.alpha, target_modules=list(saved.targets))  # type: ignore[arg-type]
+def export_for_hub(source: Path, output: Path, *, base_model: str) -> bool:
+    """Write a saved adapter in peft's format and, if it was saved in diffusers' format, in this one too.
+
+    Args:
+        base_model: hub id or name, which peft's settings keep as ``base_model_name_or_path``.
+
+    Returns:
+        Whether it is in diffusers' format, which ``pipe.load_lora_weights`` reads.
+
+    Raises:
+        UserError: there is no adapter, or it is damaged.
+    """
+    folders = export(source, "peft", output, base_model=base_model)
+    if not (source / LORA_WEIGHT_NAME_SAFE).is_file():
+        return False
+    export(source, "diffusers", output)
+    for folder in folders:
+        files.complete(folder, files.WEIGHTS, files.SETTINGS, LORA_WEIGHT_NAME_SAFE)
+    return True
+
+
+def _write_peft(saved: Saved, folder: Path, base_model: str | None) -> Path:
+    settings = LoraConfig(
+        r=saved.rank,
+        lora_alpha=saved.alpha,  # type: ignore[arg-type]
+        target_modules=list(saved.targets),
+        base_model_name_or_path=base_model,
+    )
     files.write_peft(_peft_keys(saved), settings, folder)
     return folder
 

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from vader_ray.config import AdapterConfig
 from vader_ray.errors import UserError
+from vader_ray.hub import find_adapter
 from vader_ray.models.adapters.files import complete, read, read_bare, read_shape, write_peft
 
 DENOISERS = ("unet", "transformer", "transformer_2")
@@ -174,13 +175,14 @@ def load_into(pipe: Any, folder: str | Path) -> None:
 
     Args:
         pipe: a loaded diffusers pipeline with the denoisers that the adapter was trained on.
-        folder: folder of a saved adapter.
+        folder: folder of a saved adapter, or its hub id ``owner/name``.
 
     Raises:
         UserError: the folder has no adapter, a damaged one, or one of another model.
     """
+    source = find_adapter(folder)
     found = [name for name in DENOISERS if getattr(pipe, name, None) is not None]
-    for name, location in zip(found, folders(Path(folder), found), strict=True):
+    for name, location in zip(found, folders(source, found), strict=True):
         denoiser: nn.Module = getattr(pipe, name)
         shape = read_shape(location)
         inject(denoiser, shape, shape.target_modules or (), seed=0)

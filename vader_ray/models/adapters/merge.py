@@ -12,6 +12,7 @@ from peft import LoraConfig
 from torch import Tensor
 
 from vader_ray.errors import UserError
+from vader_ray.hub import find_adapter
 from vader_ray.models.adapters.checks import DOWN, check_weights
 from vader_ray.models.adapters.files import WEIGHTS, read, write_peft
 
@@ -23,7 +24,7 @@ def mix(adapters: Sequence[tuple[Path, float]], output: Path) -> None:
     another, smaller update.) peft's ``add_weighted_adapter`` needs the loaded base model for the same.
 
     Args:
-        adapters: folder and weight of each.
+        adapters: folder or hub id, and weight, of each.
         output: folder of the new adapter.
 
     Raises:
@@ -34,6 +35,7 @@ def mix(adapters: Sequence[tuple[Path, float]], output: Path) -> None:
         raise UserError(
             f"{infinite[0]}: the weight of an adapter is a finite number, e.g. 0.5={adapters[0][0]}"
         )
+    adapters = [(find_adapter(source), weight) for source, weight in adapters]
     first = adapters[0][0]
     nested = [
         path.parent.relative_to(first)

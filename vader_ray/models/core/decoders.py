@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from vader_ray.config import ModelConfig
-from vader_ray.types import Frames, Latents
+from vader_ray.models.core.memory_optimizations import apply_activation_checkpointing, decoder_blocks
+from vader_ray.types import Frames, Latents, VideoDecoder
 
 ALL_FRAMES = 2**31
 """``decode_chunk_size`` of a pipeline's call, so that the loop passes all latents to one ``vae.decode``."""
@@ -35,13 +36,24 @@ class DecoderOptions:
         return cls(chunk_size, model.temporal_decoder_frames, model.offload_decoder_cache)
 
 
-class Framewise2D:
+class Decoder(VideoDecoder):
+    """Base of the decoders: an autoencoder whose blocks may be recomputed."""
+
+    def __init__(self, vae: Any) -> None:
+        self.vae = vae
+
+    def recompute_blocks(self) -> None:
+        """From now on, compute the blocks again in the backward pass: exact, less memory. Call it once."""
+        apply_activation_checkpointing(decoder_blocks(self.vae.decoder), "block")
+
+
+class Framewise2D(Decoder):
     """An image autoencoder applied to each frame; any subset of the frames can be decoded exactly."""
 
     chunks_are_independent = True
 
     def __init__(self, vae: AutoencoderKL, chunk_size: int) -> None:
-        self._vae = vae
+        super().__init__(vae)
         self._chunk_size = chunk_size
 
     def num_frames(self, latents: Latents) -> int:
@@ -59,19 +71,19 @@ class Framewise2D:
         Saturated pixels have zero gradient, the derivative of the clamp.
         """
         images = latents[:, :, list(chunk)].transpose(1, 2).flatten(0, 1)
-        decoded = self._vae.decode(images.to(self._vae.dtype)).sample
+        decoded = self.vae.decode(images.to(self.vae.dtype)).sample
         return _pixels(decoded).unflatten(0, (len(latents), len(chunk))), None
 
     def encode(self, frames: Frames) -> Latents:
         """Encode frames to latents at the scale of sampling."""
         images = frames.flatten(0, 1).split(self._chunk_size)
-        modes = [self._vae.encode((part * 2 - 1).to(self._vae.dtype)).latent_dist.mode() for part in images]
-        scaling: float = self._vae.config.scaling_factor
+        modes = [self.vae.encode((part * 2 - 1).to(self.vae.dtype)).latent_dist.mode() for part in images]
+        scaling: float = self.vae.config.scaling_factor
         latents: Tensor = torch.cat(modes).unflatten(0, frames.shape[:2]).transpose(1, 2)
         return latents * scaling
 
 
-class TemporalChunk:
+class TemporalChunk(Decoder):
     """Stable Video Diffusion's decoder, which mixes the frames of a chunk and has no cache.
 
     So the chunks are part of the result, like the pipeline's ``decode_chunk_size``: there are seams between
@@ -81,7 +93,7 @@ class TemporalChunk:
     chunks_are_independent = True
 
     def __init__(self, vae: Any, chunk_size: int) -> None:
-        self._vae = vae
+        super().__init__(vae)
         self._chunk_size = chunk_size
 
     def num_frames(self, latents: Latents) -> int:
@@ -97,11 +109,11 @@ class TemporalChunk:
     def decode(self, latents: Latents, state: None, chunk: tuple[int, ...]) -> tuple[Frames, None]:
         """Decode the frames of one chunk together."""
         images = latents[:, :, list(chunk)].transpose(1, 2).flatten(0, 1)
-        decoded = self._vae.decode(images.to(self._vae.dtype), num_frames=len(chunk)).sample
+        decoded = self.vae.decode(images.to(self.vae.dtype), num_frames=len(chunk)).sample
         return _pixels(decoded).unflatten(0, (len(latents), len(chunk))), None
 
 
-class StreamedDecoder:
+class StreamedDecoder(Decoder):
     """A decoder whose chunks follow one another and pass a cache of explicit tensors.
 
     Exact, and so is its gradient, which flows through the cache (a detached cache gives a wrong one).
@@ -113,7 +125,7 @@ class StreamedDecoder:
     chunks_are_independent = False
 
     def __init__(self, vae: Any, *, offload_cache: bool = False) -> None:
-        self.vae = vae
+        super().__init__(vae)
         self._offload_cache = offload_cache
 
     def chunk_sizes(self, num_latent_frames: int) -> list[int]:
@@ -185,10 +197,8 @@ class CausalStream(StreamedDecoder):
         raise AssertionError(f"no chunk starts with frame {frame}")
 
 
-class WholeClip:
+class WholeClip(Decoder):
     """An autoencoder that decodes the whole clip at once, by the library's own call.
-
-    The backward pass keeps the activations of the whole decoder.
 
     Args:
         vae: the autoencoder.
@@ -199,7 +209,7 @@ class WholeClip:
     chunks_are_independent = True
 
     def __init__(self, vae: Any, frames_per_latent: int, *further: Tensor) -> None:
-        self._vae = vae
+        super().__init__(vae)
         self._frames_per_latent = frames_per_latent
         self._further = further
 
@@ -213,10 +223,8 @@ class WholeClip:
 
     def decode(self, latents: Latents, state: None, chunk: tuple[int, ...]) -> tuple[Frames, None]:
         """Decode all frames."""
-        further = (
-            tensor.to(latents.device, self._vae.dtype).expand(len(latents)) for tensor in self._further
-        )
-        decoded = self._vae.decode(latents.to(self._vae.dtype), *further, return_dict=False)[0]
+        further = (tensor.to(latents.device, self.vae.dtype).expand(len(latents)) for tensor in self._further)
+        decoded = self.vae.decode(latents.to(self.vae.dtype), *further, return_dict=False)[0]
         return _pixels(decoded).transpose(1, 2), None
 
 

@@ -249,6 +249,9 @@ class LayerStream(StreamedDecoder):
         """Add the layers of the decoder after ``layers.latents``."""
         raise NotImplementedError
 
+    def recompute_blocks(self) -> None:
+        """Do nothing: the backward pass computes every convolution again."""
+
     def chunk_sizes(self, num_latent_frames: int) -> list[int]:
         size, ratio = self._latents_per_chunk, self._frames_per_latent
         latents = [min(size, num_latent_frames - first) for first in range(0, num_latent_frames, size)]

@@ -5,14 +5,16 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
+from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts, noop_context_fn
 
 from vader_ray.config import ActivationCheckpointing
 
+ResultT = TypeVar("ResultT")
 _LISTS = (
     "blocks",
     "transformer_blocks",
@@ -25,6 +27,8 @@ _LISTS = (
     "motion_modules",
 )
 """Names of the lists of blocks in diffusers' denoisers; a UNet nests them in coarser blocks."""
+_DECODER_LISTS = (*_LISTS, "upsamplers")
+"""Names of the lists of blocks in diffusers' image and video decoders."""
 _ATTENTION = [
     torch.ops.aten._scaled_dot_product_flash_attention.default,
     torch.ops.aten._scaled_dot_product_efficient_attention.default,
@@ -35,12 +39,21 @@ _ATTENTION = [
 
 def blocks(denoiser: nn.Module) -> list[nn.Module]:
     """Return the residual and transformer blocks of a diffusers denoiser; none contains another."""
+    return _items_of(denoiser, _LISTS)
+
+
+def decoder_blocks(decoder: nn.Module) -> list[nn.Module]:
+    """Return the residual blocks, attention and upsampling of a diffusers decoder; none contains another."""
+    return _items_of(decoder, _DECODER_LISTS)
+
+
+def _items_of(network: nn.Module, lists: Sequence[str]) -> list[nn.Module]:
     found = list[nn.Module]()
-    for name, child in denoiser.named_children():
-        if name in _LISTS and isinstance(child, nn.ModuleList):
-            found.extend(child)
+    for name, child in network.named_children():
+        if name in lists and isinstance(child, nn.ModuleList):
+            found.extend(each for each in child if each is not None)
         else:
-            found.extend(blocks(child))
+            found.extend(_items_of(child, lists))
     return found
 
 
@@ -82,9 +95,32 @@ def _recomputed(forward: Callable[..., Any], kind: ActivationCheckpointing) -> C
     def run(*args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
             return forward(*args, **kwargs)
-        return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **keep, **kwargs)
+        return recompute(forward, *args, **keep, **kwargs)
 
     return run
+
+
+def recompute(
+    function: Callable[..., ResultT],
+    *args: Any,
+    context_fn: Callable[[], Any] = noop_context_fn,
+    **kwargs: Any,
+) -> ResultT:
+    """Call a function and keep only its arguments for the backward pass, which calls it again.
+
+    Inside another checkpoint, torch frees tensors that are arguments themselves, but not those in lists or
+    dicts, such as caches; so each tensor becomes an argument.
+    """
+    leaves, structure = tree_flatten((args, kwargs))
+
+    def call(*leaves: Any) -> ResultT:
+        args, kwargs = tree_unflatten(leaves, structure)
+        return function(*args, **kwargs)
+
+    result: ResultT = checkpoint(
+        call, *leaves, use_reentrant=False, preserve_rng_state=False, context_fn=context_fn
+    )
+    return result
 
 
 def compile_blocks(parts: Iterable[nn.Module]) -> None:

@@ -23,7 +23,7 @@ from vader_ray.errors import UserError
 from vader_ray.models.core import prefix_cache, transitions
 from vader_ray.models.core.adapter_strength import AdapterStrengthHook
 from vader_ray.models.core.conditioning import Conditioning, encode_texts, open_images
-from vader_ray.models.core.decoders import DecoderOptions
+from vader_ray.models.core.decoders import Decoder, DecoderOptions
 from vader_ray.models.core.guidance_interval import GuidanceIntervalHook, check_interval
 from vader_ray.models.core.loop_hooks import (
     OUTSIDE_STEPS,
@@ -37,7 +37,7 @@ from vader_ray.models.core.placement import fixed_execution_device, frozen_dtype
 from vader_ray.models.core.sharding import is_sharded
 from vader_ray.models.core.step_responses import StepResponses
 from vader_ray.models.core.video_workers import VideoWorkers
-from vader_ray.types import Latents, Noise, SamplingSchedule, TruncationPlan, VideoDecoder
+from vader_ray.types import Latents, Noise, SamplingSchedule, TruncationPlan
 
 
 class SamplingPipeline:
@@ -115,7 +115,7 @@ class SamplingPipeline:
         """Return the blocks of a UNet below its first level of resolution; none of another denoiser."""
         return prefix_cache.deep_blocks(denoiser)
 
-    def build_decoder(self, options: DecoderOptions) -> VideoDecoder:
+    def build_decoder(self, options: DecoderOptions) -> Decoder:
         """Return the decoder of the pipeline's autoencoder."""
         raise NotImplementedError
 

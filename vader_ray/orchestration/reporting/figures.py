@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
@@ -26,11 +26,18 @@ LEGEND_ROW = 0.24
 LEGEND_LETTERS = 34
 """Characters per row of the legend: labels up to half as long are set in two columns."""
 DOTS_PER_INCH = 160
+MAX_MARKERS = 40
+"""Points of a line that all have a marker."""
 MAX_TICKS = 12
 """Values of a setting with a tick of their own; with more numbers, matplotlib chooses the ticks and no line
 connects the means."""
 MAX_LABELLED = 24
 """Points of a figure of trade-offs that all have a label."""
+
+YRange: TypeAlias = tuple[float | None, float | None]
+AUTOMATIC: YRange = (None, None)
+PERCENT: YRange = (0, 100)
+FROM_ZERO: YRange = (0, None)
 
 _STYLE = {
     "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": INK,
@@ -55,6 +62,8 @@ class Series:
     """Upper edge of the band at each point; empty for a line without band."""
     marked: Sequence[int] = ()
     """Indices of the points with a cross, where the guard fired."""
+    raw: Sequence[float] = ()
+    """Value at each point before it was smoothed, drawn thin; empty for a line that is not smoothed."""
 
 
 @dataclass(frozen=True)
@@ -69,12 +78,20 @@ class Point:
     """Whether the point is on the Pareto front, and therefore filled."""
 
 
-def curves(series: Sequence[Series], *, title: str, x_label: str, y_label: str) -> Figure:
-    """Draw lines with their bands, and a legend if there are several."""
+def curves(
+    series: Sequence[Series], *, title: str, x_label: str, y_label: str, y_range: YRange = AUTOMATIC
+) -> Figure:
+    """Draw lines with their bands, and a legend if there are several.
+
+    Args:
+        y_range: ends of the y axis; None for an end that follows from the values.
+    """
     figure, axes = _figure(title, x_label, y_label, [one.label for one in series])
     for index, one in enumerate(series):
-        style = _style(index)
-        axes.plot(one.x, one.y, label=one.label, linewidth=1.8, markersize=4.5, **style)
+        style = _style(index) | ({"marker": None} if len(one.x) > MAX_MARKERS else {})
+        axes.plot(one.x, one.y, label=one.label, linewidth=1.8, markersize=4.5, clip_on=False, **style)
+        if one.raw:
+            axes.plot(one.x, one.raw, linewidth=0.8, color=style["color"], alpha=0.45)
         if one.low:
             axes.fill_between(one.x, one.low, one.high, color=style["color"], alpha=0.16, linewidth=0)
         crosses = [(one.x[point], one.y[point]) for point in one.marked]
@@ -82,8 +99,20 @@ def curves(series: Sequence[Series], *, title: str, x_label: str, y_label: str) 
             axes.scatter(
                 *zip(*crosses, strict=True), marker="x", s=95, linewidths=2.2, color=style["color"], zorder=5
             )
+    axes.set_ylim(*y_range)
     _legend(figure, axes)
     return figure
+
+
+def chart(
+    series: Sequence[Series], *, title: str, x_label: str, y_label: str, y_range: YRange = AUTOMATIC
+) -> dict[str, Any]:
+    """Return the figure of `curves` as data for the page's script, which draws it with uPlot."""
+    lines = [
+        {name: list(value) if name != "label" else value for name, value in vars(one).items()}
+        for one in series
+    ]
+    return {"title": title, "x": x_label, "y": y_label, "yRange": y_range, "lines": lines}
 
 
 def trade_off(points: Sequence[Point], *, title: str, x_label: str, y_label: str) -> Figure:

@@ -12,8 +12,10 @@ from typing import Any
 
 from vader_ray.config.yaml_text import parse_yaml
 from vader_ray.errors import UserError
+from vader_ray.orchestration.runs.video_recorder import LISTING
 from vader_ray.orchestration.selection import INTERPOLATED
 from vader_ray.orchestration.tracking.mlflow_client import MlflowClient, MlflowException, connect
+from vader_ray.orchestration.tracking.mlflow_runs import COMMAND_TAG, UNITS_TAG
 from vader_ray.orchestration.tracking.server import SQLITE, check_server, database_path, unusable
 
 _WITHOUT_EFFECT = (
@@ -57,6 +59,17 @@ class MetricHistory(Mapping[str, Mapping[int, float]]):
 
 
 @dataclass(frozen=True)
+class PastVideo:
+    """One stored held-out video of a step."""
+
+    mp4: bytes
+    scores: dict[str, float]
+    """Value of each reward; empty without a listing."""
+    num_frames: int | None
+    """Frames of the clip, which may be in the file several times in a row; None without a listing."""
+
+
+@dataclass(frozen=True)
 class PastRun:
     """One run of a recipe."""
 
@@ -86,6 +99,17 @@ class PastRun:
     def recipe_name(self) -> str:
         """Name of the recipe."""
         return self.tags.get("recipe", "")
+
+    @cached_property
+    def units(self) -> dict[str, str]:
+        """Unit of each reward and metric by its logged name; empty if the run did not log them."""
+        units = json.loads(self.tags.get(UNITS_TAG, "{}"))
+        return units if isinstance(units, dict) else {}
+
+    @property
+    def command(self) -> str:
+        """Command that started the run; empty if it is not known."""
+        return self.tags.get(COMMAND_TAG, "")
 
     @property
     def rewards(self) -> list[str]:
@@ -143,14 +167,19 @@ class PastRun:
         ]
         return sorted(int(name) for name in names if name.isdigit())
 
-    def videos(self, step: int, most: int) -> list[bytes]:
-        """Return the first mp4 files of a step, `most` at most, in the order of the held-out prompts."""
-        paths = sorted(
-            item.path for item in self.client.list_artifacts(self.run_id, f"videos/step-{step:06d}")
-        )
+    def videos(self, step: int, most: int) -> list[PastVideo]:
+        """Return the first videos of a step, `most` at most, in the order of the held-out prompts."""
+        artifacts = f"videos/step-{step:06d}"
+        paths = sorted(item.path for item in self.client.list_artifacts(self.run_id, artifacts))
         with tempfile.TemporaryDirectory() as folder:
-            files = [self._download(path, folder) for path in paths[:most]]
-            return [path.read_bytes() for path in files if path]
+
+            def read(path: str) -> bytes:
+                return Path(self.client.download_artifacts(self.run_id, path, folder)).read_bytes()
+
+            listing = f"{artifacts}/{LISTING}"
+            described = {each["file"]: each for each in json.loads(read(listing))} if listing in paths else {}
+            mp4s = [path for path in paths if path.endswith(".mp4")][:most]
+            return [_video(read(path), described.get(path.rpartition("/")[2], {})) for path in mp4s]
 
     def _download(self, path: str, folder: str) -> Path | None:
         if not any(
@@ -159,6 +188,11 @@ class PastRun:
         ):
             return None
         return Path(self.client.download_artifacts(self.run_id, path, folder))
+
+
+def _video(mp4: bytes, described: Mapping[str, Any]) -> PastVideo:
+    scores = {name: float(score) for name, score in described.get("scores", {}).items()}
+    return PastVideo(mp4, scores, described.get("num_frames"))
 
 
 def find_runs(uri: str, targets: Sequence[str]) -> list[PastRun]:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from math import inf, isfinite
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from matplotlib.figure import Figure
 
-from vader_ray import metrics
 from vader_ray.config import is_metric_value
 from vader_ray.metrics.core.statistics import standard_error
 from vader_ray.orchestration.reporting import figures
@@ -64,6 +64,8 @@ class Drawn:
     """Name of its files, without suffix."""
     caption: str
     """Sentence below the figure, also its text for screen readers."""
+    chart: dict[str, Any] | None = None
+    """The figure's data for the page's script, if its values can be read by pointing at it."""
 
 
 def grouped(runs: Sequence[PastRun]) -> list[RunGroup]:
@@ -116,20 +118,25 @@ def draw_rewards(groups: Sequence[RunGroup], names: Sequence[str], folder: Path)
     """Draw each reward against each cost."""
     for name in names:
         for axis, label in _axes(groups):
-            caption = f"Held-out {name} against {label}."
+            caption = (
+                f"Mean {name}{_unit(groups, f'eval/reward/{name}')} of the held-out videos, against {label}."
+            )
             yield from _curves(groups, f"eval/reward/{name}", axis, label, name, caption, folder)
 
 
 def draw_metrics(groups: Sequence[RunGroup], folder: Path) -> Iterator[Drawn]:
-    """Draw every metric against reward queries, with its unit where the metric is one of this package."""
+    """Draw every metric against reward queries, with its unit."""
     logged = {metric for group in groups for run in group.runs for metric in run.history}
-    packaged = metrics.names()
     for metric in sorted(filter(is_metric_value, logged)):
-        name = metric.removeprefix("eval/")
-        title = name.replace("/", ": ").replace("_", " ")
-        unit = f" ({metrics.resolve(name).unit})" if name in packaged else ""
-        caption = f"{title[:1].upper()}{title[1:]}{unit}; mean over the held-out videos."
+        title = metric.removeprefix("eval/").replace("/", ": ").replace("_", " ")
+        caption = f"{title[:1].upper()}{title[1:]}{_unit(groups, metric)}; mean of the held-out videos."
         yield from _curves(groups, metric, QUERIES, AXES[QUERIES], title, caption, folder)
+
+
+def _unit(groups: Sequence[RunGroup], metric: str) -> str:
+    """Return the unit of a reward or metric in parentheses; empty if its run did not log it."""
+    units = [run.units[metric] for group in groups for run in group.runs if metric in run.units]
+    return f" ({units[0]})" if units else ""
 
 
 def draw_trade_offs(groups: Sequence[RunGroup], folder: Path) -> Iterator[Drawn]:
@@ -182,16 +189,39 @@ def _curves(
     folder: Path,
 ) -> Iterator[Drawn]:
     lines = [line for group in groups if (line := series(group, metric, axis)).x]
-    if lines:
-        if any(line.marked for line in lines):
-            caption += " Crosses: the guard fired."
-        figure = figures.curves(lines, title=title, x_label=axis_label, y_label="mean of held-out videos")
-        yield _drawn(
-            figure,
-            f"{metric.removeprefix('eval/')}-{axis.removeprefix('cost/')}".replace("/", "-"),
-            caption,
-            folder,
-        )
+    if not lines:
+        return
+    if any(line.marked for line in lines):
+        caption += " Crosses: the guard fired."
+    is_percent = _unit(groups, metric).startswith(" (share")
+    if is_percent:
+        lines = [_in_percent(line) for line in lines]
+    name = f"{metric.removeprefix('eval/')}-{axis.removeprefix('cost/')}".replace("/", "-")
+    y_label, y_range = (
+        ("% of held-out videos", figures.PERCENT)
+        if is_percent
+        else ("mean of held-out videos", figures.AUTOMATIC)
+    )
+    yield draw_lines(
+        lines, name, caption, folder, title=title, x_label=axis_label, y_label=y_label, y_range=y_range
+    )
+
+
+def draw_lines(lines: Sequence[Series], name: str, caption: str, folder: Path, **labels: Any) -> Drawn:
+    """Draw curves for print and as data for the page's script.
+
+    Args:
+        name: of the figure's files, without suffix.
+        caption: sentence below the figure.
+        labels: title, labels of the axes and ``y_range``, as in `figures.curves`.
+    """
+    drawn = _drawn(figures.curves(lines, **labels), name, caption, folder)
+    return replace(drawn, chart=figures.chart(lines, **labels))
+
+
+def _in_percent(line: Series) -> Series:
+    y, low, high = ([100 * value for value in values] for values in (line.y, line.low, line.high))
+    return replace(line, y=y, low=low, high=high)
 
 
 def series(group: RunGroup, metric: str, axis: str) -> Series:

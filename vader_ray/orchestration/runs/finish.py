@@ -13,6 +13,7 @@ from vader_ray.orchestration.runs.run_dir import RunDir
 from vader_ray.orchestration.runs.summary import Gain, RunStatus, RunSummary
 from vader_ray.orchestration.tracking import mlflow_runs
 from vader_ray.orchestration.tracking.address import MlflowRun
+from vader_ray.orchestration.tracking.outbox import Event
 from vader_ray.training.checkpoint import State
 from vader_ray.uris import redact
 
@@ -46,18 +47,30 @@ def finish_run(
     if status == "completed" and state.stopped:
         status = "stopped"
     tags = {"status": status} | ({} if error is None else {"error": error[:MAX_TAG_LENGTH]})
+    summary = summarize(config, folder, mlflow_run, state, status, error)
     undelivered = mlflow_runs.end_run(
-        mlflow_run.uri, mlflow_run.run_id, _MLFLOW_STATUS[status], folder=folder.path, tags=tags
+        mlflow_run.uri,
+        mlflow_run.run_id,
+        _MLFLOW_STATUS[status],
+        folder=folder.path,
+        tags=tags,
+        model=_best_adapter(folder, summary) if summary.is_usable else None,
     )
     if undelivered:
         print(undelivered)
-    summary = summarize(config, folder, mlflow_run, state, status, error)
     summary.write(folder.summary)
     try:
         folder.push()
     except OSError as error:
         print(f"{folder.storage} did not take the summary ({describe(error)}); it is in {folder.summary}")
     return summary
+
+
+def _best_adapter(folder: RunDir, summary: RunSummary) -> Event:
+    """Write the model card of the best adapter; return the event that sends both to MLflow."""
+    from vader_ray.orchestration.publishing.best_adapter import logged_adapter  # imports matplotlib
+
+    return logged_adapter(folder, summary)
 
 
 def record_traceback(folder: RunDir, message: str, traceback: str) -> str:

@@ -36,6 +36,7 @@ from vader_ray.orchestration.runs.worker import Job, run_worker
 from vader_ray.orchestration.signals import sigterm_deferred, sigterm_interrupts
 from vader_ray.orchestration.tracking import mlflow_runs
 from vader_ray.orchestration.tracking.address import MlflowRun
+from vader_ray.orchestration.tracking.environment import command_line
 from vader_ray.orchestration.tracking.server import check_before_start, tracking_uri
 from vader_ray.preflight import auto_tune
 from vader_ray.preflight.devices import fits
@@ -138,7 +139,8 @@ def _open_mlflow_run(config: ExperimentConfig, folder: RunDir) -> MlflowRun:
     """Open the MLflow run of the folder, a new one or that of an earlier session, and record it there."""
     known_run_id = folder.read_metadata().get("mlflow_run_id")
     recipe = folder.recipe.read_text(encoding="utf-8")
-    mlflow_run = mlflow_runs.start_run(config, folder.name, recipe, resume_run_id=known_run_id)
+    tags = {mlflow_runs.COMMAND_TAG: command_line()}
+    mlflow_run = mlflow_runs.start_run(config, folder.name, recipe, tags=tags, resume_run_id=known_run_id)
     folder.write_metadata(config, mlflow_run)
     folder.push()
     return mlflow_run

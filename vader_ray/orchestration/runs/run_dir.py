@@ -108,6 +108,11 @@ class RunDir:
         return self.path / "best_adapter"
 
     @property
+    def model_card(self) -> Path:
+        """Model card of the best adapter, once the run has ended."""
+        return self.path / "model_card.md"
+
+    @property
     def soup(self) -> Path:
         """The adapter soup to evaluate, if the run trains nothing: ``adapter/`` and its ``costs.json``."""
         return self.path / "soup"

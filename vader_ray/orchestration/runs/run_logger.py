@@ -148,9 +148,8 @@ class RunLogger:
         self._background.wait()
         for path in (self._folder.before_after, self._folder.gallery):
             self._tracker.log_file(path)
-        for adapter in (self._folder.adapter, self._folder.best_adapter):
-            for path in sorted(adapter.iterdir()):
-                self._tracker.log_file(path, adapter.name)
+        for path in sorted(self._folder.adapter.iterdir()):
+            self._tracker.log_file(path, self._folder.adapter.name)
         for path in sorted(self._folder.queries.glob("*.parquet")):
             self._tracker.log_file(path, "queries")
         self._background.wait()

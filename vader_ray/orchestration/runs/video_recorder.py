@@ -18,8 +18,11 @@ from vader_ray.files import UNFINISHED, atomic_write, write_text
 from vader_ray.orchestration.runs.run_dir import RunDir
 from vader_ray.orchestration.tracking.tracker import Tracker
 from vader_ray.training.events import Video
-from vader_ray.training.media import before_after_sheet, contact_sheet, gallery_html, read_mp4, write_mp4
+from vader_ray.training.gallery import gallery_html
+from vader_ray.training.media import before_after_sheet, contact_sheet, read_mp4, repeat_short, write_mp4
 
+LISTING = "videos.json"
+"""File beside the mp4 files of a step: prompt, scores and number of frames of each."""
 _DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile, zlib.error)
 """Errors that `_load_videos` raises for a damaged file."""
 
@@ -67,6 +70,7 @@ class VideoRecorder:
         self._write(step, videos, scores_before)
         for index, video in enumerate(videos):
             self._tracker.log_file(self._mp4(step, index, video), f"videos/step-{step:06d}")
+        self._tracker.log_file(self._step_folder(step) / LISTING, f"videos/step-{step:06d}")
         sheet = contact_sheet(videos, title=f"{self._config.name}, step {step}", num_frames=4)
         self._tracker.log_image("eval/videos", step, sheet)
         self._kept(step).unlink(missing_ok=True)
@@ -76,7 +80,9 @@ class VideoRecorder:
     def _write(self, step: int, videos: Sequence[Video], scores_before: dict[str, list[float]]) -> None:
         frames_per_second = self._config.evaluation.frames_per_second
         for index, video in enumerate(videos):
-            write_mp4(video.frames, self._mp4(step, index, video), frames_per_second)
+            frames = repeat_short(video.frames, frames_per_second)
+            write_mp4(frames, self._mp4(step, index, video), frames_per_second)
+        write_text(self._step_folder(step) / LISTING, self._listing(step, videos))
         if step == 0:
             _save_videos(videos, self._folder.before, np.savez_compressed)
             return
@@ -89,8 +95,23 @@ class VideoRecorder:
     def _kept(self, step: int) -> Path:
         return self._folder.unrecorded / f"{step:06d}.npz"
 
+    def _step_folder(self, step: int) -> Path:
+        return self._folder.videos / f"step-{step:06d}"
+
     def _mp4(self, step: int, index: int, video: Video) -> Path:
-        return self._folder.videos / f"step-{step:06d}" / f"{index:02d}-{_slug(video.prompt)}.mp4"
+        return self._step_folder(step) / f"{index:02d}-{_slug(video.prompt)}.mp4"
+
+    def _listing(self, step: int, videos: Sequence[Video]) -> str:
+        described = [
+            {
+                "file": self._mp4(step, index, video).name,
+                "prompt": video.prompt,
+                "scores": dict(video.scores),
+                "num_frames": len(video.frames),
+            }
+            for index, video in enumerate(videos)
+        ]
+        return json.dumps(described, indent=1) + "\n"
 
     def _videos_before(self, videos: Sequence[Video], scores_before: dict[str, list[float]]) -> list[Video]:
         """Return the videos before training; if their file is damaged, rebuild it from their mp4 files."""
@@ -106,7 +127,7 @@ class VideoRecorder:
                 scores={
                     name: values[index] for name, values in scores_before.items() if name in video.scores
                 },
-                frames=read_mp4(self._mp4(0, index, video)),
+                frames=read_mp4(self._mp4(0, index, video))[: len(video.frames)],  # the first of the loops
             )
             for index, video in enumerate(videos)
         ]

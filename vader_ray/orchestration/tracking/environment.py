@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import platform
+import shlex
 import subprocess
+import sys
 from importlib import metadata
 from pathlib import Path
 
 import vader_ray
+from vader_ray.uris import HIDDEN, redact
 
 
 def describe_environment() -> str:
@@ -34,6 +37,25 @@ def git_commit() -> str:
     if not _output(*git, "ls-files", source.name):
         return ""
     return _output(*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+
+
+def command_line() -> str:
+    """Return the command that started this process, as a shell takes it; empty in a notebook.
+
+    Passwords of URIs and environment variables of rewards are taken out.
+    """
+    program, *arguments = sys.argv or [""]
+    path = Path(program)
+    if not program or path.name == "ipykernel_launcher.py":
+        return ""
+    is_own = path.name == "vader-ray" or path.parent.name == "vader_ray"
+    start = ["vader-ray"] if is_own else ["python", program]
+    return shlex.join([*start, *map(_without_secrets, arguments)])
+
+
+def _without_secrets(argument: str) -> str:
+    name, equals, _ = argument.partition("=")
+    return f"{name}{equals}{HIDDEN}" if "env_vars" in argument else redact(argument)
 
 
 def gpu_names() -> list[str]:

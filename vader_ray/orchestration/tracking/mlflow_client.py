@@ -25,7 +25,16 @@ for _name, _value in quiet_environment().items():
     os.environ.setdefault(_name, _value)
 
 from mlflow import MlflowClient  # noqa: E402  (MLflow reads the environment when it is imported)
-from mlflow.entities import Experiment, Metric, Param  # noqa: E402
+from mlflow.entities import (  # noqa: E402
+    Dataset,
+    DatasetInput,
+    Experiment,
+    InputTag,
+    LoggedModel,
+    LoggedModelOutput,
+    Metric,
+    Param,
+)
 from mlflow.exceptions import MlflowException  # noqa: E402
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor  # noqa: E402
 from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_IMAGES  # noqa: E402
@@ -39,7 +48,12 @@ logging.getLogger("urllib3.connectionpool").addFilter(
 
 __all__ = [
     "MLFLOW_LOGGED_IMAGES",
+    "Dataset",
+    "DatasetInput",
     "Experiment",
+    "InputTag",
+    "LoggedModel",
+    "LoggedModelOutput",
     "Metric",
     "MlflowClient",
     "MlflowException",

@@ -6,15 +6,17 @@ A run's `Tracker` fills it from the worker of rank 0. Results that MLflow does n
 
 from __future__ import annotations
 
-import hashlib
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 from vader_ray import config as settings
+from vader_ray import metrics, rewards
 from vader_ray.errors import RunFailed, UserError
 from vader_ray.orchestration.tracking.address import MlflowRun
+from vader_ray.orchestration.tracking.datasets import digest, prompt_datasets
 from vader_ray.orchestration.tracking.environment import describe_environment, git_commit
 from vader_ray.orchestration.tracking.experiment import find_or_create_experiment
 from vader_ray.orchestration.tracking.mlflow_client import (
@@ -24,11 +26,13 @@ from vader_ray.orchestration.tracking.mlflow_client import (
     connect,
     root_cause,
 )
-from vader_ray.orchestration.tracking.outbox import now_ms, path_in_folder, read
+from vader_ray.orchestration.tracking.outbox import Event, now_ms, path_in_folder, read
 from vader_ray.orchestration.tracking.sender import CLOSING_SECONDS, Sender
 from vader_ray.orchestration.tracking.server import check_server, tracking_uri, unusable
 from vader_ray.uris import Uri
 
+COMMAND_TAG, UNITS_TAG = "vader_ray.command", "vader_ray.units"
+"""Tags with the command that started a run or sweep, and with a JSON table of units by logged name."""
 LONGEST_PARAMETER = 500
 """Characters of a parameter's value in MLflow; longer values are cut and end with a hash."""
 
@@ -47,7 +51,11 @@ def start_run(
 ) -> MlflowRun:
     """Open a new run in MLflow, or the run `resume_run_id` again.
 
-    A new run gets parameters, tags, the recipe and a description of the environment.
+    A new run gets parameters, tags, prompts as data sets, the recipe and a description of its environment.
+    The tag `UNITS_TAG` has the unit of each reward and metric, for pages on machines without their code.
+
+    Args:
+        tags: further tags.
 
     Raises:
         UserError: MLflow cannot be used, or has no run `resume_run_id`.
@@ -59,12 +67,15 @@ def start_run(
         if resume_run_id is not None:
             return _reopen(client, uri, resume_run_id)
         experiment_id = find_or_create_experiment(client, uri, config.tracking.experiment)
-        all_tags = _tags(config, parent_run_id) | dict(tags or {})
+        all_tags = _tags(config, parent_run_id) | {
+            name: value for name, value in (tags or {}).items() if value
+        }
         child_run_id = _find_child(client, experiment_id, parent_run_id, run_name)
         run_id = (
             child_run_id or client.create_run(experiment_id, run_name=run_name, tags=all_tags).info.run_id
         )
         client.log_batch(run_id, params=_params(config))
+        client.log_inputs(run_id, prompt_datasets(config, run_id))
         client.log_text(run_id, recipe_yaml, "recipe.yaml")
         client.log_text(run_id, describe_environment(), "environment.txt")
     except (MlflowException, OSError) as error:
@@ -111,8 +122,9 @@ def end_run(
     folder: Path,
     tags: Mapping[str, str] | None = None,
     files: Sequence[Path] = (),
+    model: Event | None = None,
 ) -> str | None:
-    """Deliver the results that wait in the run's folder, then tags, files and the status.
+    """Deliver the results that wait in the run's folder, then tags, files, a logged model and the status.
 
     Files in a subfolder of the run's folder become artifacts in a folder of the same name.
 
@@ -124,6 +136,8 @@ def end_run(
     for name, value in (tags or {}).items():
         sender.post({"kind": "tag", "name": name, "value": value})
     _post_files(sender, folder, files)
+    if model is not None:
+        sender.post(model)
     sender.post({"kind": "end", "status": status, "time_ms": now_ms()})
     return sender.undelivered()
 
@@ -167,8 +181,19 @@ def _tags(config: settings.ExperimentConfig, parent_run_id: str | None) -> dict[
         "mlflow.source.name": "vader_ray",
         "mlflow.source.type": "LOCAL",
         "mlflow.source.git.commit": git_commit(),
+        UNITS_TAG: json.dumps(_units(config), ensure_ascii=False),
     }
     return {name: value for name, value in tags.items() if value}
+
+
+def _units(config: settings.ExperimentConfig) -> dict[str, str]:
+    """Return the unit of each logged reward and metric, by name such as ``eval/reward/hps``."""
+    classes = {
+        f"eval/reward/{spec.name}": rewards.resolve(spec.reward)
+        for spec in (*config.rewards, *config.eval_rewards)
+    }
+    classes |= metrics.measured_metrics(config)
+    return {name: str(getattr(each, "unit", "")) for name, each in classes.items()}
 
 
 def _params(config: settings.ExperimentConfig) -> list[Param]:
@@ -181,17 +206,11 @@ def _params(config: settings.ExperimentConfig) -> list[Param]:
 
 def _param_value(name: str, value: object) -> str:
     if name.startswith("prompts.") and isinstance(value, list):
-        return f"{len(value)} prompts, sha256 {_digest(chr(10).join(value))}"
+        return f"{len(value)} prompts, sha256 {digest(chr(10).join(value))}"
     text = str(value)
     return (
-        text
-        if len(text) <= LONGEST_PARAMETER
-        else f"{text[: LONGEST_PARAMETER - 30]}… sha256 {_digest(text)}"
+        text if len(text) <= LONGEST_PARAMETER else f"{text[: LONGEST_PARAMETER - 30]}… sha256 {digest(text)}"
     )
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _ignore(_message: str) -> None:

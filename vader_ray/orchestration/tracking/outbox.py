@@ -16,8 +16,8 @@ FILE_NAME = "undelivered.jsonl"
 """File in the run's folder; there is none while no results wait."""
 
 Event = dict[str, Any]
-"""``{"kind": "metrics" | "image" | "file" | "tag" | "end", …}`` in plain JSON; metrics and images with step
-and time."""
+"""``{"kind": "metrics" | "image" | "file" | "model" | "tag" | "end", …}`` in plain JSON; metrics and
+images with step and time."""
 
 
 class Outbox:

@@ -46,6 +46,14 @@ def run_page(address: str, experiment_id: str, run_id: str, tab: str = "") -> st
     )
 
 
+def pages_address(uri: str) -> str | None:
+    """Return the address of MLflow's pages: the server's own, or that of ``mlflow ui`` with default options.
+
+    None for a database that only a server of its own shows.
+    """
+    return uri if uri.startswith("http") else _UI_ADDRESS if uri.startswith("sqlite:") else None
+
+
 def how_to_open(uri: str, experiment_id: str) -> str:
     """Return the URL of an experiment's charts.
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from vader_ray.orchestration.tracking.logged_model import send_model
 from vader_ray.orchestration.tracking.mlflow_client import (
     MLFLOW_LOGGED_IMAGES,
     Metric,
@@ -141,6 +142,9 @@ class Sender:
                 client.set_terminated(run_id, status=first["status"], end_time=first["time_ms"])
             case "image":
                 self._send_image(client, first)
+            case "model":
+                if self._exists(first):
+                    send_model(client, run_id, self._folder, first)
             case "file":
                 if self._exists(first):
                     client.log_artifact(run_id, str(self._folder / first["path"]), first["artifact_folder"])
@@ -184,7 +188,7 @@ class Sender:
 
 
 def _batches(events: list[Event]) -> Iterator[list[Event]]:
-    """Yield the metrics of whole steps together, then tags and the end, then images and files, one by one."""
+    """Yield the metrics of whole steps together, then tags and the end, then all others one by one."""
     batch: list[Event] = []
     for event in events:
         if event["kind"] != "metrics":
@@ -196,7 +200,7 @@ def _batches(events: list[Event]) -> Iterator[list[Event]]:
     if batch:
         yield batch
     yield from ([event] for event in events if event["kind"] in ("tag", "end"))
-    yield from ([event] for event in events if event["kind"] in ("image", "file"))
+    yield from ([event] for event in events if event["kind"] in ("image", "file", "model"))
 
 
 def _metrics(event: Event) -> list[Metric]:

@@ -23,7 +23,9 @@ from vader_ray.shapes.train.svd import train_svd
 from vader_ray.shapes.train.svd_vae import train_svd_vae
 from vader_ray.shapes.train.text_to_video import train_text_to_video
 from vader_ray.shapes.train.vae import train_vae
+from vader_ray.shapes.train.video_reward import train_video_reward
 from vader_ray.shapes.train.vjepa import train_vjepa
+from vader_ray.shapes.train.vlm_judge import train_vlm_judge
 from vader_ray.shapes.train.wan import train_wan
 from vader_ray.shapes.train.wan_vae import train_wan_vae
 
@@ -37,6 +39,8 @@ _TRAINERS: dict[str, Callable[[Path], None]] = {
     "action": train_action,
     "pickscore": train_pickscore,
     "detection": train_detection,
+    "vlm_judge": train_vlm_judge,
+    "video_reward": train_video_reward,
     "wan_vae": train_wan_vae,
     "wan": train_wan,
     "svd_vae": train_svd_vae,
@@ -57,6 +61,8 @@ class Part(StrEnum):
     ACTION = "action"
     PICKSCORE = "pickscore"
     DETECTION = "detection"
+    VLM_JUDGE = "vlm_judge"
+    VIDEO_REWARD = "video_reward"
     WAN_VAE = "wan_vae"
     WAN = "wan"
     SVD_VAE = "svd_vae"

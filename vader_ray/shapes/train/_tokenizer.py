@@ -17,7 +17,7 @@ def build_tokenizer() -> CLIPTokenizer:
     """A CLIPTokenizer in which every word of a caption is one token and the end token has the highest
     number."""
     words = ["a", "moving", "past", "box", *SHAPES, *COLOURS, *DIRECTIONS]
-    merges = _merges(words)
+    merges = merges_of([[*word[:-1], f"{word[-1]}</w>"] for word in words])
     letters = [*ascii_lowercase, *digits, *punctuation]
     tokens = [*letters, *(f"{letter}</w>" for letter in letters), *("".join(merge) for merge in merges)]
     tokens += ["<|startoftext|>", "<|endoftext|>"]
@@ -25,12 +25,12 @@ def build_tokenizer() -> CLIPTokenizer:
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=CONTEXT_LENGTH)
 
 
-def _merges(words: Sequence[str]) -> list[tuple[str, str]]:
-    """Merges that make one token of each word, always the same ones: `tokenizers`' own trainer breaks ties
-    by chance."""
+def merges_of(words: Sequence[Sequence[str]]) -> list[tuple[str, str]]:
+    """Merges that make one token of each word, given as its pieces; always the same ones: `tokenizers`' own
+    trainer breaks ties by chance."""
     merges: list[tuple[str, str]] = []
     for word in words:
-        pieces = [*word[:-1], f"{word[-1]}</w>"]
+        pieces = list(word)
         while len(pieces) > 1:
             known = [pair for pair in pairwise(pieces) if pair in merges]
             left, right = min(known, key=merges.index) if known else (pieces[0], pieces[1])

@@ -79,8 +79,19 @@ def draw_videos(vae: AutoencoderKL, num_videos: int, generator: Generator) -> Vi
     """Draw uncurated videos and 25 % clean ones; 45 % are decoded from noisy latents, grainy or harsh."""
     uncurated = draw_scenes(num_videos, generator)
     scenes = merged(uncurated, cleaned(uncurated), torch.rand(num_videos, generator=generator) < 0.25)
-    frames = render(scenes)
-    kind, amount = torch.rand(2, num_videos, generator=generator)
+    return spoil(vae, scenes, render(scenes), generator)
+
+
+@torch.no_grad()
+def spoil(
+    vae: AutoencoderKL,
+    scenes: Scenes,
+    frames: Float[Tensor, "videos frames 3 height width"],
+    generator: Generator,
+) -> Videos:
+    """Spoil 45 % of the videos of these scenes: decoded from noisy latents, grainy or harsh."""
+    frames = frames.clone()
+    kind, amount = torch.rand(2, len(scenes), generator=generator)
     decoded, grainy, harsh = kind < 0.25, (kind >= 0.25) & (kind < 0.35), (kind >= 0.35) & (kind < 0.45)
     frames[decoded] = redecoded(vae, frames[decoded], amount[decoded], generator)
     share = amount.view(-1, 1, 1, 1, 1)

@@ -24,6 +24,7 @@ from vader_ray.shapes.train._quality import (
     samples_quality,
     vjepa_quality,
 )
+from vader_ray.shapes.train._qwen_quality import judge_quality, video_reward_quality
 from vader_ray.shapes.train.aesthetic import HEAD_FILE, Rater
 from vader_ray.shapes.train.hps import normalised
 from vader_ray.shapes.train.svd import load_svd, sample_svd
@@ -54,7 +55,9 @@ def evaluate(out: Path, sheet: Path | None = None) -> dict[str, float]:
         quality |= {f"text_to_video/{split}/{name}": value for name, value in accuracy.items()}
     if sheet is not None:
         save_sheet(frames[:, ::2], sheet)
-    return quality | svd_quality(out, generator) | wan_quality(out, generator)
+    quality |= svd_quality(out, generator) | wan_quality(out, generator)
+    quality |= judge_quality(out, Generator().manual_seed(1000))
+    return quality | video_reward_quality(out, Generator().manual_seed(1001))
 
 
 def sample(

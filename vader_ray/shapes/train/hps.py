@@ -39,7 +39,7 @@ def train_hps(out: Path, *, num_steps: int = 2400, batch_frames: int = 64, num_s
             logits = model.logit_scale.exp().clamp(max=50) * image @ text.T
             intact = 1 - pictures.spoiled[chosen]
             return matching_loss(logits, visible[chosen], intact) + preference_loss(
-                logits, pictures.rating[chosen]
+                logits.diagonal(), pictures.rating[chosen]
             )
 
         frames = pictures.frames[chosen].float() / 255
@@ -60,9 +60,8 @@ def matching_loss(logits: Tensor, visible: Tensor, intact: Tensor) -> Tensor:
     return (rows * intact).sum() / (2 * intact.sum())
 
 
-def preference_loss(logits: Tensor, rating: Tensor) -> Tensor:
-    """HPS's loss: between two images, each with its own caption, the better filmed one scores higher."""
-    score = logits.diagonal()
+def preference_loss(score: Tensor, rating: Tensor) -> Tensor:
+    """HPS's loss: of two images, each with its own caption, the one with the higher rating scores higher."""
     better = torch.sigmoid((rating[:, None] - rating[None]) / 0.7)
     return binary_cross_entropy_with_logits(score[:, None] - score[None], better)
 

@@ -53,7 +53,7 @@ def train_pickscore(
             matching = matching_loss(logits, visible[chosen], intact)
             told = (cross_entropy(looks, look[chosen], reduction="none") * intact).mean()
             own = 100 * mse_loss(cosine.diagonal(), goal[chosen])
-            return matching + preference_loss(logits, pictures.rating[chosen]) + own + told
+            return matching + preference_loss(logits.diagonal(), pictures.rating[chosen]) + own + told
 
         frames = pictures.frames[chosen].float() / 255
         frames = (frames + 4 / 255 * torch.randn(frames.shape, generator=generator)).requires_grad_()

@@ -1,0 +1,1 @@
+"""Trained adapters for other people: model cards, and the Hugging Face hub."""

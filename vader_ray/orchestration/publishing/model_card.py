@@ -1,0 +1,141 @@
+"""The model card of an adapter: base model, recipe, rewards before and after, guard, videos, licences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+
+from vader_ray.config import is_metric_value
+from vader_ray.orchestration.publishing.finished_run import FinishedRun
+from vader_ray.orchestration.runs.summary import rewards_of
+from vader_ray.paths import SHAPES_PREFIX
+from vader_ray.plugins import REWARDS
+from vader_ray.training.web import number, signed
+from vader_ray.weights import HUB_ID
+
+
+def model_card(  # noqa: PLR0913
+    title: str,
+    source: str,
+    base_model: str,
+    run: FinishedRun | None,
+    *,
+    is_for_diffusers: bool,
+    licence: str | None = None,
+    videos: Mapping[str, str] | None = None,
+    sheet: str | None = None,
+) -> str:
+    """Return the text of a model card, as the Hugging Face hub shows it.
+
+    Args:
+        title: heading of the card.
+        source: ``owner/name`` of the adapter, or its folder, from which the card's example loads it.
+        base_model: hub id, ``shapes:NAME`` or name of the base model.
+        run: the run that trained the adapter; without one the card has no results.
+        is_for_diffusers: diffusers' own loader reads the adapter; else peft's does.
+        licence: the hub's name of the adapter's licence; by default that of the base model, by a link.
+        videos: prompt of each sample video by its file in the repository.
+        sheet: file of the picture of videos before and after.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=False, trim_blocks=True,  # noqa: S701
+        lstrip_blocks=True, undefined=jinja2.StrictUndefined,
+    )  # fmt: skip
+    is_packaged = base_model.startswith(SHAPES_PREFIX)
+    packaged = f'vr.packaged_weights("{base_model.removeprefix(SHAPES_PREFIX)}")'
+    return environment.get_template("model_card.md.j2").render(
+        metadata=_metadata(base_model, run, licence or ("apache-2.0" if is_packaged else None), videos or {}),
+        title=title,
+        source=source,
+        is_for_diffusers=is_for_diffusers,
+        base=f"[{base_model}](https://huggingface.co/{base_model})"
+        if _is_hub_id(base_model)
+        else f"`{base_model}`",
+        is_packaged=is_packaged,
+        pretrained=packaged if is_packaged else f'"{base_model}"',
+        run=_described(run, sheet) if run else None,
+        licences=list(_licences(run)) if run else [],
+    )
+
+
+def _is_hub_id(name: str) -> bool:
+    return bool(HUB_ID.fullmatch(name))
+
+
+def _metadata(
+    base_model: str, run: FinishedRun | None, licence: str | None, videos: Mapping[str, str]
+) -> str:
+    """Return the block of YAML at the head of the card."""
+    with_images = run is not None and any(" | " in prompt for prompt in run.recipe["prompts"]["heldout"])
+    metadata: dict[str, Any] = {
+        "library_name": "diffusers",
+        "pipeline_tag": "image-to-video" if with_images else "text-to-video",
+        "tags": ["lora", "vader", "reward-gradients"],
+    }
+    if _is_hub_id(base_model):
+        metadata |= {"base_model": base_model, "base_model_relation": "adapter"}
+    metadata |= {"license": licence or "other"}
+    if licence is None and _is_hub_id(base_model):
+        metadata |= {"license_name": "that-of-the-base-model"}
+        metadata |= {"license_link": f"https://huggingface.co/{base_model}"}
+    if videos:
+        metadata["widget"] = [{"text": prompt, "output": {"url": file}} for file, prompt in videos.items()]
+    return yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True).strip()
+
+
+def _described(run: FinishedRun, sheet: str | None) -> dict[str, Any]:
+    """Return the values of the card's sections about the run."""
+    recipe, summary = run.recipe, run.summary
+    trained = {_name(spec) for spec in recipe["rewards"]}
+    before, after = rewards_of(summary.metrics_before), rewards_of(run.metrics)
+    return {
+        "description": recipe["description"].rstrip(".") or "Trained on rewards",
+        "recipe": summary.recipe,
+        "setup": (
+            f"{run.step} of {recipe['num_steps']} steps of {recipe['videos_per_step']} videos, rank "
+            f"{recipe['adapter']['rank']}, learning rate {recipe['optimizer']['learning_rate']}."
+        ),
+        "step": run.step,
+        "rewards": [
+            {
+                "name": name,
+                "kind": "trained" if name in trained else "held out",
+                "before": number(before[name]),
+                "after": number(after[name]),
+                "gain": _gain(run.metrics, name),
+            }
+            for name in before
+            if name in after
+        ],
+        "metrics": [
+            {"name": name.removeprefix("eval/"), "before": number(value), "after": number(run.metrics[name])}
+            for name, value in summary.metrics_before.items()
+            if is_metric_value(name) and name in run.metrics
+        ],
+        "guard_metrics": summary.guard_metrics,
+        "alarms": [alarm.removeprefix("guard: ") for alarm in summary.alarms],
+        "sheet": sheet,
+    }
+
+
+def _gain(metrics: Mapping[str, float], name: str) -> str:
+    found = [metrics.get(f"eval/{kind}/{name}") for kind in ("gain", "gain_low", "gain_high")]
+    gain, *ends = (signed(value) for value in found if value is not None)
+    return f"{gain} ({ends[0]} to {ends[1]})" if len(ends) == 2 else gain
+
+
+def _name(spec: Mapping[str, Any]) -> str:
+    return str(spec.get("label") or str(spec["reward"]).rsplit(".", 1)[-1])
+
+
+def _licences(run: FinishedRun) -> Iterator[tuple[str, str]]:
+    """Yield name and licence of the default weights of the rewards of this package that the run trained."""
+    for spec in run.recipe["rewards"]:
+        if spec["reward"] in REWARDS.names():
+            licence = REWARDS.read(spec["reward"]).attributes.get("licence")
+            if licence:
+                yield _name(spec), str(licence)
