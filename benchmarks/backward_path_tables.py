@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,8 +57,8 @@ class Outcome:
 
 
 def outcomes(rows: Iterable[Row]) -> dict[str, dict[str, dict[int, Outcome]]]:
-    """Return the training runs by path, reward and seed."""
-    runs = [row for row in rows if row["job"]["part"] == "training"]
+    """Return the training runs by path, reward and seed, of the seeds that are finished."""
+    runs = _of_finished_seeds([row for row in rows if row["job"]["part"] == "training"])
     units = {name: fmean(run["spread"][name] for run in runs) for name in (runs[0]["spread"] if runs else ())}
     found: dict[str, dict[str, dict[int, Outcome]]] = defaultdict(lambda: defaultdict(dict))
     for run in runs:
@@ -78,14 +78,20 @@ def outcomes(rows: Iterable[Row]) -> dict[str, dict[str, dict[int, Outcome]]]:
     return found
 
 
+def _of_finished_seeds(runs: Sequence[Row]) -> list[Row]:
+    """Drop the seeds that have not yet as many runs as the others: a mean over other seeds misleads."""
+    counts = Counter(run["job"]["seed"] for run in runs)
+    return [run for run in runs if counts[run["job"]["seed"]] == max(counts.values())]
+
+
 def by_seed(runs: Mapping[str, Mapping[int, Outcome]]) -> dict[int, Outcome]:
-    """Return the mean of a path's runs over the rewards, for the seeds that have all of them."""
-    seeds = set.intersection(*(set(each) for each in runs.values()))
+    """Return the mean of a path's runs over the rewards, by seed."""
+    seeds = next(iter(runs.values())).keys()
     return {
         seed: Outcome(
             *(fmean(getattr(each[seed], name) for each in runs.values()) for name in Outcome.__slots__)
         )
-        for seed in sorted(seeds)
+        for seed in seeds
     }
 
 
@@ -119,9 +125,7 @@ def training_table(rows: Sequence[Row]) -> list[list[str]]:
     ]
     for path in sorted(seeds, key=lambda path: -fmean(run.trained for run in seeds[path].values())):
         runs = seeds[path]
-        paired = [
-            runs[seed].trained - seeds[REFERENCE][seed].trained for seed in runs if seed in seeds[REFERENCE]
-        ]
+        paired = [runs[seed].trained - seeds[REFERENCE][seed].trained for seed in runs]
         table.append(
             [
                 f"`{path}`",
@@ -146,7 +150,6 @@ def _wins(own: Mapping[str, Mapping[int, Outcome]], other: Mapping[str, Mapping[
         (run.trained, other[reward][seed].trained)
         for reward, runs in own.items()
         for seed, run in runs.items()
-        if seed in other[reward]
     ]
     return f"{sum(mine > theirs for mine, theirs in pairs)} of {len(pairs)}"
 
@@ -303,7 +306,7 @@ def _gradient_figure(found: Mapping[str, Mapping[str, Row]]) -> Figure:
         left.plot([runs[path]["cosine_of_mean"] for path in shown], positions, label=scheduler, **style)
         right.plot([_variance_per_flop(runs, path) for path in shown], positions, **style)
     left.set(xlabel="cosine of the mean gradient with that of all steps")
-    right.set(xlabel="variance at equal FLOPs, relative to `last`", xscale="log")
+    right.set(xlabel="variance at equal FLOPs, relative to that of last")
     for axes in (left, right):
         axes.grid(alpha=0.3)
     left.set_yticks(range(len(paths)), paths)

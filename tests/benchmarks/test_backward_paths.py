@@ -60,6 +60,11 @@ def test_the_table_has_means_and_students_interval_over_seeds() -> None:
     assert rows["`last`"]["motion"] == "+0.20 ± 0.00"
 
 
+def test_a_seed_that_is_not_finished_does_not_count() -> None:
+    started = run("last", 2, hps=9.0, aesthetic=0.0, pickscore=0.0)
+    assert training_table([*ROWS, started]) == training_table(ROWS)
+
+
 def test_a_single_seed_has_no_interval() -> None:
     assert Estimate.of([1.5]).text() == "+1.50"
 
