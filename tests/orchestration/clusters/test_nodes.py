@@ -34,7 +34,7 @@ from vader_ray.training.loop import train
 
 pytestmark = [
     pytest.mark.ray,
-    pytest.mark.slow,
+    pytest.mark.chaos,
     pytest.mark.filterwarnings(
         "ignore:Exception ignored in. <socket.socket:pytest.PytestUnraisableExceptionWarning"
     ),  # Ray's
@@ -183,7 +183,6 @@ def _num_workers(folder: Path, name: str) -> list[int]:
     ]
 
 
-@pytest.mark.chaos
 def test_workers_go_with_a_checkpoint_and_come_back_and_the_adapter_is_the_same(
     cluster: Cluster, slow: tuple[Path, Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -219,7 +218,6 @@ def test_workers_go_with_a_checkpoint_and_come_back_and_the_adapter_is_the_same(
     assert [count for count, _ in groupby(counted)] == [2, 1, 2], counted
 
 
-@pytest.mark.chaos
 def test_a_trial_leaves_a_node_that_will_be_taken_away(
     cluster: Cluster, slow: tuple[Path, Path, dict[str, Any]]
 ) -> None:

@@ -129,7 +129,7 @@ def trial(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.chaos
 def test_the_node_of_a_machine_that_is_taken_back_is_drained(service: Service, trial: Any) -> None:
     assert not ray.get(trial.leaves.remote())
     watcher = subprocess.Popen(

@@ -298,6 +298,7 @@ print("went on")
 """
 
 
+@pytest.mark.chaos
 @pytest.mark.parametrize("name", ["gcs_server", "raylet"])
 def test_a_driver_that_waits_for_a_lost_process_records_it_and_ends(name: str) -> None:
     done = subprocess.run([sys.executable, "-c", LOST, name], cwd=REPOSITORY, capture_output=True, text=True)
