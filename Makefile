@@ -30,7 +30,7 @@ test: $(VENV)/installed-dev
 	$(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile -m "not slow and not browser and not chaos"
 
 test-all: $(VENV)/installed-dev
-	$(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 40 -m "not chaos"
+	$(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 25 -m "not chaos"
 
 chaos: $(VENV)/installed-dev
 	$(VENV)/bin/python -m pytest --timeout 0 -m chaos

@@ -222,7 +222,7 @@ def detector_folder(tmp_path: Path) -> Iterator[Path]:
     (tmp_path / "model.safetensors").unlink()
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
 def test_full_size_detector_scores(detector_folder: Path) -> None:
     reward = rewards.build(
         RewardConfig(reward="object_detection", weights=str(detector_folder), object="thing 17"), device="cpu"

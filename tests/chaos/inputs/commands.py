@@ -76,9 +76,9 @@ check => Missing argument 'recipe'.
 check nothing => there is no recipe 'nothing'; give the path of a YAML file or one of
 check folder => there is no recipe 'folder'; give the path of a YAML file or one of
 check tiny.yaml --devices h1000 => --devices: there is no 'h1000'; did you mean 'h100'? choose from a10g, a100-40, a100-80,
-check tiny.yaml --devices "" => --devices: there is no ''; choose from a10g, a100-40, a100-80, h100, h200, l40s, rtx4090,
-check tiny.yaml --devices h100, => --devices: there is no ''; choose from a10g, a100-40, a100-80, h100, h200, l40s, rtx4090,
-check tiny.yaml --devices "h100 a100" => --devices: there is no 'h100 a100'; choose from a10g, a100-40, a100-80, h100, h200, l40s,
+check tiny.yaml --devices "" => --devices: there is no ''; choose from a10g, a100-40, a100-80, b200, h100, h200, l4, l40s, rtx4090,
+check tiny.yaml --devices h100, => --devices: there is no ''; choose from a10g, a100-40, a100-80, b200, h100, h200, l4, l40s, rtx4090,
+check tiny.yaml --devices "h100 a100" => --devices: there is no 'h100 a100'; choose from a10g, a100-40, a100-80, b200, h100, h200, l4, l40s,
 check tiny.yaml sampling.truncation_depth=99 => sampling: truncation_depth=99 is more than num_inference_steps=5; choose 1 to 5
 check tiny.yaml --workers 0 => runtime.num_workers: Input should be greater than 0, not 0
 fetch nothing => there is no recipe 'nothing'; give the path of a YAML file or one of

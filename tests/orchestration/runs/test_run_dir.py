@@ -236,7 +236,7 @@ def _statuses(folder: Path) -> list[str]:
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.chaos
 def test_a_second_train_of_the_same_name_changes_nothing(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
     recipe, run, log = (
         write_tiny(tmp_path, tiny_pipeline_folder),
