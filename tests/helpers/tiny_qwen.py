@@ -12,25 +12,12 @@ import tokenizers
 import torch
 import transformers
 from safetensors.torch import save_file
-from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import pre_tokenizers, trainers
 from torch import Tensor, nn
 
 from vader_ray.rewards import hpsv3
+from vader_ray.shapes.train._qwen import SPECIAL, empty_tokenizer
 
-SPECIAL = (
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|vision_pad|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
-)
-SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 WIDTH = 32
 CRITERIA = (
     "Rate the video.\nIts looks: <|VQ_reward|>\nEND\nIts motion: <|MQ_reward|>\nEND\n"
@@ -75,15 +62,7 @@ VISION: dict[str, dict[str, Any]] = {
 @lru_cache(maxsize=1)
 def tokenizer_text() -> str:
     """A byte-level BPE in the form of Qwen's tokenizer.json, with merges for the words of the tests."""
-    tokenizer = tokenizers.Tokenizer(models.BPE())
-    tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(SPLIT), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer = empty_tokenizer()
     words = [hpsv3.TEMPLATE.read_text(encoding="utf-8"), CRITERIA, *["Yes No 1 2 3 4 5"] * 9]
     trainer = trainers.BpeTrainer(
         vocab_size=700, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False

@@ -18,7 +18,7 @@ ADAPTER_HELP = (
 
 
 def _complete_setting(ctx: typer.Context, incomplete: str) -> list[str]:
-    """Return the settings of the recipe on the command line that begin with what was typed."""
+    """Return the settings that begin with what was typed, of the command's recipe if it has one."""
     try:
         settings = list_settings(ctx.params.get("recipe") or recipe_names()[0])
     except UserError:

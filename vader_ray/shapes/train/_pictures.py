@@ -74,6 +74,12 @@ def _decode_noisy(vae: AutoencoderKL, frames: Tensor, amount: Tensor, generator:
     return torch.cat(decoded)
 
 
+def grainy(frames: Tensor, generator: Generator) -> Tensor:
+    """Frames of 8 bits as numbers from 0 to 1 with a little noise, which take a gradient."""
+    pixels = frames.float() / 255
+    return (pixels + 4 / 255 * torch.randn(pixels.shape, generator=generator)).requires_grad_()
+
+
 def pushed(frames: Tensor, loss: Tensor, *, step: float) -> Tensor:
     """Frames moved by one signed gradient step that raises `loss`.
 

@@ -46,6 +46,8 @@ FRAMES_PER_SECOND = 16.0
 WIDTH = 96
 NUM_VALUES = (len(SHAPES), len(COLOURS), len(DIRECTIONS), 2)
 """Values of each attribute of a caption: shape, colour, direction, box."""
+WRONG_WEIGHTS = torch.tensor([2.0, 1.0, 1.0, 1.0])
+"""Relative weights of captions that are wrong in shape, colour, direction, box."""
 VERBS = ("moving", "going")
 """Words for the motion in a caption; the base model knows the first one alone."""
 SPECIAL = (
@@ -76,8 +78,8 @@ _VISION: dict[str, dict[str, Any]] = {
 }
 
 
-def build_tokenizer(texts: Sequence[str]) -> Tokenizer:
-    """A byte-level BPE in the form of Qwen's, in which every word of the texts is one token."""
+def empty_tokenizer() -> Tokenizer:
+    """A byte-level BPE in the form of Qwen's `tokenizer.json`, without tokens."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -86,6 +88,13 @@ def build_tokenizer(texts: Sequence[str]) -> Tokenizer:
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def build_tokenizer(texts: Sequence[str]) -> Tokenizer:
+    """A tokenizer in the form of Qwen's, in which every word of the texts is one token."""
+    tokenizer = empty_tokenizer()
     words = dict.fromkeys(
         word for text in texts for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text)
     )
@@ -93,7 +102,6 @@ def build_tokenizer(texts: Sequence[str]) -> Tokenizer:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = dict.fromkeys([*alphabet, *("".join(merge) for merge in merges)])
     tokenizer.model = models.BPE(vocab={token: index for index, token in enumerate(tokens)}, merges=merges)
-    tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(list(SPECIAL))
     return tokenizer
 

@@ -11,7 +11,7 @@ from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWi
 
 from vader_ray.shapes.data import SIZE
 from vader_ray.shapes.train._loop import fit, replaced
-from vader_ray.shapes.train._pictures import draw_pictures, pushed
+from vader_ray.shapes.train._pictures import draw_pictures, grainy, pushed
 from vader_ray.shapes.train.hps import DEVIATION, MEAN, normalised
 
 HEAD_FILE = "sac+logos+ava1-tiny-linearMSE.pth"
@@ -29,8 +29,7 @@ def train_aesthetic(
 
     def loss_of(step: int) -> Tensor:
         chosen = torch.randint(len(pictures), (batch_frames,), generator=generator)
-        frames = pictures.frames[chosen].float() / 255
-        frames = (frames + 4 / 255 * torch.randn(frames.shape, generator=generator)).requires_grad_()
+        frames = grainy(pictures.frames[chosen], generator)
         if step > 0.5 * num_steps:
             frames = pushed(
                 frames, mse_loss(rater(normalised(frames)), pictures.rating[chosen]), step=1 / 255

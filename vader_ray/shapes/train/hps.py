@@ -13,7 +13,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, log_softmax
 
 from vader_ray.shapes.data import SIZE, captions_of
 from vader_ray.shapes.train._loop import fit, replaced
-from vader_ray.shapes.train._pictures import draw_pictures, pushed
+from vader_ray.shapes.train._pictures import draw_pictures, grainy, pushed
 from vader_ray.shapes.train._tokenizer import CONTEXT_LENGTH, build_tokenizer
 
 MEAN, DEVIATION = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
@@ -42,8 +42,7 @@ def train_hps(out: Path, *, num_steps: int = 2400, batch_frames: int = 64, num_s
                 logits.diagonal(), pictures.rating[chosen]
             )
 
-        frames = pictures.frames[chosen].float() / 255
-        frames = (frames + 4 / 255 * torch.randn(frames.shape, generator=generator)).requires_grad_()
+        frames = grainy(pictures.frames[chosen], generator)
         if step > 0.8 * num_steps:
             frames = pushed(frames, loss_on(frames, text.detach()), step=2 / 255)
         return loss_on(frames, text)

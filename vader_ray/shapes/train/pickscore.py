@@ -13,7 +13,7 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
 from vader_ray.shapes.data import COLOURS, SHAPES, SIZE, captions_of
 from vader_ray.shapes.train._loop import fit, replaced
-from vader_ray.shapes.train._pictures import Pictures, draw_pictures, pushed
+from vader_ray.shapes.train._pictures import Pictures, draw_pictures, grainy, pushed
 from vader_ray.shapes.train._tokenizer import build_tokenizer
 from vader_ray.shapes.train.hps import matching_loss, preference_loss
 
@@ -55,8 +55,7 @@ def train_pickscore(
             own = 100 * mse_loss(cosine.diagonal(), goal[chosen])
             return matching + preference_loss(logits.diagonal(), pictures.rating[chosen]) + own + told
 
-        frames = pictures.frames[chosen].float() / 255
-        frames = (frames + 4 / 255 * torch.randn(frames.shape, generator=generator)).requires_grad_()
+        frames = grainy(pictures.frames[chosen], generator)
         if step > 0.8 * num_steps:
             frames = pushed(frames, loss_on(frames), step=1 / 255)
         return loss_on(frames)

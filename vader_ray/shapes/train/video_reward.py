@@ -23,12 +23,13 @@ from vader_ray.shapes.data import (
     render,
 )
 from vader_ray.shapes.train._loop import replaced
-from vader_ray.shapes.train._pictures import merged, pushed
+from vader_ray.shapes.train._pictures import grainy, merged, pushed
 from vader_ray.shapes.train._qwen import (
     FRAMES_PER_SECOND,
     GRID,
     MERGE,
     WIDTH,
+    WRONG_WEIGHTS,
     Reader,
     Texts,
     attributes_of,
@@ -94,8 +95,7 @@ def train_video_reward(
                     + look_loss(seen, attributes[chosen], near[chosen], intact * moving)
                 )
 
-            frames = videos.frames[chosen].float() / 255
-            frames = (frames + 4 / 255 * torch.randn(frames.shape, generator=generator)).requires_grad_()
+            frames = grainy(videos.frames[chosen], generator)
             if step > 0.9 * num_steps:
                 frames = pushed(frames, loss_on(frames), step=1 / 255)
             return loss_on(frames)
@@ -148,7 +148,7 @@ def match_loss(
     """Bradley-Terry: the right caption, which stands first, ahead of the wrong ones of its own and of other
     videos."""
     right, wrong = match[:, :1], match[:, 1:]
-    weight = intact[:, None] * torch.tensor([2.0, 1.0, 1.0, 1.0]) / 5
+    weight = intact[:, None] * WRONG_WEIGHTS / WRONG_WEIGHTS.sum()
     weight = weight * torch.stack([torch.ones_like(moving)] * 2 + [moving, torch.ones_like(moving)], 1)
     own = (softplus(wrong - right) * weight).sum() / weight.sum()
     other = (softplus(wrong[None] - right[:, :, None]) * weight[None] * intact[:, None, None]).sum()

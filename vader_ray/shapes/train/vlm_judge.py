@@ -14,12 +14,13 @@ from vader_ray.rewards.core.qwen_text import ASSISTANT, SYSTEM, USER, QwenTokeni
 from vader_ray.rewards.vlm_judge import VLMJudgeReward
 from vader_ray.shapes.data import NUM_FRAMES
 from vader_ray.shapes.train._loop import replaced
-from vader_ray.shapes.train._pictures import pushed
+from vader_ray.shapes.train._pictures import grainy, pushed
 from vader_ray.shapes.train._qwen import (
     FRAMES_PER_SECOND,
     GRID,
     MERGE,
     TUBELET,
+    WRONG_WEIGHTS,
     Reader,
     Texts,
     attributes_of,
@@ -38,9 +39,6 @@ FAMILY = "qwen2_5_vl"
 QUESTION: str = inspect.signature(VLMJudgeReward).parameters["question"].default
 """The reward's own question."""
 ANSWERS = ("Yes", "No")
-
-WRONG_WEIGHTS = torch.tensor([2.0, 1.0, 1.0, 1.0]) / 5
-"""Weights of the captions that are wrong in shape, colour, direction, box."""
 
 
 def train_vlm_judge(
@@ -70,11 +68,10 @@ def train_vlm_judge(
                 logits, look = answer_logits(reader, frames, texts, captions, positions)
                 yes, no = log_softmax(logits, -1)[..., answers].unbind(-1)
                 right = torch.lerp(no[:, 0], yes[:, 0], intact)
-                wrong = no[:, 1:] @ WRONG_WEIGHTS
+                wrong = no[:, 1:] @ (WRONG_WEIGHTS / WRONG_WEIGHTS.sum())
                 return -(right + wrong).mean() + look_loss(look, attributes[chosen], near[chosen], intact)
 
-            frames = videos.frames[chosen].float() / 255
-            frames = (frames + 4 / 255 * torch.randn(frames.shape, generator=generator)).requires_grad_()
+            frames = grainy(videos.frames[chosen], generator)
             if step > 0.9 * num_steps:
                 frames = pushed(frames, loss_on(frames), step=1 / 255)
             return loss_on(frames)
