@@ -66,18 +66,19 @@ CASES: dict[str, tuple[tuple[str, ...], ...]] = {
     "cogvideox_5b": FRAMES,
 }
 """Packaged recipes, or models of `LIKE`, and the settings with which they are counted."""
-OWN_SCHEDULER = "sampling.scheduler=null"
-HPS = ("rewards.0.reward=hps", "rewards.0.weights=xswu/HPSv2", "rewards.0.version=v2.1")
+HPS = ("name=counted", "rewards=[{reward: hps, weights: xswu/HPSv2, version: v2.1, frames: first:1}]")
+IN_HOST_MEMORY = "model.offload_decoder_cache=true"
+EXACT = "model.decoder_precision=float32"
 LIKE = {
-    "svd": ("svd_vjepa", *HPS),
-    "wan_14b": ("wan_1_3b_hps",),
-    "wan_a14b": ("wan_1_3b_hps", *size(81, 720, 1280)),
-    "ltx": ("wan_1_3b_hps", "model.family=ltx", OWN_SCHEDULER, *size(161, 512, 768)),
-    "hunyuan_video": ("wan_1_3b_hps", "model.family=hunyuan_video", OWN_SCHEDULER, *size(129, 720, 1280)),
-    "mochi": ("wan_1_3b_hps", "model.family=mochi", OWN_SCHEDULER, *size(163, 480, 848)),
-    "cogvideox_5b": ("wan_1_3b_hps", "model.family=cogvideox", OWN_SCHEDULER, *size(49, 480, 720)),
+    "svd": ("models/svd", *HPS),
+    "wan_14b": ("models/wan_14b", *HPS),
+    "wan_a14b": ("models/wan_a14b", *HPS, *size(81, 720, 1280)),
+    "ltx": ("models/ltx", *HPS, IN_HOST_MEMORY),
+    "hunyuan_video": ("models/hunyuan_video", *HPS, *size(129, 720, 1280), IN_HOST_MEMORY, EXACT),
+    "mochi": ("models/mochi", *HPS, *size(163, 480, 848)),
+    "cogvideox_5b": ("models/cogvideox_5b", *HPS),
 }
-"""Models without a packaged recipe: the one with which they are counted, and what differs from it."""
+"""Packaged models, and what completes them to a recipe."""
 
 
 @dataclass(frozen=True, slots=True)
