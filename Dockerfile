@@ -11,6 +11,8 @@ ENV PATH=/opt/venv/bin:$PATH
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
 COPY vader_ray vader_ray
+COPY sweeps sweeps
+COPY clusters clusters
 # Ray exactly, for all machines of a cluster must have the same; the rest as pyproject.toml pins it.
 # hadolint ignore=DL3013
 RUN pip install ".[aws,gcp,server]" "ray[default,train,tune]==2.60.0"
@@ -25,7 +27,6 @@ RUN apt-get update \
     && useradd --create-home --uid 1000 vader \
     && install -d -o vader -g vader /workspace /workspace/runs /weights
 COPY --from=build /opt/venv /opt/venv
-COPY --chown=vader:vader sweeps /workspace/sweeps
 ENV PATH=/opt/venv/bin:$PATH HF_HOME=/weights
 VOLUME /weights
 USER 1000

@@ -17,8 +17,10 @@ from tests.helpers.network import failing_server
 from tests.helpers.recipe import write_tiny
 from tests.helpers.tiny_clips import save_clip
 from vader_ray.cli import app
+from vader_ray.cli.sweeps import sweep_names
 from vader_ray.config import load
 from vader_ray.errors import UserError
+from vader_ray.orchestration.clusters.cluster_files import check_cluster_file
 from vader_ray.paths import PACKAGE
 from vader_ray.plugins import ALGORITHMS, FAMILIES, METRICS, REWARDS, Registry
 
@@ -141,6 +143,7 @@ def test_sources_say_what_the_imported_classes_say(registry: Registry) -> None:
 WITHOUT_FRAMEWORKS = """
 import contextlib, sys
 from vader_ray.cli import app
+from vader_ray.cli.sweeps import sweep_names
 from vader_ray.config import load
 for command in sys.argv[1:]:
     with contextlib.suppress(SystemExit):
@@ -294,3 +297,39 @@ def test_recipes_and_settings_are_completed(typed: str, completed: set[str]) -> 
         app, prog_name="vader-ray", env={"_VADER_RAY_COMPLETE": "complete_bash", **position}
     )
     assert set(result.stdout.split()) == completed
+
+
+def test_sweep_without_a_name_lists_the_packaged_ones() -> None:
+    listed = CliRunner().invoke(app, ["sweep"]).stdout
+    assert {line.partition(":")[0] for line in listed.splitlines()} == set(sweep_names())
+    assert "hps_k_sweep: How many denoising steps should carry the reward's gradient?" in listed
+    assert _listed(CliRunner().invoke(app, ["list", "sweeps"]).stdout) == set(sweep_names())
+    assert "there is no sweep 'hps_k_swep'; did you mean 'hps_k_sweep'?" in _refused("sweep", "hps_k_swep")
+
+
+def test_sweep_runs_a_script_with_its_arguments_and_exit_status() -> None:
+    Path("mine.py").write_text("import sys\nprint(sys.argv)\nsys.exit(7)\n")
+    command = [sys.executable, "-m", "vader_ray", "sweep", "mine.py", "num_steps=2", "--num-trials", "3", "-h"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (
+        7,
+        f"{['mine.py', 'num_steps=2', '--num-trials', '3', '-h']}\n",
+    )
+
+
+@pytest.mark.parametrize("kind", ["aws", "gcp", "kuberay", "local", "slurm"])
+def test_clusters_init_writes_the_packaged_files_once(kind: str) -> None:
+    packaged = PACKAGE / "clusters"
+    made = CliRunner().invoke(app, ["clusters", "init", kind, "mine"])
+    assert made.exit_code == 0, made.output
+    written = {path.relative_to("mine"): path.read_bytes() for path in Path("mine").rglob("*.*")}
+    assert written
+    assert written == {name: (packaged / name).read_bytes() for name in written}
+    main = next(iter(made.stdout.splitlines()))
+    assert Path(main).stem.startswith(kind)
+    assert f"then: vader-ray check {main}" in made.stdout
+    placeholders = set(re.findall("^fill in (<.*?>): mine/", made.stdout, re.MULTILINE))
+    with pytest.raises(UserError, match="is not filled in") as unfinished:
+        check_cluster_file(Path(main))
+    assert set(re.findall("<[A-Z_]+>", str(unfinished.value))) <= placeholders
+    assert f"{main}" in _refused("clusters", "init", kind, "mine")

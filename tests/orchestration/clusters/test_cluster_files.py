@@ -299,6 +299,7 @@ def test_ray_up_asks_aws_for_the_head(tmp_path: Path) -> None:
         ec2.authorize_security_group_ingress(**json.loads(rules.read_text()))
         arn = _profiles(iam, tmp_path)["head"]
         changes = {
+            "~/vader_ray: dist": f"~/vader_ray: {tmp_path}",
             "<IMAGE_ID>": image,
             "<SECURITY_GROUP_ID>": created,
             "#use_internal_ips": "use_internal_ips",
