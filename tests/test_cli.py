@@ -309,7 +309,17 @@ def test_sweep_without_a_name_lists_the_packaged_ones() -> None:
 
 def test_sweep_runs_a_script_with_its_arguments_and_exit_status() -> None:
     Path("mine.py").write_text("import sys\nprint(sys.argv)\nsys.exit(7)\n")
-    command = [sys.executable, "-m", "vader_ray", "sweep", "mine.py", "num_steps=2", "--num-trials", "3", "-h"]
+    command = [
+        sys.executable,
+        "-m",
+        "vader_ray",
+        "sweep",
+        "mine.py",
+        "num_steps=2",
+        "--num-trials",
+        "3",
+        "-h",
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (
         7,

@@ -15,6 +15,7 @@ import pytest
 
 from tests.helpers.paths import REPOSITORY
 
+HOME = "https://github.com/OWNER/vader_ray"
 SMALL = ("num_steps=1", "evaluation.num_videos=2", "evaluation.every=1", "expected_metrics={}")
 """Settings with which the demo and a trial of a sweep take seconds."""
 
@@ -26,11 +27,18 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("vader_ray", "sweeps", "clusters"):
         skipped = shutil.ignore_patterns("__pycache__")
         shutil.copytree(REPOSITORY / name, source / name, symlinks=True, ignore=skipped)
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(REPOSITORY / name, source / name)
-    options = ("--no-deps", "--no-build-isolation", "--no-cache-dir", "--quiet", "--disable-pip-version-check")
+    options = (
+        "--no-deps",
+        "--no-build-isolation",
+        "--no-cache-dir",
+        "--quiet",
+        "--disable-pip-version-check",
+    )
     command = [sys.executable, "-m", "pip", "wheel", *options, "--wheel-dir", str(built), str(source)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    environment = os.environ | {"VADER_RAY_REPOSITORY": HOME}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return next(built.glob("*.whl"))
 
@@ -61,16 +69,23 @@ def test_demo_sweep_and_report_from_the_wheel_alone(wheel: Path, tmp_path: Path)
     program.write_text(start)
     program.chmod(0o755)
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    environment |= {"MLFLOW_TRACKING_URI": f"sqlite:///{empty}/mlflow.db", "PATH": f"{venv}/bin:{environment['PATH']}"}
+    environment |= {
+        "MLFLOW_TRACKING_URI": f"sqlite:///{empty}/mlflow.db",
+        "PATH": f"{venv}/bin:{environment['PATH']}",
+    }
 
     def run(*command: str) -> str:
-        done = subprocess.run(command, cwd=empty, env=environment, capture_output=True, text=True, timeout=500)
+        done = subprocess.run(
+            command, cwd=empty, env=environment, capture_output=True, text=True, timeout=500
+        )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
     assert Path(run("python", "-c", "import vader_ray; print(vader_ray.__file__)")).is_relative_to(venv)
     run("vader-ray", "train", "shapes_hps", "--run-name", "demo", *SMALL)
-    swept = run("vader-ray", "sweep", "hps_k_sweep", "--num-trials", "1", *SMALL, "sampling.num_inference_steps=10")
+    swept = run(
+        "vader-ray", "sweep", "hps_k_sweep", "--num-trials", "1", *SMALL, "sampling.num_inference_steps=10"
+    )
     assert re.search("^report: .*report.html$", swept, re.MULTILINE)
     run("vader-ray", "report", "demo", "-o", "report.html")
     assert "shapes_hps" in (empty / "report.html").read_text()
@@ -80,12 +95,25 @@ def test_demo_sweep_and_report_from_the_wheel_alone(wheel: Path, tmp_path: Path)
 
 def test_links_of_the_description_on_pypi_are_absolute_and_their_files_exist(wheel: Path) -> None:
     metadata = next(name for name in ZipFile(wheel).namelist() if name.endswith(".dist-info/METADATA"))
-    description = message_from_bytes(ZipFile(wheel).read(metadata)).get_payload()
+    read = message_from_bytes(ZipFile(wheel).read(metadata))
+    assert read["Project-URL"] == f"Repository, {HOME}"
+    description = read.get_payload()
     assert isinstance(description, str)
     links = re.findall(r"\]\(([^)\s]+)\)", description)
-    assert len(links) > 20
-    home = r"https://(?:github\.com/OWNER/REPO/(?:blob|tree)|raw\.githubusercontent\.com/OWNER/REPO)/main/"
+    kinds = set()
     for link in links:
         assert link.startswith("https://"), link
-        if own := re.match(home, link):
-            assert (REPOSITORY / link[own.end() :].partition("#")[0]).exists(), link
+        if link.startswith(HOME):
+            kind, commit, path = link.removeprefix(f"{HOME}/").partition("#")[0].split("/", 2)
+            file = REPOSITORY / path
+            assert file.is_dir() if kind == "tree" else file.is_file(), link
+            assert commit == "HEAD"
+            kinds.add(kind)
+    assert kinds == {"blob", "raw", "tree"}
+
+
+def test_without_an_address_no_link_of_the_description_leads_nowhere() -> None:
+    command = [sys.executable, "setup.py", "--quiet", "--long-description"]
+    described = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+    assert "Held-out prompts with the same noise before" in described
+    assert {link.partition(":")[0] for link in re.findall(r"\]\(([^)\s]+)\)", described)} == {"https"}

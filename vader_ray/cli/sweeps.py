@@ -41,8 +41,7 @@ def sweep(
         list[str] | None,
         typer.Argument(
             metavar="ARGUMENTS",
-            help="Options of the script, and settings of its recipe, KEY=VALUE; `vader-ray sweep NAME --help` "
-            "describes them.",
+            help="Options of the script, settings of its recipe, KEY=VALUE; see `vader-ray sweep NAME -h`.",
         ),
     ] = None,
 ) -> None:

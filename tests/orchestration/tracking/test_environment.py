@@ -17,7 +17,10 @@ from vader_ray.paths import PACKAGE
         ),
         (["/x/vader_ray/__main__.py", "train", "shapes_hps"], "vader-ray train shapes_hps"),
         (["sweeps/hps_k_sweep.py", "--num-trials", "2"], "python sweeps/hps_k_sweep.py --num-trials 2"),
-        ([str(PACKAGE / "sweeps" / "hps_k_sweep.py"), "num_steps=2"], "vader-ray sweep hps_k_sweep num_steps=2"),
+        (
+            [str(PACKAGE / "sweeps" / "hps_k_sweep.py"), "num_steps=2"],
+            "vader-ray sweep hps_k_sweep num_steps=2",
+        ),
         (["/x/ipykernel_launcher.py", "-f", "kernel.json"], ""),
         ([""], ""),
         (
