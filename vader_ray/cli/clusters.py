@@ -48,7 +48,7 @@ def init(
     for name, found in places.items():
         print(f"fill in {name}: {', '.join(found)}")
     main = next(iter(texts))
-    print(f"then: vader-ray check {main} (and the other files); the steps stand at the top of {main}")
+    print(f"then follow the steps at the top of {main}")
 
 
 def files_of(kind: str) -> list[Path]:
