@@ -47,6 +47,18 @@ def modelscope() -> tuple[type, dict[str, Any]]:
     }
 
 
+def stable_diffusion() -> tuple[type, dict[str, Any]]:
+    """``stable-diffusion-v1-5/stable-diffusion-v1-5``: its text encoder is OpenAI's CLIP ViT-L/14."""
+    text = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
+    return d.StableDiffusionPipeline, {
+        "unet": d.UNet2DConditionModel(cross_attention_dim=768, attention_head_dim=8, sample_size=64),
+        "vae": d.AutoencoderKL(**SD_VAE),
+        "text_encoder": t.CLIPTextModel(t.CLIPTextConfig(**text)),
+        "tokenizer": tokenizer(77),
+        "scheduler": scheduler(d.PNDMScheduler, **BETAS, skip_prk_steps=True, steps_offset=1),
+    }
+
+
 def svd() -> tuple[type, dict[str, Any]]:
     """``stabilityai/stable-video-diffusion-img2vid``: its image encoder is OpenCLIP's ViT-H."""
     sizes = {
@@ -265,6 +277,13 @@ def write_configuration(make: Callable[[], tuple[type, dict[str, Any]]], folder:
     return folder
 
 
+def write_motion_adapter(folder: Path) -> Path:
+    """The configuration of ``guoyww/animatediff-motion-adapter-v1-5-2``, which is diffusers' default."""
+    with torch.device("meta"):
+        d.MotionAdapter().save_config(folder)
+    return folder
+
+
 MODELS: dict[str, Callable[[], tuple[type, dict[str, Any]]]] = {
     "modelscope_hps": modelscope,
     "svd_vjepa": svd,
@@ -281,6 +300,7 @@ MODELS: dict[str, Callable[[], tuple[type, dict[str, Any]]]] = {
 of its family."""
 BY_WEIGHTS: dict[str, Callable[[], tuple[type, dict[str, Any]]]] = {
     "ali-vilab/text-to-video-ms-1.7b": modelscope,
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": stable_diffusion,
     "stabilityai/stable-video-diffusion-img2vid": svd,
     "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": wan_1_3b,
     "Wan-AI/Wan2.1-T2V-14B-Diffusers": wan_14b,

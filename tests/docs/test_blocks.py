@@ -38,11 +38,12 @@ SMALL = (
     "evaluation.every=1",
     "expected_metrics={}",
     "sampling.num_inference_steps=5",
+    "videos_per_step=4",
 )
 SMALL_PYTHON = {"num_steps=16": 'num_steps=1, evaluation={"every": 1, "num_videos": 2}, expected_metrics={}'}
 """Replacements in the Python of README.md."""
 _FENCE = re.compile(
-    r"^(?:<!-- not run: (?P<reason>.+) -->\n)?```(?P<language>\w+)\n(?P<code>.*?)^```", re.M | re.S
+    r"^(?:<!-- not run: (?P<reason>[^\n]+) -->\n)?```(?P<language>\w+)\n(?P<code>.*?)^```", re.M | re.S
 )
 
 

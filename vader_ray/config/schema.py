@@ -53,6 +53,9 @@ class ModelConfig(Settings):
     """A file of ``vader_ray/models`` (``modelscope``) or the dotted name of a module of yours."""
     weights: Weights
     """A diffusers folder, a hub id (``owner/name``), or ``shapes:text_to_video``."""
+    motion_adapter: Weights | None = None
+    """AnimateDiff's motion modules, where ``weights`` is an image model of Stable Diffusion 1.5: a diffusers
+    folder or a hub id. The scheduler becomes the DDIM that they were trained for."""
     precision: Precision = "float32"
     """Precision of the denoiser and the text encoder. The scheduler's arithmetic and the adapter stay in
     float32."""
