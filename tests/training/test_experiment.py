@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from tests.helpers.moved_rewards import Moved
 from tests.helpers.recipe import tiny_config
@@ -47,7 +48,8 @@ def test_a_reward_that_only_evaluated_is_trained_by_the_next_run(tiny_pipeline_f
     reward = build(before, cache=cache).eval_terms[0].reward
     assert isinstance(reward, Moved)
     assert reward.moves[-1] == TO_HOST
-    assert build(after, cache=cache).terms[0].reward is reward
+    trained: object = build(after, cache=cache).terms[0].reward
+    assert trained is reward
     assert reward.moves[-1] == ON_DEVICE
 
 
@@ -56,6 +58,7 @@ def test_preflight_counts_networks_of_evaluations_in_evaluations_alone(tiny_pipe
     hps = {"reward": "hps", "weights": "shapes:hps"}
     heldout = plain.model_copy(update={"eval_rewards": (RewardConfig.model_validate(hps),)})
     network = build_reward(heldout.eval_rewards[0], device=torch.device("cpu"))
+    assert isinstance(network, nn.Module)
     found, without = estimate_step(heldout), estimate_step(plain)
     assert found.weights_bytes == without.weights_bytes
     assert found.step_bytes == without.step_bytes
