@@ -143,7 +143,6 @@ def test_sources_say_what_the_imported_classes_say(registry: Registry) -> None:
 WITHOUT_FRAMEWORKS = """
 import contextlib, sys
 from vader_ray.cli import app
-from vader_ray.cli.sweeps import sweep_names
 from vader_ray.config import load
 for command in sys.argv[1:]:
     with contextlib.suppress(SystemExit):
@@ -153,7 +152,7 @@ print("imported:", *{"torch", "ray", "mlflow", "diffusers", "transformers"} & sy
 
 
 def test_lists_help_and_unknown_names_need_no_framework() -> None:
-    lists = [f"list {kind}" for kind in ("recipes", "rewards", "metrics", "models", "algorithms")]
+    lists = [f"list {kind}" for kind in ("recipes", "rewards", "metrics", "models", "algorithms", "sweeps")]
     unknown = ["rewards.0.reward=hsp", "model.family=wam", "algorithm.name=ppo"]
     commands = [
         *lists,
