@@ -17,6 +17,7 @@ from tests.helpers.network import failing_server
 from tests.helpers.recipe import write_tiny
 from tests.helpers.tiny_clips import save_clip
 from vader_ray.cli import app
+from vader_ray.cli.clusters import FILES, files_of
 from vader_ray.cli.sweeps import sweep_names
 from vader_ray.config import load
 from vader_ray.errors import UserError
@@ -326,14 +327,21 @@ def test_sweep_runs_a_script_with_its_arguments_and_exit_status() -> None:
     )
 
 
-@pytest.mark.parametrize("kind", ["aws", "gcp", "image", "kuberay", "local", "slurm"])
+CLUSTERS = ("aws", "gcp", "image", "kuberay", "local", "slurm")
+
+
+def test_every_packaged_file_of_a_cluster_belongs_to_one_kind() -> None:
+    packaged = [path.relative_to(FILES) for path in FILES.rglob("*") if path.is_file()]
+    assert sorted(name for kind in CLUSTERS for name in files_of(kind)) == sorted(packaged)
+
+
+@pytest.mark.parametrize("kind", CLUSTERS)
 def test_clusters_init_writes_the_packaged_files_once(kind: str) -> None:
-    packaged = PACKAGE / "clusters"
     made = CliRunner().invoke(app, ["clusters", "init", kind, "mine"])
     assert made.exit_code == 0, made.output
     written = {path.relative_to("mine"): path.read_bytes() for path in Path("mine").rglob("*.*")}
     assert written
-    assert written == {name: (packaged / name).read_bytes() for name in written}
+    assert written == {name: (FILES / name).read_bytes() for name in written}
     main = next(iter(made.stdout.splitlines()))
     assert made.stdout.endswith(f"then follow the steps at the top of {main}\n")
     assert f"{main}" in _refused("clusters", "init", kind, "mine")
