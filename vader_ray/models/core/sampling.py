@@ -23,7 +23,8 @@ from vader_ray.errors import UserError
 from vader_ray.models.core import prefix_cache, transitions
 from vader_ray.models.core.adapter_strength import AdapterStrengthHook
 from vader_ray.models.core.conditioning import Conditioning, encode_texts, open_images
-from vader_ray.models.core.decoders import Decoder, DecoderOptions
+from vader_ray.models.core.decoder_kinds import decoder_of
+from vader_ray.models.core.decoders import ALL_FRAMES, Decoder, DecoderOptions
 from vader_ray.models.core.guidance_interval import GuidanceIntervalHook, check_interval
 from vader_ray.models.core.loop_hooks import (
     OUTSIDE_STEPS,
@@ -65,6 +66,8 @@ class SamplingPipeline:
     order."""
     guidance_argument: ClassVar[str] = "guidance_scale"
     """Argument of the pipeline's call that holds ``sampling.guidance_scale``."""
+    frames_argument: ClassVar[str] = "num_frames"
+    """Argument of the pipeline's call that holds ``sampling.num_frames``."""
     no_guidance_kwargs: ClassVar[Mapping[str, float]] = MappingProxyType({"guidance_scale": 1.0})
     """Arguments of the pipeline's call that switch guidance off; denoising errors are those of the
     conditional prediction. None if guidance is an input of the denoiser and not a second prediction."""
@@ -116,16 +119,19 @@ class SamplingPipeline:
         return prefix_cache.deep_blocks(denoiser)
 
     def build_decoder(self, options: DecoderOptions) -> Decoder:
-        """Return the decoder of the pipeline's autoencoder."""
-        raise NotImplementedError
+        """Return the decoder of the pipeline's autoencoder; by default that of its class."""
+        return decoder_of(self.pipe.vae, self.vae_scale_factors()[0], options)
 
     def vae_scale_factors(self) -> tuple[int, int]:
         """Return the frames per latent frame (the first is one frame) and the pixels per latent pixel."""
-        raise NotImplementedError
+        temporal: int = getattr(self.pipe, "vae_scale_factor_temporal", 1)
+        spatial: int = getattr(self.pipe, "vae_scale_factor_spatial", None) or self.pipe.vae_scale_factor
+        return temporal, spatial
 
     def latent_channels(self) -> int:
         """Return the number of channels of the latents."""
-        channels: int = self.denoiser.config.in_channels  # type: ignore[union-attr,assignment]
+        config = self.pipe.vae.config
+        channels: int = config.z_dim if "z_dim" in config else config.latent_channels
         return channels
 
     def latent_shape(self) -> tuple[int, int, int, int]:
@@ -147,13 +153,17 @@ class SamplingPipeline:
     def pipeline_kwargs(self) -> dict[str, Any]:
         """Return the arguments of the pipeline's call that are settings and not tensors."""
         sampling = self.sampling
-        return {
-            "num_frames": sampling.num_frames,
+        settings = {
+            self.frames_argument: sampling.num_frames,
             "height": sampling.height,
             "width": sampling.width,
             "num_inference_steps": sampling.num_inference_steps,
             self.guidance_argument: sampling.guidance_scale,
+            "eta": sampling.eta,
+            "decode_chunk_size": ALL_FRAMES,
         }
+        accepted = inspect.signature(type(self.pipe).__call__).parameters
+        return {name: value for name, value in settings.items() if name in accepted}
 
     def pack_latents(self, noise: Noise) -> Tensor:
         """Return noise in the layout of the pipeline's argument ``latents``."""
@@ -292,6 +302,8 @@ class SamplingPipeline:
         arguments: dict[str, Any] = {
             name: cast(column, dtype) for name, column in conditioning.tensors.items()
         }
+        if "image" in arguments and not self.batched:
+            (arguments["image"],) = arguments["image"]
         arguments |= self.pipeline_kwargs() | changes
         arguments["generator"] = hook.generators(OUTSIDE_STEPS, len(latents))
         try:
