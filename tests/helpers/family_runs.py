@@ -62,6 +62,7 @@ def own_call(case: Case, model: Any, images: list[Path], videos: slice, loop: An
     """Videos by the pipeline's own call from texts and pictures, with the noise that the project
     documents."""
     seeds, arguments = SEEDS[videos], dict(case.sampling) | case.call
+    arguments[model.frames_argument] = arguments.pop("num_frames")
     generators = [torch.Generator() for _ in seeds]
     stochastic = type(model.pipe.scheduler).__name__ == STOCHASTIC
     reseed(generators, seeds, 0 if stochastic else -2)
@@ -76,14 +77,34 @@ def own_call(case: Case, model: Any, images: list[Path], videos: slice, loop: An
         opened = open_images(model.sampling, images)[videos]
         arguments["image"] = opened if model.batched else opened[0]
     if model.embeddings:
-        arguments["prompt"] = PROMPTS[videos]
+        arguments["prompt"] = PROMPTS[videos] if model.batched else PROMPTS[videos][0]
     else:
         arguments["max_guidance_scale"] = arguments.pop("guidance_scale")
     noise = model.pack_latents(model.noise(seeds))
+    if type(model.pipe).__name__ == "LTXImageToVideoPipeline":
+        noise = _with_image(model.pipe, noise, arguments, generators)
     frames: Frames = loop(
-        model.pipe, latents=noise, generator=generators, output_type="pt", **arguments
+        model.pipe,
+        latents=noise,
+        generator=generators if model.batched else generators[0],
+        output_type="pt",
+        **arguments,
     ).frames
     return frames
+
+
+def _with_image(pipe: Any, noise: Tensor, call: dict[str, Any], generators: list[torch.Generator]) -> Tensor:
+    """The noise of a pipeline that expects the image in the latents that it is given."""
+    pixels = pipe.video_processor.preprocess(call["image"], height=call["height"], width=call["width"])
+    encoded = torch.cat(
+        [
+            pipe.vae.encode(image[None, :, None].to(pipe.vae.dtype)).latent_dist.sample(generator)
+            for image, generator in zip(pixels, generators, strict=True)
+        ]
+    )
+    encoded = pipe._normalize_latents(encoded, pipe.vae.latents_mean, pipe.vae.latents_std)
+    tokens = encoded.shape[-1] * encoded.shape[-2]
+    return torch.cat([pipe._pack_latents(encoded, 1, 1), noise[:, tokens:]], dim=1).detach()
 
 
 def parts_of(model: Any) -> list[slice]:

@@ -102,7 +102,7 @@ def _monolithic(case: Case, model: Any, images: list[Path], graded: tuple[int, .
 
     Predictions of steps that are not graded are cut off behind the denoiser, as Algorithm 1 says.
     """
-    calls, per_step = [0], 1 + (case.family == "wan")  # Wan guides by two calls
+    calls, per_step = [0], case.calls_per_step
 
     def cut(layer: Any, inputs: Any, output: Any) -> Any:
         step = calls[0] // per_step

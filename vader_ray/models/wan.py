@@ -13,6 +13,7 @@ from torch import nn
 from vader_ray.config import SamplingConfig
 from vader_ray.models.base import VideoModel
 from vader_ray.models.core.decoders import DecoderOptions
+from vader_ray.models.core.sampling import class_names
 
 
 class WanModel(VideoModel):
@@ -20,19 +21,20 @@ class WanModel(VideoModel):
 
     Wan 2.2 A14B has two transformers, one for the noisy steps and one for the others.
 
-    The image-to-video pipeline takes one image for all its videos, so videos are sampled one by one there.
+    The image-to-video pipeline takes one image for all its videos, and VACE one generator of noise, so videos
+    are sampled one by one there. VACE gets no control: no video, mask or reference image.
     Adapters are saved in diffusers' format; ``load_lora_weights(FOLDER / "transformer_2",
     load_into_transformer_2=True)`` loads that of the second transformer.
     """
 
-    pipeline_classes = ("WanPipeline", "WanImageToVideoPipeline")
+    pipeline_classes = ("WanPipeline", "WanImageToVideoPipeline", "WanVACEPipeline")
     image_pipeline_classes = ("WanImageToVideoPipeline",)
     stock_loader = True
     splits_tokens = True
 
     def __init__(self, pipe: Any, sampling: SamplingConfig, decoder_options: DecoderOptions) -> None:
         super().__init__(pipe, sampling, decoder_options)
-        self.batched = not self.is_image_to_video
+        self.batched = not self.is_image_to_video and "WanVACEPipeline" not in class_names(pipe)
         if pipe.transformer is not None and pipe.transformer.config.image_dim is not None:
             # diffusers' loader expects an adapter on the projections of the image, too
             self.adapter_targets = (*self.adapter_targets, "add_k_proj", "add_v_proj")

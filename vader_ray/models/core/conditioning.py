@@ -54,16 +54,18 @@ def encode_texts(
 
 def _encode_group(pipe: Any, sampling: SamplingConfig, prompts: list[str]) -> tuple[Tensor | None, ...]:
     guided = sampling.guidance_scale > 1
-    call, accepted = inspect.signature(type(pipe).__call__).parameters, inspect.signature(pipe.encode_prompt)
-    arguments = {
+    # Stable Diffusion XL was trained with zeros for an empty prompt, which its pipelines take from None
+    is_zero = not sampling.negative_prompt and pipe.config.get("force_zeros_for_empty_prompt", False)
+    accepted = list(inspect.signature(pipe.encode_prompt).parameters)[1:]
+    call = inspect.signature(type(pipe).__call__).parameters
+    arguments = {name: call[name].default for name in accepted if name in call} | {
         "device": pipe.device,
         "do_classifier_free_guidance": guided,
-        "negative_prompt": [sampling.negative_prompt] * len(prompts) if guided else None,
+        "negative_prompt": [sampling.negative_prompt] * len(prompts) if guided and not is_zero else None,
         "num_images_per_prompt": 1,
-        "max_sequence_length": call["max_sequence_length"].default if "max_sequence_length" in call else None,
     }
     encoded: tuple[Tensor | None, ...] = pipe.encode_prompt(
-        prompts, **{name: value for name, value in arguments.items() if name in accepted.parameters}
+        prompts, **{name: value for name, value in arguments.items() if name in accepted}
     )
     return encoded
 

@@ -161,6 +161,7 @@ class SamplingPipeline:
             self.guidance_argument: sampling.guidance_scale,
             "eta": sampling.eta,
             "decode_chunk_size": ALL_FRAMES,
+            "negative_prompt": None,  # it is encoded already
         }
         accepted = inspect.signature(type(self.pipe).__call__).parameters
         return {name: value for name, value in settings.items() if name in accepted}
@@ -305,7 +306,8 @@ class SamplingPipeline:
         if "image" in arguments and not self.batched:
             (arguments["image"],) = arguments["image"]
         arguments |= self.pipeline_kwargs() | changes
-        arguments["generator"] = hook.generators(OUTSIDE_STEPS, len(latents))
+        generators = hook.generators(OUTSIDE_STEPS, len(latents))
+        arguments["generator"] = generators if self.batched else generators[0]
         try:
             with (
                 hook.install(

@@ -1,0 +1,177 @@
+"""Tiny random pipelines of further video pipelines of diffusers, in the published layout."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import diffusers as d
+import transformers as t
+
+from tests.helpers.families import (
+    FLOAT32,
+    VIDEO_IS_FLOAT32,
+    WAN,
+    Case,
+    clip_text,
+    clip_vision,
+    ltx,
+    size_of,
+    t5,
+    wan_pipeline,
+    wan_vae,
+)
+from vader_ray.shapes.train._tokenizer import build_tokenizer
+
+
+def _skyreels(kind: Any = d.SkyReelsV2Pipeline, channels: int = 16, **more: Any) -> Any:
+    sizes = {"num_attention_heads": 2, "attention_head_dim": 12, "text_dim": 8, "freq_dim": 16, "ffn_dim": 16}
+    images = {"image_dim": 8, "added_kv_proj_dim": 24} if more else {}
+    transformer = d.SkyReelsV2Transformer3DModel(
+        in_channels=channels, out_channels=16, num_layers=1, rope_max_seq_len=32, **sizes, **images
+    )
+    return wan_pipeline(kind, transformer=transformer, **more)
+
+
+def _skyreels_i2v() -> Any:
+    processor = t.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32)
+    images = {"image_encoder": clip_vision(t.CLIPVisionModelWithProjection, 32), "image_processor": processor}
+    return _skyreels(d.SkyReelsV2ImageToVideoPipeline, 36, **images)
+
+
+def _anyflow() -> Any:
+    sizes = {"num_attention_heads": 2, "attention_head_dim": 12, "text_dim": 8, "freq_dim": 16, "ffn_dim": 16}
+    transformer = d.AnyFlowTransformer3DModel(num_layers=1, rope_max_seq_len=32, **sizes)
+    scheduler = d.FlowMapEulerDiscreteScheduler(shift=5.0)
+    return wan_pipeline(d.AnyFlowPipeline, transformer=transformer, scheduler=scheduler)
+
+
+def _wan_vace() -> Any:
+    sizes = {"num_attention_heads": 2, "attention_head_dim": 12, "text_dim": 8, "freq_dim": 16, "ffn_dim": 16}
+    transformer = d.WanVACETransformer3DModel(
+        num_layers=2, rope_max_seq_len=32, vace_layers=[0], vace_in_channels=96, **sizes
+    )
+    return wan_pipeline(d.WanVACEPipeline, transformer=transformer)
+
+
+def _latte() -> Any:
+    transformer = d.LatteTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=8,
+        in_channels=4,
+        out_channels=8,
+        num_layers=1,
+        cross_attention_dim=16,
+        attention_bias=True,
+        sample_size=2,
+        patch_size=2,
+        activation_fn="gelu-approximate",
+        num_embeds_ada_norm=1000,
+        norm_type="ada_norm_single",
+        norm_elementwise_affine=False,
+        norm_eps=1e-6,
+        caption_channels=8,
+        video_length=3,
+    )
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    vae = d.AutoencoderKL(block_out_channels=(8,) * 4, norm_num_groups=4, latent_channels=4, **blocks)
+    scheduler = d.DDIMScheduler(beta_schedule="linear", clip_sample=False)
+    parts = t5()
+    return d.LattePipeline(parts["tokenizer"], parts["text_encoder"], vae, transformer, scheduler)
+
+
+def _allegro() -> Any:
+    transformer = d.AllegroTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=24,
+        num_layers=1,
+        cross_attention_dim=48,
+        sample_height=2,
+        sample_width=2,
+        sample_frames=2,
+        caption_channels=8,
+    )
+    vae = d.AutoencoderKLAllegro(block_out_channels=(8,) * 4, layers_per_block=1, norm_num_groups=2)
+    scheduler = d.EulerAncestralDiscreteScheduler(prediction_type="v_prediction")
+    parts = t5()
+    return d.AllegroPipeline(parts["tokenizer"], parts["text_encoder"], vae, transformer, scheduler)
+
+
+def _sana() -> Any:
+    transformer = d.SanaVideoTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=12,
+        num_layers=1,
+        num_cross_attention_heads=2,
+        cross_attention_head_dim=12,
+        cross_attention_dim=24,
+        caption_channels=8,
+        rope_max_seq_len=32,
+    )
+    tokenizer = build_tokenizer()
+    gemma = t.Gemma2Model(
+        t.Gemma2Config(
+            vocab_size=len(tokenizer),
+            hidden_size=8,
+            intermediate_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            head_dim=4,
+        )
+    )
+    scheduler = d.FlowMatchEulerDiscreteScheduler(shift=8.0)
+    return d.SanaVideoPipeline(tokenizer, gemma, wan_vae(), transformer, scheduler)
+
+
+def _ltx_i2v() -> Any:
+    pipe = ltx()
+    return d.LTXImageToVideoPipeline(**pipe.components)
+
+
+def _animatediff_sdxl() -> Any:
+    sizes = {"block_out_channels": (8, 8), "layers_per_block": 1, "norm_num_groups": 4}
+    unet = d.UNet2DConditionModel(
+        **sizes,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=16,
+        attention_head_dim=2,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=56,
+        transformer_layers_per_block=1,
+        use_linear_projection=True,
+    )
+    motion = d.MotionAdapter(
+        block_out_channels=(8, 8),
+        motion_layers_per_block=1,
+        motion_norm_num_groups=4,
+        motion_num_attention_heads=2,
+        use_motion_mid_block=False,
+    )
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    vae = d.AutoencoderKL(block_out_channels=(8, 8), norm_num_groups=4, latent_channels=4, **blocks)
+    tokenizer, first = clip_text(16)
+    sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    second = t.CLIPTextModelWithProjection(
+        t.CLIPTextConfig(
+            vocab_size=len(tokenizer), max_position_embeddings=16, projection_dim=8, **sizes, **ends
+        )
+    )
+    scheduler = d.DDIMScheduler(beta_schedule="linear", clip_sample=False, steps_offset=1)
+    return d.AnimateDiffSDXLPipeline(vae, first, second, tokenizer, tokenizer, unet, motion, scheduler)
+
+
+PIPELINES = {
+    "ltx_i2v": Case("auto", _ltx_i2v, size_of(9, 32), images=True),
+    "animatediff_sdxl": Case("auto", _animatediff_sdxl, size_of(3, 16), tolerance=VIDEO_IS_FLOAT32),
+    "skyreels_v2": Case("auto", _skyreels, size_of(9, 16), **WAN),
+    "skyreels_v2_i2v": Case("auto", _skyreels_i2v, size_of(5, 16), images=True, **WAN),
+    "anyflow": Case("auto", _anyflow, size_of(9, 16, guidance_scale=1.0), **FLOAT32),
+    "wan_vace": Case("auto", _wan_vace, size_of(5, 16), **WAN),
+    "latte": Case("auto", _latte, size_of(3, 16), tolerance=VIDEO_IS_FLOAT32),
+    "allegro": Case("auto", _allegro, size_of(8, 16)),
+    "sana_video": Case("auto", _sana, size_of(5, 32), call={"use_resolution_binning": False}, **FLOAT32),
+}
+"""One case for each pipeline class that `tests.helpers.families.CASES` leaves out."""

@@ -1,0 +1,16 @@
+"""Latte (``maxin-cn/Latte-1``): videos from text."""
+
+from __future__ import annotations
+
+from vader_ray.models.base import VideoModel
+
+
+class LatteModel(VideoModel):
+    """Noise-predicting transformer over the frames of an image autoencoder, T5 text encoder.
+
+    Adapters are saved in peft's format.
+    """
+
+    pipeline_classes = ("LattePipeline",)
+    frames_argument = "video_length"
+    loads_in_comfyui = False
