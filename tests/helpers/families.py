@@ -253,9 +253,10 @@ def ltx(timestep_conditioning: bool = False) -> Any:
     return d.LTXPipeline(scheduler, vae, transformer=transformer, **t5())
 
 
-def _hunyuan_video() -> Any:
+def hunyuan_video(channels: int = 4) -> Any:
+    """HunyuanVideo; its denoiser takes ``channels``."""
     transformer = d.HunyuanVideoTransformer3DModel(
-        in_channels=4,
+        in_channels=channels,
         out_channels=4,
         num_attention_heads=2,
         attention_head_dim=10,
@@ -360,7 +361,7 @@ CASES = {
     "ltx_denoising_decoder": Case(
         "ltx", lambda: ltx(True), size_of(9, 32), call={"decode_timestep": 0.05, "decode_noise_scale": 0.025}
     ),
-    "hunyuan_video": Case("hunyuan_video", _hunyuan_video, size_of(5, 16)),
+    "hunyuan_video": Case("hunyuan_video", hunyuan_video, size_of(5, 16)),
     "mochi": Case("mochi", _mochi, size_of(7, 16)),
 }
 DEEP_WAN = Case(

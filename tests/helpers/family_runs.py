@@ -78,8 +78,12 @@ def own_call(case: Case, model: Any, images: list[Path], videos: slice, loop: An
         arguments["image"] = opened if model.batched else opened[0]
     if model.embeddings:
         arguments["prompt"] = PROMPTS[videos] if model.batched else PROMPTS[videos][0]
-    else:
-        arguments["max_guidance_scale"] = arguments.pop("guidance_scale")
+    if "negative_prompt" in arguments:  # the text encoder's last bits depend on the number of prompts
+        arguments["negative_prompt"] = [arguments["negative_prompt"]] * len(seeds)
+    if model.guidance_argument != "guidance_scale":
+        arguments[model.guidance_argument] = arguments.pop("guidance_scale")
+    if hasattr(model.pipe, "guider"):
+        model.pipe.guider = model.pipe.guider.new(guidance_scale=arguments.pop("guidance_scale"))
     noise = model.pack_latents(model.noise(seeds))
     if type(model.pipe).__name__ == "LTXImageToVideoPipeline":
         noise = _with_image(model.pipe, noise, arguments, generators)

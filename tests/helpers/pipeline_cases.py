@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import diffusers as d
+import tokenizers
 import transformers as t
+from diffusers.guiders import ClassifierFreeGuidance
+from transformers.models.t5gemma2.modeling_t5gemma2 import T5Gemma2Encoder
 
 from tests.helpers.families import (
     FLOAT32,
@@ -14,12 +17,14 @@ from tests.helpers.families import (
     Case,
     clip_text,
     clip_vision,
+    hunyuan_video,
     ltx,
     size_of,
     t5,
     wan_pipeline,
     wan_vae,
 )
+from tests.helpers.tiny_qwen import tokenizer_text
 from vader_ray.shapes.train._tokenizer import build_tokenizer
 
 
@@ -163,7 +168,98 @@ def _animatediff_sdxl() -> Any:
     return d.AnimateDiffSDXLPipeline(vae, first, second, tokenizer, tokenizer, unet, motion, scheduler)
 
 
+def _sana_i2v() -> Any:
+    return d.SanaImageToVideoPipeline(**_sana().components)
+
+
+def _skyreels_v1() -> Any:
+    return d.HunyuanSkyreelsImageToVideoPipeline(**hunyuan_video(8).components)
+
+
+def _motif(kind: Any = d.MotifVideoPipeline, **more: Any) -> Any:
+    tokenizer = build_tokenizer()
+    sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes["dropout_rate"] = 0.0
+    text = {"vocab_size": len(tokenizer), "num_key_value_heads": 2, "head_dim": 4, **sizes}
+    vision = {"model_type": "siglip_vision_model", "image_size": 28, **sizes}
+    config = t.T5Gemma2EncoderConfig(text_config=text, vision_config=vision, image_token_index=0)
+    encoder = T5Gemma2Encoder(config)
+    transformer = d.MotifVideoTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=12,
+        num_layers=1,
+        num_single_layers=1,
+        text_embed_dim=8,
+        rope_axes_dim=(4, 4, 4),
+    )
+    return kind(
+        scheduler=d.FlowMatchEulerDiscreteScheduler(),
+        vae=wan_vae(),
+        text_encoder=encoder,
+        tokenizer=tokenizer,
+        transformer=transformer,
+        guider=ClassifierFreeGuidance(guidance_scale=8.0),
+        **more,
+    )
+
+
+def _qwen_text() -> tuple[Any, Any]:
+    tokenizer = t.Qwen2Tokenizer(tokenizer_object=tokenizers.Tokenizer.from_str(tokenizer_text()))
+    tokenizer.pad_token = "<|endoftext|>"
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}{% endfor %}"
+    sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
+    rope = {"rope_type": "default", "mrope_section": [1, 1, 0]}
+    config = t.Qwen2_5_VLTextConfig(
+        vocab_size=len(tokenizer), num_key_value_heads=2, rope_parameters=rope, **sizes
+    )
+    return tokenizer, t.Qwen2_5_VLTextModel(config)
+
+
+def _hunyuan_video_15() -> Any:
+    transformer = d.HunyuanVideo15Transformer3DModel(
+        in_channels=9,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=10,
+        num_layers=1,
+        num_refiner_layers=1,
+        text_embed_dim=8,
+        text_embed_2_dim=8,
+        image_embed_dim=8,
+        rope_axes_dim=(2, 4, 4),
+        task_type="t2v",
+    )
+    vae = d.AutoencoderKLHunyuanVideo15(
+        latent_channels=4,
+        block_out_channels=(8, 8, 8, 8, 8),
+        layers_per_block=1,
+        downsample_match_channel=False,
+        upsample_match_channel=False,
+    )
+    tokenizer, encoder = _qwen_text()
+    byt5 = t.ByT5Tokenizer()
+    sizes = {"d_model": 8, "d_kv": 4, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+    return d.HunyuanVideo15Pipeline(
+        encoder,
+        tokenizer,
+        transformer,
+        vae,
+        d.FlowMatchEulerDiscreteScheduler(shift=5.0),
+        t.T5EncoderModel(t.T5Config(vocab_size=len(byt5), **sizes)),
+        byt5,
+        ClassifierFreeGuidance(guidance_scale=6.0),
+    )
+
+
 PIPELINES = {
+    "sana_video_i2v": Case(
+        "auto", _sana_i2v, size_of(5, 32), images=True, call={"use_resolution_binning": False}, **FLOAT32
+    ),
+    "skyreels_v1": Case(
+        "auto", _skyreels_v1, size_of(5, 16), images=True, calls_per_step=2, call={"negative_prompt": ""}
+    ),
+    "motif_video": Case("auto", _motif, size_of(5, 32), **WAN),
+    "hunyuan_video_15": Case("auto", _hunyuan_video_15, size_of(5, 32), calls_per_step=2),
     "ltx_i2v": Case("auto", _ltx_i2v, size_of(9, 32), images=True),
     "animatediff_sdxl": Case("auto", _animatediff_sdxl, size_of(3, 16), tolerance=VIDEO_IS_FLOAT32),
     "skyreels_v2": Case("auto", _skyreels, size_of(9, 16), **WAN),

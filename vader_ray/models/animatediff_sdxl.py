@@ -6,7 +6,7 @@ from vader_ray.models.animatediff import AnimateDiffModel
 
 
 class AnimateDiffSDXLModel(AnimateDiffModel):
-    """Noise-predicting image UNet with motion modules, two CLIP text encoders; image autoencoder per frame."""
+    """Noise-predicting image UNet with motion modules, two CLIP text encoders, image autoencoder."""
 
     pipeline_classes = ("AnimateDiffSDXLPipeline",)
     loads_in_comfyui = False

@@ -1,4 +1,7 @@
-"""LTX-Video (``Lightricks/LTX-Video`` and its 0.9 successors in diffusers' layout): videos from text, or an image."""
+"""LTX-Video (``Lightricks/LTX-Video`` and its 0.9 successors in diffusers' layout).
+
+Videos from text, or from an image.
+"""
 
 from __future__ import annotations
 

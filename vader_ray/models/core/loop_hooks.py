@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ from vader_ray.gradients import penalize_distance, scale_gradient
 from vader_ray.models.adapters.lora import disabled
 from vader_ray.models.core import transitions
 from vader_ray.models.core.denoiser_calls import as_output, prediction, with_prediction
-from vader_ray.models.core.placement import frozen_dtype
+from vader_ray.models.core.placement import frozen_dtype, reported_dtype
 from vader_ray.models.core.video_workers import GuidanceBranches, VideoWorkers
 from vader_ray.types import GradStep, TruncationPlan
 
@@ -187,11 +187,13 @@ class LoopHook:
 
     def _hooked_forward(self, denoiser: nn.Module) -> Callable[..., Any]:
         forward, names = denoiser.forward, tuple(inspect.signature(denoiser.forward).parameters)
-        dtype = frozen_dtype(denoiser)
+        dtype, reported = frozen_dtype(denoiser), getattr(denoiser, "dtype", None)
 
         @functools.wraps(forward)
         def denoise(*args: Any, **kwargs: Any) -> Any:
-            return self._denoise(denoiser, forward, dtype, dict(zip(names, args, strict=False)) | kwargs)
+            inputs = dict(zip(names, args, strict=False)) | kwargs
+            with nullcontext() if reported is None else reported_dtype(denoiser, reported):
+                return self._denoise(denoiser, forward, dtype, inputs)
 
         return denoise
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import gc
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -22,7 +23,7 @@ from vader_ray.config import SamplingConfig
 from vader_ray.errors import UserError
 from vader_ray.models.core import prefix_cache, transitions
 from vader_ray.models.core.adapter_strength import AdapterStrengthHook
-from vader_ray.models.core.conditioning import Conditioning, encode_texts, open_images
+from vader_ray.models.core.conditioning import Conditioning, TextEncoding, encode_texts, open_images
 from vader_ray.models.core.decoder_kinds import decoder_of
 from vader_ray.models.core.decoders import ALL_FRAMES, Decoder, DecoderOptions
 from vader_ray.models.core.guidance_interval import GuidanceIntervalHook, check_interval
@@ -34,7 +35,12 @@ from vader_ray.models.core.loop_hooks import (
     SamplingState,
     cast,
 )
-from vader_ray.models.core.placement import fixed_execution_device, frozen_dtype, remember_placement
+from vader_ray.models.core.placement import (
+    fixed_execution_device,
+    frozen_dtype,
+    remember_placement,
+    reported_dtype,
+)
 from vader_ray.models.core.sharding import is_sharded
 from vader_ray.models.core.step_responses import StepResponses
 from vader_ray.models.core.video_workers import VideoWorkers
@@ -64,6 +70,8 @@ class SamplingPipeline:
     embeddings: ClassVar[tuple[str, ...]] = ("prompt_embeds", "negative_prompt_embeds")
     """Arguments by which the pipeline's call takes the return values of its ``encode_prompt``, in their
     order."""
+    text_encoding: ClassVar[TextEncoding] = TextEncoding()
+    """What ``encode_prompt`` does differently from that of most pipelines."""
     guidance_argument: ClassVar[str] = "guidance_scale"
     """Argument of the pipeline's call that holds ``sampling.guidance_scale``."""
     frames_argument: ClassVar[str] = "num_frames"
@@ -179,9 +187,9 @@ class SamplingPipeline:
         Raises:
             UserError: the model makes videos from images and there are none.
         """
-        columns = (
-            encode_texts(self.pipe, self.sampling, self.embeddings, list(prompts)) if self.embeddings else {}
-        )
+        columns = dict[str, Tensor | list[Any]]()
+        if self.embeddings:
+            columns |= encode_texts(self.pipe, self.sampling, self.embeddings, self.text_encoding, prompts)
         if self.is_image_to_video:
             columns["image"] = open_images(self.sampling, images)
         return Conditioning(columns)
@@ -300,25 +308,29 @@ class SamplingPipeline:
         """
         loop = inspect.unwrap(type(self.pipe).__call__)
         dtype = self._sampling_dtype()  # some loops keep the latents in the dtype of the embeddings
-        arguments: dict[str, Any] = {
-            name: cast(column, dtype) for name, column in conditioning.tensors.items()
-        }
-        if "image" in arguments and not self.batched:
-            (arguments["image"],) = arguments["image"]
+        columns = conditioning.tensors
+        if not self.batched:
+            columns = {
+                name: column[0] if isinstance(column, list) else column for name, column in columns.items()
+            }
+        arguments: dict[str, Any] = {name: cast(column, dtype) for name, column in columns.items()}
         arguments |= self.pipeline_kwargs() | changes
         generators = hook.generators(OUTSIDE_STEPS, len(latents))
         arguments["generator"] = generators if self.batched else generators[0]
+        denoisers = list(self.denoisers().values())
         try:
-            with (
-                hook.install(
-                    list(self.denoisers().values()),
+            with ExitStack() as stack:
+                hooked = hook.install(
+                    denoisers,
                     self.pipe.scheduler,
                     self.pipe.vae,
                     self.video_workers,
                     in_blocks=self.recomputes_blocks,
-                ),
-                fixed_execution_device(self.pipe, self.denoiser),
-            ):
+                )
+                stack.enter_context(hooked)
+                stack.enter_context(fixed_execution_device(self.pipe, self.denoiser))
+                for denoiser in denoisers:
+                    stack.enter_context(reported_dtype(denoiser, dtype))
                 loop(self.pipe, latents=latents, **arguments)
         except DecoderReached as reached:
             self._check_num_steps(hook.index)

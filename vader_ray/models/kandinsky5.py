@@ -1,0 +1,28 @@
+"""Kandinsky 5 (``kandinskylab/Kandinsky-5.0-T2V-Lite-sft-5s-Diffusers``): videos from text."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from vader_ray.models.base import VideoModel
+from vader_ray.models.core.conditioning import TextEncoding
+from vader_ray.types import Noise
+
+
+class Kandinsky5Model(VideoModel):
+    """Flow-predicting transformer, Qwen 2.5 VL and CLIP text encoders, HunyuanVideo's autoencoder.
+
+    Prompts have as many tokens as they need, so videos are sampled one by one.
+    """
+
+    pipeline_classes = ("Kandinsky5T2VPipeline",)
+    stock_loader = True
+    loads_in_comfyui = False
+    batched = False
+    text_encoding = TextEncoding(negative_apart=True, lengths_differ=True)
+    embeddings = ("prompt_embeds_qwen", "prompt_embeds_clip", "prompt_cu_seqlens")
+    adapter_targets = ("to_query", "to_key", "to_value", "out_layer")
+
+    def pack_latents(self, noise: Noise) -> Tensor:
+        """Return noise as ``batch frames height width channels``, with zeros where an image could be."""
+        return noise.movedim(1, -1)
