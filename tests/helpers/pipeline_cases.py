@@ -176,7 +176,7 @@ def _skyreels_v1() -> Any:
     return d.HunyuanSkyreelsImageToVideoPipeline(**hunyuan_video(8).components)
 
 
-def _motif(kind: Any = d.MotifVideoPipeline, **more: Any) -> Any:
+def _motif(kind: Any = d.MotifVideoPipeline, image_width: int | None = None, **more: Any) -> Any:
     tokenizer = build_tokenizer()
     sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     sizes["dropout_rate"] = 0.0
@@ -191,6 +191,7 @@ def _motif(kind: Any = d.MotifVideoPipeline, **more: Any) -> Any:
         num_single_layers=1,
         text_embed_dim=8,
         rope_axes_dim=(4, 4, 4),
+        image_embed_dim=image_width,
     )
     return kind(
         scheduler=d.FlowMatchEulerDiscreteScheduler(),
@@ -213,6 +214,14 @@ def _qwen_text() -> tuple[Any, Any]:
         vocab_size=len(tokenizer), num_key_value_heads=2, rope_parameters=rope, **sizes
     )
     return tokenizer, t.Qwen2_5_VLTextModel(config)
+
+
+def _qwen_vl(num_tokens: int, **vision: int) -> dict[str, Any]:
+    """Settings of a tiny Qwen 2 or 2.5 VL."""
+    sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    rope = {"rope_type": "default", "mrope_section": [1, 1, 0]}
+    text = {"vocab_size": num_tokens, "num_key_value_heads": 2, "rope_parameters": rope, **sizes}
+    return {"text_config": text, "vision_config": {"depth": 1, "hidden_size": 8, "num_heads": 2, **vision}}
 
 
 def _hunyuan_video_15() -> Any:
@@ -251,7 +260,69 @@ def _hunyuan_video_15() -> Any:
     )
 
 
+def _motif_i2v() -> Any:
+    processor = t.SiglipImageProcessor(size={"height": 28, "width": 28})
+    return _motif(d.MotifVideoImage2VideoPipeline, 8, feature_extractor=processor)
+
+
+def _kandinsky5() -> Any:
+    transformer = d.Kandinsky5Transformer3DModel(
+        in_visual_dim=4,
+        in_text_dim=8,
+        in_text_dim2=8,
+        time_dim=16,
+        out_visual_dim=4,
+        model_dim=24,
+        ff_dim=32,
+        num_text_blocks=1,
+        num_visual_blocks=1,
+        axes_dims=(4, 4, 4),
+        visual_cond=True,
+    )
+    clip_tokenizer, clip = clip_text(77)
+    tokenizer, _ = _qwen_text()
+    qwen = t.Qwen2_5_VLForConditionalGeneration(
+        t.Qwen2_5_VLConfig(**_qwen_vl(len(tokenizer), out_hidden_size=8))
+    )
+    processor = t.Qwen2VLProcessor(t.Qwen2VLImageProcessor(), tokenizer, t.Qwen2VLVideoProcessor())
+    return d.Kandinsky5T2VPipeline(
+        transformer=transformer,
+        vae=hunyuan_video().vae,
+        text_encoder=qwen,
+        tokenizer=processor,
+        text_encoder_2=clip,
+        tokenizer_2=clip_tokenizer,
+        scheduler=d.FlowMatchEulerDiscreteScheduler(shift=5.0),
+    )
+
+
+def _easyanimate() -> Any:
+    transformer = d.EasyAnimateTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=16,
+        in_channels=4,
+        out_channels=4,
+        patch_size=2,
+        sample_width=2,
+        sample_height=2,
+        num_layers=1,
+        mmdit_layers=1,
+        time_embed_dim=8,
+        text_embed_dim=8,
+    )
+    vae = d.AutoencoderKLMagvit(
+        latent_channels=4, block_out_channels=[8, 8, 8, 8], layers_per_block=1, norm_num_groups=2
+    )
+    tokenizer, _ = _qwen_text()
+    qwen = t.Qwen2VLForConditionalGeneration(t.Qwen2VLConfig(**_qwen_vl(len(tokenizer), embed_dim=8)))
+    scheduler = d.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    return d.EasyAnimatePipeline(vae, qwen, tokenizer, transformer, scheduler)
+
+
 PIPELINES = {
+    "motif_video_i2v": Case("auto", _motif_i2v, size_of(5, 32), images=True, **WAN),
+    "kandinsky5": Case("auto", _kandinsky5, size_of(5, 32), call={"negative_prompt": ""}, **WAN),
+    "easyanimate": Case("auto", _easyanimate, size_of(5, 16), call={"negative_prompt": ""}),
     "sana_video_i2v": Case(
         "auto", _sana_i2v, size_of(5, 32), images=True, call={"use_resolution_binning": False}, **FLOAT32
     ),

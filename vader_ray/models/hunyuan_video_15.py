@@ -13,8 +13,8 @@ from vader_ray.models.core.guider import GuiderPipeline
 class HunyuanVideo15Model(GuiderPipeline):
     """Flow-predicting transformer, Qwen 2.5 VL and ByT5 text encoders, causal autoencoder of a whole clip.
 
-    Videos are sampled and decoded one by one: the pipeline fails with several in diffusers 0.42. Videos from an
-    image have its size. Adapters are saved in peft's format.
+    Videos are sampled and decoded one by one: the pipeline fails with several in diffusers 0.42. Videos
+    from an image have its size. Adapters are saved in peft's format.
     """
 
     pipeline_classes = ("HunyuanVideo15Pipeline", "HunyuanVideo15ImageToVideoPipeline")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from vader_ray.models.base import VideoModel
@@ -21,8 +22,14 @@ class Kandinsky5Model(VideoModel):
     batched = False
     text_encoding = TextEncoding(negative_apart=True, lengths_differ=True)
     embeddings = ("prompt_embeds_qwen", "prompt_embeds_clip", "prompt_cu_seqlens")
-    adapter_targets = ("to_query", "to_key", "to_value", "out_layer")
+    adapter_targets = ("to_query", "to_key", "to_value", "attention.out_layer")
 
     def pack_latents(self, noise: Noise) -> Tensor:
-        """Return noise as ``batch frames height width channels``, with zeros where an image could be."""
-        return noise.movedim(1, -1)
+        """Return noise as ``batch frames height width channels``, which the loop changes in place.
+
+        Weights that also take images have further channels for one and its mask; they are 0.
+        """
+        latents = noise.movedim(1, -1).clone()
+        if not self.pipe.transformer.visual_cond:
+            return latents
+        return torch.cat([latents, torch.zeros_like(latents), torch.zeros_like(latents[..., :1])], dim=-1)

@@ -13,6 +13,7 @@ from vader_ray.errors import UserError
 from vader_ray.models.base import VideoModel
 from vader_ray.models.core.conditioning import Conditioning
 from vader_ray.models.core.decoders import DecoderOptions
+from vader_ray.models.core.loading import quiet
 from vader_ray.models.core.loop_hooks import LoopHook
 from vader_ray.types import Latents
 
@@ -26,6 +27,7 @@ class GuiderPipeline(VideoModel):
 
     def __init__(self, pipe: Any, sampling: SamplingConfig, decoder_options: DecoderOptions) -> None:
         super().__init__(pipe, sampling, decoder_options)
+        self._guiders: dict[float, Any] = {}
         if (name := type(pipe.guider).__name__) != "ClassifierFreeGuidance":
             raise UserError(
                 f"model.weights: the pipeline's guider is {name}; only ClassifierFreeGuidance is supported: "
@@ -41,7 +43,10 @@ class GuiderPipeline(VideoModel):
     @contextmanager
     def _scaled(self, scale: float) -> Iterator[None]:
         before = self.pipe.guider
-        self.pipe.guider = before.new(guidance_scale=scale)
+        if scale not in self._guiders:
+            with quiet():
+                self._guiders[scale] = before.new(guidance_scale=scale)
+        self.pipe.guider = self._guiders[scale]
         try:
             yield
         finally:

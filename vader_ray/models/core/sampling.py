@@ -169,7 +169,8 @@ class SamplingPipeline:
             self.guidance_argument: sampling.guidance_scale,
             "eta": sampling.eta,
             "decode_chunk_size": ALL_FRAMES,
-            "negative_prompt": None,  # it is encoded already
+            "prompt": None,  # prompts are encoded already
+            "negative_prompt": None,
         }
         accepted = inspect.signature(type(self.pipe).__call__).parameters
         return {name: value for name, value in settings.items() if name in accepted}
