@@ -84,23 +84,6 @@ def _latte() -> Any:
     return d.LattePipeline(parts["tokenizer"], parts["text_encoder"], vae, transformer, scheduler)
 
 
-def _allegro() -> Any:
-    transformer = d.AllegroTransformer3DModel(
-        num_attention_heads=2,
-        attention_head_dim=24,
-        num_layers=1,
-        cross_attention_dim=48,
-        sample_height=2,
-        sample_width=2,
-        sample_frames=2,
-        caption_channels=8,
-    )
-    vae = d.AutoencoderKLAllegro(block_out_channels=(8,) * 4, layers_per_block=1, norm_num_groups=2)
-    scheduler = d.EulerAncestralDiscreteScheduler(prediction_type="v_prediction")
-    parts = t5()
-    return d.AllegroPipeline(parts["tokenizer"], parts["text_encoder"], vae, transformer, scheduler)
-
-
 def _sana() -> Any:
     transformer = d.SanaVideoTransformer3DModel(
         num_attention_heads=2,
@@ -179,8 +162,8 @@ def _skyreels_v1() -> Any:
 def _motif(kind: Any = d.MotifVideoPipeline, image_width: int | None = None, **more: Any) -> Any:
     tokenizer = build_tokenizer()
     sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    sizes["dropout_rate"] = 0.0
-    text = {"vocab_size": len(tokenizer), "num_key_value_heads": 2, "head_dim": 4, **sizes}
+    attention = {"num_key_value_heads": 2, "head_dim": 4}
+    text = {"vocab_size": len(tokenizer), "dropout_rate": 0.0, **attention, **sizes}
     vision = {"model_type": "siglip_vision_model", "image_size": 28, **sizes}
     config = t.T5Gemma2EncoderConfig(text_config=text, vision_config=vision, image_token_index=0)
     encoder = T5Gemma2Encoder(config)
@@ -224,7 +207,7 @@ def _qwen_vl(num_tokens: int, **vision: int) -> dict[str, Any]:
     return {"text_config": text, "vision_config": {"depth": 1, "hidden_size": 8, "num_heads": 2, **vision}}
 
 
-def _hunyuan_video_15() -> Any:
+def _hunyuan_video_15(kind: Any = d.HunyuanVideo15Pipeline, task: str = "t2v", **more: Any) -> Any:
     transformer = d.HunyuanVideo15Transformer3DModel(
         in_channels=9,
         out_channels=4,
@@ -236,7 +219,8 @@ def _hunyuan_video_15() -> Any:
         text_embed_2_dim=8,
         image_embed_dim=8,
         rope_axes_dim=(2, 4, 4),
-        task_type="t2v",
+        task_type=task,
+        target_size=32,
     )
     vae = d.AutoencoderKLHunyuanVideo15(
         latent_channels=4,
@@ -248,16 +232,25 @@ def _hunyuan_video_15() -> Any:
     tokenizer, encoder = _qwen_text()
     byt5 = t.ByT5Tokenizer()
     sizes = {"d_model": 8, "d_kv": 4, "d_ff": 16, "num_layers": 1, "num_heads": 2}
-    return d.HunyuanVideo15Pipeline(
-        encoder,
-        tokenizer,
-        transformer,
-        vae,
-        d.FlowMatchEulerDiscreteScheduler(shift=5.0),
-        t.T5EncoderModel(t.T5Config(vocab_size=len(byt5), **sizes)),
-        byt5,
-        ClassifierFreeGuidance(guidance_scale=6.0),
+    return kind(
+        text_encoder=encoder,
+        tokenizer=tokenizer,
+        transformer=transformer,
+        vae=vae,
+        scheduler=d.FlowMatchEulerDiscreteScheduler(shift=5.0),
+        text_encoder_2=t.T5EncoderModel(t.T5Config(vocab_size=len(byt5), **sizes)),
+        tokenizer_2=byt5,
+        guider=ClassifierFreeGuidance(guidance_scale=6.0),
+        **more,
     )
+
+
+def _hunyuan_video_15_i2v() -> Any:
+    sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    encoder = t.SiglipVisionModel(t.SiglipVisionConfig(image_size=28, patch_size=14, **sizes))
+    processor = t.SiglipImageProcessor(size={"height": 28, "width": 28})
+    images = {"image_encoder": encoder, "feature_extractor": processor}
+    return _hunyuan_video_15(d.HunyuanVideo15ImageToVideoPipeline, "i2v", **images)
 
 
 def _motif_i2v() -> Any:
@@ -320,6 +313,9 @@ def _easyanimate() -> Any:
 
 
 PIPELINES = {
+    "hunyuan_video_15_i2v": Case(
+        "auto", _hunyuan_video_15_i2v, size_of(5, 32), images=True, calls_per_step=2
+    ),
     "motif_video_i2v": Case("auto", _motif_i2v, size_of(5, 32), images=True, **WAN),
     "kandinsky5": Case("auto", _kandinsky5, size_of(5, 32), call={"negative_prompt": ""}, **WAN),
     "easyanimate": Case("auto", _easyanimate, size_of(5, 16), call={"negative_prompt": ""}),
@@ -337,8 +333,7 @@ PIPELINES = {
     "skyreels_v2_i2v": Case("auto", _skyreels_i2v, size_of(5, 16), images=True, **WAN),
     "anyflow": Case("auto", _anyflow, size_of(9, 16, guidance_scale=1.0), **FLOAT32),
     "wan_vace": Case("auto", _wan_vace, size_of(5, 16), **WAN),
-    "latte": Case("auto", _latte, size_of(3, 16), tolerance=VIDEO_IS_FLOAT32),
-    "allegro": Case("auto", _allegro, size_of(8, 16)),
+    "latte": Case("auto", _latte, size_of(3, 16), tolerance=VIDEO_IS_FLOAT32, call={"decode_chunk_size": 2}),
     "sana_video": Case("auto", _sana, size_of(5, 32), call={"use_resolution_binning": False}, **FLOAT32),
 }
 """One case for each pipeline class that `tests.helpers.families.CASES` leaves out."""

@@ -24,6 +24,9 @@ class Kandinsky5Model(VideoModel):
     embeddings = ("prompt_embeds_qwen", "prompt_embeds_clip", "prompt_cu_seqlens")
     adapter_targets = ("to_query", "to_key", "to_value", "attention.out_layer")
 
+    def to_scheduler_layout(self, latents: Noise) -> Tensor:
+        return latents.movedim(1, -1)
+
     def pack_latents(self, noise: Noise) -> Tensor:
         """Return noise as ``batch frames height width channels``, which the loop changes in place.
 

@@ -138,7 +138,7 @@ class LoopHook:
         self._stop_before = stop_before
         self._resume = resume
         self._num_skipped = plan.grad_steps[0] if plan and resume else 0
-        self._in_blocks = False
+        self._in_blocks = self._round_timesteps = False
         self._workers: VideoWorkers | None = None
         self._branches: GuidanceBranches | None = None
         self._differences: list[Tensor] = []
@@ -160,17 +160,19 @@ class LoopHook:
         workers: VideoWorkers | None = None,
         *,
         in_blocks: bool,
+        round_timesteps: bool = False,
     ) -> Iterator[None]:
         """Route the pipeline's calls of denoisers, scheduler and autoencoder through this hook.
 
         With several workers of a video, each computes its part of every call of a denoiser. ``in_blocks`` is
-        whether the denoisers recompute each of their blocks in the backward pass.
+        whether the denoisers recompute each of their blocks in the backward pass, ``round_timesteps`` whether
+        timesteps are converted to the denoisers' dtype.
 
         The scheduler's class is replaced by a subclass and not its ``step`` by an attribute: schedulers call
         their own methods through ``self``, pipelines inspect the signature of ``type(scheduler).step``, and
         `SamplingState` copies the scheduler's attributes, among which a hook must not be.
         """
-        self._in_blocks = in_blocks
+        self._in_blocks, self._round_timesteps = in_blocks, round_timesteps
         self._workers = workers
         if workers is not None and workers.num_branches > 1:
             self._branches = GuidanceBranches(workers, len(self._seeds))
@@ -211,7 +213,7 @@ class LoopHook:
         self.denoiser_calls += len(latents) * (2 if needs_grad and self._needs_base() else 1)
         latents = scale_gradient(latents, rule.coupling) if rule.coupling else latents.detach()
         inputs = {
-            key: cast(value, dtype) if key != "timestep" else value
+            key: cast(value, dtype) if key != "timestep" or self._round_timesteps else value
             for key, value in (inputs | {name: latents}).items()
         }
         with torch.set_grad_enabled(needs_grad):

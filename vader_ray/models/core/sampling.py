@@ -81,6 +81,8 @@ class SamplingPipeline:
     conditional prediction. None if guidance is an input of the denoiser and not a second prediction."""
     batched = True
     """Whether one call of the pipeline can make several videos."""
+    rounds_timesteps: ClassVar[bool] = False
+    """Whether the denoiser takes timesteps in its own dtype alone; others take them in any."""
     splits_tokens: ClassVar[bool] = False
     """Whether the tokens of a video can be divided over workers: diffusers has a plan for the denoiser."""
 
@@ -327,6 +329,7 @@ class SamplingPipeline:
                     self.pipe.vae,
                     self.video_workers,
                     in_blocks=self.recomputes_blocks,
+                    round_timesteps=self.rounds_timesteps,
                 )
                 stack.enter_context(hooked)
                 stack.enter_context(fixed_execution_device(self.pipe, self.denoiser))
