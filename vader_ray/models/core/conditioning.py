@@ -41,7 +41,7 @@ def _take(column: Tensor | list[Any], part: slice | list[int]) -> Tensor | list[
 
 @dataclass(frozen=True, slots=True)
 class TextEncoding:
-    """How a pipeline's ``encode_prompt`` encodes prompts."""
+    """Differences of a pipeline's ``encode_prompt`` from that of most pipelines."""
 
     negative_apart: bool = False
     """Whether it takes no negative prompt, which is then encoded by a call of its own."""
@@ -58,7 +58,7 @@ def encode_texts(
         pipe: the pipeline.
         sampling: whether there is guidance, and the negative prompt.
         names: arguments of the pipeline's call that take the return values.
-        encoding: what ``encode_prompt`` does differently.
+        encoding: differences of ``encode_prompt``.
         prompts: texts.
 
     Returns:

@@ -71,7 +71,7 @@ class SamplingPipeline:
     """Arguments by which the pipeline's call takes the return values of its ``encode_prompt``, in their
     order."""
     text_encoding: ClassVar[TextEncoding] = TextEncoding()
-    """What ``encode_prompt`` does differently from that of most pipelines."""
+    """Differences of ``encode_prompt`` from that of most pipelines."""
     guidance_argument: ClassVar[str] = "guidance_scale"
     """Argument of the pipeline's call that holds ``sampling.guidance_scale``."""
     frames_argument: ClassVar[str] = "num_frames"
