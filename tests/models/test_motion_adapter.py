@@ -17,8 +17,8 @@ from vader_ray.models.base import VideoModel
 from vader_ray.preflight.meta_device import META
 
 
-def _build(device: str = "cpu", **model: str) -> VideoModel:
-    settings = ModelConfig(family="animatediff", **model)
+def _build(device: str = "cpu", family: str = "animatediff", **model: str) -> VideoModel:
+    settings = ModelConfig(family=family, **model)
     sampling = SamplingConfig(**CASES["animatediff"].sampling)
     adapter = AdapterConfig(rank=2, alpha=4.0)
     return models.build(settings, sampling, adapter, seed=0, chunk_size=2, device=torch.device(device))
@@ -69,6 +69,14 @@ def test_without_weights_the_networks_are_the_same(folder: Path) -> None:
     ]
     assert shapes[0] == shapes[1]
     assert all(each.is_meta for each in counted.denoiser.parameters())
+
+
+def test_another_family_has_no_motion_modules(folder: Path, tiny_pipeline_folder: Path) -> None:
+    weights = {"weights": str(tiny_pipeline_folder), "motion_adapter": str(folder / "motion")}
+    with pytest.raises(
+        UserError, match=r"model\.motion_adapter: TextToVideoSDPipeline has no motion modules"
+    ):
+        _build(family="modelscope", **weights)
 
 
 def test_a_folder_without_motion_modules_is_named(folder: Path) -> None:
