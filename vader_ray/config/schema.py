@@ -47,7 +47,7 @@ DecayRate = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
 class MergedAdapter(Settings):
-    """A published LoRA adapter that becomes part of the frozen model, such as one for sampling in few steps."""
+    """A published LoRA adapter that becomes part of the frozen model, e.g. one for sampling in few steps."""
 
     weights: Weights
     """A local file, a folder, or a hub id (``owner/name``)."""

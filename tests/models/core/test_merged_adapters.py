@@ -72,7 +72,7 @@ def _plain(folder: Path, *adapters: Path) -> Any:
 def test_videos_and_gradients_are_those_of_plain_diffusers_with_the_same_adapters(
     folder: Path, tmp_path: Path
 ) -> None:
-    """Bit for bit the video, also with the trained adapter on top; the gradient of all steps against one graph."""
+    """The video with the trained adapter on top, bit for bit; the gradient of all steps against one graph."""
     model = load_case(CASE, folder / "wan", loras=_stack(folder))
     latents = model.sample(encode_prompts(model, []), SEEDS)
     with torch.no_grad():
@@ -99,9 +99,7 @@ def test_what_cannot_be_merged_is_refused(folder: Path, tmp_path: Path) -> None:
     def load(name: str, **adapter: Any) -> None:
         load_case(CASES[name], folder / name, loras=[MergedAdapter(**adapter)])
 
-    with pytest.raises(
-        ValueError, match="owner/name is a hub id, so name the adapter's file in it as `file`"
-    ):
+    with pytest.raises(ValueError, match="owner/name is a hub id, so name the adapter's file in it"):
         MergedAdapter(weights="owner/name")
     with pytest.raises(UserError, match=r"other\.safetensors does not exist; correct `weights` or `file`"):
         load("wan", weights=str(folder), file="other.safetensors")
@@ -116,3 +114,15 @@ def test_what_cannot_be_merged_is_refused(folder: Path, tmp_path: Path) -> None:
     )
     with pytest.raises(UserError, match="a/b"):
         models.fetch(hub)
+
+
+def test_an_adapter_of_the_second_denoiser_changes_it_alone(folder: Path) -> None:
+    """Those of Wan 2.2 A14B are published in pairs."""
+    case = CASES["wan_a14b"]
+    save(case, folder / "a14b")
+    adapter = MergedAdapter(weights=str(folder / "first.safetensors"), denoiser="transformer_2")
+    before, after = (load_case(case, folder / "a14b", loras=loras) for loras in ([], [adapter]))
+    for name, changes in (("transformer", False), ("transformer_2", True)):
+        old, new = (model.denoisers()[name].state_dict() for model in (before, after))
+        same = all(torch.equal(old[key], new[key]) for key in old if "lora" not in key)
+        assert same != changes

@@ -34,7 +34,7 @@ def merge_adapters(pipe: Any, adapters: Sequence[MergedAdapter]) -> None:
     """
     if adapters and not hasattr(pipe, "load_lora_weights"):
         raise UserError(
-            f"model.loras: diffusers has no loader of adapters for {type(pipe).__name__}; leave the setting out"
+            f"model.loras: diffusers has no loader of adapters for {type(pipe).__name__}; leave it out"
         )
     for adapter in adapters:
         path = fetch_adapter(adapter)
