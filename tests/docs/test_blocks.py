@@ -72,6 +72,7 @@ DOCS = [page for page in PAGES if page != README and blocks_to_run(page)]
 
 @pytest.mark.slow
 @pytest.mark.ray
+@pytest.mark.timeout(1200)  # five runs and sweeps, on a busy machine
 def test_the_blocks_of_the_readme_run_in_their_order(tmp_path: Path) -> None:
     for name in ("Makefile", "pyproject.toml", "sweeps", "vader_ray"):
         (tmp_path / name).symlink_to(REPOSITORY / name)
