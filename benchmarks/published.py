@@ -100,6 +100,15 @@ def wan_14b() -> tuple[type, dict[str, Any]]:
     return wan(num_attention_heads=40, ffn_dim=13824, num_layers=40)
 
 
+def anyflow_14b() -> tuple[type, dict[str, Any]]:
+    """``nvidia/AnyFlow-Wan2.1-T2V-14B-Diffusers``: Wan 2.1 14B with the next noise level as an input."""
+    _, parts = wan_14b()
+    return d.AnyFlowPipeline, parts | {
+        "transformer": d.AnyFlowTransformer3DModel(),
+        "scheduler": scheduler(d.FlowMapEulerDiscreteScheduler, shift=5.0),
+    }
+
+
 def wan_a14b() -> tuple[type, dict[str, Any]]:
     """``Wan-AI/Wan2.2-T2V-A14B-Diffusers``: a second transformer for the less noisy steps."""
     kind, parts = wan_14b()
@@ -304,6 +313,7 @@ BY_WEIGHTS: dict[str, Callable[[], tuple[type, dict[str, Any]]]] = {
     "stabilityai/stable-video-diffusion-img2vid": svd,
     "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": wan_1_3b,
     "Wan-AI/Wan2.1-T2V-14B-Diffusers": wan_14b,
+    "nvidia/AnyFlow-Wan2.1-T2V-14B-Diffusers": anyflow_14b,
     "Wan-AI/Wan2.2-TI2V-5B-Diffusers": wan_5b,
     "Wan-AI/Wan2.2-T2V-A14B-Diffusers": wan_a14b,
     "Lightricks/LTX-Video": ltx,
