@@ -52,6 +52,7 @@ def test_the_family_is_found_by_the_pipelines_class(tiny_pipeline_folder: Path, 
     assert config.model.family == "auto"
     assert resolve_names(config).model.family == "modelscope"
     assert models.find_family(ModelConfig(weights="shapes:svd")) == "svd"
+    assert models.find_family(ModelConfig(weights="a/b", motion_adapter="c/d")) == "animatediff"
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
     with pytest.raises(UserError, match="is a StableDiffusionPipeline, of which no model family is known"):

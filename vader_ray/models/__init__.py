@@ -89,6 +89,8 @@ def resolve(family: str) -> Any:
 def find_family(model: ModelConfig) -> str:
     """Return the name of a model's family; for ``auto``, by the pipeline's class in the weights' index.
 
+    A model with ``motion_adapter`` is an AnimateDiff.
+
     Args:
         model: weights, a folder in diffusers' format or a hub id, whose index is downloaded for ``auto``.
 
@@ -99,6 +101,8 @@ def find_family(model: ModelConfig) -> str:
         if model.family not in names():
             resolve(model.family)
         return model.family
+    if model.motion_adapter is not None:
+        return "animatediff"
     from vader_ray.models.core.loading import published_class
 
     source = locate(model.weights)
