@@ -23,6 +23,7 @@ from vader_ray.config import (
 )
 from vader_ray.display import Display, display_stages
 from vader_ray.errors import UserError, did_you_mean
+from vader_ray.imports import fast_imports
 from vader_ray.plugin_sources import ClassSource, Value
 from vader_ray.plugins import ALGORITHMS, FAMILIES, METRICS, REWARDS, Registry
 from vader_ray.preflight.devices import check_devices
@@ -86,7 +87,8 @@ def _check_cluster_file(path: Path) -> None:
 
 def _estimate(config: ExperimentConfig, devices: list[str], display: Display) -> None:
     announce("counting the memory and operations of a step")
-    from vader_ray.preflight.memory_report import memory_report
+    with fast_imports():
+        from vader_ray.preflight.memory_report import memory_report
 
     for part in memory_report(config, devices):
         display.print(part)
@@ -94,7 +96,8 @@ def _estimate(config: ExperimentConfig, devices: list[str], display: Display) ->
 
 def _dry_run(config: ExperimentConfig) -> DryRun:
     announce("importing Ray")
-    from vader_ray.orchestration.runs.dry_run import dry_run
+    with fast_imports():
+        from vader_ray.orchestration.runs.dry_run import dry_run
 
     return dry_run(config)
 
@@ -225,7 +228,8 @@ def report(
 ) -> None:
     """Write a self-contained HTML page about past runs, from MLflow alone, and its figures next to it."""
     with display_stages(sys.stderr, f"report on {', '.join(targets)}: looking them up in MLflow"):
-        from vader_ray.orchestration.reporting.html_report import write_report
+        with fast_imports():
+            from vader_ray.orchestration.reporting.html_report import write_report
 
         page = write_report(targets, output, tracking_uri)
     print(page)

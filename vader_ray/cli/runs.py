@@ -16,6 +16,7 @@ from vader_ray.config import is_metric_value
 from vader_ray.console import RunsDir, Storage
 from vader_ray.display import display_stages
 from vader_ray.files import write_text
+from vader_ray.imports import fast_imports
 from vader_ray.outputs import check_output, explain_write_errors
 from vader_ray.stages import announce
 
@@ -41,7 +42,8 @@ def train(
     with display_stages(sys.stdout, f"train {recipe}: checking the recipe"):
         config = load_recipe(recipe, overrides, workers)
         announce("importing Ray and MLflow")
-        from vader_ray.orchestration.runs.launch import train_run
+        with fast_imports():
+            from vader_ray.orchestration.runs.launch import train_run
 
         summary = train_run(config, runs_dir=runs_dir, run_name=run_name, resume=resume, storage=storage)
     _print_summary(summary)
@@ -89,7 +91,8 @@ def evaluate(
     with display_stages(sys.stderr, f"evaluate {recipe}: checking the recipe"):
         config = load_recipe(recipe, overrides)
         announce("importing diffusers")
-        from vader_ray.training.inference import evaluate_adapter
+        with fast_imports():
+            from vader_ray.training.inference import evaluate_adapter
 
         metrics = evaluate_adapter(config, adapter)
     for name, value in metrics.items():
@@ -111,7 +114,8 @@ def generate(
     with display_stages(sys.stderr, f"generate with {recipe}: checking the recipe"):
         config = load_recipe(recipe, overrides)
         announce("importing diffusers")
-        from vader_ray.training.inference import generate_video
+        with fast_imports():
+            from vader_ray.training.inference import generate_video
 
         generate_video(config, prompt, adapter, seed, output)
     print(output.resolve())

@@ -17,6 +17,7 @@ from vader_ray import config as settings
 from vader_ray.config import ExperimentConfig
 from vader_ray.errors import RunFailed, UserError
 from vader_ray.files import scratch_folder
+from vader_ray.imports import fast_imports
 from vader_ray.orchestration.clusters import connection
 from vader_ray.orchestration.reward_service import pool
 from vader_ray.orchestration.reward_service.remote_reward import PooledReward
@@ -90,8 +91,9 @@ def dry_run(config: ExperimentConfig) -> DryRun:
 
 def _dry_run_worker(job: _Job) -> str | tuple[StepCheck, list[str]]:
     """Return the measurements and the gradient's digest of every worker, or the message of a `UserError`."""
-    from vader_ray.orchestration.runs.worker import train_device  # imports the models
-    from vader_ray.training.dry_run import check_step
+    with fast_imports():
+        from vader_ray.orchestration.runs.worker import train_device
+        from vader_ray.training.dry_run import check_step
 
     context = ray.train.get_context()
     group = WorkerGroup(context.get_world_rank(), context.get_world_size())

@@ -22,6 +22,7 @@ from vader_ray.config import ExperimentConfig
 from vader_ray.config.auto import auto_fields, auto_placements, describe_auto, with_placements
 from vader_ray.display import display_stages
 from vader_ray.errors import RunFailed, first_line
+from vader_ray.imports import fast_imports
 from vader_ray.orchestration import ray_private
 from vader_ray.orchestration.clusters import connection
 from vader_ray.orchestration.reward_service import pool
@@ -37,7 +38,7 @@ from vader_ray.orchestration.runs.run_dir import RunDir, claim_run_dir
 from vader_ray.orchestration.runs.summary import RunSummary
 from vader_ray.orchestration.signals import sigterm_deferred, sigterm_interrupts
 from vader_ray.orchestration.tracking import mlflow_runs
-from vader_ray.orchestration.tracking.address import MlflowRun
+from vader_ray.orchestration.tracking.address import COMMAND_TAG, MlflowRun
 from vader_ray.orchestration.tracking.environment import command_line
 from vader_ray.orchestration.tracking.server import check_before_start, tracking_uri
 from vader_ray.stages import announce
@@ -150,7 +151,7 @@ def _open_mlflow_run(config: ExperimentConfig, folder: RunDir) -> MlflowRun:
     """Open the MLflow run of the folder, a new one or that of an earlier session, and record it there."""
     known_run_id = folder.read_metadata().get("mlflow_run_id")
     recipe = folder.recipe.read_text(encoding="utf-8")
-    tags = {mlflow_runs.COMMAND_TAG: command_line()}
+    tags = {COMMAND_TAG: command_line()}
     mlflow_run = mlflow_runs.start_run(config, folder.name, recipe, tags=tags, resume_run_id=known_run_id)
     folder.write_metadata(config, mlflow_run)
     folder.push()
@@ -239,7 +240,8 @@ def new_queue() -> Queue:
 
 def _run_worker(job: Job) -> None:
     """Run the job in a worker, which imports the models; the driver does not."""
-    from vader_ray.orchestration.runs.worker import run_worker
+    with fast_imports():
+        from vader_ray.orchestration.runs.worker import run_worker
 
     run_worker(job)
 

@@ -34,7 +34,7 @@ from vader_ray.orchestration.sweeps.trial_table import (
 from vader_ray.orchestration.sweeps.trials import Trial, TrialSet
 from vader_ray.orchestration.sweeps.tune_trials import tune_trials
 from vader_ray.orchestration.tracking import mlflow_runs
-from vader_ray.orchestration.tracking.address import MlflowRun
+from vader_ray.orchestration.tracking.address import COMMAND_TAG, MlflowRun
 from vader_ray.orchestration.tracking.environment import command_line
 from vader_ray.stages import announce
 from vader_ray.training.resolve import resolve_names
@@ -158,7 +158,7 @@ def _open_trials(
         config,
         folder.name,
         folder.recipe.read_text(encoding="utf-8"),
-        tags={"sweep": folder.name, mlflow_runs.COMMAND_TAG: command_line()},
+        tags={"sweep": folder.name, COMMAND_TAG: command_line()},
         resume_run_id=known.get("mlflow_run_id"),
     )
     trials = TrialSet(definition, recipe, config, folder, parent)

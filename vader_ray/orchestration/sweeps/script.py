@@ -10,6 +10,7 @@ import typer
 
 from vader_ray.console import CONTEXT_SETTINGS, Debug, Overrides, RunsDir, Storage, explain_errors, use_utf8
 from vader_ray.display import display_stages
+from vader_ray.imports import fast_imports
 from vader_ray.orchestration.sweeps.definition import SweepDefinition
 
 
@@ -43,7 +44,8 @@ def sweep_script(definition: SweepDefinition) -> None:
     ) -> None:
         first = f"sweep {definition.name}: importing PyTorch and MLflow"
         with explain_errors(debug=debug), display_stages(sys.stdout, first):
-            from vader_ray.orchestration.sweeps.driver import run_sweep
+            with fast_imports():
+                from vader_ray.orchestration.sweeps.driver import run_sweep
 
             run_sweep(
                 definition,

@@ -15,6 +15,7 @@ from ray import cloudpickle, tune
 from vader_ray.config import ExperimentConfig
 from vader_ray.display import Display
 from vader_ray.errors import RunFailed, UserError
+from vader_ray.imports import fast_imports
 from vader_ray.orchestration import ray_private
 from vader_ray.orchestration.clusters import connection
 from vader_ray.orchestration.reward_service import pool
@@ -125,7 +126,8 @@ def tune_trials(
 
 def _run_trial(params: dict[str, Any], **given: Any) -> None:
     """Run a trial in its process, which imports the models; the driver does not."""
-    from vader_ray.orchestration.sweeps.run_trial import run_trial
+    with fast_imports():
+        from vader_ray.orchestration.sweeps.run_trial import run_trial
 
     run_trial(params, **given)
 
