@@ -9,7 +9,8 @@ from functools import lru_cache
 from pathlib import Path
 
 PACKAGE = __name__.partition(".")[0]
-Value = str | int | float | bool
+Scalar = str | int | float | bool
+Value = Scalar | tuple[Scalar, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,10 @@ class _ModuleSource:
         found: dict[str, Value] = {}
         for base in reversed(self.classes[name].bases):
             found |= self.attributes(base.id) if isinstance(base, ast.Name) else {}
-        return found | self.assigned(self.classes[name].body)
+        body = self.classes[name].body
+        named = {target for statement in body for target, _ in _assignments(statement)}
+        inherited = {name: value for name, value in found.items() if name not in named}
+        return inherited | self.assigned(body)
 
     def assigned(self, statements: list[ast.stmt]) -> dict[str, Value]:
         """Return the constants that statements assign to names."""
@@ -60,8 +64,11 @@ class _ModuleSource:
     def _value(self, node: ast.expr) -> Value | None:
         """Return the value of a constant, of a constant's name or of an f-string of such; else None."""
         match node:
-            case ast.Constant(value=value) if isinstance(value, Value):
+            case ast.Constant(value=value) if isinstance(value, Scalar):
                 return value
+            case ast.Tuple(elts=elements):
+                items = [self._value(element) for element in elements]
+                return None if None in items else tuple(items)  # type: ignore[arg-type]
             case ast.Name(id=name) if name in self.origins:
                 module, original = self.origins[name]
                 return _read_module(module).constants.get(original)

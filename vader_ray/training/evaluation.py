@@ -81,9 +81,9 @@ def evaluate(
     share, size = [heldout[index] for index in group.share(len(heldout))], batching(config.runtime).prefix
     batches = [share[start : start + size] for start in range(0, len(share), size)]
     own = list[EvaluatedVideo]()
-    for batch in batches:
-        for video in _evaluate_batch(config, experiment, batch, adapter_strengths):
-            own.append(video)
+    with experiment.heldout_on_device():
+        for batch in batches:
+            own += _evaluate_batch(config, experiment, batch, adapter_strengths)
             announce(stage, len(heldout) * len(own) // len(share), len(heldout))  # the other workers likewise
     videos = group.gather_on_first(own)
     evaluation = _summarize(experiment.metrics, videos, base) if group.rank == 0 else None
