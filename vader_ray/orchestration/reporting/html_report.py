@@ -12,6 +12,7 @@ from vader_ray.orchestration.reporting.past_runs import PastRun, find_runs
 from vader_ray.orchestration.tracking.mlflow_client import MlflowException
 from vader_ray.orchestration.tracking.server import SQLITE, tracking_uri, unusable
 from vader_ray.outputs import check_output
+from vader_ray.stages import announce
 
 
 def write_report(targets: Sequence[str], output: Path, uri: str | None = None) -> Path:
@@ -47,6 +48,7 @@ def figures_folder(output: Path) -> Path:
 
 
 def _render(targets: Sequence[str], runs: list[PastRun], uri: str, output: Path) -> str:
+    announce("drawing the figures and writing the page")
     # here, since they take seconds, in which an unknown run would not be refused
     from vader_ray.orchestration.reporting.report_figures import (
         best_groups,
