@@ -270,7 +270,7 @@ def start_fit(trainer: TorchTrainer) -> tuple[threading.Thread, list[Any]]:
     Returns:
         The thread, and a list that gets the result or the exception.
     """
-    announce(f"starting {trainer.scaling_config.num_workers} workers, which import PyTorch and diffusers")
+    announce("starting the workers, which import PyTorch and diffusers")
     outcome: list[Any] = []
     thread = threading.Thread(target=_fit, args=(trainer, outcome), daemon=True)
     thread.start()
