@@ -84,6 +84,18 @@ def test_stages_are_lines_and_a_long_one_repeats_its_own(monkeypatch: pytest.Mon
     assert "\x1b" not in printed.getvalue()
 
 
+def test_a_log_gets_the_latest_state_of_a_run_when_a_line_is_due(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(display, "LINE_EVERY_SECONDS", 1.0)
+    printed = io.StringIO()
+    with display_stages(printed, "first") as shown:
+        shown.state("step 1/9", "step 2 of 9")
+        shown.state("step 2/9", "step 3 of 9")
+        time.sleep(1.8)
+        assert printed.getvalue().splitlines() == ["first", "step 2/9"]
+        time.sleep(1.2)
+    assert printed.getvalue().splitlines()[2].startswith("step 3 of 9 · 0:00:0")
+
+
 def test_nothing_is_displayed_without_a_display(capsys: pytest.CaptureFixture[str]) -> None:
     announce("loading the model")
     assert capsys.readouterr() == ("", "")

@@ -63,6 +63,7 @@ class Display:
             redirect_stdout=file is sys.stdout,
         )
         self._stage, self._state, self._body = Stage(""), "", list[RenderableType]()
+        self._is_state_due = False
         self._stage_at = self._printed_at = time.monotonic()
         self._lock, self._ended = threading.RLock(), threading.Event()
 
@@ -92,6 +93,7 @@ class Display:
     def stage(self, stage: Stage) -> None:
         """Display what is done from now on."""
         with self._lock:
+            self._is_state_due = False
             if stage.name != self._stage.name:
                 self.end_stage()
                 self._stage_at = time.monotonic()
@@ -103,7 +105,7 @@ class Display:
                 self._print_if_due()
 
     def state(self, line: str, next_stage: str) -> None:
-        """Display the state of a run above its stage from now on; a log file gets it by `log`.
+        """Display the state of a run above its stage from now on; a log file gets it when a line is due.
 
         Args:
             next_stage: what is done now; a log file gets it if it lasts.
@@ -112,7 +114,15 @@ class Display:
             if next_stage != self._stage.name:
                 self.end_stage()
                 self._stage, self._stage_at = Stage(next_stage), time.monotonic()
-            self._state = line
+            self._state, self._is_state_due = line, True
+            self._print_if_due()
+
+    def log_state(self) -> None:
+        """Print the state of a run as a line that stays, if it has not been printed."""
+        with self._lock:
+            if self._is_state_due:
+                self._is_state_due = False
+                self.log(self._state)
 
     def body(self, *tables: RenderableType) -> None:
         """Display tables above the live line of a terminal."""
@@ -156,7 +166,11 @@ class Display:
         lasted = time.monotonic() - self._stage_at
         is_slow = lasted > _SLOW_LINE_EVERY_SECONDS
         every = _SLOW_LINE_EVERY_SECONDS if is_slow else LINE_EVERY_SECONDS
-        if not self.is_live and self._stage.name and time.monotonic() - self._printed_at >= every:
+        if self.is_live or not self._stage.name or time.monotonic() - self._printed_at < every:
+            return
+        if self._is_state_due:
+            self.log_state()
+        else:
             self.log(self._running())
 
 

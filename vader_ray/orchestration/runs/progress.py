@@ -30,10 +30,10 @@ class Progress:
             self._evaluated = f"held-out {name} {event.metrics[self._eval_metric]:.4f}"
         line = fit(self._parts(event), self._display.width)
         is_last = event.step == self._num_steps
-        is_due = evaluated or is_last or len(self._times) <= 2 or self._display.is_line_due()
         self._display.state(line, "" if is_last else f"step {event.step + 1} of {self._num_steps}")
-        if evaluated or (is_due and not self._display.is_live):
-            self._display.log(line)
+        is_first = len(self._times) == 2
+        if evaluated or ((is_first or is_last) and not self._display.is_live):
+            self._display.log_state()
 
     def _parts(self, event: StepEvent) -> list[Part]:
         """Return the state of the run: what fits into 80 columns has the highest priorities."""
