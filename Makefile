@@ -21,7 +21,8 @@ $(VENV)/installed: pyproject.toml
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-compile --editable ".[dev]"
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check "pip>=25.1" # the first with --group
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-compile --editable . --group dev
 	touch $@
 
 demo: demo-begin $(VENV)/installed

@@ -47,6 +47,18 @@ def modelscope() -> tuple[type, dict[str, Any]]:
     }
 
 
+def stable_diffusion() -> tuple[type, dict[str, Any]]:
+    """``stable-diffusion-v1-5/stable-diffusion-v1-5``: its text encoder is OpenAI's CLIP ViT-L/14."""
+    text = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
+    return d.StableDiffusionPipeline, {
+        "unet": d.UNet2DConditionModel(cross_attention_dim=768, attention_head_dim=8, sample_size=64),
+        "vae": d.AutoencoderKL(**SD_VAE),
+        "text_encoder": t.CLIPTextModel(t.CLIPTextConfig(**text)),
+        "tokenizer": tokenizer(77),
+        "scheduler": scheduler(d.PNDMScheduler, **BETAS, skip_prk_steps=True, steps_offset=1),
+    }
+
+
 def svd() -> tuple[type, dict[str, Any]]:
     """``stabilityai/stable-video-diffusion-img2vid``: its image encoder is OpenCLIP's ViT-H."""
     sizes = {
@@ -86,6 +98,15 @@ def wan_1_3b() -> tuple[type, dict[str, Any]]:
 def wan_14b() -> tuple[type, dict[str, Any]]:
     """``Wan-AI/Wan2.1-T2V-14B-Diffusers``."""
     return wan(num_attention_heads=40, ffn_dim=13824, num_layers=40)
+
+
+def anyflow_14b() -> tuple[type, dict[str, Any]]:
+    """``nvidia/AnyFlow-Wan2.1-T2V-14B-Diffusers``: Wan 2.1 14B with the next noise level as an input."""
+    _, parts = wan_14b()
+    return d.AnyFlowPipeline, parts | {
+        "transformer": d.AnyFlowTransformer3DModel(),
+        "scheduler": scheduler(d.FlowMapEulerDiscreteScheduler, shift=5.0),
+    }
 
 
 def wan_a14b() -> tuple[type, dict[str, Any]]:
@@ -265,6 +286,13 @@ def write_configuration(make: Callable[[], tuple[type, dict[str, Any]]], folder:
     return folder
 
 
+def write_motion_adapter(folder: Path) -> Path:
+    """The configuration of ``guoyww/animatediff-motion-adapter-v1-5-2``, which is diffusers' default."""
+    with torch.device("meta"):
+        d.MotionAdapter().save_config(folder)
+    return folder
+
+
 MODELS: dict[str, Callable[[], tuple[type, dict[str, Any]]]] = {
     "modelscope_hps": modelscope,
     "svd_vjepa": svd,
@@ -281,9 +309,11 @@ MODELS: dict[str, Callable[[], tuple[type, dict[str, Any]]]] = {
 of its family."""
 BY_WEIGHTS: dict[str, Callable[[], tuple[type, dict[str, Any]]]] = {
     "ali-vilab/text-to-video-ms-1.7b": modelscope,
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": stable_diffusion,
     "stabilityai/stable-video-diffusion-img2vid": svd,
     "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": wan_1_3b,
     "Wan-AI/Wan2.1-T2V-14B-Diffusers": wan_14b,
+    "nvidia/AnyFlow-Wan2.1-T2V-14B-Diffusers": anyflow_14b,
     "Wan-AI/Wan2.2-TI2V-5B-Diffusers": wan_5b,
     "Wan-AI/Wan2.2-T2V-A14B-Diffusers": wan_a14b,
     "Lightricks/LTX-Video": ltx,

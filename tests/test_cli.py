@@ -17,8 +17,11 @@ from tests.helpers.network import failing_server
 from tests.helpers.recipe import write_tiny
 from tests.helpers.tiny_clips import save_clip
 from vader_ray.cli import app
+from vader_ray.cli.clusters import FILES, files_of
+from vader_ray.cli.sweeps import sweep_names
 from vader_ray.config import load
 from vader_ray.errors import UserError
+from vader_ray.orchestration.clusters.cluster_files import check_cluster_file
 from vader_ray.paths import PACKAGE
 from vader_ray.plugins import ALGORITHMS, FAMILIES, METRICS, REWARDS, Registry
 
@@ -149,7 +152,7 @@ print("imported:", *{"torch", "ray", "mlflow", "diffusers", "transformers"} & sy
 
 
 def test_lists_help_and_unknown_names_need_no_framework() -> None:
-    lists = [f"list {kind}" for kind in ("recipes", "rewards", "metrics", "models", "algorithms")]
+    lists = [f"list {kind}" for kind in ("recipes", "rewards", "metrics", "models", "algorithms", "sweeps")]
     unknown = ["rewards.0.reward=hsp", "model.family=wam", "algorithm.name=ppo"]
     commands = [
         *lists,
@@ -293,3 +296,58 @@ def test_recipes_and_settings_are_completed(typed: str, completed: set[str]) -> 
         app, prog_name="vader-ray", env={"_VADER_RAY_COMPLETE": "complete_bash", **position}
     )
     assert set(result.stdout.split()) == completed
+
+
+def test_sweep_without_a_name_lists_the_packaged_ones() -> None:
+    listed = CliRunner().invoke(app, ["sweep"]).stdout
+    assert {line.partition(":")[0] for line in listed.splitlines()} == set(sweep_names())
+    assert "hps_k_sweep: How many denoising steps should carry the reward's gradient?" in listed
+    assert _listed(CliRunner().invoke(app, ["list", "sweeps"]).stdout) == set(sweep_names())
+    assert "there is no sweep 'hps_k_swep'; did you mean 'hps_k_sweep'?" in _refused("sweep", "hps_k_swep")
+
+
+def test_sweep_runs_a_script_with_its_arguments_and_exit_status() -> None:
+    Path("mine.py").write_text("import sys\nprint(sys.argv)\nsys.exit(7)\n")
+    command = [
+        sys.executable,
+        "-m",
+        "vader_ray",
+        "sweep",
+        "mine.py",
+        "num_steps=2",
+        "--num-trials",
+        "3",
+        "-h",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (
+        7,
+        f"sweep mine: starting mine.py\n{['mine.py', 'num_steps=2', '--num-trials', '3', '-h']}\n",
+    )
+
+
+CLUSTERS = ("aws", "gcp", "image", "kuberay", "local", "slurm")
+
+
+def test_every_packaged_file_of_a_cluster_belongs_to_one_kind() -> None:
+    packaged = [path.relative_to(FILES) for path in FILES.rglob("*") if path.is_file()]
+    assert sorted(name for kind in CLUSTERS for name in files_of(kind)) == sorted(packaged)
+
+
+@pytest.mark.parametrize("kind", CLUSTERS)
+def test_clusters_init_writes_the_packaged_files_once(kind: str) -> None:
+    made = CliRunner().invoke(app, ["clusters", "init", kind, "mine"])
+    assert made.exit_code == 0, made.output
+    written = {path.relative_to("mine"): path.read_bytes() for path in Path("mine").rglob("*.*")}
+    assert written
+    assert written == {name: (FILES / name).read_bytes() for name in written}
+    main = next(iter(made.stdout.splitlines()))
+    assert made.stdout.endswith(f"then follow the steps at the top of {main}\n")
+    assert f"{main}" in _refused("clusters", "init", kind, "mine")
+    placeholders = set(re.findall("^fill in (<.*?>): mine/", made.stdout, re.MULTILINE))
+    if kind == "image":  # packer's variables take the place of placeholders
+        assert not placeholders
+        return
+    with pytest.raises(UserError, match="is not filled in") as unfinished:
+        check_cluster_file(Path(main))
+    assert set(re.findall("<[A-Z_]+>", str(unfinished.value))) <= placeholders

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from vader_ray import display
+from vader_ray.cli.sweeps import SCRIPTS
 from vader_ray.display import Display, Part, display_stages, fit
 from vader_ray.stages import Stage, announce
 
@@ -50,6 +51,7 @@ COMMANDS = {
     "mix 1=mine -o out": "mix 1 adapters",
     "sync mine": "sync mine: sending to MLflow what waits there",
     "pools": "connecting to the Ray cluster",
+    "sweep hps_k_sweep": f"sweep hps_k_sweep: starting {SCRIPTS / 'hps_k_sweep.py'}",
     "watch-notices aws": "watching for notices of aws every 5 s, until this command is stopped",
 }
 

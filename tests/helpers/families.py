@@ -111,7 +111,8 @@ def _svd() -> Any:
     return d.StableVideoDiffusionPipeline(vae, encoder, unet, scheduler, t.CLIPImageProcessor())
 
 
-def _animatediff() -> Any:
+def animatediff_parts() -> dict[str, Any]:
+    """An image model and motion modules for it, with AnimateDiff's scheduler."""
     sizes = {"block_out_channels": (8, 8), "layers_per_block": 1, "norm_num_groups": 4}
     unet = d.UNet2DConditionModel(
         **sizes,
@@ -130,7 +131,14 @@ def _animatediff() -> Any:
     vae = d.AutoencoderKL(block_out_channels=(8, 8), norm_num_groups=4, latent_channels=4, **blocks)
     tokenizer, text_encoder = clip_text(16)
     scheduler = d.DDIMScheduler(**_EULER | {"beta_schedule": "linear"}, clip_sample=False, steps_offset=1)
-    return d.AnimateDiffPipeline(vae, text_encoder, tokenizer, unet, motion, scheduler)
+    return {
+        "vae": vae,
+        "text_encoder": text_encoder,
+        "tokenizer": tokenizer,
+        "unet": unet,
+        "motion_adapter": motion,
+        "scheduler": scheduler,
+    }
 
 
 def _cogvideox(kind: Any = d.CogVideoXPipeline, in_channels: int = 4, **transformer: Any) -> Any:
@@ -322,7 +330,7 @@ CASES = {
     "svd": Case("svd", _svd, size_of(3, 16), images=True, tolerance=VIDEO_IS_FLOAT32),
     "animatediff": Case(
         "animatediff",
-        _animatediff,
+        lambda: d.AnimateDiffPipeline(**animatediff_parts()),
         size_of(3, 16),
         ("DDIMScheduler", "EulerDiscreteScheduler"),
         tolerance=VIDEO_IS_FLOAT32,

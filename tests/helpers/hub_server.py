@@ -10,8 +10,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
+
+import huggingface_hub
+import pytest
+from diffusers.loaders import lora_base
+from huggingface_hub import constants, hf_api
 
 TOKEN = "hf_canary4d1b7e"
 
@@ -137,3 +143,22 @@ def hub_server() -> Iterator[Hub]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+@contextmanager
+def hub_of_this_process(monkeypatch: pytest.MonkeyPatch, cache: Path) -> Iterator[Hub]:
+    """Serve an empty hub, and make it the one of this process's client, with a token and this cache."""
+    with hub_server() as started:
+        for name, value in {
+            "ENDPOINT": started.address,
+            "HUGGINGFACE_CO_URL_TEMPLATE": started.address + "/{repo_id}/resolve/{revision}/{filename}",
+            "HF_HUB_OFFLINE": False,
+            "HF_HUB_DISABLE_XET": True,
+            "HF_HUB_CACHE": str(cache),
+        }.items():
+            monkeypatch.setattr(constants, name, value)
+        monkeypatch.setattr(hf_api.api, "endpoint", started.address)  # of functions such as model_info
+        monkeypatch.setattr(lora_base, "HF_HUB_OFFLINE", False)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        yield started
+    huggingface_hub.close_session()

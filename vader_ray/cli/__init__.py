@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from vader_ray.cli import adapters, clusters, inspection, new_recipe, runs
+from vader_ray.cli import adapters, clusters, inspection, new_recipe, runs, sweeps
 from vader_ray.console import CONTEXT_SETTINGS, Debug, explain_errors, use_utf8
 
 
@@ -50,6 +50,7 @@ def main(
 
 
 app.command()(runs.train)
+app.command(context_settings={"allow_interspersed_args": False})(sweeps.sweep)
 app.command()(runs.evaluate)
 app.command()(runs.generate)
 app.command()(new_recipe.init)
@@ -61,6 +62,7 @@ app.command()(inspection.report)
 app.command()(adapters.export)
 app.command()(adapters.mix)
 app.command()(adapters.push)
+app.add_typer(clusters.commands, name="clusters")
 app.command()(clusters.sync)
 app.command()(clusters.pools)
 app.command("watch-notices")(clusters.watch_notices)

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from vader_ray.cli.new_recipe import to_yaml
 from vader_ray.cli.recipes import Overrides, Recipe, Workers, load_recipe
+from vader_ray.cli.sweeps import describe_sweep, sweep_names
 from vader_ray.config import (
     ExperimentConfig,
     describe_recipe,
@@ -168,10 +169,10 @@ def fetch(recipe: Recipe, overrides: Overrides = None) -> None:
 
 def list_(
     kind: Annotated[
-        str, typer.Argument(metavar="KIND", help="models, rewards, metrics, recipes or algorithms")
+        str, typer.Argument(metavar="KIND", help="models, rewards, metrics, recipes, algorithms or sweeps")
     ],
 ) -> None:
-    """List the models, rewards, metrics, recipes or algorithms that can be named.
+    """List the models, rewards, metrics, recipes, algorithms or sweeps that can be named.
 
     Recipes called models/NAME have the settings of a model and no reward: recipes extend them.
     """
@@ -181,6 +182,7 @@ def list_(
         "metrics": lambda: _describe_all(METRICS, _describe_metric),
         "recipes": lambda: {name: describe_recipe(name) for name in (*recipe_names(), *model_names())},
         "algorithms": lambda: _describe_all(ALGORITHMS, lambda source: source.summary),
+        "sweeps": lambda: {name: describe_sweep(name) for name in sweep_names()},
     }
     if kind not in described:
         nearest = did_you_mean(kind, described)

@@ -73,6 +73,9 @@ class ModelConfig(Settings):
     it by the pipeline's class in the ``model_index.json`` of the weights."""
     weights: Weights
     """A diffusers folder, a hub id (``owner/name``), or ``shapes:text_to_video``."""
+    motion_adapter: Weights | None = None
+    """AnimateDiff's motion modules, where ``weights`` is an image model of Stable Diffusion 1.5: a diffusers
+    folder or a hub id. The scheduler becomes the DDIM that they were trained for."""
     precision: Precision = "float32"
     """Precision of the denoiser and the text encoder. The scheduler's arithmetic and the adapter stay in
     float32."""

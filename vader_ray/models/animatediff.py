@@ -1,9 +1,6 @@
-"""AnimateDiff over Stable Diffusion 1.5: a folder that ``AnimateDiffPipeline.save_pretrained`` wrote.
+"""AnimateDiff over Stable Diffusion 1.5: an image model with ``model.motion_adapter``, or both in one folder.
 
-Base model and motion adapter are two downloads; combine them once::
-
-    motion = MotionAdapter.from_pretrained(MOTION)
-    AnimateDiffPipeline.from_pretrained(BASE, motion_adapter=motion).save_pretrained(FOLDER)
+One folder is what ``AnimateDiffPipeline.save_pretrained`` wrote; then ``model.motion_adapter`` stays empty.
 """
 
 from __future__ import annotations

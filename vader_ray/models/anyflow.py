@@ -1,4 +1,4 @@
-"""AnyFlow (``nvidia/AnyFlow-Wan2.1-T2V-1.3B-Diffusers``): videos from text in a few steps."""
+"""AnyFlow (``nvidia/AnyFlow-Wan2.1-T2V-14B-Diffusers``): videos from text in a few steps."""
 
 from __future__ import annotations
 

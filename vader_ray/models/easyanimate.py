@@ -1,4 +1,4 @@
-"""EasyAnimate (``alibaba-pai/EasyAnimateV5.1-12b-zh-diffusers``): videos from text."""
+"""EasyAnimate (``alibaba-pai/EasyAnimateV5.1-7b-zh-diffusers``): videos from text."""
 
 from __future__ import annotations
 

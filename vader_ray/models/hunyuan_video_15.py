@@ -1,4 +1,4 @@
-"""HunyuanVideo 1.5 (``hunyuanvideo-community/HunyuanVideo-1.5-Diffusers-480p_t2v``).
+"""HunyuanVideo 1.5 (``hunyuanvideo-community/HunyuanVideo-1.5-480p_t2v``).
 
 Videos from text, or from an image.
 """

@@ -1,4 +1,11 @@
-"""SkyReels-V1 (``Skywork/SkyReels-V1-Hunyuan-I2V``): videos from an image."""
+"""SkyReels-V1 (``Skywork/SkyReels-V1-Hunyuan-I2V``): videos from an image.
+
+The published weights are those of the denoiser; combine them once with the rest of HunyuanVideo::
+
+    transformer = HunyuanVideoTransformer3DModel.from_pretrained(SKYREELS)
+    pipe = HunyuanSkyreelsImageToVideoPipeline.from_pretrained(HUNYUAN_VIDEO, transformer=transformer)
+    pipe.save_pretrained(FOLDER)
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SkyReels-V2 (``Skywork/SkyReels-V2-T2V-14B-540P-Diffusers``, ``-I2V-``): videos from text, or an image."""
+"""SkyReels-V2 (``Skywork/SkyReels-V2-T2V-14B-720P-Diffusers``, ``-I2V-``): videos from text, or an image."""
 
 from __future__ import annotations
 

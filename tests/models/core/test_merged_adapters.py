@@ -126,3 +126,21 @@ def test_an_adapter_of_the_second_denoiser_changes_it_alone(folder: Path) -> Non
         old, new = (model.denoisers()[name].state_dict() for model in (before, after))
         same = all(torch.equal(old[key], new[key]) for key in old if "lora" not in key)
         assert same != changes
+
+
+def test_the_scheduler_of_a_model_of_few_steps_draws_the_same_noise_in_both_stages(tmp_path: Path) -> None:
+    """LCM's steps are stochastic; AnimateLCM is this scheduler with an adapter of the image model."""
+    case = CASES["animatediff"]
+    save(case, tmp_path / "pipeline")
+    load_case(case, tmp_path / "pipeline").save_adapter(tmp_path / "lcm")
+    stack = [MergedAdapter(weights=str(tmp_path / "lcm"), scale=0.8)]
+    model = load_case(case, tmp_path / "pipeline", "LCMScheduler", loras=stack)
+    conditioning = encode_prompts(model, [])
+    latents = model.sample(conditioning, SEEDS)
+    assert torch.equal(latents, model.sample(conditioning, SEEDS))
+    for plan in (TruncationPlan(STEPS, (0, 1, 2)), TruncationPlan(STEPS, (2,))):
+        state = model.sample_prefix(conditioning, plan, SEEDS)
+        again = model.sample_with_grad(state, conditioning, plan)
+        assert torch.equal(again, latents)
+        again.square().mean().backward()
+    assert all(parameter.grad is not None for parameter in model.adapter_parameters())

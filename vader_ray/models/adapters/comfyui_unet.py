@@ -37,7 +37,7 @@ def name_of(layer: str, layers: Iterable[str]) -> str:
 
     Args:
         layer: its name in diffusers.
-        layers: names of all layers of the adapter, from which the number of residual blocks of a level follows.
+        layers: names of all layers of the adapter, which show how many residual blocks a level has.
 
     Raises:
         UserError: ComfyUI's network has no such layer.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from vader_ray.config import ModelConfig, SamplingConfig, locate
 from vader_ray.errors import UserError, did_you_mean
 from vader_ray.models.core.merged_adapters import fetch_adapter, merge_adapters
 from vader_ray.models.core.meta_pipeline import load_meta_pipeline
+from vader_ray.models.core.motion_adapter import finish_animation, load_motion_adapter
 from vader_ray.models.core.pipeline_folder import check_pipeline_folder
 from vader_ray.models.core.quantization import quantize_denoisers
 
@@ -48,12 +50,17 @@ def load_pipeline(
         classes[0] if len(classes) == 1 else _class_of_family(source, classes, model.family)
     )
     dtype = getattr(torch, model.precision)
+    motion = None if model.motion_adapter is None else locate(model.motion_adapter)
+    if motion is not None and "motion_adapter" not in inspect.signature(kind).parameters:
+        raise UserError(f"model.motion_adapter: {kind.__name__} has no motion modules; leave it out")
     with _explained(source), quiet():
         pipe = (
-            load_meta_pipeline(kind, source, dtype)
+            load_meta_pipeline(kind, source, dtype, motion)
             if device.type == "meta"
-            else kind.from_pretrained(source, dtype=dtype)
+            else kind.from_pretrained(source, dtype=dtype, **_extra_parts(motion, dtype))
         )
+    if motion is not None and device.type != "meta":
+        finish_animation(pipe)
     if sampling.scheduler:
         pipe.scheduler = find_scheduler(sampling.scheduler).from_config(pipe.scheduler.config)
     with quiet():
@@ -63,6 +70,14 @@ def load_pipeline(
             merge_adapters(pipe, model.loras)
     quantize_denoisers(pipe, model.quantization)  # before it is moved: a GPU never holds the whole weights
     return pipe.to(device)
+
+
+def _extra_parts(motion_adapter: str | None, dtype: torch.dtype) -> dict[str, Any]:
+    """Return the components of a pipeline that its weights do not have."""
+    if motion_adapter is None:
+        return {}
+    with _explained(motion_adapter, "model.motion_adapter"):
+        return {"motion_adapter": load_motion_adapter(motion_adapter, dtype)}
 
 
 def fetch_pipeline(model: ModelConfig) -> Path:
@@ -76,6 +91,8 @@ def fetch_pipeline(model: ModelConfig) -> Path:
     for adapter in model.loras:
         fetch_adapter(adapter)
     source = locate(model.weights)
+    if model.motion_adapter is not None:
+        _extra_parts(locate(model.motion_adapter), torch.float32)
     if Path(source).exists():
         return Path(source)
     with _explained(source):
@@ -131,13 +148,15 @@ def find_scheduler(name: str) -> Any:
 
 
 @contextlib.contextmanager
-def _explained(source: str) -> Iterator[None]:
+def _explained(source: str, setting: str = "model.weights") -> Iterator[None]:
     """Turn the libraries' exceptions into a `UserError` that names the remedy."""
     try:
         yield
+    except UserError:
+        raise
     except SafetensorError as error:
         raise UserError(
-            f"model.weights: a safetensors file in {source} is damaged ({error}); download it again"
+            f"{setting}: a safetensors file in {source} is damaged ({error}); download it again"
         ) from None
     except (
         OSError,
@@ -151,12 +170,12 @@ def _explained(source: str) -> Iterator[None]:
     ) as error:
         if isinstance(error, OSError) and not Path(source).exists():
             raise UserError(
-                f"model.weights: {source!r} is neither a local folder nor in the Hugging Face cache, and it "
+                f"{setting}: {source!r} is neither a local folder nor in the Hugging Face cache, and it "
                 f"could not be downloaded; run `hf download {source}` where there is internet (to count a "
                 "step, `--exclude '*.safetensors' '*.bin'` leaves the weights out), or give a local folder"
             ) from error
         raise UserError(
-            f"model.weights: {source} cannot be loaded as this family's pipeline: {_one_line(error)}"
+            f"{setting}: {source} cannot be loaded as this family's pipeline: {_one_line(error)}"
         ) from error
 
 

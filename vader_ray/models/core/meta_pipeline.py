@@ -12,9 +12,16 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 from transformers import PreTrainedModel
 
+from vader_ray.models.core.motion_adapter import animate_on_meta, finish_animation
 
-def load_meta_pipeline(kind: type[DiffusionPipeline], source: str, dtype: torch.dtype) -> Any:
+
+def load_meta_pipeline(
+    kind: type[DiffusionPipeline], source: str, dtype: torch.dtype, motion_adapter: str | None = None
+) -> Any:
     """Load a pipeline with its networks on the meta device and its scheduler on the CPU; reads no weights.
+
+    Args:
+        motion_adapter: AnimateDiff's motion modules for the image model of `source`.
 
     Raises:
         OSError: a configuration file cannot be read or downloaded.
@@ -26,9 +33,14 @@ def load_meta_pipeline(kind: type[DiffusionPipeline], source: str, dtype: torch.
         if _names_a_class(entry)
     }
     networks = {name: network for name, network in parts.items() if network is not None}
+    if motion_adapter is not None:
+        networks["unet"] = animate_on_meta(networks["unet"], motion_adapter, dtype)
     for network in networks.values():
         accept_host_tensors(network)
-    pipe = kind.from_pretrained(source, dtype=dtype, **networks)
+    extra = {} if motion_adapter is None else {"motion_adapter": None}
+    pipe = kind.from_pretrained(source, dtype=dtype, **networks, **extra)
+    if motion_adapter is not None:
+        finish_animation(pipe)
     pipe.scheduler.__class__ = _timesteps_on_cpu(type(pipe.scheduler))
     return pipe
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from ipaddress import ip_network
 from typing import Any
 
-PLACEHOLDER = re.compile(r"<[A-Z][A-Z_]*>")
-"""Name in a cluster file in place of a value of the user's."""
+from vader_ray.orchestration.clusters.placeholders import PLACEHOLDER
+
 _NETWORK_FIELDS = {
     "aws": (("SecurityGroupIds", "NetworkInterfaces", "LaunchTemplate"), "clusters/aws/security-group.json"),
     "gcp": (("networkInterfaces",), "clusters/gcp/network.sh"),

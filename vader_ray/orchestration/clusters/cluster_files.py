@@ -18,13 +18,14 @@ from vader_ray.config.yaml_text import parse_documents, read_text
 from vader_ray.errors import UserError
 from vader_ray.orchestration.clusters import cloud_access
 from vader_ray.orchestration.clusters.kuberay import is_kubernetes, kubernetes_errors
+from vader_ray.orchestration.clusters.placeholders import find_placeholders
 from vader_ray.orchestration.clusters.scripts import SCRIPT_KINDS, script_errors
 from vader_ray.orchestration.ray_private import prepare_config, validate_config
 
 _PACKAGE_VERSION = metadata.version("vader-ray")
 _VERSIONS = {
     "Ray": (re.compile(r"\bray(?:\[[\w,]*\])?==([\w.]+)|\brayVersion:\s*\"?([\w.]+)"), ray.__version__),
-    "vader_ray": (re.compile(r"\bvader[-_]ray(?:==|:)(\d[\w.]*)"), _PACKAGE_VERSION),
+    "vader_ray": (re.compile(r"\bvader[-_]ray(?:==|:|-)(\d[\w.]*)"), _PACKAGE_VERSION),
 }
 
 
@@ -87,17 +88,8 @@ def _is_launcher(document: Any) -> bool:
 
 
 def _placeholders(text: str) -> Iterator[str]:
-    """Yield the placeholders outside comments.
-
-    Slurm directives have the form of comments and are included.
-    """
-    lines: dict[str, list[int]] = {}
-    for number, line in enumerate(text.splitlines(), start=1):
-        code = line if line.startswith("#SBATCH") else re.sub(r"(^|\s)#.*", "", line)
-        for name in cloud_access.PLACEHOLDER.findall(code):
-            lines.setdefault(name, []).append(number)
-    for name, numbers in lines.items():
-        yield f"{name} is not filled in (line {', '.join(map(str, dict.fromkeys(numbers)))})"
+    for name, numbers in find_placeholders(text).items():
+        yield f"{name} is not filled in (line {', '.join(map(str, numbers))})"
 
 
 def _versions(text: str) -> Iterator[str]:

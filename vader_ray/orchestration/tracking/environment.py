@@ -10,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 
 import vader_ray
+from vader_ray.paths import PACKAGE
 from vader_ray.uris import HIDDEN, redact
 
 
@@ -49,7 +50,10 @@ def command_line() -> str:
     if not program or path.name == "ipykernel_launcher.py":
         return ""
     is_own = path.name == "vader-ray" or path.parent.name == "vader_ray"
-    start = ["vader-ray"] if is_own else ["python", program]
+    if path.parent == PACKAGE / "sweeps":
+        start = ["vader-ray", "sweep", path.stem]
+    else:
+        start = ["vader-ray"] if is_own else ["python", program]
     return shlex.join([*start, *map(_without_secrets, arguments)])
 
 
