@@ -12,9 +12,10 @@ WORKERS ?= 2
 # Packages are installed without bytecode; the first import of a module must write it, or every process compiles it again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-all chaos gate audit docs clean
+.PHONY: demo demo-begin test test-all chaos gate audit docs clean
 
 $(VENV)/installed: pyproject.toml
+	@echo "installing the package and what it needs into $(VENV): about 4 minutes, once"
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-compile --editable .
 	touch $@
@@ -24,8 +25,12 @@ $(VENV)/installed-dev: $(VENV)/installed
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-compile --editable . --group dev
 	touch $@
 
-demo: $(VENV)/installed
+demo: demo-begin $(VENV)/installed
 	$(VENV)/bin/vader-ray train shapes_hps --workers $(WORKERS)
+
+demo-begin:
+	@echo "demo: trains a tiny video model on $(WORKERS) CPU workers: about 3 minutes on two cores," \
+	  "7 with the installation; then see runs/"
 
 test: $(VENV)/installed-dev
 	$(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile -m "not slow and not browser and not chaos"

@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 from vader_ray.config import ExperimentConfig
 from vader_ray.orchestration.runs.functions import pack_functions
+from vader_ray.orchestration.runs.job import Job
 from vader_ray.orchestration.runs.run_dir import RunDir
-from vader_ray.orchestration.runs.worker import Job, run_worker
+from vader_ray.orchestration.runs.worker import run_worker
 from vader_ray.orchestration.sweeps.run_trial import TuneHost
 from vader_ray.orchestration.tracking.address import MlflowRun
 from vader_ray.training.events import StepEvent

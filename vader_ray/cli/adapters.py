@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import sys
 from math import isfinite, nan
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
 import typer
 
 from vader_ray.cli.recipes import ADAPTER_HELP, load_recipe
 from vader_ray.config import ExperimentConfig
+from vader_ray.display import display_stages
 from vader_ray.errors import UserError
 from vader_ray.outputs import check_output_folder, explain_write_errors
+
+Format: TypeAlias = Literal["diffusers", "comfyui", "peft"]
 
 
 def export(
     adapter: Annotated[Path, typer.Argument(help=ADAPTER_HELP)],
     output: Annotated[Path, typer.Option("--output", "-o", help="A folder, or a .safetensors file.")],
-    format: Annotated[
-        Literal["diffusers", "comfyui", "peft"], typer.Option(help="Program whose key names are written.")
-    ] = "diffusers",
+    format: Annotated[Format, typer.Option(help="Program whose key names are written.")] = "diffusers",
     merge: Annotated[
         bool,
         typer.Option("--merge", help="Write the recipe's denoiser with the adapter merged into its weights."),
@@ -30,6 +32,13 @@ def export(
     ] = None,
 ) -> None:
     """Write a saved adapter for other programs, or the whole denoiser with the adapter merged."""
+    with display_stages(sys.stderr, f"export {adapter}: importing diffusers"):
+        written = _export(adapter, output, format, merge, recipe)
+    for path in written:
+        print(path.resolve())
+
+
+def _export(adapter: Path, output: Path, format: Format, merge: bool, recipe: str | None) -> list[Path]:
     config = load_recipe(recipe, None) if recipe else None
     if merge and config is None:
         raise UserError("--merge needs the model into which the adapter goes; name its recipe by --recipe")
@@ -44,12 +53,9 @@ def export(
         _check_comfyui(adapter, config)
     with explain_write_errors(output):
         if merge and config is not None:
-            written = merge_adapter(config, adapter, output)
-        else:
-            alpha = PEFT_ALPHA if config is None else config.adapter.alpha
-            written = models.export_adapter(adapter, format, output, bare_alpha=alpha)
-    for path in written:
-        print(path.resolve())
+            return merge_adapter(config, adapter, output)
+        alpha = PEFT_ALPHA if config is None else config.adapter.alpha
+        return models.export_adapter(adapter, format, output, bare_alpha=alpha)
 
 
 def _check_comfyui(adapter: Path, config: ExperimentConfig | None) -> None:
@@ -86,9 +92,11 @@ def push(
 
     The token is that of HF_TOKEN or `hf auth login`.
     """
-    from vader_ray.orchestration.publishing.push import push_to_hub
+    with display_stages(sys.stderr, f"push {adapter} to {repository}"):
+        from vader_ray.orchestration.publishing.push import push_to_hub
 
-    print(push_to_hub(adapter, repository, base_model=base_model, licence=licence, private=private))
+        url = push_to_hub(adapter, repository, base_model=base_model, licence=licence, private=private)
+    print(url)
 
 
 def mix(
@@ -99,11 +107,11 @@ def mix(
     output: Annotated[Path, typer.Option("--output", "-o", help="A folder.")],
 ) -> None:
     """Write an adapter soup: one adapter with the weighted sum of the effects of several adapters."""
-    from vader_ray.models import mix_adapters
-
     parts = [_parse_part(text) for text in adapters]
     check_output_folder(output)
-    with explain_write_errors(output):
+    with display_stages(sys.stderr, f"mix {len(parts)} adapters"), explain_write_errors(output):
+        from vader_ray.models import mix_adapters
+
         mix_adapters(parts, output)
     print(output.resolve())
 

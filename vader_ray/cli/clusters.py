@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
+from vader_ray.display import display_stages
 from vader_ray.errors import UserError
 from vader_ray.files import write_text
 from vader_ray.outputs import check_output_folder, explain_write_errors
@@ -60,23 +62,28 @@ def files_of(kind: str) -> list[Path]:
 
 def sync(folder: Annotated[Path, typer.Argument(help="Folder of a run.")]) -> None:
     """Send MLflow the results that a run could not deliver."""
-    from vader_ray.orchestration.tracking.mlflow_runs import deliver_waiting
+    with display_stages(sys.stderr, f"sync {folder}: sending to MLflow what waits there"):
+        from vader_ray.orchestration.tracking.mlflow_runs import deliver_waiting
 
-    print(deliver_waiting(folder))
+        message = deliver_waiting(folder)
+    print(message)
 
 
 def pools(
     stop: Annotated[str | None, typer.Option(help="Stop the pool of this name.")] = None,
 ) -> None:
     """List the shared pools of reward actors on the cluster of RAY_ADDRESS, or stop one."""
-    from vader_ray.orchestration.clusters import connection
-    from vader_ray.orchestration.reward_service import pool
+    with display_stages(sys.stderr, "connecting to the Ray cluster"):
+        from vader_ray.orchestration.clusters import connection
+        from vader_ray.orchestration.reward_service import pool
 
-    with connection.existing():
-        if stop is not None:
-            print(f"{stop}: {pool.stop_pool(stop)} actors stopped")
-        for name, setting in pool.describe_pools().items():
-            print(f"{name}: {setting}")
+        with connection.existing():
+            num_stopped = None if stop is None else pool.stop_pool(stop)
+            described = pool.describe_pools()
+    if num_stopped is not None:
+        print(f"{stop}: {num_stopped} actors stopped")
+    for name, setting in described.items():
+        print(f"{name}: {setting}")
 
 
 def watch_notices(
@@ -84,6 +91,7 @@ def watch_notices(
     every: Annotated[float, typer.Option(help="Seconds between requests to the metadata service.")] = 5.0,
 ) -> None:
     """Drain this machine's Ray node when the cloud announces preemption, so that runs keep every step."""
+    print(f"watching for notices of {cloud} every {every:g} s, until this command is stopped", flush=True)
     from vader_ray.orchestration.clusters.preemption import watch_preemption
 
     watch_preemption(cloud, every)

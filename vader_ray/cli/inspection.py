@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -21,10 +22,16 @@ from vader_ray.config import (
     model_names,
     recipe_names,
 )
+from vader_ray.display import Display, display_stages
 from vader_ray.errors import UserError, did_you_mean
+from vader_ray.imports import fast_imports
 from vader_ray.plugin_sources import ClassSource, Value
 from vader_ray.plugins import ALGORITHMS, FAMILIES, METRICS, REWARDS, Registry
 from vader_ray.preflight.devices import check_devices
+from vader_ray.stages import announce
+
+if TYPE_CHECKING:
+    from vader_ray.orchestration.runs.dry_run import DryRun
 
 SETTING_WIDTH = 60
 """Characters to which `show` pads a setting."""
@@ -55,11 +62,14 @@ def check(
         return
     if devices is not None:
         check_devices(devices.split(","))
-    config = load_recipe(recipe, overrides, workers)
-    if devices is not None:
-        _estimate(config, devices.split(","))
-    else:
-        _dry_run(config)
+    with display_stages(sys.stdout, f"check {recipe}: checking the recipe") as display:
+        config = load_recipe(recipe, overrides, workers)
+        if devices is not None:
+            _estimate(config, devices.split(","), display)
+            return
+        _print_contents(config)
+        result = _dry_run(config)
+    _print_dry_run(config, result)
 
 
 def _is_cluster_file(path: Path) -> bool:
@@ -76,19 +86,25 @@ def _check_cluster_file(path: Path) -> None:
     print(check_cluster_file(path))
 
 
-def _estimate(config: ExperimentConfig, devices: list[str]) -> None:
-    from vader_ray.preflight.memory_report import memory_report
+def _estimate(config: ExperimentConfig, devices: list[str], display: Display) -> None:
+    announce("counting the memory and operations of a step")
+    with fast_imports():
+        from vader_ray.preflight.memory_report import memory_report
 
     for part in memory_report(config, devices):
-        Console(highlight=False, soft_wrap=isinstance(part, str)).print(part, markup=False)
+        display.print(part)
 
 
-def _dry_run(config: ExperimentConfig) -> None:
-    from vader_ray.orchestration.runs.dry_run import dry_run
+def _dry_run(config: ExperimentConfig) -> DryRun:
+    announce("importing Ray")
+    with fast_imports():
+        from vader_ray.orchestration.runs.dry_run import dry_run
 
-    _print_contents(config)
-    result, workers = dry_run(config), config.runtime.num_workers
-    step = result.step
+    return dry_run(config)
+
+
+def _print_dry_run(config: ExperimentConfig, result: DryRun) -> None:
+    step, workers = result.step, config.runtime.num_workers
     print(
         f"adapter {step.num_adapter_parameters:,} parameters, gradient norm {step.gradient_norm:.3g}, "
         "finite and not zero"
@@ -135,16 +151,20 @@ def fetch(recipe: Recipe, overrides: Overrides = None) -> None:
 
     Afterwards the recipe runs on machines without internet access.
     """
-    config = load_recipe(recipe, overrides)
-    from vader_ray import metrics, models, rewards
+    with display_stages(sys.stdout, f"fetch {recipe}: checking the recipe") as display:
+        config = load_recipe(recipe, overrides)
+        from vader_ray import metrics, models, rewards
 
-    for spec in (*config.rewards, *config.eval_rewards):
-        rewards.build(spec, device="cpu")
-        print(f"reward  {spec.name}: complete, it loads")
-    for metric in config.eval_metrics:
-        metrics.build(metric, device="cpu")
-        print(f"metric  {metric.name}: complete, it loads")
-    print(f"model   {config.model.family}: complete in {models.fetch(config.model)}")
+        for spec in (*config.rewards, *config.eval_rewards):
+            announce(f"downloading the reward {spec.name}")
+            rewards.build(spec, device="cpu")
+            display.log(f"reward  {spec.name}: complete, it loads")
+        for metric in config.eval_metrics:
+            announce(f"downloading the metric {metric.name}")
+            metrics.build(metric, device="cpu")
+            display.log(f"metric  {metric.name}: complete, it loads")
+        announce(f"downloading the model {config.model.family}")
+        display.log(f"model   {config.model.family}: complete in {models.fetch(config.model)}")
 
 
 def list_(
@@ -209,6 +229,9 @@ def report(
     ] = None,
 ) -> None:
     """Write a self-contained HTML page about past runs, from MLflow alone, and its figures next to it."""
-    from vader_ray.orchestration.reporting.html_report import write_report
+    with display_stages(sys.stderr, f"report on {', '.join(targets)}: looking them up in MLflow"):
+        with fast_imports():
+            from vader_ray.orchestration.reporting.html_report import write_report
 
-    print(write_report(targets, output, tracking_uri))
+        page = write_report(targets, output, tracking_uri)
+    print(page)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,10 +12,12 @@ import yaml
 
 from vader_ray.cli.recipes import Overrides, load_recipe
 from vader_ray.config import ExperimentConfig, apply_overrides, merge, model_names, read_recipe
+from vader_ray.display import display_stages
 from vader_ray.errors import UserError
 from vader_ray.files import scratch_folder, write_text
 from vader_ray.plugins import REWARDS
 from vader_ray.preflight.devices import check_devices, is_machine
+from vader_ray.stages import announce
 
 _HELD_OUT: tuple[Mapping[str, Any], ...] = (
     {"reward": "pickscore", "weights": "yuvalkirstain/PickScore_v1"},
@@ -54,14 +57,15 @@ def init(
     settings = _settings(path.stem, base, reward)
     apply_overrides(settings, overrides or [])
     comments = [f"vader-ray train {path}", f"vader-ray show {path} # all settings, and where each comes from"]
-    with scratch_folder() as folder:
-        draft = folder / path.name
-        draft.write_text(_text(base, settings, comments), encoding="utf-8")
-        config = load_recipe(str(draft), None)
-    if machine is not None:
-        found, described = _fit(config, machine)
-        apply_overrides(settings, found)
-        comments += described
+    with display_stages(sys.stderr, f"init {path}: checking the recipe"):
+        with scratch_folder() as folder:
+            draft = folder / path.name
+            draft.write_text(_text(base, settings, comments), encoding="utf-8")
+            config = load_recipe(str(draft), None)
+        if machine is not None:
+            found, described = _fit(config, machine)
+            apply_overrides(settings, found)
+            comments += described
     write_text(path, _text(base, settings, comments))
     print(path)
 
@@ -85,10 +89,10 @@ def _settings(name: str, base: str, rewards: Sequence[str]) -> dict[str, Any]:
 
 def _fit(config: ExperimentConfig, name: str) -> tuple[Sequence[str], list[str]]:
     """Return settings with which a recipe fits GPUs, and lines that describe them."""
+    announce(f"counting the memory of a step for {name}, which takes some minutes")
     from vader_ray.preflight.machine_report import describe
     from vader_ray.preflight.machines import StepCounter, find_plan, machine
 
-    print(f"counting the memory of a step for {name}, which takes some minutes", flush=True)
     gpus = machine(name)
     plan = find_plan(config, gpus, StepCounter())
     lines = [line.strip() for line in describe(gpus, plan).splitlines()]

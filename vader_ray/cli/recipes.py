@@ -10,7 +10,9 @@ import typer
 from vader_ray.config import ExperimentConfig, list_settings, load, recipe_names
 from vader_ray.console import OVERRIDES
 from vader_ray.errors import UserError
+from vader_ray.imports import fast_imports
 from vader_ray.plugins import ALGORITHMS, AUTO_FAMILY, FAMILIES, METRICS, REWARDS
+from vader_ray.stages import announce
 
 ADAPTER_HELP = (
     "A saved adapter: a folder, OWNER/NAME on the Hugging Face hub, or the .pt file of a peft state dict."
@@ -51,7 +53,9 @@ def load_recipe(recipe: str, overrides: list[str] | None, workers: int | None = 
     more = [] if workers is None else [f"runtime.num_workers={workers}"]
     config = load(recipe, [*(overrides or []), *more])
     _check_names(config)
-    from vader_ray.training.resolve import resolve_names
+    announce("importing PyTorch")
+    with fast_imports():
+        from vader_ray.training.resolve import resolve_names
 
     return resolve_names(config, Path(recipe).resolve().parent if Path(recipe).is_file() else None)
 

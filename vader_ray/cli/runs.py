@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,8 +14,11 @@ from rich.table import Table
 from vader_ray.cli.recipes import AdapterOption, Overrides, Recipe, Workers, load_recipe
 from vader_ray.config import is_metric_value
 from vader_ray.console import RunsDir, Storage
+from vader_ray.display import display_stages
 from vader_ray.files import write_text
+from vader_ray.imports import fast_imports
 from vader_ray.outputs import check_output, explain_write_errors
+from vader_ray.stages import announce
 
 if TYPE_CHECKING:
     from vader_ray.orchestration.runs.summary import RunSummary
@@ -35,10 +39,13 @@ def train(
     storage: Storage = None,
 ) -> None:
     """Align a model with reward gradients on Ray Train, tracked by MLflow. Prints the run's folder last."""
-    config = load_recipe(recipe, overrides, workers)
-    from vader_ray.orchestration.runs.launch import train_run
+    with display_stages(sys.stdout, f"train {recipe}: checking the recipe"):
+        config = load_recipe(recipe, overrides, workers)
+        announce("importing Ray and MLflow")
+        with fast_imports():
+            from vader_ray.orchestration.runs.launch import train_run
 
-    summary = train_run(config, runs_dir=runs_dir, run_name=run_name, resume=resume, storage=storage)
+        summary = train_run(config, runs_dir=runs_dir, run_name=run_name, resume=resume, storage=storage)
     _print_summary(summary)
     print(summary.path)
 
@@ -81,10 +88,13 @@ def evaluate(
     """Print the metrics of the recipe's held-out videos, with or without an adapter, in this process."""
     if output is not None:
         check_output(output)
-    config = load_recipe(recipe, overrides)
-    from vader_ray.training.inference import evaluate_adapter
+    with display_stages(sys.stderr, f"evaluate {recipe}: checking the recipe"):
+        config = load_recipe(recipe, overrides)
+        announce("importing diffusers")
+        with fast_imports():
+            from vader_ray.training.inference import evaluate_adapter
 
-    metrics = evaluate_adapter(config, adapter)
+        metrics = evaluate_adapter(config, adapter)
     for name, value in metrics.items():
         print(f"{name:32} {value:.4f}")
     if output is not None:
@@ -101,8 +111,11 @@ def generate(
     output: Annotated[Path, typer.Option("--output", "-o", help="The mp4 file.")] = Path("video.mp4"),
 ) -> None:
     """Write an mp4 file of a prompt with the recipe's model, with or without an adapter."""
-    config = load_recipe(recipe, overrides)
-    from vader_ray.training.inference import generate_video
+    with display_stages(sys.stderr, f"generate with {recipe}: checking the recipe"):
+        config = load_recipe(recipe, overrides)
+        announce("importing diffusers")
+        with fast_imports():
+            from vader_ray.training.inference import generate_video
 
-    generate_video(config, prompt, adapter, seed, output)
+        generate_video(config, prompt, adapter, seed, output)
     print(output.resolve())

@@ -50,7 +50,7 @@ def sweep(
         print("\n".join(f"{name}: {describe_sweep(name)}" for name in sweep_names()))
         return
     path = _find(script)
-    sys.stdout.flush()
+    print(f"sweep {path.stem}: starting {path}", flush=True)
     os.execv(sys.executable, [sys.executable, str(path), *(arguments or [])])  # noqa: S606
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from vader_ray.config import ExperimentConfig
 from vader_ray.errors import UserError
 from vader_ray.models.core.sharding import local_bytes
+from vader_ray.stages import announce
 from vader_ray.training.checkpoint import State
 from vader_ray.training.distributed import WorkerGroup
 from vader_ray.training.experiment import Experiment, batching, build
@@ -52,6 +53,7 @@ def check_step(
     """
     experiment = build(config, device, remote, group=group)
     group = group.of_recipe(config.runtime)
+    announce(f"one step of {config.videos_per_step} videos, without update")
     rollout = make_rollout(
         config, experiment, list(group.share(config.videos_per_step, experiment.algorithm.group_size))
     )

@@ -18,6 +18,7 @@ from vader_ray.config import ExperimentConfig, split_image
 from vader_ray.errors import explain_plugin_errors
 from vader_ray.metrics import Features, Metric, PairedMetric, SetMetric, VideoMetric
 from vader_ray.metrics.core.statistics import bootstrap_interval, draw_resamples, standard_error
+from vader_ray.stages import announce
 from vader_ray.training.distributed import WorkerGroup
 from vader_ray.training.events import Video
 from vader_ray.training.experiment import EvalMetric, Experiment, batching
@@ -62,6 +63,7 @@ def evaluate(
     group: WorkerGroup,
     base: Mapping[str, Features] | None = None,
     adapter_strengths: Sequence[float] | None = None,
+    stage: str = "evaluating",
 ) -> Evaluation:
     """Sample the held-out videos, each on one of the workers, and score them.
 
@@ -71,17 +73,18 @@ def evaluate(
         base: `Evaluation.base_features` of the base model's evaluation; None if this evaluation is the base
             model's. Only worker 0 uses it.
         adapter_strengths: factor of the adapter's update in each denoising step; by default 1 in all.
+        stage: name under which the evaluation is announced.
     """
+    announce(stage, 0, config.evaluation.num_videos)
     heldout = list(enumerate(_heldout(config)))
     _sample_missing(config, experiment, group, len(heldout))
     share, size = [heldout[index] for index in group.share(len(heldout))], batching(config.runtime).prefix
     batches = [share[start : start + size] for start in range(0, len(share), size)]
+    own = list[EvaluatedVideo]()
     with experiment.heldout_on_device():
-        own = [
-            video
-            for batch in batches
-            for video in _evaluate_batch(config, experiment, batch, adapter_strengths)
-        ]
+        for batch in batches:
+            own += _evaluate_batch(config, experiment, batch, adapter_strengths)
+            announce(stage, len(heldout) * len(own) // len(share), len(heldout))  # the other workers likewise
     videos = group.gather_on_first(own)
     evaluation = _summarize(experiment.metrics, videos, base) if group.rank == 0 else None
     shared = group.broadcast(evaluation and replace(evaluation, videos=(), base_features={}))

@@ -28,6 +28,7 @@ from vader_ray.config import (
 from vader_ray.errors import UserError, explain_plugin_errors
 from vader_ray.metrics import Metric
 from vader_ray.prompt_files import check_prompts
+from vader_ray.stages import announce
 from vader_ray.training.distributed import WorkerGroup
 from vader_ray.training.load_reward import load_reward
 from vader_ray.training.model_cache import ModelCache, conditioning_key, model_key, plugin_key
@@ -171,6 +172,7 @@ def build_model(
 ) -> SamplingModel:
     """Load the recipe's model with a fresh adapter and its text encoders."""
     runtime = config.runtime
+    announce(f"loading the model {config.model.family}")
     assert runtime.activation_checkpointing != "auto", "chosen before a run"
     group = group.of_recipe(runtime)
     is_divided = group.world_size >= runtime.shard > 1 or runtime.offload_weights
@@ -237,6 +239,7 @@ def assemble(
 
 
 def _encode_all(model: SamplingModel, prompts: Sequence[str]) -> Sliceable:
+    announce(f"encoding {len(prompts)} prompts")
     conditioning = encode(model, prompts)
     model.free_text_encoders()
     return conditioning
@@ -279,6 +282,7 @@ def _term(
     cache: ModelCache,
 ) -> RewardTerm:
     def load() -> Reward:
+        announce(f"loading the reward {spec.name}")
         return load_reward(spec, sampling.num_frames, sampling.height, sampling.width, device)
 
     reward = remote or cache.get_or_load(plugin_key(spec, sampling, device), load)
@@ -296,6 +300,7 @@ def _metric(
 
 def _load_metric(spec: MetricConfig, sampling: SamplingConfig, device: torch.device) -> Metric:
     """Load a metric and check its contract on random frames, as many as it will get."""
+    announce(f"loading the metric {spec.name}")
     metric = metrics.build(spec, device=device)
     if device.type == "meta":
         return metric

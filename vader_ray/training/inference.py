@@ -20,6 +20,7 @@ from vader_ray.hub import find_adapter
 from vader_ray.metrics import PairedMetric
 from vader_ray.models.core.adapter_strength import step_strengths
 from vader_ray.outputs import check_output, check_output_folder, explain_write_errors
+from vader_ray.stages import announce
 from vader_ray.training.checkpoint import State
 from vader_ray.training.distributed import WorkerGroup
 from vader_ray.training.evaluation import evaluate, to_uint8
@@ -101,6 +102,7 @@ def generate_video(
     check_texts([prompt])
     adapter = _find(adapter)
     torch.set_num_threads(config.runtime.num_threads)
+    announce(f"loading the model {config.model.family}")
     config, device, offload = _shaped_like(config, adapter), _device(), config.runtime.offload_weights
     model = models.build(
         config.model,
@@ -114,7 +116,9 @@ def generate_video(
     )
     if adapter is not None:
         model.load_adapter(adapter)
+    announce(f"sampling a video in {config.sampling.num_inference_steps} denoising steps")
     latents = model.sample(encode(model, [prompt]), [seed], strengths)
+    announce("decoding and writing the video")
     with matmul_precision(config.runtime.matmul_precision):
         frames = to_uint8(decode_all(latents, model.decoder)[0])
     with explain_write_errors(output):
@@ -132,6 +136,7 @@ def merge_adapter(config: ExperimentConfig, adapter: Path, output: Path) -> list
     check_output_folder(output)
     adapter = find_adapter(adapter)
     config = _shaped_like(config, adapter)
+    announce(f"loading the model {config.model.family}")
     model = models.build(
         config.model.model_copy(update={"quantization": None}),
         config.sampling,
@@ -141,6 +146,7 @@ def merge_adapter(config: ExperimentConfig, adapter: Path, output: Path) -> list
         device=torch.device("cpu"),
     )
     model.load_adapter(adapter)
+    announce("merging the adapter and writing the denoiser")
     return list(model.save_merged(output))
 
 

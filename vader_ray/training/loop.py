@@ -121,7 +121,8 @@ def evaluate_and_select(
     Args:
         base: features of the base model's held-out videos; None if this evaluation is the base model's.
     """
-    evaluation = evaluate(config, experiment, group, base)
+    what = "the base model" if base is None else f"after step {state.step}"
+    evaluation = evaluate(config, experiment, group, base, stage=f"evaluating {what}")
     metrics = evaluation.metrics
     if state.step == 0:
         state.before, state.before_metrics = evaluation.scores, dict(metrics)

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,15 @@ def test_a_run_leaves_its_results_and_prints_their_folder_last(straight: tuple[P
     assert all(Path(path).exists() for path in summary["videos"])
     assert len(summary["videos"]) == 2 * 5  # of the evaluations at 0, 3, 6, 9 and 12 steps
     assert Path(summary["before_after"]).stat().st_size > 1000
+
+
+def test_drivers_import_no_models() -> None:
+    """Their imports are seconds of every start, which only workers need."""
+    drivers = ("runs.launch", "runs.dry_run", "sweeps.driver")
+    imports = "; ".join(f"import vader_ray.orchestration.{name}" for name in drivers)
+    check = f"import sys; {imports}; print(sorted({{'diffusers', 'peft'}} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
 
 
 def test_a_run_without_a_guard_states_it_in_one_line_and_in_its_summary(

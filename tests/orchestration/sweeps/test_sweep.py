@@ -222,7 +222,8 @@ def test_a_step_with_which_the_guard_ends_a_trial_is_reported_last(
     """Events of a trial's workers come without their state."""
     told = list[dict[str, float]]()
     monkeypatch.setattr("ray.tune.report", told.append)
-    report = run_trial._Report(tiny_config(Path("unused"), guard={"action": action}))
+    config = tiny_config(Path("unused"), guard={"action": action})
+    report = run_trial._Report(config, send=lambda kind, content: None)
     metrics = {"cost/reward_queries": 4.0, "eval/objective": 0.5}
     report(StepEvent(1, metrics | {"guard/fired": 0.0}))
     report(StepEvent(2, metrics | {"guard/fired": 1.0}))

@@ -23,6 +23,7 @@ from vader_ray.orchestration.clusters import private_cluster
 from vader_ray.orchestration.clusters.worker_setup import HOOK
 from vader_ray.orchestration.signals import restore_sigterm_handler
 from vader_ray.orchestration.tracking.mlflow_client import quiet_environment
+from vader_ray.stages import announce
 
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -66,6 +67,7 @@ def connected(
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     with ExitStack() as stack:
         if "RAY_ADDRESS" in os.environ:
+            announce(f"joining the Ray cluster {os.environ['RAY_ADDRESS']}")
             stack.callback(ray.shutdown)
             try:
                 ray.init(runtime_env=runtime_env(environment | _forwarded()), **quiet)
@@ -75,6 +77,7 @@ def connected(
                     f"({first_line(error)}); correct it, or unset it to use this machine"
                 ) from None
         else:
+            announce("starting Ray")
             num_cpus = max(os.cpu_count() or 1, _needed(config, num_runs=num_runs)["CPU"])
             more = {"num_cpus": num_cpus, "runtime_env": runtime_env({}), "on_lost": on_lost, **quiet}
             stack.enter_context(private_cluster.start(include_dashboard=needs_state_api, **more))
@@ -109,6 +112,7 @@ def _wait_for_nodes(config: ExperimentConfig, num_runs: int) -> None:
     kind = "GPU" if uses_gpu(config.runtime) else "CPU"
     needed = _needed(config, kind, num_runs=num_runs)
     until = time.monotonic() + 60 * config.runtime.wait_minutes
+    announce(f"waiting for nodes with {needed[kind]} {kind}s, at most {config.runtime.wait_minutes:g} min")
     request_resources(bundles=[{kind: 1} for _ in range(needed[kind])])
     try:
         while ray.cluster_resources().get(kind, 0) < needed[kind] and time.monotonic() < until:

@@ -11,7 +11,7 @@ from vader_ray.config.yaml_text import parse_yaml
 from vader_ray.errors import UserError
 from vader_ray.orchestration.runs.run_dir import RunDir
 from vader_ray.orchestration.runs.summary import RunSummary
-from vader_ray.orchestration.runs.video_recorder import LISTING
+from vader_ray.orchestration.tracking.address import LISTING
 from vader_ray.paths import SHAPES_PREFIX
 from vader_ray.training.events import Video
 from vader_ray.training.media import read_mp4

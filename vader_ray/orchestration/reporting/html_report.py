@@ -9,23 +9,10 @@ from pathlib import Path
 from vader_ray.errors import UserError
 from vader_ray.files import write_text
 from vader_ray.orchestration.reporting.past_runs import PastRun, find_runs
-from vader_ray.orchestration.reporting.report_figures import (
-    best_groups,
-    describe_bands,
-    draw_effects,
-    draw_metrics,
-    draw_rewards,
-    draw_trade_offs,
-    grouped,
-    reward_names,
-)
-from vader_ray.orchestration.reporting.report_tables import commands, facts, recipes, runs_table
-from vader_ray.orchestration.reporting.report_videos import video_rows
-from vader_ray.orchestration.reporting.training_curves import draw_training
 from vader_ray.orchestration.tracking.mlflow_client import MlflowException
 from vader_ray.orchestration.tracking.server import SQLITE, tracking_uri, unusable
 from vader_ray.outputs import check_output
-from vader_ray.training import web
+from vader_ray.stages import announce
 
 
 def write_report(targets: Sequence[str], output: Path, uri: str | None = None) -> Path:
@@ -61,6 +48,23 @@ def figures_folder(output: Path) -> Path:
 
 
 def _render(targets: Sequence[str], runs: list[PastRun], uri: str, output: Path) -> str:
+    announce("drawing the figures and writing the page")
+    # here, since they take seconds, in which an unknown run would not be refused
+    from vader_ray.orchestration.reporting.report_figures import (
+        best_groups,
+        describe_bands,
+        draw_effects,
+        draw_metrics,
+        draw_rewards,
+        draw_trade_offs,
+        grouped,
+        reward_names,
+    )
+    from vader_ray.orchestration.reporting.report_tables import commands, facts, recipes, runs_table
+    from vader_ray.orchestration.reporting.report_videos import video_rows
+    from vader_ray.orchestration.reporting.training_curves import draw_training
+    from vader_ray.training import web
+
     folder = figures_folder(output)
     evaluated = [run for run in runs if run.last("eval/objective") is not None]
     groups, (trained, heldout) = grouped(evaluated), reward_names(evaluated)

@@ -12,10 +12,9 @@ from typing import Any
 
 from vader_ray.config.yaml_text import parse_yaml
 from vader_ray.errors import UserError
-from vader_ray.orchestration.runs.video_recorder import LISTING
 from vader_ray.orchestration.selection import INTERPOLATED
+from vader_ray.orchestration.tracking.address import COMMAND_TAG, LISTING, UNITS_TAG
 from vader_ray.orchestration.tracking.mlflow_client import MlflowClient, MlflowException, connect
-from vader_ray.orchestration.tracking.mlflow_runs import COMMAND_TAG, UNITS_TAG
 from vader_ray.orchestration.tracking.server import SQLITE, check_server, database_path, unusable
 
 _WITHOUT_EFFECT = (

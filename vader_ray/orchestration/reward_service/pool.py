@@ -24,6 +24,7 @@ from vader_ray.config import ExperimentConfig, PlacementConfig, RewardConfig, Sa
 from vader_ray.errors import UserError, first_line
 from vader_ray.orchestration.reward_service.actor import STATUS_GROUP, RewardActor, reward_settings
 from vader_ray.orchestration.reward_service.remote_reward import PooledReward
+from vader_ray.stages import announce
 from vader_ray.uris import HIDDEN
 
 NAMESPACE = "vader_ray"
@@ -47,6 +48,7 @@ def start_pools(config: ExperimentConfig) -> Iterator[dict[str, PooledReward]]:
     started = []
     try:
         for spec, placement in _remote(config):
+            announce(f"starting {placement.num_replicas} actors of the reward {spec.name}")
             replicas = _start_replicas(spec, placement, config.runtime.num_threads)
             own += [] if placement.shared else replicas
             size = _video_size(spec, config.sampling)

@@ -7,13 +7,14 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ray.exceptions import RayError
 from ray.util.queue import Empty, Queue
 
 from vader_ray.errors import UserError
 from vader_ray.orchestration import ray_private
+from vader_ray.stages import announce
 from vader_ray.training.events import StepEvent
 
 _POLL_SECONDS = 0.5
@@ -92,15 +93,23 @@ def follow(
             continue
         except RayError as error:
             return _lost_queue(thread, error)
-        match kind:
-            case "step":
-                on_step(pickle.loads(content))  # noqa: S301 (of this run's workers)
-            case "log":
-                log(content)
-            case "user_error":
-                raise UserError(content)
-            case "failed":
-                return Failure(*content)
+        if kind == "failed":
+            return Failure(*content)
+        _pass_on(kind, content, on_step, log)
+
+
+def _pass_on(
+    kind: str, content: Any, on_step: Callable[[StepEvent], None], log: Callable[[str], None]
+) -> None:
+    match kind:
+        case "stage":
+            announce(*content)
+        case "step":
+            on_step(pickle.loads(content))  # noqa: S301 (of this run's workers)
+        case "log":
+            log(content)
+        case "user_error":
+            raise UserError(content)
 
 
 def _lost_queue(thread: threading.Thread, error: RayError) -> Failure | None:

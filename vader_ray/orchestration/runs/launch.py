@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from vader_ray.config import ExperimentConfig
 from vader_ray.config.auto import auto_fields, auto_placements, describe_auto, with_placements
+from vader_ray.display import display_stages
 from vader_ray.errors import RunFailed, first_line
+from vader_ray.imports import fast_imports
 from vader_ray.orchestration import ray_private
 from vader_ray.orchestration.clusters import connection
 from vader_ray.orchestration.reward_service import pool
@@ -27,19 +30,18 @@ from vader_ray.orchestration.reward_service.remote_reward import PooledReward
 from vader_ray.orchestration.runs.finish import EarlyEnd, finish_run, record_traceback
 from vader_ray.orchestration.runs.follow import EndRequest, Failure, follow
 from vader_ray.orchestration.runs.functions import pack_functions
+from vader_ray.orchestration.runs.job import Job
 from vader_ray.orchestration.runs.process_group import ProcessGroupConfig
 from vader_ray.orchestration.runs.progress import Progress
 from vader_ray.orchestration.runs.repair import DamagedFile
 from vader_ray.orchestration.runs.run_dir import RunDir, claim_run_dir
 from vader_ray.orchestration.runs.summary import RunSummary
-from vader_ray.orchestration.runs.worker import Job, run_worker
 from vader_ray.orchestration.signals import sigterm_deferred, sigterm_interrupts
 from vader_ray.orchestration.tracking import mlflow_runs
-from vader_ray.orchestration.tracking.address import MlflowRun
+from vader_ray.orchestration.tracking.address import COMMAND_TAG, MlflowRun
 from vader_ray.orchestration.tracking.environment import command_line
 from vader_ray.orchestration.tracking.server import check_before_start, tracking_uri
-from vader_ray.preflight import auto_tune
-from vader_ray.preflight.devices import fits
+from vader_ray.stages import announce
 from vader_ray.training.events import StepEvent
 from vader_ray.training.resolve import resolve_names
 
@@ -54,6 +56,10 @@ def resolve_auto(config: ExperimentConfig) -> ExperimentConfig:
     """
     if not auto_fields(config):
         return config
+    from vader_ray.preflight import auto_tune  # imports the models
+    from vader_ray.preflight.devices import fits
+
+    announce(f"choosing {', '.join(auto_fields(config))} by the free memory")
     with connection.connected(with_placements(config, ())):
         free, num_free_gpus = connection.free_bytes(config.runtime), connection.num_free_gpus(config)
     chosen = auto_tune.choose_auto(config, lambda num_bytes: fits(num_bytes, free), num_free_gpus)
@@ -95,21 +101,27 @@ def train_run(
             return summary
         check_before_start(tracking_uri(config.tracking.uri))
         mlflow_run = stack.enter_context(_in_thread(lambda: _open_mlflow_run(config, folder)))
+        display = stack.enter_context(display_stages(sys.stdout))
+        display.log(f"folder: {folder.path}")
         warn_without_guard(config)
         end = EarlyEnd(config, folder, mlflow_run)
         with (
             end.recorded(),
             connection.connected(config, on_lost=end.on_lost),
             pool.start_pools(config) as remote_rewards,
-            Progress(config.num_steps, eval_metric=config.selection_metric()) as progress,
         ):
+            progress = Progress(display, config.num_steps, eval_metric=config.selection_metric())
 
             def update(event: StepEvent) -> None:
                 progress.update(event)
                 on_step(event)
 
             with end.recorded():  # before Ray is stopped, which may fail
-                launch(config, folder, mlflow_run(), remote_rewards, on_step=update, log=progress.log)
+                announce("opening the MLflow run")
+                opened = mlflow_run()
+                launch(config, folder, opened, remote_rewards, on_step=update, log=display.log)
+            announce("stopping Ray")
+        announce("closing the MLflow run and writing the summary")
         return finish_run(config, folder, mlflow_run())
 
 
@@ -139,7 +151,7 @@ def _open_mlflow_run(config: ExperimentConfig, folder: RunDir) -> MlflowRun:
     """Open the MLflow run of the folder, a new one or that of an earlier session, and record it there."""
     known_run_id = folder.read_metadata().get("mlflow_run_id")
     recipe = folder.recipe.read_text(encoding="utf-8")
-    tags = {mlflow_runs.COMMAND_TAG: command_line()}
+    tags = {COMMAND_TAG: command_line()}
     mlflow_run = mlflow_runs.start_run(config, folder.name, recipe, tags=tags, resume_run_id=known_run_id)
     folder.write_metadata(config, mlflow_run)
     folder.push()
@@ -176,10 +188,7 @@ def launch(
         UserError: a worker met a mistake that the user can correct.
         RunFailed: the training failed, or workers were lost too often.
     """
-    this_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    messages = Queue(
-        actor_options={"num_cpus": 0, "scheduling_strategy": this_node}
-    )  # other nodes may be lost
+    messages = new_queue()
     job = Job(
         config=config.model_dump(mode="json"),
         folder=str(folder.path),
@@ -192,7 +201,7 @@ def launch(
     )
     lowest, highest = config.runtime.min_workers, config.runtime.num_workers
     trainer = TorchTrainer(
-        run_worker,
+        _run_worker,
         train_loop_config=dict(job),
         torch_config=ProcessGroupConfig(),
         scaling_config=ScalingConfig(
@@ -207,10 +216,7 @@ def launch(
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
-    outcome: list[Any] = []
-    # in a thread, so that Ray leaves Ctrl-C to this one
-    thread = threading.Thread(target=_fit, args=(trainer, outcome), daemon=True)
-    thread.start()
+    thread, outcome = start_fit(trainer)
     try:
         with sigterm_deferred() as is_wanted:
             end = EndRequest(job["end_key"], is_wanted, config.runtime.grace_seconds)
@@ -224,6 +230,20 @@ def launch(
         raise _run_failed(failure, folder)
     if end.is_made and folder.read_state().step < config.num_steps:
         raise KeyboardInterrupt
+
+
+def new_queue() -> Queue:
+    """Return a queue for messages to this process, on its node: others may be lost."""
+    this_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return Queue(actor_options={"num_cpus": 0, "scheduling_strategy": this_node})
+
+
+def _run_worker(job: Job) -> None:
+    """Run the job in a worker, which imports the models; the driver does not."""
+    with fast_imports():
+        from vader_ray.orchestration.runs.worker import run_worker
+
+    run_worker(job)
 
 
 def _pull(folder: RunDir) -> None:
@@ -242,6 +262,19 @@ def _run_failed(failure: Failure, folder: RunDir) -> RunFailed:
     """Write the traceback to the run's folder and return the error that names the file."""
     text = record_traceback(folder, *failure)
     return RunFailed(f"{text}; continue with --resume --run-name {folder.name}")
+
+
+def start_fit(trainer: TorchTrainer) -> tuple[threading.Thread, list[Any]]:
+    """Start Ray Train in a thread, so that Ray leaves Ctrl-C to this one.
+
+    Returns:
+        The thread, and a list that gets the result or the exception.
+    """
+    announce("starting the workers, which import PyTorch and diffusers")
+    outcome: list[Any] = []
+    thread = threading.Thread(target=_fit, args=(trainer, outcome), daemon=True)
+    thread.start()
+    return thread, outcome
 
 
 def _fit(trainer: TorchTrainer, outcome: list[Any]) -> None:

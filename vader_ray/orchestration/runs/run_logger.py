@@ -19,6 +19,7 @@ from vader_ray.orchestration.runs.run_dir import RunDir
 from vader_ray.orchestration.runs.video_recorder import VideoRecorder
 from vader_ray.orchestration.tracking.address import MlflowRun
 from vader_ray.orchestration.tracking.tracker import Tracker
+from vader_ray.stages import announce
 from vader_ray.training.events import StepEvent, Video
 
 MAX_ALARMS = 10
@@ -143,6 +144,7 @@ class RunLogger:
         Returns:
             A message about undelivered results, unless the driver will deliver them.
         """
+        announce("writing videos and sending results to MLflow")
         if alarms:
             self._tracker.log_tag("vader_ray.guard", "\n".join(alarms[-MAX_ALARMS:]))
         self._background.wait()

@@ -16,13 +16,12 @@ from vader_ray.config import ExperimentConfig
 from vader_ray.errors import first_line
 from vader_ray.files import UNFINISHED, atomic_write, write_text
 from vader_ray.orchestration.runs.run_dir import RunDir
+from vader_ray.orchestration.tracking.address import LISTING
 from vader_ray.orchestration.tracking.tracker import Tracker
 from vader_ray.training.events import Video
 from vader_ray.training.gallery import gallery_html
 from vader_ray.training.media import before_after_sheet, contact_sheet, read_mp4, repeat_short, write_mp4
 
-LISTING = "videos.json"
-"""File beside the mp4 files of a step: prompt, scores and number of frames of each."""
 _DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile, zlib.error)
 """Errors that `_load_videos` raises for a damaged file."""
 

@@ -7,25 +7,24 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NotRequired, Protocol, TypedDict
+from typing import TYPE_CHECKING, Protocol
 
 import ray.train
 import torch
 from pyarrow.fs import FileSelector, FileSystem, FileType
 from ray.train.torch import get_device
-from ray.util.queue import Queue
 
 from vader_ray import config as settings
 from vader_ray.errors import RunFailed, UserError, cause_traceback, first_line
 from vader_ray.orchestration import ray_private
-from vader_ray.orchestration.reward_service.remote_reward import PooledReward
 from vader_ray.orchestration.runs.functions import unpack_functions
+from vader_ray.orchestration.runs.job import Job
 from vader_ray.orchestration.runs.retry import check_takes, is_disk_error, retry_writes, size_of, write_failed
-from vader_ray.orchestration.tracking.address import MlflowRun
 from vader_ray.running import record_running
+from vader_ray.stages import announced_to
 from vader_ray.training.checkpoint import choose_undamaged
 from vader_ray.training.distributed import WorkerGroup
 from vader_ray.training.events import StepEvent
@@ -37,27 +36,6 @@ from vader_ray.training.model_cache import ModelCache
 if TYPE_CHECKING:
     from vader_ray.orchestration.runs.run_dir import RunDir
     from vader_ray.orchestration.runs.run_logger import RunLogger
-
-
-class Job(TypedDict):
-    """A run as its driver describes it to every worker."""
-
-    config: dict[str, Any]
-    """The recipe as plain JSON."""
-    folder: str
-    """The run's folder on the driver's machine."""
-    storage: str | None
-    """URI of the folder's copy in the storage."""
-    mlflow_run: MlflowRun
-    remote_rewards: Mapping[str, PooledReward]
-    """Rewards that are computed by actors, by name."""
-    functions: bytes
-    """Rewards given as Python functions, from `pack_functions`."""
-    end_key: NotRequired[str]
-    """Name of the driver's request to end, for `vader_ray.orchestration.ray_private.is_end_requested`."""
-    messages: NotRequired[Queue]
-    """Queue to the driver: ``("step", pickled StepEvent)``, ``("log", text)``, ``("user_error", text)``,
-    ``("failed", (text, traceback of the cause or an empty text))``."""
 
 
 class Host(Protocol):
@@ -72,7 +50,10 @@ class Host(Protocol):
     process."""
 
     def open(self, job: Job) -> AbstractContextManager[tuple[RunDir | None, Path | None]]:
-        """Yield the run's folder (rank 0 only) and the checkpoint to continue from (None: start anew)."""
+        """Yield the run's folder (rank 0 only) and the checkpoint to continue from (None: start anew).
+
+        In the block, the stages of rank 0 are passed on.
+        """
 
     def on_step(self, event: StepEvent) -> None:
         """Pass on a step that has been logged, and keep its checkpoint."""
@@ -178,6 +159,7 @@ class RayTrainHost:
         with ExitStack() as stack:
             folder = None
             if self.group.rank == 0:
+                stack.enter_context(announced_to(lambda stage: self._messages.put(("stage", tuple(stage)))))
                 from vader_ray.orchestration.runs.run_dir import working_copy
 
                 folder = stack.enter_context(working_copy(job["folder"], job["storage"]))

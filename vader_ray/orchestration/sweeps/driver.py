@@ -6,11 +6,14 @@ Tune's: a trial with a summary is over, any other continues from its checkpoint.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from threading import Lock
 
 from vader_ray.config import ExperimentConfig
+from vader_ray.display import Display, display_stages
 from vader_ray.errors import RunFailed, UserError
 from vader_ray.orchestration.reporting.data_efficiency import show_curves
 from vader_ray.orchestration.reporting.html_report import figures_folder, write_report
@@ -21,12 +24,19 @@ from vader_ray.orchestration.signals import sigterm_interrupts
 from vader_ray.orchestration.sweeps.adapter_soup import make_soups
 from vader_ray.orchestration.sweeps.definition import BaseRecipe, SweepDefinition, draw
 from vader_ray.orchestration.sweeps.request import check_counts, check_overrides, check_trials
-from vader_ray.orchestration.sweeps.trial_table import SweepResult, TrialResult, print_results, write_table
+from vader_ray.orchestration.sweeps.trial_table import (
+    SweepResult,
+    TrialResult,
+    print_header,
+    print_results,
+    write_table,
+)
 from vader_ray.orchestration.sweeps.trials import Trial, TrialSet
 from vader_ray.orchestration.sweeps.tune_trials import tune_trials
 from vader_ray.orchestration.tracking import mlflow_runs
-from vader_ray.orchestration.tracking.address import MlflowRun
+from vader_ray.orchestration.tracking.address import COMMAND_TAG, MlflowRun
 from vader_ray.orchestration.tracking.environment import command_line
+from vader_ray.stages import announce
 from vader_ray.training.resolve import resolve_names
 
 
@@ -62,30 +72,36 @@ def run_sweep(  # noqa: PLR0913
     check_counts(num_trials=num_trials, workers_per_trial=workers_per_trial, max_concurrent=max_concurrent)
     workers = f"runtime.num_workers={workers_per_trial}"
     recipe = BaseRecipe.of(definition, base_recipe, [*overrides, workers])
-    resolved = resolve_names(recipe.load(), recipe.folder)
-    check_overrides(definition, recipe, overrides, resolved.seed)
-    check_trials(definition, recipe, resolved)
-    config = resolved.model_copy(update={"name": definition.name, "description": definition.question})
-    with (
-        claim_run_dir(config, runs_dir, None, resume=resume, storage=storage) as folder,
-        sigterm_interrupts(),
-    ):
-        warn_without_guard(config)
-        trials = _open_trials(definition, recipe, config, folder, num_trials)
-        return _run_to_its_end(trials, num_trials=num_trials, max_concurrent=max_concurrent)
+    with display_stages(sys.stdout, f"sweep {definition.name}: checking the recipe of the trials") as display:
+        resolved = resolve_names(recipe.load(), recipe.folder)
+        check_overrides(definition, recipe, overrides, resolved.seed)
+        check_trials(definition, recipe, resolved)
+        config = resolved.model_copy(update={"name": definition.name, "description": definition.question})
+        with (
+            claim_run_dir(config, runs_dir, None, resume=resume, storage=storage) as folder,
+            sigterm_interrupts(),
+        ):
+            announce("opening the MLflow run")
+            trials = _open_trials(definition, recipe, config, folder, num_trials)
+            wanted = num_trials or definition.num_trials or len(trials.trials)
+            print_header(trials, wanted, display)
+            warn_without_guard(config)
+            return _run_to_its_end(trials, display, num_trials=wanted, max_concurrent=max_concurrent)
 
 
-def _run_to_its_end(trials: TrialSet, *, num_trials: int | None, max_concurrent: int | None) -> SweepResult:
+def _run_to_its_end(
+    trials: TrialSet, display: Display, *, num_trials: int, max_concurrent: int | None
+) -> SweepResult:
     """Run the trials and soups, then write and print the table and the report."""
     definition, folder = trials.definition, trials.folder
-    wanted = num_trials or definition.num_trials or len(trials.trials)
     status: mlflow_runs.Status = "FAILED"
     end = _End(trials)
     try:
-        tune_trials(trials, num_trials=wanted, max_concurrent=max_concurrent, on_lost=end.on_lost)
+        run = partial(tune_trials, max_concurrent=max_concurrent, on_lost=end.on_lost, display=display)
+        run(trials, num_trials=num_trials)
         soups = make_soups(trials)
         end.soups = tuple(soups.trials)
-        tune_trials(soups, num_trials=len(soups.trials), max_concurrent=max_concurrent, on_lost=end.on_lost)
+        run(soups, num_trials=len(soups.trials))
         if any(trial.status in ("completed", "stopped") for trial in end.everything()):
             status = "FINISHED"
         trials.record(completed=status == "FINISHED")
@@ -94,9 +110,10 @@ def _run_to_its_end(trials: TrialSet, *, num_trials: int | None, max_concurrent:
         raise
     finally:
         result = end.close(status)
+    announce("writing the report")
     _report(definition, folder, trials.parent)
     folder.push()
-    print_results(definition, trials.config, result, trials.parent)
+    print_results(definition, trials.config, result, trials.parent, display)
     if status == "FAILED":
         raise RunFailed(f"no trial of {folder.path} succeeded; the table has the reasons")
     return result
@@ -141,7 +158,7 @@ def _open_trials(
         config,
         folder.name,
         folder.recipe.read_text(encoding="utf-8"),
-        tags={"sweep": folder.name, mlflow_runs.COMMAND_TAG: command_line()},
+        tags={"sweep": folder.name, COMMAND_TAG: command_line()},
         resume_run_id=known.get("mlflow_run_id"),
     )
     trials = TrialSet(definition, recipe, config, folder, parent)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from ray import tune
+from ray.util.queue import Queue
 
 from vader_ray import config as settings
 from vader_ray.config import ExperimentConfig
@@ -19,20 +20,19 @@ from vader_ray.orchestration import ray_private
 from vader_ray.orchestration.reward_service.remote_reward import PooledReward
 from vader_ray.orchestration.runs.finish import finish_run, record_traceback
 from vader_ray.orchestration.runs.functions import unpack_functions
+from vader_ray.orchestration.runs.job import Job
 from vader_ray.orchestration.runs.launch import launch
 from vader_ray.orchestration.runs.retry import retry_writes
 from vader_ray.orchestration.runs.run_dir import RunDir, working_copy
-from vader_ray.orchestration.runs.worker import Job, run_worker
-from vader_ray.orchestration.sweeps.search import SELECTED
+from vader_ray.orchestration.runs.worker import run_worker
+from vader_ray.orchestration.sweeps.search import QUERIES, SELECTED
 from vader_ray.running import record_running
+from vader_ray.stages import announced_to
 from vader_ray.training.checkpoint import choose_undamaged
 from vader_ray.training.distributed import WorkerGroup
 from vader_ray.training.events import StepEvent
 from vader_ray.training.model_cache import ModelCache
 from vader_ray.uris import Uri
-
-QUERIES = "reward_queries"
-"""Name under which the reward queries so far are reported to Tune."""
 
 _CACHE = ModelCache()
 """Cache of this process, in which Tune runs one trial after another."""
@@ -45,6 +45,7 @@ def run_trial(
     use_gpu: bool,
     skip: tuple[str, ...],
     tracking_uri: Uri,
+    messages: Queue,
 ) -> None:
     """Run or continue a trial. A `UserError` or `RunFailed` ends it as failed, with the message.
 
@@ -57,11 +58,30 @@ def run_trial(
         functions: rewards given as Python functions, from `pack_functions`.
         skip: subfolders that this process does not copy.
         tracking_uri: server or database, which may have a password that no file contains.
+        messages: queue to the sweep's driver, for its display: ``(trial, "stage", (name, done, total))``,
+            ``(trial, "step", (steps, selection metric or None))``.
     """
+
+    def send(kind: str, content: object) -> None:
+        messages.actor.put.remote((params["trial"], kind, content))  # not waited for: its loss ends no trial
+
+    with announced_to(lambda stage: send("stage", tuple(stage))):
+        _run_trial(params, remote_rewards, functions, use_gpu, skip, tracking_uri, send)
+
+
+def _run_trial(
+    params: dict[str, Any],
+    remote_rewards: Mapping[str, PooledReward],
+    functions: bytes,
+    use_gpu: bool,
+    skip: tuple[str, ...],
+    tracking_uri: Uri,
+    send: Callable[[str, object], None],
+) -> None:
     unpack_functions(functions)
     with working_copy(params["folder"], params["storage"], skip=skip) as folder:
         config, mlflow_run = settings.load(str(folder.recipe)), folder.read_mlflow_run(tracking_uri)
-        report = _Report(config)
+        report = _Report(config, send)
         try:
             if config.runtime.num_workers == 1:
                 job = Job(
@@ -88,12 +108,13 @@ def run_trial(
 class _Report:
     """Reports evaluations to Tune, except the last one, which waits until all results are written."""
 
-    def __init__(self, config: ExperimentConfig) -> None:
-        self._config = config
+    def __init__(self, config: ExperimentConfig, send: Callable[[str, object], None]) -> None:
+        self._config, self._send = config, send
         self.last: dict[str, float] | None = None
 
     def __call__(self, event: StepEvent) -> None:
         selected = event.metrics.get(self._config.selection_metric())
+        self._send("step", (event.step, selected))
         if selected is None:
             return
         metrics = {QUERIES: int(event.metrics["cost/reward_queries"]), SELECTED: selected}

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from vader_ray.console import CONTEXT_SETTINGS, Debug, Overrides, RunsDir, Storage, explain_errors, use_utf8
+from vader_ray.display import display_stages
+from vader_ray.imports import fast_imports
 from vader_ray.orchestration.sweeps.definition import SweepDefinition
 
 
@@ -39,9 +42,11 @@ def sweep_script(definition: SweepDefinition) -> None:
         ] = False,
         debug: Debug = False,
     ) -> None:
-        from vader_ray.orchestration.sweeps.driver import run_sweep
+        first = f"sweep {definition.name}: importing PyTorch and MLflow"
+        with explain_errors(debug=debug), display_stages(sys.stdout, first):
+            with fast_imports():
+                from vader_ray.orchestration.sweeps.driver import run_sweep
 
-        with explain_errors(debug=debug):
             run_sweep(
                 definition,
                 recipe,

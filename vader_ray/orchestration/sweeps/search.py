@@ -11,6 +11,8 @@ from ray.tune.search.optuna import OptunaSearch
 
 from vader_ray.orchestration.sweeps.definition import Values, rounded, trial_name
 
+QUERIES = "reward_queries"
+"""Name under which the reward queries so far are reported to Tune."""
 SELECTED = "selected"
 """Name under which the recipe's selection metric is reported to Tune."""
 

@@ -6,7 +6,6 @@ A trial is represented by the adapter that it keeps, that of its best evaluation
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,19 +13,21 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from rich.console import Console
 from rich.table import Table
 
 from vader_ray.config import ExperimentConfig
+from vader_ray.display import Display
 from vader_ray.errors import RunFailed
 from vader_ray.files import write_text
 from vader_ray.orchestration import selection
 from vader_ray.orchestration.runs.summary import RunSummary, rewards_of
 from vader_ray.orchestration.sweeps.definition import SweepDefinition, Values, trial_name
-from vader_ray.orchestration.sweeps.trials import Trial, TrialStatus
+from vader_ray.orchestration.sweeps.trials import Trial, TrialSet, TrialStatus
 from vader_ray.orchestration.tracking.address import MlflowRun
 from vader_ray.orchestration.tracking.pages import how_to_open
 
+_NAMED = 6
+"""Trials that the header names."""
 _COSTS = ("steps", "reward_queries", "denoiser_calls", "wall_seconds")
 
 
@@ -159,13 +160,35 @@ def front_of(results: Sequence[TrialResult], rewards: Sequence[str]) -> list[str
     return selection.pareto_front(scores)
 
 
+def print_header(trials: TrialSet, num_trials: int, display: Display) -> None:
+    """Print what a sweep will do: its trials, their budget, its folder, and how to open MLflow."""
+    config, evaluation = trials.config, trials.config.evaluation
+    queries = config.num_steps * config.videos_per_step
+    names = ", ".join(trial.name for trial in trials.trials[:_NAMED]) + (
+        ", …" if num_trials > min(_NAMED, len(trials.trials)) else ""
+    )
+    question = config.description.partition("\n")[0]
+    display.log(f"sweep   {trials.folder.name}: {question}")
+    display.log(f"trials  {num_trials}: {names}")
+    display.log(
+        f"budget  {config.num_steps} steps of {config.videos_per_step} videos for each trial, "
+        f"{num_trials * queries} reward queries in all; {evaluation.num_videos} held-out videos "
+        f"every {evaluation.every} steps"
+    )
+    display.log(f"folder  {trials.folder.path}")
+    display.log(f"MLflow  {how_to_open(trials.parent.uri, trials.parent.experiment_id)}")
+
+
 def print_results(
-    definition: SweepDefinition, config: ExperimentConfig, result: SweepResult, parent: MlflowRun
+    definition: SweepDefinition,
+    config: ExperimentConfig,
+    result: SweepResult,
+    parent: MlflowRun,
+    display: Display,
 ) -> None:
     """Print the table, the best trial, the Pareto front if the sweep wants it, and how to open MLflow."""
     trained = [spec.name for spec in config.rewards]
     names = [*trained, *(spec.name for spec in config.eval_rewards)]
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
     title = f"{result.path.name}, held-out prompts: before → after ± standard error of the gain"
     table = Table(title=title, title_justify="left")
     table.add_column("trial", overflow="fold")
@@ -176,7 +199,7 @@ def print_results(
         table.add_column(heading, justify="right")
     for trial in result.trials:
         table.add_row(trial.name, trial.status, *_cells(trial.summary, names))
-    console.print(table)
+    display.print(table)
     for trial in result.trials:
         if trial.error:
             print(f"{trial.name} failed: {trial.error}")

@@ -21,7 +21,7 @@ from vader_ray.orchestration.sweeps.definition import (
     trial_name,
 )
 from vader_ray.orchestration.tracking import mlflow_runs
-from vader_ray.orchestration.tracking.address import MlflowRun
+from vader_ray.orchestration.tracking.address import COMMAND_TAG, MlflowRun
 from vader_ray.orchestration.tracking.environment import command_line
 from vader_ray.training.resolve import resolve_names
 
@@ -88,7 +88,7 @@ class Trial:
             self.name,
             self.folder.recipe.read_text(encoding="utf-8"),
             parent_run_id=parent.run_id,
-            tags=tags | {"sweep": sweep, "trial": self.name, mlflow_runs.COMMAND_TAG: command_line()},
+            tags=tags | {"sweep": sweep, "trial": self.name, COMMAND_TAG: command_line()},
             resume_run_id=self.folder.read_metadata().get("mlflow_run_id"),
         )
         self.folder.write_metadata(self.config, self.mlflow_run)

@@ -13,17 +13,21 @@ from typing import Any
 from ray import cloudpickle, tune
 
 from vader_ray.config import ExperimentConfig
+from vader_ray.display import Display
 from vader_ray.errors import RunFailed, UserError
+from vader_ray.imports import fast_imports
 from vader_ray.orchestration import ray_private
 from vader_ray.orchestration.clusters import connection
 from vader_ray.orchestration.reward_service import pool
 from vader_ray.orchestration.runs.finish import finish_run, record_traceback
 from vader_ray.orchestration.runs.functions import pack_functions
+from vader_ray.orchestration.runs.launch import new_queue
 from vader_ray.orchestration.runs.run_dir import KEPT_BY_RAY
 from vader_ray.orchestration.runs.storage import delete_from_run
-from vader_ray.orchestration.sweeps.run_trial import QUERIES, run_trial
-from vader_ray.orchestration.sweeps.search import SELECTED, OptunaProposer, QueuedSearcher
+from vader_ray.orchestration.sweeps.search import QUERIES, SELECTED, OptunaProposer, QueuedSearcher
+from vader_ray.orchestration.sweeps.trial_progress import TrialProgress, passed_on
 from vader_ray.orchestration.sweeps.trials import Trial, TrialSet
+from vader_ray.stages import announce
 
 _ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -35,13 +39,19 @@ _ENVIRONMENT = {
 
 
 def tune_trials(
-    trials: TrialSet, *, num_trials: int, max_concurrent: int | None, on_lost: Callable[[str], str]
+    trials: TrialSet,
+    *,
+    num_trials: int,
+    max_concurrent: int | None,
+    on_lost: Callable[[str], str],
+    display: Display,
 ) -> None:
     """Run all trials that are not over; afterwards each has a summary.
 
     Args:
         num_trials: number of trials in all, those that a search still has to propose included.
         on_lost: as in `connection.connected`.
+        display: shows the trials.
 
     Raises:
         KeyboardInterrupt: the user has stopped Tune.
@@ -54,7 +64,10 @@ def tune_trials(
         os.environ.setdefault(name, value)
     # the traceback of a failed trial is in its error.log
     logging.getLogger("ray.tune.execution.tune_controller").setLevel(logging.CRITICAL)
-    listener = _Listener()
+    progress = TrialProgress(
+        display, num_trials=num_trials, num_steps=config.num_steps, metric=config.selection_metric()
+    )
+    listener = _Listener(progress)
     with (
         connection.connected(
             config,
@@ -65,17 +78,20 @@ def tune_trials(
         ),
         pool.start_pools(config) as remote_rewards,
     ):
+        messages = new_queue()
         trainable = tune.with_parameters(
-            run_trial,
+            _run_trial,
             remote_rewards=remote_rewards,
             functions=pack_functions(config.reward_names()),
             use_gpu=connection.uses_gpu(config.runtime),
             tracking_uri=trials.parent.uri,
             skip=KEPT_BY_RAY if config.runtime.num_workers > 1 else (),
+            messages=messages,
         )
         storage_path = folder.storage or str(folder.path)
         delete_from_run(storage_path, "tune")  # of an earlier session: never read
-        tune.Tuner(
+        announce("starting the trials")
+        tuner = tune.Tuner(
             tune.with_resources(trainable, _resources(config)),
             tune_config=tune.TuneConfig(
                 search_alg=QueuedSearcher(queue.next, queue.complete),
@@ -95,13 +111,25 @@ def tune_trials(
                 failure_config=tune.FailureConfig(max_failures=config.runtime.max_failures),
                 callbacks=[listener],
             ),
-        ).fit()
+        )
+        with passed_on(messages, progress.receive):
+            tuner.fit()
+        announce("stopping Ray")
+    display.body()
     folder.pull()
     for trial in queue.started:
         _finish(trial, listener)
     if unfinished := [trial.name for trial in trials.trials if trial.status == "unfinished"]:
         print(f"unfinished: {', '.join(unfinished)}")
         raise KeyboardInterrupt
+
+
+def _run_trial(params: dict[str, Any], **given: Any) -> None:
+    """Run a trial in its process, which imports the models; the driver does not."""
+    with fast_imports():
+        from vader_ray.orchestration.sweeps.run_trial import run_trial
+
+    run_trial(params, **given)
 
 
 class _Queue:
@@ -199,22 +227,21 @@ def _error_of(trial: Any) -> BaseException:
 
 @dataclass
 class _Listener(tune.Callback):  # type: ignore[misc]
-    """Prints evaluations as they come and records how trials ended."""
+    """Displays and records how trials start and end."""
 
+    progress: TrialProgress
     ended: set[str] = field(default_factory=set)
     errors: dict[str, tuple[str, str]] = field(default_factory=dict)
     """Message and traceback, by trial."""
 
-    def on_trial_result(
-        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any
-    ) -> None:
-        if SELECTED in result:
-            name, queries = trial.config["trial"], result[QUERIES]
-            print(f"{name:24}  {queries:6} queries  {result[SELECTED]:.4f}", flush=True)
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        self.progress.started(trial.config["trial"])
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         self.ended.add(trial.config["trial"])
+        self.progress.ended(trial.config["trial"], "ended")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         failure = ray_private.describe_trial_failure(_error_of(trial), trial.config["folder"])
         self.errors[trial.config["trial"]] = failure
+        self.progress.ended(trial.config["trial"], f"failed: {failure[0]}")

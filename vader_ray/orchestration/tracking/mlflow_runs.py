@@ -15,7 +15,7 @@ from typing import Literal
 from vader_ray import config as settings
 from vader_ray import metrics, rewards
 from vader_ray.errors import RunFailed, UserError
-from vader_ray.orchestration.tracking.address import MlflowRun
+from vader_ray.orchestration.tracking.address import UNITS_TAG, MlflowRun
 from vader_ray.orchestration.tracking.datasets import digest, prompt_datasets
 from vader_ray.orchestration.tracking.environment import describe_environment, git_commit
 from vader_ray.orchestration.tracking.experiment import find_or_create_experiment
@@ -31,8 +31,6 @@ from vader_ray.orchestration.tracking.sender import CLOSING_SECONDS, Sender
 from vader_ray.orchestration.tracking.server import check_server, tracking_uri, unusable
 from vader_ray.uris import Uri
 
-COMMAND_TAG, UNITS_TAG = "vader_ray.command", "vader_ray.units"
-"""Tags with the command that started a run or sweep, and with a JSON table of units by logged name."""
 LONGEST_PARAMETER = 500
 """Characters of a parameter's value in MLflow; longer values are cut and end with a hash."""
 
