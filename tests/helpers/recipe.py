@@ -21,6 +21,17 @@ rewards: [{reward: brightness}]
 """A recipe file with the required settings only."""
 
 
+FIRING_GUARD = {"metrics": ["eval/distance_to_base"], "false_alarm_rate": 0.5}
+"""A guard that fires as soon as the videos of `FOUR_PROMPTS` differ from the base model's."""
+FOUR_PROMPTS = [f"a {colour} circle moving left" for colour in ("white", "purple", "grey", "pink")]
+"""Prompts of evaluation, in each of which `FIRING_GUARD` can find a fall in up to six evaluations."""
+
+
+def with_heldout(prompts: list[str]) -> dict[str, Any]:
+    """Return the prompts of a recipe that is evaluated on these."""
+    return {"train": ["a red circle moving left", "a blue star moving up"], "heldout": prompts}
+
+
 def tiny_document(weights: Path, **changes: Any) -> dict[str, Any]:
     """The recipe as a plain dict."""
     document: dict[str, Any] = {

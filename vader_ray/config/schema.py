@@ -38,6 +38,8 @@ StrengthPoints = Annotated[
     BeforeValidator(lambda given: ((0.0, given),) if isinstance(given, int | float) else given),
 ]
 """A schedule of such factors: points of a part of the sampling and a factor, or one number for all of it."""
+FalseAlarmRate = Annotated[float, Field(gt=0.0, le=0.5)]
+"""Probability of a false alarm."""
 LayerName = Annotated[str, Field(min_length=1)]
 """End of the name of a layer."""
 OptimizerName = Literal["adamw", "adamw8bit"]
@@ -221,26 +223,29 @@ class GenerationConfig(Settings):
 class GuardConfig(Settings):
     """Guard against reward hacking: metrics that are compared in every evaluation and never trained.
 
-    The guard fires when a metric becomes worse by more than a bound, whatever the trained rewards do.
+    The guard fires when a metric has become worse than in an earlier evaluation, whatever the trained rewards
+    do. It is a sequential test: without any real fall, the probability that it fires at all in a run is at
+    most ``false_alarm_rate``, whatever the number of evaluations and metrics.
     """
 
     action: Literal["none", "flag", "stop"] = "flag"
     """``flag`` writes a message to the terminal and to MLflow; ``stop`` also ends the run; ``none`` compares
-    nothing. ``best_adapter/`` is the best by ``evaluation.select`` among the evaluations in which no metric
-    was beyond its bound."""
+    nothing. ``best_adapter/`` is the best by ``evaluation.select`` among the evaluations in which the guard
+    did not fire."""
     metrics: tuple[str, ...] = ()
     """Metrics of the evaluation that are compared (``eval/reward/aesthetic``, ``eval/diversity``,
     ``eval/motion``, ``eval/distance_to_base``, those of ``eval_metrics``); by default the first of
     ``eval_rewards``."""
-    bound: PositiveFloat = 2.0
-    """Largest tolerated fall, or rise of a metric that is better when low, in ``unit``."""
-    unit: Literal["standard_errors", "absolute", "relative"] = "standard_errors"
-    """Unit of the bound: standard errors of the paired difference over the held-out videos, the metric's own
-    unit, or a fraction of the reference."""
-    reference: Literal["best", "base"] = "best"
-    """Evaluation that the metric is compared with: its best one so far, or the base model's."""
-    patience: Steps = 1
-    """Number of evaluations in a row beyond the bound before the guard fires."""
+    false_alarm_rate: FalseAlarmRate = 0.05
+    """Largest probability of a false alarm in a run. Each evaluation spends an equal share of it, each metric
+    an equal share of that; one share is kept for a run that is continued with more steps."""
+    bound: NonNegativeFloat = 0.0
+    """Fall, or rise of a metric that is better when low, that is tolerated: the guard fires if the fall is
+    significantly more than this, in ``unit``."""
+    unit: Literal["absolute", "relative"] = "absolute"
+    """Unit of the bound: the metric's own unit, or a fraction of its mean in the earlier evaluation."""
+    reference: Literal["any", "base"] = "any"
+    """Evaluations that the metric is compared with: any earlier one, or the base model's alone."""
 
 
 class CheckpointConfig(Settings):

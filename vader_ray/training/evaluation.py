@@ -17,7 +17,12 @@ from vader_ray.alignment.scoring import objective, score
 from vader_ray.config import ExperimentConfig, split_image
 from vader_ray.errors import explain_plugin_errors
 from vader_ray.metrics import Features, Metric, PairedMetric, SetMetric, VideoMetric
-from vader_ray.metrics.core.statistics import bootstrap_interval, draw_resamples, standard_error
+from vader_ray.metrics.core.statistics import (
+    confidence_interval,
+    jackknife_values,
+    prompt_means,
+    standard_error,
+)
 from vader_ray.training.distributed import WorkerGroup
 from vader_ray.training.events import Video
 from vader_ray.training.experiment import EvalMetric, Experiment, batching
@@ -30,11 +35,14 @@ class Evaluation:
     """Result of one evaluation; its numbers are the same on every worker."""
 
     metrics: dict[str, float]
-    """Means over the held-out videos, by logged name (``eval/…``)."""
+    """Means over the held-out prompts, by logged name (``eval/…``)."""
     scores: dict[str, list[float]]
     """Score of every held-out video for each reward and for ``objective``."""
     metric_values: dict[str, list[float]]
     """Value of every held-out video for each metric, by its logged name without ``eval/``."""
+    prompt_values: dict[str, list[float]]
+    """Value of every held-out prompt, by logged name (``eval/…``): the mean over its videos; of a
+    `SetMetric`, whose values share videos, the jackknife's pseudo-value."""
     videos: tuple[Video, ...]
     """The held-out videos that are shown, with their frames; empty on other workers than worker 0."""
     base_features: dict[str, Features]
@@ -42,13 +50,6 @@ class Evaluation:
     model's. Empty on other workers than worker 0."""
     lower_is_better: frozenset[str]
     """Logged names of the metrics that are better when low."""
-
-    def values(self, metric: str) -> list[float]:
-        """Return the value of every held-out video for a logged metric ``eval/…``."""
-        name = metric.removeprefix("eval/")
-        if name in self.metric_values:
-            return self.metric_values[name]
-        return self.scores[name.removeprefix("reward/")]
 
     def sign(self, metric: str) -> float:
         """Return 1 for a logged metric that is better when high, −1 for one that is better when low."""
@@ -91,23 +92,48 @@ def _summarize(
     metrics: Sequence[EvalMetric], videos: Sequence[EvaluatedVideo], base: Mapping[str, Features] | None
 ) -> Evaluation:
     """Return the evaluation of all held-out videos, given in their order."""
+    prompts = [video.prompt for video in videos]
     scores = {name: [video.scores[name] for video in videos] for name in videos[0].scores}
     values = {name: [video.metric_values[name] for video in videos] for name in videos[0].metric_values}
     features = {name: torch.stack([video.features[name] for video in videos]) for name in videos[0].features}
-    values |= _compared(metrics, features, [video.prompt for video in videos], base)
-    means = {f"eval/reward/{name}": fmean(column) for name, column in scores.items() if name != "objective"}
-    means["eval/objective"] = fmean(scores["objective"])
+    values |= _compared(metrics, features, prompts, base)
+    logged = {f"eval/reward/{name}": column for name, column in scores.items() if name != "objective"}
+    logged |= {"eval/objective": scores["objective"]}
+    logged |= {f"eval/{name}": column for name, column in values.items()}
+    by_prompt = {name: prompt_means(column, prompts) for name, column in logged.items()}
+    means = {name: fmean(column) for name, column in by_prompt.items()}
+    by_prompt |= _pseudo_values(metrics, features, prompts)
     paired = [each.name for each in metrics if isinstance(each.metric, PairedMetric)]
     return Evaluation(
-        metrics=means | {f"eval/{name}": fmean(column) for name, column in values.items()},
+        metrics=means,
         scores=scores,
         metric_values=values,
+        prompt_values=by_prompt,
         videos=tuple(video.shown for video in videos if video.shown is not None),
         base_features={name: features[name] for name in paired},
         lower_is_better=frozenset(
             f"eval/{name}" for each in metrics if not each.metric.higher_is_better for name in each.names()
         ),
     )
+
+
+def _pseudo_values(
+    metrics: Sequence[EvalMetric], features: Mapping[str, Features], prompts: Sequence[str]
+) -> dict[str, list[float]]:
+    """Return each prompt's pseudo-value of the metrics that compare videos with one another."""
+
+    def of_metric(metric: SetMetric, rows: Features) -> list[float]:
+        def mean_of(indices: Sequence[int]) -> float:
+            chosen = [prompts[index] for index in indices]
+            return fmean(prompt_means(metric.compare(rows[list(indices)], chosen).tolist(), chosen))
+
+        return jackknife_values(mean_of, prompts)
+
+    return {
+        f"eval/{each.name}": of_metric(each.metric, features[each.name])
+        for each in metrics
+        if isinstance(each.metric, SetMetric)
+    }
 
 
 def _compared(
@@ -129,25 +155,35 @@ def _compared(
     return values
 
 
-def paired_gains(
-    before: dict[str, list[float]], after: dict[str, list[float]], generator: torch.Generator
-) -> dict[str, float]:
-    """Return mean, standard error and 95 % confidence interval of each reward's paired differences.
+def paired_gains(before: Mapping[str, list[float]], after: Mapping[str, list[float]]) -> dict[str, float]:
+    """Return mean, standard error and 95 % confidence interval of the paired differences of each metric.
+
+    Standard error and interval are left out with fewer than two prompts.
 
     Args:
-        before: score of every held-out video before training, by reward.
-        after: the same now.
-        generator: source of the bootstrap's resamples.
+        before: value of every held-out prompt before training, by logged name (`Evaluation.prompt_values`).
+        after: the same now; only the metrics of ``before`` are compared.
     """
     metrics = {}
-    resamples = draw_resamples(len(before["objective"]), generator)
-    for name in before:
-        differences = [now - first for first, now in zip(before[name], after[name], strict=True)]
+    for metric, values in before.items():
+        name = gain_name(metric)
+        differences = [now - first for first, now in zip(values, after[metric], strict=True)]
         metrics[f"eval/gain/{name}"] = fmean(differences)
-        metrics[f"eval/gain_standard_error/{name}"] = standard_error(differences)
-        low, high = bootstrap_interval(differences, resamples)
-        metrics[f"eval/gain_low/{name}"], metrics[f"eval/gain_high/{name}"] = low, high
+        if len(differences) > 1:
+            metrics[f"eval/gain_standard_error/{name}"] = standard_error(differences)
+            low, high = map(float, confidence_interval(differences))
+            metrics[f"eval/gain_low/{name}"], metrics[f"eval/gain_high/{name}"] = low, high
     return metrics
+
+
+def gain_name(metric: str) -> str:
+    """Return the name under which the gain of a logged metric is logged: ``eval/reward/hps`` has ``hps``."""
+    name = metric.removeprefix("eval/")
+    return (
+        name.removeprefix("reward/")
+        if name.startswith("reward/") or name == "objective"
+        else f"metric/{name}"
+    )
 
 
 @dataclass(frozen=True)

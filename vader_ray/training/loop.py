@@ -20,7 +20,6 @@ from vader_ray.training.evaluation import Evaluation, evaluate, paired_gains
 from vader_ray.training.events import StepEvent, Video
 from vader_ray.training.experiment import Experiment, build
 from vader_ray.training.optimizer import AdapterOptimizer
-from vader_ray.training.seeding import generator
 from vader_ray.training.step import train_step
 
 
@@ -125,7 +124,8 @@ def evaluate_and_select(
     metrics = evaluation.metrics
     if state.step == 0:
         state.before, state.before_metrics = evaluation.scores, dict(metrics)
-    metrics |= paired_gains(state.before, evaluation.scores, generator(config.seed, "bootstrap"))
+        state.before_prompts = {name: evaluation.prompt_values[name] for name in config.reward_metrics()}
+    metrics |= paired_gains(state.before_prompts, evaluation.prompt_values)
     guarded, alarms = guard.apply_guard(config, evaluation, state)
     metrics |= guarded
     invalid = guard.nonfinite_metrics(config, metrics, state.step)

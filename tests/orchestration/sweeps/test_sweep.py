@@ -18,7 +18,7 @@ from mlflow import MlflowClient
 from ray import tune
 
 from tests.helpers.paths import REPOSITORY
-from tests.helpers.recipe import tiny_config, write_tiny
+from tests.helpers.recipe import FIRING_GUARD, FOUR_PROMPTS, tiny_config, with_heldout, write_tiny
 from tests.helpers.runs import kill_driver, start
 from tests.helpers.waiting import wait_until
 from vader_ray.config import load
@@ -166,10 +166,13 @@ def test_the_pareto_front_holds_what_nothing_dominates() -> None:
 def _summaries(weights: Path, tmp_path: Path) -> dict[str, RunSummary]:
     """Outcomes of a run to its end, and of one that its guard stopped."""
     summaries = {}
-    for name, guard in (("steady", {"action": "none"}), ("hacked", {"action": "stop", "bound": 1e-9})):
-        guarded = {"metrics": ["eval/distance_to_base"], "unit": "absolute", "patience": 1} | guard
-        evaluation = {"every": 1, "num_videos": 2, "select": "eval/reward/sharpness"}
-        watched = {"eval_rewards": [{"reward": "sharpness"}], "guard": guarded}
+    for name, action in (("steady", "none"), ("hacked", "stop")):
+        evaluation = {"every": 1, "num_videos": 4, "select": "eval/reward/sharpness"}
+        watched = {
+            "eval_rewards": [{"reward": "sharpness"}],
+            "guard": FIRING_GUARD | {"action": action},
+            "prompts": with_heldout(FOUR_PROMPTS),
+        }
         config = tiny_config(weights, num_steps=3, evaluation=evaluation, **watched)
         state = train(config, on_step=lambda event: None)
         status: Any = "stopped" if state.stopped else "completed"

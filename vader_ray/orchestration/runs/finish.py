@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from math import nan
 from threading import Lock
 
 from vader_ray.config import ExperimentConfig
@@ -171,7 +172,7 @@ def summarize(
 def _gains(metrics: dict[str, float]) -> dict[str, Gain]:
     return {
         (name := metric.removeprefix(_GAIN)): Gain(
-            mean=value, standard_error=metrics[f"eval/gain_standard_error/{name}"]
+            mean=value, standard_error=metrics.get(f"eval/gain_standard_error/{name}", nan)
         )
         for metric, value in metrics.items()
         if metric.startswith(_GAIN)

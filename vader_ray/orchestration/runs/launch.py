@@ -41,6 +41,7 @@ from vader_ray.orchestration.tracking.server import check_before_start, tracking
 from vader_ray.preflight import auto_tune
 from vader_ray.preflight.devices import fits
 from vader_ray.training.events import StepEvent
+from vader_ray.training.guard import cannot_fire
 from vader_ray.training.resolve import resolve_names
 
 T = TypeVar("T")
@@ -147,7 +148,7 @@ def _open_mlflow_run(config: ExperimentConfig, folder: RunDir) -> MlflowRun:
 
 
 def warn_without_guard(config: ExperimentConfig) -> None:
-    """Print one line if the guard of this recipe compares no metric."""
+    """Print one line if the guard of this recipe compares no metric, or can never fire."""
     if not config.guard_metrics():
         print(
             "no guard: no held-out metric is compared, so reward hacking is not noticed, and "
@@ -155,6 +156,8 @@ def warn_without_guard(config: ExperimentConfig) -> None:
             "eval_rewards or guard.metrics, and guard.action=flag",
             flush=True,
         )
+    elif problem := cannot_fire(config):
+        print(problem, flush=True)
 
 
 def launch(

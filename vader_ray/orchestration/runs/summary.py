@@ -23,7 +23,7 @@ class Gain(BaseModel):
 
     mean: float
     standard_error: float
-    """Standard error of the mean over the held-out videos."""
+    """Standard error of the mean over the held-out prompts; NaN with fewer than two."""
 
 
 class RunSummary(BaseModel):

@@ -17,7 +17,9 @@ CHART_SECTIONS = {
     ),
     **dict.fromkeys(("eval/gain_low", "eval/gain_high", "eval/gain_standard_error"), False),
     "guard": True,
-    **dict.fromkeys(("guard/fall", "guard/fall/reward", "guard/beyond", "guard/beyond/reward"), False),
+    **dict.fromkeys(
+        (f"guard/{each}{room}" for each in ("fall", "p_value", "beyond") for room in ("", "/reward")), False
+    ),
     **dict.fromkeys(("train/gradient_norm", "time", "memory", "cost"), True),
 }
 """Sections of the chart page, first to last, and whether each is unfolded.
