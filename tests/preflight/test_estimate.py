@@ -32,7 +32,6 @@ from vader_ray.preflight.estimate import (
     estimate_step,
     num_bytes,
     optimizer_bytes,
-    plugin_networks,
 )
 from vader_ray.preflight.meta_device import META, meta_device_mode
 from vader_ray.preflight.step_counts import StepEstimate
@@ -73,7 +72,7 @@ def _measured_bytes(config: ExperimentConfig) -> int:
     activations."""
     experiment = build(config, torch.device("cpu"))
     optimizer, state = make_optimizer(config, experiment), State()
-    weights = num_bytes([*experiment.model.modules(), *plugin_networks(experiment)])
+    weights = num_bytes([*experiment.model.modules(), *experiment.trained_networks()])
     assert isinstance(experiment.conditioning, Conditioning)
     columns = [
         column for column in experiment.conditioning.tensors.values() if isinstance(column, torch.Tensor)

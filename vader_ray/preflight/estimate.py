@@ -32,7 +32,14 @@ from vader_ray.preflight.trackers import OpCounter, OpRecord, PeakMemoryTracker
 from vader_ray.training.checkpoint import State
 from vader_ray.training.distributed import WorkerGroup
 from vader_ray.training.evaluation import evaluate
-from vader_ray.training.experiment import Experiment, assemble, batching, build_model, encode
+from vader_ray.training.experiment import (
+    Experiment,
+    assemble,
+    batching,
+    build_model,
+    encode,
+    tensors_of,
+)
 from vader_ray.training.step import make_rollout, step_context
 from vader_ray.types import GatheredPart, SamplingModel, TruncationPlan
 
@@ -113,7 +120,9 @@ def _count(config: ExperimentConfig, depth: int) -> StepCount:
             rows = encode(model, short.prompts.train)
         conditioning = encoding.now * len({*config.prompts.train, *config.prompts.heldout}) // len(rows)
         remote = counted_rewards(config)
-        experiment = with_repeated_rewards(assemble(short, model, META, remote))
+        loaded_experiment = assemble(short, model, META, remote)
+        heldout = num_bytes(loaded_experiment.heldout_networks())
+        experiment = with_repeated_rewards(loaded_experiment)
         adapter = num_bytes([nn.ParameterList(model.adapter_parameters())])
         gradients = adapter if num_run < num_videos else 0  # of the batches before the one that runs
         networks = model.sharded_networks()
@@ -146,11 +155,11 @@ def _count(config: ExperimentConfig, depth: int) -> StepCount:
         },
         whole_bytes=whole_model,
         encoding_bytes=encoding.peak,
-        weights_bytes=num_bytes([*model.modules(), *plugin_networks(experiment)]),
+        weights_bytes=num_bytes([*model.modules(), *experiment.trained_networks()]),
         state_bytes=conditioning + gradients + optimizer_bytes(config, model),
         step_bytes=step.peak,
-        evaluation_bytes=adapter - gradients + evaluation.peak,
-        host_bytes=host_bytes,
+        evaluation_bytes=adapter - gradients + heldout + evaluation.peak,
+        host_bytes=host_bytes + heldout,
         cache_traffic=in_a_step(moved),
         activation_traffic=in_a_step(work.received, one_step.received),
         frames_traffic=in_a_step(frames),
@@ -216,10 +225,7 @@ def _set_gradients(model: SamplingModel, *, filled: bool) -> None:
 
 def num_bytes(networks: Sequence[nn.Module]) -> int:
     """Return the bytes of all parameters and buffers, each counted once."""
-    tensors = {
-        id(tensor): tensor for network in networks for tensor in (*network.parameters(), *network.buffers())
-    }
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors_of(networks))
 
 
 def optimizer_bytes(config: ExperimentConfig, model: SamplingModel) -> int:
@@ -232,10 +238,3 @@ def optimizer_bytes(config: ExperimentConfig, model: SamplingModel) -> int:
         for each in tensors
     )
     return averages + num_bytes([nn.ParameterList(tensors)]) * bool(settings.ema_decay)
-
-
-def plugin_networks(experiment: Experiment) -> list[nn.Module]:
-    """Return the rewards and metrics that have weights."""
-    loaded: list[object] = [term.reward for term in (*experiment.terms, *experiment.eval_terms)]
-    loaded += [each.metric for each in experiment.metrics]
-    return [each for each in loaded if isinstance(each, nn.Module)]

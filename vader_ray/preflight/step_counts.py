@@ -19,13 +19,13 @@ class StepEstimate:
     load_bytes: int
     """Peak while loading: the whole model with text encoders, and the encoding of prompts."""
     weights_bytes: int
-    """Weights of model, rewards and metrics during training."""
+    """Weights of the model and the trained rewards."""
     state_bytes: int
     """Conditioning of every prompt, gradients and optimizer state of the adapter."""
     step_bytes: int
     """Peak of a training step, without weights and state."""
     evaluation_bytes: int
-    """Peak of an evaluation, without weights and state."""
+    """Peak of an evaluation with the weights that only it uses, without other weights and state."""
     gathered_bytes: int
     """Weights that are gathered or copied for a call, a part of the peaks above."""
     host_bytes: int
@@ -68,13 +68,13 @@ class StepCount:
     encoding_bytes: int
     """Peak of the encoding of prompts, without weights."""
     weights_bytes: int
-    """Weights of model, rewards and metrics during training."""
+    """Weights of the model and the trained rewards."""
     state_bytes: int
     """`StepEstimate.state_bytes`."""
     step_bytes: int
     """Peak of a training step, without weights and state."""
     evaluation_bytes: int
-    """Peak of an evaluation, without weights and state."""
+    """Peak of an evaluation with the weights that only it uses, without other weights and state."""
     host_bytes: int
     """Peak of tensors that were moved to host memory."""
     cache_traffic: int

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vader_ray.config import ExperimentConfig
 from vader_ray.errors import UserError
@@ -93,10 +93,5 @@ def check_step(
 
 
 def _weights_bytes(experiment: Experiment) -> int:
-    networks: list[object] = [term.reward for term in (*experiment.terms, *experiment.eval_terms)]
-    networks += [each.metric for each in experiment.metrics]
-    modules = [
-        *experiment.model.modules(),
-        *(network for network in networks if isinstance(network, nn.Module)),
-    ]
+    modules = [*experiment.model.modules(), *experiment.trained_networks()]
     return local_bytes(parameter for module in modules for parameter in module.parameters())

@@ -77,9 +77,12 @@ def evaluate(
     _sample_missing(config, experiment, group, len(heldout))
     share, size = [heldout[index] for index in group.share(len(heldout))], batching(config.runtime).prefix
     batches = [share[start : start + size] for start in range(0, len(share), size)]
-    own = [
-        video for batch in batches for video in _evaluate_batch(config, experiment, batch, adapter_strengths)
-    ]
+    with experiment.heldout_on_device():
+        own = [
+            video
+            for batch in batches
+            for video in _evaluate_batch(config, experiment, batch, adapter_strengths)
+        ]
     videos = group.gather_on_first(own)
     evaluation = _summarize(experiment.metrics, videos, base) if group.rank == 0 else None
     shared = group.broadcast(evaluation and replace(evaluation, videos=(), base_features={}))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
+from torch import nn
 
 from vader_ray import metrics, models
 from vader_ray.alignment import algorithms
@@ -77,6 +79,49 @@ class Experiment:
     def condition(self, prompts: Sequence[str]) -> Sliceable:
         """Return the conditioning of some of the recipe's prompts."""
         return self.conditioning[[self.rows[prompt] for prompt in prompts]]
+
+    def trained_networks(self) -> list[nn.Module]:
+        """List the trained rewards that have weights in this process."""
+        return [term.reward for term in self.terms if isinstance(term.reward, nn.Module)]
+
+    def heldout_networks(self) -> list[nn.Module]:
+        """List the rewards and metrics with weights that only evaluations use.
+
+        One that shares a tensor with a trained reward is none of them.
+        """
+        loaded = (*(term.reward for term in self.eval_terms), *(each.metric for each in self.metrics))
+        trained = {id(tensor) for tensor in tensors_of(self.trained_networks())}
+        return [
+            each
+            for each in loaded
+            if isinstance(each, nn.Module) and not trained & {id(tensor) for tensor in tensors_of([each])}
+        ]
+
+    @contextmanager
+    def heldout_on_device(self) -> Iterator[None]:
+        """Have the weights that only evaluations use on the device; afterwards they are in host memory.
+
+        On the meta device nothing moves.
+        """
+        if self.device.type == "meta":
+            yield
+            return
+        networks = self.heldout_networks()
+        try:
+            for network in networks:
+                network.to(self.device)
+            yield
+        finally:
+            for network in networks:
+                network.to("cpu")
+
+
+def tensors_of(networks: Sequence[nn.Module]) -> list[torch.Tensor]:
+    """List all parameters and buffers, each once."""
+    tensors = {
+        id(tensor): tensor for network in networks for tensor in (*network.parameters(), *network.buffers())
+    }
+    return list(tensors.values())
 
 
 def build(
@@ -161,7 +206,10 @@ def assemble(
     remote: Mapping[str, RemoteReward],
     cache: ModelCache | None = None,
 ) -> Experiment:
-    """Encode the prompts, free the text encoders, and load rewards and metrics."""
+    """Encode the prompts, free the text encoders, and load rewards and metrics.
+
+    Weights that only evaluations use are then moved to host memory: `Experiment.heldout_on_device`.
+    """
     cache = cache or ModelCache()
     algorithm = algorithms.build(config)
     algorithm.check_model(model)
@@ -170,7 +218,7 @@ def assemble(
         dict.fromkeys((*config.prompts.train, *config.prompts.heldout, *(pair.prompt for pair in pairs)))
     )
     conditioning = cache.get_or_load(conditioning_key(config, device), lambda: _encode_all(model, prompts))
-    return Experiment(
+    experiment = Experiment(
         model=model,
         algorithm=algorithm,
         terms=[_term(spec, remote.get(spec.name), config.sampling, device, cache) for spec in config.rewards],
@@ -182,6 +230,10 @@ def assemble(
         rows={prompt: row for row, prompt in enumerate(prompts)},
         pairs=pairs,
     )
+    for network in experiment.trained_networks():
+        network.to(device)  # the cache may have it from a run whose evaluations alone used it
+    with experiment.heldout_on_device():
+        return experiment
 
 
 def _encode_all(model: SamplingModel, prompts: Sequence[str]) -> Sliceable:
