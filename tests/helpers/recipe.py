@@ -14,7 +14,7 @@ name: mine
 num_steps: 2
 videos_per_step: 2
 model: {family: modelscope, weights: owner/name}
-prompts: {train: [a], heldout: [b]}
+prompts: {train: [a], validation: [b]}
 sampling: {num_frames: 1, height: 8, width: 8}
 rewards: [{reward: brightness}]
 """
@@ -27,9 +27,9 @@ FOUR_PROMPTS = [f"a {colour} circle moving left" for colour in ("white", "purple
 """Prompts of evaluation, in each of which `FIRING_GUARD` can find a fall in up to six evaluations."""
 
 
-def with_heldout(prompts: list[str]) -> dict[str, Any]:
+def validated_on(prompts: list[str]) -> dict[str, Any]:
     """Return the prompts of a recipe that is evaluated on these."""
-    return {"train": ["a red circle moving left", "a blue star moving up"], "heldout": prompts}
+    return {"train": ["a red circle moving left", "a blue star moving up"], "validation": prompts}
 
 
 def tiny_document(weights: Path, **changes: Any) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def tiny_document(weights: Path, **changes: Any) -> dict[str, Any]:
         "adapter": {"rank": 2},
         "prompts": {
             "train": ["a red circle moving left", "a blue star moving up", "a green square moving down"],
-            "heldout": ["a white circle moving left", "a purple star moving up"],
+            "validation": ["a white circle moving left", "a purple star moving up"],
         },
         "sampling": {
             "num_frames": 3,

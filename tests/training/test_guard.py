@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tests.helpers.recipe import FIRING_GUARD, FOUR_PROMPTS, tiny_config, tiny_document, with_heldout
+from tests.helpers.recipe import FIRING_GUARD, FOUR_PROMPTS, tiny_config, tiny_document, validated_on
 from tests.helpers.training import Keeper
 from vader_ray import rewards
 from vader_ray.config import load, validate
@@ -57,7 +57,7 @@ def test_a_resumed_run_is_stopped_where_the_straight_one_is(
 ) -> None:
     changes = GUARDED | {
         "guard": FIRING_GUARD | {"action": "stop", "bound": 0.006},
-        "prompts": with_heldout(FOUR_PROMPTS),
+        "prompts": validated_on(FOUR_PROMPTS),
         "checkpoint": {"every": 1},
     }
     config = tiny_config(tiny_pipeline_folder, **changes)
@@ -316,7 +316,7 @@ def test_an_adapter_beyond_the_bound_never_becomes_the_best(
     kept = {}
     for action in ("none", "flag"):
         changes = GUARDED | {"num_steps": 3, "guard": FIRING_GUARD | {"action": action}}
-        changes |= {"prompts": with_heldout(FOUR_PROMPTS)}
+        changes |= {"prompts": validated_on(FOUR_PROMPTS)}
         evaluation = GUARDED["evaluation"] | {"select": "eval/reward/brightness"}
         kept[action] = train(
             tiny_config(tiny_pipeline_folder, **(changes | {"evaluation": evaluation})),

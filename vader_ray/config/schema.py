@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import combinations, pairwise
 from typing import Annotated, Literal, Self
 
 from pydantic import (
@@ -98,17 +98,28 @@ class PromptsConfig(Settings):
     """Column of data sets and of ``.csv``, ``.jsonl`` and ``.parquet`` files that holds the prompts."""
     train: Prompts
     """Prompts of the training videos: all once, in an order drawn from the seed, before any is repeated."""
-    heldout: Prompts
-    """Prompts of every evaluation, never trained on."""
+    validation: Prompts
+    """Prompts of the evaluations during training, never trained on: by them the best adapter, the guard and
+    sweeps choose."""
+    test: Prompts | None = None
+    """Prompts of one evaluation at the end, of the base model and of the adapter that was kept; nothing is
+    chosen by them. Without them, the numbers about a run are those of the prompts by which its adapter was
+    chosen: optimistic."""
 
     @model_validator(mode="after")
     def _disjoint(self) -> Self:
-        if shared := sorted(set(self.train) & set(self.heldout)):
-            raise ValueError(
-                f"{len(shared)} held-out prompts are also trained on ({shared[0]!r}, …); "
-                "take them out of one of the two"
-            )
+        sets = {"train": self.train, "validation": self.validation, "test": self.test or ()}
+        for one, other in combinations(sets, 2):
+            if shared := sorted(set(sets[one]) & set(sets[other])):
+                raise ValueError(
+                    f"{len(shared)} prompts are in both {one} and {other} ({shared[0]!r}, …); take them out "
+                    "of one of the two"
+                )
         return self
+
+    def all_prompts(self) -> tuple[str, ...]:
+        """Return the prompts of all three sets, each once."""
+        return tuple(dict.fromkeys((*self.train, *self.validation, *(self.test or ()))))
 
 
 class OptimizerConfig(Settings):
@@ -181,16 +192,18 @@ class OptimizerConfig(Settings):
 
 
 class EvaluationConfig(Settings):
-    """Evaluation on held-out prompts with fixed noise: before training, every ``every`` steps, and after the
-    last step."""
+    """Evaluation with fixed noise: on the validation prompts before training, every ``every`` steps and after
+    the last step; on the test prompts once at the end, with other noise."""
 
     every: Steps = 50
     """Steps between evaluations."""
     num_videos: Count = 16
-    """Held-out videos; if there are fewer prompts, they are repeated with other noise. Standard errors fall
-    with its root."""
+    """Validation videos; if there are fewer prompts, they are repeated with other noise. Standard errors fall
+    with the root of the number of prompts, and less with that of the videos of a prompt."""
+    num_test_videos: Count | None = None
+    """Test videos; by default one of each test prompt."""
     num_shown: Count = 4
-    """Number of held-out videos that are written as mp4 files and as rows of the contact sheet."""
+    """Number of validation videos that are written as mp4 files and as rows of the contact sheet."""
     frames_per_second: int = Field(default=8, gt=0, le=1000)
     """Frame rate of the mp4 files; no effect on the numbers."""
     select: str | None = None

@@ -60,6 +60,8 @@ class State:
     """Metrics of the evaluation before training."""
     last_metrics: dict[str, float] = field(default_factory=dict)
     """Metrics of the last evaluation."""
+    test_metrics: dict[str, float] = field(default_factory=dict)
+    """Metrics of the test, ``test/…``; empty before it and without test prompts."""
     guard_values: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     """Value of every held-out prompt in the evaluations with which the guard compares later ones, by metric
     and by step."""

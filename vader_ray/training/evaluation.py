@@ -1,10 +1,11 @@
-"""Evaluation on held-out prompts with fixed noise: trained rewards, held-out rewards, and metrics."""
+"""Evaluation on validation or test prompts with fixed noise: trained rewards, held-out rewards, metrics."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -28,6 +29,9 @@ from vader_ray.training.events import Video
 from vader_ray.training.experiment import EvalMetric, Experiment, batching
 from vader_ray.training.seeding import derive_seed
 from vader_ray.types import Frames, Latents, Scores
+
+Split: TypeAlias = Literal["validation", "test"]
+"""Set of prompts of an evaluation."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +67,9 @@ def evaluate(
     group: WorkerGroup,
     base: Mapping[str, Features] | None = None,
     adapter_strengths: Sequence[float] | None = None,
+    split: Split = "validation",
 ) -> Evaluation:
-    """Sample the held-out videos, each on one of the workers, and score them.
+    """Sample the validation or test videos, each on one of the workers, and score them.
 
     Videos and features go to worker 0 alone, numbers to every worker.
 
@@ -72,10 +77,11 @@ def evaluate(
         base: `Evaluation.base_features` of the base model's evaluation; None if this evaluation is the base
             model's. Only worker 0 uses it.
         adapter_strengths: factor of the adapter's update in each denoising step; by default 1 in all.
+        split: prompts of the videos. Metrics are called ``eval/…`` for both.
     """
-    heldout = list(enumerate(_heldout(config)))
-    _sample_missing(config, experiment, group, len(heldout))
-    share, size = [heldout[index] for index in group.share(len(heldout))], batching(config.runtime).prefix
+    planned = planned_videos(config, split)
+    _sample_missing(config, experiment, group, planned)
+    share, size = [planned[index] for index in group.share(len(planned))], batching(config.runtime).prefix
     batches = [share[start : start + size] for start in range(0, len(share), size)]
     with experiment.heldout_on_device():
         own = [
@@ -204,17 +210,39 @@ class EvaluatedVideo:
     """The video itself if it is one of those that are shown."""
 
 
-def _heldout(config: ExperimentConfig) -> list[tuple[str, int]]:
-    """Prompt and noise seed of each held-out video; prompts are repeated with other noise."""
-    prompts = config.prompts.heldout
+class PlannedVideo(NamedTuple):
+    """A video of an evaluation before it is sampled."""
+
+    prompt: str
+    seed: int
+    """Seed of its initial noise."""
+    is_shown: bool
+    """Whether its frames are kept."""
+
+
+def planned_videos(config: ExperimentConfig, split: Split = "validation") -> list[PlannedVideo]:
+    """Return the videos of an evaluation; prompts are repeated with other noise.
+
+    The noise of test videos is independent of that of validation videos.
+    """
+    if split == "validation":
+        prompts, num_videos, num_shown = (
+            config.prompts.validation,
+            config.evaluation.num_videos,
+            config.evaluation.num_shown,
+        )
+    else:
+        prompts, num_shown = config.prompts.test or (), 0
+        num_videos = config.evaluation.num_test_videos or len(prompts)
+    stream = "evaluation" if split == "validation" else "test"
     return [
-        (prompts[i % len(prompts)], derive_seed(config.seed, "evaluation", i))
-        for i in range(config.evaluation.num_videos)
+        PlannedVideo(prompts[i % len(prompts)], derive_seed(config.seed, stream, i), i < num_shown)
+        for i in range(num_videos)
     ]
 
 
 def _sample_missing(
-    config: ExperimentConfig, experiment: Experiment, group: WorkerGroup, num_videos: int
+    config: ExperimentConfig, experiment: Experiment, group: WorkerGroup, planned: Sequence[PlannedVideo]
 ) -> None:
     """Sample until this worker will have called the denoiser as often as the others of its shard group.
 
@@ -223,38 +251,37 @@ def _sample_missing(
     model, size = experiment.model, batching(config.runtime).prefix
 
     def num_loops(worker: WorkerGroup) -> int:
-        whole, rest = divmod(len(worker.share(num_videos)), size)
+        whole, rest = divmod(len(worker.share(len(planned))), size)
         return whole * model.num_loops(size) + (model.num_loops(rest) if rest else 0)
 
     missing = max(map(num_loops, group.peers(config.runtime.shard))) - num_loops(group)
-    prompt, seed = _heldout(config)[0]
     for _ in range(missing):
-        model.sample(experiment.condition([prompt]), [seed])
+        model.sample(experiment.condition([planned[0].prompt]), [planned[0].seed])
 
 
 def _evaluate_batch(
     config: ExperimentConfig,
     experiment: Experiment,
-    batch: Sequence[tuple[int, tuple[str, int]]],
+    batch: Sequence[PlannedVideo],
     adapter_strengths: Sequence[float] | None,
 ) -> list[EvaluatedVideo]:
-    """Sample and score held-out videos, given by their index, prompt and noise seed.
+    """Sample and score videos.
 
     They are sampled together, and decoded and scored one by one, which takes most of an evaluation's memory.
     """
-    conditioning = experiment.condition([prompt for _, (prompt, _) in batch])
-    latents = experiment.model.sample(conditioning, [seed for _, (_, seed) in batch], adapter_strengths)
+    conditioning = experiment.condition([video.prompt for video in batch])
+    latents = experiment.model.sample(conditioning, [video.seed for video in batch], adapter_strengths)
     return [
-        _evaluate_video(config, experiment, video, *given)
-        for video, given in zip(latents.split(1), batch, strict=True)
+        _evaluate_video(config, experiment, sampled, video)
+        for sampled, video in zip(latents.split(1), batch, strict=True)
     ]
 
 
 def _evaluate_video(
-    config: ExperimentConfig, experiment: Experiment, latents: Latents, index: int, given: tuple[str, int]
+    config: ExperimentConfig, experiment: Experiment, latents: Latents, video: PlannedVideo
 ) -> EvaluatedVideo:
-    """Decode and score one held-out video, given by its index, prompt and noise seed."""
-    (_, prompt), seed = split_image(given[0]), given[1]
+    """Decode and score one video."""
+    _, prompt = split_image(video.prompt)
     decoder, terms = experiment.model.decoder, (*experiment.terms, *experiment.eval_terms)
     num_frames = decoder.num_frames(latents)
     chosen = [choose_frames(every_frame_rule(term.frames), num_frames, torch.Generator()) for term in terms]
@@ -272,9 +299,7 @@ def _evaluate_video(
         scores={name: float(column[0]) for name, column in scores.items()},
         metric_values={name: float(column[0]) for name, column in values.items()},
         features={name: rows[0] for name, rows in features.items()},
-        shown=Video(prompt, seed, shown, to_uint8(frames[0]))
-        if index < config.evaluation.num_shown
-        else None,
+        shown=Video(prompt, video.seed, shown, to_uint8(frames[0])) if video.is_shown else None,
     )
 
 

@@ -107,7 +107,7 @@ def cannot_fire(config: ExperimentConfig) -> str | None:
     With few prompts even a fall of every one of them is too likely by chance.
     """
     names = config.guard_metrics()
-    num_prompts = min(len(set(config.prompts.heldout)), config.evaluation.num_videos)
+    num_prompts = min(len(set(config.prompts.validation)), config.evaluation.num_videos)
     if not names:
         return None
     level = evaluation_share(config, config.evaluation.every, 0.0) / len(names)
@@ -115,9 +115,9 @@ def cannot_fire(config: ExperimentConfig) -> str | None:
         return None
     needed = int(np.ceil(-np.log2(level)))
     return (
-        f"the guard cannot fire: on {num_prompts} held-out prompts no fall is significant at its rate; "
-        f"evaluate at least {needed} prompts (prompts.heldout, evaluation.num_videos), less often, or fewer "
-        "guard.metrics"
+        f"the guard cannot fire: on {num_prompts} validation prompts no fall is significant at its rate; "
+        f"evaluate at least {needed} prompts (prompts.validation, evaluation.num_videos), less often, or "
+        "fewer guard.metrics"
     )
 
 

@@ -19,6 +19,7 @@ _STREAMS = {
     "algorithm": 7,
     "guard": 8,
     "reward_dropout": 9,
+    "test": 10,
 }
 """Number of each stream, part of its seeds: changing one changes the results of every run."""
 

@@ -126,7 +126,7 @@ def test_the_card_has_what_a_reader_needs(hub: Hub, run: RunDir) -> None:
     assert (about["base_model"], about["library_name"]) == ("owner/base", "diffusers")
     assert about["license_link"] == "https://huggingface.co/owner/base"
     assert {item["text"] for item in about["widget"]} <= set(
-        yaml.safe_load(run.recipe.read_text())["prompts"]["heldout"]
+        yaml.safe_load(run.recipe.read_text())["prompts"]["validation"]
     )
     gain, low, high = (
         summary.metrics[f"eval/{kind}/brightness"] for kind in ("gain", "gain_low", "gain_high")

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from tests.helpers.network import free_port
 from tests.helpers.other_user import listening
 from tests.helpers.paths import REPOSITORY
-from tests.helpers.recipe import FIRING_GUARD, FOUR_PROMPTS, with_heldout, write_tiny
+from tests.helpers.recipe import FIRING_GUARD, FOUR_PROMPTS, validated_on, write_tiny
 from tests.helpers.runs import CLI, adapter_files, checkpoint_step, kill_driver, start, tracked_step
 from tests.helpers.waiting import wait_until
 from vader_ray.config import load
@@ -278,7 +278,7 @@ def test_the_guard_stops_all_workers_and_says_why_everywhere(
         tmp_path,
         tiny_pipeline_folder,
         guard=FIRING_GUARD | {"action": "stop"},
-        prompts=with_heldout(FOUR_PROMPTS),
+        prompts=validated_on(FOUR_PROMPTS),
         evaluation={"every": 1, "num_videos": 4},
     )
     printed = _train(tmp_path, recipe, "--run-name", "stopped", "--workers", "2").stdout

@@ -28,7 +28,7 @@ def test_without_a_terminal_evaluations_and_the_ends_are_lines(capsys: pytest.Ca
         "step 25/25",
         "kept in /tmp/[runs]",
     ]
-    assert "reward 0.2500 (best 0.4900) · held-out 0.2500 · " in lines[3]
+    assert "reward 0.2500 (best 0.4900) · validation 0.2500 · " in lines[3]
     assert lines[3].endswith(" s/step · 0:00:00 left · 50 queries")
 
 

@@ -18,7 +18,7 @@ from mlflow import MlflowClient
 from ray import tune
 
 from tests.helpers.paths import REPOSITORY
-from tests.helpers.recipe import FIRING_GUARD, FOUR_PROMPTS, tiny_config, with_heldout, write_tiny
+from tests.helpers.recipe import FIRING_GUARD, FOUR_PROMPTS, tiny_config, validated_on, write_tiny
 from tests.helpers.runs import kill_driver, start
 from tests.helpers.waiting import wait_until
 from vader_ray.config import load
@@ -171,7 +171,7 @@ def _summaries(weights: Path, tmp_path: Path) -> dict[str, RunSummary]:
         watched = {
             "eval_rewards": [{"reward": "sharpness"}],
             "guard": FIRING_GUARD | {"action": action},
-            "prompts": with_heldout(FOUR_PROMPTS),
+            "prompts": validated_on(FOUR_PROMPTS),
         }
         config = tiny_config(weights, num_steps=3, evaluation=evaluation, **watched)
         state = train(config, on_step=lambda event: None)

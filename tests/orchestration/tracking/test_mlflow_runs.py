@@ -67,7 +67,7 @@ def recipe(uri: str | None, **changes: object) -> settings.ExperimentConfig:
         "num_steps": 4,
         "videos_per_step": 2,
         "model": {"family": "modelscope", "weights": "owner/name"},
-        "prompts": {"train": [f"prompt {index}" for index in range(300)], "heldout": ["other"]},
+        "prompts": {"train": [f"prompt {index}" for index in range(300)], "validation": ["other"]},
         "sampling": {"num_frames": 4, "height": 32, "width": 32},
         "rewards": [{"reward": "hps", "option (odd)": 1}],
         "tracking": {"uri": uri, "experiment": "tests"},

@@ -22,7 +22,7 @@ NUM_TIMED_STEPS = 50
 
 
 class Progress:
-    """Context manager that displays every `StepEvent`; `eval_metric` is the held-out metric to display."""
+    """Context manager that displays every `StepEvent`; `eval_metric` is the metric to display."""
 
     def __init__(self, num_steps: int, *, eval_metric: str) -> None:
         self._num_steps, self._eval_metric = num_steps, eval_metric
@@ -52,8 +52,11 @@ class Progress:
         """Display the state of the run after a step."""
         self._times.append((event.step, time.monotonic()))
         evaluated = self._eval_metric in event.metrics
+        test_metric = self._eval_metric.replace("eval/", "test/", 1)
         if evaluated:
-            self._evaluated = f"held-out {event.metrics[self._eval_metric]:.4f}"
+            self._evaluated = f"validation {event.metrics[self._eval_metric]:.4f}"
+        elif test_metric in event.metrics:
+            self._evaluated = f"test {event.metrics[test_metric]:.4f}"
         position, state = f"step {event.step}/{self._num_steps}", self._state(event)
         self._live.update(
             self._task, completed=event.step, description=f"{position} {self._bar(event.step)} {state}"
