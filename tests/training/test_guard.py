@@ -200,7 +200,7 @@ def first_alarm(config: Any, *series: NDArray[np.float64]) -> int | None:
 
 @pytest.mark.parametrize("kind", ["normal", "exponential"])
 @pytest.mark.parametrize(
-    ("num_evaluations", "num_prompts", "num_runs"), [(5, 8, 1000), (20, 10, 400), (50, 12, 60)]
+    ("num_evaluations", "num_prompts", "num_runs"), [(5, 8, 600), (20, 10, 200), (50, 11, 60)]
 )
 def test_without_a_fall_the_guard_fires_in_at_most_5_of_100_runs(
     tiny_pipeline_folder: Path, num_evaluations: int, num_prompts: int, num_runs: int, kind: str
@@ -241,7 +241,7 @@ def test_too_few_prompts_to_notice_a_fall_are_named() -> None:
     few = load("shapes_hps", ["evaluation.num_videos=5"])
     problem = cannot_fire(few)
     assert problem is not None
-    assert "on 5 held-out prompts no fall is significant" in problem
+    assert "on 5 validation prompts no fall is significant" in problem
     assert "evaluate at least 6 prompts" in problem
     assert cannot_fire(load("shapes_hps", ["evaluation.num_videos=6"])) is None
 

@@ -53,14 +53,13 @@ def _print_summary(summary: RunSummary) -> None:
     title = f"{results.split.capitalize()} prompts, {costs}{kept}"
     table = Table(title=title, title_justify="left")
     table.add_column("reward or metric")
-    for heading in ("before", "after", "gain ± standard error", "95 % interval"):
+    for heading in ("before", "after", "gain (95 % interval)"):
         table.add_column(heading, justify="right")
     for metric in (*(f"{REWARD}{name}" for name in results.rewards), *results.metrics):
         gain = results.gains.get(metric)
-        change = f"{gain.mean:+.4f} ± {gain.standard_error:.4f}" if gain else ""
-        interval = f"{gain.low:+.4f} to {gain.high:+.4f}" if gain else ""
+        change = f"{gain.mean:+.4f} ({gain.low:+.4f} to {gain.high:+.4f})" if gain else ""
         values = (f"{means[metric]:.4f}" for means in (results.before, results.after))
-        table.add_row(metric.removeprefix(REWARD).removeprefix("eval/"), *values, change, interval)
+        table.add_row(metric.removeprefix(REWARD).removeprefix("eval/"), *values, change)
     Console(highlight=False).print(table)
     if results.split == "validation":
         print(OPTIMISTIC)

@@ -27,6 +27,7 @@ from tests.helpers.recipe import write_tiny
 from vader_ray.cli import app
 from vader_ray.manifest import find_damage
 from vader_ray.orchestration.runs.run_dir import RunDir
+from vader_ray.orchestration.runs.summary import OPTIMISTIC
 
 NAME = "someone/bright-videos"
 
@@ -131,6 +132,8 @@ def test_the_card_has_what_a_reader_needs(hub: Hub, run: RunDir) -> None:
     gain, low, high = (
         summary.metrics[f"eval/{kind}/brightness"] for kind in ("gain", "gain_low", "gain_high")
     )
+    assert "## Rewards on validation prompts" in card, "the adapter of the last step is not tested"
+    assert OPTIMISTIC in card
     row = next(line for line in card.splitlines() if line.startswith("| brightness | trained |"))
     before, after = (
         summary.metrics_before["eval/reward/brightness"],
