@@ -25,7 +25,7 @@ def contrast(frames: Tensor, prompts: list[str]) -> Tensor:
 
 
 def main(num_steps: int = 8) -> None:
-    """Train and print what changed on held-out prompts."""
+    """Train and print what changed on validation prompts."""
     changes = {"evaluation.num_videos": 8, "expected_metrics": {}}
     recipe = vr.load_recipe("shapes_hps", changes, num_steps=num_steps)
     hps = {"reward": "hps", "weights": "shapes:hps", "weight": 1.0}
