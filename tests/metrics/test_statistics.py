@@ -108,6 +108,10 @@ def test_without_skewness_the_interval_is_student_s_with_one_degree_of_freedom_l
     skewed = [1.0, 1.1, 1.2, 1.3, 5.0]
     low, high = confidence_interval(skewed)
     assert high - np.mean(skewed) > np.mean(skewed) - low > 0
+    rare = [-1.0] * 3 + [0.0] * 21
+    low, high = confidence_interval(rare)
+    assert np.mean(rare) - low == pytest.approx(2 * stats.t.ppf(0.975, 22) * stats.sem(rare))
+    assert low < high < 0
     assert np.isnan(confidence_interval([1.0])).all()
     assert np.isnan(confidence_interval([1.0, np.nan])).all()
     assert list(map(float, confidence_interval([2.0, 2.0, 2.0]))) == [2.0, 2.0]

@@ -41,6 +41,7 @@ from vader_ray.orchestration.tracking.server import check_before_start, tracking
 from vader_ray.preflight import auto_tune
 from vader_ray.preflight.devices import fits
 from vader_ray.training.events import StepEvent
+from vader_ray.training.final_test import is_test_due
 from vader_ray.training.guard import cannot_fire
 from vader_ray.training.resolve import resolve_names
 
@@ -225,7 +226,8 @@ def launch(
         failure = _failure_of(result if isinstance(result, BaseException) else result.error, folder)
     if failure is not None:
         raise _run_failed(failure, folder)
-    if end.is_made and folder.read_state().step < config.num_steps:
+    state = folder.read_state()
+    if end.is_made and (state.step < config.num_steps or is_test_due(config, state)):
         raise KeyboardInterrupt
 
 
