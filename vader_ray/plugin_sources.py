@@ -9,7 +9,8 @@ from functools import lru_cache
 from pathlib import Path
 
 PACKAGE = __name__.partition(".")[0]
-Value = str | int | float | bool
+Scalar = str | int | float | bool
+Value = Scalar | tuple[Scalar, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +61,11 @@ class _ModuleSource:
     def _value(self, node: ast.expr) -> Value | None:
         """Return the value of a constant, of a constant's name or of an f-string of such; else None."""
         match node:
-            case ast.Constant(value=value) if isinstance(value, Value):
+            case ast.Constant(value=value) if isinstance(value, Scalar):
                 return value
+            case ast.Tuple(elts=elements):
+                items = [self._value(element) for element in elements]
+                return None if None in items else tuple(items)  # type: ignore[arg-type]
             case ast.Name(id=name) if name in self.origins:
                 module, original = self.origins[name]
                 return _read_module(module).constants.get(original)

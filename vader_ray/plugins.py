@@ -105,6 +105,8 @@ METRICS = Registry("vader_ray.metrics", kind="Metric", noun="metric")
 FAMILIES = Registry(
     "vader_ray.models", kind="Model", noun="model.family", shared=("adapters", "base", "core")
 )
+AUTO_FAMILY = "auto"
+"""``model.family`` that is found by the class of the weights' pipeline."""
 ALGORITHMS = Registry("vader_ray.alignment.algorithms", kind="Algorithm", noun="algorithm.name")
 
 

@@ -29,6 +29,8 @@ class Case:
     precision: Precision = "float64"
     """Of the gradient test; Wan keeps some layers in float32 whatever is asked."""
     tolerance: float = 1e-10
+    calls_per_step: int = 1
+    """Calls of the denoiser in a denoising step: two if the branches of guidance are computed one by one."""
     call: dict[str, Any] = field(default_factory=dict)
     """Arguments by which the pipeline's own call differs from the recipe's words."""
 
@@ -54,13 +56,13 @@ def save_images(folder: Path, count: int = 2) -> list[Path]:
     return paths
 
 
-def _t5(kind: Any = t.T5EncoderModel, config: Any = t.T5Config) -> dict[str, Any]:
+def t5(kind: Any = t.T5EncoderModel, config: Any = t.T5Config) -> dict[str, Any]:
     tokenizer = build_tokenizer()
     sizes = {"d_model": 8, "d_kv": 4, "d_ff": 16, "num_layers": 1, "num_heads": 2}
     return {"tokenizer": tokenizer, "text_encoder": kind(config(vocab_size=len(tokenizer), **sizes))}
 
 
-def _clip_text(length: int) -> tuple[Any, Any]:
+def clip_text(length: int) -> tuple[Any, Any]:
     tokenizer = build_tokenizer()
     sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
@@ -68,7 +70,7 @@ def _clip_text(length: int) -> tuple[Any, Any]:
     return tokenizer, t.CLIPTextModel(config)
 
 
-def _clip_vision(kind: Any, size: int) -> Any:
+def clip_vision(kind: Any, size: int) -> Any:
     sizes = {
         "hidden_size": 8,
         "intermediate_size": 16,
@@ -105,7 +107,7 @@ def _svd() -> Any:
     scheduler = d.EulerDiscreteScheduler(
         **_EULER, **spacing, prediction_type="v_prediction", use_karras_sigmas=True
     )
-    encoder = _clip_vision(t.CLIPVisionModelWithProjection, 224)
+    encoder = clip_vision(t.CLIPVisionModelWithProjection, 224)
     return d.StableVideoDiffusionPipeline(vae, encoder, unet, scheduler, t.CLIPImageProcessor())
 
 
@@ -126,7 +128,7 @@ def _animatediff() -> Any:
     )
     blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
     vae = d.AutoencoderKL(block_out_channels=(8, 8), norm_num_groups=4, latent_channels=4, **blocks)
-    tokenizer, text_encoder = _clip_text(16)
+    tokenizer, text_encoder = clip_text(16)
     scheduler = d.DDIMScheduler(**_EULER | {"beta_schedule": "linear"}, clip_sample=False, steps_offset=1)
     return d.AnimateDiffPipeline(vae, text_encoder, tokenizer, unet, motion, scheduler)
 
@@ -157,10 +159,10 @@ def _cogvideox(kind: Any = d.CogVideoXPipeline, in_channels: int = 4, **transfor
     scheduler = d.CogVideoXDDIMScheduler(
         **_EULER, **zero_snr, prediction_type="v_prediction", clip_sample=False
     )
-    return kind(vae=vae, transformer=model, scheduler=scheduler, **_t5())
+    return kind(vae=vae, transformer=model, scheduler=scheduler, **t5())
 
 
-def _wan_transformer(channels: int = 16, **more: Any) -> Any:
+def wan_transformer(channels: int = 16, **more: Any) -> Any:
     sizes = {
         "num_attention_heads": 2,
         "attention_head_dim": 12,
@@ -178,12 +180,21 @@ def _wan_transformer(channels: int = 16, **more: Any) -> Any:
     return d.WanTransformer3DModel(**sizes | settings | more)
 
 
-def _wan(kind: Any = d.WanPipeline, vae: Any = None, transformer: Any = None, **more: Any) -> Any:
-    vae = vae or d.AutoencoderKLWan(base_dim=4, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1)
+def wan_vae() -> Any:
+    """Wan 2.1's autoencoder."""
+    return d.AutoencoderKLWan(base_dim=4, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1)
+
+
+def wan_pipeline(kind: Any = d.WanPipeline, **parts: Any) -> Any:
+    """A pipeline with Wan's parts but for those that are given."""
     flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
-    scheduler = d.UniPCMultistepScheduler(**flow)
-    text = _t5(t.UMT5EncoderModel, t.UMT5Config)
-    return kind(vae=vae, transformer=transformer or _wan_transformer(), scheduler=scheduler, **text, **more)
+    wan = {
+        "vae": wan_vae(),
+        "transformer": wan_transformer(),
+        "scheduler": d.UniPCMultistepScheduler(**flow),
+        **t5(t.UMT5EncoderModel, t.UMT5Config),
+    }
+    return kind(**wan | parts)
 
 
 def _wan_5b() -> Any:
@@ -201,23 +212,23 @@ def _wan_5b() -> Any:
         patch_size=2,
         scale_factor_spatial=16,
     )
-    return _wan(vae=vae, transformer=_wan_transformer(8), expand_timesteps=True)
+    return wan_pipeline(vae=vae, transformer=wan_transformer(8), expand_timesteps=True)
 
 
 def _wan_i2v() -> Any:
-    transformer = _wan_transformer(in_channels=36, image_dim=8, added_kv_proj_dim=24)
-    encoder = _clip_vision(t.CLIPVisionModel, 32)
+    transformer = wan_transformer(in_channels=36, image_dim=8, added_kv_proj_dim=24)
+    encoder = clip_vision(t.CLIPVisionModel, 32)
     processor = t.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32)
     images = {"image_encoder": encoder, "image_processor": processor}
-    return _wan(d.WanImageToVideoPipeline, transformer=transformer, **images)
+    return wan_pipeline(d.WanImageToVideoPipeline, transformer=transformer, **images)
 
 
 def _wan_i2v_a14b() -> Any:
-    experts = {name: _wan_transformer(in_channels=36) for name in ("transformer", "transformer_2")}
-    return _wan(d.WanImageToVideoPipeline, **experts, boundary_ratio=0.9)
+    experts = {name: wan_transformer(in_channels=36) for name in ("transformer", "transformer_2")}
+    return wan_pipeline(d.WanImageToVideoPipeline, **experts, boundary_ratio=0.9)
 
 
-def _ltx(timestep_conditioning: bool = False) -> Any:
+def ltx(timestep_conditioning: bool = False) -> Any:
     transformer = d.LTXVideoTransformer3DModel(
         in_channels=8,
         out_channels=8,
@@ -239,12 +250,13 @@ def _ltx(timestep_conditioning: bool = False) -> Any:
         timestep_conditioning=timestep_conditioning,
     )
     scheduler = d.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift_terminal=0.1)
-    return d.LTXPipeline(scheduler, vae, transformer=transformer, **_t5())
+    return d.LTXPipeline(scheduler, vae, transformer=transformer, **t5())
 
 
-def _hunyuan_video() -> Any:
+def hunyuan_video(channels: int = 4) -> Any:
+    """HunyuanVideo; its denoiser takes ``channels``."""
     transformer = d.HunyuanVideoTransformer3DModel(
-        in_channels=4,
+        in_channels=channels,
         out_channels=4,
         num_attention_heads=2,
         attention_head_dim=10,
@@ -258,7 +270,7 @@ def _hunyuan_video() -> Any:
     vae = d.AutoencoderKLHunyuanVideo(
         latent_channels=4, block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=4
     )
-    tokenizer, clip_tokenizer_and_model = build_tokenizer(), _clip_text(77)
+    tokenizer, clip_tokenizer_and_model = build_tokenizer(), clip_text(77)
     sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
     llama = t.LlamaModel(t.LlamaConfig(vocab_size=len(tokenizer), num_key_value_heads=2, **sizes))
     scheduler = d.FlowMatchEulerDiscreteScheduler(shift=7.0)
@@ -289,10 +301,10 @@ def _mochi() -> Any:
         layers_per_block=(1,) * 5,
     )
     scheduler = d.FlowMatchEulerDiscreteScheduler(invert_sigmas=True)
-    return d.MochiPipeline(scheduler, vae, transformer=transformer, **_t5())
+    return d.MochiPipeline(scheduler, vae, transformer=transformer, **t5())
 
 
-def _size(num_frames: int, size: int, guidance_scale: float = 3.0) -> dict[str, Any]:
+def size_of(num_frames: int, size: int, guidance_scale: float = 3.0) -> dict[str, Any]:
     return {
         "num_frames": num_frames,
         "height": size,
@@ -302,48 +314,60 @@ def _size(num_frames: int, size: int, guidance_scale: float = 3.0) -> dict[str, 
     }
 
 
-_VIDEO_IS_FLOAT32 = 1e-6  # these pipelines cast the decoded video
-_FLOAT32: dict[str, Any] = {"precision": "float32", "tolerance": 1e-5}
+VIDEO_IS_FLOAT32 = 1e-6  # these pipelines cast the decoded video
+FLOAT32: dict[str, Any] = {"precision": "float32", "tolerance": 1e-5}
+"""For pipelines that keep some layers in float32, whatever the precision is."""
+WAN: dict[str, Any] = FLOAT32 | {"calls_per_step": 2}
 CASES = {
-    "svd": Case("svd", _svd, _size(3, 16), images=True, tolerance=_VIDEO_IS_FLOAT32),
+    "svd": Case("svd", _svd, size_of(3, 16), images=True, tolerance=VIDEO_IS_FLOAT32),
     "animatediff": Case(
         "animatediff",
         _animatediff,
-        _size(3, 16),
+        size_of(3, 16),
         ("DDIMScheduler", "EulerDiscreteScheduler"),
-        tolerance=_VIDEO_IS_FLOAT32,
+        tolerance=VIDEO_IS_FLOAT32,
     ),
     "cogvideox": Case(
-        "cogvideox", _cogvideox, _size(17, 16), ("CogVideoXDDIMScheduler", "CogVideoXDPMScheduler")
+        "cogvideox", _cogvideox, size_of(17, 16), ("CogVideoXDDIMScheduler", "CogVideoXDPMScheduler")
     ),
     "cogvideox_i2v": Case(
         "cogvideox",
         lambda: _cogvideox(d.CogVideoXImageToVideoPipeline, 8, use_rotary_positional_embeddings=True),
-        _size(9, 16),
+        size_of(9, 16),
         images=True,
     ),
     "cogvideox_1_5": Case(
         "cogvideox",
         lambda: _cogvideox(patch_size_t=2, patch_bias=False, use_rotary_positional_embeddings=True),
-        _size(17, 16),  # five latent frames, padded to six
+        size_of(17, 16),  # five latent frames, padded to six
     ),
     "wan": Case(
-        "wan", _wan, _size(9, 16), ("UniPCMultistepScheduler", "FlowMatchEulerDiscreteScheduler"), **_FLOAT32
+        "wan",
+        wan_pipeline,
+        size_of(9, 16),
+        ("UniPCMultistepScheduler", "FlowMatchEulerDiscreteScheduler"),
+        **WAN,
     ),
-    "wan_5b": Case("wan", _wan_5b, _size(5, 32), **_FLOAT32),
+    "wan_5b": Case("wan", _wan_5b, size_of(5, 32), **WAN),
     "wan_a14b": Case(
-        "wan", lambda: _wan(transformer_2=_wan_transformer(), boundary_ratio=0.875), _size(5, 16), **_FLOAT32
+        "wan",
+        lambda: wan_pipeline(transformer_2=wan_transformer(), boundary_ratio=0.875),
+        size_of(5, 16),
+        **WAN,
     ),
-    "wan_i2v": Case("wan", _wan_i2v, _size(5, 16), images=True, **_FLOAT32),
-    "wan_i2v_a14b": Case("wan", _wan_i2v_a14b, _size(5, 16), images=True, **_FLOAT32),
-    "ltx": Case("ltx", _ltx, _size(9, 32)),
+    "wan_i2v": Case("wan", _wan_i2v, size_of(5, 16), images=True, **WAN),
+    "wan_i2v_a14b": Case("wan", _wan_i2v_a14b, size_of(5, 16), images=True, **WAN),
+    "ltx": Case("ltx", ltx, size_of(9, 32)),
     "ltx_denoising_decoder": Case(
-        "ltx", lambda: _ltx(True), _size(9, 32), call={"decode_timestep": 0.05, "decode_noise_scale": 0.025}
+        "ltx", lambda: ltx(True), size_of(9, 32), call={"decode_timestep": 0.05, "decode_noise_scale": 0.025}
     ),
-    "hunyuan_video": Case("hunyuan_video", _hunyuan_video, _size(5, 16)),
-    "mochi": Case("mochi", _mochi, _size(7, 16)),
+    "hunyuan_video": Case("hunyuan_video", hunyuan_video, size_of(5, 16)),
+    "mochi": Case("mochi", _mochi, size_of(7, 16)),
 }
 DEEP_WAN = Case(
-    "wan", lambda: _wan(transformer=_wan_transformer(num_layers=8, ffn_dim=512)), _size(65, 64), **_FLOAT32
+    "wan",
+    lambda: wan_pipeline(transformer=wan_transformer(num_layers=8, ffn_dim=512)),
+    size_of(65, 64),
+    **WAN,
 )
 """A denoiser with more activations than the decoder."""

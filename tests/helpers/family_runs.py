@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tests.helpers.families import Case
+from tests.helpers.nonlinear_rewards import ClipReward
 from tests.helpers.tiny import randomise_adapter
 from vader_ray import models
 from vader_ray.config import AdapterConfig, ModelConfig, Precision, SamplingConfig
@@ -62,6 +64,7 @@ def own_call(case: Case, model: Any, images: list[Path], videos: slice, loop: An
     """Videos by the pipeline's own call from texts and pictures, with the noise that the project
     documents."""
     seeds, arguments = SEEDS[videos], dict(case.sampling) | case.call
+    arguments[model.frames_argument] = arguments.pop("num_frames")
     generators = [torch.Generator() for _ in seeds]
     stochastic = type(model.pipe.scheduler).__name__ == STOCHASTIC
     reseed(generators, seeds, 0 if stochastic else -2)
@@ -76,14 +79,72 @@ def own_call(case: Case, model: Any, images: list[Path], videos: slice, loop: An
         opened = open_images(model.sampling, images)[videos]
         arguments["image"] = opened if model.batched else opened[0]
     if model.embeddings:
-        arguments["prompt"] = PROMPTS[videos]
-    else:
-        arguments["max_guidance_scale"] = arguments.pop("guidance_scale")
+        arguments["prompt"] = PROMPTS[videos] if model.batched else PROMPTS[videos][0]
+    if "negative_prompt" in arguments:  # the text encoder's last bits depend on the number of prompts
+        arguments["negative_prompt"] = [arguments["negative_prompt"]] * len(seeds)
+    if model.guidance_argument != "guidance_scale":
+        arguments[model.guidance_argument] = arguments.pop("guidance_scale")
+    if hasattr(model.pipe, "guider"):
+        model.pipe.guider = model.pipe.guider.new(guidance_scale=arguments.pop("guidance_scale"))
     noise = model.pack_latents(model.noise(seeds))
+    if type(model.pipe).__name__ == "LTXImageToVideoPipeline":
+        noise = _with_image(model.pipe, noise, arguments, generators)
+    accepted = inspect.signature(loop).parameters
     frames: Frames = loop(
-        model.pipe, latents=noise, generator=generators, output_type="pt", **arguments
+        model.pipe,
+        latents=noise,
+        generator=generators if model.batched else generators[0],
+        output_type="pt",
+        **{name: value for name, value in arguments.items() if name in accepted},
     ).frames
     return frames
+
+
+def _with_image(pipe: Any, noise: Tensor, call: dict[str, Any], generators: list[torch.Generator]) -> Tensor:
+    """The noise of a pipeline that expects the image in the latents that it is given."""
+    pixels = pipe.video_processor.preprocess(call["image"], height=call["height"], width=call["width"])
+    encoded = torch.cat(
+        [
+            pipe.vae.encode(image[None, :, None].to(pipe.vae.dtype)).latent_dist.sample(generator)
+            for image, generator in zip(pixels, generators, strict=True)
+        ]
+    )
+    encoded = pipe._normalize_latents(encoded, pipe.vae.latents_mean, pipe.vae.latents_std)
+    tokens = encoded.shape[-1] * encoded.shape[-2]
+    return torch.cat([pipe._pack_latents(encoded, 1, 1), noise[:, tokens:]], dim=1).detach()
+
+
+def one_graph(case: Case, model: Any, images: list[Path], graded: tuple[int, ...]) -> Tensor:
+    """Gradient by plain autograd through the pipeline's own loop and the library's own decoder.
+
+    No hook, no checkpoint, no chunk.
+
+    Predictions of steps that are not graded are cut off behind the denoiser, as Algorithm 1 says.
+    """
+    calls, per_step = [0], case.calls_per_step
+
+    def cut(layer: Any, inputs: Any, output: Any) -> Any:
+        step = calls[0] // per_step
+        calls[0] += 1
+        return output if step in graded else tuple(item.detach() for item in output)
+
+    def cut_named(layer: Any, inputs: Any, output: Any) -> Any:
+        return (
+            cut(layer, inputs, output)
+            if isinstance(output, tuple)
+            else type(output)(*cut(layer, inputs, (output.sample,)))
+        )
+
+    hooks = [denoiser.register_forward_hook(cut_named) for denoiser in model.denoisers().values()]
+    frames = own_call(case, model, images, slice(0, 1), inspect.unwrap(type(model.pipe).__call__))
+    for hook in hooks:
+        hook.remove()
+    assert calls[0] == STEPS * per_step
+    objective = -ClipReward()(frames, PROMPTS[:1]).sum()
+    gradients = torch.autograd.grad(
+        objective, model.adapter_parameters(), allow_unused=True, materialize_grads=True
+    )
+    return torch.cat([gradient.flatten() for gradient in gradients]).double()
 
 
 def parts_of(model: Any) -> list[slice]:

@@ -3,7 +3,6 @@ published layout."""
 
 from __future__ import annotations
 
-import inspect
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from tests.helpers.family_runs import (
     encode_prompts,
     freeze,
     load_case,
+    one_graph,
     own_call,
     parts_of,
     plain_pipe,
@@ -96,38 +96,6 @@ def test_prefix_of_two_with_finish_of_one_equals_one_batch(
     torch.testing.assert_close(torch.cat(apart), together, rtol=1e-4, atol=1e-4)
 
 
-def _monolithic(case: Case, model: Any, images: list[Path], graded: tuple[int, ...]) -> Tensor:
-    """Plain autograd through the pipeline's own loop and the library's own decoder: no hook, no checkpoint,
-    no chunk.
-
-    Predictions of steps that are not graded are cut off behind the denoiser, as Algorithm 1 says.
-    """
-    calls, per_step = [0], 1 + (case.family == "wan")  # Wan guides by two calls
-
-    def cut(layer: Any, inputs: Any, output: Any) -> Any:
-        step = calls[0] // per_step
-        calls[0] += 1
-        return output if step in graded else tuple(item.detach() for item in output)
-
-    def cut_named(layer: Any, inputs: Any, output: Any) -> Any:
-        return (
-            cut(layer, inputs, output)
-            if isinstance(output, tuple)
-            else type(output)(*cut(layer, inputs, (output.sample,)))
-        )
-
-    hooks = [denoiser.register_forward_hook(cut_named) for denoiser in model.denoisers().values()]
-    frames = own_call(case, model, images, slice(0, 1), inspect.unwrap(type(model.pipe).__call__))
-    for hook in hooks:
-        hook.remove()
-    assert calls[0] == STEPS * per_step
-    objective = -ClipReward()(frames, PROMPTS[:1]).sum()
-    gradients = torch.autograd.grad(
-        objective, model.adapter_parameters(), allow_unused=True, materialize_grads=True
-    )
-    return torch.cat([gradient.flatten() for gradient in gradients]).double()
-
-
 @pytest.mark.parametrize("name", SLOW_BUT_TWO)
 def test_staged_gradient_equals_the_monolithic_one(folders: Any, images: list[Path], name: str) -> None:
     """Relative error of the whole gradient, for K = 1, 2 and N. Bounds: float64, except where the library
@@ -150,7 +118,7 @@ def test_staged_gradient_equals_the_monolithic_one(folders: Any, images: list[Pa
         )
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.adapter_parameters()]
         found = torch.cat([grad.flatten() for grad in grads]).double()
-        expected = _monolithic(case, model, images, graded)
+        expected = one_graph(case, model, images, graded)
         assert expected.norm() > 0
         assert (found - expected).norm() < case.tolerance * expected.norm(), f"K={len(graded)}"
 

@@ -6,12 +6,16 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.recipe import tiny_config
 from vader_ray import models
+from vader_ray.config import ModelConfig
+from vader_ray.errors import UserError
+from vader_ray.training.resolve import resolve_names
 
 
 def test_every_family_has_a_class_of_its_own_name() -> None:
     classes = [models.resolve(name) for name in models.names()]
-    assert len(classes) == len({found.__name__ for found in classes}) == 9
+    assert len({found.__name__ for found in classes}) == len(classes) == 19
     assert models.resolve("videocrafter2").__name__ == "VideoCrafter2Model"
 
 
@@ -41,3 +45,17 @@ def test_a_dotted_name_reaches_a_family_outside(tmp_path: Path, monkeypatch: pyt
     ):
         with pytest.raises(ValueError, match=message):
             models.resolve(name)
+
+
+def test_the_family_is_found_by_the_pipelines_class(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
+    config = tiny_config(tiny_pipeline_folder, model={"weights": str(tiny_pipeline_folder)})
+    assert config.model.family == "auto"
+    assert resolve_names(config).model.family == "modelscope"
+    assert models.find_family(ModelConfig(weights="shapes:svd")) == "svd"
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+    with pytest.raises(UserError, match="is a StableDiffusionPipeline, of which no model family is known"):
+        models.find_family(ModelConfig(weights=str(tmp_path / "other")))
+    (tmp_path / "model.ckpt").touch()
+    with pytest.raises(UserError, match=r"is one file, which does not tell its model; set model\.family"):
+        models.find_family(ModelConfig(weights=str(tmp_path / "model.ckpt")))

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from benchmarks.published_rewards import write_pickscore
 from tests.helpers import videocrafter2_tiny as videocrafter2
 from tests.helpers.families import CASES, save, save_images
+from tests.helpers.pipeline_cases import PIPELINES
 from tests.helpers.recipe import tiny_config, write_tiny
 from tests.helpers.tiny import load_tiny
 from vader_ray import rewards
@@ -84,7 +85,7 @@ def _measured_bytes(config: ExperimentConfig) -> int:
 
 
 def _config(name: str, folder: Path) -> ExperimentConfig:
-    case = CASES[name]
+    case = (CASES | PIPELINES)[name]
     weights = folder / name
     if not weights.exists():
         save(case, weights)
@@ -129,6 +130,15 @@ def test_counted_memory_is_that_of_the_training_loop(folder: Path, name: str, se
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["svd", "animatediff", "hunyuan_video", "mochi"])
 def test_every_kind_of_family_can_be_counted(folder: Path, name: str) -> None:
+    config = _config(name, folder)
+    assert _training_bytes(estimate_step(config)) == pytest.approx(_measured_bytes(config), rel=TOLERANCE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["ltx_i2v", "sana_video_i2v", "skyreels_v1", "wan_vace", "motif_video", "latte"]
+)
+def test_families_of_one_pipeline_each_can_be_counted(folder: Path, name: str) -> None:
     config = _config(name, folder)
     assert _training_bytes(estimate_step(config)) == pytest.approx(_measured_bytes(config), rel=TOLERANCE)
 
@@ -257,7 +267,7 @@ def test_meta_tensors_from_the_host_have_values_and_copies_to_the_host_are_count
         assert host.moved == 8000 + 3  # there and back, and the mask
         del moved
         assert (host.now, host.peak) == (0, 4000)
-        with pytest.raises(RuntimeError, match="a size depends on numbers"):
+        with pytest.raises(UserError, match="a size depends on what it computes"):
             torch.zeros(3, dtype=torch.long, device=META).max().item()
 
 

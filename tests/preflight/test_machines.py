@@ -113,8 +113,8 @@ def test_seconds_of_traffic() -> None:
 def test_counted_bytes_are_those_that_two_processes_send(tmp_path: Path) -> None:
     """By the kernel's counters of the TCP connections of gloo; the difference is what FSDP keeps in memory
     of the last blocks of a call, and headers."""
-    deeper: Callable[[], Any] = lambda: families._wan(  # noqa: E731
-        transformer=families._wan_transformer(num_layers=8, ffn_dim=512)
+    deeper: Callable[[], Any] = lambda: families.wan_pipeline(  # noqa: E731
+        transformer=families.wan_transformer(num_layers=8, ffn_dim=512)
     )
     save(replace(CASES["wan"], build=deeper), tmp_path / "wan")
     document = tiny_document(

@@ -10,7 +10,7 @@ import typer
 from vader_ray.config import ExperimentConfig, list_settings, load, recipe_names
 from vader_ray.console import OVERRIDES
 from vader_ray.errors import UserError
-from vader_ray.plugins import ALGORITHMS, FAMILIES, METRICS, REWARDS
+from vader_ray.plugins import ALGORITHMS, AUTO_FAMILY, FAMILIES, METRICS, REWARDS
 
 ADAPTER_HELP = (
     "A saved adapter: a folder, OWNER/NAME on the Hugging Face hub, or the .pt file of a peft state dict."
@@ -58,7 +58,8 @@ def load_recipe(recipe: str, overrides: list[str] | None, workers: int | None = 
 
 def _check_names(config: ExperimentConfig) -> None:
     """Refuse names of plugins that do not exist, without the seconds that their imports take."""
-    FAMILIES.check_name(config.model.family)
+    if config.model.family != AUTO_FAMILY:
+        FAMILIES.check_name(config.model.family)
     ALGORITHMS.check_name(config.algorithm.name)
     for reward in config.reward_names():
         REWARDS.check_name(reward)

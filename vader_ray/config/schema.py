@@ -51,8 +51,9 @@ DecayRate = Annotated[float, Field(ge=0.0, lt=1.0)]
 class ModelConfig(Settings):
     """The pretrained video diffusion model."""
 
-    family: str
-    """A file of ``vader_ray/models`` (``modelscope``) or the dotted name of a module of yours."""
+    family: str = "auto"
+    """A file of ``vader_ray/models`` (``modelscope``) or the dotted name of a module of yours. ``auto`` finds
+    it by the pipeline's class in the ``model_index.json`` of the weights."""
     weights: Weights
     """A diffusers folder, a hub id (``owner/name``), or ``shapes:text_to_video``."""
     precision: Precision = "float32"

@@ -6,7 +6,9 @@ imported when they are first used, because diffusers and peft take seconds to im
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,9 +20,10 @@ from vader_ray.config import (
     ModelConfig,
     RuntimeConfig,
     SamplingConfig,
+    locate,
 )
 from vader_ray.errors import UserError
-from vader_ray.plugins import FAMILIES
+from vader_ray.plugins import AUTO_FAMILY, FAMILIES
 
 if TYPE_CHECKING:
     from vader_ray.models.adapters.export import Format as AdapterFormat
@@ -49,12 +52,12 @@ __all__ = [
     "VideoModel",
     "adapter_shape",
     "build",
-    "check_family",
     "check_parallel",
     "check_scheduler",
     "export_adapter",
     "export_for_hub",
     "fetch",
+    "find_family",
     "load_adapter",
     "mix_adapters",
     "names",
@@ -83,14 +86,46 @@ def resolve(family: str) -> Any:
     return FAMILIES.resolve(family)
 
 
-def check_family(family: str) -> None:
-    """Check that a family exists, without an import if it is one of this package.
+def find_family(model: ModelConfig) -> str:
+    """Return the name of a model's family; for ``auto``, by the pipeline's class in the weights' index.
+
+    Args:
+        model: weights, a folder in diffusers' format or a hub id, whose index is downloaded for ``auto``.
 
     Raises:
-        UserError: as `resolve`.
+        UserError: there is no such family, or none has the pipeline's class.
     """
-    if family not in names():
-        resolve(family)
+    if model.family != AUTO_FAMILY:
+        if model.family not in names():
+            resolve(model.family)
+        return model.family
+    from vader_ray.models.core.loading import published_class
+
+    source = locate(model.weights)
+    if Path(source).is_file():
+        raise UserError(
+            f"model.weights: {source} is one file, which does not tell its model; set model.family "
+            f"({', '.join(names())})"
+        )
+    found = family_of_pipeline([name := published_class(source)])
+    if found is None:
+        raise UserError(
+            f"model.weights: {source} is a {name}, of which no model family is known; set model.family to a "
+            "family of your own, or give weights of one of these pipelines: " + ", ".join(pipelines())
+        )
+    return found
+
+
+def family_of_pipeline(class_names: Iterable[str]) -> str | None:
+    """Return the family that has the first known pipeline class of these names; None if none is known."""
+    found = pipelines()
+    return next((found[name] for name in class_names if name in found), None)
+
+
+def pipelines() -> dict[str, str]:
+    """Return the family of each known pipeline class, by the name of the class; imports no family."""
+    known = {family: FAMILIES.read(family).attributes["pipeline_classes"] for family in names()}
+    return {str(name): family for family, classes in known.items() for name in classes}  # type: ignore[union-attr]
 
 
 def check_parallel(family: str, runtime: RuntimeConfig) -> None:
@@ -117,7 +152,7 @@ def fetch(model: ModelConfig) -> str:
     Raises:
         UserError: there is no such family, or the weights cannot be downloaded.
     """
-    return str(resolve(model.family).fetch(model))
+    return str(resolve(find_family(model)).fetch(model))
 
 
 def build(  # noqa: PLR0913
@@ -155,7 +190,7 @@ def build(  # noqa: PLR0913
         UserError: the weights cannot be loaded, or the model does not support a setting.
     """
     first = device if mesh is None else torch.device("cpu")
-    built = resolve(model.family).load(model, sampling, chunk_size=chunk_size, device=first)
+    built = resolve(find_family(model)).load(model, sampling, chunk_size=chunk_size, device=first)
     if adapter is not None:
         built.add_adapter(adapter, seed)
     built.apply_memory_optimizations(activation_checkpointing, compile_blocks=compile_blocks)

@@ -300,11 +300,10 @@ def _family_of(pipe: Any) -> type[VideoModel]:
     """Return the family whose `pipeline_classes` have the pipeline's class or a base class of it."""
     from vader_ray import models  # the registry imports families, which import this file
 
-    families: list[type[VideoModel]] = [models.resolve(name) for name in models.names()]
-    for family in families:
-        if class_names(pipe) & set(family.pipeline_classes):
-            return family
-    known = sorted(name for family in families for name in family.pipeline_classes)
+    if (family := models.family_of_pipeline(kind.__name__ for kind in type(pipe).__mro__)) is not None:
+        found: type[VideoModel] = models.resolve(family)
+        return found
+    known = ", ".join(sorted(models.pipelines()))
     raise UserError(
-        f"from_pipeline: {type(pipe).__name__} is not a known video pipeline; give one of {', '.join(known)}"
+        f"from_pipeline: {type(pipe).__name__} is not a known video pipeline; give one of {known}"
     )

@@ -41,9 +41,6 @@ class CogVideoXModel(VideoModel):
     def build_decoder(self, options: DecoderOptions) -> CogVideoXStream:
         return CogVideoXStream(self.pipe.vae, offload_cache=options.offload_cache)
 
-    def vae_scale_factors(self) -> tuple[int, int]:
-        return self.pipe.vae_scale_factor_temporal, self.pipe.vae_scale_factor_spatial
-
     def latent_shape(self) -> tuple[int, int, int, int]:
         """Return the shape of one video's noise; version 1.5 pads the latent frames to whole patches.
 
@@ -62,11 +59,5 @@ class CogVideoXModel(VideoModel):
         patch = self.pipe.transformer.config.patch_size_t or 1
         return channels, -(-frames // patch) * patch, height, width
 
-    def latent_channels(self) -> int:
-        return super().latent_channels() // (2 if self.is_image_to_video else 1)
-
     def pack_latents(self, noise: Noise) -> Tensor:
         return noise.transpose(1, 2)
-
-    def pipeline_kwargs(self) -> dict[str, Any]:
-        return super().pipeline_kwargs() | {"eta": self.sampling.eta}

@@ -1,4 +1,7 @@
-"""LTX-Video (``Lightricks/LTX-Video`` and its 0.9 successors in diffusers' layout)."""
+"""LTX-Video (``Lightricks/LTX-Video`` and its 0.9 successors in diffusers' layout).
+
+Videos from text, or from an image.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from vader_ray.models.base import VideoModel
+from vader_ray.models.core.conditioning import Conditioning
 from vader_ray.models.core.decoders import Decoder, DecoderOptions, WholeClip
 from vader_ray.models.core.layer_stream import Layer, Layers, LayerStream, unfold_channels
+from vader_ray.models.core.loop_hooks import OUTSIDE_STEPS, LoopHook
 from vader_ray.types import Latents, Noise
 
 DECODE_TIMESTEP, DECODE_NOISE_SCALE = 0.05, 0.025
@@ -150,7 +155,8 @@ def _unpatchify(decoder: Any, frames: Tensor) -> Tensor:
 class LTXModel(VideoModel):
     """Flow-predicting transformer over packed tokens, T5 text encoder."""
 
-    pipeline_classes = ("LTXPipeline",)
+    pipeline_classes = ("LTXPipeline", "LTXImageToVideoPipeline")
+    image_pipeline_classes = ("LTXImageToVideoPipeline",)
     stock_loader = True
     splits_tokens = True
     embeddings = (
@@ -180,6 +186,29 @@ class LTXModel(VideoModel):
             noise, self.pipe.transformer_spatial_patch_size, self.pipe.transformer_temporal_patch_size
         )
         return packed
+
+    def _run_pipeline(
+        self, latents: Tensor, conditioning: Conditioning, hook: LoopHook, **changes: float
+    ) -> Latents:
+        if self.is_image_to_video:
+            latents = self._with_first_frames(latents, conditioning.tensors["image"], hook)
+        return super()._run_pipeline(latents, conditioning, hook, **changes)
+
+    def _with_first_frames(self, noise: Tensor, images: Any, hook: LoopHook) -> Tensor:
+        """Return packed noise whose first latent frame is that of the encoded images.
+
+        The loop does it only for noise that it draws itself.
+        """
+        pipe, (channels, _, _, _), sampling = self.pipe, self.latent_shape(), self.sampling
+        device, (height, width) = noise.device, (sampling.height, sampling.width)
+        pixels = pipe.video_processor.preprocess(images, height=height, width=width)
+        generators = hook.generators(OUTSIDE_STEPS, len(noise))
+        with torch.no_grad():
+            started, is_given = pipe.prepare_latents(
+                pixels.to(device, pipe.vae.dtype), len(noise), channels, height, width, sampling.num_frames,
+                noise.dtype, device, generators,
+            )  # fmt: skip
+        return torch.where(is_given[..., None] > 0, started, noise)
 
     def pipeline_kwargs(self) -> dict[str, Any]:
         noise = {"decode_timestep": DECODE_TIMESTEP, "decode_noise_scale": DECODE_NOISE_SCALE}

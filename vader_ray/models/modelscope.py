@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
 from vader_ray.models.base import VideoModel
-from vader_ray.models.core.decoders import DecoderOptions, Framewise2D
 from vader_ray.types import Noise
 
 
@@ -21,14 +18,5 @@ class ModelScopeModel(VideoModel):
     denoiser_name = "unet"
     loads_in_comfyui = False
 
-    def build_decoder(self, options: DecoderOptions) -> Framewise2D:
-        return Framewise2D(self.pipe.vae, options.chunk_size)
-
-    def vae_scale_factors(self) -> tuple[int, int]:
-        return 1, self.pipe.vae_scale_factor
-
     def to_scheduler_layout(self, latents: Noise) -> Tensor:
         return latents.transpose(1, 2).flatten(0, 1)
-
-    def pipeline_kwargs(self) -> dict[str, Any]:
-        return super().pipeline_kwargs() | {"eta": self.sampling.eta}

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from types import MappingProxyType
-from typing import Any
 
 from torch import Tensor
 
 from vader_ray.models.base import VideoModel
-from vader_ray.models.core.decoders import ALL_FRAMES, DecoderOptions, TemporalChunk
+from vader_ray.models.core.decoders import DecoderOptions, TemporalChunk
 from vader_ray.types import Noise
 
 
@@ -32,14 +31,5 @@ class SVDModel(VideoModel):
     def build_decoder(self, options: DecoderOptions) -> TemporalChunk:
         return TemporalChunk(self.pipe.vae, options.temporal_frames or self.sampling.num_frames)
 
-    def vae_scale_factors(self) -> tuple[int, int]:
-        return 1, self.pipe.vae_scale_factor
-
-    def latent_channels(self) -> int:
-        return super().latent_channels() // 2  # the other half is the encoded image
-
     def pack_latents(self, noise: Noise) -> Tensor:
         return noise.transpose(1, 2)
-
-    def pipeline_kwargs(self) -> dict[str, Any]:
-        return super().pipeline_kwargs() | {"decode_chunk_size": ALL_FRAMES}

@@ -16,6 +16,7 @@ from torch.nn import functional
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from vader_ray.errors import UserError
 from vader_ray.preflight.meta_kernels import MetaKernelCache
 from vader_ray.preflight.trackers import FastDispatchMode, tensors_in
 
@@ -138,6 +139,8 @@ class _ConstantTracker(FastDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = kwargs or {}
+        if torch.Tag.pointwise in func.tags:
+            args, given = self._on_one_device(args, given)
         known = self._known_inputs(args, given)
         if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
             return known[0][0].item() if known else _assumed_value(args[0])
@@ -159,6 +162,22 @@ class _ConstantTracker(FastDispatchMode):
         elif func._schema.is_mutable:
             for tensor in tensors_in(args, given.values()):
                 self._known.pop(tensor, None)
+        return result
+
+    def _on_one_device(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """Move inputs from the host to the device if others are there: schedulers' timesteps, for example."""
+        tensors = list(tensors_in(args, kwargs.values()))
+        if all(tensor.is_meta for tensor in tensors) or not any(tensor.is_meta for tensor in tensors):
+            return args, kwargs
+        moved: tuple[Any, Any] = tree_map_only(Tensor, self._moved, (args, kwargs))
+        return moved
+
+    def _moved(self, tensor: Tensor) -> Tensor:
+        if tensor.is_meta or tensor.ndim == 0:
+            return tensor
+        result = torch.empty_like(tensor, device=META)
+        if tensor.numel() <= _SMALL:
+            self._known[result] = tensor
         return result
 
     def _known_inputs(self, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
@@ -207,4 +226,7 @@ def _is_small(result: Any) -> bool:
 def _assumed_value(number: Tensor) -> Any:
     if number.dtype in _ASSUMED_ONE:
         return torch.ones((), dtype=number.dtype, device="cpu").item()
-    raise RuntimeError("a size depends on numbers that only a computation with weights gives")
+    raise UserError(
+        "this model cannot be counted without its weights: a size depends on what it computes; replace every "
+        "setting that is auto by a value"
+    )

@@ -14,19 +14,22 @@ from vader_ray.training.optimizer import check_package
 def resolve_names(config: ExperimentConfig, folder: Path | None = None) -> ExperimentConfig:
     """Resolve every name of the recipe and check the options of every plugin; load no weights.
 
+    ``model.family: auto`` becomes the family of the weights' pipeline.
+
     Paths in these options become absolute; a relative one starts at ``folder`` (the recipe's).
 
     Raises:
         UserError: unknown algorithm, family, scheduler, reward, metric or option, a path that does not exist,
             a guard or an algorithm that cannot work with the other settings, or a missing package.
     """
-    models.check_family(config.model.family)
-    models.check_parallel(config.model.family, config.runtime)
+    family = models.find_family(config.model)
+    models.check_parallel(family, config.runtime)
     if config.sampling.scheduler is not None:
         models.check_scheduler(config.sampling.scheduler)
     check_guard(config)
     check_package(config.optimizer)
     checked = {
+        "model": config.model.model_copy(update={"family": family}),
         "algorithm": algorithms.check(config, folder=folder),
         "rewards": tuple(rewards.check(spec, folder=folder) for spec in config.rewards),
         "eval_rewards": tuple(rewards.check(spec, folder=folder) for spec in config.eval_rewards),

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vader_ray.alignment.decoding import decode
 from vader_ray.models.core.decoders import StreamedDecoder
-from vader_ray.models.hunyuan_video import HunyuanVideoStream
+from vader_ray.models.core.hunyuan_video_decoder import HunyuanVideoStream
 from vader_ray.models.ltx import DECODE_TIMESTEP, LTXStream
 from vader_ray.models.mochi import MochiStream
 from vader_ray.preflight.meta_device import META, meta_device_mode

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.helpers import videocrafter2_tiny as videocrafter2
-from tests.helpers.families import CASES, Case, _wan, _wan_transformer, save
+from tests.helpers.families import CASES, Case, save, wan_pipeline, wan_transformer
 from tests.helpers.family_runs import SEEDS, STEPS, encode_prompts, load_case
 from tests.helpers.tiny import load_tiny, randomise_adapter
 from vader_ray.alignment.decoding import decode_all
@@ -24,7 +24,7 @@ from vader_ray.types import TruncationPlan
 
 DEEP = Case(
     "wan",
-    lambda: _wan(transformer=_wan_transformer(num_layers=6)),
+    lambda: wan_pipeline(transformer=wan_transformer(num_layers=6)),
     CASES["wan"].sampling | {"height": 32, "width": 32},
 )
 KINDS = ("none", "block", "attention")
@@ -114,7 +114,7 @@ def wide_wan(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, int]:
     and the peak with one gradient step."""
     case = Case(
         "wan",
-        lambda: _wan(transformer=_wan_transformer(num_layers=6, ffn_dim=2048)),
+        lambda: wan_pipeline(transformer=wan_transformer(num_layers=6, ffn_dim=2048)),
         DEEP.sampling | {"num_inference_steps": 8},
     )
     model = load_case(case, save(case, tmp_path_factory.mktemp("wide_wan")))

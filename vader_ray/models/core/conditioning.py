@@ -39,31 +39,67 @@ def _take(column: Tensor | list[Any], part: slice | list[int]) -> Tensor | list[
     return column[part] if isinstance(part, slice) else [column[row] for row in part]
 
 
+@dataclass(frozen=True, slots=True)
+class TextEncoding:
+    """Differences of a pipeline's ``encode_prompt`` from that of most pipelines."""
+
+    negative_apart: bool = False
+    """Whether it takes no negative prompt, which is then encoded by a call of its own."""
+    lengths_differ: bool = False
+    """Whether the number of tokens is that of the prompt. Videos are then sampled one by one."""
+
+
 def encode_texts(
-    pipe: Any, sampling: SamplingConfig, names: Sequence[str], prompts: list[str]
+    pipe: Any, sampling: SamplingConfig, names: Sequence[str], encoding: TextEncoding, prompts: Sequence[str]
 ) -> dict[str, Tensor | list[Any]]:
     """Encode prompts by the pipeline's ``encode_prompt``.
 
-    Returns tensors by the names of the loop's arguments, one row per prompt.
+    Args:
+        pipe: the pipeline.
+        sampling: whether there is guidance, and the negative prompt.
+        names: arguments of the pipeline's call that take the return values.
+        encoding: differences of ``encode_prompt``.
+        prompts: texts.
+
+    Returns:
+        Tensors by the names of the loop's arguments, one row per prompt; if their lengths differ, lists of
+        tensors with one row each.
     """
-    groups = [prompts[start : start + _TEXT_BATCH_SIZE] for start in range(0, len(prompts), _TEXT_BATCH_SIZE)]
+    size = 1 if encoding.lengths_differ else _TEXT_BATCH_SIZE
+    groups = [list(prompts[start : start + size]) for start in range(0, len(prompts), size)]
+    columns = _encode_groups(pipe, sampling, names, groups)
+    if encoding.negative_apart and sampling.guidance_scale > 1:
+        negative = [[sampling.negative_prompt] * len(group) for group in groups]
+        encoded = _encode_groups(pipe, sampling, names, negative)
+        columns |= {f"negative_{name}": column for name, column in encoded.items()}
+    if encoding.lengths_differ:
+        return {name: list(column) for name, column in columns.items()}
+    return {name: _shared(torch.cat(column)) for name, column in columns.items()}
+
+
+def _encode_groups(
+    pipe: Any, sampling: SamplingConfig, names: Sequence[str], groups: Sequence[list[str]]
+) -> dict[str, list[Tensor]]:
     rows = [_encode_group(pipe, sampling, group) for group in groups]
     named = dict(zip(names, zip(*rows, strict=True), strict=True))
-    return {name: _shared(torch.cat(column)) for name, column in named.items() if column[0] is not None}
+    return {name: list(column) for name, column in named.items() if column[0] is not None}
 
 
 def _encode_group(pipe: Any, sampling: SamplingConfig, prompts: list[str]) -> tuple[Tensor | None, ...]:
     guided = sampling.guidance_scale > 1
-    call, accepted = inspect.signature(type(pipe).__call__).parameters, inspect.signature(pipe.encode_prompt)
-    arguments = {
+    # Stable Diffusion XL was trained with zeros for an empty prompt, which its pipelines take from None
+    is_zero = not sampling.negative_prompt and pipe.config.get("force_zeros_for_empty_prompt", False)
+    accepted = list(inspect.signature(pipe.encode_prompt).parameters)[1:]
+    call = inspect.signature(type(pipe).__call__).parameters
+    arguments = {name: call[name].default for name in accepted if name in call} | {
         "device": pipe.device,
         "do_classifier_free_guidance": guided,
-        "negative_prompt": [sampling.negative_prompt] * len(prompts) if guided else None,
+        "negative_prompt": [sampling.negative_prompt] * len(prompts) if guided and not is_zero else None,
         "num_images_per_prompt": 1,
-        "max_sequence_length": call["max_sequence_length"].default if "max_sequence_length" in call else None,
+        "batch_size": len(prompts),
     }
     encoded: tuple[Tensor | None, ...] = pipe.encode_prompt(
-        prompts, **{name: value for name, value in arguments.items() if name in accepted.parameters}
+        prompts, **{name: value for name, value in arguments.items() if name in accepted}
     )
     return encoded
 

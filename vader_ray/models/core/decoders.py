@@ -204,12 +204,14 @@ class WholeClip(Decoder):
         vae: the autoencoder.
         frames_per_latent: frames of every latent frame but the first, which is one frame.
         further: arguments of ``vae.decode`` after the latents, one value for all videos.
+        one_by_one: decode each video in a call of its own.
     """
 
     chunks_are_independent = True
 
-    def __init__(self, vae: Any, frames_per_latent: int, *further: Tensor) -> None:
+    def __init__(self, vae: Any, frames_per_latent: int, *further: Tensor, one_by_one: bool = False) -> None:
         super().__init__(vae)
+        self._one_by_one = one_by_one
         self._frames_per_latent = frames_per_latent
         self._further = further
 
@@ -223,9 +225,14 @@ class WholeClip(Decoder):
 
     def decode(self, latents: Latents, state: None, chunk: tuple[int, ...]) -> tuple[Frames, None]:
         """Decode all frames."""
-        further = (tensor.to(latents.device, self.vae.dtype).expand(len(latents)) for tensor in self._further)
-        decoded = self.vae.decode(latents.to(self.vae.dtype), *further, return_dict=False)[0]
+        parts = latents.to(self.vae.dtype).split(1 if self._one_by_one else len(latents))
+        decoded = torch.cat([self._decode(part) for part in parts])
         return _pixels(decoded).transpose(1, 2), None
+
+    def _decode(self, latents: Latents) -> Tensor:
+        further = (tensor.to(latents).expand(len(latents)) for tensor in self._further)
+        decoded: Tensor = self.vae.decode(latents, *further, return_dict=False)[0]
+        return decoded
 
 
 def _pixels(decoded: Tensor) -> Tensor:

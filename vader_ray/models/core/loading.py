@@ -44,7 +44,7 @@ def load_pipeline(
     source = locate(model.weights)
     check_pipeline_folder(source)
     kind = _pipeline_class(
-        classes[0] if len(classes) == 1 else _published_class(source, classes, model.family)
+        classes[0] if len(classes) == 1 else _class_of_family(source, classes, model.family)
     )
     dtype = getattr(torch, model.precision)
     with _explained(source), quiet():
@@ -74,10 +74,23 @@ def fetch_pipeline(model: ModelConfig) -> Path:
         return Path(DiffusionPipeline.download(source))
 
 
-def _published_class(source: str, classes: Sequence[str], family: str) -> str:
-    """Return the pipeline class of the weights, by their model_index.json."""
+def published_class(source: str) -> str:
+    """Return the name of the pipeline class of weights, by their ``model_index.json``.
+
+    Args:
+        source: a folder in diffusers' format, or a hub id.
+
+    Raises:
+        UserError: there is no such file, or it cannot be downloaded.
+    """
+    check_pipeline_folder(source)
     with _explained(source):
-        name = str(DiffusionPipeline.load_config(source)["_class_name"])
+        return str(DiffusionPipeline.load_config(source)["_class_name"])
+
+
+def _class_of_family(source: str, classes: Sequence[str], family: str) -> str:
+    """Return the pipeline class of the weights, which must be one of the family's."""
+    name = published_class(source)
     if name not in classes:
         raise UserError(
             f"model.weights: {source} is a {name}; model.family={family} takes {' or '.join(classes)}"

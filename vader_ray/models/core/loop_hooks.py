@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ from vader_ray.gradients import penalize_distance, scale_gradient
 from vader_ray.models.adapters.lora import disabled
 from vader_ray.models.core import transitions
 from vader_ray.models.core.denoiser_calls import as_output, prediction, with_prediction
-from vader_ray.models.core.placement import frozen_dtype
+from vader_ray.models.core.placement import frozen_dtype, reported_dtype
 from vader_ray.models.core.video_workers import GuidanceBranches, VideoWorkers
 from vader_ray.types import GradStep, TruncationPlan
 
@@ -138,7 +138,7 @@ class LoopHook:
         self._stop_before = stop_before
         self._resume = resume
         self._num_skipped = plan.grad_steps[0] if plan and resume else 0
-        self._in_blocks = False
+        self._in_blocks = self._round_timesteps = False
         self._workers: VideoWorkers | None = None
         self._branches: GuidanceBranches | None = None
         self._differences: list[Tensor] = []
@@ -160,17 +160,19 @@ class LoopHook:
         workers: VideoWorkers | None = None,
         *,
         in_blocks: bool,
+        round_timesteps: bool = False,
     ) -> Iterator[None]:
         """Route the pipeline's calls of denoisers, scheduler and autoencoder through this hook.
 
         With several workers of a video, each computes its part of every call of a denoiser. ``in_blocks`` is
-        whether the denoisers recompute each of their blocks in the backward pass.
+        whether the denoisers recompute each of their blocks in the backward pass, ``round_timesteps`` whether
+        timesteps are converted to the denoisers' dtype.
 
         The scheduler's class is replaced by a subclass and not its ``step`` by an attribute: schedulers call
         their own methods through ``self``, pipelines inspect the signature of ``type(scheduler).step``, and
         `SamplingState` copies the scheduler's attributes, among which a hook must not be.
         """
-        self._in_blocks = in_blocks
+        self._in_blocks, self._round_timesteps = in_blocks, round_timesteps
         self._workers = workers
         if workers is not None and workers.num_branches > 1:
             self._branches = GuidanceBranches(workers, len(self._seeds))
@@ -187,11 +189,13 @@ class LoopHook:
 
     def _hooked_forward(self, denoiser: nn.Module) -> Callable[..., Any]:
         forward, names = denoiser.forward, tuple(inspect.signature(denoiser.forward).parameters)
-        dtype = frozen_dtype(denoiser)
+        dtype, reported = frozen_dtype(denoiser), getattr(denoiser, "dtype", None)
 
         @functools.wraps(forward)
         def denoise(*args: Any, **kwargs: Any) -> Any:
-            return self._denoise(denoiser, forward, dtype, dict(zip(names, args, strict=False)) | kwargs)
+            inputs = dict(zip(names, args, strict=False)) | kwargs
+            with nullcontext() if reported is None else reported_dtype(denoiser, reported):
+                return self._denoise(denoiser, forward, dtype, inputs)
 
         return denoise
 
@@ -209,7 +213,7 @@ class LoopHook:
         self.denoiser_calls += len(latents) * (2 if needs_grad and self._needs_base() else 1)
         latents = scale_gradient(latents, rule.coupling) if rule.coupling else latents.detach()
         inputs = {
-            key: cast(value, dtype) if key != "timestep" else value
+            key: cast(value, dtype) if key != "timestep" or self._round_timesteps else value
             for key, value in (inputs | {name: latents}).items()
         }
         with torch.set_grad_enabled(needs_grad):

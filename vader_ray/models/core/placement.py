@@ -7,8 +7,8 @@ sampling of a large UNet took tenths of a second for it alone.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -63,6 +63,24 @@ def remember_placement(network: nn.Module) -> None:
     """
     if isinstance(network, ModelMixin) and not isinstance(network, _Remembering):
         network.__class__ = _remembering(type(network))  # type: ignore[arg-type]
+
+
+@contextmanager
+def reported_dtype(network: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """Let a network of `remember_placement` report a dtype inside a ``with`` block; change no other network.
+
+    Loops of some pipelines convert the latents to what the denoiser reports.
+    """
+    if not isinstance(network, _Remembering):
+        yield
+        return
+    own = network.dtype  # type: ignore[attr-defined]
+    known = _FOUND[network][1]  # type: ignore[index]
+    known["dtype"] = dtype
+    try:
+        yield
+    finally:
+        known["dtype"] = own
 
 
 class _Remembering:

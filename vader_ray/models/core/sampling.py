@@ -11,6 +11,7 @@ from __future__ import annotations
 import gc
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -22,8 +23,9 @@ from vader_ray.config import SamplingConfig
 from vader_ray.errors import UserError
 from vader_ray.models.core import prefix_cache, transitions
 from vader_ray.models.core.adapter_strength import AdapterStrengthHook
-from vader_ray.models.core.conditioning import Conditioning, encode_texts, open_images
-from vader_ray.models.core.decoders import Decoder, DecoderOptions
+from vader_ray.models.core.conditioning import Conditioning, TextEncoding, encode_texts, open_images
+from vader_ray.models.core.decoder_kinds import decoder_of
+from vader_ray.models.core.decoders import ALL_FRAMES, Decoder, DecoderOptions
 from vader_ray.models.core.guidance_interval import GuidanceIntervalHook, check_interval
 from vader_ray.models.core.loop_hooks import (
     OUTSIDE_STEPS,
@@ -33,7 +35,12 @@ from vader_ray.models.core.loop_hooks import (
     SamplingState,
     cast,
 )
-from vader_ray.models.core.placement import fixed_execution_device, frozen_dtype, remember_placement
+from vader_ray.models.core.placement import (
+    fixed_execution_device,
+    frozen_dtype,
+    remember_placement,
+    reported_dtype,
+)
 from vader_ray.models.core.sharding import is_sharded
 from vader_ray.models.core.step_responses import StepResponses
 from vader_ray.models.core.video_workers import VideoWorkers
@@ -63,13 +70,19 @@ class SamplingPipeline:
     embeddings: ClassVar[tuple[str, ...]] = ("prompt_embeds", "negative_prompt_embeds")
     """Arguments by which the pipeline's call takes the return values of its ``encode_prompt``, in their
     order."""
+    text_encoding: ClassVar[TextEncoding] = TextEncoding()
+    """Differences of ``encode_prompt`` from that of most pipelines."""
     guidance_argument: ClassVar[str] = "guidance_scale"
     """Argument of the pipeline's call that holds ``sampling.guidance_scale``."""
+    frames_argument: ClassVar[str] = "num_frames"
+    """Argument of the pipeline's call that holds ``sampling.num_frames``."""
     no_guidance_kwargs: ClassVar[Mapping[str, float]] = MappingProxyType({"guidance_scale": 1.0})
     """Arguments of the pipeline's call that switch guidance off; denoising errors are those of the
     conditional prediction. None if guidance is an input of the denoiser and not a second prediction."""
     batched = True
     """Whether one call of the pipeline can make several videos."""
+    rounds_timesteps: ClassVar[bool] = False
+    """Whether the denoiser takes timesteps in its own dtype alone; others take them in any."""
     splits_tokens: ClassVar[bool] = False
     """Whether the tokens of a video can be divided over workers: diffusers has a plan for the denoiser."""
 
@@ -116,16 +129,19 @@ class SamplingPipeline:
         return prefix_cache.deep_blocks(denoiser)
 
     def build_decoder(self, options: DecoderOptions) -> Decoder:
-        """Return the decoder of the pipeline's autoencoder."""
-        raise NotImplementedError
+        """Return the decoder of the pipeline's autoencoder; by default that of its class."""
+        return decoder_of(self.pipe.vae, self.vae_scale_factors()[0], options)
 
     def vae_scale_factors(self) -> tuple[int, int]:
         """Return the frames per latent frame (the first is one frame) and the pixels per latent pixel."""
-        raise NotImplementedError
+        temporal: int = getattr(self.pipe, "vae_scale_factor_temporal", 1)
+        spatial: int = getattr(self.pipe, "vae_scale_factor_spatial", None) or self.pipe.vae_scale_factor
+        return temporal, spatial
 
     def latent_channels(self) -> int:
         """Return the number of channels of the latents."""
-        channels: int = self.denoiser.config.in_channels  # type: ignore[union-attr,assignment]
+        config = self.pipe.vae.config
+        channels: int = config.z_dim if "z_dim" in config else config.latent_channels
         return channels
 
     def latent_shape(self) -> tuple[int, int, int, int]:
@@ -147,13 +163,19 @@ class SamplingPipeline:
     def pipeline_kwargs(self) -> dict[str, Any]:
         """Return the arguments of the pipeline's call that are settings and not tensors."""
         sampling = self.sampling
-        return {
-            "num_frames": sampling.num_frames,
+        settings = {
+            self.frames_argument: sampling.num_frames,
             "height": sampling.height,
             "width": sampling.width,
             "num_inference_steps": sampling.num_inference_steps,
             self.guidance_argument: sampling.guidance_scale,
+            "eta": sampling.eta,
+            "decode_chunk_size": ALL_FRAMES,
+            "prompt": None,  # prompts are encoded already
+            "negative_prompt": None,
         }
+        accepted = inspect.signature(type(self.pipe).__call__).parameters
+        return {name: value for name, value in settings.items() if name in accepted}
 
     def pack_latents(self, noise: Noise) -> Tensor:
         """Return noise in the layout of the pipeline's argument ``latents``."""
@@ -168,9 +190,9 @@ class SamplingPipeline:
         Raises:
             UserError: the model makes videos from images and there are none.
         """
-        columns = (
-            encode_texts(self.pipe, self.sampling, self.embeddings, list(prompts)) if self.embeddings else {}
-        )
+        columns = dict[str, Tensor | list[Any]]()
+        if self.embeddings:
+            columns |= encode_texts(self.pipe, self.sampling, self.embeddings, self.text_encoding, prompts)
         if self.is_image_to_video:
             columns["image"] = open_images(self.sampling, images)
         return Conditioning(columns)
@@ -289,22 +311,30 @@ class SamplingPipeline:
         """
         loop = inspect.unwrap(type(self.pipe).__call__)
         dtype = self._sampling_dtype()  # some loops keep the latents in the dtype of the embeddings
-        arguments: dict[str, Any] = {
-            name: cast(column, dtype) for name, column in conditioning.tensors.items()
-        }
+        columns = conditioning.tensors
+        if not self.batched:
+            columns = {
+                name: column[0] if isinstance(column, list) else column for name, column in columns.items()
+            }
+        arguments: dict[str, Any] = {name: cast(column, dtype) for name, column in columns.items()}
         arguments |= self.pipeline_kwargs() | changes
-        arguments["generator"] = hook.generators(OUTSIDE_STEPS, len(latents))
+        generators = hook.generators(OUTSIDE_STEPS, len(latents))
+        arguments["generator"] = generators if self.batched else generators[0]
+        denoisers = list(self.denoisers().values())
         try:
-            with (
-                hook.install(
-                    list(self.denoisers().values()),
+            with ExitStack() as stack:
+                hooked = hook.install(
+                    denoisers,
                     self.pipe.scheduler,
                     self.pipe.vae,
                     self.video_workers,
                     in_blocks=self.recomputes_blocks,
-                ),
-                fixed_execution_device(self.pipe, self.denoiser),
-            ):
+                    round_timesteps=self.rounds_timesteps,
+                )
+                stack.enter_context(hooked)
+                stack.enter_context(fixed_execution_device(self.pipe, self.denoiser))
+                for denoiser in denoisers:
+                    stack.enter_context(reported_dtype(denoiser, dtype))
                 loop(self.pipe, latents=latents, **arguments)
         except DecoderReached as reached:
             self._check_num_steps(hook.index)

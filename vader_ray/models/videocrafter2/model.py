@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from vader_ray.config import ModelConfig, SamplingConfig
 from vader_ray.errors import UserError
 from vader_ray.models.base import VideoModel
-from vader_ray.models.core.decoders import DecoderOptions, Framewise2D
+from vader_ray.models.core.decoders import DecoderOptions
 from vader_ray.models.core.loading import quiet
 from vader_ray.models.core.meta_pipeline import accept_host_tensors
 from vader_ray.models.core.quantization import quantize
@@ -186,9 +186,6 @@ class VideoCrafter2Model(VideoModel):
         if on_meta:
             accept_host_tensors(pipe.unet)
         return cls(pipe, sampling, DecoderOptions.of(model, chunk_size))
-
-    def build_decoder(self, options: DecoderOptions) -> Framewise2D:
-        return Framewise2D(self.pipe.vae, options.chunk_size)
 
     @staticmethod
     def denoiser_blocks(denoiser: nn.Module) -> list[nn.Module]:

@@ -1,0 +1,31 @@
+"""Motif-Video (``Motif-Technologies/Motif-Video-2B``): videos from text, or from an image."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vader_ray.config import SamplingConfig
+from vader_ray.models.core.decoders import DecoderOptions
+from vader_ray.models.core.guider import GuiderPipeline
+
+
+class MotifVideoModel(GuiderPipeline):
+    """Flow-predicting transformer, T5Gemma text encoder, Wan's autoencoder.
+
+    The image-to-video pipeline takes one image for all its videos, so videos are sampled one by one there.
+    Adapters are saved in peft's format.
+    """
+
+    pipeline_classes = ("MotifVideoPipeline", "MotifVideoImage2VideoPipeline")
+    image_pipeline_classes = ("MotifVideoImage2VideoPipeline",)
+    loads_in_comfyui = False
+    embeddings = (
+        "prompt_embeds",
+        "negative_prompt_embeds",
+        "prompt_attention_mask",
+        "negative_prompt_attention_mask",
+    )
+
+    def __init__(self, pipe: Any, sampling: SamplingConfig, decoder_options: DecoderOptions) -> None:
+        super().__init__(pipe, sampling, decoder_options)
+        self.batched = not self.is_image_to_video
