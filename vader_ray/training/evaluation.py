@@ -131,15 +131,17 @@ def _pseudo_values(
 ) -> dict[str, list[float]]:
     """Return each prompt's pseudo-value of the metrics that compare videos with one another."""
 
-    def of_metric(metric: SetMetric, rows: Features) -> list[float]:
+    def of_metric(name: str, metric: SetMetric) -> list[float]:
         def mean_of(indices: Sequence[int]) -> float:
             chosen = [prompts[index] for index in indices]
-            return fmean(prompt_means(metric.compare(rows[list(indices)], chosen).tolist(), chosen))
+            values = metric.compare(features[name][list(indices)], chosen).tolist()
+            return fmean(prompt_means(values, chosen))
 
-        return jackknife_values(mean_of, prompts)
+        with explain_plugin_errors(f"metric {name!r}"):
+            return jackknife_values(mean_of, prompts)
 
     return {
-        f"eval/{each.name}": of_metric(each.metric, features[each.name])
+        f"eval/{each.name}": of_metric(each.name, each.metric)
         for each in metrics
         if isinstance(each.metric, SetMetric)
     }

@@ -218,7 +218,8 @@ def _tested(summary: RunSummary, names: Sequence[str]) -> str:
     changes = []
     for name in names:
         metric = f"{REWARD}{name}"
-        gain = results.gains[metric]
+        if (gain := results.gains.get(metric)) is None:
+            continue  # the trial has other rewards
         changes.append(
             f"{name} {results.before[metric]:.4f} → {results.after[metric]:.4f} "
             f"({gain.mean:+.4f} ± {gain.standard_error:.4f})"

@@ -16,6 +16,7 @@ CHART_SECTIONS = {
         ("eval/reward", "train/reward", "train", "eval", "eval/caption_accuracy", "eval/gain"), True
     ),
     **dict.fromkeys(("eval/gain_low", "eval/gain_high", "eval/gain_standard_error"), False),
+    **dict.fromkeys(("test/reward", "test/base/reward", "test", "test/base", "test/gain"), False),
     "guard": True,
     **dict.fromkeys(
         (f"guard/{each}{room}" for each in ("fall", "p_value", "beyond") for room in ("", "/reward")), False
