@@ -26,7 +26,7 @@ from vader_ray.errors import RunFailed, UserError
 from vader_ray.models import mix_adapters
 from vader_ray.orchestration.runs.finish import summarize
 from vader_ray.orchestration.runs.run_dir import RunDir
-from vader_ray.orchestration.runs.summary import RunSummary
+from vader_ray.orchestration.runs.summary import OPTIMISTIC, RunSummary
 from vader_ray.orchestration.selection import pareto_front
 from vader_ray.orchestration.sweeps import run_trial
 from vader_ray.orchestration.sweeps.adapter_soup import make_soups
@@ -41,7 +41,13 @@ from vader_ray.orchestration.sweeps.definition import (
 from vader_ray.orchestration.sweeps.driver import run_sweep
 from vader_ray.orchestration.sweeps.run_trial import keep_checkpoint, kept_checkpoints
 from vader_ray.orchestration.sweeps.search import OptunaProposer
-from vader_ray.orchestration.sweeps.trial_table import SweepResult, TrialResult, best_of, front_of
+from vader_ray.orchestration.sweeps.trial_table import (
+    SweepResult,
+    TrialResult,
+    best_of,
+    describe_test,
+    front_of,
+)
 from vader_ray.orchestration.sweeps.trials import Trial, TrialSet
 from vader_ray.orchestration.tracking.address import MlflowRun
 from vader_ray.training.events import StepEvent
@@ -171,7 +177,7 @@ def _summaries(weights: Path, tmp_path: Path) -> dict[str, RunSummary]:
         watched = {
             "eval_rewards": [{"reward": "sharpness"}],
             "guard": FIRING_GUARD | {"action": action},
-            "prompts": validated_on(FOUR_PROMPTS),
+            "prompts": validated_on(FOUR_PROMPTS) | {"test": ["a green star", "a pink star"]},
         }
         config = tiny_config(weights, num_steps=3, evaluation=evaluation, **watched)
         state = train(config, on_step=lambda event: None)
@@ -194,6 +200,18 @@ def test_a_trial_that_its_guard_stopped_competes_with_the_adapter_that_it_keeps(
     assert (row["status"], row["steps"], row["best_step"]) == ("stopped", 1, 0)
     assert row["best/sharpness"] == row["before/sharpness"] != row["after/sharpness"]
     assert row["selected"] == row["best/sharpness"]
+    assert row["test/reward/sharpness"] == row["test/base/reward/sharpness"], "it keeps the base model"
+    tested = summaries["steady"].results
+    assert tested.split == "test"
+    assert tested.before["eval/reward/sharpness"] == row["test/base/reward/sharpness"]
+    assert tested.gains["eval/reward/sharpness"].mean == pytest.approx(
+        tested.after["eval/reward/sharpness"] - tested.before["eval/reward/sharpness"]
+    )
+    line = describe_test(summaries["steady"], ["brightness", "sharpness", "not measured"])
+    assert line.startswith(f"on test prompts: brightness {tested.before['eval/reward/brightness']:.4f} → ")
+    without = summaries["steady"].model_copy(update={"metrics_test": {}})
+    assert without.results.split == "validation"
+    assert describe_test(without, ["brightness"]) == OPTIMISTIC
     assert steady.row()["selected"] == steady.row()["best/sharpness"] >= steady.row()["before/sharpness"]
 
     higher = {metric: value + 1 for metric, value in summaries["steady"].metrics_best.items()}

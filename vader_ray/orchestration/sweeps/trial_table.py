@@ -189,7 +189,7 @@ def print_results(
         chosen = f"{summary.selected:.4f} at step {summary.best_step}"
         num_tried = sum(trial.summary is not None for trial in result.trials)
         print(f"best by {config.selection_metric()} of {num_tried} trials: {best.name} ({chosen})")
-        print(_tested(summary, names))
+        print(describe_test(summary, names))
     if definition.pareto:
         front = front_of(result.trials, trained)
         print(f"Pareto front of {', '.join(trained)}: {'; '.join(front) or 'empty'}")
@@ -211,8 +211,8 @@ def _cells(summary: RunSummary | None, names: Sequence[str]) -> list[str]:
     return [*changes, f"{summary.reward_queries}", f"{summary.wall_seconds:.1f}"]
 
 
-def _tested(summary: RunSummary, names: Sequence[str]) -> str:
-    """Return a line with the rewards of the best trial on prompts and noise by which it was not chosen."""
+def describe_test(summary: RunSummary, names: Sequence[str]) -> str:
+    """Return a line with the rewards of a trial on prompts and noise by which it was not chosen."""
     if (results := summary.tested) is None:
         return OPTIMISTIC
     changes = []
