@@ -7,7 +7,7 @@ import json
 import re
 import subprocess
 import sys
-from math import log10
+from math import isnan, log10
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -26,7 +26,7 @@ from vader_ray.errors import RunFailed, UserError
 from vader_ray.models import mix_adapters
 from vader_ray.orchestration.runs.finish import summarize
 from vader_ray.orchestration.runs.run_dir import RunDir
-from vader_ray.orchestration.runs.summary import OPTIMISTIC, RunSummary
+from vader_ray.orchestration.runs.summary import OPTIMISTIC, RunSummary, gains_of
 from vader_ray.orchestration.selection import pareto_front
 from vader_ray.orchestration.sweeps import run_trial
 from vader_ray.orchestration.sweeps.adapter_soup import make_soups
@@ -234,6 +234,12 @@ def test_a_summary_survives_json(tiny_pipeline_folder: Path, tmp_path: Path) -> 
     lowest = summary.model_copy(update={"metrics_best": {"eval/objective": float("-inf")}})
     lowest.write(folder.summary)
     assert folder.read_summary() == lowest
+    of_one_prompt = gains_of({"eval/gain/brightness": 0.5})
+    summary.model_copy(update={"gains": of_one_prompt}).write(folder.summary)
+    again = folder.read_summary()
+    assert again is not None
+    assert again.gains["brightness"].mean == 0.5
+    assert isnan(again.gains["brightness"].high), "one prompt has no interval"
 
 
 @pytest.mark.parametrize(("action", "is_last"), [("stop", True), ("flag", False)])

@@ -31,7 +31,9 @@ OPTIMISTIC = (
 class Gain(BaseModel):
     """Gain of a reward or metric: mean over prompts of the paired difference to the base model."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, ser_json_inf_nan="constants"
+    )
 
     mean: float
     standard_error: float
