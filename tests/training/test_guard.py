@@ -14,6 +14,7 @@ import pytest
 from numpy.typing import NDArray
 from torch import Tensor
 
+from benchmarks.guard import Kind, false_alarms, power
 from tests.helpers.recipe import FIRING_GUARD, FOUR_PROMPTS, tiny_config, tiny_document, validated_on
 from tests.helpers.training import Keeper
 from vader_ray import rewards
@@ -170,69 +171,20 @@ def test_the_evaluations_of_a_run_spend_equal_shares_and_leave_one(num_steps: in
     assert 0 < evaluation_share(longer, num_steps + every, spent) < 0.05 - spent
 
 
-def correlated_evaluations(
-    random: np.random.Generator, num_prompts: int, num_evaluations: int, kind: str
-) -> NDArray[np.float64]:
-    """Draw values of prompts in evaluations without any real fall, shape ``(evaluations + 1, prompts)``.
-
-    Each prompt has its own level; training moves each prompt by a random walk, and adds noise.
-    """
-
-    def draw(*shape: int) -> NDArray[np.float64]:
-        return random.normal(size=shape) if kind == "normal" else random.exponential(size=shape) - 1
-
-    walk = np.cumsum(0.3 * draw(num_evaluations + 1, num_prompts), axis=0)
-    noise = 0.7 * draw(num_evaluations + 1, num_prompts)
-    values: NDArray[np.float64] = 2 * draw(1, num_prompts) + walk + noise
-    return values
-
-
-def first_alarm(config: Any, *series: NDArray[np.float64]) -> int | None:
-    """Return the index of the evaluation in which the guard fires; None if it does not."""
-    state = State()
-    for step, values in enumerate(zip(*series, strict=True)):
-        state.step = step
-        measured = {name: list(each) for name, each in zip(("colorfulness", "flicker"), values, strict=False)}
-        if apply_guard(config, seen(**measured), state)[0]["guard/fired"]:
-            return step
-    return None
-
-
 @pytest.mark.parametrize("kind", ["normal", "exponential"])
 @pytest.mark.parametrize(
-    ("num_evaluations", "num_prompts", "num_runs"), [(5, 8, 600), (20, 10, 200), (50, 11, 60)]
+    ("num_evaluations", "num_prompts", "num_runs"), [(5, 8, 800), (20, 9, 400), (50, 11, 150)]
 )
 def test_without_a_fall_the_guard_fires_in_at_most_5_of_100_runs(
-    tiny_pipeline_folder: Path, num_evaluations: int, num_prompts: int, num_runs: int, kind: str
+    num_evaluations: int, num_prompts: int, num_runs: int, kind: Kind
 ) -> None:
-    """It compares two metrics."""
-    config = guarded(tiny_pipeline_folder, num_evaluations, metrics=["eval/colorfulness", "eval/flicker"])
-    random = np.random.default_rng(0)
-    alarms = [
-        first_alarm(
-            config,
-            *(correlated_evaluations(random, num_prompts, num_evaluations, kind) for _ in range(2)),
-        )
-        for _ in range(num_runs)
-    ]
-    assert num_runs - alarms.count(None) <= 0.05 * num_runs
+    rate = false_alarms(num_runs, num_evaluations, num_prompts, kind, num_metrics=2)
+    assert rate <= 0.05 + 2 * (0.05 * 0.95 / num_runs) ** 0.5  # two standard errors of the simulation
 
 
 @pytest.mark.parametrize("kind", ["normal", "exponential"])
-def test_a_fall_of_the_size_of_the_provoked_run_is_noticed_within_two_evaluations(
-    tiny_pipeline_folder: Path, kind: str
-) -> None:
-    """There hps falls by 0.84 standard deviations of the paired difference of 30 prompts, and then further.
-
-    The rate is the share of one of three metrics.
-    """
-    config = guarded(tiny_pipeline_folder, 8, false_alarm_rate=0.05 / 3)
-    random, noticed, num_runs = np.random.default_rng(0), 0, 50
-    for _ in range(num_runs):
-        values = correlated_evaluations(random, 30, 6, kind)
-        values[5:] -= 0.84 * np.std(values[5] - values[4], ddof=1)
-        noticed += first_alarm(config, values) in (5, 6)
-    assert noticed >= 0.9 * num_runs
+def test_a_fall_of_the_size_of_the_provoked_run_is_noticed_within_two_evaluations(kind: Kind) -> None:
+    assert power(50, 30, kind, num_metrics=3) >= 0.9
 
 
 def test_too_few_prompts_to_notice_a_fall_are_named() -> None:
