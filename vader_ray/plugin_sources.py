@@ -51,7 +51,10 @@ class _ModuleSource:
         found: dict[str, Value] = {}
         for base in reversed(self.classes[name].bases):
             found |= self.attributes(base.id) if isinstance(base, ast.Name) else {}
-        return found | self.assigned(self.classes[name].body)
+        body = self.classes[name].body
+        named = {target for statement in body for target, _ in _assignments(statement)}
+        inherited = {name: value for name, value in found.items() if name not in named}
+        return inherited | self.assigned(body)
 
     def assigned(self, statements: list[ast.stmt]) -> dict[str, Value]:
         """Return the constants that statements assign to names."""

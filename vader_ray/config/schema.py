@@ -48,6 +48,25 @@ DecayRate = Annotated[float, Field(ge=0.0, lt=1.0)]
 """Decay rate of a running average."""
 
 
+class MergedAdapter(Settings):
+    """A published LoRA adapter that becomes part of the frozen model, e.g. one for sampling in few steps."""
+
+    weights: Weights
+    """A local file, a folder, or a hub id (``owner/name``)."""
+    file: Annotated[str, Field(min_length=1)] | None = None
+    """File in the folder or the repository; needed for a hub id."""
+    scale: Strength = 1.0
+    """Factor of the adapter's update."""
+    denoiser: Literal["transformer_2"] | None = None
+    """``transformer_2`` for an adapter of the second denoiser of Wan 2.2 A14B; by default the first one."""
+
+    @model_validator(mode="after")
+    def _names_a_file(self) -> Self:
+        if self.file is None and not self.weights.startswith("/"):
+            raise ValueError(f"{self.weights} is a hub id, so name the adapter's file in it as `file`")
+        return self
+
+
 class ModelConfig(Settings):
     """The pretrained video diffusion model."""
 
@@ -59,6 +78,10 @@ class ModelConfig(Settings):
     precision: Precision = "float32"
     """Precision of the denoiser and the text encoder. The scheduler's arithmetic and the adapter stay in
     float32."""
+    loras: tuple[MergedAdapter, ...] = ()
+    """LoRA adapters of others, in diffusers' form, that are merged into the frozen weights before training:
+    models for few steps (LightX2V, CausVid, LCM, AnimateLCM). The trained adapter fits this model alone; its
+    card names them."""
     decoder_precision: Precision = "float32"
     """Precision of the autoencoder. Half precision changes the reward gradient by several per cent."""
     quantization: Quantization | None = None

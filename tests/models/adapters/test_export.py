@@ -21,6 +21,9 @@ from tests.helpers.recipe import write_tiny
 from vader_ray import models
 from vader_ray.cli import app
 from vader_ray.config import load
+from vader_ray.errors import UserError
+from vader_ray.models.adapters import comfyui_unet
+from vader_ray.models.adapters.export import Saved, for_comfyui
 from vader_ray.models.adapters.files import PEFT_ALPHA
 
 
@@ -70,14 +73,9 @@ def test_stock_diffusers_makes_the_same_video_of_an_exported_file(
         ("wan_i2v", "blocks.0.attn2.add_k_proj", "diffusion_model.blocks.0.cross_attn.k_img"),
         ("ltx", "transformer_blocks.0.attn1.to_out.0", "diffusion_model.transformer_blocks.0.attn1.to_out.0"),
         (
-            "animatediff",
-            "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q",
-            "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q",
-        ),
-        (
             "svd",
             "mid_block.attentions.0.transformer_blocks.0.attn2.to_v",
-            "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_v",
+            "lora_unet_middle_block_1_transformer_blocks_0_attn2_to_v",
         ),
     ],
 )
@@ -93,14 +91,79 @@ def test_comfyui_gets_every_layer_under_its_own_name(
     assert torch.equal(tensors[f"{key}.{a}.weight"], layers[layer].lora_A["default"].weight)
     assert torch.equal(tensors[f"{key}.{b}.weight"], layers[layer].lora_B["default"].weight)
     assert float(tensors[f"{key}.alpha"]) == 4.0
-    if name != "wan_i2v":  # as ComfyUI does: its keys are made of the names of the network's weights
-        stems = {
-            f"lora_unet_{known.replace('.', '_')}" if a == "lora_down" else f"diffusion_model.{known}": known
-            for known in layers
-        }
-        for stem, known in stems.items():
-            assert torch.equal(tensors[f"{stem}.{a}.weight"], layers[known].lora_A["default"].weight)
-            assert torch.equal(tensors[f"{stem}.{b}.weight"], layers[known].lora_B["default"].weight)
+    if name == "ltx":  # its names are those of the network
+        for known, each in layers.items():
+            assert torch.equal(tensors[f"diffusion_model.{known}.{a}.weight"], each.lora_A["default"].weight)
+
+
+# Facts of comfyanonymous/ComfyUI at 00728eb (comfy/utils.py, unet_to_diffusers) and 01c4fa4 (comfy/ldm): the
+# block of every attention and residual block of Stable Video Diffusion's network.
+_DOWN = {(0, 0): 1, (0, 1): 2, (1, 0): 4, (1, 1): 5, (2, 0): 7, (2, 1): 8, (3, 0): 10, (3, 1): 11}
+_UP = {(level, index): 3 * level + index for level in range(4) for index in range(3)}
+_STACKS = {"transformer_blocks.0": "transformer_blocks.0", "temporal_transformer_blocks.0": "time_stack.0"}
+_PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
+
+
+def _comfyui_names() -> dict[str, str]:
+    """The attention layers of Stable Video Diffusion in diffusers, and in ComfyUI."""
+    places = {"mid_block.attentions.0": "middle_block.1"}
+    places |= {
+        f"down_blocks.{x}.attentions.{i}": f"input_blocks.{n}.1" for (x, i), n in _DOWN.items() if x < 3
+    }
+    places |= {f"up_blocks.{x}.attentions.{i}": f"output_blocks.{n}.1" for (x, i), n in _UP.items() if x > 0}
+    return {
+        f"{ours}.{block}.{attention}.{last}": f"{theirs}.{stack}.{attention}.{last}"
+        for ours, theirs in places.items()
+        for block, stack in _STACKS.items()
+        for attention in ("attn1", "attn2")
+        for last in _PROJECTIONS
+    }
+
+
+def test_comfyui_gets_all_attention_layers_of_the_published_video_diffusion_network() -> None:
+    with torch.device("meta"):
+        network = diffusers.UNetSpatioTemporalConditionModel()
+    layers = [name for name, _ in network.named_modules() if name.endswith(_PROJECTIONS)]
+    names = _comfyui_names()
+    assert len(layers) == 256
+    assert sorted(names) == sorted(layers)
+    matrix = torch.zeros(1, 1)
+    saved = Saved(dict.fromkeys(layers, (matrix, matrix)), 1, 1.0, ())
+    stems = {key.rpartition(".lora_down")[0] for key in for_comfyui(saved)[0] if ".lora_down" in key}
+    assert stems == {f"lora_unet_{name.replace('.', '_')}" for name in names.values()}
+
+
+@pytest.mark.parametrize(
+    ("layer", "name"),
+    [
+        ("conv_in", "input_blocks.0.0"),
+        ("conv_out", "out.2"),
+        ("time_embedding.linear_2", "time_embed.2"),
+        ("add_embedding.linear_1", "label_emb.0.0"),
+        ("down_blocks.3.resnets.1.spatial_res_block.conv1", "input_blocks.11.0.in_layers.2"),
+        ("down_blocks.0.resnets.0.temporal_res_block.conv2", "input_blocks.1.0.time_stack.out_layers.3"),
+        ("down_blocks.1.downsamplers.0.conv", "input_blocks.6.0.op"),
+        ("mid_block.resnets.1.spatial_res_block.time_emb_proj", "middle_block.2.emb_layers.1"),
+        ("up_blocks.2.resnets.2.spatial_res_block.conv_shortcut", "output_blocks.8.0.skip_connection"),
+        ("up_blocks.1.attentions.0.time_pos_embed.linear_2", "output_blocks.3.1.time_pos_embed.2"),
+        ("up_blocks.3.attentions.1.proj_in", "output_blocks.10.1.proj_in"),
+    ],
+)
+def test_other_layers_of_a_unet_have_comfyuis_names(layer: str, name: str) -> None:
+    assert comfyui_unet.name_of(layer, [layer, "down_blocks.0.attentions.1.proj_in"]) == name
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        "down_blocks.0.motion_modules.0.transformer_blocks.0.attn1.to_q",
+        "up_blocks.0.upsamplers.0.conv",
+        "down_blocks.0.resnets.0.conv3",
+    ],
+)
+def test_a_layer_that_comfyui_lacks_is_refused(layer: str) -> None:
+    with pytest.raises(UserError, match=f"ComfyUI's network has no layer {layer}, so it cannot load"):
+        comfyui_unet.name_of(layer, [layer])
 
 
 def test_wan_keys_come_back_by_the_librarys_own_conversion(folders: Any, tmp_path: Path) -> None:
@@ -196,6 +259,11 @@ def test_merged_denoiser_makes_the_same_video_without_an_adapter(
             "svd",
             ["--format", "comfyui", "--recipe", "shapes_hps"],
             "ComfyUI has no network of model.family=modelscope, so it cannot load this adapter",
+        ),
+        (
+            "animatediff",
+            ["--format", "comfyui"],
+            "has no layer down_blocks.0.motion_modules",
         ),
         ("svd", ["--merge"], "name its recipe by --recipe"),
         ("svd", ["--format", "peft", "-o", "x.safetensors"], "peft's format is two files; give a folder"),

@@ -8,13 +8,13 @@ Keys of a layer LAYER with the update ``alpha / rank · B A``; A is ``rank × in
   ``adapter_config.json``.
 - ``comfyui``: ``diffusion_model.LAYER.lora_A.weight``, ``lora_B`` and ``LAYER.alpha`` of transformers; of
   UNets (kohya's format) ``lora_unet_LAYER.lora_down.weight``, ``lora_up`` and ``alpha``, with underscores
-  for the dots of the layer's name.
+  for the dots of the layer's name. LAYER is the name in ComfyUI's network.
 
 ComfyUI accepts these keys for every weight ``diffusion_model.LAYER.weight`` of its own network
 (``comfy/lora.py``, ``model_lora_keys_unet``; ``comfy/weight_adapter/lora.py``). Its networks have the
 layer names of the models' authors: those of LTX-Video (``comfy/ldm/lightricks/model.py``) differ from
 diffusers' by `_LTX`, those of Wan (``comfy/ldm/wan/model.py``) by `_WAN`, as in comfyanonymous/ComfyUI at
-005d2d3 and 01c4fa4; UNets have diffusers' names."""
+005d2d3 and 01c4fa4; those of UNets are in `vader_ray.models.adapters.comfyui_unet`."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from vader_ray.errors import UserError
 from vader_ray.files import give_ordinary_mode
 from vader_ray.hub import find_adapter
 from vader_ray.manifest import write_checksum
-from vader_ray.models.adapters import files
+from vader_ray.models.adapters import comfyui_unet, files
 from vader_ray.models.adapters.checks import DOWN, UP
 
 Format: TypeAlias = Literal["diffusers", "comfyui", "peft"]
@@ -221,7 +221,7 @@ def for_comfyui(saved: Saved) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def _comfyui_stem(saved: Saved, layer: str) -> str:
     if saved.is_of_unet:
-        return f"lora_unet_{layer.replace('.', '_')}"
+        return f"lora_unet_{comfyui_unet.name_of(layer, saved.layers).replace('.', '_')}"
     for old, new in _comfyui_renames(saved).items():
         layer = re.sub(old, new, layer)
     return f"diffusion_model.{layer}"

@@ -17,6 +17,7 @@ from transformers.utils import logging as transformers_logging
 
 from vader_ray.config import ModelConfig, SamplingConfig, locate
 from vader_ray.errors import UserError, did_you_mean
+from vader_ray.models.core.merged_adapters import fetch_adapter, merge_adapters
 from vader_ray.models.core.meta_pipeline import load_meta_pipeline
 from vader_ray.models.core.pipeline_folder import check_pipeline_folder
 from vader_ray.models.core.quantization import quantize_denoisers
@@ -57,6 +58,9 @@ def load_pipeline(
         pipe.scheduler = find_scheduler(sampling.scheduler).from_config(pipe.scheduler.config)
     with quiet():
         pipe.vae.to(getattr(torch, model.decoder_precision))
+    if device.type != "meta":  # merging changes no sizes
+        with quiet():
+            merge_adapters(pipe, model.loras)
     quantize_denoisers(pipe, model.quantization)  # before it is moved: a GPU never holds the whole weights
     return pipe.to(device)
 
@@ -64,9 +68,13 @@ def load_pipeline(
 def fetch_pipeline(model: ModelConfig) -> Path:
     """Return the folder of a pipeline; that of a hub id is downloaded into the Hugging Face cache.
 
+    So are the files of ``model.loras``.
+
     Raises:
         UserError: it cannot be downloaded.
     """
+    for adapter in model.loras:
+        fetch_adapter(adapter)
     source = locate(model.weights)
     if Path(source).exists():
         return Path(source)

@@ -161,6 +161,8 @@ class VideoCrafter2Model(VideoModel):
         Raises:
             UserError: the checkpoint cannot be loaded, or the scheduler is not that of the model.
         """
+        if model.loras:
+            raise UserError("model.loras: there is no loader of adapters for VideoCrafter2; leave it out")
         if sampling.scheduler not in (None, DynamicRescaleDDIMScheduler.__name__):
             raise UserError(
                 f"sampling.scheduler: {sampling.scheduler} has no dynamic rescale, with which VideoCrafter2 "
