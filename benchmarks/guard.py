@@ -84,7 +84,7 @@ def false_alarms(
 
 
 def power(num_runs: int, num_prompts: int, kind: Kind, num_metrics: int = 1) -> float:
-    """Return the share of runs in which a fall in the fifth of eight evaluations is noticed in it or the next.
+    """Return the share of runs in which a fall in the fifth of eight evaluations is noticed by the sixth.
 
     Args:
         num_metrics: number of guarded metrics, of which one falls.
@@ -100,7 +100,7 @@ def power(num_runs: int, num_prompts: int, kind: Kind, num_metrics: int = 1) -> 
 def main() -> None:
     """Print both tables."""
     kinds: tuple[Kind, ...] = ("normal", "exponential")
-    for num_evaluations, num_runs in ((5, 1500), (20, 600), (50, 300)):
+    for num_evaluations, num_runs in ((5, 1500), (20, 1500), (50, 1500)):
         shares = (f"{kind} {false_alarms(num_runs, num_evaluations, 12, kind):.1%}" for kind in kinds)
         print(
             f"false alarms, 12 prompts, {num_evaluations} evaluations, {num_runs} runs: {', '.join(shares)}"
