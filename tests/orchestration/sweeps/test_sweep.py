@@ -448,7 +448,7 @@ def test_a_trial_that_cannot_work_is_reported_and_the_table_holds_all(
         for row in rows[:3]
     )
     best = max(rows[:3], key=lambda row: row["best/brightness"])
-    assert f"best by eval/objective: {best['trial']} " in printed
+    assert f"best by eval/objective of 3 trials: {best['trial']} " in printed
 
 
 @pytest.mark.ray
