@@ -58,7 +58,7 @@ TRAINING = {
     "sampling.num_frames": 5,
     "sampling.num_inference_steps": 6,
     "optimizer.learning_rate": 5e-3,
-    "prompts.heldout": list(load("shapes_wan").prompts.heldout[::4]),
+    "prompts.validation": list(load("shapes_wan").prompts.validation[::4]),
     "evaluation.num_videos": 16,
     "evaluation.every": 1000,
     "runtime.prefix_batch_size": 16,

@@ -17,7 +17,7 @@ import typer
 from PIL import Image
 
 from vader_ray.orchestration.publishing.finished_run import FinishedRun, run_of_adapter
-from vader_ray.orchestration.runs.summary import rewards_of
+from vader_ray.orchestration.runs.summary import REWARD
 from vader_ray.training.media import GREY, NUM_SHEET_FRAMES, RISE, PixelFrames, Strip, draw_sheet, draw_text
 from vader_ray.training.web import number, signed
 
@@ -38,7 +38,7 @@ class Example:
     gain: tuple[float, float]
     """Mean of the paired differences, and its standard error."""
     num_videos: int
-    """Held-out videos."""
+    """Videos of which the means are: test videos if the run has them."""
 
 
 def example(title: str, run: FinishedRun, video: int) -> Example:
@@ -47,12 +47,15 @@ def example(title: str, run: FinishedRun, video: int) -> Example:
     if video >= shown:
         raise typer.BadParameter(f"{run.folder.path} has {shown} videos; raise its evaluation.num_shown")
     (_, before), (_, after) = run.videos(0)[video], run.videos(run.step)[video]
-    reward = next(iter(rewards_of(run.summary.metrics_before)))
-    gain = run.summary.gains[reward]
+    results = run.results
+    reward = next(iter(results.rewards))
+    metric = f"{REWARD}{reward}"
+    gain, evaluation = results.gains[metric], run.recipe["evaluation"]
+    num_test = evaluation.get("num_test_videos") or len(run.recipe["prompts"].get("test") or ())
     return Example(
         title, run.summary.recipe, before.prompt, before.frames, after.frames, reward,
-        (run.summary.metrics_before[f"eval/reward/{reward}"], run.metrics[f"eval/reward/{reward}"]),
-        (gain.mean, gain.standard_error), run.recipe["evaluation"]["num_videos"],
+        (results.before[metric], results.after[metric]), (gain.mean, gain.standard_error),
+        num_test if results.split == "test" else evaluation["num_videos"],
     )  # fmt: skip
 
 
@@ -84,7 +87,7 @@ def main(
     for item in items:
         title, _, rest = item.partition("=")
         folder, _, video = rest.rpartition(":")
-        run = run_of_adapter(Path(folder) / "adapter")
+        run = run_of_adapter(Path(folder) / "best_adapter")
         if run is None:
             raise typer.BadParameter(f"{folder} is no folder of a finished run")
         examples.append(example(title, run, int(video)))

@@ -186,7 +186,7 @@ def _config(placed: Sequence[dict[str, Any]], size: str) -> ExperimentConfig:
             "num_steps": 1,
             "videos_per_step": 1,
             "model": {"family": "modelscope", "weights": "shapes:text_to_video"},
-            "prompts": {"train": list(PROMPTS), "heldout": ["a blue star moving up"]},
+            "prompts": {"train": list(PROMPTS), "validation": ["a blue star moving up"]},
             "sampling": {"num_frames": num_frames, "height": height, "width": width},
             "rewards": list(placed),
         }

@@ -25,12 +25,12 @@ def contrast(frames: Tensor, prompts: list[str]) -> Tensor:
 
 
 def main(num_steps: int = 8) -> None:
-    """Train and print what changed on held-out prompts."""
-    changes = {"evaluation.num_videos": 8, "expected_metrics": {}}
+    """Train and print what changed on test prompts."""
+    changes = {"evaluation.num_videos": 8, "evaluation.num_test_videos": 8, "expected_metrics": {}}
     recipe = vr.load_recipe("shapes_hps", changes, num_steps=num_steps)
     hps = {"reward": "hps", "weights": "shapes:hps", "weight": 1.0}
     result = vr.train(recipe, rewards=[hps, {"reward": contrast, "weight": 0.5}], workers=2)
-    for name, gain in result.gains.items():
+    for name, gain in result.results.gains.items():
         print(f"{name}: {gain.mean:+.4f} ± {gain.standard_error:.4f}")
     print(f"adapter: {result.adapter}")
 

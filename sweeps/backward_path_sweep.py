@@ -48,6 +48,7 @@ SWEEP = SweepDefinition(
         "num_steps=12",
         "evaluation.every=6",
         "evaluation.num_videos=10",
+        "evaluation.num_test_videos=12",
         "checkpoint.every=3",
     ),
     space={"path": tune.grid_search([*DEPTHS, "refl", "leap", "lagrange"])},

@@ -61,7 +61,7 @@ SWEEP = SweepDefinition(
     question=__doc__,
     recipe="shapes_hps",
     default_overrides=("sampling.num_frames=2", "sampling.num_inference_steps=4", "sampling.eta=1",
-    "evaluation.num_videos=12",
+    "evaluation.num_videos=12", "prompts.test=null",
             "evaluation.num_shown=2", "eval_metrics=[]", "evaluation.select=eval/objective",
             "runtime.prefix_batch_size=16", "runtime.micro_batch_size=16", "runtime.decode_chunk_size=2",
             "checkpoint.every=8", "expected_metrics={}"),

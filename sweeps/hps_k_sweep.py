@@ -32,6 +32,7 @@ SWEEP = SweepDefinition(
         "num_steps=12",
         "evaluation.every=6",
         "evaluation.num_videos=10",
+        "evaluation.num_test_videos=12",
         "checkpoint.every=3",
     ),
     space={"K": tune.grid_search([1, 2, 5, 10, "random", "uniform"])},

@@ -34,7 +34,8 @@ SWEEP = SweepDefinition(
     recipe="shapes_hps_aesthetic",
     default_overrides=("eval_rewards=[{reward: pickscore, weights: shapes:pickscore}]",
     "evaluation.select=eval/reward/pickscore",
-            "num_steps=16", "evaluation.every=2", "evaluation.num_videos=10", "checkpoint.every=4",
+            "num_steps=16", "evaluation.every=2", "evaluation.num_videos=10", "evaluation.num_test_videos=12",
+            "checkpoint.every=4",
             "expected_metrics={}"),
     space={"K": tune.choice([1, 2, 5]), "lr": tune.loguniform(2e-4, 5e-3), "reward":
     tune.choice(sorted(WEIGHTS))}, settings=settings, num_trials=8, search="tpe", scheduler="asha",

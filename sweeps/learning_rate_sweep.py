@@ -24,6 +24,7 @@ SWEEP = SweepDefinition(
         "num_steps=12",
         "evaluation.every=6",
         "evaluation.num_videos=10",
+        "evaluation.num_test_videos=12",
         "checkpoint.every=3",
     ),
     space={"lr": tune.grid_search([1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2])},

@@ -40,8 +40,9 @@ SIGNATURES = {
     "push_to_hub": "(adapter, repository, *, base_model=None, licence=None, private=False)",
     "sweep": "(recipe, space, *, num_trials=None, search=None, early_stopping=False, name=None,"
     " workers_per_trial=1, max_concurrent=None, runs_dir='runs', storage=None, resume=False)",
-    "train": "(recipe, *, workers=None, rewards=None, eval_rewards=None, prompts=None, heldout_prompts=None,"
-    " callbacks=(), run_name=None, resume=False, runs_dir='runs', storage=None)",
+    "train": "(recipe, *, workers=None, rewards=None, eval_rewards=None, prompts=None,"
+    " validation_prompts=None, test_prompts=None, callbacks=(), run_name=None, resume=False,"
+    " runs_dir='runs', storage=None)",
     "uniform": "(lower, upper)",
 }
 FROM_PIPELINE = (

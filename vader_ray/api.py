@@ -51,7 +51,8 @@ def train(  # noqa: PLR0913
     rewards: Sequence[RewardLike] | None = None,
     eval_rewards: Sequence[RewardLike] | None = None,
     prompts: PromptsLike | None = None,
-    heldout_prompts: PromptsLike | None = None,
+    validation_prompts: PromptsLike | None = None,
+    test_prompts: PromptsLike | None = None,
     callbacks: Sequence[Callback] = (),
     run_name: str | None = None,
     resume: bool = False,
@@ -66,7 +67,8 @@ def train(  # noqa: PLR0913
         rewards: rewards to train, in place of the recipe's. Functions travel to the workers.
         eval_rewards: held-out rewards, in place of the recipe's.
         prompts: training prompts, in place of the recipe's.
-        heldout_prompts: prompts of the evaluations, in place of the recipe's.
+        validation_prompts: prompts of the evaluations during training, in place of the recipe's.
+        test_prompts: prompts of the evaluation at the end, in place of the recipe's.
         callbacks: objects whose methods are called in this process, with the metrics of each step.
         run_name: name of the run's folder; by default the recipe's name and the time.
         resume: continue the named run, or the recipe's latest unfinished one.
@@ -85,7 +87,11 @@ def train(  # noqa: PLR0913
     for name, given in (("rewards", rewards), ("eval_rewards", eval_rewards)):
         if given is not None:
             changes[name] = [_reward_settings(reward) for reward in given]
-    for name, texts in (("prompts.train", prompts), ("prompts.heldout", heldout_prompts)):
+    for name, texts in (
+        ("prompts.train", prompts),
+        ("prompts.validation", validation_prompts),
+        ("prompts.test", test_prompts),
+    ):
         if texts is not None:
             changes[name] = str(texts) if isinstance(texts, str | Path) else [str(text) for text in texts]
     config = override(_loaded(recipe), changes)

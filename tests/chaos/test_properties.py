@@ -31,7 +31,7 @@ from vader_ray.prompt_files import read_prompt_file
 Check = Callable[..., None]
 FEW, MANY = 30, 1000
 FULL: dict[str, Any] = load("shapes_hps").model_dump(mode="json") | {
-    "prompts": {"column": "prompt", "train": ["a"], "heldout": ["b"]}
+    "prompts": {"column": "prompt", "train": ["a"], "validation": ["b"]}
 }
 """A recipe with every field."""
 some_or_all = pytest.mark.parametrize(

@@ -41,7 +41,8 @@ def test_every_recipe_parses_and_crosses_a_process_border_unchanged(recipe: str)
     assert config.name == recipe
     if config.model.weights.startswith("shapes:"):
         assert config.expected_metrics, "a recipe that anyone can run states the number it reaches"
-    assert set(config.expected_metrics) <= {*config.reward_metrics(), *measured_metrics(config)}
+    expected = {name.replace("test/", "eval/", 1) for name in config.expected_metrics}
+    assert expected <= {*config.reward_metrics(), *measured_metrics(config)}
     assert validate(json.loads(json.dumps(config.model_dump(mode="json")))) == config
 
 
@@ -101,7 +102,9 @@ def test_overrides_reach_every_depth() -> None:
         ),
         ("prompts.train=/nowhere.txt", "prompts.train: cannot read the prompt file /nowhere.txt"),
         ("prompts.train=/dev/null", "prompts.train: cannot read the prompt file /dev/null"),
-        ("prompts.train=shapes:heldout", "held-out prompts are also trained on"),
+        ("prompts.train=shapes:validation", "24 prompts are in both train and validation"),
+        ("prompts.test=shapes:validation", "24 prompts are in both validation and test"),
+        ("prompts.test=shapes:train", "72 prompts are in both train and test"),
         ("model.weights=/nowhere", "model.weights: /nowhere does not exist; give an existing path, a hub id"),
         ("model.weights=shapes:nothing", "names no packaged checkpoint; there are a"),
         ("runtime.num_workers=3", "videos_per_step=4 cannot be shared evenly by runtime.num_workers=3"),
@@ -175,7 +178,7 @@ def test_what_cannot_work_is_refused_with_its_path_and_remedy(change: str, messa
 def test_a_recipe_file_resolves_paths_beside_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "prompts.txt").write_text("first\n\n second \n")
     (tmp_path / "weights").mkdir()
-    document = yaml.safe_load(MINIMAL) | {"prompts": {"train": "prompts.txt", "heldout": ["b"]}}
+    document = yaml.safe_load(MINIMAL) | {"prompts": {"train": "prompts.txt", "validation": ["b"]}}
     document["model"]["weights"] = "./weights"
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(document))
     monkeypatch.chdir("/")
@@ -279,8 +282,8 @@ def test_the_authors_mix_is_their_formula() -> None:
 
 
 def _with_prompts(train: object, folder: Path) -> ExperimentConfig:
-    document = yaml.safe_load(MINIMAL) | {"prompts": {"train": train, "heldout": train}}
-    document["prompts"]["heldout"] = [f"{folder / 'dog.png'} | another dog"]
+    document = yaml.safe_load(MINIMAL) | {"prompts": {"train": train, "validation": train}}
+    document["prompts"]["validation"] = [f"{folder / 'dog.png'} | another dog"]
     return validate(document, folder=folder)
 
 
@@ -526,6 +529,8 @@ def test_what_cannot_be_extended(tmp_path: Path, base: str, message: str) -> Non
 def test_packaged_prompts_are_many_and_apart() -> None:
     prompts = load("wan_1_3b_hps").prompts
     assert len(prompts.train) >= 100
-    assert len(prompts.heldout) >= 40
+    assert len(prompts.validation) >= 40
+    assert prompts.test is not None
+    assert len(prompts.test) >= 40
     with pytest.raises(UserError, match=r"prompts.train: .packaged:x. names no packaged list of prompts"):
         load("wan_1_3b_hps", ["prompts.train=packaged:x"])

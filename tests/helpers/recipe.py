@@ -14,11 +14,22 @@ name: mine
 num_steps: 2
 videos_per_step: 2
 model: {family: modelscope, weights: owner/name}
-prompts: {train: [a], heldout: [b]}
+prompts: {train: [a], validation: [b]}
 sampling: {num_frames: 1, height: 8, width: 8}
 rewards: [{reward: brightness}]
 """
 """A recipe file with the required settings only."""
+
+
+FIRING_GUARD = {"metrics": ["eval/distance_to_base"], "false_alarm_rate": 0.5}
+"""A guard that fires as soon as the videos of `FOUR_PROMPTS` differ from the base model's."""
+FOUR_PROMPTS = [f"a {colour} circle moving left" for colour in ("white", "purple", "grey", "pink")]
+"""Prompts of evaluation, in each of which `FIRING_GUARD` can find a fall in up to six evaluations."""
+
+
+def validated_on(prompts: list[str]) -> dict[str, Any]:
+    """Return the prompts of a recipe that is evaluated on these."""
+    return {"train": ["a red circle moving left", "a blue star moving up"], "validation": prompts}
 
 
 def tiny_document(weights: Path, **changes: Any) -> dict[str, Any]:
@@ -31,7 +42,7 @@ def tiny_document(weights: Path, **changes: Any) -> dict[str, Any]:
         "adapter": {"rank": 2},
         "prompts": {
             "train": ["a red circle moving left", "a blue star moving up", "a green square moving down"],
-            "heldout": ["a white circle moving left", "a purple star moving up"],
+            "validation": ["a white circle moving left", "a purple star moving up"],
         },
         "sampling": {
             "num_frames": 3,

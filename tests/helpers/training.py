@@ -17,7 +17,7 @@ class Keeper:
     def __call__(self, report: StepEvent) -> None:
         self.reports.append(report)
         if report.checkpoint is not None:
-            shutil.copytree(report.checkpoint, self.folder / str(report.step))
+            shutil.copytree(report.checkpoint, self.folder / str(report.step), dirs_exist_ok=report.is_test)
 
     def metrics(self, *names: str) -> list[list[float]]:
         return [[report.metrics[name] for name in names if name in report.metrics] for report in self.reports]

@@ -287,7 +287,7 @@ def test_a_number_of_frames_that_would_be_rounded_is_refused(
 
 def test_a_run_trains_on_images_and_shows_rewards_the_text(folders: Any, images: list[Path]) -> None:
     case, reports = CASES["svd"], list[StepEvent]()
-    prompts = {"train": [f"{images[0]} | a dog"], "heldout": [f"{images[1]} | a cat"]}
+    prompts = {"train": [f"{images[0]} | a dog"], "validation": [f"{images[1]} | a cat"]}
     changes = {"num_steps": 1, "videos_per_step": 1, "prompts": prompts, "sampling": case.sampling}
     config = tiny_config(folders("svd"), **changes, model={"family": "svd", "weights": str(folders("svd"))})
     train(config, on_step=reports.append)

@@ -95,7 +95,7 @@ def _config(name: str, folder: Path) -> ExperimentConfig:
     return tiny_config(
         weights,
         model={"family": case.family, "weights": str(weights)},
-        prompts={"train": prompts[:3], "heldout": prompts[3:]},
+        prompts={"train": prompts[:3], "validation": prompts[3:]},
         sampling=case.sampling | {"num_inference_steps": STEPS},
         evaluation={"num_videos": 2},
     )

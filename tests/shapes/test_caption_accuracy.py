@@ -39,7 +39,8 @@ def test_true_captions_are_found_and_swapped_ones_are_not() -> None:
 @pytest.mark.slow
 def test_a_recipe_logs_it_and_the_guard_can_compare_it(tmp_path: Path) -> None:
     settings = [
-        "num_steps=1", "videos_per_step=1", "sampling.num_inference_steps=2", "evaluation.num_videos=2",
+        "num_steps=1", "videos_per_step=1", "prompts.test=null",
+        "sampling.num_inference_steps=2", "evaluation.num_videos=2",
         "evaluation.num_shown=1", "guard.metrics=[eval/caption_accuracy/shape]",
     ]  # fmt: skip
     keeper = Keeper(tmp_path)

@@ -36,7 +36,10 @@ from vader_ray.shapes.train.vlm_judge import (
 
 def test_the_tokenizers_have_every_word_of_the_prompts_as_one_token() -> None:
     words = {
-        word for split in ("train", "heldout_going") for prompt in captions(split) for word in prompt.split()
+        word
+        for split in ("train", "validation_going")
+        for prompt in captions(split)
+        for word in prompt.split()
     }
     for name in ("vlm_judge", "video_reward"):
         tokenizer = QwenTokenizer(checkpoint(name))

@@ -136,11 +136,16 @@ def test_scenes_index_every_field() -> None:
 
 def test_held_out_prompts_share_no_look_with_train_prompts() -> None:
     looks = {
-        split: {tuple(prompt.split()[1:3]) for prompt in captions(split)} for split in ("train", "heldout")
+        split: {tuple(prompt.split()[1:3]) for prompt in captions(split)}
+        for split in ("train", "validation", "test")
     }
-    assert not looks["train"] & looks["heldout"]
-    assert looks["train"] | looks["heldout"] == {(colour, shape) for colour in COLOURS for shape in SHAPES}
-    assert len(set(captions("heldout"))) == len(captions("heldout")) >= 24
+    assert not looks["train"] & (looks["validation"] | looks["test"])
+    assert looks["validation"] == looks["test"]
+    assert looks["train"] | looks["test"] == {(colour, shape) for colour in COLOURS for shape in SHAPES}
+    for kind in ("", "_boxes", "_going"):
+        validation, test = captions(f"validation{kind}"), captions(f"test{kind}")
+        assert len({*validation, *test}) == len(validation) + len(test)
+        assert len(validation) == len(test) >= (12 if kind else 24)
     assert len(set(captions("train"))) == len(captions("train")) >= 60
 
 
@@ -454,7 +459,7 @@ def trained_more_and_alike(
 
 @pytest.mark.filterwarnings("ignore")
 def test_wan_obeys_its_captions() -> None:
-    prompts = captions("heldout")[:12]
+    prompts = captions("validation")[:12]
     accuracy = load_caption_classifier().accuracy(
         sample_wan(load_wan(CHECKPOINTS), prompts, Generator().manual_seed(0)), prompts
     )
@@ -502,7 +507,7 @@ def latents_are_those_of_the_pipeline(vae: AutoencoderKLWan) -> None:
 
 @pytest.mark.filterwarnings("ignore")
 def test_svd_moves_its_image_as_it_shows() -> None:
-    paths = sorted((PROMPTS / "images_heldout").iterdir())[::5]
+    paths = sorted((PROMPTS / "images_validation").iterdir())[::5]
     frames = sample_svd(
         load_svd(CHECKPOINTS), [Image.open(path) for path in paths], Generator().manual_seed(0), num_steps=6
     )
@@ -543,13 +548,13 @@ def test_a_fresh_video_decoder_sees_single_frames() -> None:
 
 def test_image_prompts_show_what_their_names_say(tmp_path: Path) -> None:
     draw_images(tmp_path / "checkpoints")
-    for split in ("train", "heldout"):
+    for split in ("train", "validation", "test"):
         folder = PROMPTS / f"images_{split}"
         fresh = tmp_path / "prompts" / folder.name
         names = sorted(path.name for path in folder.iterdir())
         assert names == sorted(path.name for path in fresh.iterdir())
         texts = [Path(name).stem.replace("_", " ") for name in names]
-        assert len(texts) == 30
+        assert len(texts) == (30 if split == "train" else 24)
         assert set(texts) <= set(captions(split))
         frames = torch.stack([pil_to_tensor(Image.open(folder / name)) / 255 for name in names])
         assert torch.equal(
@@ -565,7 +570,7 @@ def test_image_prompts_show_what_their_names_say(tmp_path: Path) -> None:
 def test_samples_follow_their_prompts() -> None:
     pipeline = TextToVideoSDPipeline.from_pretrained(checkpoint("text_to_video"), torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
-    prompts = captions("heldout")[:12]
+    prompts = captions("validation")[:12]
     options = {"num_frames": 8, "height": 32, "width": 32, "num_inference_steps": 20, "output_type": "pt"}
     frames = pipeline(prompts, guidance_scale=4, generator=Generator().manual_seed(0), **options).frames
     accuracy = load_caption_classifier().accuracy(frames, prompts)

@@ -65,7 +65,7 @@ class WatchedGroup(WorkerGroup):
 
 
 def test_an_evaluation_sends_numbers_alone_to_every_worker(tiny_pipeline_folder: Path) -> None:
-    config = tiny_config(tiny_pipeline_folder, prompts={"train": ["a"], "heldout": ["b", "c"]})
+    config = tiny_config(tiny_pipeline_folder, prompts={"train": ["a"], "validation": ["b", "c"]})
     seen = evaluate(config, build(config), WatchedGroup())
     assert len(seen.videos) == 2
     assert seen.base_features.keys() == {"distance_to_base"}

@@ -25,10 +25,11 @@ def test_training_on_flicker_alone_stops_where_the_videos_stand_still(tmp_path: 
             "eval_metrics=[{metric: temporal_flickering}]",
             "guard={metrics: [eval/motion], action: stop, unit: relative, bound: 0.3}",
             "num_steps=8",
+            "prompts.test=null",
             "optimizer.learning_rate=1e-2",
             "sampling.num_inference_steps=6",
             "sampling.truncation_depth=2",
-            "evaluation={every: 4, num_videos: 4, num_shown: 1}",
+            "evaluation={every: 4, num_videos: 8, num_shown: 1}",
             "checkpoint.every=100",
         ],
     )

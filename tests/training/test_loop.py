@@ -141,6 +141,7 @@ def test_the_recipes_of_further_families_take_a_step(recipe: str, reward: str, t
         "videos_per_step=1",
         "sampling.num_inference_steps=2",
         "sampling.truncation_depth=2",
+        "prompts.test=null",
     ]
     state = train(load(recipe, [*short, "evaluation.num_videos=1", "evaluation.num_shown=1"]), on_step=keeper)
     assert state.reward_queries == 1

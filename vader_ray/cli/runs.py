@@ -12,7 +12,6 @@ from rich.console import Console
 from rich.table import Table
 
 from vader_ray.cli.recipes import AdapterOption, Overrides, Recipe, Workers, load_recipe
-from vader_ray.config import is_metric_value
 from vader_ray.console import RunsDir, Storage
 from vader_ray.display import display_stages
 from vader_ray.files import write_text
@@ -51,22 +50,26 @@ def train(
 
 
 def _print_summary(summary: RunSummary) -> None:
-    from vader_ray.orchestration.runs.summary import rewards_of
+    from vader_ray.orchestration.runs.summary import OPTIMISTIC, REWARD
     from vader_ray.orchestration.tracking.pages import how_to_open
 
-    title = f"Held-out prompts, {summary.steps} steps, {summary.reward_queries} reward queries"
+    results = summary.results
+    kept = f", best adapter (step {summary.best_step})" if results.split == "test" else ""
+    costs = f"{summary.steps} steps, {summary.reward_queries} reward queries"
+    costs = f"{summary.steps} steps, {summary.reward_queries} reward queries"
+    title = f"{results.split.capitalize()} prompts, {costs}{kept}"
     table = Table(title=title, title_justify="left")
     table.add_column("reward or metric")
-    for heading in ("before", "after", "gain ± standard error"):
+    for heading in ("before", "after", "gain (95 % interval)"):
         table.add_column(heading, justify="right")
-    before, after = rewards_of(summary.metrics_before), rewards_of(summary.metrics)
-    for name, gain in ((name, summary.gains[name]) for name in before):
-        change = f"{gain.mean:+.4f} ± {gain.standard_error:.4f}"
-        table.add_row(name, f"{before[name]:.4f}", f"{after[name]:.4f}", change)
-    for metric in filter(is_metric_value, summary.metrics_before):
-        values = (f"{metrics[metric]:.4f}" for metrics in (summary.metrics_before, summary.metrics))
-        table.add_row(metric.removeprefix("eval/"), *values, "")
+    for metric in (*(f"{REWARD}{name}" for name in results.rewards), *results.metrics):
+        gain = results.gains.get(metric)
+        change = f"{gain.mean:+.4f} ({gain.low:+.4f} to {gain.high:+.4f})" if gain else ""
+        values = (f"{means[metric]:.4f}" for means in (results.before, results.after))
+        table.add_row(metric.removeprefix(REWARD).removeprefix("eval/"), *values, change)
     Console(highlight=False).print(table)
+    if results.split == "validation":
+        print(OPTIMISTIC)
     for alarm in summary.alarms:
         print(alarm)
     for metric, lowest in summary.expected_metrics.items():
@@ -85,7 +88,7 @@ def evaluate(
         Path | None, typer.Option("--output", "-o", help="Also write the metrics to this JSON file.")
     ] = None,
 ) -> None:
-    """Print the metrics of the recipe's held-out videos, with or without an adapter, in this process."""
+    """Print the metrics of the recipe's validation videos, with or without an adapter, in this process."""
     if output is not None:
         check_output(output)
     with display_stages(sys.stderr, f"evaluate {recipe}: checking the recipe"):

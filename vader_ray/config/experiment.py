@@ -57,7 +57,7 @@ class ExperimentConfig(Settings):
     adapter: AdapterConfig = AdapterConfig()
     """The trained low-rank adapter."""
     prompts: PromptsConfig
-    """Prompts of training and of evaluation."""
+    """Prompts of training, validation and test."""
     sampling: SamplingConfig
     """The denoising procedure and its gradient steps."""
     rewards: tuple[RewardConfig, ...] = Field(min_length=1)
@@ -81,7 +81,8 @@ class ExperimentConfig(Settings):
     runtime: RuntimeConfig = RuntimeConfig()
     """Workers, memory and speed."""
     expected_metrics: dict[str, float] = Field(default_factory=dict)
-    """Lowest expected value of each metric in the last evaluation, compared in the summary of a run."""
+    """Lowest expected value of each metric of the last evaluation (``eval/…``) or of the test (``test/…``),
+    compared in the summary of a run."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -233,6 +234,8 @@ class ExperimentConfig(Settings):
         }
         identity = self.model_dump(mode="json", exclude=without_effect_on_a_step)
         identity["prompts"].pop("column")  # the prompts that were read from it are here
+        identity["prompts"].pop("test")  # by which nothing is chosen
+        identity["evaluation"].pop("num_test_videos")
         identity["optimizer"]["schedule_steps"] = self.optimizer.decay_steps(self.num_steps)
         identity["sampling"].pop("recompute")  # exact, and `auto` may choose another on another machine
         for name in ("gradient_precision", "matmul_precision"):  # no other setting of `runtime` rounds

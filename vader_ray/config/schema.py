@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import combinations, pairwise
 from typing import Annotated, Literal, Self
 
 from pydantic import (
@@ -38,6 +38,8 @@ StrengthPoints = Annotated[
     BeforeValidator(lambda given: ((0.0, given),) if isinstance(given, int | float) else given),
 ]
 """A schedule of such factors: points of a part of the sampling and a factor, or one number for all of it."""
+FalseAlarmRate = Annotated[float, Field(gt=0.0, le=0.5)]
+"""Probability of a false alarm."""
 LayerName = Annotated[str, Field(min_length=1)]
 """End of the name of a layer."""
 OptimizerName = Literal["adamw", "adamw8bit"]
@@ -123,17 +125,28 @@ class PromptsConfig(Settings):
     """Column of data sets and of ``.csv``, ``.jsonl`` and ``.parquet`` files that holds the prompts."""
     train: Prompts
     """Prompts of the training videos: all once, in an order drawn from the seed, before any is repeated."""
-    heldout: Prompts
-    """Prompts of every evaluation, never trained on."""
+    validation: Prompts
+    """Prompts of the evaluations during training, never trained on: by them the best adapter, the guard and
+    sweeps choose."""
+    test: Prompts | None = None
+    """Prompts of one evaluation at the end, of the base model and of the adapter that was kept; nothing is
+    chosen by them. Without them, the numbers about a run are those of the prompts by which its adapter was
+    chosen: optimistic."""
 
     @model_validator(mode="after")
     def _disjoint(self) -> Self:
-        if shared := sorted(set(self.train) & set(self.heldout)):
-            raise ValueError(
-                f"{len(shared)} held-out prompts are also trained on ({shared[0]!r}, …); "
-                "take them out of one of the two"
-            )
+        sets = {"train": self.train, "validation": self.validation, "test": self.test or ()}
+        for one, other in combinations(sets, 2):
+            if shared := sorted(set(sets[one]) & set(sets[other])):
+                raise ValueError(
+                    f"{len(shared)} prompts are in both {one} and {other} ({shared[0]!r}, …); take them out "
+                    "of one of the two"
+                )
         return self
+
+    def all_prompts(self) -> tuple[str, ...]:
+        """Return the prompts of all three sets, each once."""
+        return tuple(dict.fromkeys((*self.train, *self.validation, *(self.test or ()))))
 
 
 class OptimizerConfig(Settings):
@@ -206,16 +219,18 @@ class OptimizerConfig(Settings):
 
 
 class EvaluationConfig(Settings):
-    """Evaluation on held-out prompts with fixed noise: before training, every ``every`` steps, and after the
-    last step."""
+    """Evaluation with fixed noise: on the validation prompts before training, every ``every`` steps and after
+    the last step; on the test prompts once at the end, with other noise."""
 
     every: Steps = 50
     """Steps between evaluations."""
     num_videos: Count = 16
-    """Held-out videos; if there are fewer prompts, they are repeated with other noise. Standard errors fall
-    with its root."""
+    """Validation videos; if there are fewer prompts, they are repeated with other noise. Standard errors fall
+    with the root of the number of prompts, and less with that of the videos of a prompt."""
+    num_test_videos: Count | None = None
+    """Test videos; by default one of each test prompt."""
     num_shown: Count = 4
-    """Number of held-out videos that are written as mp4 files and as rows of the contact sheet."""
+    """Number of validation videos that are written as mp4 files and as rows of the contact sheet."""
     frames_per_second: int = Field(default=8, gt=0, le=1000)
     """Frame rate of the mp4 files; no effect on the numbers."""
     select: str | None = None
@@ -248,26 +263,29 @@ class GenerationConfig(Settings):
 class GuardConfig(Settings):
     """Guard against reward hacking: metrics that are compared in every evaluation and never trained.
 
-    The guard fires when a metric becomes worse by more than a bound, whatever the trained rewards do.
+    The guard fires when a metric has become worse than in an earlier evaluation, whatever the trained rewards
+    do. It is a sequential test: without any real fall, the probability that it fires at all in a run is at
+    most ``false_alarm_rate``, whatever the number of evaluations and metrics.
     """
 
     action: Literal["none", "flag", "stop"] = "flag"
     """``flag`` writes a message to the terminal and to MLflow; ``stop`` also ends the run; ``none`` compares
-    nothing. ``best_adapter/`` is the best by ``evaluation.select`` among the evaluations in which no metric
-    was beyond its bound."""
+    nothing. ``best_adapter/`` is the best by ``evaluation.select`` among the evaluations in which the guard
+    did not fire."""
     metrics: tuple[str, ...] = ()
     """Metrics of the evaluation that are compared (``eval/reward/aesthetic``, ``eval/diversity``,
     ``eval/motion``, ``eval/distance_to_base``, those of ``eval_metrics``); by default the first of
     ``eval_rewards``."""
-    bound: PositiveFloat = 2.0
-    """Largest tolerated fall, or rise of a metric that is better when low, in ``unit``."""
-    unit: Literal["standard_errors", "absolute", "relative"] = "standard_errors"
-    """Unit of the bound: standard errors of the paired difference over the held-out videos, the metric's own
-    unit, or a fraction of the reference."""
-    reference: Literal["best", "base"] = "best"
-    """Evaluation that the metric is compared with: its best one so far, or the base model's."""
-    patience: Steps = 1
-    """Number of evaluations in a row beyond the bound before the guard fires."""
+    false_alarm_rate: FalseAlarmRate = 0.05
+    """Largest probability of a false alarm in a run. Each evaluation spends an equal share of it, each metric
+    an equal share of that; one share is kept for a run that is continued with more steps."""
+    bound: NonNegativeFloat = 0.0
+    """Fall, or rise of a metric that is better when low, that is tolerated: the guard fires if the fall is
+    significantly more than this, in ``unit``."""
+    unit: Literal["absolute", "relative"] = "absolute"
+    """Unit of the bound: the metric's own unit, or a fraction of its mean in the earlier evaluation."""
+    reference: Literal["any", "base"] = "any"
+    """Evaluations that the metric is compared with: any earlier one, or the base model's alone."""
 
 
 class CheckpointConfig(Settings):

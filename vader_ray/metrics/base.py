@@ -52,7 +52,10 @@ class SetMetric(Protocol):
         ...
 
     def compare(self, features: Features, prompts: Sequence[str], /) -> Scores:
-        """Return one score per video of the set; video ``i`` was made for ``prompts[i]``."""
+        """Return one score per video of the set; video ``i`` was made for ``prompts[i]``.
+
+        An evaluation calls it for all videos, and for those without each prompt: keep it cheap.
+        """
         ...
 
 

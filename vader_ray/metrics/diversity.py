@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-
 from vader_ray.metrics.core.statistics import mean_to_others
 from vader_ray.metrics.core.thumbnails import Thumbnails, thumbnails
 from vader_ray.types import Frames, Scores
@@ -27,6 +25,7 @@ class DiversityMetric:
 
     def compare(self, features: Thumbnails, prompts: Sequence[str], /) -> Scores:
         """Return the mean distance of each video to the others; 0 for a single video."""
-        rows = features.float() / 255
-        apart = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist") / rows.shape[1] ** 0.5
-        return mean_to_others(apart, prompts)
+        rows = features.double() / 255  # float64, since a distance of like videos is a small difference
+        squares, products = (rows**2).sum(dim=1), rows @ rows.T
+        apart = (squares[:, None] + squares - 2 * products).clamp(min=0).sqrt() / rows.shape[1] ** 0.5
+        return mean_to_others(apart.float(), prompts)

@@ -118,7 +118,7 @@ def _count(config: ExperimentConfig, depth: int) -> StepCount:
         whole_model, loaded = num_bytes(model.modules()), model.sharded_networks()
         with PeakMemoryTracker(META.type) as encoding:
             rows = encode(model, short.prompts.train)
-        conditioning = encoding.now * len({*config.prompts.train, *config.prompts.heldout}) // len(rows)
+        conditioning = encoding.now * len(config.prompts.all_prompts()) // len(rows)
         remote = counted_rewards(config)
         loaded_experiment = assemble(short, model, META, remote)
         heldout = num_bytes(loaded_experiment.heldout_networks())

@@ -23,10 +23,11 @@ def shortened(config: ExperimentConfig, depth: int) -> Iterator[ExperimentConfig
         image = Path(folder) / "blank.png"
         Image.new("RGB", (config.sampling.width, config.sampling.height)).save(image)
         texts = [split_image(prompt)[1] for prompt in config.prompts.train][:_NUM_PROMPTS]
-        heldout = [split_image(prompt)[1] for prompt in config.prompts.heldout][:_NUM_PROMPTS]
+        validation = [split_image(prompt)[1] for prompt in config.prompts.validation][:_NUM_PROMPTS]
         prompts = {
             "train": tuple(f"{image} | {text}" for text in texts),
-            "heldout": tuple(f"{image} | {text}" for text in heldout),
+            "validation": tuple(f"{image} | {text}" for text in validation),
+            "test": None,
         }
         num_videos = max(2, batching(config.runtime).prefix)
         evaluation = config.evaluation.model_copy(update={"num_videos": num_videos, "num_shown": 1})

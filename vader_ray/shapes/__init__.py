@@ -10,7 +10,7 @@ __all__ = ["CHECKPOINTS", "PROMPTS", "checkpoint"]
 _ROOT = Path(__file__).parent
 CHECKPOINTS = _ROOT / "checkpoints"
 PROMPTS = _ROOT / "prompts"
-"""Folder with `train.txt` and `heldout.txt`, one prompt per line."""
+"""Folder with `train.txt`, `validation.txt` and `test.txt`, one prompt per line."""
 
 
 def checkpoint(name: str) -> Path:

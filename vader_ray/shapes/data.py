@@ -191,8 +191,8 @@ def captions_of(scenes: Scenes) -> list[str]:
 
 
 def captions(split: str) -> list[str]:
-    """The prompts of `split`, `train` or `heldout`: no shape of a held-out prompt has its colour in a train
-    prompt."""
+    """The prompts of `split`, `train`, `validation` or `test`: no shape of the last two has its colour in a
+    train prompt."""
     return (PROMPTS / f"{split}.txt").read_text().splitlines()
 
 

@@ -21,6 +21,9 @@ class Callback:
     def on_evaluate(self, event: StepEvent) -> None:
         """Run after every evaluation on held-out prompts, the one before training (step 0) included."""
 
+    def on_test(self, event: StepEvent) -> None:
+        """Run after the test at the end of a run with test prompts."""
+
     def on_checkpoint(self, event: StepEvent) -> None:
         """Run after every step from which an interrupted run can continue."""
 
@@ -31,7 +34,9 @@ class Callback:
 def notify(callbacks: Sequence[Callback], event: StepEvent) -> None:
     """Call the methods of all callbacks that concern an event."""
     for callback in callbacks:
-        if event.step > 0:
+        if event.is_test:
+            callback.on_test(event)
+        elif event.step > 0:
             callback.on_step_end(event)
         if any(name.startswith("eval/") for name in event.metrics):
             callback.on_evaluate(event)

@@ -54,16 +54,21 @@ class State:
     """Metrics of the evaluation of the best adapter."""
     before: dict[str, list[float]] = field(default_factory=dict)
     """Score of every held-out video before training, by reward."""
+    before_prompts: dict[str, list[float]] = field(default_factory=dict)
+    """Value of every held-out prompt before training, by logged name of each reward."""
     before_metrics: dict[str, float] = field(default_factory=dict)
     """Metrics of the evaluation before training."""
     last_metrics: dict[str, float] = field(default_factory=dict)
     """Metrics of the last evaluation."""
-    guard_reference: dict[str, list[float]] = field(default_factory=dict)
-    """Value of every held-out video with which the guard compares, by metric."""
-    guard_reference_step: dict[str, int] = field(default_factory=dict)
-    """Step of the evaluation that gave ``guard_reference``, by metric."""
-    guard_over: dict[str, list[int]] = field(default_factory=dict)
-    """Steps of the latest evaluations in a row beyond the guard's bound, by metric."""
+    test_metrics: dict[str, float] = field(default_factory=dict)
+    """Metrics of the test, ``test/…``; empty before it and without test prompts."""
+    guard_values: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    """Value of every held-out prompt in the evaluations with which the guard compares later ones, by metric
+    and by step."""
+    guard_spent: float = 0.0
+    """Part of the guard's false-alarm rate that the evaluations so far have spent."""
+    guard_beyond: list[str] = field(default_factory=list)
+    """Metrics for which the guard fired in the last evaluation."""
     alarms: list[str] = field(default_factory=list)
     """Messages of the guard."""
     stopped: str = ""

@@ -1,10 +1,11 @@
-"""Evaluation on held-out prompts with fixed noise: trained rewards, held-out rewards, and metrics."""
+"""Evaluation on validation or test prompts with fixed noise: trained rewards, held-out rewards, metrics."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -17,7 +18,12 @@ from vader_ray.alignment.scoring import objective, score
 from vader_ray.config import ExperimentConfig, split_image
 from vader_ray.errors import explain_plugin_errors
 from vader_ray.metrics import Features, Metric, PairedMetric, SetMetric, VideoMetric
-from vader_ray.metrics.core.statistics import bootstrap_interval, draw_resamples, standard_error
+from vader_ray.metrics.core.statistics import (
+    confidence_interval,
+    jackknife_values,
+    prompt_means,
+    standard_error,
+)
 from vader_ray.stages import announce
 from vader_ray.training.distributed import WorkerGroup
 from vader_ray.training.events import Video
@@ -25,17 +31,23 @@ from vader_ray.training.experiment import EvalMetric, Experiment, batching
 from vader_ray.training.seeding import derive_seed
 from vader_ray.types import Frames, Latents, Scores
 
+Split: TypeAlias = Literal["validation", "test"]
+"""Set of prompts of an evaluation."""
+
 
 @dataclass(frozen=True)
 class Evaluation:
     """Result of one evaluation; its numbers are the same on every worker."""
 
     metrics: dict[str, float]
-    """Means over the held-out videos, by logged name (``eval/…``)."""
+    """Means over the held-out prompts, by logged name (``eval/…``)."""
     scores: dict[str, list[float]]
     """Score of every held-out video for each reward and for ``objective``."""
     metric_values: dict[str, list[float]]
     """Value of every held-out video for each metric, by its logged name without ``eval/``."""
+    prompt_values: dict[str, list[float]]
+    """Value of every held-out prompt, by logged name (``eval/…``): the mean over its videos; of a
+    `SetMetric`, whose values share videos, the jackknife's pseudo-value."""
     videos: tuple[Video, ...]
     """The held-out videos that are shown, with their frames; empty on other workers than worker 0."""
     base_features: dict[str, Features]
@@ -43,13 +55,6 @@ class Evaluation:
     model's. Empty on other workers than worker 0."""
     lower_is_better: frozenset[str]
     """Logged names of the metrics that are better when low."""
-
-    def values(self, metric: str) -> list[float]:
-        """Return the value of every held-out video for a logged metric ``eval/…``."""
-        name = metric.removeprefix("eval/")
-        if name in self.metric_values:
-            return self.metric_values[name]
-        return self.scores[name.removeprefix("reward/")]
 
     def sign(self, metric: str) -> float:
         """Return 1 for a logged metric that is better when high, −1 for one that is better when low."""
@@ -63,9 +68,10 @@ def evaluate(
     group: WorkerGroup,
     base: Mapping[str, Features] | None = None,
     adapter_strengths: Sequence[float] | None = None,
+    split: Split = "validation",
     stage: str = "evaluating",
 ) -> Evaluation:
-    """Sample the held-out videos, each on one of the workers, and score them.
+    """Sample the validation or test videos, each on one of the workers, and score them.
 
     Videos and features go to worker 0 alone, numbers to every worker.
 
@@ -73,18 +79,19 @@ def evaluate(
         base: `Evaluation.base_features` of the base model's evaluation; None if this evaluation is the base
             model's. Only worker 0 uses it.
         adapter_strengths: factor of the adapter's update in each denoising step; by default 1 in all.
+        split: prompts of the videos. Metrics are called ``eval/…`` for both.
         stage: name under which the evaluation is announced.
     """
-    announce(stage, 0, config.evaluation.num_videos)
-    heldout = list(enumerate(_heldout(config)))
-    _sample_missing(config, experiment, group, len(heldout))
-    share, size = [heldout[index] for index in group.share(len(heldout))], batching(config.runtime).prefix
+    planned = planned_videos(config, split)
+    announce(stage, 0, len(planned))
+    _sample_missing(config, experiment, group, planned)
+    share, size = [planned[index] for index in group.share(len(planned))], batching(config.runtime).prefix
     batches = [share[start : start + size] for start in range(0, len(share), size)]
     own = list[EvaluatedVideo]()
     with experiment.heldout_on_device():
         for batch in batches:
             own += _evaluate_batch(config, experiment, batch, adapter_strengths)
-            announce(stage, len(heldout) * len(own) // len(share), len(heldout))  # the other workers likewise
+            announce(stage, len(planned) * len(own) // len(share), len(planned))  # the other workers likewise
     videos = group.gather_on_first(own)
     evaluation = _summarize(experiment.metrics, videos, base) if group.rank == 0 else None
     shared = group.broadcast(evaluation and replace(evaluation, videos=(), base_features={}))
@@ -97,23 +104,50 @@ def _summarize(
     metrics: Sequence[EvalMetric], videos: Sequence[EvaluatedVideo], base: Mapping[str, Features] | None
 ) -> Evaluation:
     """Return the evaluation of all held-out videos, given in their order."""
+    prompts = [video.prompt for video in videos]
     scores = {name: [video.scores[name] for video in videos] for name in videos[0].scores}
     values = {name: [video.metric_values[name] for video in videos] for name in videos[0].metric_values}
     features = {name: torch.stack([video.features[name] for video in videos]) for name in videos[0].features}
-    values |= _compared(metrics, features, [video.prompt for video in videos], base)
-    means = {f"eval/reward/{name}": fmean(column) for name, column in scores.items() if name != "objective"}
-    means["eval/objective"] = fmean(scores["objective"])
+    values |= _compared(metrics, features, prompts, base)
+    logged = {f"eval/reward/{name}": column for name, column in scores.items() if name != "objective"}
+    logged |= {"eval/objective": scores["objective"]}
+    logged |= {f"eval/{name}": column for name, column in values.items()}
+    by_prompt = {name: prompt_means(column, prompts) for name, column in logged.items()}
+    means = {name: fmean(column) for name, column in by_prompt.items()}
+    by_prompt |= _pseudo_values(metrics, features, prompts)
     paired = [each.name for each in metrics if isinstance(each.metric, PairedMetric)]
     return Evaluation(
-        metrics=means | {f"eval/{name}": fmean(column) for name, column in values.items()},
+        metrics=means,
         scores=scores,
         metric_values=values,
+        prompt_values=by_prompt,
         videos=tuple(video.shown for video in videos if video.shown is not None),
         base_features={name: features[name] for name in paired},
         lower_is_better=frozenset(
             f"eval/{name}" for each in metrics if not each.metric.higher_is_better for name in each.names()
         ),
     )
+
+
+def _pseudo_values(
+    metrics: Sequence[EvalMetric], features: Mapping[str, Features], prompts: Sequence[str]
+) -> dict[str, list[float]]:
+    """Return each prompt's pseudo-value of the metrics that compare videos with one another."""
+
+    def of_metric(name: str, metric: SetMetric) -> list[float]:
+        def mean_of(indices: Sequence[int]) -> float:
+            chosen = [prompts[index] for index in indices]
+            values = metric.compare(features[name][list(indices)], chosen).tolist()
+            return fmean(prompt_means(values, chosen))
+
+        with explain_plugin_errors(f"metric {name!r}"):
+            return jackknife_values(mean_of, prompts)
+
+    return {
+        f"eval/{each.name}": of_metric(each.name, each.metric)
+        for each in metrics
+        if isinstance(each.metric, SetMetric)
+    }
 
 
 def _compared(
@@ -135,25 +169,35 @@ def _compared(
     return values
 
 
-def paired_gains(
-    before: dict[str, list[float]], after: dict[str, list[float]], generator: torch.Generator
-) -> dict[str, float]:
-    """Return mean, standard error and 95 % confidence interval of each reward's paired differences.
+def paired_gains(before: Mapping[str, list[float]], after: Mapping[str, list[float]]) -> dict[str, float]:
+    """Return mean, standard error and 95 % confidence interval of the paired differences of each metric.
+
+    Standard error and interval are left out with fewer than two prompts.
 
     Args:
-        before: score of every held-out video before training, by reward.
-        after: the same now.
-        generator: source of the bootstrap's resamples.
+        before: value of every held-out prompt before training, by logged name (`Evaluation.prompt_values`).
+        after: the same now; only the metrics of ``before`` are compared.
     """
     metrics = {}
-    resamples = draw_resamples(len(before["objective"]), generator)
-    for name in before:
-        differences = [now - first for first, now in zip(before[name], after[name], strict=True)]
+    for metric, values in before.items():
+        name = gain_name(metric)
+        differences = [now - first for first, now in zip(values, after[metric], strict=True)]
         metrics[f"eval/gain/{name}"] = fmean(differences)
-        metrics[f"eval/gain_standard_error/{name}"] = standard_error(differences)
-        low, high = bootstrap_interval(differences, resamples)
-        metrics[f"eval/gain_low/{name}"], metrics[f"eval/gain_high/{name}"] = low, high
+        if len(differences) > 1:
+            metrics[f"eval/gain_standard_error/{name}"] = standard_error(differences)
+            low, high = map(float, confidence_interval(differences))
+            metrics[f"eval/gain_low/{name}"], metrics[f"eval/gain_high/{name}"] = low, high
     return metrics
+
+
+def gain_name(metric: str) -> str:
+    """Return the name under which the gain of a logged metric is logged: ``eval/reward/hps`` has ``hps``."""
+    name = metric.removeprefix("eval/")
+    return (
+        name.removeprefix("reward/")
+        if name.startswith("reward/") or name == "objective"
+        else f"metric/{name}"
+    )
 
 
 @dataclass(frozen=True)
@@ -171,17 +215,39 @@ class EvaluatedVideo:
     """The video itself if it is one of those that are shown."""
 
 
-def _heldout(config: ExperimentConfig) -> list[tuple[str, int]]:
-    """Prompt and noise seed of each held-out video; prompts are repeated with other noise."""
-    prompts = config.prompts.heldout
+class PlannedVideo(NamedTuple):
+    """A video of an evaluation before it is sampled."""
+
+    prompt: str
+    seed: int
+    """Seed of its initial noise."""
+    is_shown: bool
+    """Whether its frames are kept."""
+
+
+def planned_videos(config: ExperimentConfig, split: Split = "validation") -> list[PlannedVideo]:
+    """Return the videos of an evaluation; prompts are repeated with other noise.
+
+    The noise of test videos is independent of that of validation videos.
+    """
+    if split == "validation":
+        prompts, num_videos, num_shown = (
+            config.prompts.validation,
+            config.evaluation.num_videos,
+            config.evaluation.num_shown,
+        )
+    else:
+        prompts, num_shown = config.prompts.test or (), 0
+        num_videos = config.evaluation.num_test_videos or len(prompts)
+    stream = "evaluation" if split == "validation" else "test"
     return [
-        (prompts[i % len(prompts)], derive_seed(config.seed, "evaluation", i))
-        for i in range(config.evaluation.num_videos)
+        PlannedVideo(prompts[i % len(prompts)], derive_seed(config.seed, stream, i), i < num_shown)
+        for i in range(num_videos)
     ]
 
 
 def _sample_missing(
-    config: ExperimentConfig, experiment: Experiment, group: WorkerGroup, num_videos: int
+    config: ExperimentConfig, experiment: Experiment, group: WorkerGroup, planned: Sequence[PlannedVideo]
 ) -> None:
     """Sample until this worker will have called the denoiser as often as the others of its shard group.
 
@@ -190,38 +256,37 @@ def _sample_missing(
     model, size = experiment.model, batching(config.runtime).prefix
 
     def num_loops(worker: WorkerGroup) -> int:
-        whole, rest = divmod(len(worker.share(num_videos)), size)
+        whole, rest = divmod(len(worker.share(len(planned))), size)
         return whole * model.num_loops(size) + (model.num_loops(rest) if rest else 0)
 
     missing = max(map(num_loops, group.peers(config.runtime.shard))) - num_loops(group)
-    prompt, seed = _heldout(config)[0]
     for _ in range(missing):
-        model.sample(experiment.condition([prompt]), [seed])
+        model.sample(experiment.condition([planned[0].prompt]), [planned[0].seed])
 
 
 def _evaluate_batch(
     config: ExperimentConfig,
     experiment: Experiment,
-    batch: Sequence[tuple[int, tuple[str, int]]],
+    batch: Sequence[PlannedVideo],
     adapter_strengths: Sequence[float] | None,
 ) -> list[EvaluatedVideo]:
-    """Sample and score held-out videos, given by their index, prompt and noise seed.
+    """Sample and score videos.
 
     They are sampled together, and decoded and scored one by one, which takes most of an evaluation's memory.
     """
-    conditioning = experiment.condition([prompt for _, (prompt, _) in batch])
-    latents = experiment.model.sample(conditioning, [seed for _, (_, seed) in batch], adapter_strengths)
+    conditioning = experiment.condition([video.prompt for video in batch])
+    latents = experiment.model.sample(conditioning, [video.seed for video in batch], adapter_strengths)
     return [
-        _evaluate_video(config, experiment, video, *given)
-        for video, given in zip(latents.split(1), batch, strict=True)
+        _evaluate_video(config, experiment, sampled, video)
+        for sampled, video in zip(latents.split(1), batch, strict=True)
     ]
 
 
 def _evaluate_video(
-    config: ExperimentConfig, experiment: Experiment, latents: Latents, index: int, given: tuple[str, int]
+    config: ExperimentConfig, experiment: Experiment, latents: Latents, video: PlannedVideo
 ) -> EvaluatedVideo:
-    """Decode and score one held-out video, given by its index, prompt and noise seed."""
-    (_, prompt), seed = split_image(given[0]), given[1]
+    """Decode and score one video."""
+    _, prompt = split_image(video.prompt)
     decoder, terms = experiment.model.decoder, (*experiment.terms, *experiment.eval_terms)
     num_frames = decoder.num_frames(latents)
     chosen = [choose_frames(every_frame_rule(term.frames), num_frames, torch.Generator()) for term in terms]
@@ -239,9 +304,7 @@ def _evaluate_video(
         scores={name: float(column[0]) for name, column in scores.items()},
         metric_values={name: float(column[0]) for name, column in values.items()},
         features={name: rows[0] for name, rows in features.items()},
-        shown=Video(prompt, seed, shown, to_uint8(frames[0]))
-        if index < config.evaluation.num_shown
-        else None,
+        shown=Video(prompt, video.seed, shown, to_uint8(frames[0])) if video.is_shown else None,
     )
 
 

@@ -49,7 +49,8 @@ class Video:
 
 @dataclass(frozen=True, slots=True)
 class StepEvent:
-    """The results of one training step; step 0 is the evaluation before training."""
+    """The results of one training step; step 0 is the evaluation before training. The test at the end has an
+    event of its own."""
 
     step: int
     """Number of training steps taken."""
@@ -67,3 +68,8 @@ class StepEvent:
     """Checkpoint of this step, on worker 0. The receiver copies it before it returns."""
     state: State = field(default_factory=State, repr=False)
     """State of the run after this step. Training changes it later: the receiver uses it before it returns."""
+
+    @property
+    def is_test(self) -> bool:
+        """Whether the event is that of the test at the end, after the last step."""
+        return any(name.startswith("test/") for name in self.metrics)

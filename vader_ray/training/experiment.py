@@ -216,9 +216,7 @@ def assemble(
     algorithm = algorithms.build(config)
     algorithm.check_model(model)
     pairs = () if algorithm.pairs_file is None else read_pairs(algorithm.pairs_file)
-    prompts = list(
-        dict.fromkeys((*config.prompts.train, *config.prompts.heldout, *(pair.prompt for pair in pairs)))
-    )
+    prompts = list(dict.fromkeys((*config.prompts.all_prompts(), *(pair.prompt for pair in pairs))))
     conditioning = cache.get_or_load(conditioning_key(config, device), lambda: _encode_all(model, prompts))
     experiment = Experiment(
         model=model,

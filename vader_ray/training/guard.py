@@ -1,27 +1,30 @@
-"""The guard against reward hacking: it fires when an untrained metric becomes worse by more than a bound.
+"""The guard against reward hacking: it fires when an untrained metric has become worse, by a sequential test.
 
-Its memory is part of the run's state, so a resumed run fires at the same step as an uninterrupted one.
+Each evaluation spends an equal share of the false-alarm rate (alpha spending: Lan and DeMets 1983,
+"Discrete sequential boundaries for clinical trials", Biometrika 70), each metric an equal share of that
+(Bonferroni). The test of a metric compares the evaluation with all earlier ones at once (`fall_test`). By the
+union bound, the probability of any false alarm in a run is at most the rate, however the evaluations are
+correlated.
+
+The guard's memory is part of the run's state, so a resumed run fires at the same step as an uninterrupted
+one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from math import isfinite
 from statistics import fmean
 
+import numpy as np
+
 from vader_ray import metrics
-from vader_ray.config import ExperimentConfig, GuardConfig
+from vader_ray.config import ExperimentConfig
 from vader_ray.errors import UserError, did_you_mean
-from vader_ray.metrics.core.statistics import standard_error
+from vader_ray.metrics.core.statistics import fall_test
 from vader_ray.training.checkpoint import State
 from vader_ray.training.evaluation import Evaluation
-
-UNITS = {
-    "standard_errors": "standard errors of the paired difference",
-    "absolute": "in its own unit",
-    "relative": "of it",
-}
-"""Units of the bound in messages."""
+from vader_ray.training.seeding import derive_seed
 
 
 def check_guard(config: ExperimentConfig) -> None:
@@ -42,7 +45,7 @@ def check_guard(config: ExperimentConfig) -> None:
         for metric in config.guard.metrics
         if metric in measured and hasattr(measured[metric], "compare_with_base")
     ]
-    if config.guard.unit != "absolute" and zero_at_start:
+    if config.guard.unit == "relative" and zero_at_start:
         raise UserError(
             f"guard.unit: {zero_at_start[0]} starts at 0, so its bound cannot be {config.guard.unit}; "
             "set guard.unit=absolute"
@@ -52,44 +55,112 @@ def check_guard(config: ExperimentConfig) -> None:
 def apply_guard(
     config: ExperimentConfig, evaluation: Evaluation, state: State
 ) -> tuple[dict[str, float], list[str]]:
-    """Compare the guard's metrics with their reference; return numbers to log, and a message for each fall.
+    """Test the guard's metrics for a fall; return numbers to log, and a message for each metric that fell.
 
-    Logged for each metric: its fall ``guard/fall/…`` (positive is worse) and whether it has been beyond the
-    bound for ``patience`` evaluations in a row (``guard/beyond/…``, 0 or 1); and whether any has
-    (``guard/fired``). A message comes at the last of these evaluations, and again only after a recovery.
+    Logged for each metric: its fall ``guard/fall/…`` (positive is worse) from the evaluation from which it is
+    most significant, the p-value ``guard/p_value/…`` of all comparisons together, and whether the guard fires
+    for it (``guard/beyond/…``, 0 or 1); and whether it does for any (``guard/fired``). A message comes at the
+    first of several such evaluations in a row.
 
-    Updates ``state.guard_over``, the steps of the latest evaluations beyond the bound; if the guard ends the
-    run, also ``state.stopped``.
+    Updates the guard's fields of ``state``; if the guard ends the run, also ``state.stopped``.
     """
+    names = config.guard_metrics()
+    if not names:
+        return {}, []
+    level = _spend(config, state) / len(names)
     logged: dict[str, float] = {}
     messages: list[str] = []
-    for metric in config.guard_metrics():
-        since, reference = _reference(config.guard, metric, state, evaluation)
-        now, sign = evaluation.values(metric), evaluation.sign(metric)
-        differences = [sign * (before - after) for before, after in zip(reference, now, strict=True)]
-        amount = fall(config.guard, differences, reference)
-        is_beyond = not amount <= config.guard.bound  # NaN is beyond every bound
-        steps = [*state.guard_over.get(metric, ()), state.step] if is_beyond else []
-        state.guard_over[metric] = steps
+    beyond = []
+    for metric in names:
+        amount, p_value, message = _compare(config, metric, evaluation, state)
+        is_beyond = p_value <= level
         name = metric.removeprefix("eval/")
-        logged[f"guard/fall/{name}"] = fmean(differences)
-        logged[f"guard/beyond/{name}"] = float(len(steps) >= config.guard.patience)
-        if len(steps) == config.guard.patience:
-            moved = "rose" if sign < 0 else "fell"
-            change = f"{metric} {moved} to {fmean(now):.4f} from {_origin(since)} {fmean(reference):.4f}"
-            messages.append(f"guard: {change} {_bound_and_steps(config.guard, amount, steps)}")
-    if config.guard_metrics():
-        logged["guard/fired"] = max(
-            value for name, value in logged.items() if name.startswith("guard/beyond/")
-        )
+        logged |= {f"guard/fall/{name}": amount, f"guard/p_value/{name}": p_value}
+        logged[f"guard/beyond/{name}"] = float(is_beyond)
+        if is_beyond:
+            beyond.append(metric)
+        if is_beyond and metric not in state.guard_beyond:
+            messages.append(
+                f"{message} (p = {p_value:.2g}, this evaluation's share of the rate is {level:.2g})"
+            )
+    state.guard_beyond = beyond
+    logged["guard/fired"] = float(bool(beyond))
     if messages and config.guard.action == "stop" and state.step < config.num_steps:
         state.stopped = "; ".join(messages)
     return logged, messages
 
 
+def evaluation_share(config: ExperimentConfig, step: int, spent: float) -> float:
+    """Return the part of the false-alarm rate that the evaluation at a step spends.
+
+    Args:
+        spent: what the evaluations before it have spent.
+    """
+    every, last = config.evaluation.every, config.num_steps
+    num_left = len({*range(-(-step // every) * every, last, every), last})
+    return (config.guard.false_alarm_rate - spent) / (num_left + 1)
+
+
+def cannot_fire(config: ExperimentConfig) -> str | None:
+    """Return why the guard can never fire; None if it can.
+
+    With few prompts even a fall of every one of them is too likely by chance.
+    """
+    names = config.guard_metrics()
+    num_prompts = min(len(set(config.prompts.validation)), config.evaluation.num_videos)
+    if not names:
+        return None
+    level = evaluation_share(config, config.evaluation.every, 0.0) / len(names)
+    if 2.0**-num_prompts <= level:
+        return None
+    needed = int(np.ceil(-np.log2(level)))
+    return (
+        f"the guard cannot fire: on {num_prompts} validation prompts no fall is significant at its rate; "
+        f"evaluate at least {needed} prompts (prompts.validation, evaluation.num_videos), less often, or "
+        "fewer guard.metrics"
+    )
+
+
+def _spend(config: ExperimentConfig, state: State) -> float:
+    """Return this evaluation's share of the false-alarm rate, and spend it."""
+    if state.step == 0:
+        return 0.0
+    share = evaluation_share(config, state.step, state.guard_spent)
+    state.guard_spent += share
+    return share
+
+
+def _compare(
+    config: ExperimentConfig, metric: str, evaluation: Evaluation, state: State
+) -> tuple[float, float, str]:
+    """Return a metric's fall, its p-value and a message about it; keep the values for later evaluations.
+
+    A metric that is not finite has fallen for certain, and no later evaluation is compared with it.
+    """
+    now, sign = evaluation.prompt_values[metric], evaluation.sign(metric)
+    earlier = state.guard_values.setdefault(metric, {})
+    moved = f"guard: {metric} {'rose' if sign < 0 else 'fell'} to {fmean(now):.4f}"
+    if not np.isfinite(now).all():
+        return float("nan"), 0.0, moved
+    if not earlier:
+        earlier[str(state.step)] = now
+        return 0.0, 1.0, moved
+    before = np.array(list(earlier.values()))
+    means = before.mean(axis=1)
+    falls = sign * (before - np.array(now))
+    tolerated = config.guard.bound * (abs(means) if config.guard.unit == "relative" else np.ones_like(means))
+    random = np.random.default_rng(derive_seed(config.seed, "guard", state.step))
+    p_value, index = fall_test(falls - tolerated[:, None], random)
+    since = list(earlier)[index]
+    if config.guard.reference == "any":
+        earlier[str(state.step)] = now
+    origin = "the base model's" if since == "0" else f"that of step {since},"
+    return float(falls[index].mean()), p_value, f"{moved} from {origin} {means[index]:.4f}"
+
+
 def is_over(state: State) -> bool:
-    """Whether a metric was beyond its bound in the last evaluation: such an adapter is never the best."""
-    return any(state.guard_over.values())
+    """Whether the guard fired in the last evaluation: such an adapter is never the best."""
+    return bool(state.guard_beyond)
 
 
 def exceeds(value: float, best: float) -> bool:
@@ -105,37 +176,3 @@ def nonfinite_metrics(config: ExperimentConfig, metrics: Mapping[str, float], st
         for name in names
         if not isfinite(metrics[name])
     ]
-
-
-def fall(guard: GuardConfig, differences: Sequence[float], reference: Sequence[float]) -> float:
-    """Return the mean paired difference in the bound's unit; infinite if it is positive and the unit is 0."""
-    mean = fmean(differences)
-    scale = {
-        "absolute": 1.0,
-        "relative": abs(fmean(reference)),
-        "standard_errors": standard_error(differences),
-    }[guard.unit]
-    return mean / scale if scale else float("inf") if mean > 0 else 0.0
-
-
-def _reference(
-    guard: GuardConfig, metric: str, state: State, evaluation: Evaluation
-) -> tuple[int, list[float]]:
-    """Step and values of the evaluation that a metric is compared with: the base model's, or its best one."""
-    now, known = evaluation.values(metric), state.guard_reference.get(metric)
-    sign = evaluation.sign(metric)
-    is_better = known is not None and exceeds(sign * fmean(now), sign * fmean(known))
-    if known is None or (guard.reference == "best" and is_better):
-        state.guard_reference[metric], state.guard_reference_step[metric] = now, state.step
-    return state.guard_reference_step[metric], state.guard_reference[metric]
-
-
-def _origin(since: int) -> str:
-    return "the base model's" if since == 0 else f"its best at step {since},"
-
-
-def _bound_and_steps(guard: GuardConfig, amount: float, steps: Sequence[int]) -> str:
-    bound = f"({amount:.3g} {UNITS[guard.unit]}, the bound is {guard.bound:g})"
-    if len(steps) == 1:
-        return f"{bound} at the evaluation of step {steps[0]}"
-    return f"{bound} at those of steps {', '.join(map(str, steps))}"

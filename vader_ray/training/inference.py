@@ -26,6 +26,7 @@ from vader_ray.training.distributed import WorkerGroup
 from vader_ray.training.evaluation import evaluate, to_uint8
 from vader_ray.training.events import StepEvent
 from vader_ray.training.experiment import Experiment, build, check_texts, encode
+from vader_ray.training.final_test import is_test_due, run_test
 from vader_ray.training.loop import evaluate_and_select, run_costs
 from vader_ray.training.media import write_mp4
 
@@ -83,6 +84,9 @@ def evaluate_against_base(
         metrics = after.metrics | run_costs(state, experiment.device, started)
         event = StepEvent(state.step, metrics, (), after.videos, alarms, checkpoint=saved, state=state)
         on_step(event)
+        if is_test_due(config, state):
+            metrics = run_test(config, experiment, group, state, saved / "best_adapter")
+            on_step(StepEvent(state.step, metrics, checkpoint=saved, state=state))
     return state
 
 

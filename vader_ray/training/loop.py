@@ -19,8 +19,8 @@ from vader_ray.training.distributed import WorkerGroup
 from vader_ray.training.evaluation import Evaluation, evaluate, paired_gains
 from vader_ray.training.events import StepEvent, Video
 from vader_ray.training.experiment import Experiment, build
+from vader_ray.training.final_test import is_test_due, run_test
 from vader_ray.training.optimizer import AdapterOptimizer
-from vader_ray.training.seeding import generator
 from vader_ray.training.step import train_step
 
 
@@ -42,8 +42,8 @@ def train(
         experiment: the loaded recipe with a fresh adapter (`build`); by default it is loaded here, on the
             CPU.
         group: the workers of the run.
-        on_step: receives an event before training and after every step; on worker 0 those that are kept name
-            a checkpoint.
+        on_step: receives an event before training, after every step, and after the test at the end; on worker
+            0 those that are kept name a checkpoint.
         resume_from: checkpoint after which the run continues.
         should_checkpoint: called after every step; True, on all workers alike, keeps the step: a machine is
             about to be preempted.
@@ -69,6 +69,7 @@ def train(
             shutil.copytree(resume_from / "best_adapter", best_adapter)
             started = time.monotonic() - state.wall_seconds
         while state.step < config.num_steps and not state.stopped:
+            state.test_metrics = {}  # of a shorter run that is continued
             step_started = time.monotonic()
             metrics, queries = train_step(config, experiment, optimizer, group, state, step_started - started)
             metrics["time/step_seconds"] = time.monotonic() - step_started
@@ -93,7 +94,15 @@ def train(
                 )
             on_step(StepEvent(state.step, metrics, queries, videos, alarms, is_kept, saved, state))
             if ends:
-                break
+                return state
+        if is_test_due(config, state):
+            metrics, saved = run_test(config, experiment, group, state, best_adapter), None
+            run_costs(state, experiment.device, started)
+            if group.rank == 0:
+                saved = checkpoint.save(
+                    scratch / "checkpoint", state, experiment.model, optimizer, best_adapter, base
+                )
+            on_step(StepEvent(state.step, metrics, is_kept=True, checkpoint=saved, state=state))
     return state
 
 
@@ -126,7 +135,8 @@ def evaluate_and_select(
     metrics = evaluation.metrics
     if state.step == 0:
         state.before, state.before_metrics = evaluation.scores, dict(metrics)
-    metrics |= paired_gains(state.before, evaluation.scores, generator(config.seed, "bootstrap"))
+        state.before_prompts = {name: evaluation.prompt_values[name] for name in config.reward_metrics()}
+    metrics |= paired_gains(state.before_prompts, evaluation.prompt_values)
     guarded, alarms = guard.apply_guard(config, evaluation, state)
     metrics |= guarded
     invalid = guard.nonfinite_metrics(config, metrics, state.step)

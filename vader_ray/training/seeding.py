@@ -17,8 +17,9 @@ _STREAMS = {
     "evaluation": 5,
     "adapter": 6,
     "algorithm": 7,
-    "bootstrap": 8,
+    "guard": 8,
     "reward_dropout": 9,
+    "test": 10,
 }
 """Number of each stream, part of its seeds: changing one changes the results of every run."""
 

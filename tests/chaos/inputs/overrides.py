@@ -138,14 +138,16 @@ prompts.train=~nosuchuser/prompts.txt => prompts.train: ~nosuchuser/prompts.txt 
 prompts.train={LONG} => prompts.train: cannot read the prompt file
 prompts.train="a\0b" => prompts.train: the text has a NUL character or half of a UTF-16 pair; remove it
 prompts.train=shapes:tran => vader_ray/shapes/prompts/tran.txt, which is no
-prompts.train=shapes:heldout => prompts: 30 held-out prompts are also trained on ('a blue triangle moving down', …); take
+prompts.train=shapes:validation => prompts: 24 prompts are in both train and validation ('a blue triangle moving down past a box', …); take
 prompts.train=owner/dataset => owner/dataset, which is no file; give a .txt
 prompts.train=https://example.com/prompts.txt => https:/example.com/prompts.txt, which is no
 prompts.train=["no.png | a dog"] => no.png does not exist; write `path/to/image.png | text` with an
-prompts.heldout=null => prompts.heldout: Input should be a valid tuple, not None
-prompts.heldout=[] => prompts.heldout: Tuple should have at least 1 item after validation, not 0, not []
-prompts.heldout=[a] prompts.train=[a] => prompts: 1 held-out prompts are also trained on ('a', …); take them out of one of the two
-prompts.test=[a] => prompts.test: there is no such setting; here are column, heldout, train
+prompts.validation=null => prompts.validation: Input should be a valid tuple, not None
+prompts.validation=[] => prompts.validation: Tuple should have at least 1 item after validation, not 0, not []
+prompts.validation=[a] prompts.train=[a] => prompts: 1 prompts are in both train and validation ('a', …); take them out of one of the two
+prompts.test=[] => prompts.test: Tuple should have at least 1 item after validation, not 0, not []
+prompts.heldout=[a] => prompts.heldout: there is no such setting; here are column, test, train, validation
+evaluation.num_test_videos=0 => evaluation.num_test_videos: Input should be greater than 0, not 0
 sampling=null => sampling: Input should be a valid dictionary or instance of SamplingConfig, not None
 sampling={} => sampling.num_frames: is required
 sampling=3 => sampling: Input should be a valid dictionary or instance of SamplingConfig, not 3
@@ -348,13 +350,14 @@ guard.action=null => guard.action: Input should be 'none', 'flag' or 'stop', not
 guard.metrics=eval/motion => guard.metrics: Input should be a valid tuple, not 'eval/motion'
 guard.metrics=[eval/mtion] => guard.metrics: 'eval/mtion' is never measured; did you mean 'eval/motion'? choose of
 guard.metrics=[3] => guard.metrics.0: Input should be a valid string, not 3
-guard.metrics=[eval/distance_to_base] => guard.unit: eval/distance_to_base starts at 0, so its bound cannot be standard_errors; set
-guard.bound=0 => guard.bound: Input should be greater than 0, not 0
+guard.metrics=[eval/distance_to_base] guard.unit=relative => guard.unit: eval/distance_to_base starts at 0, so its bound cannot be relative; set
+guard.bound=-1 => guard.bound: Input should be greater than or equal to 0, not -1
 guard.bound=.nan => guard.bound: Input should be a finite number, not nan
-guard.unit=percent => guard.unit: Input should be 'standard_errors', 'absolute' or 'relative', not 'percent'
-guard.reference=first => guard.reference: Input should be 'best' or 'base', not 'first'
-guard.patience=0 => guard.patience: Input should be greater than 0, not 0
-guard.patence=2 => guard.patence: there is no such setting; did you mean 'patience'? here are action, bound,
+guard.unit=standard_errors => guard.unit: Input should be 'absolute' or 'relative', not 'standard_errors'
+guard.reference=best => guard.reference: Input should be 'any' or 'base', not 'best'
+guard.false_alarm_rate=0 => guard.false_alarm_rate: Input should be greater than 0, not 0
+guard.false_alarm_rate=0.9 => guard.false_alarm_rate: Input should be less than or equal to 0.5, not 0.9
+guard.refrence=any => guard.refrence: there is no such setting; did you mean 'reference'? here are action, bound,
 checkpoint=null => checkpoint: Input should be a valid dictionary or instance of CheckpointConfig, not None
 checkpoint.every=0 => checkpoint.every: Input should be greater than 0, not 0
 checkpoint.keep=0 => checkpoint.keep: Input should be greater than 0, not 0

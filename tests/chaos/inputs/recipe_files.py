@@ -57,7 +57,7 @@ REFUSED: list[tuple[str | bytes, str]] = [
         MINIMAL + "optimizer: {" + ", ".join(f"k{i}: 1" for i in range(50)) + "}",
         "30 more settings are refused",
     ),
-    (MINIMAL.replace("[a]", "[b]"), "1 held-out prompts are also trained on ('b', …)"),
+    (MINIMAL.replace("[a]", "[b]"), "1 prompts are in both train and validation ('b', …)"),
     (
         MINIMAL.replace("width: 8", "width: 8.5"),
         "sampling.width: Input should be a valid integer, got a number",

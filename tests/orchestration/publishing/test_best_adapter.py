@@ -32,10 +32,15 @@ def test_the_best_adapter_is_a_logged_model_with_its_card(run: RunDir, tmp_path:
         assert (copy / path.name).read_bytes() == path.read_bytes()
     card = run.model_card.read_text(encoding="utf-8")
     assert (copy / "model_card.md").read_text(encoding="utf-8") == card
-    assert "## Rewards on held-out prompts" in model.tags["mlflow.note.content"]
+    assert "## Rewards on test prompts" in model.tags["mlflow.note.content"]
+    assert f"{summary.metrics_test['test/reward/brightness']:.3f}" in card
     rewards = {metric.key: metric.value for metric in model.metrics}
     assert rewards == {
         name: summary.metrics_best[name] for name in ("eval/reward/brightness", "eval/reward/colorfulness")
     }
+    tested = client.get_metric_history(summary.mlflow_run_id, "test/gain/brightness")
+    assert [(point.step, point.value) for point in tested] == [
+        (2, summary.metrics_test["test/gain/brightness"])
+    ]
     history = client.get_metric_history(summary.mlflow_run_id, "eval/reward/brightness")
     assert [point.step for point in history] == [0, 2], "the run has each of its points once"

@@ -25,6 +25,7 @@ from tests.helpers.recipe import write_tiny
 from vader_ray.cli import app
 from vader_ray.manifest import find_damage
 from vader_ray.orchestration.runs.run_dir import RunDir
+from vader_ray.orchestration.runs.summary import OPTIMISTIC
 
 NAME = "someone/bright-videos"
 
@@ -112,11 +113,13 @@ def test_the_card_has_what_a_reader_needs(hub: Hub, run: RunDir) -> None:
     assert (about["base_model"], about["library_name"]) == ("owner/base", "diffusers")
     assert about["license_link"] == "https://huggingface.co/owner/base"
     assert {item["text"] for item in about["widget"]} <= set(
-        yaml.safe_load(run.recipe.read_text())["prompts"]["heldout"]
+        yaml.safe_load(run.recipe.read_text())["prompts"]["validation"]
     )
     gain, low, high = (
         summary.metrics[f"eval/{kind}/brightness"] for kind in ("gain", "gain_low", "gain_high")
     )
+    assert "## Rewards on validation prompts" in card, "the adapter of the last step is not tested"
+    assert OPTIMISTIC in card
     row = next(line for line in card.splitlines() if line.startswith("| brightness | trained |"))
     before, after = (
         summary.metrics_before["eval/reward/brightness"],

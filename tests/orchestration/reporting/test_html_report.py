@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 from tests.helpers.browser import needs_chromium, open_browser, screenshot
 from tests.helpers.network import free_port
-from tests.helpers.recipe import tiny_config
+from tests.helpers.recipe import FIRING_GUARD, FOUR_PROMPTS, tiny_config, validated_on
 from tests.helpers.runs import record
 from vader_ray.cli import app
 from vader_ray.errors import UserError
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 BOTH = [{"reward": "brightness"}, {"reward": "sharpness"}]
-GUARD = {"metrics": ["eval/distance_to_base"], "unit": "absolute", "bound": 1e-9}
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +46,10 @@ def store(tiny_pipeline_folder: Path, tmp_path_factory: pytest.TempPathFactory) 
     for rate in (0.01, 0.05):
         for seed in (0, 1):
             changes: dict[str, Any] = {
-                "num_steps": 2, "videos_per_step": 2, "seed": seed, "rewards": BOTH, "guard": GUARD,
+                "num_steps": 2, "videos_per_step": 2, "seed": seed, "rewards": BOTH, "guard": FIRING_GUARD,
+                "prompts": validated_on(FOUR_PROMPTS),
                 "eval_rewards": [{"reward": "colorfulness"}], "optimizer": {"learning_rate": rate},
-                "evaluation": {"every": 1, "num_videos": 2, "num_shown": 2},
+                "evaluation": {"every": 1, "num_videos": 4, "num_shown": 2},
                 "tracking": {"uri": uri, "experiment": "rates", "system_metrics": False},
             }  # fmt: skip
             config = tiny_config(tiny_pipeline_folder, **changes)

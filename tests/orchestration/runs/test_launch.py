@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from tests.helpers.network import free_port
 from tests.helpers.other_user import listening
 from tests.helpers.paths import REPOSITORY
-from tests.helpers.recipe import write_tiny
+from tests.helpers.recipe import FIRING_GUARD, FOUR_PROMPTS, validated_on, write_tiny
 from tests.helpers.runs import CLI, adapter_files, checkpoint_step, kill_driver, start, tracked_step
 from tests.helpers.waiting import wait_until
 from vader_ray.config import load
@@ -284,23 +284,20 @@ def test_an_error_of_a_worker_reaches_the_user_as_one_sentence(
 def test_the_guard_stops_all_workers_and_says_why_everywhere(
     tiny_pipeline_folder: Path, tmp_path: Path
 ) -> None:
-    watched = {
-        "action": "stop",
-        "metrics": ["eval/distance_to_base"],
-        "unit": "absolute",
-        "bound": 1e-9,
-        "patience": 3,
-    }
     recipe = write_tiny(
-        tmp_path, tiny_pipeline_folder, guard=watched, evaluation={"every": 1, "num_videos": 2}
+        tmp_path,
+        tiny_pipeline_folder,
+        guard=FIRING_GUARD | {"action": "stop"},
+        prompts=validated_on(FOUR_PROMPTS),
+        evaluation={"every": 1, "num_videos": 4},
     )
     printed = _train(tmp_path, recipe, "--run-name", "stopped", "--workers", "2").stdout
     run = tmp_path / "runs" / "stopped"
     summary: dict[str, Any] = json.loads((run / "summary.json").read_text())
     assert (summary["status"], summary["steps"], summary["reward_queries"]) == (
         "stopped",
-        3,
-        12,
+        1,
+        4,
     )  # between two checkpoints
     assert summary["alarms"] == [summary["stop_reason"]]
     assert summary["stop_reason"] in printed
@@ -309,8 +306,6 @@ def test_the_guard_stops_all_workers_and_says_why_everywhere(
     assert (stored.info.status, stored.data.tags["status"]) == ("FINISHED", "stopped")
     assert stored.data.tags["vader_ray.guard"] == summary["stop_reason"]
     assert [point.value for point in client.get_metric_history(summary["mlflow_run_id"], "guard/fired")] == [
-        0,
-        0,
         0,
         1,
     ]

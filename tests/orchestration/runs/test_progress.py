@@ -37,7 +37,7 @@ def test_without_a_terminal_evaluations_and_the_ends_are_lines(capsys: pytest.Ca
         "kept in /tmp/[runs]",
     ]
     parts = lines[4].split(" · ")
-    assert parts[1:5] == ["0:00:00 left", "held-out aesthetic 0.2500", "reward 0.2500", "best 0.4900"]
+    assert parts[1:5] == ["0:00:00 left", "validation aesthetic 0.2500", "reward 0.2500", "best 0.4900"]
     assert parts[5].endswith(" s/step")
     assert parts[6:] == ["50 queries"]
     assert "\x1b" not in printed
@@ -54,6 +54,6 @@ def test_a_terminal_gets_a_live_line_with_the_time_left(
     printed = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\r", "\n", capsys.readouterr().out)
     (line,) = {line for line in printed.splitlines() if line.startswith("step 990/1000")}
     assert len(line) <= columns
-    assert " left · held-out aesthetic 0.2500 · reward -9.4000" in line
+    assert " left · validation aesthetic 0.2500 · reward -9.4000" in line
     assert ("1980 queries" in line) == has_all
     assert "kept in /tmp/[runs]" in printed

@@ -202,7 +202,7 @@ def test_a_run_in_s3_is_reported_where_nothing_is_left_of_it(
     videos = run.videos(2, 2)
     assert all(f'"data:video/mp4;base64,{b64encode(video.mp4).decode()}"' in page for video in videos)
     assert len(videos) == 2
-    assert all(prompt in page for prompt in config.prompts.heldout)  # of the recipe among the artifacts
+    assert all(prompt in page for prompt in config.prompts.validation)  # of the recipe among the artifacts
 
 
 @pytest.mark.ray

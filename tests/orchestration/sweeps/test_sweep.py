@@ -7,7 +7,7 @@ import json
 import re
 import subprocess
 import sys
-from math import log10
+from math import isnan, log10
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -18,7 +18,7 @@ from mlflow import MlflowClient
 from ray import tune
 
 from tests.helpers.paths import REPOSITORY
-from tests.helpers.recipe import tiny_config, write_tiny
+from tests.helpers.recipe import FIRING_GUARD, FOUR_PROMPTS, tiny_config, validated_on, write_tiny
 from tests.helpers.runs import kill_driver, start
 from tests.helpers.waiting import wait_until
 from vader_ray.config import load
@@ -26,7 +26,7 @@ from vader_ray.errors import RunFailed, UserError
 from vader_ray.models import mix_adapters
 from vader_ray.orchestration.runs.finish import summarize
 from vader_ray.orchestration.runs.run_dir import RunDir
-from vader_ray.orchestration.runs.summary import RunSummary
+from vader_ray.orchestration.runs.summary import OPTIMISTIC, RunSummary, gains_of
 from vader_ray.orchestration.selection import pareto_front
 from vader_ray.orchestration.sweeps import run_trial
 from vader_ray.orchestration.sweeps.adapter_soup import make_soups
@@ -41,7 +41,13 @@ from vader_ray.orchestration.sweeps.definition import (
 from vader_ray.orchestration.sweeps.driver import run_sweep
 from vader_ray.orchestration.sweeps.run_trial import keep_checkpoint, kept_checkpoints
 from vader_ray.orchestration.sweeps.search import OptunaProposer
-from vader_ray.orchestration.sweeps.trial_table import SweepResult, TrialResult, best_of, front_of
+from vader_ray.orchestration.sweeps.trial_table import (
+    SweepResult,
+    TrialResult,
+    best_of,
+    describe_test,
+    front_of,
+)
 from vader_ray.orchestration.sweeps.trials import Trial, TrialSet
 from vader_ray.orchestration.tracking.address import MlflowRun
 from vader_ray.training.events import StepEvent
@@ -166,10 +172,13 @@ def test_the_pareto_front_holds_what_nothing_dominates() -> None:
 def _summaries(weights: Path, tmp_path: Path) -> dict[str, RunSummary]:
     """Outcomes of a run to its end, and of one that its guard stopped."""
     summaries = {}
-    for name, guard in (("steady", {"action": "none"}), ("hacked", {"action": "stop", "bound": 1e-9})):
-        guarded = {"metrics": ["eval/distance_to_base"], "unit": "absolute", "patience": 1} | guard
-        evaluation = {"every": 1, "num_videos": 2, "select": "eval/reward/sharpness"}
-        watched = {"eval_rewards": [{"reward": "sharpness"}], "guard": guarded}
+    for name, action in (("steady", "none"), ("hacked", "stop")):
+        evaluation = {"every": 1, "num_videos": 4, "select": "eval/reward/sharpness"}
+        watched = {
+            "eval_rewards": [{"reward": "sharpness"}],
+            "guard": FIRING_GUARD | {"action": action},
+            "prompts": validated_on(FOUR_PROMPTS) | {"test": ["a green star", "a pink star"]},
+        }
         config = tiny_config(weights, num_steps=3, evaluation=evaluation, **watched)
         state = train(config, on_step=lambda event: None)
         status: Any = "stopped" if state.stopped else "completed"
@@ -191,6 +200,18 @@ def test_a_trial_that_its_guard_stopped_competes_with_the_adapter_that_it_keeps(
     assert (row["status"], row["steps"], row["best_step"]) == ("stopped", 1, 0)
     assert row["best/sharpness"] == row["before/sharpness"] != row["after/sharpness"]
     assert row["selected"] == row["best/sharpness"]
+    assert row["test/reward/sharpness"] == row["test/base/reward/sharpness"], "it keeps the base model"
+    tested = summaries["steady"].results
+    assert tested.split == "test"
+    assert tested.before["eval/reward/sharpness"] == row["test/base/reward/sharpness"]
+    assert tested.gains["eval/reward/sharpness"].mean == pytest.approx(
+        tested.after["eval/reward/sharpness"] - tested.before["eval/reward/sharpness"]
+    )
+    line = describe_test(summaries["steady"], ["brightness", "sharpness", "not measured"])
+    assert line.startswith(f"on test prompts: brightness {tested.before['eval/reward/brightness']:.4f} → ")
+    without = summaries["steady"].model_copy(update={"metrics_test": {}})
+    assert without.results.split == "validation"
+    assert describe_test(without, ["brightness"]) == OPTIMISTIC
     assert steady.row()["selected"] == steady.row()["best/sharpness"] >= steady.row()["before/sharpness"]
 
     higher = {metric: value + 1 for metric, value in summaries["steady"].metrics_best.items()}
@@ -213,6 +234,12 @@ def test_a_summary_survives_json(tiny_pipeline_folder: Path, tmp_path: Path) -> 
     lowest = summary.model_copy(update={"metrics_best": {"eval/objective": float("-inf")}})
     lowest.write(folder.summary)
     assert folder.read_summary() == lowest
+    of_one_prompt = gains_of({"eval/gain/brightness": 0.5})
+    summary.model_copy(update={"gains": of_one_prompt}).write(folder.summary)
+    again = folder.read_summary()
+    assert again is not None
+    assert again.gains["brightness"].mean == 0.5
+    assert isnan(again.gains["brightness"].high), "one prompt has no interval"
 
 
 @pytest.mark.parametrize(("action", "is_last"), [("stop", True), ("flag", False)])
@@ -422,7 +449,7 @@ def test_a_trial_that_cannot_work_is_reported_and_the_table_holds_all(
         for row in rows[:3]
     )
     best = max(rows[:3], key=lambda row: row["best/brightness"])
-    assert f"best by eval/objective: {best['trial']} " in printed
+    assert f"best by eval/objective of 3 trials: {best['trial']} " in printed
 
 
 @pytest.mark.ray

@@ -46,7 +46,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> MlflowRun:
         "num_steps": 12,
         "videos_per_step": 2,
         "model": {"family": "modelscope", "weights": "owner/name"},
-        "prompts": {"train": ["a"], "heldout": ["b"]},
+        "prompts": {"train": ["a"], "validation": ["b"]},
         "sampling": {"num_frames": 8, "height": 32, "width": 32},
         "rewards": [{"reward": "hps"}],
         "tracking": {"uri": f"sqlite:///{folder}/mlflow.db"},

@@ -67,7 +67,7 @@ def recipe(uri: str | None, **changes: object) -> settings.ExperimentConfig:
         "num_steps": 4,
         "videos_per_step": 2,
         "model": {"family": "modelscope", "weights": "owner/name"},
-        "prompts": {"train": [f"prompt {index}" for index in range(300)], "heldout": ["other"]},
+        "prompts": {"train": [f"prompt {index}" for index in range(300)], "validation": ["other"]},
         "sampling": {"num_frames": 4, "height": 32, "width": 32},
         "rewards": [{"reward": "hps", "option (odd)": 1}],
         "tracking": {"uri": uri, "experiment": "tests"},
@@ -175,7 +175,7 @@ def test_a_run_opens_with_all_that_reproduces_it(uri: str) -> None:
     inputs = client.get_run(run.run_id).inputs.dataset_inputs
     assert [(each.tags[0].value, json.loads(each.dataset.profile)["num_rows"]) for each in inputs] == [
         ("training", 300),
-        ("evaluation", 1),
+        ("validation", 1),
     ]
     assert data.params["prompts.train"] == f"300 prompts, sha256 {inputs[0].dataset.digest}"
     assert "cosine" in json.loads(data.tags["vader_ray.units"])["eval/reward/hps"]

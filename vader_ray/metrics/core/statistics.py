@@ -1,45 +1,135 @@
-"""Statistics over held-out videos: standard errors, bootstrap intervals, mean distances within a prompt."""
+"""Statistics over prompts: values per prompt, intervals, the test of a fall; mean distances within a prompt.
+
+The videos of one prompt are alike, so prompts are the independent units: every standard error, interval and
+test is computed from one value per prompt.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from math import isfinite, nan
-from statistics import stdev
+from collections.abc import Callable, Sequence
+from math import nan
+from statistics import fmean
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
+from numpy.typing import NDArray
+from scipy import stats
 from torch import Tensor
 
 from vader_ray.types import Scores
 
-NUM_RESAMPLES, CONFIDENCE = 2000, 0.95
-"""Resamples of a bootstrap, and the probability that its interval covers."""
+CONFIDENCE = 0.95
+"""Probability that an interval covers."""
+MAX_SIGN_FLIPS = 2**14
+"""Sign flips of a test; up to 14 prompts these are all."""
+
+
+def prompt_means(values: Sequence[float], prompts: Sequence[str]) -> list[float]:
+    """Average the values of each prompt's videos; prompts in the order of their first video."""
+    of_prompt: dict[str, list[float]] = {}
+    for prompt, value in zip(prompts, values, strict=True):
+        of_prompt.setdefault(prompt, []).append(value)
+    return [fmean(each) for each in of_prompt.values()]
+
+
+def jackknife_values(statistic: Callable[[Sequence[int]], float], prompts: Sequence[str]) -> list[float]:
+    """Return the jackknife's pseudo-value of each prompt, for a statistic of a set of videos (Tukey 1958).
+
+    That of prompt i is n · statistic(all) − (n − 1) · statistic(all without prompt i). A mean's pseudo-values
+    are the values themselves; those of a mean over pairs of videos count each pair for both prompts, so
+    intervals and tests over them are as wide as they should be.
+
+    Args:
+        statistic: value of the videos with these indices.
+    """
+    different = list(dict.fromkeys(prompts))
+    whole, n = statistic(range(len(prompts))), len(different)
+    if n < 2:
+        return [whole] * n
+    without = [
+        statistic([index for index, prompt in enumerate(prompts) if prompt != left_out])
+        for left_out in different
+    ]
+    return [n * whole - (n - 1) * rest for rest in without]
 
 
 def standard_error(values: Sequence[float]) -> float:
-    """Return the standard error of the mean; 0 for a single value, NaN if any value is not finite."""
-    if not all(map(isfinite, values)):
+    """Return the standard error of the mean of one value per prompt; NaN for fewer than two, or if one is not
+    finite."""
+    if len(values) < 2 or not np.isfinite(values).all():
         return nan
-    return stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
+    return float(np.std(values, ddof=1) / len(values) ** 0.5)
 
 
-def bootstrap_interval(
-    values: Sequence[float], resamples: Int[Tensor, "resamples values"]
-) -> tuple[float, float]:
-    """Return the 95 % confidence interval of the mean, by the percentile bootstrap (Efron 1979).
+def confidence_interval(
+    values: Sequence[float] | NDArray[np.float64],
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the 95 % confidence interval of the mean of one value per prompt, corrected for skewness.
+
+    Student's t after Hall's monotone transformation (Hall 1992, "On the removal of skewness by
+    transformation", J. R. Statist. Soc. B 54), with the unbiased skewness G1 and, as it is estimated too, one
+    degree of freedom less; neither side becomes longer than twice Student's. In simulations
+    (`tests/metrics/test_statistics.py`) it covers in 93 to 96 % of cases from 8 prompts on, where Student's t
+    covers in 90 % if differences are lognormal.
 
     Args:
-        resamples: of `draw_resamples`; the same for all intervals that are to be compared.
+        values: shape ``(..., prompts)``.
+
+    Returns:
+        Lower and upper bound, shape ``(...)``; NaN with fewer than two prompts or values that are not finite.
     """
-    means = torch.tensor(values, dtype=torch.float64)[resamples].mean(dim=1)
-    tail = (1 - CONFIDENCE) / 2
-    low, high = torch.quantile(means, torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
-    return low, high
+    given = np.asarray(values, dtype=np.float64)
+    n = given.shape[-1]
+    if n < 2 or not np.isfinite(given).all():
+        return np.full(given.shape[:-1], nan), np.full(given.shape[:-1], nan)
+    mean, deviation = given.mean(axis=-1), given.std(axis=-1, ddof=1)
+    skewness = np.zeros_like(mean)
+    if n > 2:
+        scale = np.where(deviation > 0, given.std(axis=-1), 1.0)
+        standardized = (given - mean[..., None]) / scale[..., None]
+        skewness = (standardized**3).mean(axis=-1) * (n * (n - 1)) ** 0.5 / (n - 2)
+    quantile = stats.t.ppf((1 + CONFIDENCE) / 2, max(n - 2, 1)) / n**0.5
+
+    def inverse(transformed: np.float64) -> NDArray[np.float64]:
+        """Invert T = S + a S² + a² S³ / 3 + a / 2n with a = skewness / 3."""
+        a = np.where(abs(skewness) < 1e-6, 1e-6, skewness) / 3
+        shifted = transformed - a / (2 * n)
+        solution = (np.cbrt(1 + 3 * a * shifted) - 1) / a
+        return np.asarray(np.clip(solution, -2 * quantile, 2 * quantile))
+
+    low, high = (mean - deviation * inverse(tail) for tail in (quantile, -quantile))
+    return np.asarray(low), np.asarray(high)
 
 
-def draw_resamples(num_values: int, generator: torch.Generator) -> Int[Tensor, "resamples values"]:
-    """Draw `NUM_RESAMPLES` rows of ``num_values`` indices with replacement."""
-    return torch.randint(num_values, (NUM_RESAMPLES, num_values), generator=generator)
+def fall_test(falls: NDArray[np.float64], generator: np.random.Generator) -> tuple[float, int]:
+    """Test whether any of several measurements of the same prompts is higher than the last one.
+
+    A one-sided paired test of all comparisons together: the largest Student's t is compared with that under
+    flips of the signs of whole prompts, so a comparison with the best of many earlier measurements is
+    accounted for, and so is their correlation (Westfall and Young 1993, "Resampling-based multiple testing",
+    single-step max-T). Exact if no change makes a prompt's differences symmetric about 0.
+
+    Args:
+        falls: earlier minus last measurement, shape ``(comparisons, prompts)``.
+        generator: source of the flips if there are more than `MAX_SIGN_FLIPS`.
+
+    Returns:
+        p-value, at least 1 / 2^prompts, and the index of the comparison with the largest t.
+    """
+    num_prompts = falls.shape[1]
+    if 2**num_prompts <= MAX_SIGN_FLIPS:
+        bits = np.arange(2**num_prompts)[:, None] >> np.arange(num_prompts) & 1
+    else:
+        bits = generator.integers(2, size=(MAX_SIGN_FLIPS, num_prompts))
+        bits[0] = 0  # the measured signs
+    norms = np.linalg.norm(falls, axis=1, keepdims=True)
+    # mean / root mean square: a monotone function of Student's t, and the same one for every comparison
+    directions = falls / np.where(norms > 0, norms, 1.0)
+    largest = ((1.0 - 2.0 * bits) @ directions.T).max(axis=1)
+    measured = directions.sum(axis=1)
+    rounding = 1e-9
+    return float(np.mean(largest >= measured.max() - rounding)), int(measured.argmax())
 
 
 def mean_to_others(distances: Float[Tensor, "batch batch"], prompts: Sequence[str]) -> Scores:

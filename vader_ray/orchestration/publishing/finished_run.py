@@ -10,7 +10,7 @@ from typing import Any
 from vader_ray.config.yaml_text import parse_yaml
 from vader_ray.errors import UserError
 from vader_ray.orchestration.runs.run_dir import RunDir
-from vader_ray.orchestration.runs.summary import RunSummary
+from vader_ray.orchestration.runs.summary import Results, RunSummary
 from vader_ray.orchestration.tracking.address import LISTING
 from vader_ray.paths import SHAPES_PREFIX
 from vader_ray.training.events import Video
@@ -48,8 +48,14 @@ class FinishedRun:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Metrics of the evaluation with the adapter."""
+        """Metrics of the evaluation on validation prompts with the adapter."""
         return self.summary.metrics_best if self.is_best else self.summary.metrics
+
+    @property
+    def results(self) -> Results:
+        """Results of the adapter: on the test prompts if it was tested, else on the validation prompts."""
+        tested = self.summary.tested if self.is_best else None
+        return tested or self.summary.validated(self.metrics)
 
     def videos(self, step: int) -> list[tuple[Path, Video]]:
         """Return the held-out videos of a step with their mp4 files; none if the step has no listing."""

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import yaml
 
-from vader_ray.config import is_metric_value
 from vader_ray.orchestration.publishing.finished_run import FinishedRun
-from vader_ray.orchestration.runs.summary import rewards_of
+from vader_ray.orchestration.runs.summary import OPTIMISTIC, REWARD, Results
 from vader_ray.paths import SHAPES_PREFIX
 from vader_ray.plugins import REWARDS
 from vader_ray.training.web import number, signed
@@ -70,7 +70,7 @@ def _metadata(
     base_model: str, run: FinishedRun | None, licence: str | None, videos: Mapping[str, str]
 ) -> str:
     """Return the block of YAML at the head of the card."""
-    with_images = run is not None and any(" | " in prompt for prompt in run.recipe["prompts"]["heldout"])
+    with_images = run is not None and any(" | " in prompt for prompt in run.recipe["prompts"]["validation"])
     metadata: dict[str, Any] = {
         "library_name": "diffusers",
         "pipeline_tag": "image-to-video" if with_images else "text-to-video",
@@ -91,7 +91,7 @@ def _described(run: FinishedRun, sheet: str | None) -> dict[str, Any]:
     """Return the values of the card's sections about the run."""
     recipe, summary = run.recipe, run.summary
     trained = {_name(spec) for spec in recipe["rewards"]}
-    before, after = rewards_of(summary.metrics_before), rewards_of(run.metrics)
+    results = run.results
     return {
         "description": recipe["description"].rstrip(".") or "Trained on rewards",
         "recipe": summary.recipe,
@@ -100,32 +100,29 @@ def _described(run: FinishedRun, sheet: str | None) -> dict[str, Any]:
             f"{recipe['adapter']['rank']}, learning rate {recipe['optimizer']['learning_rate']}."
         ),
         "step": run.step,
+        "is_tested": results.split == "test",
+        "optimistic": OPTIMISTIC,
         "rewards": [
-            {
-                "name": name,
-                "kind": "trained" if name in trained else "held out",
-                "before": number(before[name]),
-                "after": number(after[name]),
-                "gain": _gain(run.metrics, name),
-            }
-            for name in before
-            if name in after
+            _row(results, f"{REWARD}{name}") | {"kind": "trained" if name in trained else "held out"}
+            for name in results.rewards
+            if f"{REWARD}{name}" in results.after
         ],
-        "metrics": [
-            {"name": name.removeprefix("eval/"), "before": number(value), "after": number(run.metrics[name])}
-            for name, value in summary.metrics_before.items()
-            if is_metric_value(name) and name in run.metrics
-        ],
+        "metrics": [_row(results, name) for name in results.metrics],
         "guard_metrics": summary.guard_metrics,
         "alarms": [alarm.removeprefix("guard: ") for alarm in summary.alarms],
         "sheet": sheet,
     }
 
 
-def _gain(metrics: Mapping[str, float], name: str) -> str:
-    found = [metrics.get(f"eval/{kind}/{name}") for kind in ("gain", "gain_low", "gain_high")]
-    gain, *ends = (signed(value) for value in found if value is not None)
-    return f"{gain} ({ends[0]} to {ends[1]})" if len(ends) == 2 else gain
+def _row(results: Results, metric: str) -> dict[str, str]:
+    gain = results.gains.get(metric)
+    interval = f" ({signed(gain.low)} to {signed(gain.high)})" if gain and isfinite(gain.low) else ""
+    return {
+        "name": metric.removeprefix(REWARD).removeprefix("eval/"),
+        "before": number(results.before[metric]),
+        "after": number(results.after[metric]),
+        "gain": f"{signed(gain.mean)}{interval}" if gain else "",
+    }
 
 
 def _name(spec: Mapping[str, Any]) -> str:

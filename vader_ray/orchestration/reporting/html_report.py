@@ -75,7 +75,7 @@ def _render(targets: Sequence[str], runs: list[PastRun], uri: str, output: Path)
         bands += f" Drawn are the {len(shown)} of {len(groups)} settings with the highest final objective."
     sections = [
         ("rewards", "Rewards that were trained",
-         f"Means over held-out prompts, which were not trained on. {bands}",
+         f"Means over validation prompts, which were not trained on. {bands}",
          draw_rewards(shown, trained, folder)),
         ("heldout", "Rewards that were only measured", f"A fall here shows reward hacking. {bands}",
          draw_rewards(shown, heldout, folder)),
@@ -83,7 +83,8 @@ def _render(targets: Sequence[str], runs: list[PastRun], uri: str, output: Path)
          draw_metrics(shown, folder)),
         ("training", "Training, step by step", _learning_rate(evaluated), draw_training(shown, folder)),
         ("trade-offs", "One reward against another",
-         "No other run exceeds a run on the Pareto front in all rewards.", draw_trade_offs(groups, folder)),
+         "Validation prompts. No other run exceeds a run on the Pareto front in all rewards.",
+         draw_trade_offs(groups, folder)),
         ("effects", "Effect of each setting", "One dot per run; a line connects the means of few values.",
          draw_effects(groups, folder)),
     ]  # fmt: skip

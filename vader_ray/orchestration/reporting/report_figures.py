@@ -291,7 +291,7 @@ def describe_bands(groups: Sequence[RunGroup]) -> str:
             "Lines are means over seeds, bands the standard error of their gain; "
             "with a single seed, its 95 % interval."
         )
-    return "Bands are 95 % bootstrap intervals of the paired gain."
+    return "Bands are 95 % intervals of the paired gain, over prompts."
 
 
 def _axes(groups: Sequence[RunGroup]) -> list[tuple[str, str]]:

@@ -153,14 +153,17 @@ def _fired(run: PastRun) -> str:
 
 
 def _change(run: PastRun, name: str) -> str:
-    before, after = run.first(f"eval/reward/{name}"), run.last(f"eval/reward/{name}")
+    is_tested = run.last(f"test/reward/{name}") is not None
+    room = "test" if is_tested else "eval"
+    before = run.last(f"test/base/reward/{name}") if is_tested else run.first(f"eval/reward/{name}")
+    after = run.last(f"{room}/reward/{name}")
     if before is None or after is None:
         return "–"
-    gain, low, high = (run.last(f"eval/{kind}/{name}") for kind in ("gain", "gain_low", "gain_high"))
-    text = f"{before:.4g} → {after:.4g}"
+    gain, low, high = (run.last(f"{room}/{kind}/{name}") for kind in ("gain", "gain_low", "gain_high"))
+    text = f"{'' if is_tested else 'validation: '}{before:.4g} → {after:.4g}"
     if gain is not None and low is not None and high is not None:
         return f"{text}\n{gain:+.3g} (95 %: {low:+.3g} to {high:+.3g})".replace("-", "−")
-    error = run.last(f"eval/gain_standard_error/{name}")
+    error = run.last(f"{room}/gain_standard_error/{name}")
     return f"{text} ± {error:.2g}" if error is not None else text
 
 

@@ -122,14 +122,16 @@ def _base(run: PastRun) -> tuple[str, ...]:
         "sampling.guidance_interval",
         "sampling.num_endings",
     )
-    kept = ("seed", "model.", "sampling.", "prompts.heldout")
+    kept = ("seed", "model.", "sampling.", "prompts.validation")
     return tuple(f"{field}={value}" for field, value in sorted(run.settings.items())
                  if field.startswith(kept) and not field.startswith(free))  # fmt: skip
 
 
 def _prompts(run: PastRun, count: int) -> list[str]:
     """Return the texts of the first held-out prompts, repeated as evaluations repeat them."""
-    prompts = run.recipe.get("prompts", {}).get("heldout") or [f"video {index + 1}" for index in range(count)]
+    prompts = run.recipe.get("prompts", {}).get("validation") or [
+        f"video {index + 1}" for index in range(count)
+    ]
     return [str(prompts[index % len(prompts)]).rpartition(" | ")[2] for index in range(count)]
 
 

@@ -10,7 +10,7 @@ from vader_ray.config import ExperimentConfig
 from vader_ray.errors import RunFailed, describe, last_line
 from vader_ray.files import write_text
 from vader_ray.orchestration.runs.run_dir import RunDir
-from vader_ray.orchestration.runs.summary import Gain, RunStatus, RunSummary
+from vader_ray.orchestration.runs.summary import RunStatus, RunSummary, gains_of
 from vader_ray.orchestration.tracking import mlflow_runs
 from vader_ray.orchestration.tracking.address import MlflowRun
 from vader_ray.orchestration.tracking.outbox import Event
@@ -19,7 +19,6 @@ from vader_ray.uris import redact
 
 MAX_TAG_LENGTH = 1000
 """Characters of an error in an MLflow tag."""
-_GAIN = "eval/gain/"
 _MLFLOW_STATUS: dict[RunStatus, mlflow_runs.Status] = {
     "completed": "FINISHED",
     "stopped": "FINISHED",
@@ -150,7 +149,8 @@ def summarize(
         metrics_before=state.before_metrics,
         metrics=state.last_metrics,
         metrics_best=state.best_metrics,
-        gains=_gains(state.last_metrics),
+        metrics_test=state.test_metrics,
+        gains=gains_of(state.last_metrics),
         selection_metric=config.selection_metric(),
         best_step=state.best_step if state.best_metrics else None,
         guard_metrics=config.guard_metrics(),
@@ -166,13 +166,3 @@ def summarize(
         tracking_uri=redact(mlflow_run.uri),
         storage=folder.storage,
     )
-
-
-def _gains(metrics: dict[str, float]) -> dict[str, Gain]:
-    return {
-        (name := metric.removeprefix(_GAIN)): Gain(
-            mean=value, standard_error=metrics[f"eval/gain_standard_error/{name}"]
-        )
-        for metric, value in metrics.items()
-        if metric.startswith(_GAIN)
-    }

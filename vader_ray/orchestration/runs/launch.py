@@ -43,6 +43,8 @@ from vader_ray.orchestration.tracking.environment import command_line
 from vader_ray.orchestration.tracking.server import check_before_start, tracking_uri
 from vader_ray.stages import announce
 from vader_ray.training.events import StepEvent
+from vader_ray.training.final_test import is_test_due
+from vader_ray.training.guard import cannot_fire
 from vader_ray.training.resolve import resolve_names
 
 T = TypeVar("T")
@@ -159,7 +161,7 @@ def _open_mlflow_run(config: ExperimentConfig, folder: RunDir) -> MlflowRun:
 
 
 def warn_without_guard(config: ExperimentConfig) -> None:
-    """Print one line if the guard of this recipe compares no metric."""
+    """Print one line if the guard of this recipe compares no metric, or can never fire."""
     if not config.guard_metrics():
         print(
             "no guard: no held-out metric is compared, so reward hacking is not noticed, and "
@@ -167,6 +169,8 @@ def warn_without_guard(config: ExperimentConfig) -> None:
             "eval_rewards or guard.metrics, and guard.action=flag",
             flush=True,
         )
+    elif problem := cannot_fire(config):
+        print(problem, flush=True)
 
 
 def launch(
@@ -228,7 +232,8 @@ def launch(
         failure = _failure_of(result if isinstance(result, BaseException) else result.error, folder)
     if failure is not None:
         raise _run_failed(failure, folder)
-    if end.is_made and folder.read_state().step < config.num_steps:
+    state = folder.read_state()
+    if end.is_made and (state.step < config.num_steps or is_test_due(config, state)):
         raise KeyboardInterrupt
 
 

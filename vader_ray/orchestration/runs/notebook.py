@@ -5,25 +5,30 @@ from __future__ import annotations
 import base64
 from html import escape
 
-from vader_ray.orchestration.runs.summary import RunSummary
+from vader_ray.orchestration.runs.summary import OPTIMISTIC, REWARD, Results, RunSummary
 
 
 def summary_html(summary: RunSummary) -> str:
-    """Return the metrics before and after training as a table, and the sheet of held-out videos as an
+    """Return the metrics before and after training as a table, and the sheet of validation videos as an
     image."""
-    rows = "".join(_row(summary, name) for name in summary.gains)
+    results = summary.results
+    rows = "".join(_row(results, metric) for metric in results.gains)
     title = (
-        f"{summary.recipe}: {summary.status}, {summary.steps} steps, {summary.reward_queries} reward queries"
+        f"{summary.recipe}: {summary.status}, {summary.steps} steps, "
+        f"{summary.reward_queries} reward queries; {results.split} prompts"
     )
-    heading = "<tr><th>reward</th><th>before</th><th>after</th><th>gain ± standard error</th></tr>"
-    alarms = "".join(f"<p>{escape(alarm)}</p>" for alarm in summary.alarms)
-    return f"<p>{escape(title)}</p><table>{heading}{rows}</table>{alarms}{_sheet(summary)}"
+    headings = ("reward or metric", "before", "after", "gain ± standard error")
+    heading = f"<tr>{''.join(f'<th>{each}</th>' for each in headings)}</tr>"
+    notes = "".join(f"<p>{escape(alarm)}</p>" for alarm in summary.alarms)
+    if results.split == "validation":
+        notes += f"<p>{escape(OPTIMISTIC)}</p>"
+    return f"<p>{escape(title)}</p><table>{heading}{rows}</table>{notes}{_sheet(summary)}"
 
 
-def _row(summary: RunSummary, name: str) -> str:
-    metric = f"eval/{name}" if name == "objective" else f"eval/reward/{name}"
-    before, after, gain = summary.metrics_before[metric], summary.metrics[metric], summary.gains[name]
+def _row(results: Results, metric: str) -> str:
+    before, after, gain = results.before[metric], results.after[metric], results.gains[metric]
     numbers = (f"{before:.4f}", f"{after:.4f}", f"{gain.mean:+.4f} ± {gain.standard_error:.4f}")
+    name = metric.removeprefix(REWARD).removeprefix("eval/")
     return f"<tr><td>{escape(name)}</td>{''.join(f'<td>{number}</td>' for number in numbers)}</tr>"
 
 

@@ -14,7 +14,7 @@ NUM_TIMED_STEPS = 50
 
 
 class Progress:
-    """Displays every `StepEvent` of a run; `eval_metric` is the held-out metric to display."""
+    """Displays every `StepEvent` of a run; `eval_metric` is the metric of evaluations to display."""
 
     def __init__(self, display: Display, num_steps: int, *, eval_metric: str) -> None:
         self._display, self._num_steps, self._eval_metric = display, num_steps, eval_metric
@@ -25,9 +25,12 @@ class Progress:
         """Display the state of the run after a step."""
         self._times.append((event.step, time.monotonic()))
         evaluated = self._eval_metric in event.metrics
+        test_metric = self._eval_metric.replace("eval/", "test/", 1)
+        name = self._eval_metric.removeprefix("eval/").removeprefix("reward/")
         if evaluated:
-            name = self._eval_metric.removeprefix("eval/").removeprefix("reward/")
-            self._evaluated = f"held-out {name} {event.metrics[self._eval_metric]:.4f}"
+            self._evaluated = f"validation {name} {event.metrics[self._eval_metric]:.4f}"
+        elif test_metric in event.metrics:
+            self._evaluated = f"test {name} {event.metrics[test_metric]:.4f}"
         line = fit(self._parts(event), self._display.width)
         is_last = event.step == self._num_steps
         self._display.state(line, "" if is_last else f"step {event.step + 1} of {self._num_steps}")

@@ -194,7 +194,7 @@ class RunDir:
         if summary is None:
             return bool(self.read_metadata().get("completed"))
         finished = summary.status == "completed" and summary.steps >= num_steps
-        return finished or summary.stop_reason is not None
+        return finished or (summary.status == "stopped" and summary.stop_reason is not None)
 
 
 @contextmanager

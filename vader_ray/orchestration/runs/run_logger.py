@@ -91,7 +91,7 @@ class RunLogger:
         if event.videos:
             self._background.wait()  # for the videos before: frames of one evaluation are in memory
             self._retry(lambda: self._videos.keep(event.step, event.videos))
-        self._tracker.log(event.step, event.metrics)
+        (self._tracker.log_test if event.is_test else self._tracker.log)(event.step, event.metrics)
         for alarm in event.alarms:
             self._log(alarm)
         if event.alarms:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from math import nan
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from vader_ray.config import is_metric_value
 from vader_ray.files import write_text
 from vader_ray.orchestration.runs.query_log import read_queries
 from vader_ray.orchestration.tracking.pages import run_page
@@ -16,18 +19,57 @@ RunStatus = Literal["completed", "stopped", "interrupted", "failed"]
 REWARD = "eval/reward/"
 
 
-class Gain(BaseModel):
-    """Gain of a metric on held-out videos: the paired difference, last evaluation minus before training."""
+_GAIN = "eval/gain/"
+_METRIC = "metric/"
+OPTIMISTIC = (
+    "These numbers are of the validation prompts, by which the adapter was chosen, so they are optimistic; "
+    "prompts.test names prompts by which nothing is chosen."
+)
+"""Stands beside the numbers of a run without test prompts."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+class Gain(BaseModel):
+    """Gain of a reward or metric: mean over prompts of the paired difference to the base model."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, ser_json_inf_nan="constants"
+    )
 
     mean: float
     standard_error: float
-    """Standard error of the mean over the held-out videos."""
+    """Standard error of the mean over the prompts; NaN with fewer than two."""
+    low: float
+    """Lower end of the 95 % confidence interval of the mean; NaN with fewer than two prompts."""
+    high: float
+    """Upper end of the interval."""
+
+
+@dataclass(frozen=True)
+class Results:
+    """Rewards and metrics of the base model and of an adapter on one set of prompts."""
+
+    split: Literal["test", "validation"]
+    """The set of prompts."""
+    before: dict[str, float]
+    """Means with the base model, by logged name (``eval/…`` for both sets)."""
+    after: dict[str, float]
+    """Means with the adapter."""
+    gains: dict[str, Gain]
+    """Gains by logged name; with validation prompts only those of the rewards."""
+
+    @property
+    def rewards(self) -> list[str]:
+        """Names of the rewards."""
+        return list(rewards_of(self.before))
+
+    @property
+    def metrics(self) -> list[str]:
+        """Logged names of the metrics."""
+        return [name for name in self.before if is_metric_value(name) and name in self.after]
 
 
 class RunSummary(BaseModel):
-    """The outcome of a run. Metrics are means over the held-out videos, by MLflow name (``eval/…``)."""
+    """The outcome of a run. Metrics are means over the validation prompts, by MLflow name (``eval/…``)."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, ser_json_inf_nan="constants"
@@ -64,8 +106,12 @@ class RunSummary(BaseModel):
     """Metrics of the last evaluation."""
     metrics_best: dict[str, float]
     """Metrics of the evaluation at ``best_step``, whose adapter is ``best_adapter``."""
+    metrics_test: dict[str, float]
+    """Metrics of the test: ``test/base/…`` of the base model, ``test/…`` and ``test/gain/…`` of
+    ``best_adapter``. Empty without test prompts, and if the run ended early."""
     gains: dict[str, Gain]
-    """Gain of each reward (by its name) and of the objective."""
+    """Gain of each reward (by its name) and of the objective on the validation prompts, last evaluation minus
+    before training."""
     selection_metric: str
     """Metric by which the best adapter is chosen."""
     best_step: int | None
@@ -100,11 +146,44 @@ class RunSummary(BaseModel):
 
     @property
     def reached(self) -> dict[str, bool]:
-        """Whether the last evaluation reached each expected metric."""
+        """Whether the last evaluation, or the test, reached each expected metric."""
+        measured = self.metrics | self.metrics_test
         return {
-            name: self.metrics.get(name, float("-inf")) >= lowest
+            name: measured.get(name, float("-inf")) >= lowest
             for name, lowest in self.expected_metrics.items()
         }
+
+    @property
+    def results(self) -> Results:
+        """The numbers to state about the run: of the test prompts for ``best_adapter``; without a test, those
+        of the validation prompts in the last evaluation."""
+        return self.tested if self.tested is not None else self.validated(self.metrics)
+
+    @property
+    def tested(self) -> Results | None:
+        """Results of ``best_adapter`` on the test prompts; None without a test."""
+        if not self.metrics_test:
+            return None
+        base = "test/base/"
+        before = {
+            f"eval/{name.removeprefix(base)}": value
+            for name, value in self.metrics_test.items()
+            if name.startswith(base)
+        }
+        after = {
+            name.replace("test/", "eval/", 1): value
+            for name, value in self.metrics_test.items()
+            if not name.startswith(base)
+        }
+        return Results("test", before, after, _by_logged_name(gains_of(after)))
+
+    def validated(self, metrics: dict[str, float]) -> Results:
+        """Return the results of one of the run's evaluations on validation prompts.
+
+        Args:
+            metrics: ``metrics`` or ``metrics_best``.
+        """
+        return Results("validation", self.metrics_before, metrics, _by_logged_name(gains_of(metrics)))
 
     @property
     def selected(self) -> float | None:
@@ -134,5 +213,28 @@ class RunSummary(BaseModel):
 
 
 def rewards_of(metrics: dict[str, float]) -> dict[str, float]:
-    """Return the held-out rewards among evaluation metrics, by reward name."""
+    """Return the rewards among evaluation metrics, by reward name."""
     return {name.removeprefix(REWARD): value for name, value in metrics.items() if name.startswith(REWARD)}
+
+
+def gains_of(metrics: dict[str, float]) -> dict[str, Gain]:
+    """Return the gains among evaluation metrics, by the name in ``eval/gain/NAME``."""
+    return {
+        (name := metric.removeprefix(_GAIN)): Gain(
+            mean=value,
+            standard_error=metrics.get(f"eval/gain_standard_error/{name}", nan),
+            low=metrics.get(f"eval/gain_low/{name}", nan),
+            high=metrics.get(f"eval/gain_high/{name}", nan),
+        )
+        for metric, value in metrics.items()
+        if metric.startswith(_GAIN)
+    }
+
+
+def _by_logged_name(gains: dict[str, Gain]) -> dict[str, Gain]:
+    def logged(name: str) -> str:
+        if name.startswith(_METRIC):
+            return f"eval/{name.removeprefix(_METRIC)}"
+        return f"eval/{name}" if name == "objective" else f"{REWARD}{name}"
+
+    return {logged(name): gain for name, gain in gains.items()}

@@ -20,7 +20,7 @@ from vader_ray.display import Display
 from vader_ray.errors import RunFailed
 from vader_ray.files import write_text
 from vader_ray.orchestration import selection
-from vader_ray.orchestration.runs.summary import RunSummary, rewards_of
+from vader_ray.orchestration.runs.summary import OPTIMISTIC, REWARD, RunSummary, rewards_of
 from vader_ray.orchestration.sweeps.definition import SweepDefinition, Values, trial_name
 from vader_ray.orchestration.sweeps.trials import Trial, TrialSet, TrialStatus
 from vader_ray.orchestration.tracking.address import MlflowRun
@@ -79,7 +79,7 @@ class TrialResult:
             ``stop_reason``,
         ``selected`` (the selection metric with the best adapter), ``best_step``, for each reward R
         ``before/R``, ``after/R`` (last evaluation), ``best/R`` (best adapter), ``gain/R`` and
-        ``standard_error/R``, and the costs.
+        ``standard_error/R`` on the validation prompts, what the test measured (``test/…``), and the costs.
         """
         row: dict[str, Any] = {"trial": self.name, **self.values, "status": self.status, "error": self.error}
         if self.path is not None:
@@ -100,7 +100,7 @@ class TrialResult:
             row |= {f"{moment}/{name}": value for name, value in rewards_of(measured).items()}
         for name, gain in summary.gains.items():
             row |= {f"gain/{name}": gain.mean, f"standard_error/{name}": gain.standard_error}
-        return row | {name: getattr(summary, name) for name in _COSTS}
+        return row | summary.metrics_test | {name: getattr(summary, name) for name in _COSTS}
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,10 @@ def print_results(
     """Print the table, the best trial, the Pareto front if the sweep wants it, and how to open MLflow."""
     trained = [spec.name for spec in config.rewards]
     names = [*trained, *(spec.name for spec in config.eval_rewards)]
-    title = f"{result.path.name}, held-out prompts: before → after ± standard error of the gain"
+    title = (
+        f"{result.path.name}, validation prompts, by which trials are chosen: before → after ± standard "
+        "error of the gain"
+    )
     table = Table(title=title, title_justify="left")
     table.add_column("trial", overflow="fold")
     table.add_column("status")
@@ -207,7 +210,9 @@ def print_results(
             print(f"{trial.name} stopped: {trial.summary.stop_reason}")
     if (best := best_of(result.trials)) is not None and (summary := best.summary) is not None:
         chosen = f"{summary.selected:.4f} at step {summary.best_step}"
-        print(f"best by {config.selection_metric()}: {best.name} ({chosen})")
+        num_tried = sum(trial.summary is not None for trial in result.trials)
+        print(f"best by {config.selection_metric()} of {num_tried} trials: {best.name} ({chosen})")
+        print(describe_test(summary, names))
     if definition.pareto:
         front = front_of(result.trials, trained)
         print(f"Pareto front of {', '.join(trained)}: {'; '.join(front) or 'empty'}")
@@ -227,3 +232,19 @@ def _cells(summary: RunSummary | None, names: Sequence[str]) -> list[str]:
         for name in names
     ]
     return [*changes, f"{summary.reward_queries}", f"{summary.wall_seconds:.1f}"]
+
+
+def describe_test(summary: RunSummary, names: Sequence[str]) -> str:
+    """Return a line with the rewards of a trial on prompts and noise by which it was not chosen."""
+    if (results := summary.tested) is None:
+        return OPTIMISTIC
+    changes = []
+    for name in names:
+        metric = f"{REWARD}{name}"
+        if (gain := results.gains.get(metric)) is None:
+            continue  # the trial has other rewards
+        changes.append(
+            f"{name} {results.before[metric]:.4f} → {results.after[metric]:.4f} "
+            f"({gain.mean:+.4f} ± {gain.standard_error:.4f})"
+        )
+    return f"on test prompts: {', '.join(changes)}"

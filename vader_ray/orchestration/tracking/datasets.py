@@ -14,13 +14,15 @@ _CONTEXT = "mlflow.data.context"
 
 
 def prompt_datasets(config: ExperimentConfig, run_id: str) -> list[DatasetInput]:
-    """Return the training prompts and the held-out ones; their texts are in the run's ``recipe.yaml``."""
+    """Return the prompts of training, validation and test; their texts are in the run's ``recipe.yaml``."""
     return [
         _dataset(f"{config.name} {kind}", prompts, context, run_id)
         for kind, context, prompts in (
             ("prompts", "training", config.prompts.train),
-            ("held-out prompts", "evaluation", config.prompts.heldout),
+            ("validation prompts", "validation", config.prompts.validation),
+            ("test prompts", "test", config.prompts.test or ()),
         )
+        if prompts
     ]
 
 

@@ -16,8 +16,11 @@ CHART_SECTIONS = {
         ("eval/reward", "train/reward", "train", "eval", "eval/caption_accuracy", "eval/gain"), True
     ),
     **dict.fromkeys(("eval/gain_low", "eval/gain_high", "eval/gain_standard_error"), False),
+    **dict.fromkeys(("test/reward", "test/base/reward", "test", "test/base", "test/gain"), False),
     "guard": True,
-    **dict.fromkeys(("guard/fall", "guard/fall/reward", "guard/beyond", "guard/beyond/reward"), False),
+    **dict.fromkeys(
+        (f"guard/{each}{room}" for each in ("fall", "p_value", "beyond") for room in ("", "/reward")), False
+    ),
     **dict.fromkeys(("train/gradient_norm", "time", "memory", "cost"), True),
 }
 """Sections of the chart page, first to last, and whether each is unfolded.

@@ -71,6 +71,10 @@ class Tracker:
             values = {name: float(value) for name, value in metrics.items()}
             self._post({"kind": "metrics", "step": step, "time_ms": now_ms(), "metrics": values})
 
+    def log_test(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Log the test's metrics beside those of the last step."""
+        self._post({"kind": "metrics", "step": step, "time_ms": now_ms(), "metrics": dict(metrics)})
+
     def log_image(self, key: str, step: int, image: Image.Image) -> None:
         """Log an image of a step.
 

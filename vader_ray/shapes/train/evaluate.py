@@ -47,7 +47,7 @@ def evaluate(out: Path, sheet: Path | None = None) -> dict[str, float]:
     quality |= hps_quality(out, pictures) | aesthetic_quality(out, pictures)
     quality |= pickscore_quality(out, pictures) | detection_quality(out, pictures)
     quality |= action_quality(out, pipeline.vae, generator) | vjepa_quality(out, pipeline.vae, generator)
-    for split in ("train", "heldout"):
+    for split in ("train", "validation"):
         prompts = captions(split)
         frames = sample(pipeline, prompts, generator)
         accuracy = load_caption_classifier().accuracy(frames, prompts)
@@ -139,13 +139,13 @@ def svd_quality(out: Path, generator: Generator) -> dict[str, float]:
     """PSNR of the autoencoder, and how often a video goes on as its held-out image shows, in 6 steps without
     guidance."""
     pipeline, videos = load_svd(out), render(draw_scenes(16, generator))
-    paths = sorted((PROMPTS / "images_heldout").iterdir())
+    paths = sorted((PROMPTS / "images_validation").iterdir())
     frames = sample_svd(pipeline, [Image.open(path) for path in paths], generator, num_steps=6)
     accuracy = load_caption_classifier().accuracy(frames, [path.stem.replace("_", " ") for path in paths])
     decoded = svd_vae.decode(pipeline.vae, svd_vae.encode(pipeline.vae, videos))
     return {
         "svd/psnr_db": psnr_db(decoded, videos),
-        **{f"svd/heldout/{name}": value for name, value in accuracy.items()},
+        **{f"svd/validation/{name}": value for name, value in accuracy.items()},
     }
 
 
@@ -153,12 +153,12 @@ def svd_quality(out: Path, generator: Generator) -> dict[str, float]:
 def wan_quality(out: Path, generator: Generator) -> dict[str, float]:
     """PSNR of the autoencoder, and how often the held-out captions are followed, in 8 steps at guidance 4."""
     pipeline, videos = load_wan(out), render(draw_scenes(16, generator, num_frames=wan_vae.NUM_FRAMES))
-    prompts = captions("heldout")
+    prompts = captions("validation")
     accuracy = load_caption_classifier().accuracy(sample_wan(pipeline, prompts, generator), prompts)
     decoded = wan_vae.decode(pipeline.vae, wan_vae.encode(pipeline.vae, videos))
     return {
         "wan/psnr_db": psnr_db(decoded, videos),
-        **{f"wan/heldout/{name}": value for name, value in accuracy.items()},
+        **{f"wan/validation/{name}": value for name, value in accuracy.items()},
     }
 
 

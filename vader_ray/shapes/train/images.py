@@ -12,8 +12,8 @@ from vader_ray.shapes.train._loop import replaced
 
 
 def draw_images(out: Path, *, num_images: int = 30, num_scenes: int = 4000) -> None:
-    """Writes `images_train` and `images_heldout` into the folder `prompts` beside `out`, no look being in
-    both."""
+    """Writes `images_train`, `images_validation` and `images_test` into the folder `prompts` beside `out`, no
+    look of the last two being in the first."""
     scenes = draw_scenes(num_scenes, Generator().manual_seed(9))
     truth = replace(
         scenes,
@@ -23,9 +23,9 @@ def draw_images(out: Path, *, num_images: int = 30, num_scenes: int = 4000) -> N
         said_box=scenes.box,
     )
     showing = {caption: index for index, caption in enumerate(captions_of(truth))}
-    for split in ("train", "heldout"):
+    for split in ("train", "validation", "test"):
         every = captions(split)
-        chosen = every[:: len(every) // num_images][:num_images]
+        chosen = every[:: max(1, len(every) // num_images)][:num_images]
         frames = render(scenes[torch.tensor([showing[caption] for caption in chosen])])[:, 0]
         with replaced(out.parent / "prompts" / f"images_{split}") as folder:
             for caption, frame in zip(chosen, frames, strict=True):
