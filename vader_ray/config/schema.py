@@ -265,7 +265,8 @@ class GuardConfig(Settings):
 
     The guard fires when a metric has become worse than in an earlier evaluation, whatever the trained rewards
     do. It is a sequential test: without any real fall, the probability that it fires at all in a run is at
-    most ``false_alarm_rate``, whatever the number of evaluations and metrics.
+    most ``false_alarm_rate``, whatever the number of evaluations and metrics, if changes are symmetric
+    (docs/report.md).
     """
 
     action: Literal["none", "flag", "stop"] = "flag"

@@ -64,13 +64,13 @@ algorithm={name: dpo, pairs: /nowhere.parquet} => algorithm.pairs: /nowhere.parq
 algorithm={name: dpo, num_draws: 0} => algorithm.num_draws: Input should be greater than 0, not 0
 algorithm={name: dpo, beta: -3} => algorithm.beta: Input should be greater than 0, not -3
 model=null => model: Input should be a valid dictionary or instance of ModelConfig, not None
-model={} => model.family: is required
+model={} => model.weights: is required
 model=modelscope => model: Input should be a valid dictionary or instance of ModelConfig, not 'modelscope'
 model.family=null => model.family: Input should be a valid string, not None
 model.family= => model.family: Input should be a valid string, not None
 model.family=modelscop => model.family: there is no 'modelscop'; did you mean 'modelscope'? give one of animatediff,
-model.family=wam => model.family: there is no 'wam'; did you mean 'wan'? give one of animatediff, cogvideox,
-model.family=../wan => model.family: there is no '../wan'; did you mean 'wan'? give one of animatediff, cogvideox,
+model.family=wam => model.family: there is no 'wam'; did you mean 'wan'? give one of animatediff, animatediff_sdxl,
+model.family=../wan => model.family: there is no '../wan'; did you mean 'wan'? give one of animatediff, animatediff_sdxl,
 model.family=no.such => model.family: there is no module 'no.such' or 'no'; install it or put its folder on
 model.family=3 => model.family: Input should be a valid string, not 3
 model.familly=wan => model.familly: there is no such setting; did you mean 'family'? here are decoder_precision,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 from collections.abc import Iterator
@@ -24,6 +25,8 @@ from tests.helpers.network import free_port
 from tests.helpers.recipe import write_tiny
 from vader_ray.cli import app
 from vader_ray.manifest import find_damage
+from vader_ray.orchestration.publishing.finished_run import run_of_adapter
+from vader_ray.orchestration.publishing.model_card import model_card
 from vader_ray.orchestration.runs.run_dir import RunDir
 from vader_ray.orchestration.runs.summary import OPTIMISTIC
 
@@ -139,6 +142,31 @@ def test_the_card_has_what_a_reader_needs(hub: Hub, run: RunDir) -> None:
 
 
 @pytest.mark.slow
+def test_the_card_loads_merged_adapters_and_both_denoisers_in_their_order(run: RunDir) -> None:
+    finished = run_of_adapter(run.best_adapter)
+    assert finished is not None
+    adapters = [
+        {"weights": "owner/fast", "file": "high.safetensors", "scale": 0.5, "denoiser": None},
+        {"weights": "/mine/low.safetensors", "file": None, "scale": 1.0, "denoiser": "transformer_2"},
+    ]
+    model = finished.recipe["model"] | {"family": "wan", "loras": adapters}
+    stacked = dataclasses.replace(finished, recipe=finished.recipe | {"model": model})
+    card = model_card("Name", "me/it", "owner/wan", stacked, is_for_diffusers=True, has_second=True)
+    code = card.split("```")[1].removeprefix("python\n")
+    compile(code, "card", "exec")
+    calls = [line.split("  #")[0] for line in code.splitlines() if line.startswith("pipe.")]
+    assert calls == [
+        'pipe.load_lora_weights("owner/fast", weight_name="high.safetensors")',
+        'pipe.fuse_lora(["transformer"], lora_scale=0.5)',
+        "pipe.unload_lora_weights()",
+        'pipe.load_lora_weights("low.safetensors", load_into_transformer_2=True)',
+        'pipe.fuse_lora(["transformer_2"], lora_scale=1.0)',
+        "pipe.unload_lora_weights()",
+        'pipe.load_lora_weights("me/it")',
+        'pipe.load_lora_weights("me/it", subfolder="transformer_2", load_into_transformer_2=True)',
+    ]
+
+
 def test_a_copy_from_the_hub_is_whole_and_is_found_without_a_network(
     hub: Hub, run: RunDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,7 +13,7 @@ import yaml
 from vader_ray.orchestration.publishing.finished_run import FinishedRun
 from vader_ray.orchestration.runs.summary import OPTIMISTIC, REWARD, Results
 from vader_ray.paths import SHAPES_PREFIX
-from vader_ray.plugins import REWARDS
+from vader_ray.plugins import FAMILIES, REWARDS
 from vader_ray.training.web import number, signed
 from vader_ray.weights import HUB_ID
 
@@ -25,6 +25,7 @@ def model_card(  # noqa: PLR0913
     run: FinishedRun | None,
     *,
     is_for_diffusers: bool,
+    has_second: bool = False,
     licence: str | None = None,
     videos: Mapping[str, str] | None = None,
     sheet: str | None = None,
@@ -37,6 +38,7 @@ def model_card(  # noqa: PLR0913
         base_model: hub id, ``shapes:NAME`` or name of the base model.
         run: the run that trained the adapter; without one the card has no results.
         is_for_diffusers: diffusers' own loader reads the adapter; else peft's does.
+        has_second: the adapter has a part for a second denoiser, in ``transformer_2/``.
         licence: the hub's name of the adapter's licence; by default that of the base model, by a link.
         videos: prompt of each sample video by its file in the repository.
         sheet: file of the picture of videos before and after.
@@ -52,6 +54,9 @@ def model_card(  # noqa: PLR0913
         title=title,
         source=source,
         is_for_diffusers=is_for_diffusers,
+        has_second=has_second,
+        denoiser=_denoiser(run),
+        loras=_merged_adapters(run) if run else [],
         base=f"[{base_model}](https://huggingface.co/{base_model})"
         if _is_hub_id(base_model)
         else f"`{base_model}`",
@@ -60,6 +65,24 @@ def model_card(  # noqa: PLR0913
         run=_described(run, sheet) if run else None,
         licences=list(_licences(run)) if run else [],
     )
+
+
+def _merged_adapters(run: FinishedRun) -> list[dict[str, Any]]:
+    """Return the recipe's ``model.loras``; of a local file only the name, as its path is private."""
+    adapters: list[dict[str, Any]] = run.recipe["model"].get("loras", [])
+    return [each | {"weights": Path(each["weights"]).name} if _is_local(each) else each for each in adapters]
+
+
+def _is_local(adapter: Mapping[str, Any]) -> bool:
+    return str(adapter["weights"]).startswith("/")
+
+
+def _denoiser(run: FinishedRun | None) -> str:
+    """Return the name of the (first) denoiser in the pipeline of the run's model."""
+    family = run.recipe["model"].get("family") if run else None
+    if family not in FAMILIES.names():
+        return "unet"
+    return str(FAMILIES.read(family).attributes["denoiser_name"])
 
 
 def _is_hub_id(name: str) -> bool:

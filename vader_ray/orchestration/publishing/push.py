@@ -88,6 +88,7 @@ def prepare(
         base_model,
         run,
         is_for_diffusers=is_for_diffusers,
+        has_second=(adapter / "transformer_2").is_dir(),
         licence=licence,
         videos=videos,
         sheet=SHEET if videos else None,
