@@ -115,5 +115,5 @@ def test_links_of_the_description_on_pypi_are_absolute_and_their_files_exist(whe
 def test_without_an_address_no_link_of_the_description_leads_nowhere() -> None:
     command = [sys.executable, "setup.py", "--quiet", "--long-description"]
     described = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
-    assert "Held-out prompts with the same noise before" in described
+    assert "Prompts that were not trained on, with the same noise before" in described
     assert {link.partition(":")[0] for link in re.findall(r"\]\(([^)\s]+)\)", described)} == {"https"}
