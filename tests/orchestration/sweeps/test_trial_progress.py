@@ -32,9 +32,9 @@ def test_a_log_has_a_line_for_each_change(capsys: pytest.CaptureFixture[str]) ->
     assert lines == [
         ["K=1: its process imports PyTorch and diffusers", "0 of 3 trials over"],
         ["K=2: its process imports PyTorch and diffusers", "0 of 3 trials over"],
-        ["K=1: step 0/4, held-out aesthetic 4.0000 (best 4.0000)", "0 of 3 trials over"],
-        ["K=1: step 2/4, held-out aesthetic 4.5000 (best 4.5000)", "0 of 3 trials over"],
-        ["K=1: step 4/4, held-out aesthetic 4.2500 (best 4.5000)", "0 of 3 trials over"],
+        ["K=1: step 0/4, validation aesthetic 4.0000 (best 4.0000)", "0 of 3 trials over"],
+        ["K=1: step 2/4, validation aesthetic 4.5000 (best 4.5000)", "0 of 3 trials over"],
+        ["K=1: step 4/4, validation aesthetic 4.2500 (best 4.5000)", "0 of 3 trials over"],
         ["K=1: ended", "1 of 3 trials over"],
         ["K=2: failed: no such frame", "2 of 3 trials over"],
     ]

@@ -118,9 +118,8 @@ def draw_rewards(groups: Sequence[RunGroup], names: Sequence[str], folder: Path)
     """Draw each reward against each cost."""
     for name in names:
         for axis, label in _axes(groups):
-            caption = (
-                f"Mean {name}{_unit(groups, f'eval/reward/{name}')} of the held-out videos, against {label}."
-            )
+            unit = _unit(groups, f"eval/reward/{name}")
+            caption = f"Mean {name}{unit} of the validation videos, against {label}."
             yield from _curves(groups, f"eval/reward/{name}", axis, label, name, caption, folder)
 
 
@@ -129,7 +128,7 @@ def draw_metrics(groups: Sequence[RunGroup], folder: Path) -> Iterator[Drawn]:
     logged = {metric for group in groups for run in group.runs for metric in run.history}
     for metric in sorted(filter(is_metric_value, logged)):
         title = metric.removeprefix("eval/").replace("/", ": ").replace("_", " ")
-        caption = f"{title[:1].upper()}{title[1:]}{_unit(groups, metric)}; mean of the held-out videos."
+        caption = f"{title[:1].upper()}{title[1:]}{_unit(groups, metric)}; mean of the validation videos."
         yield from _curves(groups, metric, QUERIES, AXES[QUERIES], title, caption, folder)
 
 
@@ -198,9 +197,9 @@ def _curves(
         lines = [_in_percent(line) for line in lines]
     name = f"{metric.removeprefix('eval/')}-{axis.removeprefix('cost/')}".replace("/", "-")
     y_label, y_range = (
-        ("% of held-out videos", figures.PERCENT)
+        ("% of validation videos", figures.PERCENT)
         if is_percent
-        else ("mean of held-out videos", figures.AUTOMATIC)
+        else ("mean of validation videos", figures.AUTOMATIC)
     )
     yield draw_lines(
         lines, name, caption, folder, title=title, x_label=axis_label, y_label=y_label, y_range=y_range

@@ -88,7 +88,7 @@ class TrialProgress:
         position = f"step {row.step}/{self._num_steps}"
         if row.selected is None or row.best is None:
             return position
-        return f"{position}, held-out {self._metric} {row.selected:.4f} (best {row.best:.4f})"
+        return f"{position}, validation {self._metric} {row.selected:.4f} (best {row.best:.4f})"
 
     def _change(self, trial: str, text: str, *, only_if_due: bool = False, **fields: Any) -> None:
         with self._lock:
@@ -115,7 +115,7 @@ class TrialProgress:
         table = Table(box=None, pad_edge=False)
         table.add_column("trial", overflow="ellipsis", no_wrap=True, max_width=36)
         table.add_column("step", justify="right")
-        table.add_column(f"held-out {self._metric}", justify="right")
+        table.add_column(f"validation {self._metric}", justify="right")
         table.add_column("best", justify="right")
         table.add_column("", overflow="ellipsis", no_wrap=True)
         rows = sorted(self._rows.items(), key=lambda item: item[1].order())

@@ -172,7 +172,7 @@ def print_header(trials: TrialSet, num_trials: int, display: Display) -> None:
     display.log(f"trials  {num_trials}: {names}")
     display.log(
         f"budget  {config.num_steps} steps of {config.videos_per_step} videos for each trial, "
-        f"{num_trials * queries} reward queries in all; {evaluation.num_videos} held-out videos "
+        f"{num_trials * queries} reward queries in all; {evaluation.num_videos} validation videos "
         f"every {evaluation.every} steps"
     )
     display.log(f"folder  {trials.folder.path}")
