@@ -51,7 +51,7 @@ def test_a_terminal_has_a_table_with_the_best_values_and_the_time_left(
     Console(width=80, no_color=True, force_terminal=False).print(shown)
     lines = capsys.readouterr().out.splitlines()
     rows = [line.split() for line in lines]
-    assert rows[0] == ["trial", "step", "held-out", "aesthetic", "best"]
+    assert rows[0] == ["trial", "step", "validation", "aesthetic", "best"]
     assert rows[1] == ["K=1", "4/4", "4.2500", "4.5000", "ended"]
     assert rows[2][:3] == ["K=2", "2/4", "failed:"]
     assert " ".join(rows[3]).startswith("2 of 3 trials over · 0:00:0")
