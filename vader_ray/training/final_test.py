@@ -39,10 +39,12 @@ def run_test(
         with torch.no_grad():
             for parameter in experiment.model.adapter_parameters():
                 parameter.zero_()
-        base = kept = evaluate(config, experiment, group, split="test")
+        base = kept = evaluate(config, experiment, group, split="test", stage="testing the base model")
         if state.best_step > 0:
             experiment.model.load_adapter(best_adapter)
-            kept = evaluate(config, experiment, group, base.base_features, split="test")
+            kept = evaluate(
+                config, experiment, group, base.base_features, split="test", stage="testing the best adapter"
+            )
     found = {name.replace("eval/", "test/base/", 1): value for name, value in base.metrics.items()}
     measured = kept.metrics | paired_gains(base.prompt_values, kept.prompt_values)
     found |= {name.replace("eval/", "test/", 1): value for name, value in measured.items()}
