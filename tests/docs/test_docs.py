@@ -21,6 +21,8 @@ PAGES = [
     REPOSITORY / "README.md",
 ]
 NAMES = [str(page.relative_to(REPOSITORY)) for page in PAGES]
+FILE_TYPES = {"ckpt", "pth"}
+"""Ends of files whose names look like settings."""
 WITH_RECIPE = ("train", "check", "evaluate", "generate")
 
 
@@ -70,3 +72,20 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "api" / "index.html").is_file()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_settings_that_a_page_names_exist(page: Path) -> None:
+    sections = {
+        name: set(field.annotation.model_fields)
+        for name, field in settings.ExperimentConfig.model_fields.items()
+        if isinstance(field.annotation, type) and issubclass(field.annotation, settings.Settings)
+    }
+    assert len(sections) > 8
+    named = re.findall(r"`([a-z_]+)\.([a-z_]+)(?:=[^`]*)?`", page.read_text(encoding="utf-8"))
+    unknown = [
+        f"{section}.{name}"
+        for section, name in named
+        if section in sections and name not in sections[section] | FILE_TYPES
+    ]
+    assert not unknown
