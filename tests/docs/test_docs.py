@@ -80,6 +80,7 @@ def test_settings_that_a_page_names_exist(page: Path) -> None:
         name: set(field.annotation.model_fields)
         for name, field in settings.ExperimentConfig.model_fields.items()
         if isinstance(field.annotation, type) and issubclass(field.annotation, settings.Settings)
+        if name != "algorithm"  # each algorithm has settings of its own
     }
     assert len(sections) > 8
     named = re.findall(r"`([a-z_]+)\.([a-z_]+)(?:=[^`]*)?`", page.read_text(encoding="utf-8"))
