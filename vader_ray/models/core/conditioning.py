@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.utils import is_bs4_available, is_ftfy_available
 from PIL import Image
 from torch import Tensor
 
@@ -98,6 +99,8 @@ def _encode_group(pipe: Any, sampling: SamplingConfig, prompts: list[str]) -> tu
         "num_images_per_prompt": 1,
         "batch_size": len(prompts),
     }
+    if not (is_bs4_available() and is_ftfy_available()):
+        arguments["clean_caption"] = False  # what the pipeline does without them, with a warning each time
     encoded: tuple[Tensor | None, ...] = pipe.encode_prompt(
         prompts, **{name: value for name, value in arguments.items() if name in accepted}
     )
