@@ -30,6 +30,8 @@ MAX_GROUPS = 12
 """Groups with a line in a figure of curves."""
 MAX_FIELDS = 6
 """Differing fields whose effects are drawn."""
+MAX_LABEL = 20
+"""Characters of the longest value of a field that is drawn on an axis."""
 MAX_FIELDS_IN_LABEL = 3
 """Fields in the label of a group; with more, the label is the name of its first run."""
 
@@ -156,15 +158,19 @@ def draw_trade_offs(groups: Sequence[RunGroup], folder: Path) -> Iterator[Drawn]
         if len(points) > 1:
             figure = figures.trade_off(points, title=f"{one} and {other}", x_label=one, y_label=other)
             front_of = f"the Pareto front of {', '.join(names)}"
-            caption = f"Held-out {one} and {other} of the best adapters. Filled: on {front_of}."
+            caption = f"Validation {one} and {other} of the best adapters. Filled: on {front_of}."
             yield _drawn(figure, f"trade-off-{one}-{other}", caption, folder)
 
 
 def draw_effects(groups: Sequence[RunGroup], folder: Path) -> Iterator[Drawn]:
-    """Draw the first trained and the first held-out reward against each differing field, without soups."""
+    """Draw the first trained and the first held-out reward against each differing field, without soups.
+
+    Fields with long values, such as lists of layers and prompts, are left out: they do not fit an axis.
+    """
     runs = [run for group in groups for run in group.runs if not run.is_soup]
     trained, heldout = reward_names(runs)
-    for field in [field for field in differing(runs) if field != "seed"][:MAX_FIELDS]:
+    fields = [field for field in differing(runs) if field != "seed" and _fits_an_axis(runs, field)]
+    for field in fields[:MAX_FIELDS]:
         for name in (*trained[:1], *heldout[:1]):
             found = [(value_of(run, field), run.last(f"eval/reward/{name}")) for run in runs]
             points = [(value, last) for value, last in found if value is not None and last is not None]
@@ -173,9 +179,13 @@ def draw_effects(groups: Sequence[RunGroup], folder: Path) -> Iterator[Drawn]:
                 yield _drawn(
                     figure,
                     f"effect-{field}-{name}",
-                    f"Held-out {name} after training, by {field}.",
+                    f"Validation {name} after training, by {field}.",
                     folder,
                 )
+
+
+def _fits_an_axis(runs: Sequence[PastRun], field: str) -> bool:
+    return all(len(str(value_of(run, field))) <= MAX_LABEL for run in runs)
 
 
 def _curves(
