@@ -117,6 +117,10 @@ def test_a_run_without_a_guard_states_it_in_one_line_and_in_its_summary(
 
     guarded = load(str(recipe), ["guard.metrics=[eval/motion]"])
     warn_without_guard(guarded)
+    assert capsys.readouterr().out.startswith("the guard cannot fire: on 2 validation prompts no fall is")
+    prompts = json.dumps([f"a red circle, number {index}" for index in range(12)])
+    enough = ["guard.metrics=[eval/motion]", f"prompts.validation={prompts}", "evaluation.num_videos=12"]
+    warn_without_guard(load(str(recipe), enough))
     assert capsys.readouterr().out == ""
     assert guarded.guard_metrics() == ("eval/motion",)
 
