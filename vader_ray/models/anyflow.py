@@ -14,3 +14,4 @@ class AnyFlowModel(VideoModel):
 
     pipeline_classes = ("AnyFlowPipeline",)
     stock_loader = True
+    loads_in_comfyui = False

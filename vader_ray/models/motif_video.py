@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from vader_ray.config import SamplingConfig
-from vader_ray.models.core.decoders import DecoderOptions
 from vader_ray.models.core.guider import GuiderPipeline
 
 
@@ -19,13 +15,10 @@ class MotifVideoModel(GuiderPipeline):
     pipeline_classes = ("MotifVideoPipeline", "MotifVideoImage2VideoPipeline")
     image_pipeline_classes = ("MotifVideoImage2VideoPipeline",)
     loads_in_comfyui = False
+    takes_one_image = True
     embeddings = (
         "prompt_embeds",
         "negative_prompt_embeds",
         "prompt_attention_mask",
         "negative_prompt_attention_mask",
     )
-
-    def __init__(self, pipe: Any, sampling: SamplingConfig, decoder_options: DecoderOptions) -> None:
-        super().__init__(pipe, sampling, decoder_options)
-        self.batched = not self.is_image_to_video

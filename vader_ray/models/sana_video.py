@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vader_ray.config import SamplingConfig
 from vader_ray.models.base import VideoModel
-from vader_ray.models.core.decoders import DecoderOptions
 
 
 class SanaVideoModel(VideoModel):
@@ -19,6 +17,7 @@ class SanaVideoModel(VideoModel):
     image_pipeline_classes = ("SanaImageToVideoPipeline",)
     stock_loader = True
     loads_in_comfyui = False
+    takes_one_image = True
     frames_argument = "frames"
     embeddings = (
         "prompt_embeds",
@@ -26,10 +25,6 @@ class SanaVideoModel(VideoModel):
         "negative_prompt_embeds",
         "negative_prompt_attention_mask",
     )
-
-    def __init__(self, pipe: Any, sampling: SamplingConfig, decoder_options: DecoderOptions) -> None:
-        super().__init__(pipe, sampling, decoder_options)
-        self.batched = not self.is_image_to_video
 
     def pipeline_kwargs(self) -> dict[str, Any]:
         return super().pipeline_kwargs() | {"use_resolution_binning": False}

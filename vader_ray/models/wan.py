@@ -31,14 +31,16 @@ class WanModel(VideoModel):
     image_pipeline_classes = ("WanImageToVideoPipeline",)
     stock_loader = True
     splits_tokens = True
+    takes_one_image = True
 
     def __init__(self, pipe: Any, sampling: SamplingConfig, decoder_options: DecoderOptions) -> None:
         super().__init__(pipe, sampling, decoder_options)
-        self.batched = not self.is_image_to_video and "WanVACEPipeline" not in class_names(pipe)
+        if "WanVACEPipeline" in class_names(pipe):
+            self.batched = False
         if pipe.transformer is not None and pipe.transformer.config.image_dim is not None:
             # diffusers' loader expects an adapter on the projections of the image, too
             self.adapter_targets = (*self.adapter_targets, "add_k_proj", "add_v_proj")
 
     def denoisers(self) -> dict[str, nn.Module]:
-        found = {name: getattr(self.pipe, name) for name in ("transformer", "transformer_2")}
+        found = {name: getattr(self.pipe, name, None) for name in ("transformer", "transformer_2")}
         return {name: denoiser for name, denoiser in found.items() if denoiser is not None}

@@ -81,6 +81,9 @@ class SamplingPipeline:
     conditional prediction. None if guidance is an input of the denoiser and not a second prediction."""
     batched = True
     """Whether one call of the pipeline can make several videos."""
+    takes_one_image: ClassVar[bool] = False
+    """Whether a pipeline that makes videos from images takes one image for all videos of a call; they are
+    then sampled one by one."""
     rounds_timesteps: ClassVar[bool] = False
     """Whether the denoiser takes timesteps in its own dtype alone; others take them in any."""
     splits_tokens: ClassVar[bool] = False
@@ -89,6 +92,8 @@ class SamplingPipeline:
     def __init__(self, pipe: Any, sampling: SamplingConfig, decoder_options: DecoderOptions) -> None:
         self.pipe = pipe
         self.sampling = sampling
+        if self.takes_one_image and self.is_image_to_video:
+            self.batched = False
         self.decoder = self.build_decoder(decoder_options)
         self.denoiser_calls = 0
         """Forward passes of the denoiser so far, per video and guidance branch; recomputations are not
