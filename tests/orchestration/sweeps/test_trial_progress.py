@@ -56,3 +56,12 @@ def test_a_terminal_has_a_table_with_the_best_values_and_the_time_left(
     assert rows[2][:3] == ["K=2", "2/4", "failed:"]
     assert " ".join(rows[3]).startswith("2 of 3 trials over · 0:00:0")
     assert max(len(line) for line in lines) <= 80
+
+
+def test_the_best_value_may_be_zero(capsys: pytest.CaptureFixture[str]) -> None:
+    """Rewards that are log-probabilities end at 0."""
+    with Display(sys.stdout) as display:
+        progress = TrialProgress(display, num_trials=1, num_steps=2, metric="eval/reward/detection")
+        progress.receive("K=1", "step", (1, 0.0))
+        progress.receive("K=1", "step", (2, -1.0))
+    assert "step 2/2, validation detection -1.0000 (best 0.0000)" in capsys.readouterr().out

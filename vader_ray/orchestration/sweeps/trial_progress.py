@@ -81,7 +81,8 @@ class TrialProgress:
             row = self._rows.setdefault(trial, _Row())
             row.step, row.now = step, "" if step == self._num_steps else f"step {step + 1}"
             if selected is not None:
-                row.selected, row.best = selected, max(selected, row.best or float("-inf"))
+                row.selected = selected
+                row.best = selected if row.best is None else max(selected, row.best)
         self._change(trial, self._describe(row), only_if_due=selected is None)
 
     def _describe(self, row: _Row) -> str:
