@@ -6,7 +6,7 @@ For example ``Wan-AI/Wan2.1-T2V-1.3B-Diffusers``, ``Wan2.2-T2V-A14B-Diffusers`` 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -27,7 +27,11 @@ class WanModel(VideoModel):
     load_into_transformer_2=True)`` loads that of the second transformer.
     """
 
-    pipeline_classes = ("WanPipeline", "WanImageToVideoPipeline", "WanVACEPipeline")
+    pipeline_classes: ClassVar[tuple[str, ...]] = (
+        "WanPipeline",
+        "WanImageToVideoPipeline",
+        "WanVACEPipeline",
+    )
     image_pipeline_classes = ("WanImageToVideoPipeline",)
     stock_loader = True
     splits_tokens = True
