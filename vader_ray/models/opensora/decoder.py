@@ -10,7 +10,7 @@ from torch import Tensor
 from vader_ray.models.core.decoders import StreamedDecoder
 from vader_ray.models.core.memory_optimizations import apply_activation_checkpointing, decoder_blocks
 from vader_ray.models.opensora.vae import CLIP_FRAMES, CLIP_LATENTS, ResBlock, VideoAutoencoder
-from vader_ray.types import Latents
+from vader_ray.types import Frames, Latents
 
 
 class OpenSoraStream(StreamedDecoder):
@@ -50,6 +50,10 @@ class OpenSoraStream(StreamedDecoder):
             list(frames) for _, frames in groupby(sorted(set(wanted)), lambda frame: frame // CLIP_FRAMES)
         ]
         return [tuple(clip[start : start + size]) for clip in clips for start in range(0, len(clip), size)]
+
+    def encode(self, frames: Frames) -> Latents:
+        """Encode frames to latents at the scale of sampling."""
+        return self.vae.encode((frames * 2 - 1).transpose(1, 2).to(self.vae.dtype))
 
     def decode_frames(
         self, latents: Latents, chunk: tuple[int, ...], cache: tuple[int, Tensor] | None

@@ -109,7 +109,7 @@ class STDiT3(nn.Module):
         timestep: Float[Tensor, " batch"],
         encoder_hidden_states: Float[Tensor, "batch tokens context"],
         encoder_attention_mask: Int[Tensor, "batch tokens"] | Bool[Tensor, "batch tokens"],
-        fps: float,
+        fps: int,
         height: int,
         width: int,
         return_dict: bool = True,
@@ -134,7 +134,7 @@ class STDiT3(nn.Module):
         grid = x.shape[2:]
         distance = math.sqrt(height * width) / BASE_SIDE
         x = x.flatten(3).permute(0, 2, 3, 1) + _positions(size.width, grid[1], grid[2], distance, x)
-        embedding = self.t_embedder(timestep.to(dtype)) + self.fps_embedder(timestep.new_tensor([fps]))
+        embedding = self.t_embedder(timestep.to(dtype)) + self.fps_embedder(timestep.new_tensor([float(fps)]))
         conditions = (
             self.y_embedder(encoder_hidden_states.to(dtype)),
             encoder_attention_mask.bool()[:, None, None],

@@ -126,7 +126,7 @@ class OpenSoraPipeline(DiffusionPipeline):  # type: ignore[misc]
         num_frames: int = 51,
         num_inference_steps: int = 30,
         guidance_scale: float = 7.0,
-        fps: float = FPS,
+        fps: int = FPS,
         aesthetic_score: float | None = AESTHETIC_SCORE,
         motion_score: float | None = None,
         clean_caption: bool = True,
@@ -178,7 +178,7 @@ class OpenSoraPipeline(DiffusionPipeline):  # type: ignore[misc]
                 unconditional, conditional = velocity.chunk(2)
                 velocity = unconditional + guidance_scale * (conditional - unconditional)
             latents = self.scheduler.step(-velocity, timestep, latents, return_dict=False)[0]
-        decoded = self.vae.decode(latents.to(self.vae.dtype), num_frames)
+        decoded = self.vae.decode(latents, num_frames)
         frames = decoded.to(torch.promote_types(decoded.dtype, torch.float32)).transpose(1, 2)
         return OpenSoraOutput(frames=(frames / 2 + 0.5).clamp(0, 1))
 

@@ -113,10 +113,10 @@ class VideoAutoencoder(nn.Module):
         latents: Float[Tensor, "batch channels latent_frames latent_height latent_width"],
         num_frames: int,
     ) -> Float[Tensor, "batch 3 frames height width"]:
-        """Return the whole video in about [−1, 1]."""
+        """Return the whole video in about [−1, 1], in the dtype of the weights."""
         clips = [
             self.decode_clip(clip, min(CLIP_FRAMES, num_frames - index * CLIP_FRAMES))
-            for index, clip in enumerate(latents.split(CLIP_LATENTS, TIME))
+            for index, clip in enumerate(latents.to(self.dtype).split(CLIP_LATENTS, TIME))
         ]
         return self.decode_frames(torch.cat(clips, TIME))
 
@@ -150,8 +150,8 @@ class TemporalAutoencoder(nn.Module):
         """Return the modes of the latents; zeros before the first frame complete the first latent frame."""
         missing = -images.shape[TIME] % FRAMES_PER_LATENT
         padded = functional.pad(images, (0, 0, 0, 0, missing, 0))
-        mode, _ = self.quant_conv(self.encoder(padded)).chunk(2, dim=1)
-        return mode
+        moments: Tensor = self.quant_conv(self.encoder(padded))
+        return moments.chunk(2, dim=1)[0]
 
     def decode(self, latents: Tensor) -> Tensor:
         """Return `FRAMES_PER_LATENT` frames of each latent frame."""
