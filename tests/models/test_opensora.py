@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +128,27 @@ def test_weights_are_a_folder_of_the_three_repositories_or_a_hub_id(weights: Pat
         family.fetch(ModelConfig(family="opensora", weights=checkpoint.DENOISER))
     with pytest.raises(ValueError, match=r"`hf download hpcai-tech/OpenSora-STDiT-v3 model\.safetensors`"):
         checkpoint.read_networks(ModelConfig(family="opensora", weights=checkpoint.DENOISER))
+
+
+def test_a_tokenizer_in_its_published_format_loads(weights: Path, tmp_path: Path) -> None:
+    """``DeepFloyd/t5-v1_1-xxl`` has no tokenizer but the file of sentencepiece."""
+    sentencepiece = pytest.importorskip("sentencepiece", reason="pip install --editable . installs it")
+    for each in checkpoint.SUBFOLDERS:
+        shutil.copytree(weights / each, tmp_path / each)
+    folder = tmp_path / "text_encoder"
+    for path in folder.glob("*token*"):
+        path.unlink()
+    (tmp_path / "words.txt").write_text("\n".join(PROMPTS * 20), encoding="utf-8")
+    ids = {"unk_id": 2, "bos_id": -1, "eos_id": 1, "pad_id": 0}
+    target = str(folder / "spiece")
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(tmp_path / "words.txt"), model_prefix=target, vocab_size=24, minloglevel=2, **ids
+    )
+    settings = {"tokenizer_class": "T5Tokenizer", "eos_token": "</s>", "unk_token": "<unk>", "extra_ids": 0}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"pad_token": "<pad>"}))
+    _, tokenizer = checkpoint.read_text_encoder(ModelConfig(family="opensora", weights=str(tmp_path)))
+    expected = sentencepiece.SentencePieceProcessor(f"{target}.model").encode(PROMPTS[0])
+    assert tokenizer(PROMPTS[0]).input_ids == [*expected, ids["eos_id"]]
 
 
 # ---- the networks: float64, tolerance 1e-10 of the largest value
@@ -302,6 +325,15 @@ def test_what_the_model_cannot_sample_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         load_tiny(weights, **sampling).noise(SEEDS)
+
+
+def test_the_schedule_is_that_of_a_flow(double: Any) -> None:
+    schedule = double.sampling_schedule(double.encode(PROMPTS[:1]))
+    levels = double.pipe.scheduler.sigmas.tolist()
+    changes = [after - before for before, after in pairwise(levels)]
+    assert schedule.noise_levels == pytest.approx(levels[:-1], rel=1e-12)
+    assert schedule.coefficients == pytest.approx(changes, rel=1e-12)
+    double.check_endings()
 
 
 def test_one_frame_is_an_image(weights: Path) -> None:

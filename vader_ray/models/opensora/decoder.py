@@ -22,7 +22,7 @@ class OpenSoraStream(StreamedDecoder):
 
     Args:
         vae: the autoencoder.
-        num_frames: frames of the video, which the number of latent frames does not tell.
+        num_frames: frames of the video, which does not follow from the number of latent frames.
         chunk_size: frames that the image autoencoder decodes at once.
         offload_cache: see `StreamedDecoder`.
     """
