@@ -310,8 +310,8 @@ def test_videocrafter2_has_its_published_sizes_without_a_checkpoint() -> None:
 
 @pytest.mark.slow
 def test_counted_memory_of_open_sora_is_that_of_the_training_loop(tmp_path: Path) -> None:
-    weights = str(opensora.write_weights(tmp_path / "weights"))
-    model = {"family": "opensora", "weights": weights}
+    weights = opensora.write_weights(tmp_path / "weights")
+    model = {"family": "opensora", "weights": str(weights)}
     config = tiny_config(weights, model=model, sampling=opensora.SAMPLING)
     config = override(config, SETTINGS["blocks recomputed"])
     assert _training_bytes(estimate_step(config)) == pytest.approx(_measured_bytes(config), rel=TOLERANCE)
