@@ -464,17 +464,20 @@ def test_a_saved_adapter_gives_the_same_video(weights: Path, tmp_path: Path) -> 
     before = model.sample(model.encode(PROMPTS), SEEDS)
     randomise_adapter(model)
     trained = model.sample(model.encode(PROMPTS), SEEDS)
-    model.save_adapter(tmp_path)
+    model.save_adapter(tmp_path / "saved")
+    models.export_adapter(tmp_path / "saved", "peft", tmp_path / "exported")
     again = load_tiny(weights, seed=1)
-    again.load_adapter(tmp_path)
+    again.load_adapter(tmp_path / "exported")
     assert torch.equal(again.sample(again.encode(PROMPTS), SEEDS), trained)
     with model.without_adapter():
         assert torch.equal(model.sample(model.encode(PROMPTS), SEEDS), before)
     plain = load_tiny(weights).pipe
-    models.load_adapter(plain, tmp_path)
+    models.load_adapter(plain, tmp_path / "exported")
     theirs = plain(PROMPTS, latents=model.noise(SEEDS), clean_caption=False, **SAMPLING).frames
     ours, _ = decode(trained, model.decoder, range(FRAMES))
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match="ComfyUI"):
+        models.export_adapter(tmp_path / "saved", "comfyui", tmp_path / "comfyui")
 
 
 def test_a_bare_state_dict_of_the_authors_loads(weights: Path, tmp_path: Path) -> None:
