@@ -1,12 +1,12 @@
 """Long videos as chains of clips: the last decoded frame of a clip is the image of the next.
 
-A chain is a composition: x_{k+1} is the last frame of clip(x_k, noise_k, θ). The rewards see the frames of all
-clips; the frame between two clips is in the video once, as the last one of the earlier clip. In memory are
-the noise, the image and the latents with which each clip enters its gradient steps, the frames that rewards
-score, and the graph of one clip. The backward pass begins with the last clip. It computes each earlier clip
-again, with its graph, and adds the gradient of a clip's image to that of the last frame of the clip before.
-So the gradient is that of one graph over the whole chain in which the gradient steps of each clip are those
-of the plan.
+A chain is a composition: x_{k+1} is the last frame of clip(x_k, noise_k, θ). The rewards see the frames of
+all clips; the frame between two clips is in the video once, as the last one of the earlier clip. In memory
+are the noise, the image and the latents with which each clip enters its gradient steps, the frames that
+rewards score, and the graph of one clip. The backward pass begins with the last clip. It computes each
+earlier clip again, with its graph, and adds the gradient of a clip's image to that of the last frame of the
+clip before. So the gradient is that of one graph over the whole chain in which the gradient steps of each
+clip are those of the plan.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def check_model(model: SamplingModel) -> None:
 
 
 def clip_seeds(seeds: Sequence[int], clip: int) -> list[int]:
-    """Return the seed of each video's noise in a clip: in the first the video's own, in others derived from it.
+    """Return the seed of each video's noise in a clip: its own in the first, others are derived from it.
 
     Source: numpy's SeedSequence of the video's seed, the clip, and a number without which
     `vader_ray.alignment.endings.ending_seed` would return the same seeds.
@@ -116,7 +116,7 @@ def sample_clips(
     return clips
 
 
-def _finish(  # noqa: PLR0913, PLR0917
+def _finish(
     model: SamplingModel,
     clip: Clip,
     conditioning: Sliceable,

@@ -30,7 +30,6 @@ from vader_ray.config.schema import (
 )
 from vader_ray.config.settings import Count, Seed, Settings, Steps, frames_needed
 from vader_ray.errors import did_you_mean
-from vader_ray.paths import split_image
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 """Names of recipes and of runs, which are names of folders."""
@@ -199,20 +198,11 @@ class ExperimentConfig(Settings):
 
     @model_validator(mode="after")
     def _can_be_continued(self) -> Self:
-        num_clips = self.sampling.num_clips
-        if num_clips == 1:
-            return self
-        if self.runtime.workers_per_video > 1:
+        if self.sampling.num_clips > 1 and self.runtime.workers_per_video > 1:
             raise ValueError(
-                f"sampling.num_clips={num_clips} has a gradient in the image of a clip, which "
+                f"sampling.num_clips={self.sampling.num_clips} has a gradient in the image of a clip, which "
                 "runtime.context_parallel and guidance_parallel do not add up over workers; set "
                 "context_parallel=1 and guidance_parallel=false"
-            )
-        texts = [prompt for prompt in self.prompts.all_prompts() if split_image(prompt)[0] is None]
-        if texts:
-            raise ValueError(
-                f"sampling.num_clips={num_clips} continues videos that begin with an image, and the prompt "
-                f"{texts[0]!r} has none; write `path/to/image.png | text`, or set num_clips=1"
             )
         return self
 

@@ -60,10 +60,10 @@ class SamplingConfig(Settings):
     width: Side
     """Width of a frame in pixels."""
     num_clips: int = Field(default=1, gt=0, le=2**10)
-    """Clips of a video, for models that make videos from images: the last decoded frame of a clip is the image
-    of the next one, and counts once, so a video has ``num_clips`` · (``num_frames`` − 1) + 1 frames, all of
-    which rewards and metrics see. VADER's longest videos have 3 (arXiv 2407.08737). Time is proportional to
-    it; memory grows by the frames that rewards score."""
+    """Clips of a video (VADER only), for models that make videos from images: the last decoded frame of a
+    clip is the image of the next one and counts once, so a video has ``num_clips`` · (``num_frames`` − 1) + 1
+    frames, of which rewards and metrics choose theirs. The longest videos of the VADER paper have 3 clips.
+    Time is proportional to it; memory grows only by the frames that rewards score."""
     num_inference_steps: Count = 25
     """Number of denoising steps N. Time is proportional to it, memory is not."""
     guidance_scale: float = Field(default=7.5, ge=1.0)
@@ -95,11 +95,11 @@ class SamplingConfig(Settings):
     ``window``, or the ``coupling`` of ``last``, ``random``, ``uniform`` and ``window``, 0 to 1, the factor of
     the gradient through the denoiser's input to the earlier gradient steps (0 is DRTune's stopped input)."""
     truncation_clips: Count | None = None
-    """Clips of a video that carry gradient, the last ones; by default all ``num_clips``. In each the gradient
-    steps are those of ``truncation``, and the reward gradient passes from a clip to the one before through
-    the image between them: autoencoder, image encoder and the gradient steps that see them. With 1 the
-    earlier clips only show the model the images that it will continue. Every clip but the last is sampled
-    once and recomputed in the backward pass."""
+    """Clips of a video that carry gradient, the last ones; by default all ``num_clips``. The gradient steps
+    of each are those of ``truncation``. The gradient passes from a clip to the one before through the image
+    between them: the autoencoder, the image encoder and the gradient steps that see the image. With 1 the
+    earlier clips only make the image with which the last one begins. The gradient steps of the others are
+    computed again in the backward pass, after which they need no memory."""
     num_endings: int = Field(default=1, gt=0, le=2**10)
     """Endings of each video (VADER only). The first is the ordinary one; each further one adds fresh noise to
     the finished video, as much as before its gradient steps, and repeats these with gradient, decoder and
@@ -211,8 +211,8 @@ class SamplingConfig(Settings):
             return self
         if self.num_frames == 1:
             raise ValueError(
-                f"num_clips={self.num_clips} continues from the last frame of a clip, and num_frames=1 has no "
-                "other; choose 2 or more"
+                f"num_clips={self.num_clips} continues from the last frame of a clip, and with num_frames=1 "
+                "it is the first; choose 2 or more"
             )
         if self.num_endings > 1:
             raise ValueError(
@@ -221,9 +221,9 @@ class SamplingConfig(Settings):
             )
         if self.truncation not in CLIP_TRUNCATIONS or self.truncation_options.get("coupling", 1) != 1:
             raise ValueError(
-                f"truncation={self.truncation} with truncation_options={self.truncation_options} scales the "
-                "gradient between denoising steps, for which the gradient of an image is not defined; with "
-                f"num_clips={self.num_clips} choose truncation={', '.join(CLIP_TRUNCATIONS)}, without coupling"
+                f"num_clips={self.num_clips} passes plain gradients from clip to clip, and truncation="
+                f"{self.truncation} with truncation_options={self.truncation_options} scales them between "
+                f"denoising steps; choose {' or '.join(CLIP_TRUNCATIONS)}, without coupling"
             )
         return self
 

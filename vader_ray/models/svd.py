@@ -50,12 +50,13 @@ class SVDModel(VideoModel):
         super().check_clips()
         if self.pipe.vae.dtype == torch.float16 and self.pipe.vae.config.force_upcast:
             raise UserError(
-                f"sampling.num_clips={self.sampling.num_clips} encodes images again in the backward pass, and "
-                "this pipeline encodes them in float32 with model.decoder_precision=float16; set it to "
+                f"sampling.num_clips={self.sampling.num_clips} encodes images again in the backward pass, "
+                "where this pipeline does not change model.decoder_precision=float16 to float32; set it to "
                 "float32 or bfloat16"
             )
 
     def encoder_pixels(self, processor: Any, frames: Images) -> Tensor:
         """Return the input of the image encoder, resized as the pipeline does it instead of the processor."""
         resized = _resize_with_antialiasing(frames * 2 - 1, (224, 224)) / 2 + 0.5
-        return transforms.normalize(resized, processor.image_mean, processor.image_std)
+        pixels: Tensor = transforms.normalize(resized, processor.image_mean, processor.image_std)
+        return pixels

@@ -273,7 +273,8 @@ def _evaluate_batch(
 ) -> list[EvaluatedVideo]:
     """Sample and score videos.
 
-    They are sampled together, and decoded (the last clip) and scored one by one, which takes most of an evaluation's memory.
+    They are sampled together, and decoded and scored one by one, which takes most of an evaluation's memory.
+    All clips of a video but its last one are decoded before.
     """
     videos = sample_frames(
         experiment.model,

@@ -47,9 +47,9 @@ class VaderAlgorithm(Algorithm[VaderSettings]):
         plan = check_plan(self.sampling)
         if self.sampling.num_clips > 1 and self.settings.gradient_clip_quantile is not None:
             raise UserError(
-                f"algorithm.gradient_clip_quantile={self.settings.gradient_clip_quantile:g} clips the gradient "
-                f"of a video's latents, and sampling.num_clips={self.sampling.num_clips} has several latents "
-                "of which one depends on the other; leave one of the two out"
+                f"algorithm.gradient_clip_quantile={self.settings.gradient_clip_quantile:g} clips the "
+                f"gradient of a video's latents, and with sampling.num_clips={self.sampling.num_clips} a "
+                "video has several, one of which follows from the other; leave one of the two out"
             )
         truncation, checkpointing = self.sampling.truncation, config.runtime.activation_checkpointing
         if truncation in ("velocity_matching", "ode_adjoint") and not self.settings.reference_penalty:

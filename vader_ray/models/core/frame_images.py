@@ -7,7 +7,7 @@ tensors; the loop itself gets blank pictures of their size, whose sizes it reads
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -21,7 +21,7 @@ from vader_ray.models.core.loop_hooks import replace_attribute
 from vader_ray.types import Images
 
 
-def frames_of(images: Sequence[Any]) -> Images | None:
+def frames_of(images: Any) -> Images | None:
     """Return first frames that are tensors, as one tensor; None if they are opened pictures."""
     return torch.stack(list(images)) if isinstance(images[0], Tensor) else None
 
@@ -68,4 +68,5 @@ def processed(processor: Any, frames: Images) -> Tensor:
         frames = processor.resize(frames, processor.size, resample=processor.resample)
     if getattr(processor, "do_center_crop", None):
         frames = processor.center_crop(frames, processor.crop_size)
-    return transforms.normalize(frames, processor.image_mean, processor.image_std)
+    pixels: Tensor = transforms.normalize(frames, processor.image_mean, processor.image_std)
+    return pixels
