@@ -22,6 +22,7 @@ from vader_ray.alignment.clips import clip_seeds, sample_frames
 from vader_ray.alignment.decoding import decode_all
 from vader_ray.alignment.reward_gradient import RewardTerm
 from vader_ray.alignment.rollout import Batching, Rollout
+from vader_ray.errors import UserError
 from vader_ray.preflight.trackers import PeakMemoryTracker
 from vader_ray.types import TruncationPlan
 
@@ -192,10 +193,13 @@ def test_training_and_evaluation_see_the_same_frames(folders: Any, images: list[
     assert torch.equal(scores, ClipReward()(video, PROMPTS[:1]))
 
 
-def test_the_batch_has_no_effect(folders: Any, images: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two videos together, and one by one with other frames to score."""
-    case = IMAGE_CASES["cogvideox_i2v"]
-    model = _in_float64(case, folders("cogvideox_i2v"), monkeypatch)
+@pytest.mark.parametrize("name", ["cogvideox_i2v", "wan_i2v"])
+def test_the_batch_has_no_effect(
+    folders: Any, images: list[Path], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two videos together and one by one; Wan's pipeline takes one image."""
+    case = IMAGE_CASES[name]
+    model = _in_float64(case, folders(name), monkeypatch)
     together = _gradient(model, case, images, _plan((2,), CLIPS), num_videos=2, batching=Batching(2, 2, 3))
     split = _gradient(model, case, images, _plan((2,), CLIPS), num_videos=2)
     for found, expected in zip(together, split, strict=True):
@@ -220,3 +224,34 @@ def test_denoiser_calls_are_those_of_sampling(folders: Any, images: list[Path]) 
     model = load_case(case, folders("wan_i2v"))
     _gradient(model, case, images, _plan((1, 2), CLIPS))
     assert model.denoiser_calls == CLIPS * STEPS * 2  # branches of guidance
+
+
+def test_memory_settings_have_no_effect(
+    folders: Any, images: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = IMAGE_CASES["cogvideox_i2v"]
+    model = _in_float64(case, folders("cogvideox_i2v"), monkeypatch)
+    _, expected = _gradient(model, case, images, _plan((1, 2), CLIPS))
+    for recompute in (False, "earlier"):
+        _, found = _gradient(model, case, images, _plan((1, 2), CLIPS, recompute=recompute))
+        assert torch.equal(found, expected)
+    model.apply_memory_optimizations("block", compile_blocks=False)
+    for recompute in (True, "nested"):
+        _, found = _gradient(model, case, images, _plan((1, 2), CLIPS, recompute=recompute))
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-14)
+
+
+def test_a_pipeline_without_gradient_in_its_image_is_named(folders: Any, images: list[Path]) -> None:
+    case = IMAGE_CASES["cogvideox_i2v"]
+    model = load_case(case, folders("cogvideox_i2v"))
+    original = model.pipe.prepare_latents
+
+    def detached(*args: Any, **kwargs: Any) -> Any:
+        latents, image_latents = original(*args, **kwargs)
+        return latents, image_latents.detach()
+
+    model.pipe.prepare_latents = detached
+    with pytest.raises(UserError, match=r"no gradient in the image .*; set sampling.truncation_clips=1"):
+        _gradient(model, case, images, _plan((2,), CLIPS))
+    _, gradient = _gradient(model, case, images, _plan((2,), 1))
+    assert gradient.norm() > 0
