@@ -231,7 +231,6 @@ class Chain:
         gradients = d_frames.split([len(clip.positions) for clip in self.clips], dim=1)
         last.backward(gradients[-1], self.batching.matmul_precision)
         image, calls = last.image, self.model.denoiser_calls
-        del last
         first = self.plan.num_clips - self.plan.num_gradient_clips
         for index in reversed(range(first, self.plan.num_clips - 1)):
             gradients[index][:, -1] += self._gradient(image).to(d_frames.dtype)
