@@ -27,8 +27,8 @@ from vader_ray.preflight.trackers import PeakMemoryTracker
 from vader_ray.types import TruncationPlan
 
 IMAGE_CASES = {name: case for name, case in (CASES | PIPELINES).items() if case.images}
-QUICK = ("svd", "wan_i2v", "ltx_i2v")
-NAMES = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in IMAGE_CASES]
+QUICK = "wan_i2v"
+NAMES = [name if name == QUICK else pytest.param(name, marks=pytest.mark.slow) for name in IMAGE_CASES]
 CLIPS = 3
 
 
@@ -100,7 +100,7 @@ def test_the_gradient_is_that_of_one_graph_over_all_clips(
 
 
 @pytest.mark.parametrize(
-    "name", [name if name == "wan_i2v" else pytest.param(name, marks=pytest.mark.slow) for name in QUICK]
+    "name", [QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in ("svd", "ltx_i2v"))]
 )
 def test_the_gradient_is_the_difference_quotient_of_the_pipelines_own_chains(
     folders: Any, images: list[Path], name: str, monkeypatch: pytest.MonkeyPatch
@@ -159,6 +159,7 @@ def _peak_of_one_graph(model: Any, images: list[Path], num_clips: int) -> int:
     return memory.peak
 
 
+@pytest.mark.slow
 def test_memory_is_flat_in_the_number_of_clips(folders: Any, images: list[Path]) -> None:
     """Stable Video Diffusion, which encodes no text; one graph over all clips shows that the peak counts."""
     model = load_case(IMAGE_CASES["svd"], folders("svd"))
