@@ -154,8 +154,8 @@ def check_parallel(family: str, runtime: RuntimeConfig) -> None:
 def check_clips(family: str, model: ModelConfig, sampling: SamplingConfig) -> None:
     """Check that a model can continue videos from images, if ``sampling.num_clips`` asks for it.
 
-    Loads no weights; those of a family that makes videos from text, too, are told apart by their index, which
-    is downloaded for a hub id.
+    Loads no weights. Where a family also makes videos from text, the index of the weights has the class of
+    their pipeline; that of a hub id is downloaded.
 
     Raises:
         UserError: it makes no videos from images.
