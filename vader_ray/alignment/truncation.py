@@ -47,6 +47,8 @@ def draw_plan(
         min_distance=path.min_distance,
         recompute=sampling.recompute,
         num_endings=sampling.num_endings,
+        num_clips=sampling.num_clips,
+        num_gradient_clips=sampling.num_gradient_clips(),
     )
 
 

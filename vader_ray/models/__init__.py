@@ -52,6 +52,7 @@ __all__ = [
     "VideoModel",
     "adapter_shape",
     "build",
+    "check_clips",
     "check_parallel",
     "check_scheduler",
     "export_adapter",
@@ -148,6 +149,35 @@ def check_parallel(family: str, runtime: RuntimeConfig) -> None:
             f"runtime.guidance_parallel=True: in model.family={family} guidance is an input of the denoiser "
             "and not a second branch; set it to False"
         )
+
+
+def check_clips(family: str, model: ModelConfig, sampling: SamplingConfig) -> None:
+    """Check that a model can continue videos from images, if ``sampling.num_clips`` asks for it.
+
+    Loads no weights. Where a family also makes videos from text, the index of the weights has the class of
+    their pipeline; that of a hub id is downloaded.
+
+    Raises:
+        UserError: it makes no videos from images.
+    """
+    if sampling.num_clips == 1:
+        return
+    found = resolve(family)
+    if not found.image_pipeline_classes:
+        made = f"model.family={family}"
+    elif set(found.image_pipeline_classes) == set(found.pipeline_classes):
+        return
+    else:
+        from vader_ray.models.core.loading import published_class
+
+        name = published_class(locate(model.weights))
+        if name in found.image_pipeline_classes:
+            return
+        made = f"model.weights={model.weights}, a {name},"
+    raise UserError(
+        f"sampling.num_clips={sampling.num_clips} continues a video from its last frame, and {made} makes no "
+        "videos from images; set it to 1, or choose weights of an image-to-video model"
+    )
 
 
 def fetch(model: ModelConfig) -> str:

@@ -77,6 +77,7 @@ class VideoModel(TrajectoryPipeline, EndingsPipeline):
         num_frames: int,
         height: int,
         width: int,
+        num_clips: int = 1,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         negative_prompt: str = "",
@@ -95,9 +96,11 @@ class VideoModel(TrajectoryPipeline, EndingsPipeline):
 
         Args:
             pipe: any pipeline of a known family, loaded by ``from_pretrained`` and moved to its device.
-            num_frames: frames of a video.
+            num_frames: frames of a video, or of one clip of it.
             height: of a frame in pixels.
             width: of a frame in pixels.
+            num_clips: clips of a video, each of which continues the last frame of the one before; above 1
+                for pipelines that make videos from images.
             num_inference_steps: denoising steps of a sampling; by default the pipeline's own default.
             guidance_scale: classifier-free guidance, 1 switches it off; by default the pipeline's own
                 default.
@@ -122,6 +125,7 @@ class VideoModel(TrajectoryPipeline, EndingsPipeline):
             "num_frames": num_frames,
             "height": height,
             "width": width,
+            "num_clips": num_clips,
             "num_inference_steps": _given(num_inference_steps, defaults["num_inference_steps"].default),
             "guidance_scale": _given(guidance_scale, defaults[family.guidance_argument].default),
             "negative_prompt": negative_prompt,

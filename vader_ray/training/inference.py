@@ -11,8 +11,7 @@ from pathlib import Path
 import torch
 
 from vader_ray import models
-from vader_ray.alignment.decoding import decode_all
-from vader_ray.alignment.precision import matmul_precision
+from vader_ray.alignment.clips import sample_frames
 from vader_ray.config import ExperimentConfig, check_seed
 from vader_ray.config.auto import without_auto
 from vader_ray.errors import UserError
@@ -120,13 +119,20 @@ def generate_video(
     )
     if adapter is not None:
         model.load_adapter(adapter)
-    announce(f"sampling a video in {config.sampling.num_inference_steps} denoising steps")
-    latents = model.sample(encode(model, [prompt]), [seed], strengths)
-    announce("decoding and writing the video")
-    with matmul_precision(config.runtime.matmul_precision):
-        frames = to_uint8(decode_all(latents, model.decoder)[0])
+    num_clips = config.sampling.num_clips
+    clips = f", {num_clips} times" if num_clips > 1 else ""
+    announce(f"sampling a video in {config.sampling.num_inference_steps} denoising steps{clips}")
+    (frames,) = sample_frames(
+        model,
+        encode(model, [prompt]),
+        [seed],
+        num_clips=num_clips,
+        adapter_strengths=strengths,
+        precision=config.runtime.matmul_precision,
+    )
+    announce("writing the video")
     with explain_write_errors(output):
-        write_mp4(frames, output, config.evaluation.frames_per_second)
+        write_mp4(to_uint8(frames[0]), output, config.evaluation.frames_per_second)
 
 
 def merge_adapter(config: ExperimentConfig, adapter: Path, output: Path) -> list[Path]:

@@ -24,6 +24,7 @@ def resolve_names(config: ExperimentConfig, folder: Path | None = None) -> Exper
     """
     family = models.find_family(config.model)
     models.check_parallel(family, config.runtime)
+    models.check_clips(family, config.model, config.sampling)
     if config.sampling.scheduler is not None:
         models.check_scheduler(config.sampling.scheduler)
     check_guard(config)

@@ -26,6 +26,7 @@ from vader_ray.models.core.adapter_strength import AdapterStrengthHook
 from vader_ray.models.core.conditioning import Conditioning, TextEncoding, encode_texts, open_images
 from vader_ray.models.core.decoder_kinds import decoder_of
 from vader_ray.models.core.decoders import ALL_FRAMES, Decoder, DecoderOptions
+from vader_ray.models.core.frame_images import blank_pictures, frames_in_processors, frames_of, processed
 from vader_ray.models.core.guidance_interval import GuidanceIntervalHook, check_interval
 from vader_ray.models.core.loop_hooks import (
     OUTSIDE_STEPS,
@@ -44,7 +45,7 @@ from vader_ray.models.core.placement import (
 from vader_ray.models.core.sharding import is_sharded
 from vader_ray.models.core.step_responses import StepResponses
 from vader_ray.models.core.video_workers import VideoWorkers
-from vader_ray.types import Latents, Noise, SamplingSchedule, TruncationPlan
+from vader_ray.types import Images, Latents, Noise, SamplingSchedule, TruncationPlan
 
 
 class SamplingPipeline:
@@ -108,6 +109,8 @@ class SamplingPipeline:
             module.requires_grad_(False).eval()
             remember_placement(module)
         self._check_scheduler()
+        if sampling.num_clips > 1:
+            self.check_clips()
         denoisers = list(self.denoisers().values())
         prefix_cache.check_cache(sampling.prefix_cache, denoisers, self._deep_blocks())
         check_interval(sampling.guidance_interval, self.denoiser, has_branches=bool(self.no_guidance_kwargs))
@@ -186,6 +189,10 @@ class SamplingPipeline:
         """Return noise in the layout of the pipeline's argument ``latents``."""
         return noise
 
+    def encoder_pixels(self, processor: Any, frames: Images) -> Tensor:
+        """Return the input of the image encoder; by default what its processor does with pictures."""
+        return processed(processor, frames)
+
     # ---- sampling
 
     @torch.no_grad()
@@ -201,6 +208,10 @@ class SamplingPipeline:
         if self.is_image_to_video:
             columns["image"] = open_images(self.sampling, images)
         return Conditioning(columns)
+
+    def with_images(self, conditioning: Conditioning, images: Images) -> Conditioning:
+        """Return the conditioning of the same videos with other first frames, to which gradient flows."""
+        return Conditioning(conditioning.tensors | {"image": list(images)})
 
     def noise(self, seeds: Sequence[int]) -> Noise:
         """Draw the initial noise of each video from its seed, on the CPU, so that every device agrees."""
@@ -238,7 +249,10 @@ class SamplingPipeline:
     def sample_with_grad(
         self, state: SamplingState, conditioning: Conditioning, plan: TruncationPlan
     ) -> Latents:
-        """Sample the remaining denoising steps; the latents are differentiable in the adapter."""
+        """Sample the remaining denoising steps; the latents are differentiable in the adapter.
+
+        They are so in first frames that are tensors, too. Within ``torch.no_grad`` there is no graph.
+        """
         parts = self._parts(len(state))
         return torch.cat([self._sample_with_grad(state[part], conditioning[part], plan) for part in parts])
 
@@ -291,8 +305,7 @@ class SamplingPipeline:
         return self._run_with_grad(state, conditioning, LoopHook(state.seeds, plan=plan, resume=resume))
 
     def _run_with_grad(self, state: SamplingState, conditioning: Conditioning, hook: LoopHook) -> Latents:
-        with torch.enable_grad():
-            return hook.weighted(self._run_pipeline(self.pack_latents(state.noise), conditioning, hook))
+        return hook.weighted(self._run_pipeline(self.pack_latents(state.noise), conditioning, hook))
 
     def num_loops(self, num_videos: int) -> int:
         """Return the number of passes through the pipeline's loop in which some videos are sampled."""
@@ -316,7 +329,9 @@ class SamplingPipeline:
         """
         loop = inspect.unwrap(type(self.pipe).__call__)
         dtype = self._sampling_dtype()  # some loops keep the latents in the dtype of the embeddings
-        columns = conditioning.tensors
+        columns, frames = conditioning.tensors, None
+        if self.is_image_to_video and (frames := frames_of(columns["image"])) is not None:
+            columns = columns | {"image": blank_pictures(frames)}
         if not self.batched:
             columns = {
                 name: column[0] if isinstance(column, list) else column for name, column in columns.items()
@@ -337,6 +352,8 @@ class SamplingPipeline:
                     round_timesteps=self.rounds_timesteps,
                 )
                 stack.enter_context(hooked)
+                if frames is not None:
+                    stack.enter_context(frames_in_processors(self.pipe, frames, self.encoder_pixels))
                 stack.enter_context(fixed_execution_device(self.pipe, self.denoiser))
                 for denoiser in denoisers:
                     stack.enter_context(reported_dtype(denoiser, dtype))
@@ -360,6 +377,19 @@ class SamplingPipeline:
                 f"{type(self.pipe.scheduler).__name__} took {taken} denoising steps for "
                 f"sampling.num_inference_steps={self.sampling.num_inference_steps}; choose a first-order "
                 "scheduler"
+            )
+
+    def check_clips(self) -> None:
+        """Check that the model can continue a video from its last frame.
+
+        Raises:
+            UserError: it makes no videos from images.
+        """
+        if not self.is_image_to_video:
+            raise UserError(
+                f"sampling.num_clips={self.sampling.num_clips} continues a video from its last frame, and "
+                f"{type(self.pipe).__name__} makes no videos from images; set it to 1, or choose weights of "
+                "an image-to-video model"
             )
 
     def _check_scheduler(self) -> None:
