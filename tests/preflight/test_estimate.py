@@ -60,6 +60,7 @@ SETTINGS = {
     "three steps recomputed": ("sampling.truncation_depth=3",),
     "blocks recomputed": ("sampling.recompute=false", "runtime.activation_checkpointing=block"),
     "one frame": ("rewards.0.frames=first:1",),
+    "text encoder": ("adapter.networks=[unet,text_encoder]",),
     "one by one": (
         "runtime.prefix_batch_size=1",
         "runtime.decode_chunk_size=1",
@@ -119,6 +120,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("wan", "three steps recomputed"),
         ("wan", "blocks recomputed"),
         ("ltx", "one frame"),
+        ("animatediff", "text encoder"),
         ("wan", "one by one"),
     ],
 )

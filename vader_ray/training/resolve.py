@@ -31,7 +31,6 @@ def resolve_names(config: ExperimentConfig, folder: Path | None = None) -> Exper
     """
     family = models.find_family(config.model)
     models.check_parallel(family, config.runtime)
-    _check_reached(config, models.check_networks(family, config))
     if config.sampling.scheduler is not None:
         models.check_scheduler(config.sampling.scheduler)
     check_guard(config)
@@ -43,6 +42,7 @@ def resolve_names(config: ExperimentConfig, folder: Path | None = None) -> Exper
         "eval_rewards": tuple(rewards.check(spec, folder=folder) for spec in config.eval_rewards),
         "eval_metrics": tuple(metrics.check(spec, folder=folder) for spec in config.eval_metrics),
     }
+    _check_reached(config, models.check_networks(family, config))
     return config.model_copy(update=checked)
 
 

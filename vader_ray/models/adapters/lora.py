@@ -81,7 +81,7 @@ def inject(network: nn.Module, adapter: AdapterConfig, targets: Sequence[str], s
             inject_adapter_in_model(settings, network)
         except ValueError as error:
             raise UserError(
-                f"adapter.target_modules {list(targets)} do not fit this {type(network).__name__}: {error}"
+                f"adapter.target_modules {list(targets)} do not fit this denoiser: {error}"
             ) from None
     for name, layer in network.named_modules():
         if isinstance(layer, LoraLayer):
