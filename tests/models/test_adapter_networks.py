@@ -27,6 +27,7 @@ from vader_ray.alignment.reward_gradient import RewardTerm
 from vader_ray.alignment.rollout import Batching, Rollout
 from vader_ray.config import AdapterConfig, ExperimentConfig
 from vader_ray.errors import UserError
+from vader_ray.models.adapters import lora
 from vader_ray.training.experiment import build
 from vader_ray.training.inference import evaluate_adapter
 from vader_ray.training.loop import train
@@ -269,6 +270,7 @@ def test_peft_loads_a_text_encoders_part_from_its_folder(tiny_pipeline_folder: P
     assert models.adapter_networks(tmp_path) == ["", "text_encoder"]
     ours = model.sample(model.encode(PROMPTS), SEEDS)
     plain = load_tiny(tiny_pipeline_folder)
+    lora.remove(plain.pipe.unet)
     PeftModel.from_pretrained(plain.pipe.text_encoder, str(tmp_path), subfolder="text_encoder")
     PeftModel.from_pretrained(plain.pipe.unet, str(tmp_path))
     torch.testing.assert_close(plain.sample(plain.encode(PROMPTS), SEEDS), ours, rtol=1e-4, atol=1e-4)
