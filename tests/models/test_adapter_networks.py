@@ -361,6 +361,10 @@ def _config(folder: Path, family: str, networks: list[str], **changes: Any) -> E
         ({"networks": ["unet", "unet"]}, r"networks=\['unet', 'unet'\] names one network twice"),
         ({"networks": []}, r"adapter.networks"),
         (
+            {"adapter": {"networks": ["text_encoder"], "target_modules": ["to_q"]}, "networks": []},
+            r"target_modules=\['to_q'\] are layers of a denoiser, and networks=\['text_encoder'\] has none",
+        ),
+        (
             {"networks": list(TEXT), "algorithm": {"name": "vader", "reference_penalty": 0.1}},
             "adapter.networks: text_encoder changes the prompt embeddings, and sampling.truncation=last with "
             "algorithm.reference_penalty=0.1 needs predictions of the base model",

@@ -119,10 +119,15 @@ class AdapterConfig(Settings):
     (``text_encoder``, ``text_encoder_2``). By default every denoiser and no text encoder."""
 
     @model_validator(mode="after")
-    def _each_network_once(self) -> Self:
+    def _networks_fit(self) -> Self:
         names = self.networks or ()
         if len(set(names)) < len(names):
             raise ValueError(f"networks={list(names)} names one network twice; name each once")
+        if names and self.target_modules and len(self.text_encoders()) == len(names):
+            raise ValueError(
+                f"target_modules={list(self.target_modules)} are layers of a denoiser, and networks="
+                f"{list(names)} has none; leave one of the two out"
+            )
         return self
 
     def text_encoders(self) -> tuple[str, ...]:

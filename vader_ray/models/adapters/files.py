@@ -98,7 +98,7 @@ def _networks_of_file(folder: Path) -> Iterator[str]:
 
 
 def read_shape(source: Path, *, bare_alpha: float = PEFT_ALPHA, denoiser: str | None = None) -> AdapterConfig:
-    """Return rank, alpha and target modules of a saved adapter, those of its first network.
+    """Return rank and alpha of a saved adapter, and target modules of its denoiser, if it has one.
 
     Args:
         source: folder of an adapter, or file of a bare state dict.
@@ -110,6 +110,8 @@ def read_shape(source: Path, *, bare_alpha: float = PEFT_ALPHA, denoiser: str | 
     """
     names = saved_networks(source)
     shape = read_network_shape(source, names[0], bare_alpha=bare_alpha)
+    if names[0] in TEXT_ENCODERS:
+        shape = shape.model_copy(update={"target_modules": None})
     if denoiser is None:
         return shape
     return shape.model_copy(update={"networks": tuple(name or denoiser for name in names)})
