@@ -27,7 +27,12 @@ STOCHASTIC = "CogVideoXDPMScheduler"
 
 
 def load_case(
-    case: Case, folder: Path, scheduler: str | None = None, precision: Precision = "float32", **model: Any
+    case: Case,
+    folder: Path,
+    scheduler: str | None = None,
+    precision: Precision = "float32",
+    networks: tuple[str, ...] | None = None,
+    **model: Any,
 ) -> Any:
     """The family's model with a random adapter."""
     settings = ModelConfig(
@@ -38,7 +43,7 @@ def load_case(
         **model,
     )
     sampling = SamplingConfig(**case.sampling, scheduler=scheduler)
-    adapter = AdapterConfig(rank=2, alpha=4.0)
+    adapter = AdapterConfig(rank=2, alpha=4.0, networks=networks)
     built = models.build(settings, sampling, adapter, seed=0, chunk_size=2, device=torch.device("cpu"))
     randomise_adapter(built)
     return built

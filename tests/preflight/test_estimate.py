@@ -61,6 +61,7 @@ SETTINGS = {
     "blocks recomputed": ("sampling.recompute=false", "runtime.activation_checkpointing=block"),
     "one frame": ("rewards.0.frames=first:1",),
     "three clips": ("sampling.num_clips=3",),
+    "text encoder": ("adapter.networks=[unet,text_encoder]",),
     "one by one": (
         "runtime.prefix_batch_size=1",
         "runtime.decode_chunk_size=1",
@@ -120,6 +121,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("wan", "three steps recomputed"),
         ("wan", "blocks recomputed"),
         ("ltx", "one frame"),
+        ("animatediff", "text encoder"),
         ("wan", "one by one"),
         ("svd", "three clips"),
         ("ltx_i2v", "three clips"),

@@ -39,6 +39,7 @@ def model_key(config: ExperimentConfig, device: torch.device) -> str:
     """
     chosen = config.model_dump(mode="json", include={"model", "sampling", "prompts", "runtime"})
     chosen["pairs"] = algorithms.build(config).pairs_file
+    chosen["adapter.text_encoders"] = config.adapter.text_encoders()  # these are not freed
     for field in (
         "truncation",
         "truncation_depth",

@@ -19,6 +19,7 @@ from vader_ray.alignment.rollout import Batching, Rollout
 from vader_ray.alignment.truncation import check_plan, draw_plan
 from vader_ray.config import ExperimentConfig, MatmulPrecision, Settings
 from vader_ray.errors import UserError
+from vader_ray.gradients import backward
 from vader_ray.types import Frames, Latents, RemoteReward, SamplingModel, TruncationPlan
 
 
@@ -61,6 +62,14 @@ class VaderAlgorithm(Algorithm[VaderSettings]):
             raise UserError(
                 f"runtime.activation_checkpointing={checkpointing} would recompute the base model's blocks "
                 f"with the adapter, and sampling.truncation={truncation} needs them without it; set none"
+            )
+        needs_base = plan.base_adjoint or self.settings.reference_penalty
+        if needs_base and (encoders := config.adapter.text_encoders()):
+            raise UserError(
+                f"adapter.networks: {encoders[0]} changes the prompt embeddings, and sampling.truncation="
+                f"{truncation} with algorithm.reference_penalty={self.settings.reference_penalty:g} needs "
+                f"predictions of the base model for its own embeddings; leave {encoders[0]} out, or set the "
+                "penalty to 0 and choose another truncation"
             )
 
     def check_model(self, model: SamplingModel) -> None:
@@ -201,5 +210,5 @@ def _backward(
     gradient = videos.leaf.grad
     assert gradient is not None
     norms = None if max_norm is None else clip_by_video(gradient, max_norm, scale)
-    videos.latents.backward(gradient)
+    backward(videos.latents, gradient)
     return output if norms is None else replace(output, latents_gradient_norms=norms)
