@@ -117,6 +117,12 @@ def test_any_other_file_is_refused_in_one_sentence(
         checkpoint.read_networks(ModelConfig(family="opensora", weights=str(tmp_path)))
 
 
+def test_the_denoiser_alone_gets_an_adapter(weights: Path) -> None:
+    assert models.resolve("opensora").networks_of(ModelConfig(weights=str(weights))) == ["transformer"]
+    with pytest.raises(ValueError, match="has no network text_encoder that can get an adapter"):
+        load_tiny(weights).add_adapter(AdapterConfig(networks=("text_encoder",)), 0)
+
+
 def test_weights_are_a_folder_of_the_three_repositories_or_a_hub_id(weights: Path, tmp_path: Path) -> None:
     family = models.resolve("opensora")
     assert family.fetch(ModelConfig(family="opensora", weights=str(weights))) == weights / "transformer"

@@ -230,6 +230,11 @@ class OpenSoraModel(VideoModel):
         super().__init__(pipe, sampling, decoder_options)
 
     @classmethod
+    def networks_of(cls, model: ModelConfig) -> list[str]:  # noqa: ARG003
+        """Return the name of the network that can get an adapter."""
+        return [cls.denoiser_name]
+
+    @classmethod
     def fetch(cls, model: ModelConfig) -> Path:
         """Return the denoiser's folder; the weights of hub ids are downloaded first."""
         return checkpoint.fetch(model)
