@@ -24,7 +24,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.published import BY_WEIGHTS, MODELS, write_configuration, write_motion_adapter
+from benchmarks.published import (
+    BY_WEIGHTS,
+    MODELS,
+    write_configuration,
+    write_motion_adapter,
+    write_open_sora,
+)
 from benchmarks.published_rewards import (
     IN_USE,
     QWEN_REWARDS,
@@ -102,6 +108,8 @@ def recipe_of(name: str, overrides: tuple[str, ...], folder: Path) -> Experiment
     write = MODELS.get(name) or BY_WEIGHTS.get(recipe.model.weights)
     if write is not None:
         found.append(f"model.weights={write_configuration(write, folder / name)}")
+    if recipe.model.family == "opensora":
+        found.append(f"model.weights={write_open_sora(folder / name)}")
     if recipe.model.motion_adapter is not None:
         found.append(f"model.motion_adapter={write_motion_adapter(folder / 'motion_adapter')}")
     config = load(packaged, [*found, *overrides])

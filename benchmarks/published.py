@@ -286,6 +286,15 @@ def write_configuration(make: Callable[[], tuple[type, dict[str, Any]]], folder:
     return folder
 
 
+def write_open_sora(folder: Path) -> Path:
+    """The configuration of ``DeepFloyd/t5-v1_1-xxl``; Open-Sora's other sizes are part of its family."""
+    for part in ("transformer", "vae", "text_encoder"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    t.T5Config(**T5_XXL).save_pretrained(folder / "text_encoder")
+    tokenizer(300).save_pretrained(folder / "text_encoder")
+    return folder
+
+
 def write_motion_adapter(folder: Path) -> Path:
     """The configuration of ``guoyww/animatediff-motion-adapter-v1-5-2``, which is diffusers' default."""
     with torch.device("meta"):

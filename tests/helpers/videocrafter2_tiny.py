@@ -9,14 +9,13 @@ channels and a text encoder of 128 channels, 2 heads, 3 layers.
 
 from __future__ import annotations
 
-import gzip
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tests.helpers.paths import TESTS
+from tests.helpers.published_layouts import draw_inputs, draw_weights, read_layout
 from vader_ray import models
 from vader_ray.config import AdapterConfig, ModelConfig, Precision, SamplingConfig
 from vader_ray.models.videocrafter2.scheduler import DynamicRescaleDDIMScheduler
@@ -33,24 +32,12 @@ SAMPLING: dict[str, Any] = {
 
 def layout(name: str) -> dict[str, tuple[int, ...]]:
     """Names and shapes of all weights, ``published`` or ``tiny``."""
-    packed = TESTS / "data" / f"videocrafter2_{name}.txt.gz"
-    lines = [line.split() for line in gzip.decompress(packed.read_bytes()).decode().splitlines()]
-    return {key: () if shape == "scalar" else tuple(map(int, shape.split("x"))) for key, shape in lines}
+    return read_layout(f"videocrafter2_{name}")
 
 
 def random_weights(seed: int = 0) -> dict[str, Tensor]:
     """Weights of the tiny network that leave no layer without effect; the schedule is the published one."""
-    generator = torch.Generator().manual_seed(seed)
-    return {
-        name: _draw(name, shape, generator) for name, shape in sorted(layout("tiny").items())
-    } | _schedule()
-
-
-def _draw(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    values = torch.randn(shape, generator=generator)
-    if len(shape) < 2:
-        return 0.1 * values + float(name.endswith(".weight"))  # norms scale by about one
-    return values / values[0].numel() ** 0.5
+    return draw_weights(layout("tiny"), seed) | _schedule()
 
 
 def _schedule() -> dict[str, Tensor]:
@@ -83,18 +70,11 @@ def load_tiny(
 
 def inputs() -> dict[str, Tensor]:
     """Random inputs of the networks and of one denoising step."""
-    generator = torch.Generator().manual_seed(1)
-    shapes = {
-        "latents": (2, 4, 3, 8, 12),
-        "context": (2, 77, 128),
-        "noise": (2, 4, 3, 8, 12),
-        "step_noise": (2, 4, 3, 8, 12),
-    }
-    return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
-
-
-def summary(values: Tensor) -> list[float]:
-    """Mean, deviation and sixteen evenly spaced values."""
-    flat = values.detach().double().flatten()
-    samples = flat[torch.linspace(0, len(flat) - 1, 16).long()]
-    return [float(number) for number in (flat.mean(), flat.std(), *samples)]
+    return draw_inputs(
+        {
+            "latents": (2, 4, 3, 8, 12),
+            "context": (2, 77, 128),
+            "noise": (2, 4, 3, 8, 12),
+            "step_noise": (2, 4, 3, 8, 12),
+        }
+    )

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tests.helpers.nonlinear_rewards import REWARD_TERMS, objective_of
 from tests.helpers.paths import TESTS
+from tests.helpers.published_layouts import summary
 from tests.helpers.recipe import tiny_config
 from tests.helpers.tiny import adapter_gradient, randomise_adapter
 from tests.helpers.videocrafter2_tiny import (
@@ -23,7 +24,6 @@ from tests.helpers.videocrafter2_tiny import (
     layout,
     load_tiny,
     random_weights,
-    summary,
     write_checkpoint,
 )
 from vader_ray import models

@@ -13,6 +13,7 @@ from torch.nn import functional
 from typer.testing import CliRunner
 
 from benchmarks.published_rewards import write_pickscore
+from tests.helpers import opensora_tiny as opensora
 from tests.helpers import videocrafter2_tiny as videocrafter2
 from tests.helpers.families import CASES, save, save_images
 from tests.helpers.pipeline_cases import PIPELINES
@@ -321,6 +322,15 @@ def test_videocrafter2_has_its_published_sizes_without_a_checkpoint() -> None:
         if name.startswith(checkpoint.AUTOENCODER)
     )
     assert sum(weight.numel() for weight in networks.vae.state_dict().values()) == numel
+
+
+@pytest.mark.slow
+def test_counted_memory_of_open_sora_is_that_of_the_training_loop(tmp_path: Path) -> None:
+    weights = opensora.write_weights(tmp_path / "weights")
+    model = {"family": "opensora", "weights": str(weights)}
+    config = tiny_config(weights, model=model, sampling=opensora.SAMPLING)
+    config = override(config, SETTINGS["blocks recomputed"])
+    assert _training_bytes(estimate_step(config)) == pytest.approx(_measured_bytes(config), rel=TOLERANCE)
 
 
 def _fits(num_bytes: float) -> Callable[[int], bool]:

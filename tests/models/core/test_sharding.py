@@ -13,6 +13,7 @@ from torch import Tensor, distributed, nn
 from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
+from tests.helpers import opensora_tiny as opensora
 from tests.helpers import videocrafter2_tiny as videocrafter2
 from tests.helpers.families import CASES, save, save_images
 from tests.helpers.sharded import CPU, differentiate
@@ -119,15 +120,24 @@ def test_freed_text_encoders_leave_no_weights(tiny_pipeline_folder: Path, alone:
 
 
 @pytest.mark.slow
-def test_videocrafter2_is_divided_by_its_own_blocks(tmp_path: Path, alone: WorkerGroup) -> None:
-    weights, found = videocrafter2.write_checkpoint(tmp_path, videocrafter2.random_weights()), []
+@pytest.mark.parametrize("name", ["videocrafter2", "opensora"])
+def test_models_of_this_package_are_divided_by_their_own_blocks(
+    tmp_path: Path, alone: WorkerGroup, name: str
+) -> None:
+    found = []
+    weights = (
+        opensora.write_weights(tmp_path)
+        if name == "opensora"
+        else videocrafter2.write_checkpoint(tmp_path, videocrafter2.random_weights())
+    )
     for is_sharded in (False, True):
-        model = videocrafter2.load_tiny(weights)
+        model = (opensora if name == "opensora" else videocrafter2).load_tiny(weights)
         randomise_adapter(model)
         if is_sharded:
             model.shard(alone.mesh(1, CPU), CPU, offload=False)
             assert all(is_sharded_network(block) for block in model.blocks())
-        conditioning, plan = model.encode(["a red circle"]), TruncationPlan(4, (2, 3))
+        last = model.sampling.num_inference_steps - 1
+        conditioning, plan = model.encode(["a red circle"]), TruncationPlan(last + 1, (last - 1, last))
         state = model.sample_prefix(conditioning, plan, [3])
         latents = model.sample_with_grad(state, conditioning, plan)
         found.append((latents.detach(), adapter_gradient(model, latents.square().mean())))

@@ -53,7 +53,7 @@ def load_pipeline(
     motion = None if model.motion_adapter is None else locate(model.motion_adapter)
     if motion is not None and "motion_adapter" not in inspect.signature(kind).parameters:
         raise UserError(f"model.motion_adapter: {kind.__name__} has no motion modules; leave it out")
-    with _explained(source), quiet():
+    with explained(source), quiet():
         pipe = (
             load_meta_pipeline(kind, source, dtype, motion)
             if device.type == "meta"
@@ -76,7 +76,7 @@ def _extra_parts(motion_adapter: str | None, dtype: torch.dtype) -> dict[str, An
     """Return the components of a pipeline that its weights do not have."""
     if motion_adapter is None:
         return {}
-    with _explained(motion_adapter, "model.motion_adapter"):
+    with explained(motion_adapter, "model.motion_adapter"):
         return {"motion_adapter": load_motion_adapter(motion_adapter, dtype)}
 
 
@@ -95,7 +95,7 @@ def fetch_pipeline(model: ModelConfig) -> Path:
         _extra_parts(locate(model.motion_adapter), torch.float32)
     if Path(source).exists():
         return Path(source)
-    with _explained(source):
+    with explained(source):
         return Path(DiffusionPipeline.download(source))
 
 
@@ -130,7 +130,7 @@ def read_index(source: str) -> dict[str, Any]:
         UserError: there is no such file, or it cannot be downloaded.
     """
     check_pipeline_folder(source)
-    with _explained(source):
+    with explained(source):
         return dict(DiffusionPipeline.load_config(source))
 
 
@@ -141,7 +141,7 @@ def published_scheduler(source: str, sampling: SamplingConfig) -> Any:
         UserError: there is no such file, or it cannot be downloaded.
     """
     kind = find_scheduler(read_index(source)["scheduler"][1])
-    with _explained(source), quiet():
+    with explained(source), quiet():
         scheduler = kind.from_pretrained(source, subfolder="scheduler")
         if sampling.scheduler:
             scheduler = find_scheduler(sampling.scheduler).from_config(scheduler.config)
@@ -184,8 +184,13 @@ def find_scheduler(name: str) -> Any:
 
 
 @contextlib.contextmanager
-def _explained(source: str, setting: str = "model.weights") -> Iterator[None]:
-    """Turn the libraries' exceptions into a `UserError` that names the remedy."""
+def explained(source: str, setting: str = "model.weights") -> Iterator[None]:
+    """Turn the libraries' exceptions into a `UserError` that names the remedy.
+
+    Args:
+        source: folder or hub id of what is loaded.
+        setting: of the recipe, for the message.
+    """
     try:
         yield
     except UserError:

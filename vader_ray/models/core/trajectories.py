@@ -14,7 +14,6 @@ from torch import Tensor
 from vader_ray.errors import UserError
 from vader_ray.models.core import transitions
 from vader_ray.models.core.conditioning import Conditioning
-from vader_ray.models.core.decoders import Framewise2D
 from vader_ray.models.core.loop_hooks import LoopHook, SamplingState, rows_of
 from vader_ray.models.core.sampling import SamplingPipeline, with_frame_dimension
 from vader_ray.types import Frames, Latents, Noise, Scores, TruncationPlan
@@ -102,13 +101,14 @@ class TrajectoryPipeline(SamplingPipeline):
         Raises:
             UserError: encoding with this family's autoencoder is not implemented.
         """
-        if not isinstance(self.decoder, Framewise2D):
+        encode: Callable[[Frames], Latents] | None = getattr(self.decoder, "encode", None)
+        if encode is None:
             raise UserError(
-                "algorithm.pairs: the videos of a file can be encoded by autoencoders of single frames, "
-                f"not by {type(self.pipe.vae).__name__}; leave algorithm.pairs out, then pairs are made "
-                "during training"
+                "algorithm.pairs: the videos of a file can be encoded by autoencoders of single frames and "
+                f"by Open-Sora's, not by {type(self.pipe.vae).__name__}; leave algorithm.pairs out, then "
+                "pairs are made during training"
             )
-        latents = self.decoder.encode(frames.to(self.pipe.device)).to(self._sampling_dtype())
+        latents = encode(frames.to(self.pipe.device)).to(self._sampling_dtype())
         samples = (self.to_scheduler_layout(latents),)
         return Trajectory(tuple(seeds), None, samples, latents.new_zeros(len(seeds), 0))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from vader_ray.config import ModelConfig
 from vader_ray.errors import UserError
+from vader_ray.models.core.image_autoencoder import level_widths, meta_autoencoder
 from vader_ray.models.videocrafter2.scheduler import DynamicRescaleDDIMScheduler
 from vader_ray.models.videocrafter2.unet import Architecture, UNet
 from vader_ray.weights import load_strictly, read_state_dict, resolve_weights, without_weights
@@ -140,7 +141,7 @@ def meta_networks(model: ModelConfig) -> Networks:
         return Networks(
             UNet(PUBLISHED),
             text_encoder,
-            _autoencoder_of((128, 256, 512, 512), num_blocks=2, latent_channels=4),
+            meta_autoencoder((128, 256, 512, 512), 2, 4, SCALING_FACTOR),
         )
 
 
@@ -205,24 +206,9 @@ def _check_schedule(schedule: Mapping[str, Tensor], checkpoint: Path) -> None:
 
 def _autoencoder(weights: Mapping[str, Tensor]) -> AutoencoderKL:
     """Return an autoencoder on the meta device, with the sizes of weights in latent diffusion's layout."""
-    widths, level = list[int](), 0
-    while f"encoder.down.{level}.block.0.conv1.bias" in weights:
-        widths.append(len(weights[f"encoder.down.{level}.block.0.conv1.bias"]))
-        level += 1
+    widths = level_widths(weights, "encoder.down.{}.block.0.conv1.bias")
     num_blocks = sum(name.startswith("encoder.down.0.") and name.endswith("conv1.bias") for name in weights)
-    return _autoencoder_of(widths, num_blocks, latent_channels=len(weights["post_quant_conv.bias"]))
-
-
-def _autoencoder_of(widths: Sequence[int], num_blocks: int, latent_channels: int) -> AutoencoderKL:
-    with torch.device("meta"):
-        return AutoencoderKL(
-            block_out_channels=tuple(widths),
-            down_block_types=("DownEncoderBlock2D",) * len(widths),
-            up_block_types=("UpDecoderBlock2D",) * len(widths),
-            layers_per_block=num_blocks,
-            latent_channels=latent_channels,
-            scaling_factor=SCALING_FACTOR,
-        )
+    return meta_autoencoder(widths, num_blocks, len(weights["post_quant_conv.bias"]), SCALING_FACTOR)
 
 
 def _converted(weights: Mapping[str, Tensor], vae: AutoencoderKL, checkpoint: Path) -> dict[str, Tensor]:
