@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import numpy as np
 import torch
+from diffusers.pipelines.ltx2.utils import apply_image_conditioning_crf
+from PIL import Image
 from torch import Tensor
 
 from tests.helpers.families import Case
@@ -89,6 +92,8 @@ def own_call(case: Case, model: Any, images: list[Path], videos: slice, loop: An
     noise = model.pack_latents(model.noise(seeds))
     if type(model.pipe).__name__ == "LTXImageToVideoPipeline":
         noise = _with_image(model.pipe, noise, arguments, generators)
+    if type(model.pipe).__name__ == "LTX2ImageToVideoPipeline":
+        noise = _with_compressed_image(model.pipe, noise, arguments)
     accepted = inspect.signature(loop).parameters
     frames: Frames = loop(
         model.pipe,
@@ -112,6 +117,14 @@ def _with_image(pipe: Any, noise: Tensor, call: dict[str, Any], generators: list
     encoded = pipe._normalize_latents(encoded, pipe.vae.latents_mean, pipe.vae.latents_std)
     tokens = encoded.shape[-1] * encoded.shape[-2]
     return torch.cat([pipe._pack_latents(encoded, 1, 1), noise[:, tokens:]], dim=1).detach()
+
+
+def _with_compressed_image(pipe: Any, noise: Tensor, call: dict[str, Any]) -> Tensor:
+    """The latents of LTX-2's pipeline, which it scales itself, with an image that was compressed as H.264."""
+    image = Image.fromarray(apply_image_conditioning_crf(np.array(call["image"]), 33))
+    pixels = pipe.video_processor.preprocess(image, height=call["height"], width=call["width"])
+    encoded = pipe.vae.encode(pixels[:, :, None].to(pipe.vae.dtype)).latent_dist.mode()
+    return torch.cat([encoded, noise[:, :, 1:]], dim=2).detach()
 
 
 def one_graph(case: Case, model: Any, images: list[Path], graded: tuple[int, ...]) -> Tensor:

@@ -8,6 +8,8 @@ import diffusers as d
 import tokenizers
 import transformers as t
 from diffusers.guiders import ClassifierFreeGuidance
+from diffusers.pipelines.ltx2.connectors import LTX2TextConnectors
+from diffusers.pipelines.ltx2.vocoder import LTX2Vocoder
 from transformers.models.t5gemma2.modeling_t5gemma2 import T5Gemma2Encoder
 
 from tests.helpers.families import (
@@ -312,7 +314,86 @@ def _easyanimate() -> Any:
     return d.EasyAnimatePipeline(vae, qwen, tokenizer, transformer, scheduler)
 
 
+def _ltx2(kind: Any = d.LTX2Pipeline) -> Any:
+    transformer = d.LTX2VideoTransformer3DModel(
+        in_channels=8,
+        out_channels=8,
+        num_attention_heads=2,
+        attention_head_dim=8,
+        cross_attention_dim=16,
+        audio_in_channels=4,
+        audio_out_channels=4,
+        audio_num_attention_heads=2,
+        audio_attention_head_dim=4,
+        audio_cross_attention_dim=8,
+        num_layers=2,
+        caption_channels=8,
+        vae_scale_factors=(4, 8, 8),
+    )
+    connectors = LTX2TextConnectors(
+        caption_channels=8,
+        text_proj_in_factor=2,
+        video_connector_num_attention_heads=2,
+        video_connector_attention_head_dim=4,
+        video_connector_num_layers=1,
+        video_connector_num_learnable_registers=8,
+        audio_connector_num_attention_heads=2,
+        audio_connector_attention_head_dim=4,
+        audio_connector_num_layers=1,
+        audio_connector_num_learnable_registers=8,
+    )
+    vae = d.AutoencoderKLLTX2Video(
+        latent_channels=8,
+        block_out_channels=(8, 8),
+        down_block_types=("LTX2VideoDownBlock3D",) * 2,
+        decoder_block_out_channels=(8, 16),
+        layers_per_block=(1, 1, 1),
+        decoder_layers_per_block=(1, 1, 1),
+        spatio_temporal_scaling=(True, True),
+        decoder_spatio_temporal_scaling=(True, True),
+        decoder_inject_noise=(False, False, False),
+        downsample_type=("spatiotemporal",) * 2,
+        upsample_type=("spatiotemporal",) * 2,
+        upsample_residual=(True, True),
+        upsample_factor=(2, 2),
+        patch_size=2,
+        decoder_causal=False,
+    )
+    vae.latents_mean.uniform_(-0.1, 0.1)
+    vae.latents_std.uniform_(0.5, 2)
+    audio_vae = d.AutoencoderKLLTX2Audio(
+        base_channels=4, ch_mult=(1,), num_res_blocks=1, latent_channels=2, mel_bins=8
+    )
+    vocoder = LTX2Vocoder(
+        in_channels=16,
+        hidden_channels=8,
+        upsample_kernel_sizes=[4],
+        upsample_factors=[2],
+        resnet_kernel_sizes=[3],
+        resnet_dilations=[[1]],
+    )
+    tokenizer = build_tokenizer()
+    sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    attention = {"num_key_value_heads": 2, "head_dim": 4}
+    text = {"vocab_size": len(tokenizer), **attention, **sizes}
+    vision = {"image_size": 28, "patch_size": 14, **sizes}
+    tokens = {"boi_token_index": 1, "eoi_token_index": 2, "image_token_index": 0}
+    gemma = t.Gemma3ForConditionalGeneration(
+        t.Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4, **tokens)
+    )
+    scheduler = d.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift_terminal=0.1)
+    return kind(scheduler, vae, audio_vae, gemma, tokenizer, connectors, transformer, vocoder)
+
+
 PIPELINES = {
+    "ltx2": Case("auto", _ltx2, size_of(9, 32), **FLOAT32 | {"calls_per_step": 3}),
+    "ltx2_i2v": Case(
+        "auto",
+        lambda: _ltx2(d.LTX2ImageToVideoPipeline),
+        size_of(9, 32),
+        images=True,
+        **FLOAT32 | {"calls_per_step": 3},
+    ),
     "hunyuan_video_15_i2v": Case(
         "auto", _hunyuan_video_15_i2v, size_of(5, 32), images=True, calls_per_step=2
     ),

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from diffusers.models.autoencoders.autoencoder_kl_ltx2 import PerChannelRMSNorm
 from torch import Tensor, nn
 
 from vader_ray.models.base import VideoModel
@@ -26,6 +27,8 @@ library's documentation. The noise is a function of the video's seed."""
 
 class LTXStream(LayerStream):
     """LTX's decoder, ``diffusers.models.autoencoders.autoencoder_kl_ltx.LTXVideoDecoder3d``, as a stream.
+
+    LTX-2's decoder has the same layers, of which some are written in another way.
 
     Its convolutions see one frame on either side, or two earlier ones if the decoder is causal; its
     normalisation is one of single pixels. The noise that the decoder of 0.9.1 adds between its layers has
@@ -70,9 +73,14 @@ def _residual_block(layers: Layers, block: Any, source: Layer, embedded: Tensor 
     x = _convolution(layers, block.conv2, x, second, block.per_channel_scale2)
     if block.conv_shortcut is not None:
         source = layers.framewise(
-            partial(_activation, block.norm3, block.conv_shortcut.conv, None, None), source
+            partial(_activation, block.norm3, _pointwise(block.conv_shortcut), None, None), source
         )
     return layers.framewise(Tensor.add, x, source)
+
+
+def _pointwise(convolution: Any) -> Any:
+    """Return a convolution of single frames without the padding around it in time, which some networks have."""
+    return getattr(convolution, "conv", convolution)
 
 
 def _upsampler(layers: Layers, upsampler: Any, source: Layer) -> Layer:
@@ -139,7 +147,8 @@ def _activation(
     scale: Tensor | None,
     frames: Tensor,
 ) -> Tensor:
-    normed = norm(frames.movedim(1, -1)).movedim(-1, 1)
+    of_channels = isinstance(norm, PerChannelRMSNorm)  # LTX-2's; others normalise the last dimension
+    normed = norm(frames) if of_channels else norm(frames.movedim(1, -1)).movedim(-1, 1)
     if shift is not None and scale is not None:
         normed = normed * (1 + scale) + shift
     return nonlinearity(normed)

@@ -271,14 +271,14 @@ class SamplingPipeline:
     ) -> SamplingState:
         noise, first = self.noise(seeds), plan.grad_steps[0]
         if first == 0:
-            return SamplingState(noise, tuple(seeds), None, {})
+            return SamplingState(noise, tuple(seeds))
         hook = GuidanceIntervalHook(seeds, stop_before=first, guided_steps=self.sampling.guided_steps())
         denoisers = list(self.denoisers().values())
         try:
             with prefix_cache.cached(self.sampling.prefix_cache, denoisers, self._deep_blocks()):
                 self._run_pipeline(self.pack_latents(noise), conditioning, hook)
         except PrefixDone:
-            return SamplingState(noise, tuple(seeds), hook.outputs, hook.scheduler_state)
+            return SamplingState(noise, tuple(seeds), hook.schedulers)
         raise AssertionError("the pipeline ended before the first gradient step")
 
     def _deep_blocks(self) -> list[nn.Module]:
@@ -287,7 +287,7 @@ class SamplingPipeline:
     def _sample_with_grad(
         self, state: SamplingState, conditioning: Conditioning, plan: TruncationPlan
     ) -> Latents:
-        resume = state if state.outputs is not None else None
+        resume = state if state.schedulers else None
         return self._run_with_grad(state, conditioning, LoopHook(state.seeds, plan=plan, resume=resume))
 
     def _run_with_grad(self, state: SamplingState, conditioning: Conditioning, hook: LoopHook) -> Latents:
