@@ -260,7 +260,7 @@ def _motif_i2v() -> Any:
     return _motif(d.MotifVideoImage2VideoPipeline, 8, feature_extractor=processor)
 
 
-def _kandinsky5() -> Any:
+def _kandinsky5(kind: Any = d.Kandinsky5T2VPipeline) -> Any:
     transformer = d.Kandinsky5Transformer3DModel(
         in_visual_dim=4,
         in_text_dim=8,
@@ -280,7 +280,7 @@ def _kandinsky5() -> Any:
         t.Qwen2_5_VLConfig(**_qwen_vl(len(tokenizer), out_hidden_size=8))
     )
     processor = t.Qwen2VLProcessor(t.Qwen2VLImageProcessor(), tokenizer, t.Qwen2VLVideoProcessor())
-    return d.Kandinsky5T2VPipeline(
+    return kind(
         transformer=transformer,
         vae=hunyuan_video().vae,
         text_encoder=qwen,
@@ -398,6 +398,14 @@ PIPELINES = {
         "auto", _hunyuan_video_15_i2v, size_of(5, 32), images=True, calls_per_step=2
     ),
     "motif_video_i2v": Case("auto", _motif_i2v, size_of(5, 32), images=True, **WAN),
+    "kandinsky5_i2v": Case(
+        "auto",
+        lambda: _kandinsky5(d.Kandinsky5I2VPipeline),
+        size_of(21, 32),
+        images=True,
+        call={"negative_prompt": ""},
+        **WAN,
+    ),
     "kandinsky5": Case("auto", _kandinsky5, size_of(5, 32), call={"negative_prompt": ""}, **WAN),
     "easyanimate": Case("auto", _easyanimate, size_of(5, 16), call={"negative_prompt": ""}),
     "sana_video_i2v": Case(

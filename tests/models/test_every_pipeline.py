@@ -148,7 +148,7 @@ def _gradient(model: Any, case: Case, images: list[Path], graded: tuple[int, ...
     return torch.cat([grad.flatten() for grad in grads]).double()
 
 
-@pytest.mark.parametrize("name", ["ltx_i2v", "easyanimate", "skyreels_v1"])
+@pytest.mark.parametrize("name", ["ltx_i2v", "easyanimate", "skyreels_v1", "ltx2"])
 def test_gradient_is_the_difference_quotient_of_the_pipelines_own_videos(
     folders: Any, images: list[Path], name: str
 ) -> None:

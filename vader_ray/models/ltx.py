@@ -14,7 +14,6 @@ from diffusers.models.autoencoders.autoencoder_kl_ltx2 import PerChannelRMSNorm
 from torch import Tensor, nn
 
 from vader_ray.models.base import VideoModel
-from vader_ray.models.core.conditioning import Conditioning
 from vader_ray.models.core.decoders import Decoder, DecoderOptions, WholeClip
 from vader_ray.models.core.layer_stream import Layer, Layers, LayerStream, unfold_channels
 from vader_ray.models.core.loop_hooks import OUTSIDE_STEPS, LoopHook
@@ -196,28 +195,17 @@ class LTXModel(VideoModel):
         )
         return packed
 
-    def _run_pipeline(
-        self, latents: Tensor, conditioning: Conditioning, hook: LoopHook, **changes: float
-    ) -> Latents:
-        if self.is_image_to_video:
-            latents = self._with_first_frames(latents, conditioning.tensors["image"], hook)
-        return super()._run_pipeline(latents, conditioning, hook, **changes)
-
-    def _with_first_frames(self, noise: Tensor, images: Any, hook: LoopHook) -> Tensor:
-        """Return packed noise whose first latent frame is that of the encoded images.
-
-        The loop does it only for noise that it draws itself.
-        """
+    def with_images(self, latents: Tensor, images: Any, hook: LoopHook) -> Tensor:
+        """Return packed noise whose first latent frame is that of the encoded images."""
         pipe, (channels, _, _, _), sampling = self.pipe, self.latent_shape(), self.sampling
-        device, (height, width) = noise.device, (sampling.height, sampling.width)
-        pixels = pipe.video_processor.preprocess(images, height=height, width=width)
-        generators = hook.generators(OUTSIDE_STEPS, len(noise))
-        with torch.no_grad():
-            started, is_given = pipe.prepare_latents(
-                pixels.to(device, pipe.vae.dtype), len(noise), channels, height, width, sampling.num_frames,
-                noise.dtype, device, generators,
-            )  # fmt: skip
-        return torch.where(is_given[..., None] > 0, started, noise)
+        height, width = sampling.height, sampling.width
+        pixels = pipe.video_processor.preprocess(images, height=height, width=width).to(latents)
+        generators = hook.generators(OUTSIDE_STEPS, len(latents))
+        started, is_given = pipe.prepare_latents(
+            pixels, len(latents), channels, height, width, sampling.num_frames, latents.dtype, latents.device,
+            generators,
+        )  # fmt: skip
+        return torch.where(is_given[..., None] > 0, started, latents)
 
     def pipeline_kwargs(self) -> dict[str, Any]:
         noise = {"decode_timestep": DECODE_TIMESTEP, "decode_noise_scale": DECODE_NOISE_SCALE}

@@ -21,7 +21,6 @@ from vader_ray.errors import UserError
 from vader_ray.models.core.conditioning import Conditioning
 from vader_ray.models.core.decoders import Decoder, DecoderOptions
 from vader_ray.models.core.loop_hooks import LoopHook, replace_attribute
-from vader_ray.models.core.placement import frozen_dtype
 from vader_ray.models.ltx import LTXModel
 from vader_ray.types import Latents, Noise
 
@@ -137,10 +136,9 @@ class LTX2Model(LTXModel):
         finally:
             attributes["connectors"] = before
 
-    def _with_first_frames(self, noise: Tensor, images: Any, hook: LoopHook) -> Tensor:
+    def with_images(self, latents: Tensor, images: Any, hook: LoopHook) -> Tensor:
         """Return the pipeline's latents with the first latent frame of the encoded images."""
         pipe, (height, width) = self.pipe, (self.sampling.height, self.sampling.width)
-        pixels = pipe.video_processor.preprocess(images, height=height, width=width)
-        with torch.no_grad():
-            encoded = pipe.vae.encode(pixels[:, :, None].to(noise.device, frozen_dtype(pipe.vae)))
-        return torch.cat([encoded.latent_dist.mode().to(noise), noise[:, :, 1:]], dim=2)
+        pixels = pipe.video_processor.preprocess(images, height=height, width=width).to(latents)
+        encoded = pipe.vae.encode(pixels[:, :, None]).latent_dist.mode()
+        return torch.cat([encoded.to(latents), latents[:, :, 1:]], dim=2)

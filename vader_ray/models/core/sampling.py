@@ -186,6 +186,18 @@ class SamplingPipeline:
         """Return noise in the layout of the pipeline's argument ``latents``."""
         return noise
 
+    def with_images(self, latents: Tensor, images: Any, hook: LoopHook) -> Tensor:
+        """Return initial latents with the given images.
+
+        For pipelines that put images into the noise that they draw, and not into latents that they are given.
+
+        Args:
+            latents: result of `pack_latents`.
+            images: the image of each video; one image if videos are sampled one by one.
+            hook: of the pass through the loop, which has the generators.
+        """
+        return latents
+
     # ---- sampling
 
     @torch.no_grad()
@@ -340,6 +352,8 @@ class SamplingPipeline:
                 stack.enter_context(fixed_execution_device(self.pipe, self.denoiser))
                 for denoiser in denoisers:
                     stack.enter_context(reported_dtype(denoiser, dtype))
+                if self.is_image_to_video:
+                    latents = self.with_images(latents, columns["image"], hook)
                 loop(self.pipe, latents=latents, **arguments)
         except DecoderReached as reached:
             self._check_num_steps(hook.index)
