@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import diffusers as d
 import tokenizers
 import transformers as t
 from diffusers.guiders import ClassifierFreeGuidance
+from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video_image2video import DEFAULT_PROMPT_TEMPLATE
 from diffusers.pipelines.ltx2.connectors import LTX2TextConnectors
 from diffusers.pipelines.ltx2.vocoder import LTX2Vocoder
 from transformers.models.t5gemma2.modeling_t5gemma2 import T5Gemma2Encoder
@@ -159,6 +161,33 @@ def _sana_i2v() -> Any:
 
 def _skyreels_v1() -> Any:
     return d.HunyuanSkyreelsImageToVideoPipeline(**hunyuan_video(8).components)
+
+
+def _hunyuan_video_i2v() -> Any:
+    """The text encoder sees the image as 576 tokens within the pipeline's own template."""
+    transformer = d.HunyuanVideoTransformer3DModel.from_config(
+        hunyuan_video().transformer.config, image_condition_type="token_replace"
+    )
+    tokenizer, words = build_tokenizer(), re.findall(r"\w{3,}", DEFAULT_PROMPT_TEMPLATE["template"])
+    headers = ["<image>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+    tokenizer.add_tokens(headers, special_tokens=True)
+    tokenizer.add_tokens(sorted(set(words)))
+    sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
+    llava = t.LlavaForConditionalGeneration(
+        t.LlavaConfig(
+            text_config=t.LlamaConfig(vocab_size=len(tokenizer), num_key_value_heads=2, **sizes),
+            vision_config=t.CLIPVisionConfig(image_size=48, patch_size=2, **sizes),
+            image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    processor = t.CLIPImageProcessor(size={"shortest_edge": 48}, crop_size=48)
+    parts = hunyuan_video().components | {
+        "transformer": transformer,
+        "text_encoder": llava,
+        "tokenizer": tokenizer,
+    }
+    return d.HunyuanVideoImageToVideoPipeline(**parts, image_processor=processor)
 
 
 def _motif(kind: Any = d.MotifVideoPipeline, image_width: int | None = None, **more: Any) -> Any:
@@ -397,6 +426,7 @@ PIPELINES = {
     "hunyuan_video_15_i2v": Case(
         "auto", _hunyuan_video_15_i2v, size_of(5, 32), images=True, calls_per_step=2
     ),
+    "hunyuan_video_i2v": Case("auto", _hunyuan_video_i2v, size_of(5, 16), images=True),
     "motif_video_i2v": Case("auto", _motif_i2v, size_of(5, 32), images=True, **WAN),
     "kandinsky5_i2v": Case(
         "auto",

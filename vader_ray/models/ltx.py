@@ -78,7 +78,7 @@ def _residual_block(layers: Layers, block: Any, source: Layer, embedded: Tensor 
 
 
 def _pointwise(convolution: Any) -> Any:
-    """Return a convolution of single frames without the padding around it in time, which some networks have."""
+    """Return a convolution of single frames without a module around it that pads in time."""
     return getattr(convolution, "conv", convolution)
 
 

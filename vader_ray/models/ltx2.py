@@ -91,8 +91,8 @@ class LTX2Model(LTXModel):
     def _compressed(self, image: Image.Image) -> Image.Image:
         if not is_av_available():
             raise UserError(
-                "model.weights: LTX-2 compresses an image as H.264 before it makes a video from it, which needs "
-                "the package PyAV; install it: pip install av"
+                "model.weights: LTX-2 compresses an image as H.264 before it makes a video from it, which "
+                "needs the package PyAV; install it: pip install av"
             )
         quality = resolve_default_image_crf(self.pipe.text_encoder)
         return Image.fromarray(apply_image_conditioning_crf(np.asarray(image), quality))

@@ -18,7 +18,7 @@ SOUND_LATENTS = "audio_hidden_states"
 
 
 def latents_of(inputs: dict[str, Any]) -> dict[str, Tensor]:
-    """Return the latents among a denoiser's inputs: the first one, and those of the sound if there are any."""
+    """Return the latents among a denoiser's inputs: the first one, and those of the sound if there is one."""
     names = [next(iter(inputs)), *(name for name in inputs if name == SOUND_LATENTS)]
     return {name: inputs[name] for name in names}
 

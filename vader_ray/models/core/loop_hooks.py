@@ -290,7 +290,7 @@ class LoopHook:
     def _hooked_scheduler(self, base: Any, own: Any) -> type:
         """Return a subclass of the class of a scheduler, ``own``, whose ``step`` calls this hook.
 
-        The signature of ``step`` is unchanged. A copy that the loop makes of the scheduler has the class, too.
+        The signature of ``step`` is unchanged. A copy that the loop makes of it has the class, too.
         """
         signature = inspect.signature(base.step)
         takes_generator = "generator" in signature.parameters
@@ -303,7 +303,8 @@ class LoopHook:
                 if not self.knows_sound:
                     raise UserError(
                         "this model makes sound with its videos, for which algorithm.name=dpo and ddpo and "
-                        "sampling.num_endings are not defined here; choose algorithm.name=vader and num_endings=1"
+                        "sampling.num_endings are not defined here; choose algorithm.name=vader and "
+                        "sampling.num_endings=1"
                     )
                 if takes_generator:
                     kwargs["generator"] = self._sound_generators(len(given.arguments["sample"]))
@@ -333,7 +334,7 @@ class LoopHook:
         return self._resumed(0, scheduler, given)
 
     def _resumed(self, position: int, scheduler: Any, given: dict[str, Any]) -> Any:
-        """Return what a skipped ``step`` returns; the last one before the gradient steps is that of the state.
+        """Return what a skipped ``step`` returns; for the last one, the outputs of the state to resume from.
 
         Args:
             position: of the scheduler in `SamplingState.schedulers`.

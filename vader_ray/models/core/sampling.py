@@ -207,11 +207,12 @@ class SamplingPipeline:
         Raises:
             UserError: the model makes videos from images and there are none.
         """
-        columns = dict[str, Tensor | list[Any]]()
+        columns, sampling = dict[str, Tensor | list[Any]](), self.sampling
+        opened = open_images(sampling, images) if self.is_image_to_video else []
         if self.embeddings:
-            columns |= encode_texts(self.pipe, self.sampling, self.embeddings, self.text_encoding, prompts)
+            columns |= encode_texts(self.pipe, sampling, self.embeddings, self.text_encoding, prompts, opened)
         if self.is_image_to_video:
-            columns["image"] = open_images(self.sampling, images)
+            columns["image"] = opened
         return Conditioning(columns)
 
     def noise(self, seeds: Sequence[int]) -> Noise:
