@@ -35,8 +35,8 @@ class Conditioning:
 
 
 def _take(column: Tensor | list[Any], part: slice | list[int]) -> Tensor | list[Any]:
-    if isinstance(column, Tensor):
-        return column[part]
+    if isinstance(column, Tensor):  # torch makes a list an index on the column's device, unseen by preflight
+        return column[part] if isinstance(part, slice) else column[torch.tensor(part, dtype=torch.long)]
     return column[part] if isinstance(part, slice) else [column[row] for row in part]
 
 
