@@ -29,6 +29,7 @@ from tests.helpers.families import (
     wan_vae,
 )
 from tests.helpers.tiny_qwen import tokenizer_text
+from vader_ray.models.ltx2 import LTX2Model
 from vader_ray.shapes.train._tokenizer import build_tokenizer
 
 
@@ -416,6 +417,9 @@ def _ltx2(kind: Any = d.LTX2Pipeline) -> Any:
 
 PIPELINES = {
     "ltx2": Case("auto", _ltx2, size_of(9, 32), **FLOAT32 | {"calls_per_step": 3}),
+    "ltx2_without_guidance": Case(
+        "auto", _ltx2, size_of(9, 32, guidance_scale=1.0), call=dict(LTX2Model.no_guidance_kwargs), **FLOAT32
+    ),
     "ltx2_i2v": Case(
         "auto",
         lambda: _ltx2(d.LTX2ImageToVideoPipeline),

@@ -8,11 +8,15 @@ import torch
 from torch import Tensor
 
 from vader_ray.config import SamplingConfig
+from vader_ray.errors import UserError
 from vader_ray.models.base import VideoModel
 from vader_ray.models.core.conditioning import TextEncoding
 from vader_ray.models.core.decoders import DecoderOptions
 from vader_ray.models.core.loop_hooks import OUTSIDE_STEPS, LoopHook
 from vader_ray.types import Noise
+
+NUM_ADAPTED = 4
+"""Latent frames at the start of a video from an image whose mean and deviation are changed after sampling."""
 
 
 class Kandinsky5Model(VideoModel):
@@ -34,6 +38,21 @@ class Kandinsky5Model(VideoModel):
         super().__init__(pipe, sampling, decoder_options)
         if self.is_image_to_video:
             pipe.normalize_first_frame = self._normalize_first_frames
+
+    def latent_shape(self) -> tuple[int, int, int, int]:
+        """Return the shape of one video's noise.
+
+        Raises:
+            UserError: the pipeline would round the number of frames, or has none to adapt the first ones to.
+        """
+        shape = super().latent_shape()
+        if self.is_image_to_video and shape[1] <= NUM_ADAPTED:
+            smallest = NUM_ADAPTED * self.vae_scale_factors()[0] + 1
+            raise UserError(
+                f"sampling.num_frames={self.sampling.num_frames}: this model adapts the first {NUM_ADAPTED} "
+                f"latent frames to those after them; choose at least {smallest}"
+            )
+        return shape
 
     def to_scheduler_layout(self, latents: Noise) -> Tensor:
         return latents.movedim(1, -1)
@@ -59,9 +78,9 @@ class Kandinsky5Model(VideoModel):
         return started
 
     def _normalize_first_frames(self, latents: Tensor) -> Tensor:
-        """Adapt four latent frames to the five after them as the pipeline does, without a change in place.
+        """Adapt the first latent frames to the five after them, as the pipeline does.
 
-        The pipeline overwrites a tensor that its gradient needs.
+        The pipeline's own function overwrites a tensor that the gradient needs.
         """
-        first, rest = latents[:, :4], latents[:, 4:]
+        first, rest = latents[:, :NUM_ADAPTED], latents[:, NUM_ADAPTED:]
         return torch.cat([self.pipe.adaptive_mean_std_normalization(first, rest[:, :5]), rest], dim=1)

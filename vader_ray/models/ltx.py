@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_ltx2 import PerChannelRMSNorm
@@ -167,7 +167,7 @@ class LTXModel(VideoModel):
     image_pipeline_classes = ("LTXImageToVideoPipeline",)
     stock_loader = True
     splits_tokens = True
-    embeddings = (
+    embeddings: ClassVar[tuple[str, ...]] = (
         "prompt_embeds",
         "prompt_attention_mask",
         "negative_prompt_embeds",

@@ -53,7 +53,7 @@ class LTX2Model(LTXModel):
     def encode(self, prompts: Sequence[str], images: Sequence[Path] | None = None) -> Conditioning:
         """Encode prompts, and open and compress images, as videos of the model's training data were.
 
-        The prompts' embeddings are those of the connectors, a hundredth of the text encoder's in size.
+        The prompts' embeddings are those of the connectors, 25 times smaller than those of the text encoder.
 
         Raises:
             UserError: the model makes videos from images and there are none, or PyAV is not installed.
@@ -112,8 +112,8 @@ class LTX2Model(LTXModel):
         return latents
 
     def pipeline_kwargs(self) -> dict[str, Any]:
-        without = self.no_guidance_kwargs if self.sampling.guidance_scale == 1 else {}
-        return super().pipeline_kwargs() | without
+        without = dict(self.no_guidance_kwargs) if self.sampling.guidance_scale == 1 else {}
+        return {**super().pipeline_kwargs(), **without}
 
     def text_encoders(self) -> dict[str, nn.Module]:
         further = {name: getattr(self.pipe, name) for name in ("connectors", "prompt_enhancer")}
@@ -122,7 +122,7 @@ class LTX2Model(LTXModel):
     def _run_pipeline(
         self, latents: Tensor, conditioning: Conditioning, hook: LoopHook, **changes: float
     ) -> Latents:
-        columns = dict(conditioning.tensors)
+        columns: dict[str, Any] = dict(conditioning.tensors)
         sound = torch.cat([columns.pop(name) for name in _SOUND if name in columns])
 
         def connectors(video: Tensor, mask: Tensor, **_: str) -> tuple[Tensor, Tensor, Tensor]:

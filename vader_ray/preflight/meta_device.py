@@ -38,8 +38,8 @@ _ASSUMED_ONE = (torch.bool, torch.bfloat16, torch.float16, torch.float32, torch.
 def meta_device_mode() -> Iterator[HostMemoryTracker]:
     """Run code that was written for a real device on meta tensors; yield a tracker of its host memory.
 
-    Within the context autocast, attention and ``torch.tensor`` are replaced, and `_ConstantTracker` supplies the values of
-    tensors that the code reads.
+    Within the context autocast, attention and ``torch.tensor`` are replaced, and `_ConstantTracker` supplies
+    the values of tensors that the code reads.
     """
     with (
         _replaced(torch, "autocast", _Autocast),
@@ -138,9 +138,9 @@ class _ConstantTracker(FastDispatchMode):
     """Keep the values of small constant tensors, so that ``.item()`` and masks work on the meta device.
 
     Small tensors from the host have known values, and so do those that are created as constants or computed
-    from these alone: masks, indices, timesteps. For other tensors, every condition is true, every element of a mask is set and
-    every real number is 1; reading an integer raises, since a size may depend on it. A copy to the host is a
-    CPU tensor of the same shape whose elements share one number: it occupies no memory here.
+    from these alone: masks, indices, timesteps. For other tensors, every condition is true, every element of
+    a mask is set and every real number is 1; reading an integer raises, since a size may depend on it. A copy
+    to the host is a CPU tensor of the same shape whose elements share one number: it occupies no memory here.
     """
 
     def __init__(self) -> None:
@@ -194,9 +194,7 @@ class _ConstantTracker(FastDispatchMode):
 
     def _known_inputs(self, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
         """The inputs with their values on the CPU; None if a tensor among them has no known value."""
-        if any(
-            tensor.is_meta and tensor not in self._known for tensor in tensors_in(args, kwargs.values())
-        ):
+        if any(tensor.is_meta and tensor not in self._known for tensor in tensors_in(args, kwargs.values())):
             return None
         values = tree_map_only(Tensor, lambda tensor: self._known.get(tensor, tensor), (args, kwargs))
         on_host: tuple[Any, Any] = tree_map_only(torch.device, lambda _: torch.device("cpu"), values)
