@@ -30,9 +30,11 @@ from tests.helpers.nonlinear_rewards import ClipReward
 from tests.helpers.paths import REPOSITORY
 from tests.helpers.pipeline_cases import PIPELINES
 from vader_ray import models
+from vader_ray.alignment import decoding
 from vader_ray.alignment.algorithms.vader import accumulate_gradient
 from vader_ray.alignment.reward_gradient import RewardTerm
 from vader_ray.alignment.rollout import Batching, Rollout
+from vader_ray.errors import UserError
 from vader_ray.types import TruncationPlan
 
 LEFT_OUT = {
@@ -55,8 +57,8 @@ LEFT_OUT = {
     "it refines, enlarges or decodes a given video": """
         Kandinsky6SRPipeline LTXLatentUpsamplePipeline LTX2DFRTemporalRefinePipeline
         LTX2LatentUpsamplePipeline LTX2VideoDiffusionDecodePipeline""",
-    "its licence demands a safety checker, a package that is not installed": """
-        Cosmos2VideoToWorldPipeline Cosmos2_5_PredictBasePipeline""",
+    "a guardrail changes its videos to 8 bits in every call, so no graph can be compared": """
+        Cosmos2VideoToWorldPipeline""",
     "its decoder has tiles of fixed size, which a test cannot decode": "AllegroPipeline",
     "diffusers deprecates it": "I2VGenXLPipeline PIAPipeline AnimateDiffPAGPipeline",
 }
@@ -170,6 +172,17 @@ def test_gradient_is_the_difference_quotient_of_the_pipelines_own_videos(
     with torch.no_grad():
         quotient = (objective(size) - objective(-size)) / (2 * size)
     assert quotient == pytest.approx(float(gradient[place]), rel=1e-3)
+
+
+@pytest.mark.slow
+def test_the_guardrail_of_cosmos_sees_prompts_and_finished_videos(folders: Any) -> None:
+    model = load_case(PIPELINES["cosmos"], folders("cosmos"))
+    with pytest.raises(UserError, match="guardrail of Cosmos refuses 'a weapon'"):
+        model.encode(["a red circle", "a weapon"])
+    latents = model.sample(model.encode(["a red circle"]), [0])
+    whole, checked = decode_all(model, latents), decoding.decode_all(latents, model.decoder)
+    assert not checked[..., 0, 0].any()
+    assert (whole - checked)[..., 1:, :].abs().max() <= 1 / 255
 
 
 @pytest.mark.slow
