@@ -14,8 +14,9 @@ from torch import Tensor
 
 from vader_ray.models.core import transitions
 from vader_ray.models.core.conditioning import Conditioning
-from vader_ray.models.core.loop_hooks import LoopHook, SamplingState, SchedulerState
+from vader_ray.models.core.loop_hooks import LoopHook
 from vader_ray.models.core.sampling import SamplingPipeline
+from vader_ray.models.core.sampling_state import SamplingState, SchedulerState
 from vader_ray.types import Latents, TruncationPlan
 
 

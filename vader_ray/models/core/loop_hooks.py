@@ -12,13 +12,12 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map, tree_map_only
+from torch.utils._pytree import tree_map
 from torch.utils.checkpoint import checkpoint
 
 from vader_ray.errors import UserError
@@ -32,6 +31,7 @@ from vader_ray.models.core.denoiser_calls import (
     with_predictions,
 )
 from vader_ray.models.core.placement import frozen_dtype, reported_dtype
+from vader_ray.models.core.sampling_state import SamplingState, SchedulerState
 from vader_ray.models.core.video_workers import GuidanceBranches, VideoWorkers
 from vader_ray.types import GradStep, TruncationPlan
 
@@ -47,74 +47,6 @@ videos with nearby seeds do not share noise."""
 def step_seed(seed: int, step: int) -> int:
     """Return the seed of one denoising step's noise, a function of the video's seed and the step alone."""
     return (seed + SEED_STRIDE * (step + 1)) % 2**63
-
-
-@dataclass(frozen=True, slots=True)
-class SchedulerState:
-    """A scheduler between two denoising steps."""
-
-    outputs: tuple[Tensor, ...]
-    """Last return value of ``scheduler.step``, the sample first; ``batch`` or ``batch·frames`` leads. Some
-    schedulers (CogVideoX's DPM) return a second tensor, which the loop passes to their next step."""
-    attributes: dict[str, Any]
-    """Attributes of the scheduler."""
-
-    def of_videos(self, chosen: Sequence[int], num_videos: int) -> SchedulerState:
-        """Return the state of some of the videos."""
-        shape = self.outputs[0].shape
-        rows = rows_of(chosen, shape[0] // num_videos)
-        attributes = tree_map_only(
-            Tensor, lambda tensor: tensor[rows] if tensor.shape == shape else tensor, self.attributes
-        )
-        return SchedulerState(tuple(output[rows] for output in self.outputs), attributes)
-
-    @staticmethod
-    def join(parts: Sequence[SchedulerState]) -> SchedulerState:
-        """Concatenate the tensors of the sample's shape; everything else is equal in all states."""
-        shape = parts[0].outputs[0].shape
-
-        def join(first: Any, *others: Any) -> Any:
-            is_sample = isinstance(first, Tensor) and first.shape == shape
-            return torch.cat([first, *others]) if is_sample else first
-
-        outputs = tuple(torch.cat(column) for column in zip(*(part.outputs for part in parts), strict=True))
-        attributes: dict[str, Any] = tree_map(join, *(part.attributes for part in parts))
-        return SchedulerState(outputs, attributes)
-
-
-@dataclass(frozen=True, slots=True)
-class SamplingState:
-    """Sampling that was stopped before the first gradient step; one entry per video, can be sliced."""
-
-    noise: Tensor
-    """Initial noise, ``batch channels frames height width``."""
-    seeds: tuple[int, ...]
-    schedulers: tuple[SchedulerState, ...] = ()
-    """The pipeline's scheduler and, if it makes sound, the copy of it for the sound; empty before step 0."""
-
-    def __len__(self) -> int:
-        return len(self.seeds)
-
-    def __getitem__(self, part: slice | list[int]) -> SamplingState:
-        chosen = list(range(len(self)))[part] if isinstance(part, slice) else part
-        seeds = tuple(self.seeds[video] for video in chosen)
-        schedulers = tuple(each.of_videos(chosen, len(self)) for each in self.schedulers)
-        return SamplingState(self.noise[chosen], seeds, schedulers)
-
-    @staticmethod
-    def join(parts: Sequence[SamplingState]) -> SamplingState:
-        """Concatenate states that stopped before the same denoising step."""
-        if len(parts) == 1:
-            return parts[0]
-        noise = torch.cat([part.noise for part in parts])
-        seeds = tuple(seed for part in parts for seed in part.seeds)
-        columns = zip(*(part.schedulers for part in parts), strict=True)
-        return SamplingState(noise, seeds, tuple(SchedulerState.join(column) for column in columns))
-
-
-def rows_of(videos: Sequence[int], rows_per_video: int) -> list[int]:
-    """Return the rows of some videos in a tensor with ``rows_per_video`` rows for each video."""
-    return [video * rows_per_video + row for video in videos for row in range(rows_per_video)]
 
 
 class DecoderReached(Exception):

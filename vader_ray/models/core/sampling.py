@@ -32,7 +32,6 @@ from vader_ray.models.core.loop_hooks import (
     DecoderReached,
     LoopHook,
     PrefixDone,
-    SamplingState,
     cast,
 )
 from vader_ray.models.core.placement import (
@@ -41,6 +40,7 @@ from vader_ray.models.core.placement import (
     remember_placement,
     reported_dtype,
 )
+from vader_ray.models.core.sampling_state import SamplingState
 from vader_ray.models.core.sharding import is_sharded
 from vader_ray.models.core.step_responses import StepResponses
 from vader_ray.models.core.video_workers import VideoWorkers

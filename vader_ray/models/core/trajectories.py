@@ -15,8 +15,9 @@ from vader_ray.errors import UserError
 from vader_ray.models.core import transitions
 from vader_ray.models.core.conditioning import Conditioning
 from vader_ray.models.core.decoders import Framewise2D
-from vader_ray.models.core.loop_hooks import LoopHook, SamplingState, SchedulerState, rows_of
+from vader_ray.models.core.loop_hooks import LoopHook
 from vader_ray.models.core.sampling import SamplingPipeline, with_frame_dimension
+from vader_ray.models.core.sampling_state import SamplingState, SchedulerState, rows_of
 from vader_ray.types import Frames, Latents, Noise, Scores, TruncationPlan
 
 
