@@ -36,9 +36,14 @@ class CosmosModel(VideoModel):
         """Encode prompts that the guardrail accepts.
 
         Raises:
-            UserError: it refuses a prompt.
+            UserError: it refuses a prompt, or was taken out of the pipeline.
         """
         guardrail = self.pipe.safety_checker
+        if guardrail is None:
+            raise UserError(
+                "from_pipeline: the pipeline has no safety_checker, which the NVIDIA Open Model License demands; "
+                "load it with the package cosmos_guardrail installed"
+            )
         guardrail.to(self.pipe.device)
         for prompt in prompts:
             if not guardrail.check_text_safety(prompt):
