@@ -41,8 +41,8 @@ class CosmosModel(VideoModel):
         guardrail = self.pipe.safety_checker
         if guardrail is None:
             raise UserError(
-                "from_pipeline: the pipeline has no safety_checker, which the NVIDIA Open Model License demands; "
-                "load it with the package cosmos_guardrail installed"
+                "from_pipeline: the pipeline has no safety_checker, which the NVIDIA Open Model License "
+                "demands; load it with the package cosmos_guardrail installed"
             )
         guardrail.to(self.pipe.device)
         for prompt in prompts:
