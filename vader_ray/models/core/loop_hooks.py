@@ -295,7 +295,8 @@ class LoopHook:
         """Keep what a scheduler's step returned, if the loop stops before the next one."""
         if self.index == self._stop_before:
             outputs = result if isinstance(result, tuple) else (result.prev_sample,)
-            self.schedulers += (SchedulerState(outputs, _copy_state(scheduler)),)
+            unchanged = tuple(output.clone() for output in outputs)  # some pipelines change them in place
+            self.schedulers += (SchedulerState(unchanged, _copy_state(scheduler)),)
 
     def _is_skipped(self, step: int) -> bool:
         """Whether a denoising step is before the gradient steps or after the one with the reward."""
