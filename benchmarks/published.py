@@ -183,7 +183,7 @@ def ltx() -> tuple[type, dict[str, Any]]:
 
 
 def ltx2() -> tuple[type, dict[str, Any]]:
-    """``Lightricks/LTX-2``: diffusers' defaults, Gemma 3 12B."""
+    """``Lightricks/LTX-2``: diffusers' defaults but for the autoencoder's ratios, Gemma 3 12B."""
     text = {
         "hidden_size": 3840,
         "intermediate_size": 15360,
@@ -203,7 +203,7 @@ def ltx2() -> tuple[type, dict[str, Any]]:
     }
     return d.LTX2Pipeline, {
         "transformer": d.LTX2VideoTransformer3DModel(),
-        "vae": d.AutoencoderKLLTX2Video(),
+        "vae": d.AutoencoderKLLTX2Video(spatial_compression_ratio=32, temporal_compression_ratio=8),
         "audio_vae": d.AutoencoderKLLTX2Audio(),
         "vocoder": LTX2Vocoder(),
         "connectors": LTX2TextConnectors(),
