@@ -14,6 +14,8 @@ from typing import Any
 import diffusers as d
 import torch
 import transformers as t
+from diffusers.pipelines.ltx2.connectors import LTX2TextConnectors
+from diffusers.pipelines.ltx2.vocoder import LTX2Vocoder
 
 from vader_ray.shapes.train._tokenizer import build_tokenizer
 
@@ -180,6 +182,41 @@ def ltx() -> tuple[type, dict[str, Any]]:
     }
 
 
+def ltx2() -> tuple[type, dict[str, Any]]:
+    """``Lightricks/LTX-2``: diffusers' defaults but for the autoencoder's ratios, Gemma 3 12B."""
+    text = {
+        "hidden_size": 3840,
+        "intermediate_size": 15360,
+        "num_hidden_layers": 48,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "head_dim": 256,
+        "vocab_size": 262208,
+    }
+    vision = {
+        "hidden_size": 1152,
+        "intermediate_size": 4304,
+        "num_hidden_layers": 27,
+        "num_attention_heads": 16,
+        "image_size": 896,
+        "patch_size": 14,
+    }
+    return d.LTX2Pipeline, {
+        "transformer": d.LTX2VideoTransformer3DModel(),
+        "vae": d.AutoencoderKLLTX2Video(spatial_compression_ratio=32, temporal_compression_ratio=8),
+        "audio_vae": d.AutoencoderKLLTX2Audio(),
+        "vocoder": LTX2Vocoder(),
+        "connectors": LTX2TextConnectors(),
+        "text_encoder": t.Gemma3ForConditionalGeneration(
+            t.Gemma3Config(text_config=text, vision_config=vision)
+        ),
+        "tokenizer": tokenizer(1024),
+        "scheduler": scheduler(
+            d.FlowMatchEulerDiscreteScheduler, use_dynamic_shifting=True, shift_terminal=0.1
+        ),
+    }
+
+
 def hunyuan_video() -> tuple[type, dict[str, Any]]:
     """``hunyuanvideo-community/HunyuanVideo``: diffusers' defaults, Llama 3 8B and CLIP's ViT-L."""
     llama = {
@@ -281,7 +318,9 @@ def write_configuration(make: Callable[[], tuple[type, dict[str, Any]]], folder:
         settings = part.config if isinstance(part, t.PreTrainedModel) else part
         save = getattr(settings, "save_config", None) or settings.save_pretrained
         save(folder / name)
-        index[name] = [type(part).__module__.partition(".")[0], type(part).__name__]
+        library, *parts_of_name = type(part).__module__.split(".")
+        is_pipelines_own = parts_of_name[0] == "pipelines"
+        index[name] = [parts_of_name[1] if is_pipelines_own else library, type(part).__name__]
     (folder / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
     return folder
 
@@ -326,6 +365,7 @@ BY_WEIGHTS: dict[str, Callable[[], tuple[type, dict[str, Any]]]] = {
     "Wan-AI/Wan2.2-TI2V-5B-Diffusers": wan_5b,
     "Wan-AI/Wan2.2-T2V-A14B-Diffusers": wan_a14b,
     "Lightricks/LTX-Video": ltx,
+    "Lightricks/LTX-2": ltx2,
     "hunyuanvideo-community/HunyuanVideo": hunyuan_video,
     "zai-org/CogVideoX-5b": cogvideox_5b,
     "zai-org/CogVideoX-2b": cogvideox_2b,

@@ -178,6 +178,10 @@ class VideoDecoder(Protocol):
         """
         ...
 
+    def finished(self, frames: Frames, /) -> Frames:
+        """Return the frames of whole videos as the pipeline returns them, which may check them."""
+        ...
+
 
 @runtime_checkable
 class Sliceable(Protocol):

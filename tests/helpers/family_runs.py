@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import numpy as np
 import torch
+from diffusers.pipelines.ltx2.utils import apply_image_conditioning_crf
+from PIL import Image
 from torch import Tensor
 
 from tests.helpers.families import Case
@@ -98,8 +101,9 @@ def call_loop(case: Case, model: Any, opened: Any, videos: slice, loop: Any, see
     if hasattr(model.pipe, "guider"):
         model.pipe.guider = model.pipe.guider.new(guidance_scale=arguments.pop("guidance_scale"))
     noise = model.pack_latents(model.noise(seeds))
-    if type(model.pipe).__name__ == "LTXImageToVideoPipeline":
-        noise = _with_image(model.pipe, noise, arguments, generators)
+    if (with_image := _WITH_IMAGE.get(type(model.pipe).__name__)) is not None:
+        noise = with_image(model.pipe, noise, arguments, generators)
+        noise = noise if isinstance(opened, Tensor) else noise.detach()
     accepted = inspect.signature(loop).parameters
     frames: Frames = loop(
         model.pipe,
@@ -111,8 +115,7 @@ def call_loop(case: Case, model: Any, opened: Any, videos: slice, loop: Any, see
     return frames
 
 
-def _with_image(pipe: Any, noise: Tensor, call: dict[str, Any], generators: list[torch.Generator]) -> Tensor:
-    """The noise of a pipeline that expects the image in the latents that it is given."""
+def _ltx_noise(pipe: Any, noise: Tensor, call: dict[str, Any], generators: list[torch.Generator]) -> Tensor:
     pixels = pipe.video_processor.preprocess(call["image"], height=call["height"], width=call["width"])
     encoded = torch.cat(
         [
@@ -123,6 +126,32 @@ def _with_image(pipe: Any, noise: Tensor, call: dict[str, Any], generators: list
     encoded = pipe._normalize_latents(encoded, pipe.vae.latents_mean, pipe.vae.latents_std)
     tokens = encoded.shape[-1] * encoded.shape[-2]
     return torch.cat([pipe._pack_latents(encoded, 1, 1), noise[:, tokens:]], dim=1)
+
+
+def _ltx2_noise(pipe: Any, noise: Tensor, call: dict[str, Any], _: list[torch.Generator]) -> Tensor:
+    """The pipeline compresses images as H.264, and scales latents itself."""
+    image = Image.fromarray(apply_image_conditioning_crf(np.array(call["image"]), 33))
+    pixels = pipe.video_processor.preprocess(image, height=call["height"], width=call["width"])
+    encoded = pipe.vae.encode(pixels[:, :, None].to(pipe.vae.dtype)).latent_dist.mode()
+    return torch.cat([encoded, noise[:, :, 1:]], dim=2)
+
+
+def _kandinsky5_noise(
+    pipe: Any, noise: Tensor, call: dict[str, Any], generators: list[torch.Generator]
+) -> Tensor:
+    size = call["height"], call["width"], call["num_frames"]
+    prepared = pipe.prepare_latents(
+        call["image"], 1, 4, *size, dtype=noise.dtype, device=noise.device, generator=generators[0]
+    )
+    return torch.cat([prepared[:, :1], torch.cat([noise[..., :4], prepared[..., 4:]], dim=-1)[:, 1:]], dim=1)
+
+
+_WITH_IMAGE = {
+    "LTXImageToVideoPipeline": _ltx_noise,
+    "LTX2ImageToVideoPipeline": _ltx2_noise,
+    "Kandinsky5I2VPipeline": _kandinsky5_noise,
+}
+"""Latents with the image for pipelines that expect it in latents that they are given."""
 
 
 def one_graph(case: Case, model: Any, images: list[Path], graded: tuple[int, ...]) -> Tensor:

@@ -26,7 +26,13 @@ from vader_ray.errors import UserError
 from vader_ray.preflight.trackers import PeakMemoryTracker
 from vader_ray.types import TruncationPlan
 
-IMAGE_CASES = {name: case for name, case in (CASES | PIPELINES).items() if case.images}
+REFUSED = ("ltx2_i2v", "hunyuan_video_i2v")
+"""Their images are compressed, or seen by the text encoder: `continues_frames` of their families."""
+KEEP_FLOAT32 = ("kandinsky5_i2v",)
+"""Denoisers that cast to float32 in a way that the test cannot undo."""
+IMAGE_CASES = {
+    name: case for name, case in (CASES | PIPELINES).items() if case.images and name not in REFUSED
+}
 QUICK = "wan_i2v"
 NAMES = [name if name == QUICK else pytest.param(name, marks=pytest.mark.slow) for name in IMAGE_CASES]
 CLIPS = 3
@@ -88,7 +94,11 @@ def test_the_gradient_is_that_of_one_graph_over_all_clips(
 ) -> None:
     """K = 1 and N, and all or some clips with gradient: float64, by the pipelines' own loops."""
     case = IMAGE_CASES[name]
-    model = _in_float64(case, folders(name), monkeypatch)
+    if is_float64 := name not in KEEP_FLOAT32:
+        model = _in_float64(case, folders(name), monkeypatch)
+    else:
+        model = load_case(case, folders(name), None, case.precision)
+    tolerance = 1e-10 if is_float64 else case.tolerance
     for graded, num_graded in (((2,), 3), ((0, 1, 2), 3), ((2,), 2), ((1, 2), 1)):
         scores, found = _gradient(model, case, images, _plan(graded, num_graded))
         video = chain_by_loops(case, model, images, graded, CLIPS, num_graded)
@@ -96,7 +106,7 @@ def test_the_gradient_is_that_of_one_graph_over_all_clips(
         expected = adapter_gradient(model, -objective.sum())
         assert torch.equal(scores, objective.detach()), f"{graded}, {num_graded} clips"
         assert expected.norm() > 0
-        assert (found - expected).norm() < 1e-10 * expected.norm(), f"{graded}, {num_graded} clips"
+        assert (found - expected).norm() < tolerance * expected.norm(), f"{graded}, {num_graded} clips"
 
 
 @pytest.mark.parametrize(

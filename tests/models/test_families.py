@@ -131,7 +131,7 @@ def test_sampling_stays_in_float32_around_a_bfloat16_denoiser(
     assert {parameter.dtype for parameter in model.adapter_parameters()} == {torch.float32}
     conditioning, plan = encode_prompts(model, images), TruncationPlan(STEPS, (2,))
     state = model.sample_prefix(conditioning, plan, SEEDS)
-    assert {output.dtype for output in state.outputs or ()} == {torch.float32}
+    assert {output.dtype for output in state.schedulers[0].outputs} == {torch.float32}
     model.sample_with_grad(state, conditioning, plan).float().square().mean().backward()
     norms = [parameter.grad.norm() for parameter in model.adapter_parameters() if parameter.grad is not None]
     assert all(norm.isfinite() for norm in norms)

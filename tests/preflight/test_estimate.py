@@ -161,6 +161,14 @@ def test_families_of_one_pipeline_each_can_be_counted(folder: Path, name: str) -
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["kandinsky5", "hunyuan_video_15", "ltx2", "hunyuan_video_i2v"])
+def test_masks_and_numbers_of_tokens_are_known(folder: Path, name: str) -> None:
+    """Pipelines whose sizes depend on what the tokenizer returned, or that make sound, too."""
+    config = _config(name, folder)
+    assert _training_bytes(estimate_step(config)) == pytest.approx(_measured_bytes(config), rel=TOLERANCE)
+
+
+@pytest.mark.slow
 def test_modelscope_with_a_reward_that_has_a_network(tiny_pipeline_folder: Path) -> None:
     config = tiny_config(tiny_pipeline_folder, rewards=[{"reward": "hps", "weights": "shapes:hps"}])
     found = estimate_step(config)

@@ -29,5 +29,5 @@ def decode(latents: Latents, decoder: VideoDecoder, wanted: Sequence[int]) -> tu
 
 
 def decode_all(latents: Latents, decoder: VideoDecoder) -> Frames:
-    """Decode every frame of each video."""
-    return decode(latents, decoder, range(decoder.num_frames(latents)))[0]
+    """Decode every frame of each video; the frames are those of the finished video."""
+    return decoder.finished(decode(latents, decoder, range(decoder.num_frames(latents)))[0])

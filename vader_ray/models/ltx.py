@@ -7,18 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
+from diffusers.models.autoencoders.autoencoder_kl_ltx2 import PerChannelRMSNorm
 from torch import Tensor, nn
 
 from vader_ray.models.base import VideoModel
-from vader_ray.models.core.conditioning import Conditioning
 from vader_ray.models.core.decoders import Decoder, DecoderOptions, WholeClip
-from vader_ray.models.core.frame_images import frames_of
 from vader_ray.models.core.layer_stream import Layer, Layers, LayerStream, unfold_channels
 from vader_ray.models.core.loop_hooks import OUTSIDE_STEPS, LoopHook
-from vader_ray.models.core.memory_optimizations import recompute
 from vader_ray.types import Latents, Noise
 
 DECODE_TIMESTEP, DECODE_NOISE_SCALE = 0.05, 0.025
@@ -28,6 +26,8 @@ library's documentation. The noise is a function of the video's seed."""
 
 class LTXStream(LayerStream):
     """LTX's decoder, ``diffusers.models.autoencoders.autoencoder_kl_ltx.LTXVideoDecoder3d``, as a stream.
+
+    LTX-2's decoder has the same layers, of which some are written in another way.
 
     Its convolutions see one frame on either side, or two earlier ones if the decoder is causal; its
     normalisation is one of single pixels. The noise that the decoder of 0.9.1 adds between its layers has
@@ -72,9 +72,14 @@ def _residual_block(layers: Layers, block: Any, source: Layer, embedded: Tensor 
     x = _convolution(layers, block.conv2, x, second, block.per_channel_scale2)
     if block.conv_shortcut is not None:
         source = layers.framewise(
-            partial(_activation, block.norm3, block.conv_shortcut.conv, None, None), source
+            partial(_activation, block.norm3, _pointwise(block.conv_shortcut), None, None), source
         )
     return layers.framewise(Tensor.add, x, source)
+
+
+def _pointwise(convolution: Any) -> Any:
+    """Return a convolution of single frames without a module around it that pads in time."""
+    return getattr(convolution, "conv", convolution)
 
 
 def _upsampler(layers: Layers, upsampler: Any, source: Layer) -> Layer:
@@ -141,7 +146,8 @@ def _activation(
     scale: Tensor | None,
     frames: Tensor,
 ) -> Tensor:
-    normed = norm(frames.movedim(1, -1)).movedim(-1, 1)
+    of_channels = isinstance(norm, PerChannelRMSNorm)  # LTX-2's; others normalise the last dimension
+    normed = norm(frames) if of_channels else norm(frames.movedim(1, -1)).movedim(-1, 1)
     if shift is not None and scale is not None:
         normed = normed * (1 + scale) + shift
     return nonlinearity(normed)
@@ -161,7 +167,7 @@ class LTXModel(VideoModel):
     image_pipeline_classes = ("LTXImageToVideoPipeline",)
     stock_loader = True
     splits_tokens = True
-    embeddings = (
+    embeddings: ClassVar[tuple[str, ...]] = (
         "prompt_embeds",
         "prompt_attention_mask",
         "negative_prompt_embeds",
@@ -189,35 +195,17 @@ class LTXModel(VideoModel):
         )
         return packed
 
-    def _run_pipeline(
-        self, latents: Tensor, conditioning: Conditioning, hook: LoopHook, **changes: float
-    ) -> Latents:
-        if self.is_image_to_video:
-            latents = self._with_first_frames(latents, conditioning.tensors["image"], hook)
-        return super()._run_pipeline(latents, conditioning, hook, **changes)
-
-    def _with_first_frames(self, noise: Tensor, images: Any, hook: LoopHook) -> Tensor:
-        """Return packed noise whose first latent frame is that of the encoded images.
-
-        The loop does it only for noise that it draws itself.
-        """
+    def latents_with_images(self, latents: Tensor, images: Any, hook: LoopHook) -> Tensor:
+        """Return packed noise whose first latent frame is that of the encoded images."""
         pipe, (channels, _, _, _), sampling = self.pipe, self.latent_shape(), self.sampling
-        device, (height, width), frames = noise.device, (sampling.height, sampling.width), frames_of(images)
-        pixels = (
-            pipe.video_processor.preprocess(images, height=height, width=width)
-            if frames is None
-            else frames * 2 - 1
-        )
-
-        def encode(pixels: Tensor) -> tuple[Tensor, Tensor]:
-            encoded: tuple[Tensor, Tensor] = pipe.prepare_latents(
-                pixels.to(device, pipe.vae.dtype), len(noise), channels, height, width, sampling.num_frames,
-                noise.dtype, device, hook.generators(OUTSIDE_STEPS, len(noise)),
-            )  # fmt: skip
-            return encoded
-
-        started, is_given = recompute(encode, pixels)
-        return torch.where(is_given[..., None] > 0, started, noise)
+        height, width = sampling.height, sampling.width
+        pixels = pipe.video_processor.preprocess(images, height=height, width=width).to(latents)
+        generators = hook.generators(OUTSIDE_STEPS, len(latents))
+        started, is_given = pipe.prepare_latents(
+            pixels, len(latents), channels, height, width, sampling.num_frames, latents.dtype, latents.device,
+            generators,
+        )  # fmt: skip
+        return torch.where(is_given[..., None] > 0, started, latents)
 
     def pipeline_kwargs(self) -> dict[str, Any]:
         noise = {"decode_timestep": DECODE_TIMESTEP, "decode_noise_scale": DECODE_NOISE_SCALE}

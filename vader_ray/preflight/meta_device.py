@@ -22,6 +22,7 @@ from vader_ray.preflight.trackers import FastDispatchMode, tensors_in
 
 _ATTENTION = "scaled_dot_product_attention"
 _plain_attention = functional.scaled_dot_product_attention
+_plain_tensor = torch.tensor
 META = torch.device("meta")
 _SMALL = 2**16
 """Largest number of elements of a tensor whose values are kept."""
@@ -37,12 +38,13 @@ _ASSUMED_ONE = (torch.bool, torch.bfloat16, torch.float16, torch.float32, torch.
 def meta_device_mode() -> Iterator[HostMemoryTracker]:
     """Run code that was written for a real device on meta tensors; yield a tracker of its host memory.
 
-    Within the context autocast and attention are replaced, and `_ConstantTracker` supplies the values of
-    tensors that the code reads.
+    Within the context autocast, attention and ``torch.tensor`` are replaced, and `_ConstantTracker` supplies
+    the values of tensors that the code reads.
     """
     with (
         _replaced(torch, "autocast", _Autocast),
         _replaced(functional, _ATTENTION, _attention),
+        _replaced(torch, "tensor", _tensor),
         _ConstantTracker() as mode,
     ):
         yield mode.host
@@ -122,13 +124,23 @@ def _attention(  # noqa: PLR0913
     return result
 
 
+def _tensor(data: Any, *, device: Any = None, **settings: Any) -> Tensor:
+    """`torch.tensor`, which would make a meta tensor whose values no dispatch mode sees."""
+    created = _plain_tensor(data, device="cpu" if _is_meta(device) else device, **settings)
+    return created.to(META) if _is_meta(device) else created
+
+
+def _is_meta(device: Any) -> bool:
+    return device is not None and torch.device(device) == META
+
+
 class _ConstantTracker(FastDispatchMode):
     """Keep the values of small constant tensors, so that ``.item()`` and masks work on the meta device.
 
-    Small tensors from the host have known values, and so do tensors that are computed from these alone:
-    masks, indices, timesteps. For other tensors, every condition is true, every element of a mask is set and
-    every real number is 1; reading an integer raises, since a size may depend on it. A copy to the host is a
-    CPU tensor of the same shape whose elements share one number: it occupies no memory here.
+    Small tensors from the host have known values, and so do those that are created as constants or computed
+    from these alone: masks, indices, timesteps. For other tensors, every condition is true, every element of
+    a mask is set and every real number is 1; reading an integer raises, since a size may depend on it. A copy
+    to the host is a CPU tensor of the same shape whose elements share one number: it occupies no memory here.
     """
 
     def __init__(self) -> None:
@@ -157,7 +169,7 @@ class _ConstantTracker(FastDispatchMode):
         if func._overloadpacket in _INDEXING:
             args = (args[0], self._without_masks(args[1]), *args[2:])
         result = self._kernels.run(func, args, given)
-        if known and _is_small(result) and torch.Tag.nondeterministic_seeded not in func.tags:
+        if known and _is_small(result) and not _is_arbitrary(func):
             self._keep(result, func(*known[0], **known[1]))
         elif func._schema.is_mutable:
             for tensor in tensors_in(args, given.values()):
@@ -181,9 +193,8 @@ class _ConstantTracker(FastDispatchMode):
         return result
 
     def _known_inputs(self, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
-        """The inputs with their values on the CPU; None if no input is a tensor or one has no known value."""
-        tensors = list(tensors_in(args, kwargs.values()))
-        if not tensors or any(tensor.is_meta and tensor not in self._known for tensor in tensors):
+        """The inputs with their values on the CPU; None if a tensor among them has no known value."""
+        if any(tensor.is_meta and tensor not in self._known for tensor in tensors_in(args, kwargs.values())):
             return None
         values = tree_map_only(Tensor, lambda tensor: self._known.get(tensor, tensor), (args, kwargs))
         on_host: tuple[Any, Any] = tree_map_only(torch.device, lambda _: torch.device("cpu"), values)
@@ -216,6 +227,12 @@ class _ConstantTracker(FastDispatchMode):
 
 def _to_host(kwargs: dict[str, Any]) -> bool:
     return torch.device(kwargs.get("device") or META).type == "cpu"
+
+
+def _is_arbitrary(func: Any) -> bool:
+    """Whether a kernel's result has random values, or none yet."""
+    has_no_values = "empty" in func._overloadpacket.__name__
+    return has_no_values or torch.Tag.nondeterministic_seeded in func.tags
 
 
 def _is_small(result: Any) -> bool:

@@ -43,7 +43,7 @@ def _set(model: Any, **sampling: Any) -> None:
 def _prefix(model: Any, images: list[Path], plan: TruncationPlan) -> tuple[Tensor, int]:
     """The sample before the first gradient step, and the calls of the denoiser."""
     calls = model.denoiser_calls
-    outputs = model.sample_prefix(encode_prompts(model, images), plan, SEEDS).outputs
+    outputs = model.sample_prefix(encode_prompts(model, images), plan, SEEDS).schedulers[0].outputs
     return outputs[0], model.denoiser_calls - calls
 
 
@@ -97,7 +97,7 @@ def test_deep_features_are_computed_in_every_nth_step(
         handle = leaf.register_forward_hook(lambda *_, calls=calls: calls.append(None))
         states[rule] = model.sample_prefix(conditioning, plan, SEEDS)
         handle.remove()
-        samples[rule], computed[rule] = states[rule].outputs[0], len(calls)
+        samples[rule], computed[rule] = states[rule].schedulers[0].outputs[0], len(calls)
         assert not any("forward" in vars(block) for block in deep)
     assert torch.equal(samples["none"], samples["deep_features:1"])
     assert not torch.equal(samples["none"], samples["deep_features:9"])

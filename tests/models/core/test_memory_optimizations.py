@@ -243,7 +243,7 @@ def test_the_cache_acts_on_the_prefix_alone(wan: Path) -> None:
         )
         conditioning = encode_prompts(model, [])
         state = model.sample_prefix(conditioning, plan, SEEDS)
-        latents[rule], calls[rule] = state.outputs[0], count[0]
+        latents[rule], calls[rule] = state.schedulers[0].outputs[0], count[0]
         finished = model.sample_with_grad(state, conditioning, plan)
         assert count[0] == calls[rule] + 2, "both branches of the graded step ran in full"
         assert not model.denoiser.is_cache_enabled

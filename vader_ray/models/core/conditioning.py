@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +35,8 @@ class Conditioning:
 
 
 def _take(column: Tensor | list[Any], part: slice | list[int]) -> Tensor | list[Any]:
-    if isinstance(column, Tensor):
-        return column[part]
+    if isinstance(column, Tensor):  # torch makes a list an index on the column's device, unseen by preflight
+        return column[part] if isinstance(part, slice) else column[torch.tensor(part, dtype=torch.long)]
     return column[part] if isinstance(part, slice) else [column[row] for row in part]
 
 
@@ -48,10 +48,19 @@ class TextEncoding:
     """Whether it takes no negative prompt, which is then encoded by a call of its own."""
     lengths_differ: bool = False
     """Whether the number of tokens is that of the prompt. Videos are then sampled one by one."""
+    takes_image: bool = False
+    """Whether it takes an image before the prompt; each video's prompt and image are then encoded alone."""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments that differ from the defaults of the pipeline's call."""
 
 
 def encode_texts(
-    pipe: Any, sampling: SamplingConfig, names: Sequence[str], encoding: TextEncoding, prompts: Sequence[str]
+    pipe: Any,
+    sampling: SamplingConfig,
+    names: Sequence[str],
+    encoding: TextEncoding,
+    prompts: Sequence[str],
+    images: Sequence[Any] = (),
 ) -> dict[str, Tensor | list[Any]]:
     """Encode prompts by the pipeline's ``encode_prompt``.
 
@@ -61,17 +70,18 @@ def encode_texts(
         names: arguments of the pipeline's call that take the return values.
         encoding: differences of ``encode_prompt``.
         prompts: texts.
+        images: one for each prompt, for an encoder that takes them.
 
     Returns:
         Tensors by the names of the loop's arguments, one row per prompt; if their lengths differ, lists of
         tensors with one row each.
     """
-    size = 1 if encoding.lengths_differ else _TEXT_BATCH_SIZE
+    size = 1 if encoding.lengths_differ or encoding.takes_image else _TEXT_BATCH_SIZE
     groups = [list(prompts[start : start + size]) for start in range(0, len(prompts), size)]
-    columns = _encode_groups(pipe, sampling, names, groups)
+    columns = _encode_groups(pipe, sampling, names, encoding, groups, images)
     if encoding.negative_apart and sampling.guidance_scale > 1:
         negative = [[sampling.negative_prompt] * len(group) for group in groups]
-        encoded = _encode_groups(pipe, sampling, names, negative)
+        encoded = _encode_groups(pipe, sampling, names, encoding, negative)
         columns |= {f"negative_{name}": column for name, column in encoded.items()}
     if encoding.lengths_differ:
         return {name: list(column) for name, column in columns.items()}
@@ -79,18 +89,28 @@ def encode_texts(
 
 
 def _encode_groups(
-    pipe: Any, sampling: SamplingConfig, names: Sequence[str], groups: Sequence[list[str]]
+    pipe: Any,
+    sampling: SamplingConfig,
+    names: Sequence[str],
+    encoding: TextEncoding,
+    groups: Sequence[list[str]],
+    images: Sequence[Any] = (),
 ) -> dict[str, list[Tensor]]:
-    rows = [_encode_group(pipe, sampling, group) for group in groups]
+    inputs = zip(images, groups, strict=True) if encoding.takes_image else zip(groups, strict=True)
+    rows = [_encode_group(pipe, sampling, encoding, each) for each in inputs]
     named = dict(zip(names, zip(*rows, strict=True), strict=True))
     return {name: list(column) for name, column in named.items() if column[0] is not None}
 
 
-def _encode_group(pipe: Any, sampling: SamplingConfig, prompts: list[str]) -> tuple[Tensor | None, ...]:
+def _encode_group(
+    pipe: Any, sampling: SamplingConfig, encoding: TextEncoding, inputs: tuple[Any, ...]
+) -> tuple[Tensor | None, ...]:
+    """Encode prompts by one call; ``inputs`` are its first arguments, the prompts the last of them."""
+    prompts: list[str] = inputs[-1]
     guided = sampling.guidance_scale > 1
     # Stable Diffusion XL was trained with zeros for an empty prompt, which its pipelines take from None
     is_zero = not sampling.negative_prompt and pipe.config.get("force_zeros_for_empty_prompt", False)
-    accepted = list(inspect.signature(pipe.encode_prompt).parameters)[1:]
+    accepted = list(inspect.signature(pipe.encode_prompt).parameters)[len(inputs) :]
     call = inspect.signature(type(pipe).__call__).parameters
     arguments = {name: call[name].default for name in accepted if name in call} | {
         "device": pipe.device,
@@ -98,11 +118,12 @@ def _encode_group(pipe: Any, sampling: SamplingConfig, prompts: list[str]) -> tu
         "negative_prompt": [sampling.negative_prompt] * len(prompts) if guided and not is_zero else None,
         "num_images_per_prompt": 1,
         "batch_size": len(prompts),
+        **encoding.arguments,
     }
     if not (is_bs4_available() and is_ftfy_available()):
         arguments["clean_caption"] = False  # what the pipeline does without them, with a warning each time
     encoded: tuple[Tensor | None, ...] = pipe.encode_prompt(
-        prompts, **{name: value for name, value in arguments.items() if name in accepted}
+        *inputs, **{name: value for name, value in arguments.items() if name in accepted}
     )
     return encoded
 

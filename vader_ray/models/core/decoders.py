@@ -42,6 +42,10 @@ class Decoder(VideoDecoder):
     def __init__(self, vae: Any) -> None:
         self.vae = vae
 
+    def finished(self, frames: Frames) -> Frames:
+        """Return the same frames."""
+        return frames
+
     def recompute_blocks(self) -> None:
         """From now on, compute the blocks again in the backward pass: exact, less memory. Call it once."""
         apply_activation_checkpointing(decoder_blocks(self.vae.decoder), "block")

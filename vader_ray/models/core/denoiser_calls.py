@@ -1,33 +1,49 @@
-"""Inputs and outputs of a denoiser's calls: predictions, and the branches of guidance in a batch.
+"""Inputs and outputs of a denoiser's calls: latents, predictions, and the branches of guidance in a batch.
 
-A denoiser returns a tuple or an object with ``sample``, as the pipeline asks by ``return_dict``.
+A denoiser returns a tuple of its predictions or an object with ``sample``, as the pipeline asks by
+``return_dict``. Denoisers of video and sound take the latents of both and return two predictions.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
+import torch
 from torch import Tensor
 
-
-def prediction(output: Any) -> Tensor:
-    """Return the prediction of a denoiser's output, its first tensor."""
-    found: Tensor = output[0] if isinstance(output, tuple) else output.sample
-    return found
+SOUND_LATENTS = "audio_hidden_states"
+"""Argument of a denoiser of video and sound with the latents of the sound."""
 
 
-def with_prediction(output: Any, predicted: Tensor) -> Any:
-    """Return a denoiser's output with another prediction."""
+def latents_of(inputs: dict[str, Any]) -> dict[str, Tensor]:
+    """Return the latents among a denoiser's inputs: the first one, and those of the sound if there is one."""
+    names = [next(iter(inputs)), *(name for name in inputs if name == SOUND_LATENTS)]
+    return {name: inputs[name] for name in names}
+
+
+def predictions(output: Any) -> Sequence[Tensor]:
+    """Return the predictions of a denoiser's output, the video's first."""
+    return output if isinstance(output, tuple) else (output.sample,)
+
+
+def with_predictions(output: Any, predicted: Sequence[Tensor]) -> Any:
+    """Return a denoiser's output with other predictions."""
     if isinstance(output, tuple):
-        return (predicted, *output[1:])
-    output.sample = predicted
+        return tuple(predicted)
+    (output.sample,) = predicted
     return output
 
 
-def as_output(predicted: Tensor, inputs: dict[str, Any]) -> Any:
-    """Return a prediction as the denoiser would for these inputs."""
-    return (predicted,) if inputs.get("return_dict") is False else SimpleNamespace(sample=predicted)
+def as_output(predicted: Sequence[Tensor], inputs: dict[str, Any]) -> Any:
+    """Return predictions as the denoiser would for these inputs."""
+    return tuple(predicted) if inputs.get("return_dict") is False else SimpleNamespace(sample=predicted[0])
+
+
+def unused_output(inputs: dict[str, Any]) -> Any:
+    """Return an output of arbitrary values, which nothing reads, as the denoiser would for these inputs."""
+    return as_output([torch.empty_like(latents) for latents in latents_of(inputs).values()], inputs)
 
 
 def rows_of_branch(value: Any, num_rows: int, branch: int) -> Any:

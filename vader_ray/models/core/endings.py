@@ -14,8 +14,9 @@ from torch import Tensor
 
 from vader_ray.models.core import transitions
 from vader_ray.models.core.conditioning import Conditioning
-from vader_ray.models.core.loop_hooks import LoopHook, SamplingState
+from vader_ray.models.core.loop_hooks import LoopHook
 from vader_ray.models.core.sampling import SamplingPipeline
+from vader_ray.models.core.sampling_state import SamplingState, SchedulerState
 from vader_ray.types import Latents, TruncationPlan
 
 
@@ -73,16 +74,18 @@ class EndingsPipeline(SamplingPipeline):
         self, state: SamplingState, final: Tensor, seeds: Sequence[int], step: int
     ) -> SamplingState:
         """Return the state before a denoising step of videos that are finished."""
-        assert state.outputs is not None
         shape = (len(final) // len(state), *final.shape[1:])
         draws = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
         sample = transitions.renoised(self.pipe.scheduler, final, torch.cat(draws).to(final), step)
-        return SamplingState(state.noise, tuple(seeds), (sample, *state.outputs[1:]), state.scheduler_state)
+        (before,) = state.schedulers
+        renoised = SchedulerState((sample, *before.outputs[1:]), before.attributes)
+        return SamplingState(state.noise, tuple(seeds), (renoised,))
 
 
 class FinalSample(LoopHook):
     """Keep the sample after the last denoising step, without its graph."""
 
+    knows_sound = False
     final: Tensor
 
     def advance(self, step: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -10,7 +10,7 @@ from torch import nn
 
 from vader_ray.config import WHOLE_SAMPLING
 from vader_ray.errors import UserError
-from vader_ray.models.core.denoiser_calls import prediction, rows_of_branch, with_prediction
+from vader_ray.models.core.denoiser_calls import as_output, predictions, rows_of_branch
 from vader_ray.models.core.loop_hooks import LoopHook
 
 
@@ -48,8 +48,8 @@ class GuidanceIntervalHook(LoopHook):
         super().__init__(seeds, plan=None, stop_before=stop_before)
         self._guided_steps = guided_steps
         self._conditional: tuple[int, Any] = (-1, None)
-        """Denoising step and output of the last call without guidance of a pipeline that calls the denoiser
-        once for each branch."""
+        """Denoising step and output of the last call without guidance. Further calls of the same step get it,
+        too: those for another branch, and those of further kinds of guidance."""
 
     def _denoise(
         self, denoiser: nn.Module, forward: Callable[..., Any], dtype: torch.dtype, inputs: dict[str, Any]
@@ -60,7 +60,8 @@ class GuidanceIntervalHook(LoopHook):
         if rows == 2 * len(self._seeds):  # both branches in one call, the unconditional one first
             halves = {name: rows_of_branch(value, rows, 1) for name, value in inputs.items()}
             output = super()._denoise(denoiser, forward, dtype, halves)
-            return with_prediction(output, torch.cat([prediction(output)] * 2))
+            self._conditional = self.index, output
+            return as_output([torch.cat([each] * 2) for each in predictions(output)], inputs)
         if self._conditional[0] != self.index:  # one call for each branch, the conditional one first
             self._conditional = self.index, super()._denoise(denoiser, forward, dtype, inputs)
         return self._conditional[1]

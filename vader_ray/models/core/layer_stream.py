@@ -260,7 +260,8 @@ class LayerStream(StreamedDecoder):
     def decode_frames(
         self, latents: Latents, chunk: tuple[int, ...], cache: Cache | None
     ) -> tuple[Tensor, Cache]:
-        layers = Layers(latents, cache)
+        # the library pads the first convolution's input, which makes it contiguous; sums depend on the layout
+        layers = Layers(latents.contiguous(), cache)
         self.build(layers, latents)
         frames = layers.compute(chunk[0], chunk[-1] + 1)
         return frames, layers.cache()

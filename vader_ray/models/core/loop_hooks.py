@@ -2,7 +2,8 @@
 
 Three facts make one implementation work for every pipeline (diffusers 0.42):
 ``inspect.unwrap(type(pipe).__call__)`` is the loop without its ``no_grad``; the loop calls ``scheduler.step``
-once per denoising step; ``vae.decode`` receives the exact input of the decoder.
+once per denoising step; ``vae.decode`` receives the exact input of the decoder. A pipeline that makes sound,
+too, calls the ``step`` of a copy of the scheduler after it, for the latents of the sound.
 """
 
 from __future__ import annotations
@@ -11,21 +12,27 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map, tree_map_only
+from torch.utils._pytree import tree_map
 from torch.utils.checkpoint import checkpoint
 
+from vader_ray.errors import UserError
 from vader_ray.gradients import penalize_distance, scale_gradient
 from vader_ray.models.adapters.lora import disabled
 from vader_ray.models.core import transitions
-from vader_ray.models.core.denoiser_calls import as_output, prediction, with_prediction
+from vader_ray.models.core.denoiser_calls import (
+    latents_of,
+    predictions,
+    unused_output,
+    with_predictions,
+)
 from vader_ray.models.core.memory_optimizations import recompute
 from vader_ray.models.core.placement import frozen_dtype, reported_dtype
+from vader_ray.models.core.sampling_state import SamplingState, SchedulerState
 from vader_ray.models.core.video_workers import GuidanceBranches, VideoWorkers
 from vader_ray.types import GradStep, TruncationPlan
 
@@ -43,68 +50,6 @@ def step_seed(seed: int, step: int) -> int:
     return (seed + SEED_STRIDE * (step + 1)) % 2**63
 
 
-@dataclass(frozen=True, slots=True)
-class SamplingState:
-    """Sampling that was stopped before the first gradient step; one entry per video, can be sliced."""
-
-    noise: Tensor
-    """Initial noise, ``batch channels frames height width``."""
-    seeds: tuple[int, ...]
-    outputs: tuple[Tensor, ...] | None
-    """Last return value of ``scheduler.step``, the sample first; ``batch`` or ``batch·frames`` leads. None
-    before step 0. Some schedulers (CogVideoX's DPM) return a second tensor, which the loop passes to their
-    next step."""
-    scheduler_state: dict[str, Any]
-    """Attributes of the scheduler; empty before step 0."""
-
-    def __len__(self) -> int:
-        return len(self.seeds)
-
-    def __getitem__(self, part: slice | list[int]) -> SamplingState:
-        chosen = list(range(len(self)))[part] if isinstance(part, slice) else part
-        seeds = tuple(self.seeds[video] for video in chosen)
-        if self.outputs is None:
-            return SamplingState(self.noise[chosen], seeds, None, {})
-        shape = self.outputs[0].shape
-        rows = rows_of(chosen, shape[0] // len(self))
-        state = tree_map_only(
-            Tensor, lambda tensor: tensor[rows] if tensor.shape == shape else tensor, self.scheduler_state
-        )
-        return SamplingState(self.noise[chosen], seeds, tuple(output[rows] for output in self.outputs), state)
-
-    @staticmethod
-    def join(parts: Sequence[SamplingState]) -> SamplingState:
-        """Concatenate states that stopped before the same denoising step."""
-        first = parts[0]
-        if len(parts) == 1:
-            return first
-        noise = torch.cat([part.noise for part in parts])
-        seeds = tuple(seed for part in parts for seed in part.seeds)
-        if first.outputs is None:
-            return SamplingState(noise, seeds, None, {})
-        outputs = tuple(
-            torch.cat(column) for column in zip(*(part.outputs or () for part in parts), strict=True)
-        )
-        state = _join_states([part.scheduler_state for part in parts], first.outputs[0].shape)
-        return SamplingState(noise, seeds, outputs, state)
-
-
-def rows_of(videos: Sequence[int], rows_per_video: int) -> list[int]:
-    """Return the rows of some videos in a tensor with ``rows_per_video`` rows for each video."""
-    return [video * rows_per_video + row for video in videos for row in range(rows_per_video)]
-
-
-def _join_states(states: Sequence[dict[str, Any]], shape: torch.Size) -> dict[str, Any]:
-    """Concatenate the tensors of the sample's shape; everything else is equal in all states."""
-
-    def join(first: Any, *others: Any) -> Any:
-        is_sample = isinstance(first, Tensor) and first.shape == shape
-        return torch.cat([first, *others]) if is_sample else first
-
-    joined: dict[str, Any] = tree_map(join, states[0], *states[1:])
-    return joined
-
-
 class DecoderReached(Exception):
     """Raised instead of decoding; carries the exact input of the decoder."""
 
@@ -119,12 +64,18 @@ class PrefixDone(Exception):
 class LoopHook:
     """One pass through a pipeline's denoising loop.
 
+    Raises:
+        UserError: the pipeline makes sound, too, and the subclass reads the samples of a video alone.
+
     Args:
         seeds: one per video; the noise of every denoising step is a function of them.
         plan: which denoising steps carry gradient; None for none.
         stop_before: raise `PrefixDone` before this denoising step.
         resume: skip the denoising steps before the plan's first gradient step and continue from this state.
     """
+
+    knows_sound: ClassVar[bool] = True
+    """Whether a loop may denoise a second sample beside the video."""
 
     def __init__(
         self,
@@ -147,10 +98,8 @@ class LoopHook:
         """Current denoising step; 0 is the noisiest."""
         self.denoiser_calls = 0
         """Forward passes of the denoiser, per video and guidance branch."""
-        self.outputs: tuple[Tensor, ...] | None = None
-        """Last return value of ``scheduler.step``, set when the loop stops before `stop_before`."""
-        self.scheduler_state: dict[str, Any] = {}
-        """Attributes of the scheduler at the same moment."""
+        self.schedulers: tuple[SchedulerState, ...] = ()
+        """The loop's schedulers before the denoising step `stop_before`."""
 
     @contextmanager
     def install(
@@ -184,7 +133,7 @@ class LoopHook:
             if hasattr(vae, "encode"):
                 replace_attribute(undo, vae, "encode", functools.partial(_encode, vae, vae.encode))
             kind = type(scheduler)
-            scheduler.__class__ = self._hooked_scheduler(kind)
+            scheduler.__class__ = self._hooked_scheduler(kind, scheduler)
             undo.callback(setattr, scheduler, "__class__", kind)
             yield
 
@@ -194,6 +143,8 @@ class LoopHook:
 
         @functools.wraps(forward)
         def denoise(*args: Any, **kwargs: Any) -> Any:
+            if self.index == self._stop_before:
+                raise PrefixDone
             inputs = dict(zip(names, args, strict=False)) | kwargs
             with nullcontext() if reported is None else reported_dtype(denoiser, reported):
                 return self._denoise(denoiser, forward, dtype, inputs)
@@ -204,30 +155,33 @@ class LoopHook:
         self, denoiser: nn.Module, forward: Callable[..., Any], dtype: torch.dtype, inputs: dict[str, Any]
     ) -> Any:
         """Call the denoiser in its own dtype; its output is float32 at least, the dtype of sampling."""
-        name, latents = next(iter(inputs.items()))
-        if self._is_skipped():
-            unused = torch.empty_like(latents)  # `_skip_step` does not read the prediction
-            return as_output(unused, inputs)
+        if self._is_skipped(self.index):
+            return unused_output(inputs)
+        latents = latents_of(inputs)
         plan = self._plan if torch.is_grad_enabled() else None
         needs_grad = plan is not None and self.index in plan.grad_steps
         rule = plan.rule(self.index) if plan is not None and needs_grad else GradStep()
-        self.denoiser_calls += len(latents) * (2 if needs_grad and self._needs_base() else 1)
-        latents = scale_gradient(latents, rule.coupling) if rule.coupling else latents.detach()
+        name = next(iter(latents))
+        self.denoiser_calls += len(latents[name]) * (2 if needs_grad and self._needs_base() else 1)
+        for key, value in latents.items():
+            inputs[key] = scale_gradient(value, rule.coupling) if rule.coupling else value.detach()
         inputs = {
             key: cast(value, dtype) if key != "timestep" or self._round_timesteps else value
-            for key, value in (inputs | {name: latents}).items()
+            for key, value in inputs.items()
         }
         with torch.set_grad_enabled(needs_grad):
-            inputs[name] = inputs[name].clone()  # some pipelines update the latents in place
-            if self._workers is not None:
-                inputs[name] = self._workers.sum_gradient(inputs[name])
+            for key in latents:
+                inputs[key] = inputs[key].clone()  # some pipelines update the latents in place
+                if self._workers is not None:
+                    inputs[key] = self._workers.sum_gradient(inputs[key])
             predict = functools.partial(self._predict, denoiser, forward, dtype)
             output = (
                 predict(inputs)
                 if self._branches is None
                 else self._branches.call(denoiser, predict, name, inputs)
             )
-            return with_prediction(output, scale_gradient(prediction(output), rule.gain))
+            gained = [scale_gradient(each, rule.gain) for each in predictions(output)]
+            return with_predictions(output, gained)
 
     def _predict(
         self, denoiser: nn.Module, forward: Callable[..., Any], dtype: torch.dtype, inputs: dict[str, Any]
@@ -241,17 +195,16 @@ class LoopHook:
             call = functools.partial(_recomputed, forward)
         if not self._needs_base():
             return _cast_output(call(**inputs), wide)
-        name = next(iter(inputs))
-        trained = inputs | {name: inputs[name].detach()} if plan.base_adjoint else inputs
-        result = _cast_output(call(**trained), wide)
+        constant = {name: latents.detach() for name, latents in latents_of(inputs).items()}
+        result = _cast_output(call(**inputs | constant if plan.base_adjoint else inputs), wide)
         with torch.set_grad_enabled(plan.base_adjoint):
-            base = prediction(_cast_output(_recomputed(_without_adapter(denoiser, forward), **inputs), wide))
-        predicted = prediction(result)
+            base = predictions(_cast_output(_recomputed(_without_adapter(denoiser, forward), **inputs), wide))
+        predicted = list(predictions(result))
         if weight := self._penalty_weight():
-            predicted = penalize_distance(predicted, base.detach(), weight)
+            predicted[0] = penalize_distance(predicted[0], base[0].detach(), weight)
         if plan.base_adjoint:
-            predicted = predicted + (base - base.detach())
-        return with_prediction(result, predicted)
+            predicted = [own + (b - b.detach()) for own, b in zip(predicted, base, strict=True)]
+        return with_predictions(result, predicted)
 
     def _penalty_weight(self) -> float:
         """Return the weight of the reference penalty of the current gradient step."""
@@ -267,10 +220,10 @@ class LoopHook:
     def _decode(self, latents: Tensor, *args: Any, **kwargs: Any) -> Any:
         raise DecoderReached(latents)
 
-    def _hooked_scheduler(self, base: Any) -> type:
-        """Return a subclass of a scheduler's class whose ``step`` calls this hook.
+    def _hooked_scheduler(self, base: Any, own: Any) -> type:
+        """Return a subclass of the class of a scheduler, ``own``, whose ``step`` calls this hook.
 
-        The signature of ``step`` is unchanged.
+        The signature of ``step`` is unchanged. A copy that the loop makes of it has the class, too.
         """
         signature = inspect.signature(base.step)
         takes_generator = "generator" in signature.parameters
@@ -279,7 +232,17 @@ class LoopHook:
         def step(scheduler: Any, *args: Any, **kwargs: Any) -> Any:
             given = signature.bind(scheduler, *args, **kwargs)
             given.apply_defaults()
-            if self._is_skipped():
+            if scheduler is not own:
+                if not self.knows_sound:
+                    raise UserError(
+                        "this model makes sound with its videos, for which algorithm.name=dpo and ddpo and "
+                        "sampling.num_endings are not defined here; choose algorithm.name=vader and "
+                        "sampling.num_endings=1"
+                    )
+                if takes_generator:
+                    kwargs["generator"] = self._sound_generators(len(given.arguments["sample"]))
+                return self._step_of_sound(base, scheduler, given.arguments, args, kwargs)
+            if self._is_skipped(self.index):
                 return self._skip_step(scheduler, given.arguments)
             if self._plan is not None and torch.is_grad_enabled():
                 self._add_to_distances(self._plan, given.arguments["model_output"])
@@ -289,10 +252,7 @@ class LoopHook:
                 kwargs["generator"] = self.generators(self.index, len(given.arguments["sample"]))
             result = self.advance(functools.partial(base.step, scheduler), args, kwargs)
             self.index += 1
-            if self.index == self._stop_before:
-                self.outputs = result if isinstance(result, tuple) else (result.prev_sample,)
-                self.scheduler_state = _copy_state(scheduler)
-                raise PrefixDone
+            self._record(scheduler, result)
             return result
 
         return type(base.__name__, (base,), {"step": step})
@@ -304,19 +264,45 @@ class LoopHook:
     def _skip_step(self, scheduler: Any, given: dict[str, Any]) -> Any:
         """Return the sample unchanged; before the first gradient step, restore the state to resume from."""
         self.index += 1
+        return self._resumed(0, scheduler, given)
+
+    def _resumed(self, position: int, scheduler: Any, given: dict[str, Any]) -> Any:
+        """Return what a skipped ``step`` returns; for the last one, the outputs of the state to resume from.
+
+        Args:
+            position: of the scheduler in `SamplingState.schedulers`.
+            scheduler: gets the attributes of the state.
+            given: arguments of ``step`` by name.
+        """
         outputs: tuple[Tensor | None, ...] = (given["sample"], None)
         if self.index == self._num_skipped:
             assert self._resume is not None
-            assert self._resume.outputs is not None
-            outputs = self._resume.outputs
-            vars(scheduler).update(_copy_containers(self._resume.scheduler_state))
+            state = self._resume.schedulers[position]
+            outputs = state.outputs
+            vars(scheduler).update(_copy_containers(state.attributes))
         return as_step_output(outputs, given)
 
-    def _is_skipped(self) -> bool:
-        """Whether the current denoising step is before the gradient steps or after the one with the
-        reward."""
+    def _step_of_sound(
+        self, base: Any, scheduler: Any, given: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Take the step of the sound's scheduler, which follows that of the video's."""
+        if self._is_skipped(self.index - 1):
+            return self._resumed(1, scheduler, given)
+        result = base.step(scheduler, *args, **kwargs)
+        self._record(scheduler, result)
+        return result
+
+    def _record(self, scheduler: Any, result: Any) -> None:
+        """Keep what a scheduler's step returned, if the loop stops before the next one."""
+        if self.index == self._stop_before:
+            outputs = result if isinstance(result, tuple) else (result.prev_sample,)
+            unchanged = tuple(output.clone() for output in outputs)  # some pipelines change them in place
+            self.schedulers += (SchedulerState(unchanged, _copy_state(scheduler)),)
+
+    def _is_skipped(self, step: int) -> bool:
+        """Whether a denoising step is before the gradient steps or after the one with the reward."""
         last = None if self._plan is None else self._plan.reward_step
-        return self.index < self._num_skipped or (last is not None and self.index > last)
+        return step < self._num_skipped or (last is not None and step > last)
 
     def _end_at_prediction(self, scheduler: Any, given: dict[str, Any]) -> Any:
         """Return the clean video that the current denoising step predicts; the later ones are skipped."""
@@ -339,6 +325,10 @@ class LoopHook:
         rows = [each.reshape(len(latents), -1).abs().mean(dim=1) for each in self._differences]
         total = torch.stack(rows).clamp(min=self._plan.min_distance).sum(dim=0)
         return scale_gradient(latents, (1 / total).reshape(-1, *[1] * (latents.ndim - 1)))
+
+    def _sound_generators(self, num_rows: int) -> list[torch.Generator]:
+        """Return generators of the sound in the denoising step before the current one, unlike the video's."""
+        return self.generators(OUTSIDE_STEPS - self.index, num_rows)
 
     def generators(self, step: int, num_rows: int) -> list[torch.Generator]:
         """Return the generators of one denoising step, or of `OUTSIDE_STEPS`, one per row of the sample."""

@@ -7,7 +7,7 @@ import importlib
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, ModelMixin
+from diffusers import DiffusionPipeline, ModelMixin, pipelines
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 from transformers import PreTrainedModel
@@ -47,12 +47,19 @@ def load_meta_pipeline(
 
 def _names_a_class(value: object) -> bool:
     """Return whether an entry of model_index.json gives the library and the class of a component."""
-    return isinstance(value, list) and len(value) == 2 and value[0] in ("diffusers", "transformers")
+    return isinstance(value, list) and len(value) == 2 and _library(value[0]) is not None
+
+
+def _library(name: str | None) -> Any:
+    """Return the module of a component's class; that of a pipeline's own components is in diffusers."""
+    if name in ("diffusers", "transformers"):
+        return importlib.import_module(name)
+    return getattr(pipelines, name, None) if name else None
 
 
 def _network(source: str, name: str, library: str, class_name: str, dtype: torch.dtype) -> nn.Module | None:
     """Return one network of a pipeline in its dtype after loading; None for other components."""
-    kind = getattr(importlib.import_module(library), class_name)
+    kind = getattr(_library(library), class_name)
     with torch.device("meta"):
         if issubclass(kind, ModelMixin):
             return _cast(kind.from_config(kind.load_config(source, subfolder=name)), dtype)

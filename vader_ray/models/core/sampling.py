@@ -35,7 +35,6 @@ from vader_ray.models.core.loop_hooks import (
     DecoderReached,
     LoopHook,
     PrefixDone,
-    SamplingState,
     cast,
 )
 from vader_ray.models.core.placement import (
@@ -44,6 +43,7 @@ from vader_ray.models.core.placement import (
     remember_placement,
     reported_dtype,
 )
+from vader_ray.models.core.sampling_state import SamplingState
 from vader_ray.models.core.sharding import is_sharded
 from vader_ray.models.core.step_responses import StepResponses
 from vader_ray.models.core.video_workers import VideoWorkers
@@ -90,6 +90,9 @@ class SamplingPipeline:
     takes_one_image: ClassVar[bool] = False
     """Whether a pipeline that makes videos from images takes one image for all videos of a call; they are
     then sampled one by one."""
+    continues_frames: ClassVar[bool] = True
+    """Whether a pipeline that makes videos from images can take a frame of another video as its image, with
+    gradient."""
     rounds_timesteps: ClassVar[bool] = False
     """Whether the denoiser takes timesteps in its own dtype alone; others take them in any."""
     splits_tokens: ClassVar[bool] = False
@@ -210,6 +213,18 @@ class SamplingPipeline:
         """Return the input of the image encoder; by default what its processor does with pictures."""
         return processed(processor, frames)
 
+    def latents_with_images(self, latents: Tensor, images: Any, hook: LoopHook) -> Tensor:
+        """Return initial latents with the given images.
+
+        For pipelines that put images into the noise that they draw, and not into latents that they are given.
+
+        Args:
+            latents: result of `pack_latents`.
+            images: the image of each video; one image if videos are sampled one by one.
+            hook: of the pass through the loop, which has the generators.
+        """
+        return latents
+
     # ---- sampling
 
     @torch.no_grad()
@@ -221,20 +236,21 @@ class SamplingPipeline:
         Raises:
             UserError: the model makes videos from images and there are none.
         """
-        columns = dict[str, Tensor | list[Any]]()
+        columns, sampling = dict[str, Tensor | list[Any]](), self.sampling
+        opened = open_images(sampling, images) if self.is_image_to_video else []
         if self.embeddings:
-            columns |= {_TEXTS: list(prompts)} if self.trains_text else self._embed(prompts)
+            columns |= {_TEXTS: list(prompts)} if self.trains_text else self._embed(prompts, opened)
         if self.is_image_to_video:
-            columns["image"] = open_images(self.sampling, images)
+            columns["image"] = opened
         return Conditioning(columns)
 
     def with_images(self, conditioning: Conditioning, images: Images) -> Conditioning:
         """Return the conditioning of the same videos with other first frames, to which gradient flows."""
         return Conditioning(conditioning.tensors | {"image": list(images)})
 
-    def _embed(self, prompts: Sequence[str]) -> dict[str, Tensor | list[Any]]:
+    def _embed(self, prompts: Sequence[str], images: Sequence[Any] = ()) -> dict[str, Tensor | list[Any]]:
         """Return the prompt embeddings; with gradients enabled, differentiable in a trained text encoder."""
-        return encode_texts(self.pipe, self.sampling, self.embeddings, self.text_encoding, prompts)
+        return encode_texts(self.pipe, self.sampling, self.embeddings, self.text_encoding, prompts, images)
 
     def noise(self, seeds: Sequence[int]) -> Noise:
         """Draw the initial noise of each video from its seed, on the CPU, so that every device agrees."""
@@ -317,14 +333,14 @@ class SamplingPipeline:
     ) -> SamplingState:
         noise, first = self.noise(seeds), plan.grad_steps[0]
         if first == 0:
-            return SamplingState(noise, tuple(seeds), None, {})
+            return SamplingState(noise, tuple(seeds))
         hook = GuidanceIntervalHook(seeds, stop_before=first, guided_steps=self.sampling.guided_steps())
         denoisers = list(self.denoisers().values())
         try:
             with prefix_cache.cached(self.sampling.prefix_cache, denoisers, self._deep_blocks()):
                 self._run_pipeline(self.pack_latents(noise), conditioning, hook)
         except PrefixDone:
-            return SamplingState(noise, tuple(seeds), hook.outputs, hook.scheduler_state)
+            return SamplingState(noise, tuple(seeds), hook.schedulers)
         raise AssertionError("the pipeline ended before the first gradient step")
 
     def _deep_blocks(self) -> list[nn.Module]:
@@ -333,7 +349,7 @@ class SamplingPipeline:
     def _sample_with_grad(
         self, state: SamplingState, conditioning: Conditioning, plan: TruncationPlan
     ) -> Latents:
-        resume = state if state.outputs is not None else None
+        resume = state if state.schedulers else None
         return self._run_with_grad(state, conditioning, LoopHook(state.seeds, plan=plan, resume=resume))
 
     def _run_with_grad(self, state: SamplingState, conditioning: Conditioning, hook: LoopHook) -> Latents:
@@ -391,6 +407,8 @@ class SamplingPipeline:
                 stack.enter_context(fixed_execution_device(self.pipe, self.denoiser))
                 for denoiser in denoisers:
                     stack.enter_context(reported_dtype(denoiser, dtype))
+                if self.is_image_to_video:
+                    latents = self.latents_with_images(latents, columns["image"], hook)
                 loop(self.pipe, latents=latents, **arguments)
         except DecoderReached as reached:
             self._check_num_steps(hook.index)
@@ -417,13 +435,18 @@ class SamplingPipeline:
         """Check that the model can continue a video from its last frame.
 
         Raises:
-            UserError: it makes no videos from images.
+            UserError: it makes no videos from images, or changes images in a way without gradient.
         """
         if not self.is_image_to_video:
             raise UserError(
                 f"sampling.num_clips={self.sampling.num_clips} continues a video from its last frame, and "
                 f"{type(self.pipe).__name__} makes no videos from images; set it to 1, or choose weights of "
                 "an image-to-video model"
+            )
+        if not self.continues_frames:
+            raise UserError(
+                f"sampling.num_clips={self.sampling.num_clips}: {type(self.pipe).__name__} does more with an "
+                "image than to encode it, through which no gradient flows; set it to 1"
             )
 
     def _check_scheduler(self) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vader_ray.errors import UserError
-from vader_ray.models.core.denoiser_calls import as_output
+from vader_ray.models.core.denoiser_calls import unused_output
 from vader_ray.models.core.loop_hooks import LoopHook, as_step_output, step_seed
 
 _TOLERANCE = 1e-3
@@ -41,7 +41,7 @@ class StepResponses(LoopHook):
     def _denoise(
         self, denoiser: Any, forward: Callable[..., Any], dtype: torch.dtype, inputs: dict[str, Any]
     ) -> Any:
-        return as_output(torch.empty_like(next(iter(inputs.values()))), inputs)
+        return unused_output(inputs)
 
     def advance(self, step: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         bound = inspect.signature(step).bind(*args, **kwargs)

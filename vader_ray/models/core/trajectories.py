@@ -14,8 +14,9 @@ from torch import Tensor
 from vader_ray.errors import UserError
 from vader_ray.models.core import transitions
 from vader_ray.models.core.conditioning import Conditioning
-from vader_ray.models.core.loop_hooks import LoopHook, SamplingState, rows_of
+from vader_ray.models.core.loop_hooks import LoopHook
 from vader_ray.models.core.sampling import SamplingPipeline, with_frame_dimension
+from vader_ray.models.core.sampling_state import SamplingState, SchedulerState, rows_of
 from vader_ray.types import Frames, Latents, Noise, Scores, TruncationPlan
 
 
@@ -175,9 +176,9 @@ class TrajectoryPipeline(SamplingPipeline):
     ) -> StepReached:
         """Call the denoiser of one denoising step on a sample in the layout of ``scheduler.step``."""
         plan = TruncationPlan(self.sampling.num_inference_steps, (step,), recompute=False)
-        scheduler_state = {"_step_index": step} if hasattr(self.pipe.scheduler, "_step_index") else {}
-        state = SamplingState(sample, tuple(seeds), (sample, sample), scheduler_state) if step else None
-        probe = PredictionProbe(seeds, plan=plan, resume=state)
+        attributes = {"_step_index": step} if hasattr(self.pipe.scheduler, "_step_index") else {}
+        state = SamplingState(sample, tuple(seeds), (SchedulerState((sample, sample), attributes),))
+        probe = PredictionProbe(seeds, plan=plan, resume=state if step else None)
         try:
             self._run_pipeline(self._entry(sample, len(seeds)), conditioning, probe, **changes)
         except StepReached as reached:
@@ -197,6 +198,8 @@ class TrajectoryRecorder(LoopHook):
         seeds: one per video.
         densities: record the log-probability of every denoising step, too.
     """
+
+    knows_sound = False
 
     def __init__(self, seeds: Sequence[int], *, densities: bool) -> None:
         super().__init__(seeds, plan=None)

@@ -27,7 +27,7 @@ from torch.distributed import ProcessGroup
 from torch.distributed._functional_collectives import wait_tensor
 from torch.distributed.device_mesh import DeviceMesh
 
-from vader_ray.models.core.denoiser_calls import as_output, prediction, rows_of_branch, with_prediction
+from vader_ray.models.core.denoiser_calls import as_output, predictions, rows_of_branch, with_predictions
 from vader_ray.types import VIDEO_MESH
 
 _TEXT_INPUTS = ("encoder_hidden_states", "encoder_attention_mask")
@@ -126,7 +126,8 @@ class GuidanceBranches:
         branch = self._workers.branch
         own = {key: rows_of_branch(value, num_rows, branch) for key, value in inputs.items()}
         output = predict(own)
-        return with_prediction(output, torch.cat(self._workers.gather_branches(prediction(output))))
+        gathered = [torch.cat(self._workers.gather_branches(each)) for each in predictions(output)]
+        return with_predictions(output, gathered)
 
     def _one_of_two_calls(
         self, predict: Callable[[dict[str, Any]], Any], unknown: Tensor, inputs: dict[str, Any]
@@ -137,15 +138,16 @@ class GuidanceBranches:
         """
         first, self._first = self._first, None
         is_own = self._workers.branch == int(first is not None)
-        output = predict(inputs) if is_own else as_output(unknown, inputs)
+        output = predict(inputs) if is_own else as_output([unknown], inputs)
+        (own,) = predictions(output)
         if first is None:
-            self._first = prediction(output)
+            self._first = own
             return output
-        both = self._workers.gather_branches(prediction(output) if is_own else first)
+        both = self._workers.gather_branches(own if is_own else first)
         if is_own:
             first.data.copy_(both[0])
             return output
-        return with_prediction(output, both[1])
+        return with_predictions(output, [both[1]])
 
 
 class _SumGradient(torch.autograd.Function):
