@@ -265,11 +265,11 @@ def _band(runs: Sequence[PastRun], metric: str, step: int) -> tuple[float, float
     """Return mean ± standard error of the gain over seeds, or the interval of a single run's gain."""
     if len(runs) == 1:
         return _interval(runs[0], metric, step)
-    mean, error = fmean(run.history[metric][step] for run in runs), gain_error(runs, metric, step)
+    mean, error = fmean(run.history[metric][step] for run in runs), _gain_error(runs, metric, step)
     return mean - error, mean + error
 
 
-def gain_error(runs: Sequence[PastRun], metric: str, step: int) -> float:
+def _gain_error(runs: Sequence[PastRun], metric: str, step: int) -> float:
     """Return the standard error of the mean gain over the start.
 
     It is that of the gain, not of the value, because each seed has its own held-out noise.
