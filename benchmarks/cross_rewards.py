@@ -28,6 +28,7 @@ from benchmarks.estimates import (
     effect_sizes,
     grouped,
     panels,
+    percent,
     print_table,
     prompt_gains,
     save,
@@ -51,7 +52,12 @@ from vader_ray.orchestration.reporting.figures import Cell, heat_map
 
 REWARDS = ("hps", "aesthetic", "pickscore", "vjepa", "video_reward")
 BASE = "shapes_hps"
-SHORT = {"sampling.num_inference_steps": 4, "evaluation.num_videos": 4, "evaluation.num_test_videos": 4}
+SHORT = {
+    "sampling.num_inference_steps": 4,
+    "videos_per_step": 1,
+    "evaluation.num_videos": 3,
+    "evaluation.num_test_videos": 3,
+}
 CAPTIONS = ("shape", "colour", "direction")
 PROMPTS = {"train": "training prompts, other noise", "eval": "test prompts"}
 
@@ -105,7 +111,7 @@ def reward_table(rows: Sequence[Row]) -> list[list[str]]:
                 f"{fmean(row['evaluations'][0][f'eval/{metric}'] for row in runs):.3f}",
                 *(_gain(runs, f"{prompts}/{metric}") for prompts in PROMPTS),
                 f"{index:.2f}" if isfinite(index) else "no gain",
-                f"{100 * fmean(diversity_change(row) for row in runs):+.0f} %",
+                percent(fmean(diversity_change(row) for row in runs)),
                 _gain(runs, "eval/motion"),
                 *(_gain(runs, f"eval/caption_accuracy/{part}") for part in CAPTIONS),
             ]

@@ -43,6 +43,7 @@ from benchmarks.estimates import (
     grouped,
     median_interval,
     panels,
+    percent,
     print_table,
     prompt_gains,
     save,
@@ -157,7 +158,7 @@ def tuning_jobs(
 ) -> list[Job]:
     """Return the runs that choose the learning rates; see `job_of`."""
     queries = 16 if short else TUNING_QUERIES
-    rates = LEARNING_RATES[1:3] if short else LEARNING_RATES
+    rates = LEARNING_RATES[1:2] if short else LEARNING_RATES
     return [
         job_of("tuning", method, reward, rate, TUNING_SEED, queries, short=short, size=size, more=more)
         for method, reward in product(methods, rewards)
@@ -181,7 +182,7 @@ def training_jobs(rates: Mapping[tuple[str, str, str], float], seeds: int, *, sh
     queries = 16 if short else QUERIES
     for seed in range(seeds):
         for method in METHODS:
-            budget = queries * (FACTOR if method in BASELINES else 1)
+            budget = queries * ((2 if short else FACTOR) if method in BASELINES else 1)
             for reward in REWARDS:
                 rate = rates[method, reward, ""]
                 yield job_of("training", method, reward, rate, seed, budget, short=short)
@@ -195,6 +196,12 @@ def curve(row: Row, cost: str) -> list[tuple[float, float]]:
     metric = f"eval/reward/{row['job']['reward']}"
     first = row["evaluations"][0][metric]
     return [(each[cost], each[metric] - first) for each in row["evaluations"]]
+
+
+def reached_at(row: Row, cost: str, level: float) -> Bounds:
+    """Return the cost at which a run first reaches a gain."""
+    first = row["evaluations"][1]
+    return first_reached(curve(row, cost), level, first[cost] / first["step"])
 
 
 def gains_table(rows: Sequence[Row]) -> list[list[str]]:
@@ -215,7 +222,7 @@ def gains_table(rows: Sequence[Row]) -> list[list[str]]:
                 f"{fmean(row['evaluations'][0][f'eval/{metric}'] for row in runs):.3f}",
                 Estimate.over_seeds_and_prompts(prompt_gains(runs, f"eval/{metric}")).interval_text(3),
                 Estimate.over_seeds_and_prompts(prompt_gains(runs, f"train/{metric}")).interval_text(3),
-                f"{100 * fmean(diversity_change(row) for row in runs):+.0f} %",
+                percent(fmean(diversity_change(row) for row in runs)),
                 "; ".join(
                     f"{name} "
                     + Estimate.over_seeds_and_prompts(
@@ -243,8 +250,7 @@ def factor_table(rows: Sequence[Row]) -> list[list[str]]:
         for share in SHARES if final > 0 else ():
             level = share * final
             reached = [
-                [isfinite(first_reached(curve(row, "reward_queries"), level).high) for row in each]
-                for each in pairs
+                [isfinite(reached_at(row, "reward_queries", level).high) for row in each] for each in pairs
             ]
             table.append(
                 [
@@ -261,7 +267,7 @@ def factor_table(rows: Sequence[Row]) -> list[list[str]]:
 def ratios(own: Sequence[Row], vader: Sequence[Row], cost: str, level: float) -> list[Bounds]:
     """Return the cost of a method divided by VADER's at an equal gain, seed by seed."""
     return [
-        Bounds.ratio(first_reached(curve(one, cost), level), first_reached(curve(other, cost), level))
+        Bounds.ratio(reached_at(one, cost, level), reached_at(other, cost, level))
         for one, other in zip(by_seed(own), by_seed(vader), strict=True)
     ]
 
@@ -296,6 +302,7 @@ def _draw_curves(rows: Sequence[Row], cost: str, label: str, path: Path) -> None
                               color=style(index)["color"], alpha=0.15, linewidth=0)  # fmt: skip
         each.axhline(0, color="grey", linewidth=0.8)
         each.set_xscale("log")
+        each.xaxis.set_major_formatter("{x:,.0f}")
     save(figure, path)
 
 

@@ -125,8 +125,7 @@ class Bounds:
     @classmethod
     def ratio(cls, numerator: Bounds, denominator: Bounds) -> Bounds:
         """Return the bounds of a ratio."""
-        high = numerator.high / denominator.low if denominator.low else inf
-        return cls(numerator.low / denominator.high, high)
+        return cls(numerator.low / denominator.high, numerator.high / denominator.low)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,8 +143,6 @@ class MedianInterval:
     def text(self) -> str:
         """Return the bounds of the median and its interval."""
         low, high = self.median.low, self.median.high
-        if low == 0 and high == inf:
-            return "unknown"
         shown = f"> {low:.3g}" if high == inf else f"{low:.3g} to {high:.3g}" if low < high else f"{low:.3g}"
         end = "∞" if self.high == inf else f"{self.high:.3g}"
         return f"{shown} (interval {self.low:.3g} to {end})"
@@ -167,17 +164,18 @@ def median_interval(values: Sequence[Bounds], confidence: float = 0.95) -> Media
     return MedianInterval(Bounds(median(lows), median(highs)), lows[k - 1], highs[n - k], coverage[k - 1])
 
 
-def first_reached(curve: Sequence[tuple[float, float]], level: float) -> Bounds:
+def first_reached(curve: Sequence[tuple[float, float]], level: float, smallest: float) -> Bounds:
     """Return the cost at which a gain first reaches a level: between the evaluation at which it has reached
     it and the one before.
 
     Args:
         curve: cost and gain of each evaluation, the first one before training.
+        smallest: cost of a single step, without which nothing is gained.
 
     Returns:
         Infinite above, and the last cost below, if no evaluation reaches it.
     """
-    before = 0.0
+    before = smallest
     for cost, gain in curve[1:]:
         if gain >= level:
             return Bounds(before, cost)
@@ -186,6 +184,11 @@ def first_reached(curve: Sequence[tuple[float, float]], level: float) -> Bounds:
 
 
 # ---- tables and figures
+
+
+def percent(change: float) -> str:
+    """Write a relative change in per cent, with its sign."""
+    return f"{100 * change:+.0f} %".replace("-", "−")
 
 
 def print_table(rows: Sequence[Sequence[str]]) -> None:

@@ -110,7 +110,7 @@ def _change(result: Result, metric: str) -> str:
     """Write the means before and after, and the gain with its interval."""
     before, after = result.means(metric)
     digits = 3 if max(abs(before), abs(after)) < 1 else 2
-    name = metric.removeprefix(REWARD).removeprefix("eval/").replace("_", " ")
+    name = metric.removeprefix(REWARD).removeprefix("eval/").replace("_", " ").replace("/", ": ")
     means = f"{before:.{digits}f} → {after:.{digits}f}".replace("-", "−")
     return f"{name} {means}, {result.gain(metric).interval_text(digits)}"
 
@@ -142,9 +142,8 @@ def results_figure(results: Sequence[Result], path: Path) -> None:
             xlabel="gain in standard deviations of the base model's scores over prompts"
         )
         for y, (result, name) in enumerate(lines):
-            unit, gain, kind = result.deviation(name), result.gain(name), int(name not in result.trained)
-            if not isfinite(unit):
-                continue  # the base model was kept in every seed
+            gain, kind = result.gain(name), int(name not in result.trained)
+            unit = result.deviation(name) if gain.mean else 1.0  # without any gain the unit does not matter
             style = {"color": COLOURS[kind], "marker": MARKERS[kind]}
             own = [
                 run.metrics_test[f"test/gain/{name.removeprefix(REWARD)}"] / unit for _, run in result.runs

@@ -30,6 +30,7 @@ from benchmarks.estimates import (
     grouped,
     mean_effects,
     panels,
+    percent,
     print_table,
     save,
     style,
@@ -52,7 +53,12 @@ DEPTHS = (1, 2, 5, 10)
 NUM_STEPS, NUM_COST_STEPS, NUM_EVALUATIONS = 32, 3, 4
 """Steps of the largest K, of the runs that measure seconds, and evaluations up to `NUM_STEPS`."""
 SHARED = {"evaluation.num_videos": 24}
-SHORT = {"sampling.num_inference_steps": 10, "evaluation.num_test_videos": 4}
+SHORT = {
+    "sampling.num_inference_steps": 10,
+    "sampling.num_frames": 2,
+    "videos_per_step": 1,
+    "evaluation.num_test_videos": 3,
+}
 
 
 def job_of(part: str, depth: int, reward: str, seed: int, num_steps: int, *, short: bool) -> Job:
@@ -110,7 +116,7 @@ def depth_table(rows: Sequence[Row], steps: int) -> list[list[str]]:
                 str(last["step"]),
                 _gain(runs, reward, -1),
                 Estimate.over_seeds_and_prompts(others).interval_text(),
-                f"{100 * fmean(diversity_change(row) for row in runs):+.0f} %",
+                percent(fmean(diversity_change(row) for row in runs)),
             ]
         )
     return table

@@ -32,7 +32,6 @@ def test_what_was_not_reached_has_no_upper_bound() -> None:
     assert some.text() == "4 (interval 2 to ∞)"
     most = median_interval([*known(2, 3), *[Bounds(10, inf)] * 3])
     assert most.text() == "> 10 (interval 2 to ∞)"
-    assert median_interval([Bounds(0, inf)] * 5).text() == "unknown"
     lower = median_interval([Bounds(10, inf)] * 5)
     assert (lower.low, lower.high) == (10, inf)
 
@@ -52,11 +51,11 @@ def test_the_interval_of_a_median_covers_censored_ratios() -> None:
 
 def test_a_gain_is_reached_between_two_evaluations() -> None:
     curve = [(0.0, 0.0), (8.0, 0.1), (16.0, 0.5), (24.0, 0.2)]
-    assert first_reached(curve, 0.1) == Bounds(0, 8)
-    assert first_reached(curve, 0.3) == Bounds(8, 16)
-    assert first_reached(curve, 0.6) == Bounds(24, inf)
+    assert first_reached(curve, 0.1, smallest=4) == Bounds(4, 8)
+    assert first_reached(curve, 0.3, smallest=4) == Bounds(8, 16)
+    assert first_reached(curve, 0.6, smallest=4) == Bounds(24, inf)
     assert Bounds.ratio(Bounds(80, 160), Bounds(8, 16)) == Bounds(5, 20)
-    assert Bounds.ratio(Bounds(80, inf), Bounds(0, 8)) == Bounds(10, inf)
+    assert Bounds.ratio(Bounds(80, inf), Bounds(4, 8)) == Bounds(10, inf)
 
 
 def row(

@@ -35,7 +35,7 @@ connects the means."""
 MAX_LABELLED = 24
 """Points of a figure of trade-offs that all have a label."""
 
-CELL_WIDTH, CELL_HEIGHT, MARGIN = 0.85, 0.5, 1.6
+CELL_WIDTH, CELL_HEIGHT, MARGIN = 0.64, 0.46, 1.1
 """Size of a cell of a heat map, and the space for the rows' labels, in inches."""
 RISE, FALL = (0.45, 0.68, 0.90), (0.95, 0.55, 0.45)
 """Red, green and blue of the largest gain and of the largest fall, on which `ON_TINT` is readable."""
