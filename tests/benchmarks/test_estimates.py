@@ -38,7 +38,7 @@ def test_what_was_not_reached_has_no_upper_bound() -> None:
 
 def test_the_interval_of_a_median_covers_censored_ratios() -> None:
     """Costs are known between two evaluations and up to the end of a run, and the interval still covers."""
-    random, runs = np.random.default_rng(0), 4000
+    random, runs = np.random.default_rng(0), 1000
     covered = 0
     for values in random.lognormal(1.0, 1.0, (runs, 5)):
         bounds = [

@@ -1,4 +1,4 @@
-"""What training on some rewards does to all of them: the cross-reward matrix and the hacking index."""
+"""The cross-reward matrix and the hacking index: gains of all rewards after training on some of them."""
 
 from __future__ import annotations
 
