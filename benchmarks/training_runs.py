@@ -10,6 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import multiprocessing
+import os
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -177,9 +179,8 @@ class Results:
         """
         missing = [job for job in jobs if self.find(job) is None]
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(
-            processes, context, initializer=torch.set_num_threads, initargs=(1,)
-        ) as pool:
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(processes, context, initializer=start_process) as pool:
             running = {}
             while running or (missing and time.monotonic() < deadline):
                 while missing and len(running) < processes and time.monotonic() < deadline:
@@ -207,6 +208,19 @@ class Results:
         self.rows.append(row)
         print(job.part, job.label, *job.tags.values(), job.reward, f"seed {job.seed}", flush=True)
         return row
+
+
+def start_process() -> None:
+    """Use one thread, and end this process with the one that started it, also if that one is killed."""
+    torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def check_models(path: Path, found: Iterable[str | None]) -> None:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import typer
 
 from benchmarks.cross_rewards import REWARDS, recipe_of, training_jobs
 from benchmarks.training_runs import Job, Results, measure_training
+from tests.helpers.paths import REPOSITORY
 
 SMALL = {
     "sampling.num_inference_steps": 2,
@@ -64,6 +69,28 @@ def test_jobs_run_in_other_processes_and_measure_both_sets_of_prompts(tmp_path: 
         assert (last["reward_queries"], first["reward_queries"]) == (1, 0)
         assert last["train_cpu_seconds"] > first["train_cpu_seconds"] == 0
     assert results.rows[0]["evaluations"] != results.rows[1]["evaluations"], "the seeds differ"
+
+
+@pytest.mark.slow
+def test_processes_end_with_the_one_that_started_them(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import multiprocessing, os, time\n"
+        "from concurrent.futures import ProcessPoolExecutor\n"
+        "from benchmarks.training_runs import start_process\n"
+        "if __name__ == '__main__':\n"
+        "    context = multiprocessing.get_context('spawn')\n"
+        "    with ProcessPoolExecutor(1, context, initializer=start_process) as pool:\n"
+        "        print(pool.submit(os.getpid).result(), flush=True)\n"
+        "        pool.submit(time.sleep, 1000).result()\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, str(script)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout is not None
+        worker = psutil.Process(int(process.stdout.readline()))
+        process.kill()
+        worker.wait(timeout=60)
 
 
 def test_every_reward_is_trained_alone_by_the_recipe_that_does_so() -> None:
