@@ -130,7 +130,9 @@ def size_table(rows: Sequence[Row]) -> list[list[str]]:
 def draw(rows: Sequence[Row], path: Path) -> None:
     """Draw the gains of both methods and the gap against the elements of the latents."""
     labels = [*METHODS, "gap"]
-    figure, axes = panels(REWARDS, "elements of the latents", "gain in standard deviations", labels)
+    figure, axes = panels(
+        REWARDS, "height × width, elements of the latents", "gain in standard deviations", labels
+    )
     for each, reward in zip(axes, REWARDS, strict=True):
         found = gains_of(rows, reward)
         x = [gains[METHODS[0]][0] for gains in found.values()]
@@ -144,6 +146,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
                               color=style(index)["color"], alpha=0.12, linewidth=0)  # fmt: skip
         each.axhline(0, color="grey", linewidth=0.8)
         each.set_xscale("log", base=2)
+        each.set_xticks(x, [f"{size}\n{elements:,}" for size, elements in zip(found, x, strict=True)])
     save(figure, path)
 
 

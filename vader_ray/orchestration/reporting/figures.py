@@ -205,7 +205,7 @@ def heat_map(
     labels = [*columns, *([heading] if notes else [])]
     wrapped = [label.replace("_", "\n").replace(" ", "\n") for label in labels]
     axes.set(xlim=(-0.5, len(labels) - 0.5), ylim=(len(rows) - 0.5, -0.5))
-    axes.set_xticks(range(len(labels)), wrapped, fontsize=9)
+    axes.set_xticks(range(len(labels)), wrapped, fontsize=8)
     axes.set_yticks(range(len(rows)), rows, fontsize=9)
     axes.tick_params(length=0, top=False, labeltop=True, labelbottom=False)
     axes.grid(visible=False)
