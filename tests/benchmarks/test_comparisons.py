@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from benchmarks import cross_rewards, memory_table, resolution, truncation_depth
-from benchmarks.data_efficiency import LEARNING_RATES
+from benchmarks.data_efficiency import LEARNING_RATES, chosen_rates
 from benchmarks.estimates import Row
 from benchmarks.training_runs import Job
 from vader_ray.config import load
@@ -84,7 +84,7 @@ def test_sizes_are_those_of_the_recipe_and_the_gap_is_in_the_table(tmp_path: Pat
     assert len(sizes) == len(resolution.SCALES)
     tuning = [row(job, {job.reward: 1 / float(job.tags["learning rate"])}) for job in
               resolution.all_tuning_jobs(short=False)]  # fmt: skip
-    rates = resolution.chosen_rates(tuning)
+    rates = chosen_rates(tuning)
     assert set(rates.values()) == {min(LEARNING_RATES)}
     elements = {size: index for index, size in enumerate(sizes, start=1)}
     rows = []
