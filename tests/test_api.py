@@ -46,8 +46,8 @@ SIGNATURES = {
     "uniform": "(lower, upper)",
 }
 FROM_PIPELINE = (
-    "(pipe, *, num_frames, height, width, num_inference_steps=None, guidance_scale=None, negative_prompt='',"
-    " lora_rank=16, lora_alpha=None, target_modules=None, decode_chunk_size=None, seed=0)"
+    "(pipe, *, num_frames, height, width, num_clips=1, num_inference_steps=None, guidance_scale=None, "
+    "negative_prompt='', lora_rank=16, lora_alpha=None, target_modules=None, decode_chunk_size=None, seed=0)"
 )
 
 

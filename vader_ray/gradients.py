@@ -1,4 +1,4 @@
-"""Identity functions whose backward pass changes the gradient."""
+"""The backward pass, and identity functions whose backward pass changes the gradient."""
 
 from __future__ import annotations
 
@@ -6,6 +6,15 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+
+
+def backward(tensor: Tensor, gradient: Tensor | None = None) -> None:
+    """Backpropagate from a tensor, unless no trained weight had a part in it.
+
+    A truncated backward path, or a drawn denoising step, may reach only a denoiser without an adapter.
+    """
+    if tensor.requires_grad:
+        tensor.backward(gradient)
 
 
 def scale_gradient(tensor: Tensor, factor: Tensor | float) -> Tensor:

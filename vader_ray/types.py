@@ -27,6 +27,9 @@ VIDEO_MESH = ("videos", "guidance", "ring", "ulysses")
 """Dimensions of a run's workers if several compute the same videos: groups with different videos, branches of
 guidance, tokens. The last two are diffusers' names for two ways to divide tokens."""
 
+Images: TypeAlias = Float[Tensor, "batch 3 height width"]
+"""First frames of videos in [0, 1]."""
+
 Granularity: TypeAlias = Literal["frame", "clip"]
 """Input unit of a reward. The score of a ``frame`` reward is the mean of its scores of single frames, so its
 frames may be scored in chunks; a ``clip`` reward needs all frames in one call."""
@@ -90,6 +93,10 @@ class TruncationPlan:
     without the adapter."""
     num_endings: int = 1
     """Times that the gradient steps, then the last ones, are sampled; see `vader_ray.alignment.endings`."""
+    num_clips: int = 1
+    """Clips of each video, every one with these gradient steps; see `vader_ray.alignment.clips`."""
+    num_gradient_clips: int = 1
+    """Clips that carry gradient, the last ones."""
 
     def rule(self, step: int) -> GradStep:
         """Return the rule of a gradient step."""
@@ -293,7 +300,10 @@ class SamplingModel(Protocol):
         ...
 
     def sample_with_grad(self, state: Sliceable, conditioning: Sliceable, plan: TruncationPlan, /) -> Latents:
-        """Continue sampling from the first gradient step to the end, differentiable in the adapter."""
+        """Continue sampling from the first gradient step to the end, differentiable in the adapter.
+
+        Within ``torch.no_grad`` there is no graph.
+        """
         ...
 
     def add_adapter(self, adapter: Any, seed: int, /) -> None:
@@ -340,6 +350,22 @@ class EndingsModel(SamplingModel, Protocol):
 
         A further ending begins at the plan's first gradient step with the finished video and fresh noise, a
         function of its video's seed in the row alone.
+        """
+        ...
+
+
+@runtime_checkable
+class ClipsModel(SamplingModel, Protocol):
+    """A model that also continues a video from an image, with gradient in the image."""
+
+    def check_clips(self) -> None:
+        """Raise ValueError unless the model makes videos from images, and its pipeline sees all of them."""
+        ...
+
+    def with_images(self, conditioning: Any, images: Images, /) -> Any:
+        """Return the conditioning of the same videos with other first frames.
+
+        The latents of `sample_with_grad` are then differentiable in the images, too.
         """
         ...
 

@@ -62,9 +62,10 @@ def t5(kind: Any = t.T5EncoderModel, config: Any = t.T5Config) -> dict[str, Any]
     return {"tokenizer": tokenizer, "text_encoder": kind(config(vocab_size=len(tokenizer), **sizes))}
 
 
-def clip_text(length: int) -> tuple[Any, Any]:
+def clip_text(length: int, num_layers: int = 1) -> tuple[Any, Any]:
     tokenizer = build_tokenizer()
-    sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes = {"hidden_size": 8, "intermediate_size": 16, "num_attention_heads": 2}
+    sizes["num_hidden_layers"] = num_layers
     ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     config = t.CLIPTextConfig(vocab_size=len(tokenizer), max_position_embeddings=length, **sizes, **ends)
     return tokenizer, t.CLIPTextModel(config)

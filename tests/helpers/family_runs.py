@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from tests.helpers.families import Case
 from tests.helpers.nonlinear_rewards import ClipReward
-from tests.helpers.tiny import randomise_adapter
+from tests.helpers.tiny import adapter_gradient, randomise_adapter
 from vader_ray import models
 from vader_ray.config import AdapterConfig, ModelConfig, Precision, SamplingConfig
 from vader_ray.models.core.conditioning import open_images
@@ -26,7 +27,12 @@ STOCHASTIC = "CogVideoXDPMScheduler"
 
 
 def load_case(
-    case: Case, folder: Path, scheduler: str | None = None, precision: Precision = "float32", **model: Any
+    case: Case,
+    folder: Path,
+    scheduler: str | None = None,
+    precision: Precision = "float32",
+    networks: tuple[str, ...] | None = None,
+    **model: Any,
 ) -> Any:
     """The family's model with a random adapter."""
     settings = ModelConfig(
@@ -37,7 +43,7 @@ def load_case(
         **model,
     )
     sampling = SamplingConfig(**case.sampling, scheduler=scheduler)
-    adapter = AdapterConfig(rank=2, alpha=4.0)
+    adapter = AdapterConfig(rank=2, alpha=4.0, networks=networks)
     built = models.build(settings, sampling, adapter, seed=0, chunk_size=2, device=torch.device("cpu"))
     randomise_adapter(built)
     return built
@@ -63,7 +69,13 @@ def reseed(generators: Sequence[torch.Generator], seeds: Sequence[int], step: in
 def own_call(case: Case, model: Any, images: list[Path], videos: slice, loop: Any) -> Frames:
     """Videos by the pipeline's own call from texts and pictures, with the noise that the project
     documents."""
-    seeds, arguments = SEEDS[videos], dict(case.sampling) | case.call
+    opened = open_images(model.sampling, images)[videos] if case.images else None
+    return call_loop(case, model, opened, videos, loop, SEEDS[videos])
+
+
+def call_loop(case: Case, model: Any, opened: Any, videos: slice, loop: Any, seeds: Sequence[int]) -> Frames:
+    """The same from images that are opened, or are frames, ``batch 3 height width``."""
+    arguments = dict(case.sampling) | case.call
     arguments[model.frames_argument] = arguments.pop("num_frames")
     generators = [torch.Generator() for _ in seeds]
     stochastic = type(model.pipe.scheduler).__name__ == STOCHASTIC
@@ -76,7 +88,6 @@ def own_call(case: Case, model: Any, images: list[Path], videos: slice, loop: An
 
         arguments["callback_on_step_end"] = reseed_step
     if case.images:
-        opened = open_images(model.sampling, images)[videos]
         arguments["image"] = opened if model.batched else opened[0]
     if model.embeddings:
         arguments["prompt"] = PROMPTS[videos] if model.batched else PROMPTS[videos][0]
@@ -111,16 +122,23 @@ def _with_image(pipe: Any, noise: Tensor, call: dict[str, Any], generators: list
     )
     encoded = pipe._normalize_latents(encoded, pipe.vae.latents_mean, pipe.vae.latents_std)
     tokens = encoded.shape[-1] * encoded.shape[-2]
-    return torch.cat([pipe._pack_latents(encoded, 1, 1), noise[:, tokens:]], dim=1).detach()
+    return torch.cat([pipe._pack_latents(encoded, 1, 1), noise[:, tokens:]], dim=1)
 
 
 def one_graph(case: Case, model: Any, images: list[Path], graded: tuple[int, ...]) -> Tensor:
     """Gradient by plain autograd through the pipeline's own loop and the library's own decoder.
 
     No hook, no checkpoint, no chunk.
-
-    Predictions of steps that are not graded are cut off behind the denoiser, as Algorithm 1 says.
     """
+    with cut_behind_denoiser(case, model, graded):
+        frames = own_call(case, model, images, slice(0, 1), inspect.unwrap(type(model.pipe).__call__))
+    objective = -ClipReward()(frames, PROMPTS[:1]).sum()
+    return adapter_gradient(model, objective).double()
+
+
+@contextmanager
+def cut_behind_denoiser(case: Case, model: Any, graded: tuple[int, ...]) -> Iterator[None]:
+    """Cut off the predictions of the steps that are not graded, as Algorithm 1 says, in one sampling."""
     calls, per_step = [0], case.calls_per_step
 
     def cut(layer: Any, inputs: Any, output: Any) -> Any:
@@ -136,15 +154,10 @@ def one_graph(case: Case, model: Any, images: list[Path], graded: tuple[int, ...
         )
 
     hooks = [denoiser.register_forward_hook(cut_named) for denoiser in model.denoisers().values()]
-    frames = own_call(case, model, images, slice(0, 1), inspect.unwrap(type(model.pipe).__call__))
+    yield
     for hook in hooks:
         hook.remove()
     assert calls[0] == STEPS * per_step
-    objective = -ClipReward()(frames, PROMPTS[:1]).sum()
-    gradients = torch.autograd.grad(
-        objective, model.adapter_parameters(), allow_unused=True, materialize_grads=True
-    )
-    return torch.cat([gradient.flatten() for gradient in gradients]).double()
 
 
 def parts_of(model: Any) -> list[slice]:

@@ -20,6 +20,9 @@ from vader_ray.training.experiment import batching, build
 from vader_ray.training.step import make_rollout, step_context
 from vader_ray.types import TruncationPlan
 
+NETWORKS = {"animatediff": ("unet", "text_encoder")}
+"""Networks that are trained, by case; by default the denoisers."""
+
 
 def differentiate_together(
     group: WorkerGroup,
@@ -35,17 +38,18 @@ def differentiate_together(
     tall = {"height": 2 * case.sampling["height"]}  # so that the number of tokens is even
     case = replace(case, sampling=case.sampling | tall)
     for is_divided in (False, True):
-        model = load_case(case, folder)
-        for denoiser in model.denoisers().values():
-            denoiser.double()
+        model = load_case(case, folder, networks=NETWORKS.get(name))
+        for network in (model.denoisers() | model.adapted_networks()).values():
+            network.double()
         model.apply_memory_optimizations(checkpointing, compile_blocks=False)
         if is_divided:
             runtime = RuntimeConfig(num_workers=group.world_size, **settings)
             model.compute_with(group.of_recipe(runtime).video_mesh(runtime, CPU))
         conditioning = encode_prompts(model, images)
         num_steps = model.sampling.num_inference_steps
+        penalty = 0.0 if model.trains_text else 0.1
         plan = TruncationPlan(
-            num_steps, (num_steps - 2, num_steps - 1), recompute=recompute, reference_weight=0.1
+            num_steps, (num_steps - 2, num_steps - 1), recompute=recompute, reference_weight=penalty
         )
         state = model.sample_prefix(conditioning, plan, SEEDS)
         latents = model.sample_with_grad(state, conditioning, plan)

@@ -114,7 +114,8 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 def test_video_and_gradient_are_those_of_the_pipelines_own_loop(
     folders: Any, images: list[Path], name: str
 ) -> None:
-    """The video bit for bit, also with a pause before the gradient steps; the gradient of K = 1, 2 and N."""
+    """The video bit for bit, also without its text encoders and with a pause before the gradient steps; the
+    gradient of K = 1, 2 and N."""
     case = PIPELINES[name]
     model = load_case(case, folders(name))
     conditioning, plan = encode_prompts(model, images), TruncationPlan(STEPS, (1, 2))
@@ -125,6 +126,7 @@ def test_video_and_gradient_are_those_of_the_pipelines_own_loop(
     assert torch.equal(torch.cat(ours), torch.cat(theirs))
     assert theirs[0].shape[1] == case.sampling["num_frames"]
     assert theirs[0].std() > 0.01
+    model.free_text_encoders()  # as a run does, after it has encoded its prompts
     state = model.sample_prefix(conditioning, plan, SEEDS)
     assert torch.equal(latents, model.sample_with_grad(state, conditioning, plan))
     _check_gradients(load_case(case, folders(name), None, case.precision), case, images)

@@ -263,13 +263,13 @@ def _monolithic(model: Any, terms: list[RewardTerm], graded: Sequence[int]) -> T
     """Plain autograd through a hand-written loop and the whole decoder at once: no hook, no checkpoint, no
     pipeline."""
     unet, vae, scheduler = model.pipe.unet, model.pipe.vae, model.pipe.scheduler
-    conditioning = model.encode(PROMPTS).tensors
+    positive, negative = model.pipe.encode_prompt(PROMPTS, do_classifier_free_guidance=True)
     scheduler.set_timesteps(STEPS)
     latents = model.noise(SEEDS)
     for index, timestep in enumerate(scheduler.timesteps):
         with torch.set_grad_enabled(index in graded):
-            conditional = unet(latents, timestep, conditioning["prompt_embeds"], 24).sample
-            unconditional = unet(latents, timestep, conditioning["negative_prompt_embeds"], 24).sample
+            conditional = unet(latents, timestep, positive, 24).sample
+            unconditional = unet(latents, timestep, negative, 24).sample
         noise = unconditional + SAMPLING["guidance_scale"] * (conditional - unconditional)
         generators = [torch.Generator().manual_seed(seed + 7919 * (index + 1)) for seed in SEEDS]
         latents = scheduler.step(noise, timestep, latents, eta=1.0, generator=generators).prev_sample
@@ -280,9 +280,16 @@ def _monolithic(model: Any, terms: list[RewardTerm], graded: Sequence[int]) -> T
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("graded", [(3,), (2, 3), (0, 1, 2, 3)], ids=["K=1", "K=2", "K=N"])
-def test_staged_gradient_equals_one_monolithic_graph(checkpoint: Path, graded: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(
+    ("graded", "networks"),
+    [((3,), None), ((2, 3), None), ((0, 1, 2, 3), None), ((2, 3), ("unet", "text_encoder"))],
+    ids=["K=1", "K=2", "K=N", "with the text encoder"],
+)
+def test_staged_gradient_equals_one_monolithic_graph(
+    checkpoint: Path, graded: tuple[int, ...], networks: tuple[str, ...] | None
+) -> None:
     model, terms = load_tiny(checkpoint, precision="float64", chunk_size=2), REWARD_TERMS["mix"]
+    model.add_adapter(AdapterConfig(rank=2, alpha=4.0, networks=networks), 0)
     randomise_adapter(model)
     seen = [[range(FRAMES)] * len(PROMPTS) for _ in terms]
     rollout = Rollout(PROMPTS, model.encode(PROMPTS), SEEDS, seen)
@@ -290,6 +297,12 @@ def test_staged_gradient_equals_one_monolithic_graph(checkpoint: Path, graded: t
     staged = torch.cat([parameter.grad.flatten() for parameter in model.adapter_parameters()])
     expected = _monolithic(model, terms, graded)
     assert expected.norm() > 0
+    if networks is not None:
+        assert all(
+            parameter.grad.any()
+            for parameter in model.pipe.text_encoder.parameters()
+            if parameter.requires_grad
+        )
     assert (
         staged - expected
     ).norm() < 1e-9 * expected.norm()  # float64; the sinusoids and the schedule are float32 in both

@@ -60,6 +60,8 @@ SETTINGS = {
     "three steps recomputed": ("sampling.truncation_depth=3",),
     "blocks recomputed": ("sampling.recompute=false", "runtime.activation_checkpointing=block"),
     "one frame": ("rewards.0.frames=first:1",),
+    "three clips": ("sampling.num_clips=3",),
+    "text encoder": ("adapter.networks=[unet,text_encoder]",),
     "one by one": (
         "runtime.prefix_batch_size=1",
         "runtime.decode_chunk_size=1",
@@ -119,12 +121,26 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("wan", "three steps recomputed"),
         ("wan", "blocks recomputed"),
         ("ltx", "one frame"),
+        ("animatediff", "text encoder"),
         ("wan", "one by one"),
+        ("svd", "three clips"),
+        ("ltx_i2v", "three clips"),
     ],
 )
 def test_counted_memory_is_that_of_the_training_loop(folder: Path, name: str, setting: str) -> None:
     config = override(_config(name, folder), SETTINGS[setting])
     assert _training_bytes(estimate_step(config)) == pytest.approx(_measured_bytes(config), rel=TOLERANCE)
+
+
+@pytest.mark.slow
+def test_clips_multiply_the_work_and_not_the_memory(folder: Path) -> None:
+    config = override(_config("svd", folder), ["rewards.0.frames=first:1"])
+    two, four = (estimate_step(override(config, [f"sampling.num_clips={clips}"])) for clips in (2, 4))
+    num_videos, branches = config.videos_per_step, 2
+    assert two.denoiser_calls == 2 * num_videos * branches * STEPS
+    assert four.denoiser_calls == 2 * two.denoiser_calls
+    assert four.flops == pytest.approx(2 * two.flops, rel=0.2)  # the last clip is not computed again
+    assert four.step_bytes < 1.02 * two.step_bytes
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from vader_ray.alignment.gradient_clip import clip_by_video
 from vader_ray.alignment.precision import matmul_precision
 from vader_ray.alignment.reward_gradient import RewardOutput, RewardTerm, score_and_gradient
 from vader_ray.alignment.rollout import Batching, Rollout
+from vader_ray.gradients import backward
 from vader_ray.types import Frames, Latents, RemoteReward, Scores, VideoDecoder
 
 
@@ -71,7 +72,7 @@ def backward_by_chunk(
             frames.backward(d_frames.mul_(-scale))
     assert leaf.grad is not None
     norms = None if max_norm is None else clip_by_video(leaf.grad, max_norm, scale)
-    latents.backward(leaf.grad)
+    backward(latents, leaf.grad)
     objective = torch.zeros_like(totals[0].scores)
     for total in totals:
         objective += total.term.value(total.scores)

@@ -47,11 +47,18 @@ def draw_plan(
         min_distance=path.min_distance,
         recompute=sampling.recompute,
         num_endings=sampling.num_endings,
+        num_clips=sampling.num_clips,
+        num_gradient_clips=sampling.num_gradient_clips(),
     )
 
 
-def check_plan(sampling: SamplingConfig) -> TruncationPlan:
+def check_plan(sampling: SamplingConfig, generator: torch.Generator | None = None) -> TruncationPlan:
     """Check the choice of the gradient steps and its options; return a plan for a schedule of equal steps.
+
+    Args:
+        sampling: the recipe's settings.
+        generator: source of all random choices; the gradient steps are those of `draw_plan` with the same
+            one.
 
     Raises:
         UserError: as `draw_plan`, and for an option that the choice does not have.
@@ -61,7 +68,7 @@ def check_plan(sampling: SamplingConfig) -> TruncationPlan:
         (-1 / num_steps,) * num_steps, tuple(1 - k / num_steps for k in range(num_steps))
     )
     checked = sampling.model_copy(update={"recompute": True})
-    return draw_plan(checked, torch.Generator().manual_seed(0), lambda: equal)
+    return draw_plan(checked, generator or torch.Generator().manual_seed(0), lambda: equal)
 
 
 def _path(sampling: SamplingConfig) -> Callable[[PathContext], BackwardPath]:

@@ -107,10 +107,10 @@ class ExperimentConfig(Settings):
                 f"two rewards have placement.actor={twice!r}; a pool holds one reward, so name another"
             )
         for plugin in (*rewards, *self.eval_metrics):
-            if (needed := frames_needed(plugin.frames)) > self.sampling.num_frames:
+            if (needed := frames_needed(plugin.frames)) > self.sampling.total_frames():
                 raise ValueError(
                     f"{plugin.name}: frames={plugin.frames} needs {needed} frames and "
-                    f"sampling.num_frames={self.sampling.num_frames}; choose earlier frames or longer videos"
+                    f"videos have {self.sampling.total_frames()}; choose earlier frames or longer videos"
                 )
         if self.model.quantization and self.runtime.compile == "blocks":
             raise ValueError(
@@ -193,6 +193,16 @@ class ExperimentConfig(Settings):
                 f"sampling.prefix_cache={sampling.prefix_cache} skips blocks depending on what a worker "
                 "computes, and runtime.context_parallel and guidance_parallel need the same ones on all "
                 "workers of a video; set sampling.prefix_cache=none"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_continued(self) -> Self:
+        if self.sampling.num_clips > 1 and self.runtime.workers_per_video > 1:
+            raise ValueError(
+                f"sampling.num_clips={self.sampling.num_clips} has a gradient in the image of a clip, which "
+                "runtime.context_parallel and guidance_parallel do not add up over workers; set "
+                "context_parallel=1 and guidance_parallel=false"
             )
         return self
 

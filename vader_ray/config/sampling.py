@@ -31,6 +31,9 @@ TRUNCATIONS = (
 )
 """Choices of the gradient steps: functions of `vader_ray.alignment.backward_paths`."""
 
+CLIP_TRUNCATIONS = ("last", "random", "uniform", "window")
+"""Those of them that are plain backpropagation, of which ``num_clips`` makes use."""
+
 
 class GradientStepConfig(Settings):
     """One gradient step of a list in ``sampling.truncation``."""
@@ -51,11 +54,16 @@ class SamplingConfig(Settings):
     """The denoising procedure, and the denoising steps through which the gradient flows."""
 
     num_frames: Count
-    """Frames of a video."""
+    """Frames of a video, or of one clip of it."""
     height: Side
     """Height of a frame in pixels."""
     width: Side
     """Width of a frame in pixels."""
+    num_clips: int = Field(default=1, gt=0, le=2**10)
+    """Clips of a video (VADER only), for models that make videos from images: the last decoded frame of a
+    clip is the image of the next one and counts once, so a video has ``num_clips`` · (``num_frames`` − 1) + 1
+    frames, of which rewards and metrics choose theirs. The longest videos of the VADER paper have 3 clips.
+    Time is proportional to it; memory grows only by the frames that rewards score."""
     num_inference_steps: Count = 25
     """Number of denoising steps N. Time is proportional to it, memory is not."""
     guidance_scale: float = Field(default=7.5, ge=1.0)
@@ -86,6 +94,12 @@ class SamplingConfig(Settings):
     """Keyword arguments of the function that ``truncation`` names (docs/backward_paths.md): ``start`` of a
     ``window``, or the ``coupling`` of ``last``, ``random``, ``uniform`` and ``window``, 0 to 1, the factor of
     the gradient through the denoiser's input to the earlier gradient steps (0 is DRTune's stopped input)."""
+    truncation_clips: Count | None = None
+    """Clips of a video that carry gradient, the last ones; by default all ``num_clips``. The gradient steps
+    of each are those of ``truncation``. The gradient passes from a clip to the one before through the image
+    between them: the autoencoder, the image encoder and the gradient steps that see the image. With 1 the
+    earlier clips only make the image with which the last one begins. The gradient steps of the others are
+    computed again in the backward pass, after which they need no memory."""
     num_endings: int = Field(default=1, gt=0, le=2**10)
     """Endings of each video (VADER only). The first is the ordinary one; each further one adds fresh noise to
     the finished video, as much as before its gradient steps, and repeats these with gradient, decoder and
@@ -111,10 +125,10 @@ class SamplingConfig(Settings):
 
     @model_validator(mode="after")
     def _fits_memory(self) -> Self:
-        gib = self.num_frames * 3 * self.height * self.width * 4 / 2**30
+        gib = self.total_frames() * 3 * self.height * self.width * 4 / 2**30
         if gib > MAX_VIDEO_GIB:
             raise ValueError(
-                f"num_frames={self.num_frames}, height={self.height} and width={self.width} are {gib:.0f} "
+                f"{self.total_frames()} frames of height={self.height} and width={self.width} are {gib:.0f} "
                 f"GiB for the frames of one video in float32; choose at most {MAX_VIDEO_GIB} GiB"
             )
         return self
@@ -186,6 +200,33 @@ class SamplingConfig(Settings):
         if self.truncation_options:
             raise ValueError("truncation_options has no effect on a list of steps; leave it out")
 
+    @model_validator(mode="after")
+    def _clips_fit(self) -> Self:
+        if self.truncation_clips is not None and self.truncation_clips > self.num_clips:
+            raise ValueError(
+                f"truncation_clips={self.truncation_clips} is more than num_clips={self.num_clips}; choose 1 "
+                f"to {self.num_clips}, or leave it out"
+            )
+        if self.num_clips == 1:
+            return self
+        if self.num_frames == 1:
+            raise ValueError(
+                f"num_clips={self.num_clips} continues from the last frame of a clip, and with num_frames=1 "
+                "it is the first; choose 2 or more"
+            )
+        if self.num_endings > 1:
+            raise ValueError(
+                f"num_endings={self.num_endings} repeats the end of one sampling, and num_clips="
+                f"{self.num_clips} has several; leave one of the two out"
+            )
+        if self.truncation not in CLIP_TRUNCATIONS or self.truncation_options.get("coupling", 1) != 1:
+            raise ValueError(
+                f"num_clips={self.num_clips} passes plain gradients from clip to clip, and truncation="
+                f"{self.truncation} with truncation_options={self.truncation_options} scales them between "
+                f"denoising steps; choose {' or '.join(CLIP_TRUNCATIONS)}, without coupling"
+            )
+        return self
+
     def _own_depth(self) -> int | None:
         """Return the largest number of gradient steps of a choice that does not have K of them."""
         if not isinstance(self.truncation, str):
@@ -195,6 +236,14 @@ class SamplingConfig(Settings):
     def max_grad_steps(self) -> int:
         """Return the largest number of gradient steps of a training step."""
         return min(self._own_depth() or self.truncation_depth, self.num_inference_steps)
+
+    def total_frames(self) -> int:
+        """Return the number of frames of a video: the frame between two clips counts once."""
+        return self.num_clips * (self.num_frames - 1) + 1
+
+    def num_gradient_clips(self) -> int:
+        """Return the number of clips that carry gradient."""
+        return self.truncation_clips or self.num_clips
 
     def guided_steps(self) -> list[int]:
         """Return the denoising steps inside ``guidance_interval``."""

@@ -42,6 +42,10 @@ FalseAlarmRate = Annotated[float, Field(gt=0.0, le=0.5)]
 """Probability of a false alarm."""
 LayerName = Annotated[str, Field(min_length=1)]
 """End of the name of a layer."""
+NetworkName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=100)]
+"""Name of a network in a pipeline of diffusers."""
+TEXT_ENCODER = "text_encoder"
+"""Begin of the names of text encoders in a pipeline of diffusers."""
 OptimizerName = Literal["adamw", "adamw8bit"]
 """Optimizer of the adapter."""
 DecayRate = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -109,6 +113,26 @@ class AdapterConfig(Settings):
     target_modules: Annotated[tuple[LayerName, ...], Field(min_length=1)] | None = None
     """Endings of the names of the denoiser's layers that get an adapter; by default those that the model
     family declares."""
+    networks: Annotated[tuple[NetworkName, ...], Field(min_length=1)] | None = None
+    """Networks of the pipeline that get an adapter, by their names in diffusers: denoisers (``unet``,
+    ``transformer``, ``transformer_2``) and, for the families of Stable Diffusion, text encoders
+    (``text_encoder``, ``text_encoder_2``). By default every denoiser and no text encoder."""
+
+    @model_validator(mode="after")
+    def _networks_fit(self) -> Self:
+        names = self.networks or ()
+        if len(set(names)) < len(names):
+            raise ValueError(f"networks={list(names)} names one network twice; name each once")
+        if names and self.target_modules and len(self.text_encoders()) == len(names):
+            raise ValueError(
+                f"target_modules={list(self.target_modules)} are layers of a denoiser, and networks="
+                f"{list(names)} has none; leave one of the two out"
+            )
+        return self
+
+    def text_encoders(self) -> tuple[str, ...]:
+        """Return the names of the text encoders that get an adapter."""
+        return tuple(name for name in self.networks or () if name.startswith(TEXT_ENCODER))
 
 
 class PromptsConfig(Settings):

@@ -17,6 +17,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from vader_ray.config import (
     ActivationCheckpointing,
     AdapterConfig,
+    ExperimentConfig,
     ModelConfig,
     RuntimeConfig,
     SamplingConfig,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from vader_ray.models.adapters.export import export as export_adapter
     from vader_ray.models.adapters.export import export_for_hub as export_for_hub
     from vader_ray.models.adapters.files import read_shape as adapter_shape
+    from vader_ray.models.adapters.files import saved_networks as adapter_networks
     from vader_ray.models.adapters.lora import load_into as load_adapter
     from vader_ray.models.adapters.merge import mix as mix_adapters
     from vader_ray.models.base import VideoModel
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 _IMPORTED_LATER = {
     "AdapterFormat": ("adapters.export", "Format"),
     "VideoModel": ("base", "VideoModel"),
+    "adapter_networks": ("adapters.files", "saved_networks"),
     "adapter_shape": ("adapters.files", "read_shape"),
     "check_scheduler": ("core.loading", "find_scheduler"),
     "export_adapter": ("adapters.export", "export"),
@@ -50,8 +53,11 @@ _IMPORTED_LATER = {
 __all__ = [
     "AdapterFormat",
     "VideoModel",
+    "adapter_networks",
     "adapter_shape",
     "build",
+    "check_clips",
+    "check_networks",
     "check_parallel",
     "check_scheduler",
     "export_adapter",
@@ -148,6 +154,53 @@ def check_parallel(family: str, runtime: RuntimeConfig) -> None:
             f"runtime.guidance_parallel=True: in model.family={family} guidance is an input of the denoiser "
             "and not a second branch; set it to False"
         )
+
+
+def check_clips(family: str, model: ModelConfig, sampling: SamplingConfig) -> None:
+    """Check that a model can continue videos from images, if ``sampling.num_clips`` asks for it.
+
+    Loads no weights. Where a family also makes videos from text, the index of the weights has the class of
+    their pipeline; that of a hub id is downloaded.
+
+    Raises:
+        UserError: it makes no videos from images.
+    """
+    if sampling.num_clips == 1:
+        return
+    found = resolve(family)
+    if not found.image_pipeline_classes:
+        made = f"model.family={family}"
+    elif set(found.image_pipeline_classes) == set(found.pipeline_classes):
+        return
+    else:
+        from vader_ray.models.core.loading import published_class
+
+        name = published_class(locate(model.weights))
+        if name in found.image_pipeline_classes:
+            return
+        made = f"model.weights={model.weights}, a {name},"
+    raise UserError(
+        f"sampling.num_clips={sampling.num_clips} continues a video from its last frame, and {made} makes no "
+        "videos from images; set it to 1, or choose weights of an image-to-video model"
+    )
+
+
+def check_networks(family: str, config: ExperimentConfig) -> list[str]:
+    """Check the networks that a recipe's adapter is put on; return the denoiser of each denoising step.
+
+    No weights are read. Without ``adapter.networks`` all is well, and the result is empty.
+
+    Raises:
+        UserError: the pipeline has no such network, or its index cannot be read or downloaded.
+    """
+    if config.adapter.networks is None:
+        return []
+    from vader_ray.models.base import check_networks as check
+
+    kind = resolve(family)
+    check(config.adapter.networks, kind.networks_of(config.model), f"model.family={family}")
+    found: list[str] = kind.denoisers_of_steps(config.model, config.sampling)
+    return found
 
 
 def fetch(model: ModelConfig) -> str:

@@ -5,7 +5,7 @@ One folder is what ``AnimateDiffPipeline.save_pretrained`` wrote; then ``model.m
 
 from __future__ import annotations
 
-from vader_ray.models.base import VideoModel
+from vader_ray.models.base import CLIP_ATTENTION, VideoModel
 
 
 class AnimateDiffModel(VideoModel):
@@ -13,4 +13,5 @@ class AnimateDiffModel(VideoModel):
 
     pipeline_classes = ("AnimateDiffPipeline",)
     denoiser_name = "unet"
+    text_adapter_targets = CLIP_ATTENTION
     stock_loader = True

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from vader_ray.models.base import VideoModel
 from vader_ray.models.core.conditioning import Conditioning
 from vader_ray.models.core.decoders import Decoder, DecoderOptions, WholeClip
+from vader_ray.models.core.frame_images import frames_of
 from vader_ray.models.core.layer_stream import Layer, Layers, LayerStream, unfold_channels
 from vader_ray.models.core.loop_hooks import OUTSIDE_STEPS, LoopHook
+from vader_ray.models.core.memory_optimizations import recompute
 from vader_ray.types import Latents, Noise
 
 DECODE_TIMESTEP, DECODE_NOISE_SCALE = 0.05, 0.025
@@ -200,14 +202,21 @@ class LTXModel(VideoModel):
         The loop does it only for noise that it draws itself.
         """
         pipe, (channels, _, _, _), sampling = self.pipe, self.latent_shape(), self.sampling
-        device, (height, width) = noise.device, (sampling.height, sampling.width)
-        pixels = pipe.video_processor.preprocess(images, height=height, width=width)
-        generators = hook.generators(OUTSIDE_STEPS, len(noise))
-        with torch.no_grad():
-            started, is_given = pipe.prepare_latents(
+        device, (height, width), frames = noise.device, (sampling.height, sampling.width), frames_of(images)
+        pixels = (
+            pipe.video_processor.preprocess(images, height=height, width=width)
+            if frames is None
+            else frames * 2 - 1
+        )
+
+        def encode(pixels: Tensor) -> tuple[Tensor, Tensor]:
+            encoded: tuple[Tensor, Tensor] = pipe.prepare_latents(
                 pixels.to(device, pipe.vae.dtype), len(noise), channels, height, width, sampling.num_frames,
-                noise.dtype, device, generators,
+                noise.dtype, device, hook.generators(OUTSIDE_STEPS, len(noise)),
             )  # fmt: skip
+            return encoded
+
+        started, is_given = recompute(encode, pixels)
         return torch.where(is_given[..., None] > 0, started, noise)
 
     def pipeline_kwargs(self) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from vader_ray.models.base import VideoModel
+from vader_ray.models.base import CLIP_ATTENTION, VideoModel
 from vader_ray.types import Noise
 
 
@@ -16,6 +16,7 @@ class ModelScopeModel(VideoModel):
 
     pipeline_classes = ("TextToVideoSDPipeline",)
     denoiser_name = "unet"
+    text_adapter_targets = CLIP_ATTENTION
     loads_in_comfyui = False
 
     def to_scheduler_layout(self, latents: Noise) -> Tensor:

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from types import MappingProxyType
+from typing import Any
 
+import torch
+from diffusers.pipelines.stable_video_diffusion.pipeline_stable_video_diffusion import (
+    _resize_with_antialiasing,
+)
 from torch import Tensor
+from torchvision.transforms.v2 import functional as transforms
 
+from vader_ray.errors import UserError
 from vader_ray.models.base import VideoModel
 from vader_ray.models.core.decoders import DecoderOptions, TemporalChunk
-from vader_ray.types import Noise
+from vader_ray.types import Images, Noise
 
 
 class SVDModel(VideoModel):
@@ -33,3 +40,23 @@ class SVDModel(VideoModel):
 
     def pack_latents(self, noise: Noise) -> Tensor:
         return noise.transpose(1, 2)
+
+    def check_clips(self) -> None:
+        """Check that the model can continue a video from its last frame, with gradient.
+
+        Raises:
+            UserError: the pipeline changes the autoencoder's precision while it encodes an image.
+        """
+        super().check_clips()
+        if self.pipe.vae.dtype == torch.float16 and self.pipe.vae.config.force_upcast:
+            raise UserError(
+                f"sampling.num_clips={self.sampling.num_clips} encodes images again in the backward pass, "
+                "where this pipeline does not change model.decoder_precision=float16 to float32; set it to "
+                "float32 or bfloat16"
+            )
+
+    def encoder_pixels(self, processor: Any, frames: Images) -> Tensor:
+        """Return the input of the image encoder, resized as the pipeline does it instead of the processor."""
+        resized = _resize_with_antialiasing(frames * 2 - 1, (224, 224)) / 2 + 0.5
+        pixels: Tensor = transforms.normalize(resized, processor.image_mean, processor.image_std)
+        return pixels

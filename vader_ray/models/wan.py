@@ -10,9 +10,10 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from vader_ray.config import SamplingConfig
+from vader_ray.config import ModelConfig, SamplingConfig, locate
 from vader_ray.models.base import VideoModel
 from vader_ray.models.core.decoders import DecoderOptions
+from vader_ray.models.core.loading import components_of, published_scheduler, read_index
 from vader_ray.models.core.sampling import class_names
 
 
@@ -44,6 +45,16 @@ class WanModel(VideoModel):
         if pipe.transformer is not None and pipe.transformer.config.image_dim is not None:
             # diffusers' loader expects an adapter on the projections of the image, too
             self.adapter_targets = (*self.adapter_targets, "add_k_proj", "add_v_proj")
+
+    @classmethod
+    def denoisers_of_steps(cls, model: ModelConfig, sampling: SamplingConfig) -> list[str]:
+        source = locate(model.weights)
+        boundary = read_index(source).get("boundary_ratio")
+        if boundary is None or "transformer_2" not in components_of(source):
+            return super().denoisers_of_steps(model, sampling)
+        scheduler = published_scheduler(source, sampling)
+        limit = boundary * scheduler.config.num_train_timesteps  # as in the loop of the pipeline
+        return ["transformer" if step >= limit else "transformer_2" for step in scheduler.timesteps]
 
     def denoisers(self) -> dict[str, nn.Module]:
         found = {name: getattr(self.pipe, name, None) for name in ("transformer", "transformer_2")}

@@ -139,13 +139,14 @@ def _count(config: ExperimentConfig, depth: int) -> StepCount:
         frames = sum(reward.num_bytes for reward in remote.values())
         num_steps, num_steps_run = config.sampling.num_inference_steps, short.sampling.num_inference_steps
         skipped, repeated = num_steps - num_steps_run, (config.sampling.num_endings - 1) * depth
+        skipped_in_all = skipped * config.sampling.num_clips
         one_step = _one_denoising_step(short, experiment, num_run, parts) if skipped else _Work()
         _set_gradients(model, filled=True)
         with PeakMemoryTracker(META.type) as evaluation:
             evaluate(short, experiment, WorkerGroup())
 
     def in_a_step(run: int, skipped_step: int = 0) -> int:
-        return (run + skipped * skipped_step) * num_videos // num_run
+        return (run + skipped_in_all * skipped_step) * num_videos // num_run
 
     return StepCount(
         loaded=loaded,

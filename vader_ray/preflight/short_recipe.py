@@ -30,9 +30,12 @@ def shortened(config: ExperimentConfig, depth: int) -> Iterator[ExperimentConfig
             "test": None,
         }
         num_videos = max(2, batching(config.runtime).prefix)
+        # few steps may not reach the chosen one of two denoisers, so both are counted with an adapter
+        networks = config.adapter.networks if config.adapter.text_encoders() else None
         evaluation = config.evaluation.model_copy(update={"num_videos": num_videos, "num_shown": 1})
         yield config.model_copy(
             update={
+                "adapter": config.adapter.model_copy(update={"networks": networks}),
                 "prompts": config.prompts.model_copy(update=prompts),
                 "sampling": _short_sampling(config.sampling, depth),
                 "evaluation": evaluation,

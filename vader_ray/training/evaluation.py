@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vader_ray.alignment.decoding import decode_all
+from vader_ray.alignment.clips import sample_frames
 from vader_ray.alignment.frames import choose_frames, every_frame_rule
 from vader_ray.alignment.precision import matmul_precision
 from vader_ray.alignment.scoring import objective, score
@@ -31,7 +31,7 @@ from vader_ray.training.distributed import WorkerGroup
 from vader_ray.training.events import Video
 from vader_ray.training.experiment import EvalMetric, Experiment, batching
 from vader_ray.training.seeding import derive_seed
-from vader_ray.types import Frames, Latents, Scores
+from vader_ray.types import Frames, Scores
 
 Split: TypeAlias = Literal["validation", "test"]
 """Set of prompts of an evaluation."""
@@ -266,8 +266,9 @@ def _sample_missing(
         return whole * model.num_loops(size) + (model.num_loops(rest) if rest else 0)
 
     missing = max(map(num_loops, group.peers(config.runtime.shard))) - num_loops(group)
-    for _ in range(missing):
-        model.sample(experiment.condition([planned[0].prompt]), [planned[0].seed])
+    conditioning = experiment.condition([planned[0].prompt])
+    for _ in range(missing * config.sampling.num_clips):
+        model.sample(conditioning, [planned[0].seed])
 
 
 def _evaluate_batch(
@@ -279,26 +280,31 @@ def _evaluate_batch(
     """Sample and score videos.
 
     They are sampled together, and decoded and scored one by one, which takes most of an evaluation's memory.
+    All clips of a video but its last one are decoded before.
     """
-    conditioning = experiment.condition([video.prompt for video in batch])
-    latents = experiment.model.sample(conditioning, [video.seed for video in batch], adapter_strengths)
+    videos = sample_frames(
+        experiment.model,
+        experiment.condition([video.prompt for video in batch]),
+        [video.seed for video in batch],
+        num_clips=config.sampling.num_clips,
+        adapter_strengths=adapter_strengths,
+        precision=config.runtime.matmul_precision,
+    )
     return [
-        _evaluate_video(config, experiment, sampled, video)
-        for sampled, video in zip(latents.split(1), batch, strict=True)
+        _evaluate_video(config, experiment, frames, video)
+        for frames, video in zip(videos, batch, strict=True)
     ]
 
 
 def _evaluate_video(
-    config: ExperimentConfig, experiment: Experiment, latents: Latents, video: PlannedVideo
+    config: ExperimentConfig, experiment: Experiment, frames: Frames, video: PlannedVideo
 ) -> EvaluatedVideo:
-    """Decode and score one video."""
+    """Score one video."""
     _, prompt = split_image(video.prompt)
-    decoder, terms = experiment.model.decoder, (*experiment.terms, *experiment.eval_terms)
-    num_frames = decoder.num_frames(latents)
+    terms, num_frames = (*experiment.terms, *experiment.eval_terms), frames.shape[1]
     chosen = [choose_frames(every_frame_rule(term.frames), num_frames, torch.Generator()) for term in terms]
     frame_indices = [[indices] for indices in chosen]
     with matmul_precision(config.runtime.matmul_precision):
-        frames = decode_all(latents, decoder)
         scores = score(
             frames, range(num_frames), [prompt], terms, frame_indices, config.runtime.decode_chunk_size
         )

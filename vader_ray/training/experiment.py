@@ -281,7 +281,7 @@ def _term(
 ) -> RewardTerm:
     def load() -> Reward:
         announce(f"loading the reward {spec.name}")
-        return load_reward(spec, sampling.num_frames, sampling.height, sampling.width, device)
+        return load_reward(spec, sampling.total_frames(), sampling.height, sampling.width, device)
 
     reward = remote or cache.get_or_load(plugin_key(spec, sampling, device), load)
     return RewardTerm(spec.name, reward, spec.weight, spec.target, spec.frames, spec.hinge)
@@ -302,7 +302,7 @@ def _load_metric(spec: MetricConfig, sampling: SamplingConfig, device: torch.dev
     metric = metrics.build(spec, device=device)
     if device.type == "meta":
         return metric
-    seen = len(choose_frames(every_frame_rule(spec.frames), sampling.num_frames, torch.Generator()))
+    seen = len(choose_frames(every_frame_rule(spec.frames), sampling.total_frames(), torch.Generator()))
     with explain_plugin_errors(f"metric {spec.name!r}"):
         metrics.check_contract(
             metric,

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from vader_ray import models
-from vader_ray.alignment.decoding import decode_all
-from vader_ray.alignment.precision import matmul_precision
+from vader_ray.alignment.clips import sample_frames
 from vader_ray.config import ExperimentConfig, check_seed
 from vader_ray.config.auto import without_auto
 from vader_ray.errors import UserError
@@ -42,7 +41,7 @@ def evaluate_adapter(config: ExperimentConfig, adapter: Path | None) -> dict[str
     """
     strengths = _adapter_strengths(config, adapter)
     adapter = _find(adapter)
-    config = without_auto(_shaped_like(config, adapter))
+    config = without_auto(_shaped_like(config, adapter, strengths))
     experiment = build(config, _device())
     if adapter is not None:
         experiment.model.load_adapter(adapter)
@@ -107,7 +106,8 @@ def generate_video(
     adapter = _find(adapter)
     torch.set_num_threads(config.runtime.num_threads)
     announce(f"loading the model {config.model.family}")
-    config, device, offload = _shaped_like(config, adapter), _device(), config.runtime.offload_weights
+    config = _shaped_like(config, adapter, strengths)
+    device, offload = _device(), config.runtime.offload_weights
     model = models.build(
         config.model,
         config.sampling,
@@ -120,13 +120,20 @@ def generate_video(
     )
     if adapter is not None:
         model.load_adapter(adapter)
-    announce(f"sampling a video in {config.sampling.num_inference_steps} denoising steps")
-    latents = model.sample(encode(model, [prompt]), [seed], strengths)
-    announce("decoding and writing the video")
-    with matmul_precision(config.runtime.matmul_precision):
-        frames = to_uint8(decode_all(latents, model.decoder)[0])
+    num_clips = config.sampling.num_clips
+    clips = f", {num_clips} times" if num_clips > 1 else ""
+    announce(f"sampling a video in {config.sampling.num_inference_steps} denoising steps{clips}")
+    (frames,) = sample_frames(
+        model,
+        encode(model, [prompt]),
+        [seed],
+        num_clips=num_clips,
+        adapter_strengths=strengths,
+        precision=config.runtime.matmul_precision,
+    )
+    announce("writing the video")
     with explain_write_errors(output):
-        write_mp4(frames, output, config.evaluation.frames_per_second)
+        write_mp4(to_uint8(frames[0]), output, config.evaluation.frames_per_second)
 
 
 def merge_adapter(config: ExperimentConfig, adapter: Path, output: Path) -> list[Path]:
@@ -169,13 +176,25 @@ def _adapter_strengths(config: ExperimentConfig, adapter: Path | None) -> list[f
     return strengths
 
 
-def _shaped_like(config: ExperimentConfig, adapter: Path | None) -> ExperimentConfig:
-    """The recipe with the rank, alpha and target modules of a saved adapter."""
+def _shaped_like(
+    config: ExperimentConfig, adapter: Path | None, strengths: Sequence[float] | None = None
+) -> ExperimentConfig:
+    """The recipe with the rank, alpha, target modules and networks of a saved adapter.
+
+    Raises:
+        UserError: there is no adapter, or it is damaged, or it changes a text encoder and its strength is not
+            the same in all denoising steps.
+    """
     if adapter is None:
         return config
-    return config.model_copy(
-        update={"adapter": models.adapter_shape(adapter, bare_alpha=config.adapter.alpha)}
-    )
+    denoiser = models.resolve(models.find_family(config.model)).denoiser_name
+    shape = models.adapter_shape(adapter, bare_alpha=config.adapter.alpha, denoiser=denoiser)
+    if len(set(strengths or ())) > 1 and (encoders := shape.text_encoders()):
+        raise UserError(
+            f"generation.adapter_strength: the adapter in {adapter} changes {encoders[0]}, which is called "
+            "once for all denoising steps; give one number in place of a schedule"
+        )
+    return config.model_copy(update={"adapter": shape})
 
 
 def _device() -> torch.device:

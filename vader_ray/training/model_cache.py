@@ -39,10 +39,12 @@ def model_key(config: ExperimentConfig, device: torch.device) -> str:
     """
     chosen = config.model_dump(mode="json", include={"model", "sampling", "prompts", "runtime"})
     chosen["pairs"] = algorithms.build(config).pairs_file
+    chosen["adapter.text_encoders"] = config.adapter.text_encoders()  # these are not freed
     for field in (
         "truncation",
         "truncation_depth",
         "truncation_options",
+        "truncation_clips",
         "recompute",
     ):  # the choice of gradient steps changes nothing that is loaded
         del chosen["sampling"][field]
@@ -57,5 +59,5 @@ def conditioning_key(config: ExperimentConfig, device: torch.device) -> str:
 def plugin_key(spec: PluginConfig, sampling: SamplingConfig, device: torch.device) -> str:
     """Return the key of a reward or metric: its settings, and the video size of its contract check."""
     chosen = spec.model_dump(mode="json", exclude={"label", "weight", "target", "hinge", "dropout"})
-    size = [sampling.num_frames, sampling.height, sampling.width]
+    size = [sampling.total_frames(), sampling.height, sampling.width]
     return f"{spec.kind} on {device}: {json.dumps([chosen, *size], sort_keys=True)}"

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from vader_ray import metrics, models, rewards
 from vader_ray.alignment import algorithms
+from vader_ray.alignment.truncation import check_plan
 from vader_ray.config import ExperimentConfig
+from vader_ray.errors import UserError
 from vader_ray.training.guard import check_guard
 from vader_ray.training.optimizer import check_package
+from vader_ray.training.seeding import generator
+
+_MAX_PLANS = 1000
+"""Training steps whose gradient steps are looked at."""
 
 
 def resolve_names(config: ExperimentConfig, folder: Path | None = None) -> ExperimentConfig:
@@ -24,6 +31,7 @@ def resolve_names(config: ExperimentConfig, folder: Path | None = None) -> Exper
     """
     family = models.find_family(config.model)
     models.check_parallel(family, config.runtime)
+    models.check_clips(family, config.model, config.sampling)
     if config.sampling.scheduler is not None:
         models.check_scheduler(config.sampling.scheduler)
     check_guard(config)
@@ -35,4 +43,35 @@ def resolve_names(config: ExperimentConfig, folder: Path | None = None) -> Exper
         "eval_rewards": tuple(rewards.check(spec, folder=folder) for spec in config.eval_rewards),
         "eval_metrics": tuple(metrics.check(spec, folder=folder) for spec in config.eval_metrics),
     }
+    _check_reached(config, models.check_networks(family, config))
     return config.model_copy(update=checked)
+
+
+def _check_reached(config: ExperimentConfig, denoisers: Sequence[str]) -> None:
+    """Check that the gradient reaches every denoiser that ``adapter.networks`` names.
+
+    The gradient steps are functions of the seed and the training step, so those of a run are known.
+
+    Args:
+        config: the recipe.
+        denoisers: name of the denoiser of each denoising step; empty without ``adapter.networks``.
+
+    Raises:
+        UserError: no gradient step calls one of them.
+    """
+    if not denoisers or not algorithms.resolve(config.algorithm.name).uses_gradient_steps:
+        return
+    missing = [name for name in config.adapter.networks or () if name not in config.adapter.text_encoders()]
+    for step in range(min(config.num_steps, _MAX_PLANS)):
+        plan = check_plan(config.sampling, generator(config.seed, "truncation", step))
+        reached = {denoisers[each] for each in plan.grad_steps}
+        missing = [name for name in missing if name not in reached]
+        if not missing:
+            return
+    own, sampling = [step for step, name in enumerate(denoisers) if name == missing[0]], config.sampling
+    steps = f"the denoising steps {own[0]} to {own[-1]} of {len(denoisers)}" if own else "no denoising step"
+    raise UserError(
+        f"adapter.networks: {missing[0]} computes {steps}, and no gradient step is one of them ("
+        f"sampling.truncation={sampling.truncation}, truncation_depth={sampling.truncation_depth}); choose "
+        f"gradient steps there, or leave {missing[0]} out"
+    )

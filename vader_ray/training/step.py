@@ -112,7 +112,9 @@ def make_rollout(config: ExperimentConfig, experiment: Experiment, videos: Seque
         frame_indices=[
             [
                 choose_frames(
-                    term.frames, config.sampling.num_frames, generator(config.seed, "frames", video, index)
+                    term.frames,
+                    config.sampling.total_frames(),
+                    generator(config.seed, "frames", video, index),
                 )
                 for video in videos
             ]

@@ -210,7 +210,7 @@ class Trainer:
             frame_indices=[
                 [
                     choose_frames(
-                        term.frames, self._sampling.num_frames, generator(self._seed, "frames", video, i)
+                        term.frames, self._sampling.total_frames(), generator(self._seed, "frames", video, i)
                     )
                     for video in videos
                 ]
@@ -255,7 +255,7 @@ def _term(reward: RewardLike, weight: float, model: Any) -> RewardTerm:
 
 def _checked(reward: Reward, name: str, model: Any) -> Reward:
     sampling = model.sampling
-    num_frames = 2 if reward.granularity == "frame" else sampling.num_frames
+    num_frames = 2 if reward.granularity == "frame" else sampling.total_frames()
     rewards.check_contract(
         reward,
         name=name,

@@ -129,7 +129,7 @@ def test_comfyui_gets_all_attention_layers_of_the_published_video_diffusion_netw
     assert sorted(names) == sorted(layers)
     matrix = torch.zeros(1, 1)
     saved = Saved(dict.fromkeys(layers, (matrix, matrix)), 1, 1.0, ())
-    stems = {key.rpartition(".lora_down")[0] for key in for_comfyui(saved)[0] if ".lora_down" in key}
+    stems = {key.rpartition(".lora_down")[0] for key in for_comfyui([saved])[0] if ".lora_down" in key}
     assert stems == {f"lora_unet_{name.replace('.', '_')}" for name in names.values()}
 
 

@@ -40,7 +40,10 @@ def test_workers_of_a_video_compute_what_one_does(
     checkpointing: ActivationCheckpointing,
     tmp_path: Path,
 ) -> None:
-    """In float64: two gradient steps, through the latents between them, with a reference penalty."""
+    """In float64: two gradient steps, through the latents between them, with a reference penalty.
+
+    AnimateDiff's text encoder is trained, too, and without a penalty: each branch adds its part.
+    """
     folder, images = save(CASES[name], tmp_path / "pipeline"), save_images(tmp_path)
     (tmp_path / "meetings").mkdir()
     arguments = (name, folder, images, settings, recompute, checkpointing)

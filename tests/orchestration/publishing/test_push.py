@@ -151,7 +151,9 @@ def test_the_card_loads_merged_adapters_and_both_denoisers_in_their_order(run: R
     ]
     model = finished.recipe["model"] | {"family": "wan", "loras": adapters}
     stacked = dataclasses.replace(finished, recipe=finished.recipe | {"model": model})
-    card = model_card("Name", "me/it", "owner/wan", stacked, is_for_diffusers=True, has_second=True)
+    card = model_card(
+        "Name", "me/it", "owner/wan", stacked, is_for_diffusers=True, networks=["", "transformer_2"]
+    )
     code = card.split("```")[1].removeprefix("python\n")
     compile(code, "card", "exec")
     calls = [line.split("  #")[0] for line in code.splitlines() if line.startswith("pipe.")]

@@ -20,6 +20,7 @@ from vader_ray.alignment.rollout import Batching, Rollout
 from vader_ray.alignment.scoring import objectives, sample_and_score
 from vader_ray.config import ExperimentConfig, Settings
 from vader_ray.errors import UserError
+from vader_ray.gradients import backward
 from vader_ray.types import SamplingModel, Scores, Trajectory, TrajectoryModel
 
 _MIN_DEVIATION = 1e-8
@@ -125,7 +126,7 @@ class DDPOAlgorithm(Algorithm[DDPOSettings]):
                 loss, ratio = clipped_loss(
                     now, part.log_probabilities[:, step], advantages[cut], self.settings.clip_range
                 )
-                (loss.sum() * (scale / len(trajectory.stochastic))).backward()
+                backward(loss.sum() * (scale / len(trajectory.stochastic)))
                 columns.append(ratio)
             ratios.append(torch.stack(columns, dim=1))
         return ratios

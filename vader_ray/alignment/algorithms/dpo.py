@@ -21,6 +21,7 @@ from vader_ray.alignment.rollout import Batching, Rollout
 from vader_ray.alignment.scoring import objectives, sample_and_score
 from vader_ray.config import ExperimentConfig, Settings
 from vader_ray.errors import UserError
+from vader_ray.gradients import backward
 from vader_ray.paths import PairsFile
 from vader_ray.types import SamplingModel, Scores, Trajectory, TrajectoryModel
 
@@ -131,7 +132,7 @@ class DiffusionDPOAlgorithm(Algorithm[DiffusionDPOSettings]):
         errors = model.denoising_errors(part, conditioning, noise_seeds, step)
         signs = first_is_better[[pair for pair, _ in drawn]]
         loss, margin = preference_loss(errors, reference, signs, self.settings.beta)
-        (loss.sum() * scale).backward()
+        backward(loss.sum() * scale)
         return loss.detach(), margin.detach()
 
 

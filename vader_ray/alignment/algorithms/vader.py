@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from pydantic import Field, NonNegativeFloat
 
-from vader_ray.alignment import endings
+from vader_ray.alignment import clips, endings
 from vader_ray.alignment.base import Algorithm, StepContext, UpdateResult
 from vader_ray.alignment.chunked_backward import backward_by_chunk, is_separable
 from vader_ray.alignment.decoding import decode
@@ -19,6 +19,7 @@ from vader_ray.alignment.rollout import Batching, Rollout
 from vader_ray.alignment.truncation import check_plan, draw_plan
 from vader_ray.config import ExperimentConfig, MatmulPrecision, Settings
 from vader_ray.errors import UserError
+from vader_ray.gradients import backward
 from vader_ray.types import Frames, Latents, RemoteReward, SamplingModel, TruncationPlan
 
 
@@ -45,6 +46,12 @@ class VaderAlgorithm(Algorithm[VaderSettings]):
     def check(self, config: ExperimentConfig) -> None:
         """Refuse gradient steps that cannot be, or do not fit the penalty or the memory settings."""
         plan = check_plan(self.sampling)
+        if self.sampling.num_clips > 1 and self.settings.gradient_clip_quantile is not None:
+            raise UserError(
+                f"algorithm.gradient_clip_quantile={self.settings.gradient_clip_quantile:g} clips the "
+                f"gradient of a video's latents, and with sampling.num_clips={self.sampling.num_clips} a "
+                "video has several, one of which follows from the other; leave one of the two out"
+            )
         truncation, checkpointing = self.sampling.truncation, config.runtime.activation_checkpointing
         if truncation in ("velocity_matching", "ode_adjoint") and not self.settings.reference_penalty:
             raise UserError(
@@ -56,11 +63,21 @@ class VaderAlgorithm(Algorithm[VaderSettings]):
                 f"runtime.activation_checkpointing={checkpointing} would recompute the base model's blocks "
                 f"with the adapter, and sampling.truncation={truncation} needs them without it; set none"
             )
+        needs_base = plan.base_adjoint or self.settings.reference_penalty
+        if needs_base and (encoders := config.adapter.text_encoders()):
+            raise UserError(
+                f"adapter.networks: {encoders[0]} changes the prompt embeddings, and sampling.truncation="
+                f"{truncation} with algorithm.reference_penalty={self.settings.reference_penalty:g} needs "
+                f"predictions of the base model for its own embeddings; leave {encoders[0]} out, or set the "
+                "penalty to 0 and choose another truncation"
+            )
 
     def check_model(self, model: SamplingModel) -> None:
-        """Refuse a model that cannot sample several endings, if the recipe has them."""
+        """Refuse a model that cannot sample several endings or clips, if the recipe has them."""
         if self.sampling.num_endings > 1:
             endings.check_model(model)
+        if self.sampling.num_clips > 1:
+            clips.check_model(model)
 
     def updates(
         self,
@@ -118,13 +135,13 @@ def accumulate_gradient(  # noqa: PLR0913
 
     The minus makes an optimizer that descends ascend the objective. While remote rewards compute one
     micro-batch, the next is sampled and decoded: the graphs of two micro-batches are then in memory, and the
-    sums are the same.
+    sums are the same. Videos of several clips wait for their rewards.
 
     Args:
         model: the model with its adapter.
         terms: rewards of the objective.
         rollout: prompts, conditioning and noise seeds of the videos.
-        plan: gradient steps of the sampling, and endings, over which gradients and scores are averaged.
+        plan: gradient steps of the sampling; endings, over which gradients and scores are averaged; clips.
         batching: numbers of videos and frames in memory at once.
         scale: 1 / number of videos of the step over all workers, so that the sum of the workers' gradients is
             that of the mean objective.
@@ -133,15 +150,20 @@ def accumulate_gradient(  # noqa: PLR0913
             None clips nothing and measures no norms.
     """
     scale = scale / plan.num_endings
-    plan = replace(plan, reference_weight=scale * reference_penalty / len(plan.grad_steps))
+    num_steps = len(plan.grad_steps) * plan.num_gradient_clips
+    plan = replace(plan, reference_weight=scale * reference_penalty / num_steps)
     lookahead = int(any(isinstance(term.reward, RemoteReward) for term in terms))
     pending, outputs = deque[_Pending](), list[RewardOutput]()
     for part in rollout.parts(batching.prefix):
-        state = model.sample_prefix(part.conditioning, plan, part.seeds)
+        sampled = clips.sample_clips(model, part, plan, batching)
         for start in range(0, len(part), batching.micro):
             stop = min(start + batching.micro, len(part))
-            micro = part.part(start, stop)
-            samples = endings.sample_endings(model, state[slice(start, stop)], micro, plan)
+            micro, rows = part.part(start, stop), slice(start, stop)
+            if plan.num_clips > 1:
+                chain = clips.Chain(model, micro, [clip[rows] for clip in sampled], plan, batching)
+                outputs.append(chain.accumulate(terms, scale))
+                continue
+            samples = endings.sample_endings(model, sampled[0].state[rows], micro, plan)
             for latents in samples:
                 if is_separable(latents, model.decoder, terms, micro):
                     outputs.append(
@@ -188,5 +210,5 @@ def _backward(
     gradient = videos.leaf.grad
     assert gradient is not None
     norms = None if max_norm is None else clip_by_video(gradient, max_norm, scale)
-    videos.latents.backward(gradient)
+    backward(videos.latents, gradient)
     return output if norms is None else replace(output, latents_gradient_norms=norms)

@@ -1,14 +1,18 @@
-"""Export saved adapters to the formats of other programs, and merge an adapter into the denoiser.
+"""Export saved adapters to the formats of other programs, and merge an adapter into its network.
 
 Keys of a layer LAYER with the update ``alpha / rank · B A``; A is ``rank × in``, B is ``out × rank``:
 
-- ``diffusers``: ``transformer.LAYER.lora_A.weight`` and ``lora_B``, of UNets ``unet.LAYER…``; rank and
-  alpha are in the file's metadata.
+- ``diffusers``: ``transformer.LAYER.lora_A.weight`` and ``lora_B``, of UNets ``unet.LAYER…``, of text
+  encoders ``text_encoder.LAYER…``; rank and alpha are in the file's metadata.
 - ``peft``: ``base_model.model.LAYER.lora_A.weight`` and ``lora_B``; rank and alpha are in
   ``adapter_config.json``.
 - ``comfyui``: ``diffusion_model.LAYER.lora_A.weight``, ``lora_B`` and ``LAYER.alpha`` of transformers; of
   UNets (kohya's format) ``lora_unet_LAYER.lora_down.weight``, ``lora_up`` and ``alpha``, with underscores
-  for the dots of the layer's name. LAYER is the name in ComfyUI's network.
+  for the dots of the layer's name; of their text encoders ``lora_te_LAYER…`` and ``lora_te2_LAYER…``
+  (``model_lora_keys_clip``). LAYER is the name in ComfyUI's network.
+
+The first denoiser and the text encoders are in one file of ``diffusers`` and ``comfyui``, and every further
+denoiser in a file of its own; in ``peft``'s format every network has its own files.
 
 ComfyUI accepts these keys for every weight ``diffusion_model.LAYER.weight`` of its own network
 (``comfy/lora.py``, ``model_lora_keys_unet``; ``comfy/weight_adapter/lora.py``). Its networks have the
@@ -20,6 +24,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -40,7 +45,7 @@ from vader_ray.models.adapters.checks import DOWN, UP
 
 Format: TypeAlias = Literal["diffusers", "comfyui", "peft"]
 _COMFYUI_NAME = "comfyui.safetensors"
-_SECOND = "transformer_2"
+_COMFYUI_TEXT = {"text_encoder": "lora_te", "text_encoder_2": "lora_te2"}
 _UNET = re.compile(r"(down_blocks|mid_block|up_blocks|transformer_in|conv_in|conv_out|time_embedding)\b")
 
 _WAN = {
@@ -65,14 +70,16 @@ _LTX = {r"^proj_in$": "patchify_proj", r"^time_embed\.": "adaln_single."}
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """A saved adapter."""
+    """One network's part of a saved adapter."""
 
     layers: dict[str, tuple[Tensor, Tensor]]
-    """A (``rank × in``) and B (``out × rank``) of each layer, by the layer's name in the denoiser."""
+    """A (``rank × in``) and B (``out × rank``) of each layer, by the layer's name in the network."""
     rank: int
     alpha: float
     targets: tuple[str, ...]
     """Ends of the names of the adapted layers."""
+    network: str = files.FIRST
+    """Name of the network in the saved adapter."""
 
     @property
     def is_of_unet(self) -> bool:
@@ -90,7 +97,8 @@ def export(
 ) -> list[Path]:
     """Write a saved adapter in another format; returns the files or folders.
 
-    A folder has a manifest of SHA-256 sums; a single file has its sum beside it, in ``FILE.sha256``.
+    A folder has a manifest of SHA-256 sums; a single file has its sum beside it, in ``FILE.sha256``. A
+    further denoiser, and in peft's format every other network, has a subfolder of its name.
 
     Args:
         source: folder of a saved adapter, its hub id, or file of a bare peft state dict.
@@ -104,25 +112,31 @@ def export(
             file.
     """
     source = find_adapter(source)
-    sources = {"": source}
-    if (source / _SECOND).is_dir():
-        sources[_SECOND] = source / _SECOND
+    parts = [_read(source, name, bare_alpha) for name in files.saved_networks(source)]
     as_file = output.suffix == ".safetensors"
-    if as_file and (form == "peft" or len(sources) > 1):
-        reason = (
-            "peft's format is two files" if form == "peft" else f"{source} has the adapters of two denoisers"
-        )
-        raise UserError(f"{output}: {reason}; give a folder")
-    saved = {name: _read(folder, bare_alpha) for name, folder in sources.items()}
+    if form == "peft":
+        if as_file:
+            raise UserError(f"{output}: peft's format is two files; give a folder")
+        return [_write_peft(part, output / part.network, base_model) for part in parts]
+    together = {
+        folder: [part for part in parts if _folder_of(part) == folder] for folder in map(_folder_of, parts)
+    }
+    if as_file and len(together) > 1:
+        raise UserError(f"{output}: {source} has the adapters of two denoisers; give a folder")
     return [
-        _write(adapter, form, output if as_file else output / name, as_file, base_model)
-        for name, adapter in saved.items()
+        _write(group, form, output if as_file else output / folder, as_file)
+        for folder, group in together.items()
     ]
 
 
-def _read(source: Path, bare_alpha: float) -> Saved:
-    shape = files.read_shape(source, bare_alpha=bare_alpha)
-    weights = (files.read_bare(source) if source.is_file() else files.read(source))[0]
+def _folder_of(part: Saved) -> str:
+    """Return the folder of a part in formats in which text encoders share the first denoiser's file."""
+    return files.FIRST if part.network in files.TEXT_ENCODERS else part.network
+
+
+def _read(source: Path, network: str, bare_alpha: float) -> Saved:
+    shape = files.read_network_shape(source, network, bare_alpha=bare_alpha)
+    weights = (files.read_bare(source) if source.is_file() else files.read(source, network))[0]
     layers = {
         key.removesuffix(DOWN): (
             value.contiguous(),
@@ -131,14 +145,12 @@ def _read(source: Path, bare_alpha: float) -> Saved:
         for key, value in sorted(weights.items())
         if key.endswith(DOWN)
     }
-    return Saved(layers, shape.rank, shape.alpha, shape.target_modules or ())
+    return Saved(layers, shape.rank, shape.alpha, shape.target_modules or (), network)
 
 
-def _write(saved: Saved, form: Format, output: Path, as_file: bool, base_model: str | None) -> Path:
+def _write(parts: Sequence[Saved], form: Format, output: Path, as_file: bool) -> Path:
     (output.parent if as_file else output).mkdir(parents=True, exist_ok=True)
-    if form == "peft":
-        return _write_peft(saved, output, base_model)
-    tensors, metadata = for_comfyui(saved) if form == "comfyui" else _for_diffusers(saved)
+    tensors, metadata = for_comfyui(parts) if form == "comfyui" else _for_diffusers(parts)
     path = output if as_file else output / (_COMFYUI_NAME if form == "comfyui" else LORA_WEIGHT_NAME_SAFE)
     save_file(tensors, path, metadata={"format": "pt"} | metadata)
     if as_file:
@@ -162,11 +174,11 @@ def export_for_hub(source: Path, output: Path, *, base_model: str) -> bool:
         UserError: there is no adapter, or it is damaged.
     """
     folders = export(source, "peft", output, base_model=base_model)
-    if not (source / LORA_WEIGHT_NAME_SAFE).is_file():
+    if not files.is_for_diffusers(source):
         return False
-    export(source, "diffusers", output)
-    for folder in folders:
-        files.complete(folder, files.WEIGHTS, files.SETTINGS, LORA_WEIGHT_NAME_SAFE)
+    for file in export(source, "diffusers", output):
+        own = (files.WEIGHTS, files.SETTINGS) if file.parent in folders else ()
+        files.complete(file.parent, *own, file.name)
     return True
 
 
@@ -186,19 +198,20 @@ def _peft_keys(saved: Saved) -> dict[str, Tensor]:
     return downs | {f"{layer}.lora_B.weight": up for layer, (_, up) in saved.layers.items()}
 
 
-def _for_diffusers(saved: Saved) -> tuple[dict[str, Tensor], dict[str, str]]:
-    name = "unet" if saved.is_of_unet else "transformer"
-    settings = {"r": saved.rank, "lora_alpha": saved.alpha, "target_modules": list(saved.targets)}
-    metadata = json.dumps(
-        {f"{name}.{key}": value for key, value in settings.items()}, indent=2, sort_keys=True
-    )
-    return {f"{name}.{key}": value for key, value in _peft_keys(saved).items()}, {
-        LORA_ADAPTER_METADATA_KEY: metadata
-    }
+def _for_diffusers(parts: Sequence[Saved]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    tensors, settings = dict[str, Tensor](), dict[str, object]()
+    for part in parts:
+        name = "unet" if part.is_of_unet else "transformer"
+        if part.network in files.TEXT_ENCODERS:
+            name = part.network
+        own = {"r": part.rank, "lora_alpha": part.alpha, "target_modules": list(part.targets)}
+        settings |= {f"{name}.{key}": value for key, value in own.items()}
+        tensors |= {f"{name}.{key}": value for key, value in _peft_keys(part).items()}
+    return tensors, {LORA_ADAPTER_METADATA_KEY: json.dumps(settings, indent=2, sort_keys=True)}
 
 
-def for_comfyui(saved: Saved) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return an adapter's tensors by ComfyUI's keys, and empty metadata.
+def for_comfyui(parts: Sequence[Saved]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the tensors of an adapter's parts by ComfyUI's keys, and empty metadata.
 
     Alpha is one of the tensors; the rank is in their shapes.
 
@@ -206,20 +219,23 @@ def for_comfyui(saved: Saved) -> tuple[dict[str, Tensor], dict[str, str]]:
         UserError: the layers of ComfyUI's network do not correspond to the adapter's one by one.
     """
     tensors = dict[str, Tensor]()
-    for layer, (down, up) in saved.layers.items():
-        stem, (a, b) = (
-            _comfyui_stem(saved, layer),
-            ("lora_down", "lora_up") if saved.is_of_unet else ("lora_A", "lora_B"),
-        )
-        tensors |= {
-            f"{stem}.{a}.weight": down,
-            f"{stem}.{b}.weight": up,
-            f"{stem}.alpha": torch.tensor(float(saved.alpha)),
-        }
+    for part in parts:
+        is_kohya = part.is_of_unet or part.network in files.TEXT_ENCODERS
+        a, b = ("lora_down", "lora_up") if is_kohya else ("lora_A", "lora_B")
+        for layer, (down, up) in part.layers.items():
+            stem = _comfyui_stem(part, layer)
+            tensors |= {
+                f"{stem}.{a}.weight": down,
+                f"{stem}.{b}.weight": up,
+                f"{stem}.alpha": torch.tensor(float(part.alpha)),
+            }
     return tensors, {}
 
 
 def _comfyui_stem(saved: Saved, layer: str) -> str:
+    if saved.network in files.TEXT_ENCODERS:  # transformers 5 dropped the first part of the names
+        own = f"text_model.{layer.removeprefix('text_model.')}"
+        return f"{_COMFYUI_TEXT[saved.network]}_{own.replace('.', '_')}"
     if saved.is_of_unet:
         return f"lora_unet_{comfyui_unet.name_of(layer, saved.layers).replace('.', '_')}"
     for old, new in _comfyui_renames(saved).items():
@@ -238,11 +254,11 @@ def _comfyui_renames(saved: Saved) -> dict[str, str]:
     )
 
 
-def merge(denoiser: nn.Module) -> None:
+def merge(network: nn.Module) -> None:
     """Add a loaded adapter's update to the weights, in their own dtype, and remove the adapter."""
-    for name, layer in list(denoiser.named_modules()):
+    for name, layer in list(network.named_modules()):
         if isinstance(layer, LoraLayer):
             layer.merge(safe_merge=True)  # type: ignore[operator]
             parent, _, last = name.rpartition(".")
-            setattr(denoiser.get_submodule(parent), last, layer.get_base_layer())
-    delattr(denoiser, "peft_config")
+            setattr(network.get_submodule(parent), last, layer.get_base_layer())
+    delattr(network, "peft_config")

@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from peft import LoraConfig
 from torch import Tensor
 
 from vader_ray.errors import UserError
 from vader_ray.hub import find_adapter
 from vader_ray.models.adapters.checks import DOWN, check_weights
-from vader_ray.models.adapters.files import WEIGHTS, read, write_peft
+from vader_ray.models.adapters.files import read, saved_networks, write_peft
 
 
 def mix(adapters: Sequence[tuple[Path, float]], output: Path) -> None:
@@ -28,26 +27,24 @@ def mix(adapters: Sequence[tuple[Path, float]], output: Path) -> None:
         output: folder of the new adapter.
 
     Raises:
-        UserError: a weight is not finite, or a folder has no adapter, a damaged one, or one of other layers
-            than the first.
+        UserError: a weight is not finite, or a folder has no adapter, a damaged one, or one of other networks
+            or layers than the first.
     """
     if infinite := [f"{weight}={folder}" for folder, weight in adapters if not math.isfinite(weight)]:
         raise UserError(
             f"{infinite[0]}: the weight of an adapter is a finite number, e.g. 0.5={adapters[0][0]}"
         )
     adapters = [(find_adapter(source), weight) for source, weight in adapters]
-    first = adapters[0][0]
-    nested = [
-        path.parent.relative_to(first)
-        for name in (WEIGHTS, LORA_WEIGHT_NAME_SAFE)
-        for path in first.glob(f"*/{name}")
-    ]
-    for subfolder in (Path(), *sorted(nested)):  # one for each denoiser
-        _mix_one([(folder / subfolder, weight) for folder, weight in adapters], output / subfolder)
+    first, networks = adapters[0][0], saved_networks(adapters[0][0])
+    for source, _ in adapters:
+        if saved_networks(source) != networks:
+            raise UserError(f"the adapter in {source} adapts other networks than that in {first}")
+    for network in networks:
+        _mix_one(adapters, network, output / network)
 
 
-def _mix_one(adapters: Sequence[tuple[Path, float]], output: Path) -> None:
-    parts = [(*read(folder), weight) for folder, weight in adapters]
+def _mix_one(adapters: Sequence[tuple[Path, float]], network: str, output: Path) -> None:
+    parts = [(*read(folder, network), weight) for folder, weight in adapters]
     names = parts[0][0].keys()
     for (folder, _), (weights, _, _) in zip(adapters, parts, strict=True):
         if different := sorted(weights.keys() ^ names):

@@ -25,7 +25,7 @@ class Conditioning:
     """Arguments of a pipeline's call with one row per video; can be sliced."""
 
     tensors: dict[str, Tensor | list[Any]]
-    """Tensors, or lists of images, by the argument's name."""
+    """Tensors, or lists of images or of texts that are not encoded yet, by the argument's name."""
 
     def __len__(self) -> int:
         return len(next(iter(self.tensors.values())))

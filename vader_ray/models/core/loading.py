@@ -21,7 +21,7 @@ from vader_ray.errors import UserError, did_you_mean
 from vader_ray.models.core.merged_adapters import fetch_adapter, merge_adapters
 from vader_ray.models.core.meta_pipeline import load_meta_pipeline
 from vader_ray.models.core.motion_adapter import finish_animation, load_motion_adapter
-from vader_ray.models.core.pipeline_folder import check_pipeline_folder
+from vader_ray.models.core.pipeline_folder import check_pipeline_folder, is_component
 from vader_ray.models.core.quantization import quantize_denoisers
 
 
@@ -108,9 +108,45 @@ def published_class(source: str) -> str:
     Raises:
         UserError: there is no such file, or it cannot be downloaded.
     """
+    return str(read_index(source)["_class_name"])
+
+
+def components_of(source: str) -> list[str]:
+    """Return the names of the components of weights that are not empty, by their ``model_index.json``.
+
+    Raises:
+        UserError: as `published_class`.
+    """
+    return [name for name, entry in read_index(source).items() if is_component(name, entry) and any(entry)]
+
+
+def read_index(source: str) -> dict[str, Any]:
+    """Return the ``model_index.json`` of weights: their components and settings of the pipeline.
+
+    Args:
+        source: a folder in diffusers' format, or a hub id.
+
+    Raises:
+        UserError: there is no such file, or it cannot be downloaded.
+    """
     check_pipeline_folder(source)
     with _explained(source):
-        return str(DiffusionPipeline.load_config(source)["_class_name"])
+        return dict(DiffusionPipeline.load_config(source))
+
+
+def published_scheduler(source: str, sampling: SamplingConfig) -> Any:
+    """Return the scheduler of weights with the timesteps of a sampling; reads its configuration alone.
+
+    Raises:
+        UserError: there is no such file, or it cannot be downloaded.
+    """
+    kind = find_scheduler(read_index(source)["scheduler"][1])
+    with _explained(source), quiet():
+        scheduler = kind.from_pretrained(source, subfolder="scheduler")
+        if sampling.scheduler:
+            scheduler = find_scheduler(sampling.scheduler).from_config(scheduler.config)
+        scheduler.set_timesteps(sampling.num_inference_steps)
+    return scheduler
 
 
 def _class_of_family(source: str, classes: Sequence[str], family: str) -> str:

@@ -24,6 +24,7 @@ from vader_ray.gradients import penalize_distance, scale_gradient
 from vader_ray.models.adapters.lora import disabled
 from vader_ray.models.core import transitions
 from vader_ray.models.core.denoiser_calls import as_output, prediction, with_prediction
+from vader_ray.models.core.memory_optimizations import recompute
 from vader_ray.models.core.placement import frozen_dtype, reported_dtype
 from vader_ray.models.core.video_workers import GuidanceBranches, VideoWorkers
 from vader_ray.types import GradStep, TruncationPlan
@@ -373,8 +374,11 @@ def replace_attribute(undo: ExitStack, owner: Any, name: str, value: Any) -> Non
 
 
 def _encode(vae: nn.Module, encode: Callable[..., Any], image: Tensor, *args: Any, **kwargs: Any) -> Any:
-    """Encode an image in the autoencoder's dtype; loops pass images in the dtype of the prompt embeddings."""
-    return encode(image.to(frozen_dtype(vae)), *args, **kwargs)
+    """Encode an image in the autoencoder's dtype; loops pass images in the dtype of the prompt embeddings.
+
+    For the gradient of an image that has one it is encoded again in the backward pass.
+    """
+    return recompute(encode, image.to(frozen_dtype(vae)), *args, **kwargs)
 
 
 def _copy_state(scheduler: Any) -> dict[str, Any]:

@@ -34,7 +34,7 @@ def check_pipeline_folder(source: str) -> None:
     if not isinstance(index.get("_class_name"), str):
         raise _refusal(folder / INDEX, "its _class_name, the class of the pipeline, is not given as text")
     for name, entry in index.items():
-        if not _is_component(name, entry):
+        if not is_component(name, entry):
             continue
         if not (isinstance(entry, list) and len(entry) == 2 and all(map(_is_name, entry))):
             raise _refusal(folder / INDEX, f"its {name} is {str(entry)[:100]}, not [library, class]")
@@ -64,7 +64,7 @@ def _read_object(path: Path) -> dict[str, Any]:
     return content
 
 
-def _is_component(name: str, entry: object) -> bool:
+def is_component(name: str, entry: object) -> bool:
     """Whether an entry is a component; the others are private or settings of the pipeline."""
     return not name.startswith("_") and not isinstance(entry, bool | int | float | str | None)
 

@@ -21,11 +21,14 @@ from torch import Tensor, nn
 
 from vader_ray.config import SamplingConfig
 from vader_ray.errors import UserError
+from vader_ray.models.adapters.files import TEXT_ENCODERS
+from vader_ray.models.adapters.lora import scaled
 from vader_ray.models.core import prefix_cache, transitions
 from vader_ray.models.core.adapter_strength import AdapterStrengthHook
 from vader_ray.models.core.conditioning import Conditioning, TextEncoding, encode_texts, open_images
 from vader_ray.models.core.decoder_kinds import decoder_of
 from vader_ray.models.core.decoders import ALL_FRAMES, Decoder, DecoderOptions
+from vader_ray.models.core.frame_images import blank_pictures, frames_in_processors, frames_of, processed
 from vader_ray.models.core.guidance_interval import GuidanceIntervalHook, check_interval
 from vader_ray.models.core.loop_hooks import (
     OUTSIDE_STEPS,
@@ -44,7 +47,10 @@ from vader_ray.models.core.placement import (
 from vader_ray.models.core.sharding import is_sharded
 from vader_ray.models.core.step_responses import StepResponses
 from vader_ray.models.core.video_workers import VideoWorkers
-from vader_ray.types import Latents, Noise, SamplingSchedule, TruncationPlan
+from vader_ray.types import Images, Latents, Noise, SamplingSchedule, TruncationPlan
+
+_TEXTS = "texts"
+"""Column of a conditioning that has prompts which are not encoded yet."""
 
 
 class SamplingPipeline:
@@ -102,12 +108,16 @@ class SamplingPipeline:
         """Whether the denoisers recompute each of their blocks in the backward pass."""
         self.video_workers: VideoWorkers | None = None
         """The workers that compute the same videos as this one, if there are others."""
+        self.adapted: tuple[str, ...] = ()
+        """Names of the networks that have the adapter."""
         self._schedule: SamplingSchedule | None = None
         pipe.set_progress_bar_config(disable=True)
         for module in self.modules():
             module.requires_grad_(False).eval()
             remember_placement(module)
         self._check_scheduler()
+        if sampling.num_clips > 1:
+            self.check_clips()
         denoisers = list(self.denoisers().values())
         prefix_cache.check_cache(sampling.prefix_cache, denoisers, self._deep_blocks())
         check_interval(sampling.guidance_interval, self.denoiser, has_branches=bool(self.no_guidance_kwargs))
@@ -127,6 +137,16 @@ class SamplingPipeline:
     def denoisers(self) -> dict[str, nn.Module]:
         """Return every denoiser by its name in the pipeline."""
         return {self.denoiser_name: getattr(self.pipe, self.denoiser_name)}
+
+    def adapted_networks(self) -> dict[str, nn.Module]:
+        """Return every network that has the adapter by its name in the pipeline: denoisers first."""
+        networks = self.denoisers() | self.text_encoders()
+        return {name: network for name, network in networks.items() if name in self.adapted}
+
+    @property
+    def trains_text(self) -> bool:
+        """Whether a text encoder has the adapter: prompts are then encoded anew in each sampling."""
+        return any(name in TEXT_ENCODERS for name in self.adapted)
 
     @staticmethod
     def deep_blocks(denoiser: nn.Module) -> list[nn.Module]:
@@ -186,21 +206,35 @@ class SamplingPipeline:
         """Return noise in the layout of the pipeline's argument ``latents``."""
         return noise
 
+    def encoder_pixels(self, processor: Any, frames: Images) -> Tensor:
+        """Return the input of the image encoder; by default what its processor does with pictures."""
+        return processed(processor, frames)
+
     # ---- sampling
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str], images: Sequence[Path] | None = None) -> Conditioning:
         """Encode prompts, and open the first-frame images of image-to-video models.
 
+        If a text encoder has the adapter, the prompts are kept as texts, and each sampling encodes them.
+
         Raises:
             UserError: the model makes videos from images and there are none.
         """
         columns = dict[str, Tensor | list[Any]]()
         if self.embeddings:
-            columns |= encode_texts(self.pipe, self.sampling, self.embeddings, self.text_encoding, prompts)
+            columns |= {_TEXTS: list(prompts)} if self.trains_text else self._embed(prompts)
         if self.is_image_to_video:
             columns["image"] = open_images(self.sampling, images)
         return Conditioning(columns)
+
+    def with_images(self, conditioning: Conditioning, images: Images) -> Conditioning:
+        """Return the conditioning of the same videos with other first frames, to which gradient flows."""
+        return Conditioning(conditioning.tensors | {"image": list(images)})
+
+    def _embed(self, prompts: Sequence[str]) -> dict[str, Tensor | list[Any]]:
+        """Return the prompt embeddings; with gradients enabled, differentiable in a trained text encoder."""
+        return encode_texts(self.pipe, self.sampling, self.embeddings, self.text_encoding, prompts)
 
     def noise(self, seeds: Sequence[int]) -> Noise:
         """Draw the initial noise of each video from its seed, on the CPU, so that every device agrees."""
@@ -220,10 +254,19 @@ class SamplingPipeline:
         Args:
             conditioning: prompts and images, encoded, one for each video.
             seeds: seed of each video's initial noise.
-            adapter_strengths: factor of the adapter's update in each denoising step; by default 1 in all.
+            adapter_strengths: factor of the adapter's update in each denoising step; by default 1 in all. A
+                text encoder, which is called once, has the adapter only with the same factor in all steps.
         """
         parts = self._parts(len(seeds))
-        return torch.cat([self._sample(conditioning[part], seeds[part], adapter_strengths) for part in parts])
+        with ExitStack() as stack:
+            if adapter_strengths is not None and self.trains_text:
+                assert len(set(adapter_strengths)) == 1, "refused before"
+                for name, network in self.adapted_networks().items():
+                    if name in TEXT_ENCODERS:
+                        stack.enter_context(scaled(network, adapter_strengths[0]))
+            return torch.cat(
+                [self._sample(conditioning[part], seeds[part], adapter_strengths) for part in parts]
+            )
 
     @torch.no_grad()
     def sample_prefix(
@@ -238,7 +281,10 @@ class SamplingPipeline:
     def sample_with_grad(
         self, state: SamplingState, conditioning: Conditioning, plan: TruncationPlan
     ) -> Latents:
-        """Sample the remaining denoising steps; the latents are differentiable in the adapter."""
+        """Sample the remaining denoising steps; the latents are differentiable in the adapter.
+
+        They are so in first frames that are tensors, too. Within ``torch.no_grad`` there is no graph.
+        """
         parts = self._parts(len(state))
         return torch.cat([self._sample_with_grad(state[part], conditioning[part], plan) for part in parts])
 
@@ -291,8 +337,7 @@ class SamplingPipeline:
         return self._run_with_grad(state, conditioning, LoopHook(state.seeds, plan=plan, resume=resume))
 
     def _run_with_grad(self, state: SamplingState, conditioning: Conditioning, hook: LoopHook) -> Latents:
-        with torch.enable_grad():
-            return hook.weighted(self._run_pipeline(self.pack_latents(state.noise), conditioning, hook))
+        return hook.weighted(self._run_pipeline(self.pack_latents(state.noise), conditioning, hook))
 
     def num_loops(self, num_videos: int) -> int:
         """Return the number of passes through the pipeline's loop in which some videos are sampled."""
@@ -316,7 +361,11 @@ class SamplingPipeline:
         """
         loop = inspect.unwrap(type(self.pipe).__call__)
         dtype = self._sampling_dtype()  # some loops keep the latents in the dtype of the embeddings
-        columns = conditioning.tensors
+        columns, frames = dict(conditioning.tensors), None
+        if _TEXTS in columns:
+            columns |= self._embed(list(columns.pop(_TEXTS)))
+        if self.is_image_to_video and (frames := frames_of(columns["image"])) is not None:
+            columns["image"] = blank_pictures(frames)
         if not self.batched:
             columns = {
                 name: column[0] if isinstance(column, list) else column for name, column in columns.items()
@@ -337,6 +386,8 @@ class SamplingPipeline:
                     round_timesteps=self.rounds_timesteps,
                 )
                 stack.enter_context(hooked)
+                if frames is not None:
+                    stack.enter_context(frames_in_processors(self.pipe, frames, self.encoder_pixels))
                 stack.enter_context(fixed_execution_device(self.pipe, self.denoiser))
                 for denoiser in denoisers:
                     stack.enter_context(reported_dtype(denoiser, dtype))
@@ -362,6 +413,19 @@ class SamplingPipeline:
                 "scheduler"
             )
 
+    def check_clips(self) -> None:
+        """Check that the model can continue a video from its last frame.
+
+        Raises:
+            UserError: it makes no videos from images.
+        """
+        if not self.is_image_to_video:
+            raise UserError(
+                f"sampling.num_clips={self.sampling.num_clips} continues a video from its last frame, and "
+                f"{type(self.pipe).__name__} makes no videos from images; set it to 1, or choose weights of "
+                "an image-to-video model"
+            )
+
     def _check_scheduler(self) -> None:
         accepts_eta = "eta" in inspect.signature(self.pipe.scheduler.step).parameters
         if self.sampling.eta and not accepts_eta:
@@ -375,10 +439,12 @@ class SamplingPipeline:
         return [module for module in self.pipe.components.values() if isinstance(module, nn.Module)]
 
     def free_text_encoders(self) -> None:
-        """Release the text encoders; `encode` fails afterwards.
+        """Release the text encoders, unless one has the adapter; `encode` fails afterwards.
 
         Image encoders stay, as the loop calls them.
         """
+        if self.trains_text:
+            return
         encoders = self.text_encoders()
         for name in encoders:
             setattr(self.pipe, name, None)
@@ -387,8 +453,7 @@ class SamplingPipeline:
 
     def text_encoders(self) -> dict[str, nn.Module]:
         """Return the text encoders by their names in the pipeline, until they are freed."""
-        names = ("text_encoder", "text_encoder_2", "text_encoder_3")
-        found = {name: getattr(self.pipe, name, None) for name in names}
+        found = {name: getattr(self.pipe, name, None) for name in TEXT_ENCODERS}
         return {name: encoder for name, encoder in found.items() if encoder is not None}
 
 

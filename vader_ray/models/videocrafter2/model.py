@@ -61,7 +61,6 @@ class VideoCrafterPipeline(DiffusionPipeline):  # type: ignore[misc]
         )
         self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1)
 
-    @torch.no_grad()
     def encode_prompt(
         self,
         prompt: Sequence[str],
@@ -146,6 +145,12 @@ class VideoCrafter2Model(VideoModel):
     pipeline_classes = ("VideoCrafterPipeline",)
     denoiser_name = "unet"
     adapter_targets = ("to_q", "to_k", "to_v")
+    text_adapter_targets = ("c_fc", "c_proj")  # of attention, torch reads the weights and calls no layer
+
+    @classmethod
+    def networks_of(cls, model: ModelConfig) -> list[str]:  # noqa: ARG003
+        """Return the names of the networks that can get an adapter; one checkpoint has both."""
+        return ["unet", "text_encoder"]
 
     @classmethod
     def fetch(cls, model: ModelConfig) -> Path:

@@ -19,7 +19,8 @@ def logged_adapter(folder: RunDir, summary: RunSummary) -> Event:
     run, adapter = finished_run(folder, summary, folder.best_adapter), folder.best_adapter
     card = model_card(
         f"{summary.recipe}: best adapter", adapter.name, run.base_model, run,
-        is_for_diffusers=not (adapter / _PEFT_SETTINGS).is_file(),
+        is_for_diffusers=not any(adapter.rglob(_PEFT_SETTINGS)),
+        networks=run.networks,
     )  # fmt: skip
     write_text(folder.model_card, card)
     shape = run.recipe["adapter"]

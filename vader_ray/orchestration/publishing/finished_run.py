@@ -19,6 +19,8 @@ from vader_ray.weights import HUB_ID
 
 RECIPE = "recipe.yaml"
 """File of a run's folder and of a repository."""
+_SECOND = "transformer_2"
+"""Second denoiser of a pipeline, and the folder of its part of an adapter."""
 _PRIVATE = ("tracking", "runtime", "checkpoint")
 """Sections of a recipe about machines, without effect on the adapter."""
 
@@ -40,6 +42,14 @@ class FinishedRun:
         weights = str(self.recipe["model"]["weights"])
         is_public = weights.startswith(SHAPES_PREFIX) or HUB_ID.fullmatch(weights)
         return weights if is_public else Path(weights).name
+
+    @property
+    def networks(self) -> list[str]:
+        """Networks that have the adapter, by their names in the pipeline; the first denoiser may be empty."""
+        if chosen := self.recipe["adapter"].get("networks"):
+            return list(chosen)
+        adapter = self.folder.best_adapter if self.is_best else self.folder.adapter
+        return ["", _SECOND] if (adapter / _SECOND).is_dir() else [""]
 
     @property
     def step(self) -> int:

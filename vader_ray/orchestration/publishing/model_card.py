@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ def model_card(  # noqa: PLR0913
     run: FinishedRun | None,
     *,
     is_for_diffusers: bool,
-    has_second: bool = False,
+    networks: Sequence[str],
     licence: str | None = None,
     videos: Mapping[str, str] | None = None,
     sheet: str | None = None,
@@ -38,7 +38,8 @@ def model_card(  # noqa: PLR0913
         base_model: hub id, ``shapes:NAME`` or name of the base model.
         run: the run that trained the adapter; without one the card has no results.
         is_for_diffusers: diffusers' own loader reads the adapter; else peft's does.
-        has_second: the adapter has a part for a second denoiser, in ``transformer_2/``.
+        networks: networks that the adapter is for, by their names in the pipeline; the first denoiser may be
+            empty.
         licence: the hub's name of the adapter's licence; by default that of the base model, by a link.
         videos: prompt of each sample video by its file in the repository.
         sheet: file of the picture of videos before and after.
@@ -54,7 +55,7 @@ def model_card(  # noqa: PLR0913
         title=title,
         source=source,
         is_for_diffusers=is_for_diffusers,
-        has_second=has_second,
+        networks=[name or _denoiser(run) for name in networks],
         denoiser=_denoiser(run),
         loras=_merged_adapters(run) if run else [],
         base=f"[{base_model}](https://huggingface.co/{base_model})"
@@ -115,12 +116,14 @@ def _described(run: FinishedRun, sheet: str | None) -> dict[str, Any]:
     recipe, summary = run.recipe, run.summary
     trained = {_name(spec) for spec in recipe["rewards"]}
     results = run.results
+    chosen = recipe["adapter"].get("networks")
+    on = f" on {' and '.join(chosen)}" if chosen else ""
     return {
         "description": recipe["description"].rstrip(".") or "Trained on rewards",
         "recipe": summary.recipe,
         "setup": (
             f"{run.step} of {recipe['num_steps']} steps of {recipe['videos_per_step']} videos, rank "
-            f"{recipe['adapter']['rank']}, learning rate {recipe['optimizer']['learning_rate']}."
+            f"{recipe['adapter']['rank']}{on}, learning rate {recipe['optimizer']['learning_rate']}."
         ),
         "step": run.step,
         "is_tested": results.split == "test",

@@ -88,7 +88,7 @@ def prepare(
         base_model,
         run,
         is_for_diffusers=is_for_diffusers,
-        has_second=(adapter / "transformer_2").is_dir(),
+        networks=models.adapter_networks(adapter),
         licence=licence,
         videos=videos,
         sheet=SHEET if videos else None,

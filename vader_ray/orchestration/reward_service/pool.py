@@ -103,7 +103,7 @@ def _remote(config: ExperimentConfig) -> list[tuple[RewardConfig, PlacementConfi
 
 def _video_size(spec: RewardConfig, sampling: SamplingConfig) -> tuple[int, int, int]:
     """Number of frames, height and width of the videos that the reward scores."""
-    indices = choose_frames(spec.frames, sampling.num_frames, torch.Generator())
+    indices = choose_frames(spec.frames, sampling.total_frames(), torch.Generator())
     return len(indices), sampling.height, sampling.width
 
 

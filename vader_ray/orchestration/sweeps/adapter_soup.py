@@ -64,7 +64,7 @@ def _make(trials: TrialSet, values: Values, parts: Sequence[tuple[RunSummary, fl
         "worker_seconds": 3600 * sum(part.gpu_hours for part in summaries),
     }
     write_json(soup / "costs.json", costs)
-    shape = models.adapter_shape(soup / "adapter").model_dump(mode="json")
+    shape = models.adapter_shape(soup / "adapter").model_dump(mode="json", exclude={"networks"})
     fields = {f"adapter.{name}": value for name, value in shape.items()}
     fields |= {f"runtime.{name}": value for name, value in _ONE_WORKER.items()}
     return trials.prepare(values, fields)
