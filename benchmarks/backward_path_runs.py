@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from statistics import fmean, stdev
+from dataclasses import replace
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -13,70 +12,20 @@ from torch import Tensor
 
 from benchmarks.approximations import take_gradient
 from benchmarks.endings import denoiser_flops
+from benchmarks.training_runs import CPU, Job, load_experiment, measure_training
 from vader_ray.alignment.algorithms.vader import accumulate_gradient
 from vader_ray.alignment.truncation import draw_plan
-from vader_ray.config import ExperimentConfig, load
-from vader_ray.training.checkpoint import State
-from vader_ray.training.distributed import WorkerGroup
-from vader_ray.training.evaluation import Evaluation, evaluate
-from vader_ray.training.experiment import Experiment, batching, build
-from vader_ray.training.loop import is_due, make_optimizer
-from vader_ray.training.model_cache import ModelCache, model_key
+from vader_ray.config import ExperimentConfig
+from vader_ray.training.experiment import Experiment, batching
+from vader_ray.training.model_cache import model_key
 from vader_ray.training.seeding import generator
-from vader_ray.training.step import make_rollout, train_step
+from vader_ray.training.step import make_rollout
 from vader_ray.types import TruncationPlan
 
-REWARDS = ("hps", "aesthetic", "pickscore")
 NUM_DRAWS = 8
 """Draws of a path over which its cost is averaged."""
-CPU = torch.device("cpu")
-_LOADED: dict[str, ModelCache] = {}
-_BASES: dict[tuple[str, int], Evaluation] = {}
 _FULL_GRADIENTS: dict[str, Tensor] = {}
 _FLOPS: dict[str, float] = {}
-
-
-@dataclass(frozen=True)
-class Job:
-    """One measurement; equal jobs are measured once."""
-
-    part: str
-    """``cost``, ``training``, ``gradients`` or ``hacking``."""
-    label: str
-    """Name of the path in the tables."""
-    recipe: str
-    settings: dict[str, Any]
-    """Overrides of the recipe."""
-    reward: str = "hps"
-    """The trained reward; the others are held out."""
-    weight: float = 1.0
-    """Weight of the trained reward."""
-    seed: int = 0
-    num_updates: int = 0
-    every: int = 0
-    """Updates between evaluations; there is one before training and one at its end in any case."""
-    num_videos: int = 0
-    """Videos whose gradients are compared."""
-    tags: dict[str, str] = field(default_factory=dict)
-    """Further columns of the tables."""
-
-    def config(self) -> ExperimentConfig:
-        """Return the recipe with the job's settings, on one thread."""
-        rewards = [{"reward": name, "weights": f"shapes:{name}"} for name in REWARDS]
-        trained = next(each for each in rewards if each["reward"] == self.reward)
-        return load(
-            self.recipe,
-            {
-                "rewards": [trained | {"weight": self.weight}],
-                "eval_rewards": [each for each in rewards if each is not trained],
-                "eval_metrics": [],
-                "guard.metrics": [],
-                "expected_metrics": {},
-                "runtime.num_threads": 1,
-                "seed": self.seed,
-                **self.settings,
-            },
-        )
 
 
 def measure(job: Job) -> dict[str, Any]:
@@ -87,27 +36,7 @@ def measure(job: Job) -> dict[str, Any]:
 def measure_cost(job: Job) -> dict[str, Any]:
     """Return the mean FLOPs of the denoiser for one video of a training step, recomputation included."""
     config = job.config()
-    return {"denoiser_flops": _flops(config, _experiment(config))}
-
-
-def measure_training(job: Job) -> dict[str, Any]:
-    """Train and evaluate; return the means of each evaluation and the base model's standard deviations."""
-    started, config = time.process_time(), job.config()
-    experiment = _experiment(config)
-    base = _base(config, experiment)
-    optimizer, state, group = make_optimizer(config, experiment), State(), WorkerGroup()
-    evaluations = [{"step": 0, **base.metrics}]
-    while state.step < job.num_updates:
-        train_step(config, experiment, optimizer, group, state, 0.0)
-        if is_due(state.step, job.every, is_last=state.step == job.num_updates):
-            metrics = evaluate(config, experiment, group, base.base_features).metrics
-            evaluations.append({"step": state.step, **metrics})
-    return {
-        "evaluations": evaluations,
-        "spread": {name: stdev(base.scores[name]) for name in REWARDS},
-        "reward_queries": state.reward_queries,
-        "cpu_seconds": time.process_time() - started,
-    }
+    return {"denoiser_flops": _flops(config, load_experiment(config))}
 
 
 def measure_gradients(job: Job) -> dict[str, Any]:
@@ -118,7 +47,7 @@ def measure_gradients(job: Job) -> dict[str, Any]:
     factor of the gradient; where the mean is noise alone, it is about the number of videos.
     """
     config = job.config()
-    experiment = _experiment(config)
+    experiment = load_experiment(config)
     own = _gradients(config, experiment, job.num_videos)
     flops, full = _flops(config, experiment), _full_gradients(config, job.num_videos)
     return {
@@ -135,19 +64,6 @@ MEASUREMENTS: Mapping[str, Callable[[Job], dict[str, Any]]] = {
     "hacking": measure_training,
     "gradients": measure_gradients,
 }
-
-
-def _experiment(config: ExperimentConfig) -> Experiment:
-    """Return the recipe's objects with a fresh adapter; models, rewards and metrics are loaded once."""
-    return build(config, cache=_LOADED.setdefault(model_key(config, CPU), ModelCache()))
-
-
-def _base(config: ExperimentConfig, experiment: Experiment) -> Evaluation:
-    """Return the evaluation of the base model, computed once for a seed."""
-    key = (model_key(config, CPU), config.seed)
-    if key not in _BASES:
-        _BASES[key] = evaluate(config, experiment, WorkerGroup())
-    return _BASES[key]
 
 
 def _plan(config: ExperimentConfig, experiment: Experiment, draw: int) -> TruncationPlan:
@@ -205,5 +121,5 @@ def _full_gradients(config: ExperimentConfig, num_videos: int) -> Tensor:
     config = config.model_copy(update={"sampling": config.sampling.model_copy(update=chain)})
     key = model_key(config, CPU)
     if key not in _FULL_GRADIENTS:
-        _FULL_GRADIENTS[key] = _gradients(config, _experiment(config), num_videos)
+        _FULL_GRADIENTS[key] = _gradients(config, load_experiment(config), num_videos)
     return _FULL_GRADIENTS[key]

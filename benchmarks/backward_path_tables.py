@@ -7,37 +7,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 from matplotlib.figure import Figure
-from scipy import stats
 
+from benchmarks.estimates import Estimate, Row, print_table
+from vader_ray.metrics.core import statistics
 from vader_ray.orchestration.reporting.figures import COLOURS, DOTS_PER_INCH, MARKERS
 
-Row = Mapping[str, Any]
-"""A line of a result file: the job, and what was measured."""
 REFERENCE = "last"
 """The path with which the others are compared, seed by seed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """A mean over seeds and half the width of its 95 % interval."""
-
-    mean: float
-    half_width: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Estimate:
-        """Return the mean and Student's t interval; the half width of a single value is not a number."""
-        if len(values) < 2:
-            return cls(fmean(values), float("nan"))
-        return cls(fmean(values), float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)))
-
-    def text(self, digits: int = 2) -> str:
-        """Return mean and half width."""
-        shown = f"{self.mean:+.{digits}f}"
-        return shown if self.half_width != self.half_width else f"{shown} ± {self.half_width:.{digits}f}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +62,7 @@ def _of_finished_seeds(runs: Sequence[Row]) -> list[Row]:
     return [run for run in runs if counts[run["job"]["seed"]] == max(counts.values())]
 
 
-def by_seed(runs: Mapping[str, Mapping[int, Outcome]]) -> dict[int, Outcome]:
+def mean_over_rewards(runs: Mapping[str, Mapping[int, Outcome]]) -> dict[int, Outcome]:
     """Return the mean of a path's runs over the rewards, by seed."""
     seeds = next(iter(runs.values())).keys()
     return {
@@ -98,15 +76,15 @@ def by_seed(runs: Mapping[str, Mapping[int, Outcome]]) -> dict[int, Outcome]:
 def hacking_index(runs: Iterable[Outcome]) -> str:
     """Return the fall of the held-out rewards divided by the gain, both means over runs."""
     runs = list(runs)
-    gain = fmean(run.trained for run in runs)
-    return f"{fmean(run.loss for run in runs) / gain:.2f}" if gain > 0 else "no gain"
+    index = statistics.hacking_index([run.trained for run in runs], [-run.loss for run in runs])
+    return f"{index:.2f}" if index == index else "no gain"
 
 
 def training_table(rows: Sequence[Row]) -> list[list[str]]:
     """Return a row for each path, means over rewards and seeds, by the gain of the trained reward."""
     flops = {row["job"]["label"]: row["denoiser_flops"] for row in rows if row["job"]["part"] == "cost"}
     found = outcomes(rows)
-    seeds = {path: by_seed(runs) for path, runs in found.items()}
+    seeds = {path: mean_over_rewards(runs) for path, runs in found.items()}
     updates = {row["job"]["label"]: row["job"]["num_updates"] for row in rows if row["job"]["num_updates"]}
     table = [
         [
@@ -133,7 +111,7 @@ def training_table(rows: Sequence[Row]) -> list[list[str]]:
                 str(updates[path]),
                 str(len(runs)),
                 _estimate(runs.values(), "trained"),
-                "" if path == REFERENCE else Estimate.of(paired).text(),
+                "" if path == REFERENCE else Estimate.over_seeds(paired).text(),
                 "" if path == REFERENCE else _wins(found[path], found[REFERENCE]),
                 _estimate(runs.values(), "heldout"),
                 hacking_index(runs.values()),
@@ -169,7 +147,7 @@ def reward_table(rows: Sequence[Row]) -> list[list[str]]:
 
 
 def _estimate(runs: Iterable[Outcome], name: str) -> str:
-    return Estimate.of([getattr(run, name) for run in runs]).text()
+    return Estimate.over_seeds([getattr(run, name) for run in runs]).text()
 
 
 def gradient_table(rows: Sequence[Row]) -> list[list[str]]:
@@ -254,10 +232,7 @@ def print_tables(results: Mapping[str, Sequence[Row]]) -> None:
         if not any(row["job"]["part"] == part for row in rows):
             continue
         for make in TABLES[part]:
-            header, *body = make(rows)
-            for cells in (header, ["---"] * len(header), *body):
-                print(f"| {' | '.join(cells)} |")
-            print()
+            print_table(make(rows))
 
 
 def draw_figures(results: Mapping[str, Sequence[Row]], folder: Path) -> None:
@@ -272,7 +247,9 @@ def draw_figures(results: Mapping[str, Sequence[Row]], folder: Path) -> None:
 def _training_figure(found: Mapping[str, Mapping[str, Mapping[int, Outcome]]]) -> Figure:
     """Draw the gain of each run and the means over seeds, a panel for each trained reward."""
     rewards = list(next(iter(found.values())))
-    mean = {path: fmean(run.trained for run in by_seed(runs).values()) for path, runs in found.items()}
+    mean = {
+        path: fmean(run.trained for run in mean_over_rewards(runs).values()) for path, runs in found.items()
+    }
     paths = sorted(mean, key=lambda path: mean[path])
     figure = Figure(figsize=(9.0, 4.2), layout="constrained")
     panels = figure.subplots(1, len(rewards), sharey=True, squeeze=False)[0]

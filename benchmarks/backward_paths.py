@@ -18,17 +18,16 @@ Intervals are Student's t over the seeds, 95 %. The hacking index is the mean fa
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
 
-from benchmarks.backward_path_runs import REWARDS, Job, measure
+from benchmarks.backward_path_runs import measure
 from benchmarks.backward_path_tables import draw_figures, print_tables
+from benchmarks.training_runs import REWARDS, Job, Results
 from vader_ray.config import load
 
 PATHS: dict[str, dict[str, Any]] = {
@@ -93,29 +92,6 @@ PRIORS = (
 PARTS = ("training", "gradients", "hacking")
 
 
-class Results:
-    """Finished measurements of a part of the benchmark."""
-
-    def __init__(self, folder: Path, part: str) -> None:
-        self._file = folder / f"{part}.jsonl"
-        lines = self._file.read_text().splitlines() if self._file.exists() else []
-        self.rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
-
-    def get(self, job: Job) -> dict[str, Any]:
-        """Return the row of a job; measure it if there is none."""
-        key = asdict(job)
-        for row in self.rows:
-            if row["job"] == key:
-                return row
-        row = {"job": key, **measure(job)}
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        with self._file.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        self.rows.append(row)
-        print(job.part, job.label, *job.tags.values(), job.reward, job.seed, flush=True)
-        return row
-
-
 def path_settings(name: str, penalty: float | None = None) -> dict[str, Any]:
     """Return the overrides of a recipe that choose a path."""
     sampling = {"truncation": name, "truncation_depth": 1} | PATHS[name]
@@ -128,7 +104,7 @@ def training_jobs(results: Results, num_seeds: int) -> Iterator[Job]:
     flops = dict[str, float]()
     for name in TRAINED:
         job = Job("cost", name, "shapes_wan", TRAINING | path_settings(name))
-        flops[name] = results.get(job)["denoiser_flops"]
+        flops[name] = results.get(job, measure)["denoiser_flops"]
     for seed in range(num_seeds):
         for name in TRAINED:
             updates = round(NUM_UPDATES * flops["last"] / flops[name])
@@ -198,7 +174,7 @@ def main(
         }
         for name, own in results.items():
             for job in jobs[name]():
-                own.get(job)
+                own.get(job, measure)
     rows = {name: each.rows for name, each in results.items()}
     print_tables(rows)
     if figures:

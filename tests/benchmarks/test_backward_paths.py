@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from benchmarks import backward_paths
-from benchmarks.backward_path_runs import REWARDS, Job
-from benchmarks.backward_path_tables import Estimate, gradient_table, hacking_table, training_table
+from benchmarks.backward_path_tables import gradient_table, hacking_table, training_table
+from benchmarks.estimates import Estimate
+from benchmarks.training_runs import REWARDS, Job, models_digest
 
 SPREAD = {"hps": 0.5, "aesthetic": 2.0, "pickscore": 4.0}
 
@@ -66,7 +67,7 @@ def test_a_seed_that_is_not_finished_does_not_count() -> None:
 
 
 def test_a_single_seed_has_no_interval() -> None:
-    assert Estimate.of([1.5]).text() == "+1.50"
+    assert Estimate.over_seeds([1.5]).text() == "+1.50"
 
 
 def test_the_variance_is_compared_at_equal_flops() -> None:
@@ -101,7 +102,8 @@ def test_the_command_reads_its_files_and_draws(tmp_path: Path, capsys: pytest.Ca
         for reward in REWARDS
         for row in ROWS
     ]
-    (tmp_path / "training.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    lines = [json.dumps(row | {"models": models_digest()}) + "\n" for row in rows]
+    (tmp_path / "training.jsonl").write_text("".join(lines))
     backward_paths.main(tmp_path, part=["training"], table=True, figures=tmp_path / "figures")
     assert capsys.readouterr().out.count("| `sparse` |") == 2  # over all rewards, and by reward
     assert (tmp_path / "figures/training.png").read_bytes().startswith(b"\x89PNG")

@@ -12,7 +12,10 @@ from scipy import stats
 
 from vader_ray.metrics.core.statistics import (
     confidence_interval,
+    crossed_interval,
+    effect_size,
     fall_test,
+    hacking_index,
     jackknife_values,
     prompt_means,
     standard_error,
@@ -92,6 +95,62 @@ def test_the_interval_covers_the_mean_in_93_of_100_cases(
     assert 0.93 <= coverage <= 0.96
 
 
+@pytest.mark.parametrize(
+    ("parts", "kind", "lowest"),
+    [((0, 0, 1), "normal", 0.96), ((1, 0.3, 1), "normal", 0.93), ((0.2, 1, 0.5), "normal", 0.93),
+     ((1, 1, 1), "normal", 0.93), ((1, 1, 1), "exponential", 0.88), ((0, 1, 1), "exponential", 0.92)],
+)  # fmt: skip
+def test_the_interval_over_seeds_and_prompts_covers_the_mean(
+    parts: tuple[float, float, float], kind: str, lowest: float
+) -> None:
+    """Five seeds, 24 prompts; standard deviations of the effects of seeds, of prompts, and of the rest."""
+    random, runs = np.random.default_rng(0), 2000
+    of_seeds = parts[0] * _effects(kind, random, runs, 5, 1)
+    of_prompts = parts[1] * _effects(kind, random, runs, 1, 24)
+    values = of_seeds + of_prompts + parts[2] * _effects(kind, random, runs, 5, 24)
+    bounds = np.array([crossed_interval(table) for table in values])
+    error = 3 * (0.05 * 0.95 / runs) ** 0.5  # of the share of the simulated runs
+    assert lowest - error <= np.mean((bounds[:, 0] <= 0) & (bounds[:, 1] >= 0)) <= 0.985
+
+
+def test_neither_seeds_nor_prompts_alone_give_the_interval_over_both() -> None:
+    random = np.random.default_rng(0)
+    of_seeds, of_prompts = random.normal(size=(2000, 5, 1)), random.normal(size=(2000, 1, 12))
+    low, high = confidence_interval((of_seeds + of_prompts).mean(axis=1))
+    assert np.mean((low <= 0) & (high >= 0)) < 0.8, "prompts alone"
+    values = of_seeds + 2 * of_prompts
+    half = stats.t.ppf(0.975, 4) * values.mean(axis=2).std(axis=1, ddof=1) / 5**0.5
+    assert np.mean(abs(values.mean(axis=(1, 2))) <= half) < 0.9, "seeds alone"
+
+
+def test_the_interval_of_sums_of_effects_is_known_in_closed_form() -> None:
+    seeds, prompts = np.array([-1.0, 0.0, 4.0]), np.array([2.0, 3.0, 7.0, 8.0])
+    low, high = crossed_interval(seeds[:, None] + prompts)  # no residual: the variances of both means add
+    parts = np.array([seeds.var(ddof=1) / 3, prompts.var(ddof=1) / 4])
+    freedom = parts.sum() ** 2 / (parts**2 / [2, 3]).sum()
+    half = stats.t.ppf(0.975, freedom) * parts.sum() ** 0.5
+    assert (low, high) == pytest.approx((6 - half, 6 + half))
+    same = np.stack([prompts, prompts])  # seeds without any effect: that of the prompts
+    half = stats.t.ppf(0.975, 3) * prompts.std(ddof=1) / 2
+    assert crossed_interval(same) == pytest.approx((5 - half, 5 + half))
+    assert crossed_interval(prompts[None]) == tuple(map(float, confidence_interval(prompts)))
+    assert np.isnan(crossed_interval(np.array([[1.0], [2.0]]))).all()
+
+
+def test_an_effect_size_is_in_standard_deviations_of_the_base_model() -> None:
+    assert effect_size(3.0, [1.0, 2.0, 3.0]) == pytest.approx(3.0)
+    assert np.isnan(effect_size(3.0, [1.0, 1.0]))
+    assert np.isnan(effect_size(3.0, [1.0]))
+
+
+def test_the_hacking_index_is_the_mean_fall_divided_by_the_mean_gain() -> None:
+    assert hacking_index([2.0], [-1.0, 3.0]) == 0.25, "the rise of 3 does not make up for the fall of 1"
+    assert hacking_index([2.0, 4.0], [-3.0, -3.0]) == 1.0, "they fell as much as the trained ones rose"
+    assert hacking_index([2.0], [0.5, 0.0]) == 0.0
+    assert np.isnan(hacking_index([-1.0, 0.5], [-1.0])), "nothing was gained"
+    assert np.isnan(hacking_index([1.0], []))
+
+
 def test_videos_of_a_prompt_are_not_independent() -> None:
     """The interval over 4 × 8 videos as if independent covers in 66 % of cases."""
     random = np.random.default_rng(0)
@@ -169,6 +228,7 @@ def test_gains_are_paired_and_have_no_interval_with_one_prompt() -> None:
     assert {name: value for name, value in metrics.items() if name.endswith("objective")} == {
         "eval/gain/objective": 0.5, "eval/gain_standard_error/objective": 0.0,
         "eval/gain_low/objective": 0.5, "eval/gain_high/objective": 0.5,
+        "eval/effect_size/objective": pytest.approx(0.5 / np.std([1, 5, 9, 2], ddof=1)),
     }  # fmt: skip
     assert metrics["eval/gain_standard_error/metric/motion"] == pytest.approx(1.0)
     assert paired_gains({"eval/reward/hps": [1.0]}, {"eval/reward/hps": [3.0]}) == {"eval/gain/hps": 2.0}

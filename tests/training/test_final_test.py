@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -67,6 +68,9 @@ def test_base_model_and_kept_adapter_are_tested_once_and_a_killed_test_is_repeat
     assert metrics["test/gain/metric/motion"] == pytest.approx(
         metrics["test/motion"] - metrics["test/base/motion"]
     )
+    gains = state.test_prompt_gains["eval/reward/brightness"]
+    assert len(gains) == len(config.prompts.test or ())
+    assert np.mean(gains) == pytest.approx(metrics["test/gain/brightness"])
     assert metrics["test/base/distance_to_base"] == 0.0 < metrics["test/distance_to_base"]
     for own, later in zip(ended[0], experiment.model.adapter_parameters(), strict=True):
         assert torch.equal(own, later), "the adapter of the last step stays in the model"
@@ -84,6 +88,7 @@ def test_base_model_and_kept_adapter_are_tested_once_and_a_killed_test_is_repeat
     again = Keeper(tmp_path / "again")
     finished = train(config, on_step=again, resume_from=tmp_path / "straight" / "2")
     assert finished.test_metrics == metrics
+    assert finished.test_prompt_gains == state.test_prompt_gains
     assert not again.reports, "nothing is computed twice"
 
     longer = config.model_copy(update={"num_steps": 3})

@@ -62,6 +62,8 @@ class State:
     """Metrics of the last evaluation."""
     test_metrics: dict[str, float] = field(default_factory=dict)
     """Metrics of the test, ``test/…``; empty before it and without test prompts."""
+    test_prompt_gains: dict[str, list[float]] = field(default_factory=dict)
+    """Gain of every test prompt, by logged name (``eval/…``); empty before the test."""
     guard_values: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     """Value of every held-out prompt in the evaluations with which the guard compares later ones, by metric
     and by step."""

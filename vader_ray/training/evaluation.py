@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import isfinite
 from statistics import fmean
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -20,6 +21,7 @@ from vader_ray.errors import explain_plugin_errors
 from vader_ray.metrics import Features, Metric, PairedMetric, SetMetric, VideoMetric
 from vader_ray.metrics.core.statistics import (
     confidence_interval,
+    effect_size,
     jackknife_values,
     prompt_means,
     standard_error,
@@ -170,9 +172,11 @@ def _compared(
 
 
 def paired_gains(before: Mapping[str, list[float]], after: Mapping[str, list[float]]) -> dict[str, float]:
-    """Return mean, standard error and 95 % confidence interval of the paired differences of each metric.
+    """Return mean, standard error, 95 % confidence interval and effect size of the paired differences of each
+    metric.
 
-    Standard error and interval are left out with fewer than two prompts.
+    All but the mean are left out with fewer than two prompts, and the effect size if the base model's values
+    are all equal.
 
     Args:
         before: value of every held-out prompt before training, by logged name (`Evaluation.prompt_values`).
@@ -187,6 +191,8 @@ def paired_gains(before: Mapping[str, list[float]], after: Mapping[str, list[flo
             metrics[f"eval/gain_standard_error/{name}"] = standard_error(differences)
             low, high = map(float, confidence_interval(differences))
             metrics[f"eval/gain_low/{name}"], metrics[f"eval/gain_high/{name}"] = low, high
+        if isfinite(effect := effect_size(fmean(differences), values)):
+            metrics[f"eval/effect_size/{name}"] = effect
     return metrics
 
 

@@ -32,8 +32,8 @@ def run_test(
 
     Returns:
         ``test/base/…`` and ``test/…`` for each reward and metric, and for their paired differences
-        ``test/gain/…``, ``test/gain_standard_error/…``, ``test/gain_low/…`` and ``test/gain_high/…``; for
-        metrics these are called ``test/gain/metric/…``.
+        ``test/gain/…``, ``test/gain_standard_error/…``, ``test/gain_low/…``, ``test/gain_high/…`` and
+        ``test/effect_size/…``; for metrics these are called ``test/gain/metric/…``.
     """
     with _own_adapter(experiment.model):
         with torch.no_grad():
@@ -49,6 +49,10 @@ def run_test(
     measured = kept.metrics | paired_gains(base.prompt_values, kept.prompt_values)
     found |= {name.replace("eval/", "test/", 1): value for name, value in measured.items()}
     state.test_metrics = found
+    state.test_prompt_gains = {
+        name: [after - before for before, after in zip(values, kept.prompt_values[name], strict=True)]
+        for name, values in base.prompt_values.items()
+    }
     return found
 
 

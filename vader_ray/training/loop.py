@@ -69,7 +69,7 @@ def train(
             shutil.copytree(resume_from / "best_adapter", best_adapter)
             started = time.monotonic() - state.wall_seconds
         while state.step < config.num_steps and not state.stopped:
-            state.test_metrics = {}  # of a shorter run that is continued
+            state.test_metrics, state.test_prompt_gains = {}, {}  # of a shorter run that is continued
             step_started = time.monotonic()
             metrics, queries = train_step(config, experiment, optimizer, group, state, step_started - started)
             metrics["time/step_seconds"] = time.monotonic() - step_started

@@ -13,11 +13,6 @@ REFUSED = [
     ("hps_k_sweep", "num_step=3", "num_step: there is no such setting; did you mean 'num_steps'?"),
     ("learning_rate_sweep", "optimizer.learning_rate=1", "sets optimizer.learning_rate itself, so"),
     ("k_lr_reward_sweep", "optimizer.learning_rate=1", "sets optimizer.learning_rate itself, so"),
-    ("data_efficiency", "seed=3", "sets seed itself, so 'seed=3' would have no effect; leave it out"),
-    ("data_efficiency", "algorithm.name=ddpo", "sets algorithm.name itself"),
-    ("data_efficiency", "videos_per_step=2", "sets videos_per_step itself"),
-    ("data_efficiency", "rewards.0.weight=2", "sets rewards itself"),
-    ("data_efficiency", "rewards=[{reward: brightness}]", "sets rewards itself"),
 ]
 
 ACCEPTED = [

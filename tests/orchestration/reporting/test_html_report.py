@@ -146,7 +146,7 @@ def test_figures_lie_beside_the_page_and_the_page_asks_for_nothing_else(report: 
     names = {path.stem for path in folder.glob("*.svg")}
     wanted = {"reward-brightness-reward_queries", "reward-colorfulness-denoiser_calls",
               "reward-sharpness-train_seconds",
-              "distance_to_base-reward_queries", "trade-off-brightness-sharpness",
+              "distance_to_base-reward_queries", "trade-off-brightness-sharpness", "cross-rewards",
               "effect-optimizer.learning_rate-brightness"}  # fmt: skip
     assert wanted <= names == {path.stem for path in folder.glob("*.png")}
     for path in folder.glob("*.svg"):

@@ -1,4 +1,4 @@
-"""Statistics over prompts: values per prompt, intervals, the test of a fall; mean distances within a prompt.
+"""Statistics over prompts and seeds: values per prompt, intervals, effect sizes, the test of a fall.
 
 The videos of one prompt are alike, so prompts are the independent units: every standard error, interval and
 test is computed from one value per prompt.
@@ -100,6 +100,73 @@ def confidence_interval(
 
     low, high = (mean - deviation * inverse(tail) for tail in (quantile, -quantile))
     return np.asarray(low), np.asarray(high)
+
+
+def crossed_interval(values: NDArray[np.float64]) -> tuple[float, float]:
+    """Return the 95 % confidence interval of a mean over seeds and prompts that are both samples of many.
+
+    All seeds share the prompts, so neither the seeds' means nor the prompts' means alone have its spread. The
+    variance of the mean is that of the crossed random-effects model without replication, (MS_seeds +
+    MS_prompts - MS_residual) / n, and Student's degrees of freedom are Satterthwaite's (Searle, Casella and
+    McCulloch 1992, "Variance Components"; the quasi-F of Clark 1973, "The language-as-fixed-effect fallacy").
+    A side whose mean square does not exceed the residual's is left out, and the other one's is taken. In
+    simulations with five seeds (`tests/metrics/test_statistics.py`) it covers in 93 to 98 % of cases with
+    normal effects and in 88 to 98 % with exponential ones; with two seeds in as few as 83 %.
+
+    Args:
+        values: shape ``(seeds, prompts)``: one value, such as a paired gain, of each prompt in each seed.
+
+    Returns:
+        Lower and upper bound. With one seed that of `confidence_interval`; NaN with fewer than two prompts.
+    """
+    num_seeds, num_prompts = values.shape
+    if num_seeds < 2 or num_prompts < 2:
+        low, high = confidence_interval(values.mean(axis=0))
+        return float(low), float(high)
+    mean, of_seeds, of_prompts = values.mean(), values.mean(axis=1), values.mean(axis=0)
+    residuals = values - of_seeds[:, None] - of_prompts + mean
+    freedoms = np.array([num_seeds - 1, num_prompts - 1, (num_seeds - 1) * (num_prompts - 1)])
+    squares = np.array([num_prompts * of_seeds.var(ddof=1), num_seeds * of_prompts.var(ddof=1),
+                        (residuals**2).sum() / freedoms[2]])  # fmt: skip
+    if min(squares[:2]) > squares[2]:
+        variance = squares[0] + squares[1] - squares[2]
+        freedom = variance**2 / (squares**2 / freedoms).sum()
+    else:
+        larger = int(squares[1] > squares[0])
+        variance, freedom = squares[larger], freedoms[larger]
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom) * (variance / values.size) ** 0.5)
+    return float(mean) - half, float(mean) + half
+
+
+def effect_size(gain: float, base: Sequence[float]) -> float:
+    """Return a gain in standard deviations of the base model's values over prompts (Glass 1976, "Primary,
+    secondary, and meta-analysis of research", Educational Researcher 5).
+
+    Args:
+        base: value of every prompt with the base model; NaN if there are fewer than two or all are equal.
+    """
+    deviation = float(np.std(base, ddof=1)) if len(base) > 1 else 0.0
+    return gain / deviation if deviation > 0 else nan
+
+
+def hacking_index(trained: Sequence[float], heldout: Sequence[float]) -> float:
+    """Return the mean fall of the held-out rewards divided by the mean gain of the trained rewards.
+
+    With gains d in standard deviations of the base model's scores (`effect_size`) it is
+    mean_j max(0, -d_j) / mean_i d_i, over held-out rewards j and trained rewards i: 0 if no held-out reward
+    fell, 1 if they fell as much as the trained ones rose. A rise counts as 0, so it does not make up for the
+    fall of another reward; for the same reason noise alone gives more than 0.
+
+    Args:
+        trained: gain of every trained reward, of one run or several.
+        heldout: gain of every held-out reward.
+
+    Returns:
+        NaN if the trained rewards gained nothing, or there are no held-out ones.
+    """
+    if not trained or not heldout or fmean(trained) <= 0:
+        return nan
+    return fmean(max(0.0, -gain) for gain in heldout) / fmean(trained)
 
 
 def fall_test(falls: NDArray[np.float64], generator: np.random.Generator) -> tuple[float, int]:

@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS, DASHES = ("o", "s", "^", "D", "v", "P", "X"), ("-", "--", "-.", ":")
@@ -34,12 +35,19 @@ connects the means."""
 MAX_LABELLED = 24
 """Points of a figure of trade-offs that all have a label."""
 
+CELL_WIDTH, CELL_HEIGHT, MARGIN = 0.64, 0.46, 1.1
+"""Size of a cell of a heat map, and the space for the rows' labels, in inches."""
+RISE, FALL = (0.45, 0.68, 0.90), (0.95, 0.55, 0.45)
+"""Red, green and blue of the largest gain and of the largest fall, on which `ON_TINT` is readable."""
+ON_TINT = "#101010"
+"""Colour of text on a tinted cell, in the dark style of a page as well."""
+
 YRange: TypeAlias = tuple[float | None, float | None]
 AUTOMATIC: YRange = (None, None)
 PERCENT: YRange = (0, 100)
 FROM_ZERO: YRange = (0, None)
 
-_STYLE = {
+STYLE = {
     "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": INK,
     "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK, "text.color": INK, "grid.color": LINE,
     "axes.grid": True, "axes.axisbelow": True,
@@ -76,6 +84,23 @@ class Point:
     y: float
     on_front: bool
     """Whether the point is on the Pareto front, and therefore filled."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number of a heat map."""
+
+    value: float
+    error: float | None = None
+    """Standard error, written below the value."""
+    is_marked: bool = False
+    """Whether the cell has a frame."""
+
+    @property
+    def text(self) -> str:
+        """The value with its sign, and its error."""
+        value = f"{self.value:+.2f}".replace("-", "−")
+        return value if self.error is None else f"{value}\n± {self.error:.2f}"
 
 
 def curves(
@@ -142,6 +167,53 @@ def trade_off(points: Sequence[Point], *, title: str, x_label: str, y_label: str
     return figure
 
 
+def heat_map(
+    cells: Sequence[Sequence[Cell | None]],
+    *,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    title: str,
+    unit: str,
+    notes: tuple[str, Sequence[str]] | None = None,
+) -> Figure:
+    """Draw a matrix of gains: pale blue above 0, pale red below it, framed where a cell is marked.
+
+    Args:
+        cells: rows of cells; None for what was not measured.
+        unit: label of the axis of the columns.
+        notes: heading and texts of a last column without colours.
+    """
+    heading, texts = notes or ("", ())
+    size = (MARGIN + CELL_WIDTH * (len(columns) + bool(notes)), 1.5 + CELL_HEIGHT * len(rows))
+    largest = max((abs(cell.value) for row in cells for cell in row if cell), default=0.0) or 1.0
+    with rc_context(STYLE):
+        figure = Figure(figsize=size, layout="constrained")
+        axes = figure.add_subplot(xlabel=unit)
+        figure.suptitle(title, fontsize=11, fontweight="bold", x=0.02, ha="left")
+    for y, row in enumerate(cells):
+        for x, cell in enumerate(row):
+            if cell is None:
+                axes.text(x, y, "–", ha="center", va="center", color=INK)
+                continue
+            part, tint = abs(cell.value) / largest, RISE if cell.value > 0 else FALL
+            face = tuple(1 - part * (1 - level) for level in tint)
+            edge = {"edgecolor": INK, "linewidth": 2.2, "zorder": 3} if cell.is_marked else {"zorder": 2}
+            axes.add_patch(Rectangle((x - 0.46, y - 0.46), 0.92, 0.92, facecolor=face, **edge))
+            axes.text(x, y, cell.text, ha="center", va="center", color=ON_TINT, zorder=4, fontsize=9)
+        if notes:
+            axes.text(len(columns), y, texts[y], ha="center", va="center", color=INK)
+    labels = [*columns, *([heading] if notes else [])]
+    wrapped = [label.replace("_", "\n").replace(" ", "\n") for label in labels]
+    axes.set(xlim=(-0.5, len(labels) - 0.5), ylim=(len(rows) - 0.5, -0.5))
+    axes.set_xticks(range(len(labels)), wrapped, fontsize=8)
+    axes.set_yticks(range(len(rows)), rows, fontsize=9)
+    axes.tick_params(length=0, top=False, labeltop=True, labelbottom=False)
+    axes.grid(visible=False)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    return figure
+
+
 def effect(points: Sequence[tuple[object, float]], *, title: str, x_label: str, y_label: str) -> Figure:
     """Draw a metric against the values of a setting: a dot per run; few values have a line of means."""
     values = sorted({value for value, _ in points}, key=_sort_key)
@@ -177,7 +249,7 @@ def write(figure: Figure, path: Path) -> str:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     text = io.StringIO()
-    with rc_context({**_STYLE, "svg.hashsalt": path.name}):
+    with rc_context({**STYLE, "svg.hashsalt": path.name}):
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
         figure.set_layout_engine("none")  # the layout is computed already, and computing it is slow
         figure.savefig(path.with_name(f"{path.name}.png"), dpi=DOTS_PER_INCH)
@@ -205,7 +277,7 @@ def _inline(svg: str, name: str) -> str:
 
 def _figure(title: str, x_label: str, y_label: str, labels: Sequence[str]) -> tuple[Figure, Any]:
     extra = LEGEND_ROW * _legend_rows(labels)
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, HEIGHT + extra), layout="constrained")
         axes = figure.add_subplot(title=title, xlabel=x_label, ylabel=y_label)
     return figure, axes
@@ -222,7 +294,7 @@ def _columns(labels: Sequence[str]) -> int:
 def _legend(figure: Figure, axes: Any) -> None:
     handles, labels = axes.get_legend_handles_labels()
     if len(labels) > 1:
-        with rc_context(_STYLE):
+        with rc_context(STYLE):
             figure.legend(handles, labels, loc="outside lower center", ncols=_columns(labels), fontsize=9)
 
 

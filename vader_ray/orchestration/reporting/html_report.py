@@ -50,6 +50,7 @@ def figures_folder(output: Path) -> Path:
 def _render(targets: Sequence[str], runs: list[PastRun], uri: str, output: Path) -> str:
     announce("drawing the figures and writing the page")
     # here, since they take seconds, in which an unknown run would not be refused
+    from vader_ray.orchestration.reporting.cross_rewards import LEAD, draw_cross_rewards
     from vader_ray.orchestration.reporting.report_figures import (
         best_groups,
         describe_bands,
@@ -79,6 +80,7 @@ def _render(targets: Sequence[str], runs: list[PastRun], uri: str, output: Path)
          draw_rewards(shown, trained, folder)),
         ("heldout", "Rewards that were only measured", f"A fall here shows reward hacking. {bands}",
          draw_rewards(shown, heldout, folder)),
+        ("cross-rewards", "Every reward in every run", LEAD, draw_cross_rewards(shown, folder)),
         ("metrics", "Other measurements", "Measured in every evaluation and never trained.",
          draw_metrics(shown, folder)),
         ("training", "Training, step by step", _learning_rate(evaluated), draw_training(shown, folder)),

@@ -159,7 +159,7 @@ def draw_trade_offs(groups: Sequence[RunGroup], folder: Path) -> Iterator[Drawn]
             figure = figures.trade_off(points, title=f"{one} and {other}", x_label=one, y_label=other)
             front_of = f"the Pareto front of {', '.join(names)}"
             caption = f"Validation {one} and {other} of the best adapters. Filled: on {front_of}."
-            yield _drawn(figure, f"trade-off-{one}-{other}", caption, folder)
+            yield drawn(figure, f"trade-off-{one}-{other}", caption, folder)
 
 
 def draw_effects(groups: Sequence[RunGroup], folder: Path) -> Iterator[Drawn]:
@@ -176,7 +176,7 @@ def draw_effects(groups: Sequence[RunGroup], folder: Path) -> Iterator[Drawn]:
             points = [(value, last) for value, last in found if value is not None and last is not None]
             if len({value for value, _ in points}) > 1:
                 figure = figures.effect(points, title=f"{short(field)} → {name}", x_label=field, y_label=name)
-                yield _drawn(
+                yield drawn(
                     figure,
                     f"effect-{field}-{name}",
                     f"Validation {name} after training, by {field}.",
@@ -224,8 +224,8 @@ def draw_lines(lines: Sequence[Series], name: str, caption: str, folder: Path, *
         caption: sentence below the figure.
         labels: title, labels of the axes and ``y_range``, as in `figures.curves`.
     """
-    drawn = _drawn(figures.curves(lines, **labels), name, caption, folder)
-    return replace(drawn, chart=figures.chart(lines, **labels))
+    still = drawn(figures.curves(lines, **labels), name, caption, folder)
+    return replace(still, chart=figures.chart(lines, **labels))
 
 
 def _in_percent(line: Series) -> Series:
@@ -265,11 +265,11 @@ def _band(runs: Sequence[PastRun], metric: str, step: int) -> tuple[float, float
     """Return mean ± standard error of the gain over seeds, or the interval of a single run's gain."""
     if len(runs) == 1:
         return _interval(runs[0], metric, step)
-    mean, error = fmean(run.history[metric][step] for run in runs), gain_error(runs, metric, step)
+    mean, error = fmean(run.history[metric][step] for run in runs), _gain_error(runs, metric, step)
     return mean - error, mean + error
 
 
-def gain_error(runs: Sequence[PastRun], metric: str, step: int) -> float:
+def _gain_error(runs: Sequence[PastRun], metric: str, step: int) -> float:
     """Return the standard error of the mean gain over the start.
 
     It is that of the gain, not of the value, because each seed has its own held-out noise.
@@ -321,6 +321,7 @@ def _scores(groups: Sequence[RunGroup], names: Sequence[str]) -> dict[str, list[
     return scores
 
 
-def _drawn(figure: Figure, name: str, caption: str, folder: Path) -> Drawn:
+def drawn(figure: Figure, name: str, caption: str, folder: Path) -> Drawn:
+    """Write a figure's files; return it for a page."""
     plain = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in name)
     return Drawn(figures.write(figure, folder / plain), plain, caption)

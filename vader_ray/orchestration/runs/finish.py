@@ -150,6 +150,7 @@ def summarize(
         metrics=state.last_metrics,
         metrics_best=state.best_metrics,
         metrics_test=state.test_metrics,
+        test_prompt_gains=state.test_prompt_gains,
         gains=gains_of(state.last_metrics),
         selection_metric=config.selection_metric(),
         best_step=state.best_step if state.best_metrics else None,

@@ -109,6 +109,9 @@ class RunSummary(BaseModel):
     metrics_test: dict[str, float]
     """Metrics of the test: ``test/base/…`` of the base model, ``test/…`` and ``test/gain/…`` of
     ``best_adapter``. Empty without test prompts, and if the run ended early."""
+    test_prompt_gains: dict[str, list[float]] = {}
+    """Gain of each test prompt, by logged name (``eval/…``), in the order of ``prompts.test``: for intervals
+    over several runs. Of a metric that compares videos with one another, the jackknife's pseudo-values."""
     gains: dict[str, Gain]
     """Gain of each reward (by its name) and of the objective on the validation prompts, last evaluation minus
     before training."""

@@ -45,9 +45,6 @@ class SweepDefinition:
     """Default number of trials; None runs the whole grid."""
     scheduler: Literal["asha"] | None = None
     """``asha`` stops trials that fall behind at equal reward queries."""
-    plot_curves: bool = False
-    """Write figures of reward against cost to ``curves/``; the space needs ``reward``, ``method``,
-    ``setting``, ``seed``."""
     soup_weights: Callable[[Values], Sequence[float]] | None = None
     """Returns a trial's weights of several ingredients, e.g. rewards; their sum is one.
 

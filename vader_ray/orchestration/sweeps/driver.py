@@ -15,9 +15,7 @@ from threading import Lock
 from vader_ray.config import ExperimentConfig
 from vader_ray.display import Display, display_stages
 from vader_ray.errors import RunFailed, UserError
-from vader_ray.orchestration.reporting.data_efficiency import show_curves
 from vader_ray.orchestration.reporting.html_report import figures_folder, write_report
-from vader_ray.orchestration.reporting.past_runs import find_runs
 from vader_ray.orchestration.runs.launch import warn_without_guard
 from vader_ray.orchestration.runs.run_dir import RunDir, claim_run_dir
 from vader_ray.orchestration.signals import sigterm_interrupts
@@ -111,7 +109,7 @@ def _run_to_its_end(
     finally:
         result = end.close(status)
     announce("writing the report")
-    _report(definition, folder, trials.parent)
+    _report(folder, trials.parent)
     folder.push()
     print_results(definition, trials.config, result, trials.parent, display)
     if status == "FAILED":
@@ -183,17 +181,14 @@ def _close(trials: TrialSet, result: SweepResult, status: mlflow_runs.Status) ->
     folder.push()
 
 
-def _report(definition: SweepDefinition, folder: RunDir, parent: MlflowRun) -> None:
-    """Write the report and figures, if there was an evaluation, and add them to the sweep's MLflow run."""
+def _report(folder: RunDir, parent: MlflowRun) -> None:
+    """Write the report, if there was an evaluation, and add it to the sweep's MLflow run."""
     try:
         page = write_report([folder.name], folder.path / "report.html", parent.uri)
-        files = []
-        if definition.plot_curves:
-            files = show_curves(find_runs(parent.uri, [folder.name]), folder.path / "curves")
     except UserError as error:
         print(f"no report: {error}")
         return
-    files += [page, *sorted(figures_folder(page).iterdir())]
+    files = [page, *sorted(figures_folder(page).iterdir())]
     if undelivered := mlflow_runs.add_files(parent.uri, parent.run_id, folder.path, files):
         print(undelivered)
     print(f"report: {page}")

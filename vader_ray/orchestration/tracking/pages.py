@@ -15,7 +15,9 @@ CHART_SECTIONS = {
     **dict.fromkeys(
         ("eval/reward", "train/reward", "train", "eval", "eval/caption_accuracy", "eval/gain"), True
     ),
-    **dict.fromkeys(("eval/gain_low", "eval/gain_high", "eval/gain_standard_error"), False),
+    **dict.fromkeys(
+        ("eval/gain_low", "eval/gain_high", "eval/gain_standard_error", "eval/effect_size"), False
+    ),
     **dict.fromkeys(("test/reward", "test/base/reward", "test", "test/base", "test/gain"), False),
     "guard": True,
     **dict.fromkeys(

@@ -1,0 +1,196 @@
+"""Table, figure and sheets of `benchmarks.results`, from the folders of its runs alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isfinite, nan
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from benchmarks.estimates import Estimate
+from vader_ray.config.yaml_text import parse_yaml
+from vader_ray.orchestration.publishing.finished_run import finished_run
+from vader_ray.orchestration.reporting.figures import COLOURS, DOTS_PER_INCH, MARKERS, STYLE
+from vader_ray.orchestration.runs.run_dir import RunDir
+from vader_ray.orchestration.runs.summary import REWARD, Results, RunSummary
+from vader_ray.training.media import before_after_sheet
+
+BEGIN, END = "<!-- benchmarks.results begins -->", "<!-- benchmarks.results ends -->"
+"""Comments around the part of a page that `write_page` replaces."""
+NUM_SHOWN = 2
+"""Videos on a sheet: the first ones of the first seed."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """A recipe and its runs, which differ in the seed."""
+
+    recipe: str
+    runs: list[tuple[RunDir, RunSummary]]
+
+    @property
+    def tested(self) -> list[Results]:
+        """Results of each run on the test prompts."""
+        return [found for _, summary in self.runs if (found := summary.tested) is not None]
+
+    @property
+    def trained(self) -> list[str]:
+        """Logged names of the trained rewards."""
+        document = parse_yaml(self.runs[0][0].recipe.read_text(encoding="utf-8"))
+        names = [each["label"] or each["reward"].rpartition(".")[2] for each in document["rewards"]]
+        return [f"{REWARD}{name}" for name in names]
+
+    @property
+    def heldout(self) -> list[str]:
+        """Logged names of the rewards that were only measured."""
+        names = [f"{REWARD}{name}" for name in self.tested[0].rewards]
+        return [name for name in names if name not in self.trained]
+
+    def gain(self, metric: str) -> Estimate:
+        """Return the mean gain over seeds and prompts, with its interval over both."""
+        return Estimate.over_seeds_and_prompts([run.test_prompt_gains[metric] for _, run in self.runs])
+
+    def means(self, metric: str) -> tuple[float, float]:
+        """Return the means over seeds with the base models and with the adapters."""
+        return fmean(each.before[metric] for each in self.tested), fmean(
+            each.after[metric] for each in self.tested
+        )
+
+    def deviation(self, metric: str) -> float:
+        """Return the standard deviation of the base model's scores over prompts, a mean over seeds."""
+        name = metric.removeprefix(REWARD)
+        pairs = [
+            (summary.metrics_test[f"test/gain/{name}"], summary.metrics_test.get(f"test/effect_size/{name}"))
+            for _, summary in self.runs
+        ]
+        found = [gain / effect for gain, effect in pairs if effect]
+        return fmean(found) if found else nan
+
+
+def results_table(results: Sequence[Result]) -> list[list[str]]:
+    """Return the heading and a row for each recipe."""
+    heading = [
+        "recipe",
+        "seeds",
+        "trained reward",
+        "held-out rewards",
+        "metrics",
+        "minutes of a run (training)",
+        "reward queries",
+    ]
+    return [heading, *(_row(result) for result in results)]
+
+
+def _row(result: Result) -> list[str]:
+    summaries = [summary for _, summary in result.runs]
+    workers = {f"{each.num_workers} {'GPU' if each.gpu_hours else 'CPU'} workers" for each in summaries}
+    wall, train = (fmean(getattr(each, name) / 60 for each in summaries) for name in (
+        "wall_seconds", "train_seconds"))  # fmt: skip
+    alarmed = sum(bool(each.alarms) for each in summaries)
+    metrics = [name for name in result.tested[0].metrics if name in summaries[0].test_prompt_gains]
+    return [
+        f"`{result.recipe}`",
+        f"{len(result.runs)}" + (f"; the guard fired in {alarmed}" if alarmed else ""),
+        *(_changes(result, names) for names in (result.trained, result.heldout, metrics)),
+        f"{wall:.1f} ({train:.1f}), {', '.join(sorted(workers))}",
+        f"{fmean(each.reward_queries for each in summaries):.0f}",
+    ]
+
+
+def _changes(result: Result, metrics: Sequence[str]) -> str:
+    return "; ".join(_change(result, metric) for metric in metrics)
+
+
+def _change(result: Result, metric: str) -> str:
+    """Write the means before and after, and the gain with its interval."""
+    before, after = result.means(metric)
+    digits = 3 if max(abs(before), abs(after)) < 1 else 2
+    name = metric.removeprefix(REWARD).removeprefix("eval/").replace("_", " ").replace("/", ": ")
+    means = f"{before:.{digits}f} → {after:.{digits}f}".replace("-", "−")
+    return f"{name} {means}, {result.gain(metric).interval_text(digits)}"
+
+
+def draw_sheets(results: Sequence[Result], folder: Path) -> dict[str, Path]:
+    """Draw the first videos of each recipe's first seed before and after training; return the files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    sheets = {}
+    for result in results:
+        run_folder, summary = result.runs[0]
+        run = finished_run(run_folder, summary, run_folder.best_adapter)
+        before, after = ([video for _, video in run.videos(step)][:NUM_SHOWN] for step in (0, run.step))
+        gains = ", ".join(
+            f"{name.removeprefix(REWARD)} {result.gain(name).interval_text(3)}" for name in result.trained
+        )
+        title = f"{result.recipe}: {gains} on test prompts, {len(result.runs)} seeds"
+        sheets[result.recipe] = folder / f"{result.recipe}.png"
+        before_after_sheet(before, after, title=title).save(sheets[result.recipe], optimize=True)
+    return sheets
+
+
+def results_figure(results: Sequence[Result], path: Path) -> None:
+    """Draw each recipe's gains in standard deviations of the base model's scores, with intervals."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [(result, name) for result in results for name in (*result.trained, *result.heldout)]
+    with rc_context(STYLE):
+        figure = Figure(figsize=(7.5, 1.2 + 0.28 * len(lines)), layout="constrained")
+        axes = figure.add_subplot(
+            xlabel="gain in standard deviations of the base model's scores over prompts"
+        )
+        for y, (result, name) in enumerate(lines):
+            gain, kind = result.gain(name), int(name not in result.trained)
+            unit = result.deviation(name) if gain.mean else 1.0  # without any gain the unit does not matter
+            style = {"color": COLOURS[kind], "marker": MARKERS[kind]}
+            own = [
+                run.metrics_test[f"test/gain/{name.removeprefix(REWARD)}"] / unit for _, run in result.runs
+            ]
+            axes.plot(own, [y] * len(own), markersize=3, alpha=0.5, linestyle="", **style)
+            axes.plot([gain.mean / unit], [y], markersize=6, linestyle="", **style)
+            if isfinite(gain.low):
+                axes.plot([gain.low / unit, gain.high / unit], [y, y], color=COLOURS[kind], linewidth=1.5)
+        axes.axvline(0, color="grey", linewidth=0.8)
+        axes.set_ylim(len(lines) - 0.5, -0.5)
+        labels = [
+            f"{result.recipe.removeprefix('shapes_')}: " * (name == result.trained[0])
+            + name.removeprefix(REWARD)
+            for result, name in lines
+        ]
+        axes.set_yticks(range(len(lines)), labels, fontsize=9)
+        for kind, label in enumerate(("trained reward", "held-out reward")):
+            axes.plot([], [], color=COLOURS[kind], marker=MARKERS[kind], label=label)
+        figure.legend(loc="outside lower center", ncols=2, fontsize=9)
+    figure.savefig(path, dpi=DOTS_PER_INCH)
+
+
+def write_page(
+    page: Path,
+    rows: Sequence[Sequence[str]],
+    sheets: dict[str, Path],
+    folder: Path,
+    inputs: dict[str, Any],
+) -> None:
+    """Replace the marked part of a page by the table and links to the figures.
+
+    Raises:
+        ValueError: the page has no marked part.
+    """
+    text = page.read_text(encoding="utf-8")
+    if not 0 <= text.find(BEGIN) < text.find(END):
+        raise ValueError(
+            f"{page} has no part between {BEGIN!r} and {END!r}; write both lines where it belongs"
+        )
+    header, *body = rows
+    table = "\n".join(f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *body))
+    machine = f"{inputs['num_cores']} CPU cores ({inputs['processor']})"
+    made = f"Begun on {inputs['date']} with the models {inputs['models']}, on {machine}."
+    figures = [f"![Gains of every recipe]({folder.name}/gains.png)"]
+    figures += [
+        f"![{recipe}, before and after]({folder.name}/{path.name})" for recipe, path in sheets.items()
+    ]
+    new = "\n\n".join((BEGIN, made, table, *figures, END))
+    before, after = text.partition(BEGIN)[0], text.partition(END)[2]
+    page.write_text(f"{before}{new}{after}", encoding="utf-8")
