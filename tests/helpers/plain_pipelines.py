@@ -98,6 +98,9 @@ class _Decoder:
         self.num_calls += 1
         return decoded(latents), state
 
+    def finished(self, frames: Frames) -> Frames:
+        return frames
+
 
 def decoded(latents: Latents) -> Frames:
     """The decoder's formula."""
