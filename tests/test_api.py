@@ -47,7 +47,8 @@ SIGNATURES = {
 }
 FROM_PIPELINE = (
     "(pipe, *, num_frames, height, width, num_clips=1, num_inference_steps=None, guidance_scale=None, "
-    "negative_prompt='', lora_rank=16, lora_alpha=None, target_modules=None, decode_chunk_size=None, seed=0)"
+    "negative_prompt='', lora_rank=16, lora_alpha=None, target_modules=None, networks=None, "
+    "decode_chunk_size=None, seed=0)"
 )
 
 

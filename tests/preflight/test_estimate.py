@@ -286,14 +286,14 @@ def test_meta_tensors_from_the_host_have_values_and_copies_to_the_host_are_count
         mask = torch.tensor([[True, False, True]]).to(META)
         assert (mask.sum() + 1).item() == 3
         assert mask[0].nonzero().shape == (2, 1)
-        moved = torch.zeros(1000, device=META).to("cpu")
+        moved = torch.empty(1000, device=META).to("cpu")
         assert (moved.device.type, moved.shape, host.now) == ("cpu", (1000,), 4000)
         assert moved.to(META).is_meta
         assert host.moved == 8000 + 3  # there and back, and the mask
         del moved
         assert (host.now, host.peak) == (0, 4000)
         with pytest.raises(UserError, match="a size depends on what it computes"):
-            torch.zeros(3, dtype=torch.long, device=META).max().item()
+            torch.empty(3, dtype=torch.long, device=META).max().item()
 
 
 def test_masks_select_and_replace_elements_on_meta() -> None:

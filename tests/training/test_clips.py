@@ -143,7 +143,7 @@ def test_settings_that_cannot_be_are_refused(changes: dict[str, Any], message: s
         ),
         (
             {"rewards": [{"reward": "brightness", "frames": "frame:25"}]},
-            "frames=frame:25 needs 26 frames and videos have 25",
+            "frames=frame:25 needs 26 frames and sampling.num_clips=3 clips have 25",
         ),
         (
             {"runtime": {"num_workers": 2, "guidance_parallel": True}},

@@ -127,9 +127,10 @@ class SamplingConfig(Settings):
     def _fits_memory(self) -> Self:
         gib = self.total_frames() * 3 * self.height * self.width * 4 / 2**30
         if gib > MAX_VIDEO_GIB:
+            given = self.length_given().removeprefix("sampling.")
             raise ValueError(
-                f"{self.total_frames()} frames of height={self.height} and width={self.width} are {gib:.0f} "
-                f"GiB for the frames of one video in float32; choose at most {MAX_VIDEO_GIB} GiB"
+                f"{given}, height={self.height} and width={self.width} are {gib:.0f} GiB for the frames of "
+                f"one video in float32; choose at most {MAX_VIDEO_GIB} GiB"
             )
         return self
 
@@ -240,6 +241,12 @@ class SamplingConfig(Settings):
     def total_frames(self) -> int:
         """Return the number of frames of a video: the frame between two clips counts once."""
         return self.num_clips * (self.num_frames - 1) + 1
+
+    def length_given(self) -> str:
+        """Describe the length of a video by its settings, for messages."""
+        if self.num_clips == 1:
+            return f"sampling.num_frames={self.num_frames}"
+        return f"sampling.num_clips={self.num_clips} clips have {self.total_frames()}"
 
     def num_gradient_clips(self) -> int:
         """Return the number of clips that carry gradient."""

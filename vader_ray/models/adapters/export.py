@@ -111,12 +111,12 @@ def export(
         UserError: there is no adapter, the format has no names for its layers, or it needs more than one
             file.
     """
+    as_file = output.suffix == ".safetensors"
+    if form == "peft" and as_file:
+        raise UserError(f"{output}: peft's format is two files; give a folder")
     source = find_adapter(source)
     parts = [_read(source, name, bare_alpha) for name in files.saved_networks(source)]
-    as_file = output.suffix == ".safetensors"
     if form == "peft":
-        if as_file:
-            raise UserError(f"{output}: peft's format is two files; give a folder")
         return [_write_peft(part, output / part.network, base_model) for part in parts]
     together = {
         folder: [part for part in parts if _folder_of(part) == folder] for folder in map(_folder_of, parts)
