@@ -167,6 +167,8 @@ def test_models_that_take_no_image_are_refused_before_and_after_their_weights_ar
 
     with pytest.raises(UserError, match=r"model.family=modelscope makes no videos from images; set it to 1"):
         resolve_names(config(tiny_pipeline_folder, "modelscope"))
+    with pytest.raises(UserError, match=r"model.family=ltx2 does not encode images with gradient"):
+        resolve_names(config(tiny_pipeline_folder, "ltx2"))
     text_to_video = save(CASES["cogvideox"], tmp_path)
     with pytest.raises(UserError, match=r"a CogVideoXPipeline, makes no videos from images; set it to 1"):
         resolve_names(config(text_to_video, "cogvideox"))

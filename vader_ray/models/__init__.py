@@ -163,11 +163,17 @@ def check_clips(family: str, model: ModelConfig, sampling: SamplingConfig) -> No
     their pipeline; that of a hub id is downloaded.
 
     Raises:
-        UserError: it makes no videos from images.
+        UserError: it makes no videos from images, or changes images in a way without gradient.
     """
     if sampling.num_clips == 1:
         return
     found = resolve(family)
+    if not found.continues_frames:
+        raise UserError(
+            f"sampling.num_clips={sampling.num_clips} continues a video from its last frame, and "
+            f"model.family={family} does not encode images with gradient; set it to 1, or choose another "
+            "image-to-video model"
+        )
     if not found.image_pipeline_classes:
         made = f"model.family={family}"
     elif set(found.image_pipeline_classes) == set(found.pipeline_classes):
