@@ -2,7 +2,7 @@
 
     python -m benchmarks.cross_rewards --time-limit 60        # as often as it takes
     python -m benchmarks.cross_rewards --table --figures docs/cross_rewards
-    python -m benchmarks.cross_rewards --output runs/short --short --seeds 2     # two minutes
+    python -m benchmarks.cross_rewards --output runs/short --short --seeds 2     # a test of the command
 
 Each reward is trained alone by the packaged recipe that trains it (`shapes_hps` where there is none),
 without a guard, and all are measured on test prompts after the last step. Each finished run is a line of
@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from math import isfinite
 from pathlib import Path
 from statistics import fmean
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
@@ -25,6 +25,7 @@ from benchmarks.estimates import (
     Estimate,
     Row,
     diversity_change,
+    draw_interval,
     effect_sizes,
     grouped,
     panels,
@@ -32,9 +33,9 @@ from benchmarks.estimates import (
     print_table,
     prompt_gains,
     save,
-    style,
 )
 from benchmarks.training_runs import (
+    Figures,
     Job,
     Output,
     Processes,
@@ -150,9 +151,7 @@ def draw(rows: Sequence[Row], folder: Path) -> None:
     for x, (reward, own) in enumerate(runs.items()):
         for index, prompts in enumerate(PROMPTS):
             gain = Estimate.over_seeds_and_prompts(effect_sizes(own, f"{prompts}/reward/{reward}"))
-            at = x - 0.1 + 0.2 * index
-            axes.plot([at, at], [gain.low, gain.high], color=style(index)["color"], linewidth=1.5)
-            axes.plot([at], [gain.mean], **style(index))
+            draw_interval(axes, x - 0.1 + 0.2 * index, gain, index)
     axes.axhline(0, color="grey", linewidth=0.8)
     axes.set_xticks(range(len(runs)), [name.replace("_", "\n") for name in runs])
     figure.set_size_inches(5.5, 3.6)
@@ -166,7 +165,7 @@ def main(
     processes: Processes = 2,
     short: Short = False,
     table: Table = False,
-    figures: Annotated[Path | None, typer.Option(help="Folder of the figures; default: OUTPUT.")] = None,
+    figures: Figures = None,
 ) -> None:
     """Measure what is missing; print the table and draw the figures."""
     training, jobs = Results(output, "training"), training_jobs(seeds, short=short)

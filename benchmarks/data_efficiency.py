@@ -2,7 +2,7 @@
 
     python -m benchmarks.data_efficiency --time-limit 60        # as often as it takes
     python -m benchmarks.data_efficiency --table --figures docs/data_efficiency
-    python -m benchmarks.data_efficiency --output runs/short --short --seeds 2      # a few minutes
+    python -m benchmarks.data_efficiency --output runs/short --short --seeds 2     # a test of the command
 
 The paper's Figure 7, and its table of training and unseen prompts, with `shapes_hps` on videos of two frames,
 four DDIM steps with η = 1, and three rewards. Each finished run is a line of OUTPUT/tuning.jsonl or
@@ -27,7 +27,7 @@ from math import isfinite
 from pathlib import Path
 from statistics import fmean
 from types import MappingProxyType
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 from matplotlib.ticker import PercentFormatter
@@ -38,6 +38,8 @@ from benchmarks.estimates import (
     Row,
     by_seed,
     diversity_change,
+    draw_band,
+    draw_interval,
     effect_sizes,
     first_reached,
     grouped,
@@ -51,6 +53,7 @@ from benchmarks.estimates import (
 )
 from benchmarks.training_runs import (
     REWARDS,
+    Figures,
     Job,
     Output,
     Processes,
@@ -297,9 +300,7 @@ def _draw_curves(rows: Sequence[Row], cost: str, label: str, path: Path) -> None
                 Estimate.over_seeds_and_prompts(prompt_gains(own, f"eval/reward/{reward}", point))
                 for point in points
             ]
-            each.plot(x, [point.mean for point in y], **style(index))
-            each.fill_between(x, [point.low for point in y], [point.high for point in y],
-                              color=style(index)["color"], alpha=0.15, linewidth=0)  # fmt: skip
+            draw_band(each, x, y, index)
         each.axhline(0, color="grey", linewidth=0.8)
         each.set_xscale("log")
         each.xaxis.set_major_formatter("{x:,.0f}")
@@ -315,8 +316,7 @@ def _draw_generalization(rows: Sequence[Row], path: Path) -> None:
                 if name == reward:
                     gain = Estimate.over_seeds_and_prompts(prompt_gains(own, f"{prompts}/reward/{reward}"))
                     x = list(METHODS).index(method) - 0.12 + 0.24 * index
-                    each.plot([x, x], [gain.low, gain.high], color=style(index)["color"], linewidth=1.5)
-                    each.plot([x], [gain.mean], **style(index))
+                    draw_interval(each, x, gain, index)
         each.axhline(0, color="grey", linewidth=0.8)
         each.set_xticks(range(len(METHODS)), [name.replace("-", "-\n") for name in METHODS], fontsize=8)
     save(figure, path)
@@ -345,7 +345,7 @@ def main(
     processes: Processes = 2,
     short: Short = False,
     table: Table = False,
-    figures: Annotated[Path | None, typer.Option(help="Folder of the figures; default: OUTPUT.")] = None,
+    figures: Figures = None,
 ) -> None:
     """Measure what is missing; print the tables and draw the figures."""
     tuning, training = Results(output, "tuning"), Results(output, "training")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import inf
+from math import inf, nan
 from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import Any, TypeAlias
@@ -218,6 +218,19 @@ def panels(
 def style(index: int) -> dict[str, Any]:
     """Return colour and marker of a series."""
     return {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)], "markersize": 5}
+
+
+def draw_band(axes: Any, x: Sequence[float], estimates: Sequence[Estimate], index: int) -> None:
+    """Draw a series of means with its intervals as a band."""
+    axes.plot(x, [each.mean for each in estimates], **style(index))
+    low, high = [each.low for each in estimates], [each.high for each in estimates]
+    axes.fill_between(x, low, high, color=style(index)["color"], alpha=0.13, linewidth=0)
+
+
+def draw_interval(axes: Any, x: float, estimate: Estimate, index: int) -> None:
+    """Draw one mean with its interval."""
+    axes.plot([x, x], [estimate.low, estimate.high], color=style(index)["color"], linewidth=1.5)
+    axes.plot([x], [estimate.mean], **style(index))
 
 
 def save(figure: Figure, path: Path) -> None:

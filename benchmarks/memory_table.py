@@ -1,6 +1,6 @@
 """Memory of one training step with each of the paper's tricks added to the one before.
 
-    python -m benchmarks.memory_table --figures docs/memory_table     # two minutes on one core
+    python -m benchmarks.memory_table --figures docs/memory_table
 
 The rows follow the paper, whose numbers are GiB of GPU and host memory of ModelScope: LoRA alone, one random
 frame decoded and scored, gradient through the last denoising step only (K = 1), and activation checkpointing.

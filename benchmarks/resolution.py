@@ -2,7 +2,7 @@
 
     python -m benchmarks.resolution --time-limit 60        # as often as it takes
     python -m benchmarks.resolution --table --figures docs/resolution
-    python -m benchmarks.resolution --output runs/short --short --seeds 2     # two minutes
+    python -m benchmarks.resolution --output runs/short --short --seeds 2     # a test of the command
 
 Both methods of `benchmarks.data_efficiency` have the same number of reward queries at every size: the
 recipe's height and width times `SCALES`, of which the denoiser was trained at 1 alone. The learning rate
@@ -16,13 +16,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
 from benchmarks.data_efficiency import QUERIES, chosen_rates, job_of, tuning_jobs
-from benchmarks.estimates import Estimate, Row, by_seed, effect_sizes, panels, print_table, save, style
+from benchmarks.estimates import Estimate, Row, by_seed, draw_band, effect_sizes, panels, print_table, save
 from benchmarks.training_runs import (
+    Figures,
     Job,
     Output,
     Processes,
@@ -141,9 +142,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
                 gap(gains) if label == "gap" else Estimate.over_seeds_and_prompts(gains[label][1])
                 for gains in found.values()
             ]
-            each.plot(x, [point.mean for point in y], **style(index))
-            each.fill_between(x, [point.low for point in y], [point.high for point in y],
-                              color=style(index)["color"], alpha=0.12, linewidth=0)  # fmt: skip
+            draw_band(each, x, y, index)
         each.axhline(0, color="grey", linewidth=0.8)
         each.set_xscale("log", base=2)
         each.set_xticks(x, [f"{size}\n{elements:,}" for size, elements in zip(found, x, strict=True)])
@@ -157,7 +156,7 @@ def main(
     processes: Processes = 2,
     short: Short = False,
     table: Table = False,
-    figures: Annotated[Path | None, typer.Option(help="Folder of the figure; default: OUTPUT.")] = None,
+    figures: Figures = None,
 ) -> None:
     """Measure what is missing; print the table and draw the figure."""
     tuning, training = Results(output, "tuning"), Results(output, "training")

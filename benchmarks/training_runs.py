@@ -48,6 +48,7 @@ TimeLimit = Annotated[
 ]
 Processes = Annotated[int, typer.Option(min=1, help="Runs at once, each with one thread.")]
 Short = Annotated[bool, typer.Option("--short", help="Few steps and videos: a test of the command.")]
+Figures = Annotated[Path | None, typer.Option(help="Folder of the figures; default: OUTPUT.")]
 Table = Annotated[bool, typer.Option("--table", help="Measure nothing; draw what is there.")]
 
 _LOADED: dict[str, ModelCache] = {}
@@ -178,7 +179,6 @@ class Results:
             deadline: value of `time.monotonic` from which on no job is started.
         """
         missing = [job for job in jobs if self.find(job) is None]
-        context = multiprocessing.get_context("spawn")
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(processes, context, initializer=start_process) as pool:
             running = {}

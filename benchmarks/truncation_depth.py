@@ -2,7 +2,7 @@
 
     python -m benchmarks.truncation_depth --time-limit 60        # as often as it takes
     python -m benchmarks.truncation_depth --table --figures docs/truncation_depth
-    python -m benchmarks.truncation_depth --output runs/short --short --seeds 2     # two minutes
+    python -m benchmarks.truncation_depth --output runs/short --short --seeds 2     # a test of the command
 
 The paper's ablation of K with `shapes_hps` and three rewards, on test prompts. All values of K have the
 same videos per step, so equal steps are equal reward queries. The largest of `DEPTHS` takes `NUM_STEPS`
@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
@@ -26,6 +26,7 @@ from benchmarks.estimates import (
     Estimate,
     Row,
     diversity_change,
+    draw_band,
     effect_sizes,
     grouped,
     mean_effects,
@@ -33,10 +34,10 @@ from benchmarks.estimates import (
     percent,
     print_table,
     save,
-    style,
 )
 from benchmarks.training_runs import (
     REWARDS,
+    Figures,
     Job,
     Output,
     Processes,
@@ -145,9 +146,7 @@ def draw(rows: Sequence[Row], folder: Path) -> None:
             points = range(len(runs[0]["evaluations"]))
             x = [fmean(row["evaluations"][point][cost] for row in runs) for point in points]
             y = [_estimate(runs, reward, point) for point in points]
-            each.plot(x, [point.mean for point in y], **style(index))
-            each.fill_between(x, [point.low for point in y], [point.high for point in y],
-                              color=style(index)["color"], alpha=0.12, linewidth=0)  # fmt: skip
+            draw_band(each, x, y, index)
         save(figure, folder / f"{cost}.png")
 
 
@@ -158,7 +157,7 @@ def main(
     processes: Processes = 2,
     short: Short = False,
     table: Table = False,
-    figures: Annotated[Path | None, typer.Option(help="Folder of the figures; default: OUTPUT.")] = None,
+    figures: Figures = None,
 ) -> None:
     """Measure what is missing; print the table and draw the figures."""
     cost, training = Results(output, "cost"), Results(output, "training")

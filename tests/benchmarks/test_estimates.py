@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import inf
+from math import inf, isnan
 from typing import Any
 
 import numpy as np
@@ -83,6 +83,14 @@ def test_gains_are_paired_by_prompt_and_in_units_of_the_base_model() -> None:
     assert prompt_gains(runs, "eval/reward/hps", 1) == [[0.0, 0.0], [0.5, 0.5]]
     assert effect_sizes(runs, "eval/reward/hps")[0] == pytest.approx([3.0 / 2**0.5] * 2)
     assert Estimate.over_seeds_and_prompts([[3.0, 3.0], [1.0, 1.0]]).mean == 2.0
+
+
+def test_a_gain_over_equal_values_of_the_base_model_has_no_size() -> None:
+    run = {
+        "job": {"seed": 0},
+        "evaluations": [{"prompts": {"m": [1.0, 1.0]}}, {"prompts": {"m": [1.0, 2.0]}}],
+    }
+    assert all(isnan(size) for size in effect_sizes([run], "m")[0])
 
 
 def test_the_factor_of_queries_is_that_at_an_equal_gain_and_says_what_was_not_reached() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch.nn import functional
+from torch.utils._device import _device_constructors
 from typer.testing import CliRunner
 
 from benchmarks.published_rewards import write_pickscore
@@ -294,6 +295,15 @@ def test_meta_tensors_from_the_host_have_values_and_copies_to_the_host_are_count
         assert (host.now, host.peak) == (0, 4000)
         with pytest.raises(UserError, match="a size depends on what it computes"):
             torch.empty(3, dtype=torch.long, device=META).max().item()
+
+
+def test_the_mode_leaves_nothing_behind() -> None:
+    """torch caches its constructors, by which ``torch.device`` sets the device of new tensors."""
+    _device_constructors.cache_clear()
+    with meta_device_mode(), torch.device("meta"):
+        torch.zeros(1)
+    with torch.device("meta"):
+        assert torch.tensor([1.0]).is_meta
 
 
 def test_masks_select_and_replace_elements_on_meta() -> None:

@@ -110,7 +110,7 @@ class ExperimentConfig(Settings):
             if (needed := frames_needed(plugin.frames)) > self.sampling.total_frames():
                 raise ValueError(
                     f"{plugin.name}: frames={plugin.frames} needs {needed} frames and "
-                    f"{self.sampling.length_given()}; choose earlier frames or longer videos"
+                    f"sampling.{self.sampling.length_given()}; choose earlier frames or longer videos"
                 )
         if self.model.quantization and self.runtime.compile == "blocks":
             raise ValueError(

@@ -154,8 +154,17 @@ DEFAULT_METRICS = tuple(MetricConfig(metric=name) for name in ("motion", "divers
 """Metrics of every evaluation; they need no weights."""
 
 RESERVED_METRIC_NAMES = frozenset(
-    {"base", "best_step", "effect_size", "gain", "gain_high", "gain_low", "gain_standard_error", "objective"}
-    | {"reward"}
+    {
+        "base",
+        "best_step",
+        "effect_size",
+        "gain",
+        "gain_high",
+        "gain_low",
+        "gain_standard_error",
+        "objective",
+        "reward",
+    }
 )
 """First parts of ``eval/…`` that every evaluation logs itself, so no metric has such a name."""
 

@@ -127,10 +127,9 @@ class SamplingConfig(Settings):
     def _fits_memory(self) -> Self:
         gib = self.total_frames() * 3 * self.height * self.width * 4 / 2**30
         if gib > MAX_VIDEO_GIB:
-            given = self.length_given().removeprefix("sampling.")
             raise ValueError(
-                f"{given}, height={self.height} and width={self.width} are {gib:.0f} GiB for the frames of "
-                f"one video in float32; choose at most {MAX_VIDEO_GIB} GiB"
+                f"{self.length_given()}, height={self.height} and width={self.width} are {gib:.0f} GiB for "
+                f"the frames of one video in float32; choose at most {MAX_VIDEO_GIB} GiB"
             )
         return self
 
@@ -244,9 +243,10 @@ class SamplingConfig(Settings):
 
     def length_given(self) -> str:
         """Describe the length of a video by its settings, for messages."""
+        frames = f"num_frames={self.num_frames}"
         if self.num_clips == 1:
-            return f"sampling.num_frames={self.num_frames}"
-        return f"sampling.num_clips={self.num_clips} clips have {self.total_frames()}"
+            return frames
+        return f"{frames} with num_clips={self.num_clips} ({self.total_frames()} frames)"
 
     def num_gradient_clips(self) -> int:
         """Return the number of clips that carry gradient."""

@@ -168,27 +168,13 @@ def check_clips(family: str, model: ModelConfig, sampling: SamplingConfig) -> No
     if sampling.num_clips == 1:
         return
     found = resolve(family)
-    if not found.continues_frames:
-        raise UserError(
-            f"sampling.num_clips={sampling.num_clips} continues a video from its last frame, and "
-            f"model.family={family} does not encode images with gradient; set it to 1, or choose another "
-            "image-to-video model"
-        )
-    if not found.image_pipeline_classes:
-        made = f"model.family={family}"
-    elif set(found.image_pipeline_classes) == set(found.pipeline_classes):
-        return
-    else:
+    kinds, from_images = found.pipeline_classes, found.image_pipeline_classes
+    name = kinds[0]
+    if 0 < len(from_images) < len(kinds):
         from vader_ray.models.core.loading import published_class
 
         name = published_class(locate(model.weights))
-        if name in found.image_pipeline_classes:
-            return
-        made = f"model.weights={model.weights}, a {name},"
-    raise UserError(
-        f"sampling.num_clips={sampling.num_clips} continues a video from its last frame, and {made} makes no "
-        "videos from images; set it to 1, or choose weights of an image-to-video model"
-    )
+    found.check_continues(name, takes_images=name in from_images)
 
 
 def check_networks(family: str, config: ExperimentConfig) -> list[str]:

@@ -33,6 +33,7 @@ from vader_ray.files import give_ordinary_mode
 from vader_ray.models.adapters import export, lora
 from vader_ray.models.adapters.files import DENOISERS, FIRST, TEXT_ENCODERS, saved_networks
 from vader_ray.models.core import memory_optimizations
+from vader_ray.models.core.clips import ClipsPipeline
 from vader_ray.models.core.decoders import DecoderOptions
 from vader_ray.models.core.endings import EndingsPipeline
 from vader_ray.models.core.loading import components_of, fetch_pipeline, load_pipeline
@@ -47,7 +48,7 @@ CLIP_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
 scripts adapt with ``--train_text_encoder``."""
 
 
-class VideoModel(TrajectoryPipeline, EndingsPipeline):
+class VideoModel(TrajectoryPipeline, EndingsPipeline, ClipsPipeline):
     """A diffusers video pipeline with a trainable adapter; each family of models is a subclass."""
 
     adapter_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")

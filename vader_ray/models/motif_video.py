@@ -26,9 +26,9 @@ class MotifVideoModel(GuiderPipeline):
     def free_text_encoders(self) -> None:
         """Release the text encoder, but for the image encoder within it, which the loop calls."""
         if not self.is_image_to_video:
-            return super().free_text_encoders()
+            super().free_text_encoders()
+            return
         encoder = self.pipe.text_encoder
         for name, _ in list(encoder.named_children()):
             if name != "vision_tower":
                 setattr(encoder, name, None)
-        return None

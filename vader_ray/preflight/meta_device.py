@@ -41,6 +41,8 @@ def meta_device_mode() -> Iterator[HostMemoryTracker]:
     Within the context autocast, attention and ``torch.tensor`` are replaced, and `_ConstantTracker` supplies
     the values of tensors that the code reads.
     """
+    with torch.device("cpu"):
+        torch.empty(0)  # at the first use of such a block, torch remembers which functions create tensors
     with (
         _replaced(torch, "autocast", _Autocast),
         _replaced(functional, _ATTENTION, _attention),

@@ -149,6 +149,30 @@ def published_scheduler(source: str, sampling: SamplingConfig) -> Any:
     return scheduler
 
 
+def check_own_parts(
+    model: ModelConfig, sampling: SamplingConfig, name: str, scheduler: type, lack: str
+) -> None:
+    """Check settings of a model whose loader and scheduler are of this package.
+
+    Args:
+        model: the recipe's section.
+        sampling: the recipe's section.
+        name: of the model.
+        scheduler: the only one with which it can sample.
+        lack: what others do not have.
+
+    Raises:
+        UserError: there are adapters to merge, or another scheduler.
+    """
+    if model.loras:
+        raise UserError(f"model.loras: there is no loader of adapters for {name}; leave it out")
+    if sampling.scheduler not in (None, scheduler.__name__):
+        raise UserError(
+            f"sampling.scheduler: {sampling.scheduler} has no {lack}, with which {name} was trained; leave "
+            "the setting out"
+        )
+
+
 def _class_of_family(source: str, classes: Sequence[str], family: str) -> str:
     """Return the pipeline class of the weights, which must be one of the family's."""
     name = published_class(source)

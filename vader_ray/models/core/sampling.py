@@ -90,9 +90,6 @@ class SamplingPipeline:
     takes_one_image: ClassVar[bool] = False
     """Whether a pipeline that makes videos from images takes one image for all videos of a call; they are
     then sampled one by one."""
-    continues_frames: ClassVar[bool] = True
-    """Whether a pipeline that makes videos from images can take a frame of another video as its image, with
-    gradient."""
     rounds_timesteps: ClassVar[bool] = False
     """Whether the denoiser takes timesteps in its own dtype alone; others take them in any."""
     splits_tokens: ClassVar[bool] = False
@@ -119,8 +116,6 @@ class SamplingPipeline:
             module.requires_grad_(False).eval()
             remember_placement(module)
         self._check_scheduler()
-        if sampling.num_clips > 1:
-            self.check_clips()
         denoisers = list(self.denoisers().values())
         prefix_cache.check_cache(sampling.prefix_cache, denoisers, self._deep_blocks())
         check_interval(sampling.guidance_interval, self.denoiser, has_branches=bool(self.no_guidance_kwargs))
@@ -243,10 +238,6 @@ class SamplingPipeline:
         if self.is_image_to_video:
             columns["image"] = opened
         return Conditioning(columns)
-
-    def with_images(self, conditioning: Conditioning, images: Images) -> Conditioning:
-        """Return the conditioning of the same videos with other first frames, to which gradient flows."""
-        return Conditioning(conditioning.tensors | {"image": list(images)})
 
     def _embed(self, prompts: Sequence[str], images: Sequence[Any] = ()) -> dict[str, Tensor | list[Any]]:
         """Return the prompt embeddings; with gradients enabled, differentiable in a trained text encoder."""
@@ -429,24 +420,6 @@ class SamplingPipeline:
                 f"{type(self.pipe.scheduler).__name__} took {taken} denoising steps for "
                 f"sampling.num_inference_steps={self.sampling.num_inference_steps}; choose a first-order "
                 "scheduler"
-            )
-
-    def check_clips(self) -> None:
-        """Check that the model can continue a video from its last frame.
-
-        Raises:
-            UserError: it makes no videos from images, or changes images in a way without gradient.
-        """
-        if not self.is_image_to_video:
-            raise UserError(
-                f"sampling.num_clips={self.sampling.num_clips} continues a video from its last frame, and "
-                f"{type(self.pipe).__name__} makes no videos from images; set it to 1, or choose weights of "
-                "an image-to-video model"
-            )
-        if not self.continues_frames:
-            raise UserError(
-                f"sampling.num_clips={self.sampling.num_clips}: {type(self.pipe).__name__} does more with an "
-                "image than to encode it, through which no gradient flows; set it to 1"
             )
 
     def _check_scheduler(self) -> None:

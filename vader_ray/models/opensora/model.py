@@ -20,7 +20,7 @@ from vader_ray.config import ModelConfig, SamplingConfig
 from vader_ray.errors import UserError
 from vader_ray.models.base import VideoModel
 from vader_ray.models.core.decoders import DecoderOptions
-from vader_ray.models.core.loading import quiet
+from vader_ray.models.core.loading import check_own_parts, quiet
 from vader_ray.models.core.meta_pipeline import accept_host_tensors
 from vader_ray.models.core.quantization import quantize
 from vader_ray.models.opensora import checkpoint
@@ -248,13 +248,7 @@ class OpenSoraModel(VideoModel):
         Raises:
             UserError: the weights cannot be loaded, or the scheduler is not that of the model.
         """
-        if model.loras:
-            raise UserError("model.loras: there is no loader of adapters for Open-Sora; leave it out")
-        if sampling.scheduler not in (None, RectifiedFlowScheduler.__name__):
-            raise UserError(
-                f"sampling.scheduler: {sampling.scheduler} has no timestep transform, with which Open-Sora "
-                "was trained; leave the setting out"
-            )
+        check_own_parts(model, sampling, "Open-Sora", RectifiedFlowScheduler, "timestep transform")
         on_meta = device.type == "meta"
         with torch.device("meta" if on_meta else "cpu"):
             transformer, vae = checkpoint.read_networks(model)

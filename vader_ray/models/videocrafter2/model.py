@@ -19,7 +19,7 @@ from vader_ray.config import ModelConfig, SamplingConfig
 from vader_ray.errors import UserError
 from vader_ray.models.base import VideoModel
 from vader_ray.models.core.decoders import DecoderOptions
-from vader_ray.models.core.loading import quiet
+from vader_ray.models.core.loading import check_own_parts, quiet
 from vader_ray.models.core.meta_pipeline import accept_host_tensors
 from vader_ray.models.core.quantization import quantize
 from vader_ray.models.videocrafter2 import checkpoint
@@ -166,13 +166,7 @@ class VideoCrafter2Model(VideoModel):
         Raises:
             UserError: the checkpoint cannot be loaded, or the scheduler is not that of the model.
         """
-        if model.loras:
-            raise UserError("model.loras: there is no loader of adapters for VideoCrafter2; leave it out")
-        if sampling.scheduler not in (None, DynamicRescaleDDIMScheduler.__name__):
-            raise UserError(
-                f"sampling.scheduler: {sampling.scheduler} has no dynamic rescale, with which VideoCrafter2 "
-                "was trained; leave the setting out"
-            )
+        check_own_parts(model, sampling, "VideoCrafter2", DynamicRescaleDDIMScheduler, "dynamic rescale")
         on_meta = device.type == "meta"
         networks = checkpoint.meta_networks(model) if on_meta else checkpoint.read(cls.fetch(model))
         precision, decoder_precision = (
