@@ -32,7 +32,9 @@ from vader_ray.orchestration.runs.finish import finish_run
 from vader_ray.training.media import write_mp4
 
 README = REPOSITORY / "README.md"
+TEST_PROMPTS = list(load("shapes_hps").prompts.test or ())[:2]
 SMALL = (
+    f"prompts.test=[{', '.join(TEST_PROMPTS)}]",
     "num_steps=1",
     "evaluation.num_videos=2",
     "evaluation.every=1",
@@ -40,7 +42,10 @@ SMALL = (
     "sampling.num_inference_steps=5",
     "videos_per_step=4",
 )
-SMALL_PYTHON = {"num_steps=16": 'num_steps=1, evaluation={"every": 1, "num_videos": 2}, expected_metrics={}'}
+SMALL_PYTHON = {
+    "num_steps=16": 'num_steps=1, evaluation={"every": 1, "num_videos": 2}, expected_metrics={}',
+    '"sampling.truncation_depth": 2': f'"sampling.truncation_depth": 2, "prompts.test": {TEST_PROMPTS}',
+}
 """Replacements in the Python of README.md."""
 _FENCE = re.compile(
     r"^(?:<!-- not run: (?P<reason>[^\n]+) -->\n)?```(?P<language>\w+)\n(?P<code>.*?)^```", re.M | re.S
