@@ -53,7 +53,6 @@ LEFT_OUT = {
     "its loop calls one scheduler twice in a denoising step": """
         CosmosTextToWorldPipeline CosmosVideoToWorldPipeline""",
     "it is one of several passes that make a video": "LTX2DFRPipeline",
-    "not tried: it takes text alone or an image, too, and makes sound": "Kandinsky6TI2VAPipeline",
     "it refines, enlarges or decodes a given video": """
         Kandinsky6SRPipeline LTXLatentUpsamplePipeline LTX2DFRTemporalRefinePipeline
         LTX2LatentUpsamplePipeline LTX2VideoDiffusionDecodePipeline""",
