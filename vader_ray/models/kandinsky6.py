@@ -29,6 +29,7 @@ class Kandinsky6Model(VideoModel):
 
     pipeline_classes = ("Kandinsky6TI2VAPipeline",)
     loads_in_comfyui = False
+    splits_guidance = False
     embeddings = (
         "prompt_embeds",
         "pooled_prompt_embeds",

@@ -92,6 +92,9 @@ class SamplingPipeline:
     then sampled one by one."""
     rounds_timesteps: ClassVar[bool] = False
     """Whether the denoiser takes timesteps in its own dtype alone; others take them in any."""
+    splits_guidance: ClassVar[bool] = True
+    """Whether two workers can compute the two predictions of guidance, if there are two: not with sound, nor
+    with latents whose channels come last."""
     splits_tokens: ClassVar[bool] = False
     """Whether the tokens of a video can be divided over workers: diffusers has a plan for the denoiser."""
 
