@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -26,7 +27,14 @@ class Keeper:
 def file_contents(folder: Path) -> dict[str, bytes]:
     """Content of every file in a folder, by its path in it."""
     return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        str(path.relative_to(folder)): _content(path) for path in sorted(folder.rglob("*")) if path.is_file()
     }
+
+
+def _content(path: Path) -> bytes:
+    """The bytes of a file; safetensors writes the entries of a file's metadata in an order of chance."""
+    content = path.read_bytes()
+    if path.suffix != ".safetensors":
+        return content
+    end = 8 + int.from_bytes(content[:8], "little")
+    return json.dumps(json.loads(content[8:end]), sort_keys=True).encode() + content[end:]

@@ -113,6 +113,8 @@ class SamplingPipeline:
         """The workers that compute the same videos as this one, if there are others."""
         self.adapted: tuple[str, ...] = ()
         """Names of the networks that have the adapter."""
+        self.chosen_networks: tuple[str, ...] | None = None
+        """Those that the settings of the adapter name; None if they name none, and every denoiser has it."""
         self._schedule: SamplingSchedule | None = None
         pipe.set_progress_bar_config(disable=True)
         for module in self.modules():
