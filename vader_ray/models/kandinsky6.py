@@ -1,4 +1,4 @@
-"""Kandinsky 6 (``kandinskylab/Kandinsky-6.0-Lite-5s-Diffusers``, ``-Pro-5s-``): videos with sound from text."""
+"""Kandinsky 6 (``kandinskylab/Kandinsky-6.0-Lite-5s-Diffusers``, ``-Pro-5s-``): videos with sound."""
 
 from __future__ import annotations
 
