@@ -52,7 +52,7 @@ def load_case(
     return built
 
 
-def encode_prompts(model: Any, images: list[Path]) -> Any:
+def encode_prompts(model: Any, images: list[Path] | None) -> Any:
     return model.encode(PROMPTS, images if model.is_image_to_video else None)
 
 

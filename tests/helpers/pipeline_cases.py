@@ -534,6 +534,9 @@ PIPELINES = {
     ),
     "kandinsky5": Case("auto", _kandinsky5, size_of(5, 32), call={"negative_prompt": ""}, **WAN),
     "kandinsky6": Case("auto", _kandinsky6, size_of(5, 32), call={"negative_prompt": ""}, **WAN),
+    "kandinsky6_i2v": Case(
+        "auto", _kandinsky6, size_of(5, 32), images=True, call={"negative_prompt": ""}, **WAN
+    ),
     "kandinsky6_distilled": Case(
         "auto",
         lambda: _kandinsky6(d.PiflowScheduler(n_grid=3), 3),

@@ -120,7 +120,7 @@ def test_video_and_gradient_are_those_of_the_pipelines_own_loop(
     gradient of K = 1, 2 and N."""
     case = PIPELINES[name]
     model = load_case(case, folders(name))
-    conditioning, plan = encode_prompts(model, images), TruncationPlan(STEPS, (1, 2))
+    conditioning, plan = encode_prompts(model, images if case.images else None), TruncationPlan(STEPS, (1, 2))
     latents = model.sample(conditioning, SEEDS)
     theirs = [own_call(case, model, images, part, type(model.pipe).__call__) for part in parts_of(model)]
     with torch.no_grad():
@@ -145,7 +145,7 @@ def _gradient(model: Any, case: Case, images: list[Path], graded: tuple[int, ...
     for parameter in model.adapter_parameters():
         parameter.grad = None
     frames = [[tuple(range(case.sampling["num_frames"]))]]
-    rollout = Rollout(PROMPTS[:1], encode_prompts(model, images)[0:1], SEEDS[:1], frames)
+    rollout = Rollout(PROMPTS[:1], encode_prompts(model, images if case.images else None)[0:1], SEEDS[:1], frames)
     term, plan = RewardTerm("clip", ClipReward()), TruncationPlan(STEPS, graded)
     accumulate_gradient(model, [term], rollout, plan, Batching(), scale=1.0)
     grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.adapter_parameters()]
@@ -201,8 +201,9 @@ def test_kandinsky_adapts_the_first_frames_as_its_pipeline(folders: Any) -> None
 def test_sampling_stays_in_float32_around_a_bfloat16_denoiser(
     folders: Any, images: list[Path], name: str
 ) -> None:
-    model = load_case(PIPELINES[name], folders(name), None, "bfloat16")
-    conditioning, plan = encode_prompts(model, images), TruncationPlan(STEPS, (2,))
+    case = PIPELINES[name]
+    model = load_case(case, folders(name), None, "bfloat16")
+    conditioning, plan = encode_prompts(model, images if case.images else None), TruncationPlan(STEPS, (2,))
     state = model.sample_prefix(conditioning, plan, SEEDS)
     assert {output.dtype for output in state.schedulers[0].outputs} == {torch.float32}
     model.sample_with_grad(state, conditioning, plan).float().square().mean().backward()

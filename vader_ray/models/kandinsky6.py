@@ -24,10 +24,13 @@ _MASKS = ("prompt_attention_mask", "negative_prompt_attention_mask")
 class Kandinsky6Model(VideoModel):
     """Flow-predicting transformer of video and sound, Qwen 2.5 VL and CLIP text encoders.
 
-    The autoencoder is HunyuanVideo's; the sound is not decoded. Adapters are saved in peft's format.
+    Videos are made from text, or from text and an image. The autoencoder is HunyuanVideo's; the sound is not
+    decoded. Adapters are saved in peft's format.
     """
 
     pipeline_classes = ("Kandinsky6TI2VAPipeline",)
+    image_pipeline_classes = pipeline_classes
+    images_are_optional = True
     loads_in_comfyui = False
     splits_guidance = False
     embeddings = (
