@@ -90,7 +90,7 @@ def call_loop(case: Case, model: Any, opened: Any, videos: slice, loop: Any, see
             return {}
 
         arguments["callback_on_step_end"] = reseed_step
-    if case.images:
+    if opened is not None:
         arguments["image"] = opened if model.batched else opened[0]
     if model.embeddings:
         arguments["prompt"] = PROMPTS[videos] if model.batched else PROMPTS[videos][0]
@@ -104,6 +104,12 @@ def call_loop(case: Case, model: Any, opened: Any, videos: slice, loop: Any, see
     if (with_image := _WITH_IMAGE.get(type(model.pipe).__name__)) is not None:
         noise = with_image(model.pipe, noise, arguments, generators)
         noise = noise if isinstance(opened, Tensor) else noise.detach()
+    for name in (
+        "audio_vae",
+        "vocoder",
+    ):  # Kandinsky's cannot compute in float64, and nothing reads the sound
+        if hasattr(model.pipe, name):
+            getattr(model.pipe, name).to(torch.float32)
     accepted = inspect.signature(loop).parameters
     frames: Frames = loop(
         model.pipe,

@@ -145,7 +145,9 @@ def _gradient(model: Any, case: Case, images: list[Path], graded: tuple[int, ...
     for parameter in model.adapter_parameters():
         parameter.grad = None
     frames = [[tuple(range(case.sampling["num_frames"]))]]
-    rollout = Rollout(PROMPTS[:1], encode_prompts(model, images if case.images else None)[0:1], SEEDS[:1], frames)
+    rollout = Rollout(
+        PROMPTS[:1], encode_prompts(model, images if case.images else None)[0:1], SEEDS[:1], frames
+    )
     term, plan = RewardTerm("clip", ClipReward()), TruncationPlan(STEPS, graded)
     accumulate_gradient(model, [term], rollout, plan, Batching(), scale=1.0)
     grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.adapter_parameters()]
