@@ -104,12 +104,7 @@ def call_loop(case: Case, model: Any, opened: Any, videos: slice, loop: Any, see
     if (with_image := _WITH_IMAGE.get(type(model.pipe).__name__)) is not None:
         noise = with_image(model.pipe, noise, arguments, generators)
         noise = noise if isinstance(opened, Tensor) else noise.detach()
-    for name in (
-        "audio_vae",
-        "vocoder",
-    ):  # Kandinsky's cannot compute in float64, and nothing reads the sound
-        if hasattr(model.pipe, name):
-            getattr(model.pipe, name).to(torch.float32)
+    _decode_sound_in_float32(model.pipe)
     accepted = inspect.signature(loop).parameters
     frames: Frames = loop(
         model.pipe,
@@ -119,6 +114,13 @@ def call_loop(case: Case, model: Any, opened: Any, videos: slice, loop: Any, see
         **{name: value for name, value in arguments.items() if name in accepted},
     ).frames
     return frames
+
+
+def _decode_sound_in_float32(pipe: Any) -> None:
+    """Kandinsky's decoder of sound cannot compute in float64; nothing reads what it returns."""
+    for name in ("audio_vae", "vocoder"):
+        if (network := getattr(pipe, name, None)) is not None:
+            network.to(torch.float32)
 
 
 def _ltx_noise(pipe: Any, noise: Tensor, call: dict[str, Any], generators: list[torch.Generator]) -> Tensor:

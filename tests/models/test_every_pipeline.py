@@ -25,6 +25,7 @@ from tests.helpers.family_runs import (
     one_graph,
     own_call,
     parts_of,
+    reseed,
 )
 from tests.helpers.nonlinear_rewards import ClipReward
 from tests.helpers.paths import REPOSITORY
@@ -196,6 +197,30 @@ def test_kandinsky_adapts_the_first_frames_as_its_pipeline(folders: Any) -> None
     pipe = load_case(PIPELINES["kandinsky5_i2v"], folders("kandinsky5_i2v")).pipe
     latents = torch.randn(1, 6, 4, 4, 4, generator=torch.Generator().manual_seed(0))
     assert torch.equal(pipe.normalize_first_frame(latents), type(pipe).normalize_first_frame(pipe, latents))
+
+
+@pytest.mark.slow
+def test_a_prompt_without_padding_has_no_mask(folders: Any) -> None:
+    """As in Kandinsky 6's own call; the conditioning has a mask for every prompt."""
+    case, text = PIPELINES["kandinsky6"], "a red circle moving left " * 300
+    model = load_case(case, folders("kandinsky6"))
+    conditioning = model.encode([text])
+    assert conditioning.tensors["prompt_attention_mask"].all()
+    assert not conditioning.tensors["negative_prompt_attention_mask"].all()
+    latents = model.sample(conditioning, SEEDS[:1])
+    noise, generator = model.noise(SEEDS[:1]), torch.Generator()
+    reseed([generator], SEEDS[:1], -2)
+    arguments = case.sampling | {"negative_prompt": [""], "output_type": "pt"}
+    theirs = model.pipe(text, latents=noise, generator=generator, **arguments).frames
+    with torch.no_grad():
+        assert torch.equal(decode_all(model, latents), theirs)
+
+
+@pytest.mark.slow
+def test_a_scheduler_of_several_predictions_has_no_coefficients(folders: Any) -> None:
+    model = load_case(PIPELINES["kandinsky6_distilled"], folders("kandinsky6_distilled"))
+    with pytest.raises(UserError, match="and PiflowScheduler takes 3; choose truncation=last"):
+        model.sampling_schedule(model.encode(PROMPTS[:1]))
 
 
 @pytest.mark.slow
