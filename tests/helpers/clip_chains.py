@@ -32,7 +32,7 @@ def chain_by_loops(
 ) -> Frames:
     """One video of several clips, with the graph of the graded steps in the last ``num_graded`` clips."""
     loop, one = inspect.unwrap(type(model.pipe).__call__), slice(0, 1)
-    given: Any = open_images(model.sampling, images)[one]
+    given: Any = open_images(model.sampling, images)[one] if case.images else None
     parts = list[Tensor]()
     for clip in range(num_clips):
         with _on_frames(model.pipe, given) as accepted, cut_behind_denoiser(case, model, graded):

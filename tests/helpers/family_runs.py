@@ -52,7 +52,7 @@ def load_case(
     return built
 
 
-def encode_prompts(model: Any, images: list[Path]) -> Any:
+def encode_prompts(model: Any, images: list[Path] | None) -> Any:
     return model.encode(PROMPTS, images if model.is_image_to_video else None)
 
 
@@ -90,7 +90,7 @@ def call_loop(case: Case, model: Any, opened: Any, videos: slice, loop: Any, see
             return {}
 
         arguments["callback_on_step_end"] = reseed_step
-    if case.images:
+    if opened is not None:
         arguments["image"] = opened if model.batched else opened[0]
     if model.embeddings:
         arguments["prompt"] = PROMPTS[videos] if model.batched else PROMPTS[videos][0]
@@ -104,6 +104,7 @@ def call_loop(case: Case, model: Any, opened: Any, videos: slice, loop: Any, see
     if (with_image := _WITH_IMAGE.get(type(model.pipe).__name__)) is not None:
         noise = with_image(model.pipe, noise, arguments, generators)
         noise = noise if isinstance(opened, Tensor) else noise.detach()
+    _decode_sound_in_float32(model.pipe)
     accepted = inspect.signature(loop).parameters
     frames: Frames = loop(
         model.pipe,
@@ -113,6 +114,13 @@ def call_loop(case: Case, model: Any, opened: Any, videos: slice, loop: Any, see
         **{name: value for name, value in arguments.items() if name in accepted},
     ).frames
     return frames
+
+
+def _decode_sound_in_float32(pipe: Any) -> None:
+    """Kandinsky's decoder of sound cannot compute in float64; nothing reads what it returns."""
+    for name in ("audio_vae", "vocoder"):
+        if (network := getattr(pipe, name, None)) is not None:
+            network.to(torch.float32)
 
 
 def _ltx_noise(pipe: Any, noise: Tensor, call: dict[str, Any], generators: list[torch.Generator]) -> Tensor:

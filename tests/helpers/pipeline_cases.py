@@ -322,6 +322,48 @@ def _kandinsky5(kind: Any = d.Kandinsky5T2VPipeline) -> Any:
     )
 
 
+def _kandinsky6(scheduler: Any = None, num_predictions: int = 1) -> Any:
+    """The configuration of diffusers' own test, with the switches of the published denoisers."""
+    pipe = _kandinsky5()
+    switches = dict.fromkeys(("text_token_padding", "ca_rope", "cross_gates", "fix_modulation"), True)
+    transformer = d.Kandinsky6Transformer3DModel(
+        in_visual_dim=4,
+        out_visual_dim=4 * num_predictions,
+        in_text_dim=8,
+        in_text_dim2=8,
+        time_dim=16,
+        model_dim=24,
+        ff_dim=32,
+        num_text_blocks=1,
+        num_visual_blocks=2,
+        axes_dims=(4, 4, 4),
+        in_audio_dim=4,
+        out_audio_dim=4 * num_predictions,
+        visual_token_type_num_embeddings=2,
+        **switches,
+    )
+    audio_vae = d.MMAudioVAE(
+        mel_bins=8,
+        latent_channels=4,
+        hidden_channels=8,
+        channel_multipliers=(1, 2),
+        layers_per_block=1,
+        sample_rate=64,
+        n_fft=16,
+        hop_length=4,
+    )
+    vocoder = d.MMAudioVocoder(
+        num_mels=8,
+        upsample_initial_channel=8,
+        upsample_rates=(2, 2),
+        upsample_kernel_sizes=(4, 4),
+        resblock_kernel_sizes=(3,),
+        resblock_dilation_sizes=((1, 3),),
+    )
+    parts = pipe.components | {"transformer": transformer, "scheduler": scheduler or pipe.scheduler}
+    return d.Kandinsky6TI2VAPipeline(**parts, audio_vae=audio_vae, vocoder=vocoder)
+
+
 class Guardrail:
     """In place of NVIDIA's guardrail, whose networks are on the hub: it refuses a word, and blackens a pixel
     of every frame."""
@@ -491,6 +533,16 @@ PIPELINES = {
         **WAN,
     ),
     "kandinsky5": Case("auto", _kandinsky5, size_of(5, 32), call={"negative_prompt": ""}, **WAN),
+    "kandinsky6": Case("auto", _kandinsky6, size_of(5, 32), call={"negative_prompt": ""}, **WAN),
+    "kandinsky6_i2v": Case(
+        "auto", _kandinsky6, size_of(5, 32), images=True, call={"negative_prompt": ""}, **WAN
+    ),
+    "kandinsky6_distilled": Case(
+        "auto",
+        lambda: _kandinsky6(d.PiflowScheduler(n_grid=3), 3),
+        size_of(5, 32, guidance_scale=1.0),
+        **FLOAT32,
+    ),
     "easyanimate": Case("auto", _easyanimate, size_of(5, 16), call={"negative_prompt": ""}),
     "sana_video_i2v": Case(
         "auto", _sana_i2v, size_of(5, 32), images=True, call={"use_resolution_binning": False}, **FLOAT32

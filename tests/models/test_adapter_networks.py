@@ -33,6 +33,7 @@ from vader_ray.training.inference import evaluate_adapter
 from vader_ray.training.loop import train
 from vader_ray.training.model_cache import ModelCache
 from vader_ray.training.resolve import resolve_names
+from vader_ray.training.trainer import Trainer
 from vader_ray.types import TruncationPlan
 
 TEXT = ("unet", "text_encoder")
@@ -484,6 +485,29 @@ def test_a_denoiser_that_no_gradient_step_calls_is_refused(
     message = "transformer computes the denoising steps 0 to 0 of 3, and no gradient step is one of them"
     with pytest.raises(UserError, match=message):
         resolve_names(config)
+
+
+@pytest.mark.parametrize(
+    ("networks", "depth", "is_reached"),
+    [
+        (("transformer",), 2, False),
+        (("transformer",), 3, True),
+        (("transformer_2",), 1, True),
+        (None, 1, True),
+    ],
+)
+def test_the_python_loop_refuses_it_too(
+    folders: Any, networks: tuple[str, ...] | None, depth: int, is_reached: bool
+) -> None:
+    """Without a choice both denoisers have the adapter, whether or not the gradient reaches them."""
+    model = load_case(A14B, folders("wan_a14b"), networks=networks)
+    arguments: dict[str, Any] = {"num_steps": 1, "truncation_depth": depth}
+    if is_reached:
+        assert Trainer(model, {"brightness": 1.0}, PROMPTS, **arguments).step == 0
+        return
+    message = "transformer computes the denoising steps 0 to 0 of 3, and no gradient step is one of them"
+    with pytest.raises(UserError, match=message):
+        Trainer(model, {"brightness": 1.0}, PROMPTS, **arguments)
 
 
 def test_a_step_that_does_not_reach_the_chosen_denoiser_trains_nothing(folders: Any) -> None:

@@ -25,6 +25,7 @@ from tests.helpers.family_runs import (
     one_graph,
     own_call,
     parts_of,
+    reseed,
 )
 from tests.helpers.nonlinear_rewards import ClipReward
 from tests.helpers.paths import REPOSITORY
@@ -53,7 +54,6 @@ LEFT_OUT = {
     "its loop calls one scheduler twice in a denoising step": """
         CosmosTextToWorldPipeline CosmosVideoToWorldPipeline""",
     "it is one of several passes that make a video": "LTX2DFRPipeline",
-    "not tried: it takes text alone or an image, too, and makes sound": "Kandinsky6TI2VAPipeline",
     "it refines, enlarges or decodes a given video": """
         Kandinsky6SRPipeline LTXLatentUpsamplePipeline LTX2DFRTemporalRefinePipeline
         LTX2LatentUpsamplePipeline LTX2VideoDiffusionDecodePipeline""",
@@ -121,7 +121,7 @@ def test_video_and_gradient_are_those_of_the_pipelines_own_loop(
     gradient of K = 1, 2 and N."""
     case = PIPELINES[name]
     model = load_case(case, folders(name))
-    conditioning, plan = encode_prompts(model, images), TruncationPlan(STEPS, (1, 2))
+    conditioning, plan = encode_prompts(model, images if case.images else None), TruncationPlan(STEPS, (1, 2))
     latents = model.sample(conditioning, SEEDS)
     theirs = [own_call(case, model, images, part, type(model.pipe).__call__) for part in parts_of(model)]
     with torch.no_grad():
@@ -146,7 +146,9 @@ def _gradient(model: Any, case: Case, images: list[Path], graded: tuple[int, ...
     for parameter in model.adapter_parameters():
         parameter.grad = None
     frames = [[tuple(range(case.sampling["num_frames"]))]]
-    rollout = Rollout(PROMPTS[:1], encode_prompts(model, images)[0:1], SEEDS[:1], frames)
+    rollout = Rollout(
+        PROMPTS[:1], encode_prompts(model, images if case.images else None)[0:1], SEEDS[:1], frames
+    )
     term, plan = RewardTerm("clip", ClipReward()), TruncationPlan(STEPS, graded)
     accumulate_gradient(model, [term], rollout, plan, Batching(), scale=1.0)
     grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.adapter_parameters()]
@@ -198,12 +200,37 @@ def test_kandinsky_adapts_the_first_frames_as_its_pipeline(folders: Any) -> None
 
 
 @pytest.mark.slow
+def test_a_prompt_without_padding_has_no_mask(folders: Any) -> None:
+    """As in Kandinsky 6's own call; the conditioning has a mask for every prompt."""
+    case, text = PIPELINES["kandinsky6"], "a red circle moving left " * 300
+    model = load_case(case, folders("kandinsky6"))
+    conditioning = model.encode([text])
+    assert conditioning.tensors["prompt_attention_mask"].all()
+    assert not conditioning.tensors["negative_prompt_attention_mask"].all()
+    latents = model.sample(conditioning, SEEDS[:1])
+    noise, generator = model.noise(SEEDS[:1]), torch.Generator()
+    reseed([generator], SEEDS[:1], -2)
+    arguments = case.sampling | {"negative_prompt": [""], "output_type": "pt"}
+    theirs = model.pipe(text, latents=noise, generator=generator, **arguments).frames
+    with torch.no_grad():
+        assert torch.equal(decode_all(model, latents), theirs)
+
+
+@pytest.mark.slow
+def test_a_scheduler_of_several_predictions_has_no_coefficients(folders: Any) -> None:
+    model = load_case(PIPELINES["kandinsky6_distilled"], folders("kandinsky6_distilled"))
+    with pytest.raises(UserError, match="and PiflowScheduler takes 3; choose truncation=last"):
+        model.sampling_schedule(model.encode(PROMPTS[:1]))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PIPELINES)
 def test_sampling_stays_in_float32_around_a_bfloat16_denoiser(
     folders: Any, images: list[Path], name: str
 ) -> None:
-    model = load_case(PIPELINES[name], folders(name), None, "bfloat16")
-    conditioning, plan = encode_prompts(model, images), TruncationPlan(STEPS, (2,))
+    case = PIPELINES[name]
+    model = load_case(case, folders(name), None, "bfloat16")
+    conditioning, plan = encode_prompts(model, images if case.images else None), TruncationPlan(STEPS, (2,))
     state = model.sample_prefix(conditioning, plan, SEEDS)
     assert {output.dtype for output in state.schedulers[0].outputs} == {torch.float32}
     model.sample_with_grad(state, conditioning, plan).float().square().mean().backward()

@@ -15,7 +15,7 @@ from vader_ray.training.resolve import resolve_names
 
 def test_every_family_has_a_class_of_its_own_name() -> None:
     classes = [models.resolve(name) for name in models.names()]
-    assert len({found.__name__ for found in classes}) == len(classes) == 23
+    assert len({found.__name__ for found in classes}) == len(classes) == 24
     assert models.resolve("videocrafter2").__name__ == "VideoCrafter2Model"
 
 

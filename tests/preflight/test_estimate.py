@@ -162,7 +162,9 @@ def test_families_of_one_pipeline_each_can_be_counted(folder: Path, name: str) -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["kandinsky5", "hunyuan_video_15", "ltx2", "hunyuan_video_i2v"])
+@pytest.mark.parametrize(
+    "name", ["kandinsky5", "kandinsky6", "hunyuan_video_15", "ltx2", "hunyuan_video_i2v"]
+)
 def test_masks_and_numbers_of_tokens_are_known(folder: Path, name: str) -> None:
     """Pipelines whose sizes depend on what the tokenizer returned, or that make sound, too."""
     config = _config(name, folder)

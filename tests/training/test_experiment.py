@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 from torch import nn
 
 from tests.helpers.moved_rewards import Moved
 from tests.helpers.recipe import tiny_config
+from tests.helpers.tiny import load_tiny
 from vader_ray.config import RewardConfig
+from vader_ray.errors import UserError
 from vader_ray.preflight.estimate import estimate_step, num_bytes
 from vader_ray.rewards import build as build_reward
 from vader_ray.training.distributed import WorkerGroup
 from vader_ray.training.evaluation import evaluate
-from vader_ray.training.experiment import build
+from vader_ray.training.experiment import build, encode
 from vader_ray.training.model_cache import ModelCache
 
 REWARD = {"reward": "tests.helpers.moved_rewards.Moved"}
@@ -64,3 +67,9 @@ def test_preflight_counts_networks_of_evaluations_in_evaluations_alone(tiny_pipe
     assert found.step_bytes == without.step_bytes
     assert found.evaluation_bytes >= without.evaluation_bytes + num_bytes([network])
     assert found.host_bytes >= num_bytes([network])
+
+
+def test_prompts_with_and_without_an_image_are_refused_together(tiny_pipeline_folder: Path) -> None:
+    """Training and validation prompts, each of which alone are all of one kind."""
+    with pytest.raises(UserError, match="prompts: some have an image and some have none"):
+        encode(load_tiny(tiny_pipeline_folder), ["cat.png | a cat", "a dog"])

@@ -154,6 +154,9 @@ def test_what_does_not_fit_is_refused(tiny_pipeline_folder: Path) -> None:
     assert "cannot divide the tokens of model.family=modelscope" in refused(runtime=two)
     hunyuan = {"family": "hunyuan_video", "weights": "owner/name"}
     assert "is an input of the denoiser" in refused(runtime=halves, model=hunyuan)
+    for family in ("kandinsky5", "kandinsky6", "ltx2"):
+        with_sound = {"family": family, "weights": "owner/name"}
+        assert "cannot share its guidance" in refused(runtime=halves, model=with_sound)
 
 
 def test_numbers_that_cannot_be_divided_are_refused(tmp_path: Path) -> None:

@@ -149,10 +149,18 @@ def check_parallel(family: str, runtime: RuntimeConfig) -> None:
             f"runtime.context_parallel={runtime.context_parallel}: diffusers cannot divide the tokens of "
             f"model.family={family}; set it to 1, or choose wan or ltx"
         )
-    if runtime.guidance_parallel and not resolve(family).no_guidance_kwargs:
+    if not runtime.guidance_parallel:
+        return
+    found = resolve(family)
+    if not found.no_guidance_kwargs:
         raise UserError(
             f"runtime.guidance_parallel=True: in model.family={family} guidance is an input of the denoiser "
             "and not a second branch; set it to False"
+        )
+    if not found.splits_guidance:
+        raise UserError(
+            f"runtime.guidance_parallel=True: model.family={family} makes sound, or its latents have their "
+            "channels last, and two workers cannot share its guidance; set it to False"
         )
 
 

@@ -105,6 +105,10 @@ class VideoModel(TrajectoryPipeline, EndingsPipeline, ClipsPipeline):
         """
         return [cls.denoiser_name] * sampling.num_inference_steps
 
+    def denoisers_of_own_steps(self) -> list[str]:
+        """Return the name of the denoiser of each denoising step of this model, the noisiest first."""
+        return [next(iter(self.denoisers()))] * self.sampling.num_inference_steps
+
     @classmethod
     def from_pipeline(  # noqa: PLR0913
         cls,
@@ -200,6 +204,7 @@ class VideoModel(TrajectoryPipeline, EndingsPipeline, ClipsPipeline):
         for network in self.adapted_networks().values():
             lora.remove(network)
         networks = self.denoisers() | self.text_encoders()
+        self.chosen_networks = adapter.networks
         self.adapted = adapter.networks or tuple(self.denoisers())
         check_networks(self.adapted, self._adaptable(networks), type(self.pipe).__name__)
         for index, (name, network) in enumerate(networks.items()):

@@ -30,10 +30,17 @@ class Kandinsky5Model(VideoModel):
     stock_loader = True
     loads_in_comfyui = False
     batched = False
+    splits_guidance = False
     continues_frames = False
     text_encoding = TextEncoding(negative_apart=True, lengths_differ=True)
     embeddings = ("prompt_embeds_qwen", "prompt_embeds_clip", "prompt_cu_seqlens")
-    adapter_targets = ("to_query", "to_key", "to_value", "attention.out_layer")
+    adapter_targets = (
+        "to_query",
+        "to_key",
+        "to_value",
+        "self_attention.out_layer",
+        "cross_attention.out_layer",
+    )
 
     def __init__(self, pipe: Any, sampling: SamplingConfig, decoder_options: DecoderOptions) -> None:
         super().__init__(pipe, sampling, decoder_options)

@@ -40,6 +40,7 @@ class LTX2Model(LTXModel):
     image_pipeline_classes = ("LTX2ImageToVideoPipeline",)
     loads_in_comfyui = False
     splits_tokens = False
+    splits_guidance = False
     takes_one_image = True
     continues_frames = False
     no_guidance_kwargs = MappingProxyType(

@@ -6,6 +6,7 @@ For example ``Wan-AI/Wan2.1-T2V-1.3B-Diffusers``, ``Wan2.2-T2V-A14B-Diffusers`` 
 
 from __future__ import annotations
 
+import copy
 from typing import Any, ClassVar
 
 from torch import nn
@@ -52,10 +53,22 @@ class WanModel(VideoModel):
         boundary = read_index(source).get("boundary_ratio")
         if boundary is None or "transformer_2" not in components_of(source):
             return super().denoisers_of_steps(model, sampling)
-        scheduler = published_scheduler(source, sampling)
-        limit = boundary * scheduler.config.num_train_timesteps  # as in the loop of the pipeline
-        return ["transformer" if step >= limit else "transformer_2" for step in scheduler.timesteps]
+        return _by_boundary(boundary, published_scheduler(source, sampling))
+
+    def denoisers_of_own_steps(self) -> list[str]:
+        boundary = self.pipe.config.get("boundary_ratio")
+        if boundary is None or len(self.denoisers()) == 1:
+            return super().denoisers_of_own_steps()
+        scheduler = copy.deepcopy(self.pipe.scheduler)
+        scheduler.set_timesteps(self.sampling.num_inference_steps)
+        return _by_boundary(boundary, scheduler)
 
     def denoisers(self) -> dict[str, nn.Module]:
         found = {name: getattr(self.pipe, name, None) for name in ("transformer", "transformer_2")}
         return {name: denoiser for name, denoiser in found.items() if denoiser is not None}
+
+
+def _by_boundary(boundary: float, scheduler: Any) -> list[str]:
+    """Return the denoiser of each timestep of a scheduler, as in the loop of the pipeline."""
+    limit = boundary * scheduler.config.num_train_timesteps
+    return ["transformer" if step >= limit else "transformer_2" for step in scheduler.timesteps]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from vader_ray import models
 from vader_ray.config import WHOLE_SAMPLING, ExperimentConfig, SamplingConfig, split_image
 from vader_ray.training.experiment import batching
 
@@ -18,15 +19,19 @@ _NUM_PROMPTS = 8
 
 @contextmanager
 def shortened(config: ExperimentConfig, depth: int) -> Iterator[ExperimentConfig]:
-    """Shorten the recipe: few denoising steps, few prompts with blank images, a small evaluation."""
+    """Shorten the recipe: few denoising steps, few prompts with blank images, a small evaluation.
+
+    Prompts get no image if they have none and the model does not need one.
+    """
     with tempfile.TemporaryDirectory(prefix="vader_ray_blank_") as folder:
         image = Path(folder) / "blank.png"
         Image.new("RGB", (config.sampling.width, config.sampling.height)).save(image)
+        start = f"{image} | " if _takes_images(config) else ""
         texts = [split_image(prompt)[1] for prompt in config.prompts.train][:_NUM_PROMPTS]
         validation = [split_image(prompt)[1] for prompt in config.prompts.validation][:_NUM_PROMPTS]
         prompts = {
-            "train": tuple(f"{image} | {text}" for text in texts),
-            "validation": tuple(f"{image} | {text}" for text in validation),
+            "train": tuple(start + text for text in texts),
+            "validation": tuple(start + text for text in validation),
             "test": None,
         }
         num_videos = max(2, batching(config.runtime).prefix)
@@ -49,6 +54,11 @@ def shortened(config: ExperimentConfig, depth: int) -> Iterator[ExperimentConfig
                 ),
             }
         )
+
+
+def _takes_images(config: ExperimentConfig) -> bool:
+    has_image = split_image(config.prompts.train[0])[0] is not None
+    return has_image or not models.resolve(models.find_family(config.model)).images_are_optional
 
 
 def _short_sampling(sampling: SamplingConfig, depth: int) -> SamplingConfig:

@@ -261,10 +261,15 @@ def encode(model: SamplingModel, prompts: Sequence[str]) -> Sliceable:
     """Encode prompts, each of which may name an image.
 
     Raises:
-        UserError: an image does not exist.
+        UserError: an image does not exist, or only some prompts name one.
     """
     parts = [split_image(prompt) for prompt in prompts]
     images, texts = [image for image, _ in parts if image is not None], [text for _, text in parts]
+    if 0 < len(images) < len(texts):
+        raise UserError(
+            "prompts: some have an image and some have none, of the training, validation and test prompts "
+            "together; give every prompt one, or none"
+        )
     if missing := [image for image in images if not image.is_file()]:
         raise UserError(
             f"the image {missing[0]} does not exist; write `path/to/image.png | text` with an existing image"

@@ -8,7 +8,7 @@ from pathlib import Path
 from vader_ray import metrics, models, rewards
 from vader_ray.alignment import algorithms
 from vader_ray.alignment.truncation import check_plan
-from vader_ray.config import ExperimentConfig
+from vader_ray.config import ExperimentConfig, SamplingConfig
 from vader_ray.errors import UserError
 from vader_ray.training.guard import check_guard
 from vader_ray.training.optimizer import check_package
@@ -43,32 +43,39 @@ def resolve_names(config: ExperimentConfig, folder: Path | None = None) -> Exper
         "eval_rewards": tuple(rewards.check(spec, folder=folder) for spec in config.eval_rewards),
         "eval_metrics": tuple(metrics.check(spec, folder=folder) for spec in config.eval_metrics),
     }
-    _check_reached(config, models.check_networks(family, config))
+    denoisers = models.check_networks(family, config)
+    if denoisers and algorithms.resolve(config.algorithm.name).uses_gradient_steps:
+        encoders = config.adapter.text_encoders()
+        chosen = [name for name in config.adapter.networks or () if name not in encoders]
+        check_reached(chosen, denoisers, config.sampling, seed=config.seed, num_steps=config.num_steps)
     return config.model_copy(update=checked)
 
 
-def _check_reached(config: ExperimentConfig, denoisers: Sequence[str]) -> None:
-    """Check that the gradient reaches every denoiser that ``adapter.networks`` names.
+def check_reached(
+    chosen: Sequence[str], denoisers: Sequence[str], sampling: SamplingConfig, *, seed: int, num_steps: int
+) -> None:
+    """Check that the gradient reaches every denoiser that was chosen for an adapter.
 
     The gradient steps are functions of the seed and the training step, so those of a run are known.
 
     Args:
-        config: the recipe.
-        denoisers: name of the denoiser of each denoising step; empty without ``adapter.networks``.
+        chosen: names of denoisers.
+        denoisers: name of the denoiser of each denoising step, the noisiest first.
+        sampling: the choice of the gradient steps.
+        seed: of the run.
+        num_steps: number of optimizer steps of the run.
 
     Raises:
         UserError: no gradient step calls one of them.
     """
-    if not denoisers or not algorithms.resolve(config.algorithm.name).uses_gradient_steps:
-        return
-    missing = [name for name in config.adapter.networks or () if name not in config.adapter.text_encoders()]
-    for step in range(min(config.num_steps, _MAX_PLANS)):
-        plan = check_plan(config.sampling, generator(config.seed, "truncation", step))
+    missing = list(chosen)
+    for step in range(min(num_steps, _MAX_PLANS)):
+        plan = check_plan(sampling, generator(seed, "truncation", step))
         reached = {denoisers[each] for each in plan.grad_steps}
         missing = [name for name in missing if name not in reached]
         if not missing:
             return
-    own, sampling = [step for step, name in enumerate(denoisers) if name == missing[0]], config.sampling
+    own = [step for step, name in enumerate(denoisers) if name == missing[0]]
     steps = f"the denoising steps {own[0]} to {own[-1]} of {len(denoisers)}" if own else "no denoising step"
     raise UserError(
         f"adapter.networks: {missing[0]} computes {steps}, and no gradient step is one of them ("

@@ -36,6 +36,7 @@ from vader_ray.training.callbacks import Callback, notify
 from vader_ray.training.events import StepEvent
 from vader_ray.training.experiment import check_texts, encode
 from vader_ray.training.optimizer import AdapterOptimizer
+from vader_ray.training.resolve import check_reached
 from vader_ray.training.seeding import derive_seed, generator, prompt_of
 from vader_ray.types import Reward
 
@@ -99,7 +100,8 @@ class Trainer:
         callbacks: objects whose methods are called in this process after every step.
 
     Raises:
-        UserError: an unknown reward, or one without a finite gradient with respect to the frames.
+        UserError: an unknown reward, or one without a finite gradient with respect to the frames, or no
+            gradient step calls a denoiser that was chosen for the adapter.
     """
 
     def __init__(  # noqa: PLR0913
@@ -156,6 +158,13 @@ class Trainer:
         if not rewards:
             raise UserError("rewards: give a mapping of one reward or more to its weight")
         self._sampling = _with_depth(model.sampling, truncation_depth)
+        check_reached(
+            [name for name in model.chosen_networks or () if name in model.denoisers()],
+            model.denoisers_of_own_steps(),
+            self._sampling,
+            seed=seed,
+            num_steps=num_steps,
+        )
         self._terms = [_term(reward, weight, model) for reward, weight in rewards.items()]
         self._optimizer = AdapterOptimizer(model.adapter_parameters(), settings, num_steps=num_steps)
         self._batching = Batching(prefix_batch_size, micro_batch_size, decode_chunk_size)

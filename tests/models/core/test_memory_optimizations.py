@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tests.helpers import videocrafter2_tiny as videocrafter2
 from tests.helpers.families import CASES, Case, save, wan_pipeline, wan_transformer
 from tests.helpers.family_runs import SEEDS, STEPS, encode_prompts, load_case
+from tests.helpers.pipeline_cases import PIPELINES
 from tests.helpers.tiny import load_tiny, randomise_adapter
 from vader_ray.alignment.decoding import decode_all
 from vader_ray.alignment.truncation import draw_plan
@@ -28,6 +29,7 @@ DEEP = Case(
     CASES["wan"].sampling | {"height": 32, "width": 32},
 )
 KINDS = ("none", "block", "attention")
+SLOW = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +84,19 @@ def test_recomputed_blocks_of_unets(tiny_pipeline_folder: Path, tmp_path: Path, 
             )
         assert torch.equal(found[0][0], found[1][0])
         assert found[1][1] < 0.7 * found[0][1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["kandinsky5", "kandinsky6", "latte", "wan_vace"])
+def test_recomputed_blocks_of_transformers_with_several_kinds_of_blocks(tmp_path: Path, name: str) -> None:
+    case, found = PIPELINES[name], []
+    folder = save(case, tmp_path)
+    for kind in KINDS[:2]:
+        model = load_case(case, folder)
+        model.apply_memory_optimizations(kind, compile_blocks=False)
+        found.append(_gradient(model, TruncationPlan(STEPS, (1, 2), recompute=False)))
+    assert torch.equal(found[0][0], found[1][0])
+    assert found[1][1] < 0.9 * found[0][1]
 
 
 ALWAYS_RECOMPUTED = ("HunyuanVideoStream", "LTXStream", "MochiStream")
@@ -147,16 +162,17 @@ def test_five_gradient_steps_need_the_memory_of_one(wide_wan: tuple[Any, int], n
     assert several <= 1.03 * one
 
 
-@pytest.mark.parametrize("name", sorted(CASES))
+@pytest.mark.parametrize("name", [*sorted(CASES), *(pytest.param(name, marks=SLOW) for name in PIPELINES)])
 def test_every_attention_of_every_family_lies_in_one_block(tmp_path: Path, name: str) -> None:
-    model = load_case(CASES[name], save(CASES[name], tmp_path))
+    case = (CASES | PIPELINES)[name]
+    model = load_case(case, save(case, tmp_path))
     inside = [id(part) for block in model.blocks() for part in block.modules()]
     assert len(set(inside)) == len(inside), "no block lies within another"
     queries = [
         part
         for denoiser in model.denoisers().values()
         for place, part in denoiser.named_modules()
-        if place.endswith(("attn.to_q", "attn1.to_q"))
+        if place.endswith(("attn.to_q", "attn1.to_q", "to_query"))
     ]  # Mochi also pools its text by attention, outside of its blocks
     assert queries
     assert {id(part) for part in queries} <= set(inside)

@@ -87,11 +87,16 @@ class SamplingPipeline:
     conditional prediction. None if guidance is an input of the denoiser and not a second prediction."""
     batched = True
     """Whether one call of the pipeline can make several videos."""
+    images_are_optional: ClassVar[bool] = False
+    """Whether a pipeline that makes videos from images makes them from text alone, too."""
     takes_one_image: ClassVar[bool] = False
     """Whether a pipeline that makes videos from images takes one image for all videos of a call; they are
     then sampled one by one."""
     rounds_timesteps: ClassVar[bool] = False
     """Whether the denoiser takes timesteps in its own dtype alone; others take them in any."""
+    splits_guidance: ClassVar[bool] = True
+    """Whether two workers can compute the two predictions of guidance, if there are two: not with sound, nor
+    with latents whose channels come last."""
     splits_tokens: ClassVar[bool] = False
     """Whether the tokens of a video can be divided over workers: diffusers has a plan for the denoiser."""
 
@@ -110,6 +115,8 @@ class SamplingPipeline:
         """The workers that compute the same videos as this one, if there are others."""
         self.adapted: tuple[str, ...] = ()
         """Names of the networks that have the adapter."""
+        self.chosen_networks: tuple[str, ...] | None = None
+        """Those that the settings of the adapter name; None if they name none, and every denoiser has it."""
         self._schedule: SamplingSchedule | None = None
         pipe.set_progress_bar_config(disable=True)
         for module in self.modules():
@@ -226,16 +233,21 @@ class SamplingPipeline:
     def encode(self, prompts: Sequence[str], images: Sequence[Path] | None = None) -> Conditioning:
         """Encode prompts, and open the first-frame images of image-to-video models.
 
+        Args:
+            prompts: one text for each video.
+            images: one file for each video, or None.
+
         If a text encoder has the adapter, the prompts are kept as texts, and each sampling encodes them.
 
         Raises:
-            UserError: the model makes videos from images and there are none.
+            UserError: the model makes videos from images alone and there are none.
         """
         columns, sampling = dict[str, Tensor | list[Any]](), self.sampling
-        opened = open_images(sampling, images) if self.is_image_to_video else []
+        from_text = not self.is_image_to_video or (self.images_are_optional and images is None)
+        opened = [] if from_text else open_images(sampling, images)
         if self.embeddings:
             columns |= {_TEXTS: list(prompts)} if self.trains_text else self._embed(prompts, opened)
-        if self.is_image_to_video:
+        if not from_text:
             columns["image"] = opened
         return Conditioning(columns)
 
@@ -371,7 +383,7 @@ class SamplingPipeline:
         columns, frames = dict(conditioning.tensors), None
         if _TEXTS in columns:
             columns |= self._embed(list(columns.pop(_TEXTS)))
-        if self.is_image_to_video and (frames := frames_of(columns["image"])) is not None:
+        if "image" in columns and (frames := frames_of(columns["image"])) is not None:
             columns["image"] = blank_pictures(frames)
         if not self.batched:
             columns = {
@@ -398,7 +410,7 @@ class SamplingPipeline:
                 stack.enter_context(fixed_execution_device(self.pipe, self.denoiser))
                 for denoiser in denoisers:
                     stack.enter_context(reported_dtype(denoiser, dtype))
-                if self.is_image_to_video:
+                if "image" in columns:
                     latents = self.latents_with_images(latents, columns["image"], hook)
                 loop(self.pipe, latents=latents, **arguments)
         except DecoderReached as reached:
