@@ -16,7 +16,13 @@ import pytest
 from tests.helpers.paths import REPOSITORY
 
 HOME = "https://github.com/OWNER/vader_ray"
-SMALL = ("num_steps=1", "evaluation.num_videos=2", "evaluation.every=1", "expected_metrics={}")
+SMALL = (
+    "num_steps=1",
+    "evaluation.num_videos=2",
+    "evaluation.num_test_videos=2",
+    "evaluation.every=1",
+    "expected_metrics={}",
+)
 """Settings with which the demo and a trial of a sweep take seconds."""
 
 

@@ -32,19 +32,18 @@ from vader_ray.orchestration.runs.finish import finish_run
 from vader_ray.training.media import write_mp4
 
 README = REPOSITORY / "README.md"
-TEST_PROMPTS = list(load("shapes_hps").prompts.test or ())[:2]
 SMALL = (
-    f"prompts.test=[{', '.join(TEST_PROMPTS)}]",
     "num_steps=1",
     "evaluation.num_videos=2",
+    "evaluation.num_test_videos=2",
     "evaluation.every=1",
     "expected_metrics={}",
     "sampling.num_inference_steps=5",
     "videos_per_step=4",
 )
 SMALL_PYTHON = {
-    "num_steps=16": 'num_steps=1, evaluation={"every": 1, "num_videos": 2}, expected_metrics={}',
-    '"sampling.truncation_depth": 2': f'"sampling.truncation_depth": 2, "prompts.test": {TEST_PROMPTS}',
+    "num_steps=16": "num_steps=1, expected_metrics={}, "
+    'evaluation={"every": 1, "num_videos": 2, "num_test_videos": 2}'
 }
 """Replacements in the Python of README.md."""
 _FENCE = re.compile(
