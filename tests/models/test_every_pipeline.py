@@ -246,7 +246,7 @@ def test_a_saved_adapter_loads_as_the_family_says(
 ) -> None:
     """In diffusers' own loader, or in `vader_ray.load_adapter`: the same video.
 
-    A matrix product's last bits depend on where in memory the loaded weights are.
+    A matrix product's last bits depend on where in memory the loaded weights are (1.7e-5 was seen).
     """
     case = PIPELINES[name]
     model = load_case(case, folders(name))
@@ -262,5 +262,5 @@ def test_a_saved_adapter_loads_as_the_family_says(
     else:
         vader_ray.load_adapter(plain, tmp_path)
     found = own_call(case, model, images, one, type(plain).__call__)
-    torch.testing.assert_close(found, ours, rtol=0, atol=1e-5)
+    torch.testing.assert_close(found, ours, rtol=0, atol=5e-5)
     assert (before - ours).abs().max() > 1e-3
