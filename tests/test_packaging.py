@@ -14,16 +14,9 @@ from zipfile import ZipFile
 import pytest
 
 from tests.helpers.paths import REPOSITORY
+from tests.helpers.runs import SMALL_RUN
 
 HOME = "https://github.com/OWNER/vader_ray"
-SMALL = (
-    "num_steps=1",
-    "evaluation.num_videos=2",
-    "evaluation.num_test_videos=2",
-    "evaluation.every=1",
-    "expected_metrics={}",
-)
-"""Settings with which the demo and a trial of a sweep take seconds."""
 
 
 @pytest.fixture(scope="module")
@@ -88,9 +81,15 @@ def test_demo_sweep_and_report_from_the_wheel_alone(wheel: Path, tmp_path: Path)
         return done.stdout
 
     assert Path(run("python", "-c", "import vader_ray; print(vader_ray.__file__)")).is_relative_to(venv)
-    run("vader-ray", "train", "shapes_hps", "--run-name", "demo", *SMALL)
+    run("vader-ray", "train", "shapes_hps", "--run-name", "demo", *SMALL_RUN)
     swept = run(
-        "vader-ray", "sweep", "hps_k_sweep", "--num-trials", "1", *SMALL, "sampling.num_inference_steps=10"
+        "vader-ray",
+        "sweep",
+        "hps_k_sweep",
+        "--num-trials",
+        "1",
+        *SMALL_RUN,
+        "sampling.num_inference_steps=10",
     )
     assert re.search("^report: .*report.html$", swept, re.MULTILINE)
     run("vader-ray", "report", "demo", "-o", "report.html")

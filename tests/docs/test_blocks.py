@@ -25,22 +25,14 @@ from typer.testing import CliRunner
 from tests.docs.test_docs import PAGES
 from tests.helpers.hub_server import TOKEN, hub_of_this_process, hub_server
 from tests.helpers.paths import REPOSITORY
-from tests.helpers.runs import train_here
+from tests.helpers.runs import SMALL_RUN, train_here
 from vader_ray.cli import app
 from vader_ray.config import load
 from vader_ray.orchestration.runs.finish import finish_run
 from vader_ray.training.media import write_mp4
 
 README = REPOSITORY / "README.md"
-SMALL = (
-    "num_steps=1",
-    "evaluation.num_videos=2",
-    "evaluation.num_test_videos=2",
-    "evaluation.every=1",
-    "expected_metrics={}",
-    "sampling.num_inference_steps=5",
-    "videos_per_step=4",
-)
+SMALL = (*SMALL_RUN, "sampling.num_inference_steps=5", "videos_per_step=4")
 SMALL_PYTHON = {
     "num_steps=16": "num_steps=1, expected_metrics={}, "
     'evaluation={"every": 1, "num_videos": 2, "num_test_videos": 2}'

@@ -21,6 +21,14 @@ from vader_ray.orchestration.tracking.address import MlflowRun
 from vader_ray.training.events import StepEvent
 
 CLI = str(Path(sys.executable).parent / "vader-ray")
+SMALL_RUN = (
+    "num_steps=1",
+    "evaluation.num_videos=2",
+    "evaluation.num_test_videos=2",
+    "evaluation.every=1",
+    "expected_metrics={}",
+)
+"""Settings with which a packaged recipe takes seconds."""
 
 
 def start(

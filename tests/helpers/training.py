@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
-from vader_ray.manifest import MANIFEST
 from vader_ray.training.events import StepEvent
 
 
@@ -26,18 +24,9 @@ class Keeper:
 
 
 def file_contents(folder: Path) -> dict[str, bytes]:
-    """Content of every file in a folder, by its path in it.
-
-    safetensors writes the entries of a file's metadata in an order of chance, so they are sorted here, and
-    manifests, which have the files' digests, are left out.
-    """
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != MANIFEST)
-    return {str(path.relative_to(folder)): _content(path) for path in files}
-
-
-def _content(path: Path) -> bytes:
-    content = path.read_bytes()
-    if path.suffix != ".safetensors":
-        return content
-    end = 8 + int.from_bytes(content[:8], "little")
-    return json.dumps(json.loads(content[8:end]), sort_keys=True).encode() + content[end:]
+    """Content of every file in a folder, by its path in it."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }

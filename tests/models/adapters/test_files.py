@@ -21,6 +21,7 @@ from torch import Tensor
 from tests.helpers.families import CASES, save
 from tests.helpers.family_runs import load_case
 from tests.helpers.tiny import load_tiny, randomise_adapter
+from tests.helpers.training import file_contents
 from vader_ray.errors import UserError
 from vader_ray.models import adapter_shape, export_adapter, load_adapter, mix_adapters
 
@@ -283,3 +284,13 @@ def test_diffusers_metadata_is_checked_like_settings(adapter: Path, tmp_path: Pa
 def test_a_name_with_a_nul_is_no_adapter() -> None:
     with pytest.raises(UserError, match=r"is damaged .*null byte|has no adapter"):
         adapter_shape(Path("a\0b"))
+
+
+def test_equal_adapters_have_equal_bytes(tmp_path: Path) -> None:
+    """safetensors orders metadata by chance: of eight saves some would differ."""
+    model = load_case(CASES["wan"], save(CASES["wan"], tmp_path / "pipeline"))
+    for number in range(8):
+        model.save_adapter(tmp_path / str(number))
+    first, *others = [file_contents(tmp_path / str(number)) for number in range(8)]
+    assert set(first) == {"pytorch_lora_weights.safetensors", "manifest.json"}
+    assert all(other == first for other in others)

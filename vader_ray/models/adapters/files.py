@@ -60,8 +60,26 @@ def write_peft(weights: dict[str, Tensor], settings: LoraConfig, folder: Path) -
 def complete(folder: Path, *names: str) -> None:
     """Give an adapter's files their permissions and manifest, after they have been written."""
     files = [folder / name for name in names]
+    for path in files:
+        if path.suffix == ".safetensors":
+            _sort_metadata(path)
     give_ordinary_mode(files)
     write_manifest(folder, files)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Sort the metadata of a safetensors file by name, so that equal adapters have equal bytes.
+
+    The library writes them in an order of chance. A file is the length of the header (8 bytes), the header
+    (JSON, filled up with spaces to a multiple of 8), and the tensors, whose places are relative to its end.
+    """
+    content = path.read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    written = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    written += b" " * (-len(written) % 8)
+    path.write_bytes(len(written).to_bytes(8, "little") + written + content[end:])
 
 
 def saved_networks(source: Path) -> list[str]:

@@ -233,11 +233,11 @@ class SamplingPipeline:
     def encode(self, prompts: Sequence[str], images: Sequence[Path] | None = None) -> Conditioning:
         """Encode prompts, and open the first-frame images of image-to-video models.
 
+        If a text encoder has the adapter, the prompts are kept as texts, and each sampling encodes them.
+
         Args:
             prompts: one text for each video.
             images: one file for each video, or None.
-
-        If a text encoder has the adapter, the prompts are kept as texts, and each sampling encodes them.
 
         Raises:
             UserError: the model makes videos from images alone and there are none.
