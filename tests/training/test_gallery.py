@@ -69,6 +69,9 @@ def test_a_pair_plays_in_step_unless_motion_is_unwanted(
         page.wait_for_timeout(5000)  # over the end of the video: both begin again together
         first, second = page.evaluate(times)
         assert abs(first - second) < 0.15
+        late = "document.querySelectorAll('video')[1].dispatchEvent(new Event('pause'))"
+        page.evaluate(late)  # as after a pause and a play at once, when the page's layout changes
+        assert page.evaluate("[...document.querySelectorAll('video')].every(video => !video.paused)")
         page.evaluate("document.querySelectorAll('video')[1].pause()")
         page.wait_for_function("document.querySelectorAll('video')[0].paused")
     else:

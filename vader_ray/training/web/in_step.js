@@ -20,7 +20,8 @@ for (const group of document.querySelectorAll("[data-in-step]")) {
     }
   };
   const onPause = ({target}) => {
-    if (!isInView || target.ended || !shown().includes(target)) return;
+    // Not the viewer's: an event that comes late, when the video plays again; a browser that saves power.
+    if (!target.paused || document.hidden || !isInView || target.ended || !shown().includes(target)) return;
     isWanted = false;
     for (const video of shown()) video.pause();
   };
