@@ -29,8 +29,8 @@ demo: demo-begin $(VENV)/installed
 	$(VENV)/bin/vader-ray train shapes_hps --workers $(WORKERS)
 
 demo-begin:
-	@echo "demo: trains a tiny video model on $(WORKERS) CPU workers: about 3 minutes on two cores," \
-	  "7 with the installation; then see runs/"
+	@echo "demo: trains a tiny video model on $(WORKERS) CPU workers: about 4 minutes on two cores," \
+	  "8 with the installation; then see runs/"
 
 test: $(VENV)/installed-dev
 	$(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile -m "not slow and not browser and not chaos"

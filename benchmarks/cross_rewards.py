@@ -59,7 +59,7 @@ SHORT = {
     "evaluation.num_videos": 3,
     "evaluation.num_test_videos": 3,
 }
-CAPTIONS = ("shape", "colour", "direction")
+CAPTIONS = ("shape", "colour", "direction", "speed", "landmark")
 PROMPTS = {"train": "training prompts, other noise", "eval": "test prompts"}
 
 

@@ -205,7 +205,7 @@ def main(
         torch.manual_seed(0)
         num_frames = NUM_FRAMES.get(name, 1)
         videos = [
-            random_video(num_frames, *((32, 32) if shapes else (320, 512)), seed)
+            random_video(num_frames, *((64, 64) if shapes else (320, 512)), seed)
             for seed in range(num_videos)
         ]
         with tempfile.TemporaryDirectory(prefix="vader_ray_precision_") as folder:

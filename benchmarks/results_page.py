@@ -126,9 +126,10 @@ def draw_sheets(results: Sequence[Result], folder: Path) -> dict[str, Path]:
         gains = ", ".join(
             f"{name.removeprefix(REWARD)} {result.gain(name).interval_text(3)}" for name in result.trained
         )
-        title = f"{result.recipe}: {gains} on test prompts, {len(result.runs)} seeds"
-        sheets[result.recipe] = folder / f"{result.recipe}.png"
-        before_after_sheet(before, after, title=title).save(sheets[result.recipe], optimize=True)
+        seeds = "one seed" if len(result.runs) == 1 else f"{len(result.runs)} seeds"
+        title = f"{result.recipe}: {gains} on test prompts, {seeds}"
+        sheets[result.recipe] = folder / f"{result.recipe}.webp"
+        before_after_sheet(before, after, title=title).save(sheets[result.recipe], quality=85)
     return sheets
 
 

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 import vader_ray as vr
 
-NUM_FRAMES, HEIGHT, WIDTH = 8, 32, 32
+NUM_FRAMES, HEIGHT, WIDTH = 8, 64, 64
 NUM_INFERENCE_STEPS, GUIDANCE_SCALE = 20, 4.0
 TRUNCATION_DEPTH = 1  # K: gradient flows through the last K denoising steps
 NUM_STEPS, BATCH_SIZE, LEARNING_RATE = 16, 2, 1e-3

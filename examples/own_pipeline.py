@@ -17,7 +17,7 @@ def main(num_steps: int = 8) -> None:
     """Train, and save the adapter in a folder that `vader_ray.load_adapter` reads."""
     pipe = DiffusionPipeline.from_pretrained(vr.packaged_weights("text_to_video"))
     model = vr.VideoModel.from_pipeline(
-        pipe, num_frames=8, height=32, width=32, num_inference_steps=20, guidance_scale=4.0, lora_rank=8
+        pipe, num_frames=8, height=64, width=64, num_inference_steps=20, guidance_scale=4.0, lora_rank=8
     )
     hps = vr.load_reward("hps", weights="shapes:hps")
     trainer = vr.Trainer(

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import cross_rewards, memory_table, resolution, truncation_depth
+from benchmarks import cross_rewards, few_steps, learning_rates, memory_table, resolution, truncation_depth
 from benchmarks.data_efficiency import LEARNING_RATES, chosen_rates
 from benchmarks.estimates import Row
 from benchmarks.training_runs import Job
@@ -98,6 +98,36 @@ def test_sizes_are_those_of_the_recipe_and_the_gap_is_in_the_table(tmp_path: Pat
     ]
     resolution.draw(rows, tmp_path / "resolution.png")
     assert (tmp_path / "resolution.png").stat().st_size > 10_000
+
+
+def test_the_gain_of_a_distilled_model_is_divided_by_its_seconds(tmp_path: Path) -> None:
+    jobs = list(few_steps.jobs_of(3, short=False))
+    assert len(jobs) == 3 * 2 * 3
+    assert all(job.config().sampling.num_inference_steps in (4, 20) for job in jobs)
+    rows = [row(job, {"hps": 1.0, "aesthetic": 2.0, "pickscore": 4.0}) for job in jobs]
+    header, *body = few_steps.few_steps_table(rows)
+    cells = [dict(zip(header, line, strict=True)) for line in body]
+    assert [each["gain for 100 CPU seconds"] for each in cells[:3]] == ["+3.125", "+6.250", "+12.500"]
+    assert {each["gain"] for each in cells[::3]} == {"+1.000 (+1.000 to +1.000)"}
+    assert [each["updates"] for each in cells] == ["32"] * 3 + ["64"] * 3
+    few_steps.draw(rows, tmp_path)
+    assert (tmp_path / "few_steps.png").stat().st_size > 10_000
+
+
+def test_each_learning_rate_is_a_whole_run_of_the_recipe() -> None:
+    jobs = list(learning_rates.jobs_of(["shapes_hps", "shapes_vjepa"], (2e-3, 1e-3), short=False))
+    for job in jobs:
+        recipe, config = load(job.recipe), job.config()
+        assert config.optimizer.learning_rate == float(job.tags["learning_rate"])
+        assert config.rewards == recipe.rewards
+        assert config.eval_rewards == recipe.eval_rewards
+        assert job.num_updates == recipe.num_steps
+        assert job.prompts == "validation", "test prompts choose nothing"
+    rows = [row(job, dict.fromkeys(job.rewards, 1.0)) for job in jobs]
+    header, *body = learning_rates.rates_table(rows)
+    cells = [dict(zip(header, line, strict=True)) for line in body]
+    assert [each["learning rate"] for each in cells] == ["0.001", "0.002"] * 2
+    assert cells[0]["rewards"].startswith("hps 1.000 → 1.500 → 2.000, aesthetic")
 
 
 @pytest.mark.parametrize("recipe", ["shapes_hps", "modelscope_hps"])

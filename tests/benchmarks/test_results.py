@@ -112,7 +112,7 @@ def test_table_and_sheets_are_written_into_the_marked_part_of_a_page(result: Res
     assert text.endswith(f"{END}\n\nbelow\n")
     assert "old" not in text
     assert text.count("| `tiny` | 2 |") == 1
-    assert "(page/tiny.png)" in text
+    assert "(page/tiny.webp)" in text
     with Image.open(sheets["tiny"]) as sheet:
         assert sheet.height > 300, "a row before and one after"
     page.write_text("without marks")

@@ -106,10 +106,10 @@ def test_overrides_reach_every_depth() -> None:
         ("prompts.train=/dev/null", "prompts.train: cannot read the prompt file /dev/null"),
         ("prompts.train=shapes:validation", "24 prompts are in both train and validation"),
         ("prompts.test=shapes:validation", "24 prompts are in both validation and test"),
-        ("prompts.test=shapes:train", "72 prompts are in both train and test"),
+        ("prompts.test=shapes:train", "96 prompts are in both train and test"),
         ("model.weights=/nowhere", "model.weights: /nowhere does not exist; give an existing path, a hub id"),
         ("model.weights=shapes:nothing", "names no packaged checkpoint; there are a"),
-        ("runtime.num_workers=3", "videos_per_step=4 cannot be shared evenly by runtime.num_workers=3"),
+        ("runtime.num_workers=3", "videos_per_step=8 cannot be shared evenly by runtime.num_workers=3"),
         ("eval_rewards.0.reward=hps", "two rewards are called 'hps'; give one of them another `label`"),
         ("rewards.0.frames=some", r"rewards.0.frames: String should match pattern"),
         (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vader_ray import models
-from vader_ray.config import AdapterConfig, ModelConfig, Precision, SamplingConfig
+from vader_ray.config import AdapterConfig, MergedAdapter, ModelConfig, Precision, SamplingConfig
 
 SAMPLING: dict[str, Any] = {
     "num_frames": 3,
@@ -21,12 +22,22 @@ SAMPLING: dict[str, Any] = {
 
 
 def load_tiny(
-    folder: Path, *, precision: Precision = "float32", chunk_size: int = 1, seed: int = 0, **sampling: Any
+    folder: Path,
+    *,
+    precision: Precision = "float32",
+    chunk_size: int = 1,
+    seed: int = 0,
+    loras: Sequence[MergedAdapter] = (),
+    **sampling: Any,
 ) -> Any:
     """The tiny pipeline with an adapter of rank 2 on its attention."""
     return models.build(
         ModelConfig(
-            family="modelscope", weights=str(folder), precision=precision, decoder_precision=precision
+            family="modelscope",
+            weights=str(folder),
+            precision=precision,
+            decoder_precision=precision,
+            loras=tuple(loras),
         ),
         SamplingConfig(**(SAMPLING | sampling)),
         AdapterConfig(rank=2, alpha=4.0),

@@ -1,6 +1,7 @@
 """The embedded shapes: its videos show what their captions say, and its checkpoints load as their libraries
 load them."""
 
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -37,23 +38,30 @@ from vader_ray.shapes.data import (
     COLOURS,
     DIRECTIONS,
     SHAPES,
+    Scenes,
     aesthetic_of,
     captions,
     captions_of,
     cleaned,
     draw_scenes,
     every_scene,
+    played_backwards,
     render,
+    truthful,
 )
 from vader_ray.shapes.train._tokenizer import build_tokenizer
 from vader_ray.shapes.train._videos import shaken, steadied
 from vader_ray.shapes.train.action import train_action
-from vader_ray.shapes.train.detection import BOX, NOTHING, objects_in, train_detection
+from vader_ray.shapes.train.detection import NOTHING, objects_in, train_detection
+from vader_ray.shapes.train.four_steps import NUM_STEPS, teacher_velocity
 from vader_ray.shapes.train.images import draw_images, to_image
 from vader_ray.shapes.train.pickscore import train_pickscore
+from vader_ray.shapes.train.prompts import write_prompts
 from vader_ray.shapes.train.svd import load_svd, sample_svd, train_svd
 from vader_ray.shapes.train.svd_vae import build_vae as build_svd_vae
 from vader_ray.shapes.train.svd_vae import take_over, train_svd_vae
+from vader_ray.shapes.train.text_to_video import embed as embed_clip
+from vader_ray.shapes.train.text_to_video import load_pipeline
 from vader_ray.shapes.train.vjepa import MASK_BLOCKS, draw_masks, error_of, guess_and_goal, train_vjepa
 from vader_ray.shapes.train.wan import PaddingOnce, embed, load_wan, sample_wan, train_wan
 from vader_ray.shapes.train.wan_vae import decode, encode, train_wan_vae
@@ -64,7 +72,7 @@ def test_same_generator_same_videos() -> None:
     other = render(draw_scenes(5, Generator().manual_seed(4)))
     assert torch.equal(first, second)
     assert not torch.equal(first, other)
-    assert first.shape == (5, 8, 3, 32, 32)
+    assert first.shape == (5, 8, 3, 64, 64)
     assert first.min() >= 0
     assert first.max() <= 1
 
@@ -74,31 +82,39 @@ def test_rendering_does_not_depend_on_the_chunks() -> None:
     torch.testing.assert_close(render(scenes, chunk=3), render(scenes), atol=1e-6, rtol=0)  # summation order
 
 
+def test_a_scene_played_backwards_is_its_video_backwards() -> None:
+    scenes = draw_scenes(9, Generator().manual_seed(22))
+    backwards = played_backwards(scenes)
+    torch.testing.assert_close(render(backwards), render(scenes).flip(1), atol=1e-6, rtol=0)
+    found = load_caption_classifier().accuracy(render(cleaned(backwards)), captions_of(cleaned(backwards)))
+    assert found["direction"] == 1.0
+
+
 def test_a_video_has_as_many_frames_as_it_is_asked_for() -> None:
     scenes = cleaned(draw_scenes(20, Generator().manual_seed(20), num_frames=9))
     frames = render(scenes)
-    assert frames.shape == (20, 9, 3, 32, 32)
+    assert frames.shape == (20, 9, 3, 64, 64)
     assert load_caption_classifier().accuracy(frames, captions_of(scenes))["direction"] == 1.0
 
 
-def moving_mask(frames: Tensor) -> Tensor:
-    """Where each frame differs from the background, which the median over time shows."""
-    background = frames.median(dim=1, keepdim=True).values
-    return (frames - background).abs().sum(2)
+def moving_mask(scenes: Scenes) -> Tensor:
+    """How much each pixel differs from the same scene without its shape."""
+    background = render(replace(scenes, centre=scenes.centre + 9))
+    return (render(scenes) - background).abs().sum(2)
 
 
 def test_centroid_moves_as_the_caption_says() -> None:
     scenes = cleaned(draw_scenes(40, Generator().manual_seed(1)))
-    scenes = replace(scenes, box=torch.zeros_like(scenes.box))
-    mask = moving_mask(render(scenes))
-    pixels = torch.arange(32.0)
+    scenes = replace(scenes, landmark=torch.zeros_like(scenes.landmark))
+    mask = moving_mask(scenes)
+    pixels = torch.arange(64.0)
     x = (mask.sum(2) * pixels).sum(-1) / mask.sum((2, 3))
     y = (mask.sum(3) * pixels).sum(-1) / mask.sum((2, 3))
     moved_x, moved_y = x[:, -1] - x[:, 0], y[:, -1] - y[:, 0]
     expected = {"left": -moved_x, "right": moved_x, "up": -moved_y, "down": moved_y}
     for index, caption in enumerate(captions_of(scenes)):
         direction = next(name for name in DIRECTIONS if name in caption.split())
-        assert expected[direction][index] > 5, caption
+        assert expected[direction][index] > (8, 24, 35)[int(scenes.speed[index])], caption
 
 
 def test_centre_has_the_colour_of_the_caption() -> None:
@@ -107,7 +123,10 @@ def test_centre_has_the_colour_of_the_caption() -> None:
     )
     scenes = cleaned(draw_scenes(40, Generator().manual_seed(2)))
     frames = render(scenes)
-    pixel = ((scenes.centre[:, 4] + 1) * 16).long()
+    # The middle of a ring is empty: its wall is the pixel that counts.
+    wall = torch.where(scenes.shape == SHAPES.index("ring"), 0.68 * scenes.radius, 0.0)
+    place = scenes.centre[:, 4] - torch.stack([wall, torch.zeros_like(wall)], 1)
+    pixel = ((place + 1) * 32).long().clamp(0, 63)
     seen = frames[torch.arange(40), 4, :, pixel[:, 1], pixel[:, 0]]
     nearest = (seen[:, None] - references).abs().sum(-1).argmin(1)
     assert torch.equal(nearest, caption_labels(captions_of(scenes), "colour"))
@@ -140,13 +159,22 @@ def test_held_out_prompts_share_no_look_with_train_prompts() -> None:
         for split in ("train", "validation", "test")
     }
     assert not looks["train"] & (looks["validation"] | looks["test"])
-    assert looks["validation"] == looks["test"]
-    assert looks["train"] | looks["test"] == {(colour, shape) for colour in COLOURS for shape in SHAPES}
+    assert not looks["validation"] & looks["test"]
+    assert looks["train"] | looks["validation"] | looks["test"] == {
+        (colour, shape) for colour in COLOURS for shape in SHAPES
+    }
     for kind in ("", "_boxes", "_going"):
         validation, test = captions(f"validation{kind}"), captions(f"test{kind}")
         assert len({*validation, *test}) == len(validation) + len(test)
-        assert len(validation) == len(test) >= (12 if kind else 24)
+        assert len(validation) == len(test) == 24
     assert len(set(captions("train"))) == len(captions("train")) >= 60
+
+
+def test_the_prompts_are_those_that_the_command_writes(tmp_path: Path) -> None:
+    (tmp_path / "prompts").mkdir()
+    write_prompts(tmp_path / "checkpoints")
+    written = {path.name: path.read_text() for path in (tmp_path / "prompts").iterdir()}
+    assert written == {path.name: path.read_text() for path in PROMPTS.glob("*.txt")}
 
 
 def test_unknown_names_say_what_exists() -> None:
@@ -165,9 +193,9 @@ def test_checkpoints_are_small() -> None:
 def test_pipeline_runs_in_its_library() -> None:
     pipeline = TextToVideoSDPipeline.from_pretrained(checkpoint("text_to_video"), torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
-    options = {"num_frames": 8, "height": 32, "width": 32, "num_inference_steps": 2, "output_type": "pt"}
+    options = {"num_frames": 8, "height": 64, "width": 64, "num_inference_steps": 2, "output_type": "pt"}
     frames = pipeline("a red circle moving left", guidance_scale=4, **options).frames
-    assert frames.shape == (1, 8, 3, 32, 32)
+    assert frames.shape == (1, 8, 3, 64, 64)
     assert frames.isfinite().all()
     for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
         part.double()
@@ -197,9 +225,10 @@ def test_hps_loads_in_open_clip_and_prefers_the_right_caption() -> None:
 
 def test_aesthetic_loads_in_transformers_and_prefers_well_filmed_frames() -> None:
     folder = checkpoint("aesthetic")
-    encoder = CLIPVisionModelWithProjection.from_pretrained(folder / "image_encoder")
+    encoder = CLIPVisionModelWithProjection.from_pretrained(folder / "image_encoder", dtype=torch.float32)
     processor = CLIPImageProcessor.from_pretrained(folder / "image_encoder")
-    head = torch.load(next(folder.glob("sac+logos+ava1-*.pth")), weights_only=True)
+    saved = torch.load(next(folder.glob("sac+logos+ava1-*.pth")), weights_only=True)
+    head = {name: value.float() for name, value in saved.items()}
     assert set(head) == {f"layers.{layer}.{name}" for layer in (0, 2, 4, 6, 7) for name in ("weight", "bias")}
 
     def rate(frames: Tensor) -> Tensor:
@@ -232,10 +261,7 @@ def test_the_tokenizer_has_a_token_for_each_word_and_is_always_the_same() -> Non
 
 def test_the_caption_classifier_reads_web_videos() -> None:
     scenes = draw_scenes(60, Generator().manual_seed(10))
-    truth = replace(
-        scenes, said_shape=scenes.shape, said_colour=scenes.colour, said_direction=scenes.direction
-    )
-    accuracy = load_caption_classifier().accuracy(render(scenes), captions_of(truth))
+    accuracy = load_caption_classifier().accuracy(render(scenes), captions_of(truthful(scenes)))
     assert min(accuracy.values()) >= 0.9, accuracy
 
 
@@ -247,7 +273,7 @@ def as_bytes(videos: Tensor) -> Tensor:
 @pytest.mark.slow
 def test_vjepa_loads_in_transformers_and_is_surprised_by_shaking() -> None:
     folder = checkpoint("vjepa")
-    model = VJEPA2Model.from_pretrained(folder)
+    model = VJEPA2Model.from_pretrained(folder, dtype=torch.float32)
     processor = AutoVideoProcessor.from_pretrained(folder)
     scenes = steadied(draw_scenes(40, Generator().manual_seed(11)))
     calm = render(scenes)
@@ -271,8 +297,8 @@ def test_vjepa_loads_in_transformers_and_is_surprised_by_shaking() -> None:
 
 @torch.no_grad()
 def test_surprise_with_the_whole_context_is_what_the_library_computes() -> None:
-    model = VJEPA2Model.from_pretrained(checkpoint("vjepa"))
-    pixels = torch.randn(2, 8, 3, 32, 32, generator=Generator().manual_seed(14))
+    model = VJEPA2Model.from_pretrained(checkpoint("vjepa"), dtype=torch.float32)
+    pixels = torch.randn(2, 8, 3, 64, 64, generator=Generator().manual_seed(14))
     visible, hidden = draw_masks(Generator().manual_seed(15), *MASK_BLOCKS[0])
     assert sorted([*visible.tolist(), *hidden.tolist()]) == list(range(256))
     output = model(
@@ -287,7 +313,7 @@ def test_surprise_with_the_whole_context_is_what_the_library_computes() -> None:
     hidden = torch.arange(256)[(torch.arange(256) % 64 // 8 >= 4) & (torch.arange(256) % 8 >= 4)]
     visible = torch.tensor(sorted(set(range(256)) - set(hidden.tolist())))
     changed = pixels.clone()
-    changed[..., 16:, 16:] += 1
+    changed[..., 32:, 32:] += 1
     before, after = (guess_and_goal(model, kind, visible, hidden)[0] for kind in (pixels, changed))
     assert torch.equal(before, after)
     before, after = (
@@ -299,7 +325,7 @@ def test_surprise_with_the_whole_context_is_what_the_library_computes() -> None:
 @torch.no_grad()
 def test_action_loads_in_transformers_and_tells_the_direction() -> None:
     folder = checkpoint("action")
-    model = VideoMAEForVideoClassification.from_pretrained(folder)
+    model = VideoMAEForVideoClassification.from_pretrained(folder, dtype=torch.float32)
     processor = VideoMAEImageProcessor.from_pretrained(folder)
     assert list(model.config.id2label.values()) == [f"moving {name}" for name in DIRECTIONS]
     web = draw_scenes(48, Generator().manual_seed(16))
@@ -312,12 +338,13 @@ def test_action_loads_in_transformers_and_tells_the_direction() -> None:
 @torch.no_grad()
 def test_pickscore_loads_in_transformers_and_prefers_right_captions_and_well_filmed_frames() -> None:
     folder = checkpoint("pickscore")
-    model, tokenizer = CLIPModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    model, tokenizer = (
+        CLIPModel.from_pretrained(folder, dtype=torch.float32),
+        AutoTokenizer.from_pretrained(folder),
+    )
     processor = CLIPImageProcessor.from_pretrained(folder)
     web = draw_scenes(60, Generator().manual_seed(17))
-    right = replace(
-        web, said_shape=web.shape, said_colour=web.colour, said_direction=web.direction, said_box=web.box
-    )
+    right = truthful(web)
 
     def score(videos: Tensor, texts: list[str]) -> Tensor:
         tokens = tokenizer(texts, padding=True, truncation=True, max_length=77, return_tensors="pt")
@@ -339,44 +366,47 @@ def test_objects_lie_where_they_are_painted() -> None:
     scenes = replace(
         scenes,
         centre=scenes.centre * 0 + 0.3,
-        box_centre=scenes.box_centre * 0 - 0.65,
+        landmark_centre=scenes.landmark_centre * 0 - 0.65,
         radius=scenes.radius * 0.8,
     )
     objects = objects_in(scenes, torch.zeros(40, dtype=torch.int64))
-    nothing = replace(scenes, centre=scenes.centre + 9, box=scenes.box & False)
-    for index, name in enumerate(("centre", "box")):
+    nothing = replace(scenes, centre=scenes.centre + 9, landmark=scenes.landmark * 0)
+    for index, name in enumerate(("centre", "landmark")):
         shown = (objects.label[:, index] != NOTHING).nonzero()[:, 0]
         alone = replace(nothing, **{name: getattr(scenes, name)})
         painted = (render(alone) - render(nothing)).abs().amax(2)[shown, 0] > 0.1
         corners = masks_to_boxes(painted) + torch.tensor([0, 0, 1, 1])
-        expected = 32 * box_convert(objects.box[shown, index], "cxcywh", "xyxy")
+        expected = 64 * box_convert(objects.box[shown, index], "cxcywh", "xyxy")
         # A pixel and a half: thin tips cover too little of a pixel to be seen.
         torch.testing.assert_close(corners, expected, atol=1.5, rtol=0)
 
 
 @torch.no_grad()
-def test_detection_loads_in_transformers_and_finds_crates_and_shapes() -> None:
+def test_detection_loads_in_transformers_and_finds_landmarks_and_shapes() -> None:
     folder = checkpoint("detection")
     model, processor = (
-        YolosForObjectDetection.from_pretrained(folder),
+        YolosForObjectDetection.from_pretrained(folder, dtype=torch.float32),
         YolosImageProcessor.from_pretrained(folder),
     )
     scenes = draw_scenes(120, Generator().manual_seed(19))
     objects = objects_in(scenes, torch.full((120,), 4))
     pixels = processor(list(as_bytes(render(scenes)[:, 4])), return_tensors="pt")["pixel_values"]
-    assert pixels.shape[-2:] == (32, 32)
+    assert pixels.shape[-2:] == (64, 64)
     output = model(pixel_values=pixels)
     found = processor.post_process_object_detection(output, threshold=0.5)
-    shown = torch.tensor([BOX in result["labels"] for result in found])
-    assert (shown == scenes.box).float().mean() >= 0.95
+    landmark = objects.label[:, 1]
+    shown = torch.tensor(
+        [any(len(SHAPES) <= label < NOTHING for label in result["labels"]) for result in found]
+    )
+    assert (shown == (landmark != NOTHING)).float().mean() >= 0.95
     right = [kind in result["labels"] for kind, result in zip(scenes.shape, found, strict=True)]
     assert sum(right) / len(right) >= 0.8
     overlaps = []
-    for result, box, label in zip(found, objects.box[:, 1], objects.label[:, 1], strict=True):
-        crates = result["boxes"][result["labels"] == BOX]
-        if label == BOX and len(crates):
-            overlaps.append(box_iou(crates, box_convert(box, "cxcywh", "xyxy")[None]).max().item())
-    assert sum(overlaps) / len(overlaps) >= 0.7
+    for result, box, label in zip(found, objects.box[:, 1], landmark, strict=True):
+        boxes = result["boxes"][result["labels"] == label]
+        if label != NOTHING and len(boxes):
+            overlaps.append(box_iou(boxes, box_convert(box, "cxcywh", "xyxy")[None]).max().item())
+    assert sum(overlaps) / len(overlaps) >= 0.6
 
 
 @pytest.mark.slow
@@ -425,9 +455,9 @@ def test_wan_trainers_write_what_the_library_reads(tmp_path: Path) -> None:
     )
     assert sum(path.stat().st_size for path in (tmp_path / "wan").rglob("*") if path.is_file()) <= 6 * 2**20
 
-    prompts = ["a red circle moving left", "a purple square moving up past a box"]
+    prompts = ["a red circle moving left", "a purple square moving quickly up past a house"]
     frames = sample_wan(pipeline, prompts, Generator().manual_seed(0), num_steps=2)
-    assert frames.shape == (2, 9, 3, 32, 32)
+    assert frames.shape == (2, 9, 3, 64, 64)
     assert frames.isfinite().all()
     padding_once_is_padding_often(pipeline, prompts)
     latents_are_those_of_the_pipeline(pipeline.vae)
@@ -436,7 +466,7 @@ def test_wan_trainers_write_what_the_library_reads(tmp_path: Path) -> None:
 def no_file_says_where_it_was_made(folder: Path) -> None:
     configs = list(folder.rglob("*.json"))
     assert configs
-    assert not [path for path in configs if "_name_or_path" in path.read_text()]
+    assert not [path for path in configs if re.search(r'_name_or_path": "', path.read_text())]
 
 
 def trained_more_and_alike(
@@ -505,6 +535,28 @@ def latents_are_those_of_the_pipeline(vae: AutoencoderKLWan) -> None:
     )
 
 
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("start", [0, 5, 15])
+def test_one_step_of_the_distilled_model_is_to_lead_where_five_guided_steps_lead(start: int) -> None:
+    pipeline = load_pipeline(CHECKPOINTS)
+    scheduler, unet = pipeline.scheduler, pipeline.unet
+    noisy = torch.randn(2, 4, 8, 8, 8, generator=Generator().manual_seed(21))
+    prompts = ["a red circle moving left", "a blue star moving up"]
+    told, untold = (
+        embed_clip(pipeline.text_encoder, pipeline.tokenizer, texts) for texts in (prompts, [""] * 2)
+    )
+    target = teacher_velocity(unet, scheduler, noisy, torch.tensor([start, start]), (told, untold))
+    scheduler.set_timesteps(20)
+    sample = noisy
+    for timestep in scheduler.timesteps[start : start + 5]:
+        guided, plain = (unet(sample, timestep, encoder_hidden_states=text).sample for text in (told, untold))
+        sample = scheduler.step(plain + 4 * (guided - plain), timestep, sample).prev_sample
+    scheduler.set_timesteps(NUM_STEPS)
+    ours = scheduler.step(target, scheduler.timesteps[start // 5], noisy).prev_sample
+    torch.testing.assert_close(ours, sample, atol=1e-5, rtol=1e-5)  # rounding of single precision
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_svd_moves_its_image_as_it_shows() -> None:
     paths = sorted((PROMPTS / "images_validation").iterdir())[::5]
@@ -530,7 +582,7 @@ def test_svd_trainers_write_what_the_library_reads(tmp_path: Path) -> None:
     )
     images = [to_image(frame) for frame in render(draw_scenes(2, Generator().manual_seed(0)))[:, 0]]
     frames = sample_svd(pipeline, images, Generator().manual_seed(0), num_steps=2)
-    assert frames.shape == (2, 8, 3, 32, 32)
+    assert frames.shape == (2, 8, 3, 64, 64)
     assert frames.isfinite().all()
 
 
@@ -571,7 +623,7 @@ def test_samples_follow_their_prompts() -> None:
     pipeline = TextToVideoSDPipeline.from_pretrained(checkpoint("text_to_video"), torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     prompts = captions("validation")[:12]
-    options = {"num_frames": 8, "height": 32, "width": 32, "num_inference_steps": 20, "output_type": "pt"}
+    options = {"num_frames": 8, "height": 64, "width": 64, "num_inference_steps": 20, "output_type": "pt"}
     frames = pipeline(prompts, guidance_scale=4, generator=Generator().manual_seed(0), **options).frames
     accuracy = load_caption_classifier().accuracy(frames, prompts)
     assert accuracy["colour"] >= 0.9, accuracy

@@ -25,7 +25,7 @@ from vader_ray.config.settings import (
     Share,
     Steps,
 )
-from vader_ray.paths import Prompts, Weights
+from vader_ray.paths import SHAPES_PREFIX, Prompts, Weights
 from vader_ray.prompt_files import COLUMN
 
 Threads = Annotated[int, Field(gt=0, le=2**12)]
@@ -66,7 +66,7 @@ class MergedAdapter(Settings):
 
     @model_validator(mode="after")
     def _names_a_file(self) -> Self:
-        if self.file is None and not self.weights.startswith("/"):
+        if self.file is None and not self.weights.startswith(("/", SHAPES_PREFIX)):
             raise ValueError(f"{self.weights} is a hub id, so name the adapter's file in it as `file`")
         return self
 
@@ -86,9 +86,9 @@ class ModelConfig(Settings):
     """Precision of the denoiser and the text encoder. The scheduler's arithmetic and the adapter stay in
     float32."""
     loras: tuple[MergedAdapter, ...] = ()
-    """LoRA adapters of others, in diffusers' form, that are merged into the frozen weights before training:
-    models for few steps (LightX2V, CausVid, LCM, AnimateLCM). The trained adapter fits this model alone; its
-    card names them."""
+    """LoRA adapters of others, in diffusers' form or folders in peft's, that are merged into the frozen
+    weights before training: models for few steps (LightX2V, CausVid, LCM, AnimateLCM). The trained adapter
+    fits this model alone; its card names them."""
     decoder_precision: Precision = "float32"
     """Precision of the autoencoder. Half precision changes the reward gradient by several per cent."""
     quantization: Quantization | None = None

@@ -1,16 +1,16 @@
-"""Caption accuracy: whether a video of the shapes data set shows the colour, shape and direction of its
-prompt.
+"""Caption accuracy: whether a video of the shapes data set shows what its prompt names.
 
 A metric for recipes: ``eval_metrics: [{metric: vader_ray.shapes.caption_accuracy}]`` logs
-``eval/caption_accuracy/colour``,
-``…/shape`` and ``…/direction``. It was trained independently of every reward, so it exposes reward hacking.
+``eval/caption_accuracy/shape``, ``…/colour``, ``…/direction``, ``…/speed`` and ``…/landmark``. It was trained
+independently of every reward, so it exposes reward hacking.
 """
 
 from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from vader_ray.shapes.caption_classifier import LABELS, load_caption_classifier
+from vader_ray.shapes.caption_classifier import load_caption_classifier
+from vader_ray.shapes.data import ATTRIBUTES
 from vader_ray.types import Frames, Scores
 
 
@@ -19,7 +19,7 @@ class CaptionAccuracyMetric(nn.Module):
 
     unit = "share of videos that show what their prompt names, 0 to 1"
     higher_is_better = True
-    parts = tuple(LABELS)
+    parts = tuple(ATTRIBUTES)
 
     def __init__(self) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class CaptionAccuracyMetric(nn.Module):
         """Score each video for each attribute.
 
         Raises:
-            UserError: a prompt does not name exactly one colour, shape and direction.
+            UserError: a prompt does not name exactly one shape, colour and direction.
         """
         follows: dict[str, Tensor] = self.classifier.follows(frames, list(prompts))
         return {attribute: right.float() for attribute, right in follows.items()}

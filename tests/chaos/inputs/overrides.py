@@ -138,7 +138,7 @@ prompts.train=~nosuchuser/prompts.txt => prompts.train: ~nosuchuser/prompts.txt 
 prompts.train={LONG} => prompts.train: cannot read the prompt file
 prompts.train="a\0b" => prompts.train: the text has a NUL character or half of a UTF-16 pair; remove it
 prompts.train=shapes:tran => vader_ray/shapes/prompts/tran.txt, which is no
-prompts.train=shapes:validation => prompts: 24 prompts are in both train and validation ('a blue triangle moving down past a box', …); take
+prompts.train=shapes:validation => prompts: 24 prompts are in both train and validation ('a blue square moving left', …); take
 prompts.train=owner/dataset => owner/dataset, which is no file; give a .txt
 prompts.train=https://example.com/prompts.txt => https:/example.com/prompts.txt, which is no
 prompts.train=["no.png | a dog"] => no.png does not exist; write `path/to/image.png | text` with an
@@ -369,8 +369,8 @@ tracking.system_metrics=perhaps => tracking.system_metrics: Input should be a va
 tracking.url=x => tracking.url: there is no such setting; did you mean 'uri'? here are experiment,
 runtime=null => runtime: Input should be a valid dictionary or instance of RuntimeConfig, not None
 runtime.num_workers=0 => runtime.num_workers: Input should be greater than 0, not 0
-runtime.num_workers=3 => recipe: videos_per_step=4 cannot be shared evenly by runtime.num_workers=3; choose a divisor
-runtime.num_workers=1000000 => recipe: videos_per_step=4 cannot be shared evenly by runtime.num_workers=1000000; choose a
+runtime.num_workers=3 => recipe: videos_per_step=8 cannot be shared evenly by runtime.num_workers=3; choose a divisor
+runtime.num_workers=1000000 => recipe: videos_per_step=8 cannot be shared evenly by runtime.num_workers=1000000; choose a
 runtime.num_workers=10000000 => runtime.num_workers: Input should be less than or equal to 1048576, not 10000000
 runtime.num_workers=x => runtime.num_workers: Input should be a valid integer, unable to parse string as an integer,
 runtime.min_workers=0 => runtime.min_workers: Input should be greater than 0, not 0

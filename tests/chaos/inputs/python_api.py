@@ -95,7 +95,7 @@ REFUSED: list[tuple[Callable[[], object], str]] = [
     (sweep(RATE, num_trials=True), "num_trials=True: give a whole number"),
     (sweep(RATE, max_concurrent=0), "max_concurrent=0: give a whole number from 1"),
     (sweep(RATE, workers_per_trial=0), "workers_per_trial=0: give a whole number from 1"),
-    (sweep(RATE, workers_per_trial=3), "videos_per_step=4 cannot be shared evenly by runtime.num_workers=3"),
+    (sweep(RATE, workers_per_trial=3), "videos_per_step=8 cannot be shared evenly by runtime.num_workers=3"),
     (sweep(RATE, search="tep"), "search='tep': did you mean 'tpe'? choose 'grid', 'random' or 'tpe'"),
     (sweep(RATE, search=3), "search=3: choose 'grid', 'random' or 'tpe'"),
     (

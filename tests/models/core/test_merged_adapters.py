@@ -24,12 +24,14 @@ from tests.helpers.family_runs import (
     parts_of,
 )
 from tests.helpers.nonlinear_rewards import ClipReward
+from tests.helpers.tiny import load_tiny, randomise_adapter
 from vader_ray import models
 from vader_ray.alignment.algorithms.vader import accumulate_gradient
 from vader_ray.alignment.reward_gradient import RewardTerm
 from vader_ray.alignment.rollout import Batching, Rollout
 from vader_ray.config import MergedAdapter, ModelConfig
 from vader_ray.errors import UserError
+from vader_ray.models.adapters import lora
 from vader_ray.types import TruncationPlan
 
 CASE = CASES["wan"]
@@ -114,6 +116,30 @@ def test_what_cannot_be_merged_is_refused(folder: Path, tmp_path: Path) -> None:
     )
     with pytest.raises(UserError, match="a/b"):
         models.fetch(hub)
+
+
+def test_a_folder_in_the_format_of_peft_is_merged_where_diffusers_has_no_loader(
+    tiny_pipeline_folder: Path, tmp_path: Path
+) -> None:
+    """diffusers loads no adapter into ModelScope's denoiser."""
+    model = load_tiny(tiny_pipeline_folder)
+    randomise_adapter(model)
+    model.save_adapter(tmp_path)
+    adapter = MergedAdapter(weights=str(tmp_path), scale=0.5)
+    merged = load_tiny(tiny_pipeline_folder, loras=[adapter])
+    with lora.scaled(model.denoiser, 0.5):
+        expected = model.sample(model.encode(PROMPTS), SEEDS)
+    found = merged.sample(merged.encode(PROMPTS), SEEDS)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)  # summed in another order
+    assert not torch.allclose(found, model.sample(model.encode(PROMPTS), SEEDS), atol=1e-2)
+
+    second = adapter.model_copy(update={"denoiser": "transformer_2"})
+    with pytest.raises(UserError, match="is in peft's format, whose folders name the networks"):
+        load_tiny(tiny_pipeline_folder, loras=[second])
+    (tmp_path / "one.safetensors").write_bytes(b"")
+    file = MergedAdapter(weights=str(tmp_path / "one.safetensors"))
+    with pytest.raises(UserError, match=r"no loader of adapters for .*; give a folder with adapter_config"):
+        load_tiny(tiny_pipeline_folder, loras=[file])
 
 
 def test_an_adapter_of_the_second_denoiser_changes_it_alone(folder: Path) -> None:

@@ -97,6 +97,14 @@ def remove(network: nn.Module) -> None:
         del network.peft_config
 
 
+def merge(network: nn.Module) -> None:
+    """Add the adapter's update to the pretrained weights, and remove the adapter."""
+    for layer in network.modules():
+        if isinstance(layer, LoraLayer):
+            layer.merge()  # type: ignore[operator]
+    remove(network)
+
+
 def _keep_activation_dtype(layer: LoraLayer, name: str) -> None:
     layer.cast_input_dtype_enabled = False
     for matrices in (layer.lora_A, layer.lora_B):
@@ -177,7 +185,7 @@ def _layers_and_settings(network: nn.Module) -> dict[str, Any]:
     }
 
 
-def load_into(pipe: Any, folder: str | Path) -> None:
+def load_into(pipe: Any, folder: str | Path) -> list[str]:
     """Add a saved adapter to the networks of any diffusers pipeline; it is frozen and ready for sampling.
 
     This is the public ``vader_ray.load_adapter(pipe, folder)``. It works for every pipeline, also for those
@@ -187,10 +195,13 @@ def load_into(pipe: Any, folder: str | Path) -> None:
         pipe: a loaded diffusers pipeline with the networks that the adapter was trained on.
         folder: folder of a saved adapter, or its hub id ``owner/name``.
 
+    Returns:
+        Names of the networks, as attributes of the pipeline.
+
     Raises:
         UserError: the folder has no adapter, a damaged one, or one of another model.
     """
-    source = find_adapter(folder)
+    source, found = find_adapter(folder), list[str]()
     first = next((name for name in DENOISERS if getattr(pipe, name, None) is not None), "denoiser")
     for name in saved_networks(source):
         network: nn.Module | None = getattr(pipe, name or first, None)
@@ -203,6 +214,8 @@ def load_into(pipe: Any, folder: str | Path) -> None:
         inject(network, shape, shape.target_modules or (), seed=0)
         load(network, source, name)
         network.requires_grad_(False)
+        found.append(name or first)
+    return found
 
 
 def refuse_foreign_adapters(pipe: Any, names: Iterable[str]) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 
 from vader_ray.config import MergedAdapter
 from vader_ray.errors import UserError, first_line
+from vader_ray.models.adapters import lora
+from vader_ray.models.adapters.files import SETTINGS
 from vader_ray.weights import resolve_weights
 
 _NAME = "merged"
@@ -27,32 +29,53 @@ def fetch_adapter(adapter: MergedAdapter) -> Path:
 
 
 def merge_adapters(pipe: Any, adapters: Sequence[MergedAdapter]) -> None:
-    """Merge adapters into a pipeline's weights, in their order, by diffusers' own loader.
+    """Merge adapters into a pipeline's weights, in their order.
+
+    Folders in peft's format (``adapter_config.json``) are read by this package, as those of pipelines without
+    a loader of their own are saved so; all others by diffusers' own loader.
 
     Raises:
         UserError: the pipeline's class has no loader, or an adapter is missing or not one of this model.
     """
-    if adapters and not hasattr(pipe, "load_lora_weights"):
-        raise UserError(
-            f"model.loras: diffusers has no loader of adapters for {type(pipe).__name__}; leave it out"
-        )
     for adapter in adapters:
         path = fetch_adapter(adapter)
-        options: dict[str, Any] = {"adapter_name": _NAME}
-        if path.is_file():
-            options["weight_name"] = path.name
-        if adapter.denoiser is not None:
-            options[f"load_into_{adapter.denoiser}"] = True
-        try:
-            pipe.load_lora_weights(path.parent if path.is_file() else path, **options)
-        except (OSError, ValueError, RuntimeError, LookupError, TypeError) as error:
-            raise UserError(
-                f"model.loras: {path} cannot be loaded into {type(pipe).__name__}: {first_line(error)}"
-            ) from error
-        components = [name for name, names in pipe.get_list_adapters().items() if _NAME in names]
-        if not components:
-            raise UserError(
-                f"model.loras: {path} has no weights for {type(pipe).__name__}; give another file"
-            )
-        pipe.fuse_lora(components, lora_scale=adapter.scale, adapter_names=[_NAME])
-        pipe.unload_lora_weights()
+        if (path / SETTINGS).is_file():
+            _merge_peft(pipe, path, adapter)
+        else:
+            _merge_by_diffusers(pipe, path, adapter)
+
+
+def _merge_peft(pipe: Any, path: Path, adapter: MergedAdapter) -> None:
+    if adapter.denoiser is not None:
+        raise UserError(
+            f"model.loras: {path} is in peft's format, whose folders name the networks; leave out `denoiser`"
+        )
+    for name in lora.load_into(pipe, path):
+        network = getattr(pipe, name)
+        with lora.scaled(network, adapter.scale):
+            lora.merge(network)
+
+
+def _merge_by_diffusers(pipe: Any, path: Path, adapter: MergedAdapter) -> None:
+    denoiser = getattr(pipe, "unet", None) or getattr(pipe, "transformer", None)
+    if not hasattr(pipe, "load_lora_weights") or not hasattr(denoiser, "load_lora_adapter"):
+        raise UserError(
+            f"model.loras: diffusers has no loader of adapters for {type(pipe).__name__}; give a folder with "
+            f"{SETTINGS}, or leave it out"
+        )
+    options: dict[str, Any] = {"adapter_name": _NAME}
+    if path.is_file():
+        options["weight_name"] = path.name
+    if adapter.denoiser is not None:
+        options[f"load_into_{adapter.denoiser}"] = True
+    try:
+        pipe.load_lora_weights(path.parent if path.is_file() else path, **options)
+    except (OSError, ValueError, RuntimeError, LookupError, TypeError) as error:
+        raise UserError(
+            f"model.loras: {path} cannot be loaded into {type(pipe).__name__}: {first_line(error)}"
+        ) from error
+    components = [name for name, names in pipe.get_list_adapters().items() if _NAME in names]
+    if not components:
+        raise UserError(f"model.loras: {path} has no weights for {type(pipe).__name__}; give another file")
+    pipe.fuse_lora(components, lora_scale=adapter.scale, adapter_names=[_NAME])
+    pipe.unload_lora_weights()

@@ -16,9 +16,11 @@ from vader_ray.shapes.train.aesthetic import train_aesthetic
 from vader_ray.shapes.train.caption_classifier import train_caption_classifier
 from vader_ray.shapes.train.detection import train_detection
 from vader_ray.shapes.train.evaluate import evaluate
+from vader_ray.shapes.train.four_steps import train_four_steps
 from vader_ray.shapes.train.hps import train_hps
 from vader_ray.shapes.train.images import draw_images
 from vader_ray.shapes.train.pickscore import train_pickscore
+from vader_ray.shapes.train.prompts import write_prompts
 from vader_ray.shapes.train.svd import train_svd
 from vader_ray.shapes.train.svd_vae import train_svd_vae
 from vader_ray.shapes.train.text_to_video import train_text_to_video
@@ -38,6 +40,7 @@ _TRAINERS: dict[str, Callable[[Path], None]] = {
     "vjepa": train_vjepa,
     "action": train_action,
     "pickscore": train_pickscore,
+    "four_steps": train_four_steps,
     "detection": train_detection,
     "vlm_judge": train_vlm_judge,
     "video_reward": train_video_reward,
@@ -45,6 +48,7 @@ _TRAINERS: dict[str, Callable[[Path], None]] = {
     "wan": train_wan,
     "svd_vae": train_svd_vae,
     "svd": train_svd,
+    "prompts": write_prompts,
     "images": draw_images,
 }
 
@@ -60,6 +64,7 @@ class Part(StrEnum):
     VJEPA = "vjepa"
     ACTION = "action"
     PICKSCORE = "pickscore"
+    FOUR_STEPS = "four_steps"
     DETECTION = "detection"
     VLM_JUDGE = "vlm_judge"
     VIDEO_REWARD = "video_reward"
@@ -67,6 +72,7 @@ class Part(StrEnum):
     WAN = "wan"
     SVD_VAE = "svd_vae"
     SVD = "svd"
+    PROMPTS = "prompts"
     IMAGES = "images"
     ALL = "all"
     EVALUATE = "evaluate"

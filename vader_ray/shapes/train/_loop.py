@@ -76,6 +76,11 @@ def fit(  # noqa: PLR0913
     return average.eval()
 
 
+def matrices_of(*blocks: nn.Module) -> list[nn.Parameter]:
+    """Matrices within the blocks of transformers, which Muon trains."""
+    return [parameter for part in blocks for parameter in part.parameters() if parameter.ndim == 2]
+
+
 @torch.no_grad()
 def update_average(average: nn.Module, model: nn.Module, *, decay: float) -> None:
     """Moves `average` towards `model`, by one minus `decay` of the way."""

@@ -18,7 +18,6 @@ from transformers import (
 from vader_ray.shapes.data import (
     COLOURS,
     DIRECTIONS,
-    NUM_FRAMES,
     SHAPES,
     captions_of,
     cleaned,
@@ -27,7 +26,7 @@ from vader_ray.shapes.data import (
 )
 from vader_ray.shapes.train._pictures import Pictures
 from vader_ray.shapes.train._videos import draw_videos, normalised, redecoded, shaken, steadied
-from vader_ray.shapes.train.detection import BOX, NOTHING, objects_in
+from vader_ray.shapes.train.detection import NOTHING, objects_in
 from vader_ray.shapes.train.pickscore import clip_normalised
 from vader_ray.shapes.train.vjepa import MASK_BLOCKS, draw_masks, error_of, guess_and_goal, zoomed
 
@@ -41,7 +40,7 @@ def vjepa_quality(
 
     `frozen_ahead` is the share of scenes whose frozen first frame surprises less than their calm video.
     """
-    model = VJEPA2Model.from_pretrained(out / "vjepa")
+    model = VJEPA2Model.from_pretrained(out / "vjepa", dtype=torch.float32)
     scenes = steadied(draw_scenes(num_scenes, generator))
     calm = render(scenes)
     share = torch.full((num_scenes,), 0.05)
@@ -90,7 +89,7 @@ def surprises(
 def action_quality(out: Path, vae: AutoencoderKL, generator: Generator) -> dict[str, float]:
     """Accuracy of the direction on well-filmed scenes, on intact videos and on videos spoiled by up to one
     half."""
-    model = VideoMAEForVideoClassification.from_pretrained(out / "action")
+    model = VideoMAEForVideoClassification.from_pretrained(out / "action", dtype=torch.float32)
     videos = draw_videos(vae, 600, generator)
 
     def right(frames: Tensor, truth: Tensor) -> Tensor:
@@ -112,7 +111,7 @@ def action_quality(out: Path, vae: AutoencoderKL, generator: Generator) -> dict[
 def pickscore_quality(out: Path, pictures: Pictures) -> dict[str, float]:
     """How often PickScore picks the right caption of 24 for an intact picture, and the better of two
     pictures."""
-    model = CLIPModel.from_pretrained(out / "pickscore")
+    model = CLIPModel.from_pretrained(out / "pickscore", dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(out / "pickscore")
     scenes = pictures.scenes
     options = {"padding": True, "truncation": True, "return_tensors": "pt"}
@@ -139,24 +138,27 @@ def pickscore_quality(out: Path, pictures: Pictures) -> dict[str, float]:
 
 @torch.no_grad()
 def detection_quality(out: Path, pictures: Pictures) -> dict[str, float]:
-    """On pictures spoiled by less than one half: whether crate and shape are found at a score above 0.5, and
-    where."""
-    model = YolosForObjectDetection.from_pretrained(out / "detection")
+    """On pictures spoiled by less than one half: whether landmark and shape are found at a score above 0.5,
+    and where."""
+    model = YolosForObjectDetection.from_pretrained(out / "detection", dtype=torch.float32)
     seen = pictures.spoiled < 0.5
     objects = objects_in(pictures.scenes[seen], pictures.moment[seen])
     output = model(pixel_values=normalised(pictures.frames[seen].float() / 255))
     scores = output.logits.softmax(-1)[..., :NOTHING]
-    crate, there = scores[..., BOX] > 0.5, objects.label[:, 1] == BOX
-    found = crate.any(1)
-    shape = scores[..., :BOX].amax(1)
-    token = scores[..., BOX].argmax(1)
-    boxes = box_convert(output.pred_boxes[torch.arange(len(token)), token], "cxcywh", "xyxy")
+    landmark, there = scores[..., len(SHAPES) :], objects.label[:, 1] != NOTHING
+    score, kind = landmark.max(-1)
+    found, token = score.amax(1) > 0.5, score.argmax(1)
+    every = torch.arange(len(token))
+    boxes = box_convert(output.pred_boxes[every, token], "cxcywh", "xyxy")
     true = box_convert(objects.box[:, 1], "cxcywh", "xyxy")
     overlap = box_iou(boxes, true).diagonal()[found & there]
+    named = kind[every, token] + len(SHAPES) == objects.label[:, 1]
+    shape = scores[..., : len(SHAPES)].amax(1)
     return {
-        "detection/box_recall": found[there].float().mean().item(),
-        "detection/box_precision": there[found].float().mean().item(),
-        "detection/box_iou": overlap.mean().item(),
+        "detection/landmark_recall": found[there].float().mean().item(),
+        "detection/landmark_precision": there[found].float().mean().item(),
+        "detection/landmark_named": named[found & there].float().mean().item(),
+        "detection/landmark_iou": overlap.mean().item(),
         "detection/shape": (shape.argmax(1) == objects.label[:, 0]).float().mean().item(),
         "detection/shape_found": (shape.amax(1) > 0.5).float().mean().item(),
     }
@@ -166,22 +168,16 @@ def detection_quality(out: Path, pictures: Pictures) -> dict[str, float]:
 def samples_quality(
     out: Path, frames: Float[Tensor, "videos frames 3 height width"], prompts: list[str]
 ) -> dict[str, float]:
-    """Score sampled videos with the rewards, and measure the share of them that shows a box.
-
-    A video shows a box where more than half of its frames do, at a score above 0.5.
-    """
-    detector = YolosForObjectDetection.from_pretrained(out / "detection")
-    scores = detector(pixel_values=normalised(frames.flatten(0, 1))).logits.softmax(-1)[..., BOX].amax(1)
-    shown = (scores.view(-1, NUM_FRAMES) > 0.5).float().mean(1) > 0.5
-    asked = torch.tensor(["box" in prompt for prompt in prompts])
-    action = VideoMAEForVideoClassification.from_pretrained(out / "action")
+    """Score sampled videos with the rewards: PickScore, the share whose direction `action` recognises, and
+    V-JEPA's error."""
+    action = VideoMAEForVideoClassification.from_pretrained(out / "action", dtype=torch.float32)
     said = torch.tensor(
         [next(DIRECTIONS.index(word) for word in prompt.split() if word in DIRECTIONS) for prompt in prompts]
     )
-    surprise = surprises(VJEPA2Model.from_pretrained(out / "vjepa"), frames, fixed_masks())
+    surprise = surprises(
+        VJEPA2Model.from_pretrained(out / "vjepa", dtype=torch.float32), frames, fixed_masks()
+    )
     return {
-        "unasked_box": shown[~asked].float().mean().item(),
-        "asked_box": shown[asked].float().mean().item(),
         "pickscore": pickscores(out, frames[:, 4], prompts).mean().item(),
         "action": (action(pixel_values=normalised(frames)).logits.argmax(1) == said).float().mean().item(),
         "vjepa_loss": surprise.mean().item(),
@@ -194,7 +190,7 @@ def pickscores(
 ) -> Float[Tensor, " frames"]:
     """PickScore of each frame with its text."""
     model, tokenizer = (
-        CLIPModel.from_pretrained(out / "pickscore"),
+        CLIPModel.from_pretrained(out / "pickscore", dtype=torch.float32),
         AutoTokenizer.from_pretrained(out / "pickscore"),
     )
     tokens = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")

@@ -20,10 +20,8 @@ from vader_ray.rewards.core.preprocess import normalise
 from vader_ray.rewards.core.qwen_text import QwenTokenizer, tokenize_parts
 from vader_ray.rewards.core.qwen_vision import patchify, vision_format
 from vader_ray.shapes.data import (
-    COLOURS,
-    DIRECTIONS,
+    ATTRIBUTES,
     NUM_FRAMES,
-    SHAPES,
     SIZE,
     Scenes,
     captions_of,
@@ -32,11 +30,11 @@ from vader_ray.shapes.data import (
     every_scene,
     render,
 )
-from vader_ray.shapes.train._loop import fit
+from vader_ray.shapes.train._loop import fit, matrices_of
+from vader_ray.shapes.train._places import around_shape
 from vader_ray.shapes.train._tokenizer import merges_of
-from vader_ray.shapes.train._videos import around_shape
 
-PATCH, MERGE, TUBELET = 4, 2, 2
+PATCH, MERGE, TUBELET = 8, 2, 2
 GRID = (NUM_FRAMES // TUBELET, SIZE // PATCH, SIZE // PATCH)
 """Patches of a video in time, height and width."""
 NUM_TOKENS = GRID[0] * GRID[1] * GRID[2] // MERGE**2
@@ -44,10 +42,10 @@ NUM_TOKENS = GRID[0] * GRID[1] * GRID[2] // MERGE**2
 FRAMES_PER_SECOND = 16.0
 """Frame rate that the rewards assume of videos."""
 WIDTH = 96
-NUM_VALUES = (len(SHAPES), len(COLOURS), len(DIRECTIONS), 2)
-"""Values of each attribute of a caption: shape, colour, direction, box."""
-WRONG_WEIGHTS = torch.tensor([2.0, 1.0, 1.0, 1.0])
-"""Relative weights of captions that are wrong in shape, colour, direction, box."""
+NUM_VALUES = tuple(len(words) for words in ATTRIBUTES.values())
+"""Number of values of each attribute of a caption."""
+WRONG_WEIGHTS = torch.tensor([2.0, 1.0, 1.0, 1.0, 1.0])
+"""Relative weights of captions that are wrong in each attribute."""
 VERBS = ("moving", "going")
 """Words for the motion in a caption; the base model knows the first one alone."""
 SPECIAL = (
@@ -241,11 +239,6 @@ class Reader(nn.Module):
         return visual, self.look(visual)
 
 
-def matrices(blocks: nn.Module) -> list[nn.Parameter]:
-    """Matrices within the blocks of a transformer, which Muon trains."""
-    return [parameter for parameter in blocks.parameters() if parameter.ndim == 2]
-
-
 def fit_reader(
     model: nn.Module,
     reader: Reader,
@@ -264,7 +257,7 @@ def fit_reader(
         _, look = reader.see(frames[chosen])
         return look_loss(look, attributes[chosen], near[chosen], torch.ones(len(chosen)))
 
-    seeing = matrices(reader.model.visual.blocks)
+    seeing = matrices_of(reader.model.visual.blocks)
     average = fit(
         reader,
         seeing_loss,
@@ -281,7 +274,7 @@ def fit_reader(
         num_steps=num_steps,
         learning_rate=1.5e-3,
         ema_decay=0.99,
-        matrices=seeing + matrices(reader.model.language_model.layers),
+        matrices=seeing + matrices_of(reader.model.language_model.layers),
         matrix_rate=0.01,
     )
 
@@ -293,12 +286,12 @@ def covered(scenes: Scenes) -> Float[Tensor, "scenes tokens"]:
     return share.flatten(1)
 
 
-def attributes_of(scenes: Scenes) -> Int[Tensor, "scenes 4"]:
-    """Shape, colour, direction and box of each scene."""
-    return torch.stack([scenes.shape, scenes.colour, scenes.direction, scenes.box.long()], 1)
+def attributes_of(scenes: Scenes, *, said: bool = False) -> Int[Tensor, "scenes attributes"]:
+    """Attributes of each scene, in the order of `ATTRIBUTES`: the true ones, or those of its caption."""
+    return torch.stack([getattr(scenes, f"said_{name}" if said else name) for name in ATTRIBUTES], 1)
 
 
-def caption_index(attributes: Int[Tensor, "*n 4"]) -> Int[Tensor, "*n"]:
+def caption_index(attributes: Int[Tensor, "*n attributes"]) -> Int[Tensor, "*n"]:
     """Number of the caption with these attributes and the first verb, in `every_caption`."""
     index = torch.zeros_like(attributes[..., 0])
     for kind, num in enumerate(NUM_VALUES):
@@ -306,8 +299,10 @@ def caption_index(attributes: Int[Tensor, "*n 4"]) -> Int[Tensor, "*n"]:
     return index
 
 
-def right_and_wrong(attributes: Int[Tensor, "videos 4"], generator: Generator) -> Int[Tensor, "videos 5"]:
-    """Numbers of five captions per video: the right one, then ones that are wrong in one attribute each; all
+def right_and_wrong(
+    attributes: Int[Tensor, "videos attributes"], generator: Generator
+) -> Int[Tensor, "videos captions"]:
+    """Numbers of six captions per video: the right one, then ones that are wrong in one attribute each; all
     with the same verb, chosen by chance."""
     every = attributes[:, None].repeat(1, 1 + len(NUM_VALUES), 1)
     for kind, num in enumerate(NUM_VALUES):
@@ -319,19 +314,19 @@ def right_and_wrong(attributes: Int[Tensor, "videos 4"], generator: Generator) -
 
 def look_loss(
     logits: Float[Tensor, "videos tokens values"],
-    attributes: Int[Tensor, "videos 4"],
+    attributes: Int[Tensor, "videos attributes"],
     near: Float[Tensor, "videos tokens"],
     weight: Float[Tensor, " videos"],
 ) -> Float[Tensor, ""]:
-    """Weighted loss of what the visual tokens show: shape, colour and direction where they are covered by the
-    shape, the box in their mean, and where they are covered."""
+    """Weighted loss of what the visual tokens show: all attributes of the shape where they are covered by
+    it, the landmark in their mean, and where they are covered."""
     *parts, cover = logits.split([*NUM_VALUES, 1], 2)
     share = near / near.sum(1, keepdim=True)
     losses = [
         (-log_softmax(part, 2)[torch.arange(len(part)), :, attributes[:, kind]] * share).sum(1)
-        for kind, part in enumerate(parts[:3])
+        for kind, part in enumerate(parts[:-1])
     ]
-    losses.append(cross_entropy(parts[3].mean(1), attributes[:, 3], reduction="none"))
+    losses.append(cross_entropy(parts[-1].mean(1), attributes[:, -1], reduction="none"))
     losses.append(binary_cross_entropy_with_logits(cover[..., 0], near, reduction="none").mean(1))
     total: Tensor = torch.stack(losses).sum(0)
     return (total * weight).mean()

@@ -9,6 +9,7 @@ from torch import Generator, Tensor
 from vader_ray.rewards.video_reward import VideoReward
 from vader_ray.rewards.vlm_judge import VLMJudgeReward
 from vader_ray.shapes.data import (
+    ATTRIBUTES,
     NUM_FRAMES,
     SIZE,
     Scenes,
@@ -78,8 +79,7 @@ def video_reward_quality(out: Path, generator: Generator, *, num_scenes: int = 1
 def caption_scores(
     score: Callable[[Tensor, Sequence[str]], Tensor], scenes: Scenes, generator: Generator
 ) -> Tensor:
-    """Scores of the right caption of each scene and of those that are wrong in shape, colour, direction,
-    box."""
+    """Scores of the right caption of each scene and of those that are wrong in each attribute."""
     frames, every = render(scenes), every_caption()
     chosen = right_and_wrong(attributes_of(scenes), generator)
     return torch.stack([score(frames, [every[index] for index in column]) for column in chosen.unbind(1)], 1)
@@ -88,4 +88,4 @@ def caption_scores(
 def ahead_of_wrong(scores: Tensor) -> dict[str, float]:
     """Share of scenes whose right caption scores higher, by the attribute in which the other is wrong."""
     ahead = (scores[:, :1] > scores[:, 1:]).float().mean(0).tolist()
-    return dict(zip(("shape", "colour", "direction", "box"), ahead, strict=True))
+    return dict(zip(ATTRIBUTES, ahead, strict=True))

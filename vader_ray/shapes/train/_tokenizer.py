@@ -7,16 +7,16 @@ from string import ascii_lowercase, digits, punctuation
 
 from transformers import CLIPTokenizer
 
-from vader_ray.shapes.data import COLOURS, DIRECTIONS, SHAPES
+from vader_ray.shapes.data import ATTRIBUTES
 
 CONTEXT_LENGTH = 16
-"""Tokens per prompt, with start and end; the longest caption has ten."""
+"""Tokens per prompt, with start and end; the longest caption has eleven."""
 
 
 def build_tokenizer() -> CLIPTokenizer:
     """A CLIPTokenizer in which every word of a caption is one token and the end token has the highest
     number."""
-    words = ["a", "moving", "past", "box", *SHAPES, *COLOURS, *DIRECTIONS]
+    words = ["a", "moving", "past", *(word for words in ATTRIBUTES.values() for word in words if word)]
     merges = merges_of([[*word[:-1], f"{word[-1]}</w>"] for word in words])
     letters = [*ascii_lowercase, *digits, *punctuation]
     tokens = [*letters, *(f"{letter}</w>" for letter in letters), *("".join(merge) for merge in merges)]

@@ -4,10 +4,10 @@ from dataclasses import dataclass, replace
 
 import torch
 from diffusers import AutoencoderKL
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Float, UInt8
 from torch import Generator, Tensor
 
-from vader_ray.shapes.data import NUM_FRAMES, SIZE, Scenes, cleaned, draw_scenes, render
+from vader_ray.shapes.data import JITTER, NUM_FRAMES, Scenes, cleaned, draw_scenes, render
 from vader_ray.shapes.train._pictures import merged
 from vader_ray.shapes.train.vae import decode, encode
 
@@ -20,15 +20,6 @@ def normalised(frames: Tensor) -> Tensor:
     return (frames - mean) / deviation
 
 
-def around_shape(scenes: Scenes, num_cells: int) -> Bool[Tensor, "scenes frames num_cells num_cells"]:
-    """Mark the cells of each frame, ``num_cells`` a side, within 1.2 radii of the shape's centre, as a
-    square."""
-    cells = (torch.arange(num_cells) + 0.5) * 2 / num_cells - 1
-    picture = torch.stack(torch.meshgrid(cells, cells, indexing="xy"), -1)
-    distance = (picture - scenes.centre[:, :, None, None]).abs().amax(-1)
-    return distance < 1.2 * scenes.radius[:, None, None, None]
-
-
 def steadied(scenes: Scenes) -> Scenes:
     """The same scenes, as dull, hazy and blurred as they are, without flicker and jitter."""
     calm = cleaned(scenes)
@@ -38,8 +29,8 @@ def steadied(scenes: Scenes) -> Scenes:
 def shaken(scenes: Scenes, generator: Generator, *, flicker: bool = True, jitter: bool = True) -> Scenes:
     """Return the same scenes with more flicker and jitter, as strong as in the unsteady third of all."""
     num = len(scenes)
-    step = torch.rand(num, 1, 1, generator=generator) * 0.7 + 0.3
-    centre = scenes.centre + jitter * step * 2 / SIZE * torch.randn(num, NUM_FRAMES, 2, generator=generator)
+    step = (torch.rand(num, 1, 1, generator=generator) * 0.7 + 0.3) * JITTER
+    centre = scenes.centre + jitter * step * torch.randn(num, NUM_FRAMES, 2, generator=generator)
     change = torch.rand(num, 1, generator=generator) * 0.15 + 0.05
     brightness = scenes.brightness + flicker * change * torch.randn(num, NUM_FRAMES, generator=generator)
     return replace(scenes, centre=centre, brightness=brightness)

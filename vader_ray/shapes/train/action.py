@@ -14,7 +14,7 @@ from vader_ray.shapes.train._loop import fit, replaced
 from vader_ray.shapes.train._pictures import pushed
 from vader_ray.shapes.train._videos import IMAGENET_DEVIATION, IMAGENET_MEAN, draw_videos, normalised
 
-PATCH, TUBELET = 4, 2
+PATCH, TUBELET = 8, 2
 
 
 def train_action(out: Path, *, num_steps: int = 1200, batch_videos: int = 16, num_videos: int = 3000) -> None:
@@ -91,7 +91,7 @@ def occupancy(scenes: Scenes) -> Float[Tensor, "scenes tokens"]:
 def save_action(out: Path, classifier: VideoMAEForVideoClassification) -> None:
     """Writes `out/action` as transformers does."""
     with replaced(out / "action") as folder:
-        classifier.save_pretrained(folder)
+        classifier.half().save_pretrained(folder)
         size = {"shortest_edge": SIZE}
         crop = {"height": SIZE, "width": SIZE}
         mean, deviation = list(IMAGENET_MEAN), list(IMAGENET_DEVIATION)

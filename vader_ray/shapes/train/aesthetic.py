@@ -53,7 +53,7 @@ class Rater(nn.Module):
             num_hidden_layers=3,
             num_attention_heads=4,
             image_size=SIZE,
-            patch_size=4,
+            patch_size=8,
             hidden_act="quick_gelu",
         )
         self.image_encoder = CLIPVisionModelWithProjection(config)
@@ -84,7 +84,7 @@ class Rater(nn.Module):
 def save_aesthetic(out: Path, rater: Rater) -> None:
     """Writes `out/aesthetic`: the image encoder as transformers does, the head as LAION does."""
     with replaced(out / "aesthetic") as folder:
-        rater.image_encoder.save_pretrained(folder / "image_encoder")
+        rater.half().image_encoder.save_pretrained(folder / "image_encoder")
         size = {"height": SIZE, "width": SIZE}
         CLIPImageProcessor(size=size, crop_size=size, image_mean=MEAN, image_std=DEVIATION).save_pretrained(
             folder / "image_encoder"

@@ -33,4 +33,4 @@ def train_caption_classifier(
 
     average = fit(classifier, loss_of, num_steps=num_steps, learning_rate=2e-3, ema_decay=0.99)
     with replaced(out / "caption_classifier") as folder:
-        save_file(average.state_dict(), folder / "caption_classifier.safetensors")
+        save_file(average.half().state_dict(), folder / "caption_classifier.safetensors")

@@ -1,7 +1,7 @@
-"""Trains `detection`, a YOLOS (arXiv 2106.00666) that finds the shape and the crate, softly painted ones
-too."""
+"""Trains `detection`, a YOLOS (arXiv 2106.00666) that finds the shape and the landmark, softly painted
+ones too."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,7 +13,8 @@ from torchvision.ops import box_convert, generalized_box_iou_loss
 from transformers import YolosConfig, YolosForObjectDetection, YolosImageProcessor
 
 from vader_ray.shapes.data import (
-    CRATE_HALF_SIDE,
+    LANDMARK_HALF_SIDE,
+    LANDMARKS,
     NUM_FRAMES,
     SHAPES,
     SIZE,
@@ -21,6 +22,7 @@ from vader_ray.shapes.data import (
     captions_of,
     draw_scenes,
     render,
+    truthful,
 )
 from vader_ray.shapes.train._loop import fit, replaced
 from vader_ray.shapes.train._pictures import draw_pictures, pushed
@@ -28,24 +30,35 @@ from vader_ray.shapes.train._videos import normalised
 from vader_ray.shapes.train.text_to_video import load_pipeline
 from vader_ray.shapes.train.vae import decode, encode
 
-PATCH = 4
+PATCH = 8
 NUM_TOKENS = 4
-LABELS = (*SHAPES, "box")
-BOX, NOTHING = LABELS.index("box"), len(LABELS)
+LABELS = (*SHAPES, *LANDMARKS[1:])
+NOTHING = len(LABELS)
 _EXTENT = torch.tensor(
     [
         [-0.92, -0.92, 0.92, 0.92],  # circle
         [-0.82, -0.82, 0.82, 0.82],  # square
         [-1.386, -1.7, 1.386, 0.7],  # triangle
         [-1.236, -1.30, 1.236, 1.052],  # star
+        [-0.90, -1.08, 0.90, 0.575],  # heart
+        [-0.94, -0.94, 0.94, 0.94],  # ring
     ]
 )
 """Left, top, right and bottom of each shape around its centre, in units of its radius."""
+_LANDMARK_EXTENT = torch.tensor(
+    [
+        [0.0, 0.0, 0.0, 0.0],  # nothing
+        [-1.0, -1.0, 1.0, 1.0],  # box
+        [-0.75, -0.93, 0.75, 1.0],  # tree
+        [-0.82, -1.0, 0.82, 1.0],  # house
+    ]
+)
+"""The same of each landmark, in units of `LANDMARK_HALF_SIDE`."""
 
 
 @dataclass(frozen=True)
 class Objects:
-    """Targets of detection: the shape, then the crate; boxes as centre and size in [0, 1]."""
+    """Targets of detection: the shape, then the landmark; boxes as centre and size in [0, 1]."""
 
     label: Int[Tensor, "pictures 2"]
     box: Float[Tensor, "pictures 2 4"]
@@ -88,7 +101,7 @@ def train_detection(
             return detection_loss(logits, boxes, patches, goal, spoiled[chosen])
 
         if step > 2 / 3 * num_steps:
-            pixels = pushed(pixels, loss_on(pixels), step=1 / 255)
+            pixels = pushed(pixels, loss_on(pixels), step=0.5 / 255)
         return loss_on(pixels)
 
     average = fit(finder, loss_of, num_steps=num_steps, learning_rate=2e-3, ema_decay=0.995)
@@ -97,7 +110,7 @@ def train_detection(
 
 
 def recoloured(pixels: Tensor, generator: Generator) -> Tensor:
-    """The pictures, half of them in other colours: a crate that is painted red is still there."""
+    """The pictures, half of them in other colours: a box that is painted red is still there."""
     num = len(pixels)
     order = torch.rand(num, 3, generator=generator).argsort(1)[:, :, None, None].expand_as(pixels)
     gain = 0.6 + 0.8 * torch.rand(num, 3, 1, 1, generator=generator)
@@ -120,14 +133,7 @@ def redrawn(
 
     This is SDEdit (arXiv 2108.01073): things stay where they were drawn, so that the labels hold.
     """
-    scenes = draw_scenes(num_videos, generator)
-    scenes = replace(
-        scenes,
-        said_shape=scenes.shape,
-        said_colour=scenes.colour,
-        said_direction=scenes.direction,
-        said_box=scenes.box,
-    )
+    scenes = truthful(draw_scenes(num_videos, generator))
     scheduler, parts = pipeline.scheduler, []
     for first in range(0, num_videos, 20):
         part = scenes[first : first + 20]
@@ -149,24 +155,24 @@ def objects_in(scenes: Scenes, moment: Int[Tensor, " scenes"]) -> Objects:
     """Return the targets in the frame at `moment` of each scene, with boxes clipped to the frame."""
     here = scenes.centre[torch.arange(len(scenes)), moment]
     shape = here.repeat(1, 2) + _EXTENT[scenes.shape] * scenes.radius[:, None]
-    side = torch.tensor([-1.0, -1.0, 1.0, 1.0]) * CRATE_HALF_SIDE
-    corners = torch.stack([shape, scenes.box_centre.repeat(1, 2) + side], 1).clamp(-1, 1)
-    crate = torch.where(scenes.box, BOX, NOTHING)
+    side = _LANDMARK_EXTENT[scenes.landmark] * LANDMARK_HALF_SIDE
+    corners = torch.stack([shape, scenes.landmark_centre.repeat(1, 2) + side], 1).clamp(-1, 1)
+    landmark = torch.where(scenes.landmark > 0, len(SHAPES) - 1 + scenes.landmark, NOTHING)
     return Objects(
-        label=torch.stack([scenes.shape, crate], 1),
+        label=torch.stack([scenes.shape, landmark], 1),
         box=box_convert((corners + 1) / 2, "xyxy", "cxcywh"),
-        patch=patch_labels(scenes, here, crate),
+        patch=patch_labels(scenes, here, landmark),
     )
 
 
 def patch_labels(
-    scenes: Scenes, here: Float[Tensor, "scenes 2"], crate: Tensor
+    scenes: Scenes, here: Float[Tensor, "scenes 2"], landmark: Tensor
 ) -> Int[Tensor, "scenes patches"]:
-    """Classify the middle of each patch: background, shape or crate."""
+    """Classify the middle of each patch: background, shape or landmark."""
     axis = (torch.arange(SIZE // PATCH) + 0.5) * 2 * PATCH / SIZE - 1
     middle = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1).flatten(0, 1)
-    inside = (middle - scenes.box_centre[:, None]).abs().amax(-1) < CRATE_HALF_SIDE
-    behind = torch.where(inside, crate[:, None], NOTHING)
+    inside = (middle - scenes.landmark_centre[:, None]).abs().amax(-1) < LANDMARK_HALF_SIDE
+    behind = torch.where(inside, landmark[:, None], NOTHING)
     near = (middle - here[:, None]).norm(dim=-1) < scenes.radius[:, None]
     return torch.where(near, scenes.shape[:, None], behind)
 
@@ -202,7 +208,8 @@ class Finder(nn.Module):
 
 
 def detection_loss(logits: Tensor, boxes: Tensor, patches: Tensor, goal: Objects, spoiled: Tensor) -> Tensor:
-    """DETR's loss with a fixed assignment: token 0 finds the shape, token 1 the crate, the others nothing."""
+    """DETR's loss with a fixed assignment: token 0 finds the shape, token 1 the landmark, the others
+    nothing."""
     label = pad(goal.label, (0, NUM_TOKENS - 2), value=NOTHING)
     nothing = torch.tensor([0.0] * NOTHING + [1.0])
     # Nothing can be found in a picture that is all noise.
@@ -218,7 +225,7 @@ def detection_loss(logits: Tensor, boxes: Tensor, patches: Tensor, goal: Objects
 
 
 def save_detection(out: Path, detector: YolosForObjectDetection) -> None:
-    """Writes `out/detection` as transformers does; the processor leaves a 32x32 frame at its size."""
+    """Writes `out/detection` as transformers does; the processor leaves a 64x64 frame at its size."""
     with replaced(out / "detection") as folder:
-        detector.save_pretrained(folder)
+        detector.half().save_pretrained(folder)
         YolosImageProcessor(size={"shortest_edge": SIZE, "longest_edge": 2 * SIZE}).save_pretrained(folder)

@@ -1,7 +1,6 @@
 """Measures the packaged checkpoints, loaded as a user loads them, on scenes and noise that no training
 saw."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import open_clip
@@ -14,7 +13,17 @@ from transformers import CLIPVisionModelWithProjection
 
 from vader_ray.shapes import PROMPTS
 from vader_ray.shapes.caption_classifier import load_caption_classifier
-from vader_ray.shapes.data import COLOURS, DIRECTIONS, SHAPES, captions, captions_of, draw_scenes, render
+from vader_ray.shapes.data import (
+    COLOURS,
+    DIRECTIONS,
+    SHAPES,
+    SIZE,
+    captions,
+    captions_of,
+    draw_scenes,
+    render,
+    truthful,
+)
 from vader_ray.shapes.train import svd_vae, wan_vae
 from vader_ray.shapes.train._pictures import Pictures, draw_pictures
 from vader_ray.shapes.train._quality import (
@@ -64,7 +73,7 @@ def sample(
     pipeline: TextToVideoSDPipeline, prompts: list[str], generator: Generator, *, guidance_scale: float = 4.0
 ) -> Float[Tensor, "videos frames 3 height width"]:
     """One video per prompt, 20 DDIM steps."""
-    shape = {"num_frames": 8, "height": 32, "width": 32}
+    shape = {"num_frames": 8, "height": SIZE, "width": SIZE}
     options = {
         "num_inference_steps": 20,
         "guidance_scale": guidance_scale,
@@ -83,10 +92,7 @@ def psnr_db(decoded: Tensor, videos: Float[Tensor, "videos frames 3 height width
 
 def caption_classifier_quality(generator: Generator) -> dict[str, float]:
     """Accuracy of the packaged caption classifier on 400 uncurated videos."""
-    scenes = draw_scenes(400, generator)
-    scenes = replace(
-        scenes, said_shape=scenes.shape, said_colour=scenes.colour, said_direction=scenes.direction
-    )
+    scenes = truthful(draw_scenes(400, generator))
     accuracy = load_caption_classifier().accuracy(render(scenes), captions_of(scenes))
     return {f"caption_classifier/{name}": value for name, value in accuracy.items()}
 
@@ -120,7 +126,9 @@ def hps_quality(out: Path, pictures: Pictures) -> dict[str, float]:
 def aesthetic_quality(out: Path, pictures: Pictures) -> dict[str, float]:
     """Mean absolute error of the rating and mean rating, on intact and on spoiled pictures."""
     rater = Rater().eval()
-    rater.image_encoder = CLIPVisionModelWithProjection.from_pretrained(out / "aesthetic" / "image_encoder")
+    rater.image_encoder = CLIPVisionModelWithProjection.from_pretrained(
+        out / "aesthetic" / "image_encoder", dtype=torch.float32
+    )
     head = torch.load(out / "aesthetic" / HEAD_FILE, weights_only=True)
     rater.layers.load_state_dict({name.removeprefix("layers."): value for name, value in head.items()})
     rating = rater(normalised(pictures.frames.float() / 255))

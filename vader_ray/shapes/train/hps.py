@@ -8,15 +8,19 @@ from typing import Any
 import open_clip
 import torch
 from diffusers import AutoencoderKL
+from jaxtyping import Float
 from torch import Generator, Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits, log_softmax
+from torch.nn.functional import binary_cross_entropy_with_logits, log_softmax, mse_loss
 
 from vader_ray.shapes.data import SIZE, captions_of
-from vader_ray.shapes.train._loop import fit, replaced
-from vader_ray.shapes.train._pictures import draw_pictures, grainy, pushed
+from vader_ray.shapes.train._loop import fit, matrices_of, replaced
+from vader_ray.shapes.train._pictures import Pictures, draw_pictures, grainy, pushed
 from vader_ray.shapes.train._tokenizer import CONTEXT_LENGTH, build_tokenizer
 
 MEAN, DEVIATION = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
+LOWEST, HIGHEST = 0.15, 0.35
+"""Cosines aimed at for the worst and the best filmed intact picture with its own caption: those of published
+HPS v2.1 lie there, too."""
 
 
 def train_hps(out: Path, *, num_steps: int = 2400, batch_frames: int = 64, num_scenes: int = 3000) -> None:
@@ -26,8 +30,9 @@ def train_hps(out: Path, *, num_steps: int = 2400, batch_frames: int = 64, num_s
     vae = AutoencoderKL.from_pretrained(out / "text_to_video" / "vae")
     pictures = draw_pictures(vae, num_scenes, generator)
     scenes = pictures.scenes
-    visible = (scenes.shape * 10 + scenes.colour) * 2 + scenes.box
+    visible = (scenes.shape * 10 + scenes.colour) * 10 + scenes.landmark
     tokens = build_tokenizer()(captions_of(scenes), padding="max_length", return_tensors="pt").input_ids
+    goal = own_cosine(pictures, LOWEST, HIGHEST)
     model = build_hps()
 
     def loss_of(step: int) -> Tensor:
@@ -36,18 +41,28 @@ def train_hps(out: Path, *, num_steps: int = 2400, batch_frames: int = 64, num_s
 
         def loss_on(frames: Tensor, text: Tensor) -> Tensor:
             image = model.encode_image(normalised(frames), normalize=True)
-            logits = model.logit_scale.exp().clamp(max=50) * image @ text.T
+            cosine = image @ text.T
+            logits = logits_of(cosine, LOWEST, HIGHEST)
             intact = 1 - pictures.spoiled[chosen]
-            return matching_loss(logits, visible[chosen], intact) + preference_loss(
-                logits.diagonal(), pictures.rating[chosen]
-            )
+            own = 200 * mse_loss(cosine.diagonal(), goal[chosen])
+            matching = matching_loss(logits, visible[chosen], intact)
+            return matching + preference_loss(logits.diagonal(), pictures.rating[chosen]) + own
 
         frames = grainy(pictures.frames[chosen], generator)
         if step > 0.8 * num_steps:
-            frames = pushed(frames, loss_on(frames, text.detach()), step=2 / 255)
+            frames = pushed(frames, loss_on(frames, text.detach()), step=1 / 255)
         return loss_on(frames, text)
 
-    save_hps(out, fit(model, loss_of, num_steps=num_steps, learning_rate=2e-3, ema_decay=0.995))
+    average = fit(
+        model,
+        loss_of,
+        num_steps=num_steps,
+        learning_rate=2e-3,
+        ema_decay=0.995,
+        matrices=matrices_of(model.visual.transformer.resblocks, model.transformer.resblocks),
+        matrix_rate=0.01,
+    )
+    save_hps(out, average)
 
 
 def matching_loss(logits: Tensor, visible: Tensor, intact: Tensor) -> Tensor:
@@ -65,6 +80,18 @@ def preference_loss(score: Tensor, rating: Tensor) -> Tensor:
     return binary_cross_entropy_with_logits(score[:, None] - score[None], better)
 
 
+def own_cosine(pictures: Pictures, lowest: float, highest: float) -> Float[Tensor, " pictures"]:
+    """Cosine to aim at between each picture and its own caption: from its rating, towards 0 where it is
+    spoiled."""
+    quality = (pictures.rating - 1) / 9
+    return torch.lerp(torch.tensor(lowest), torch.tensor(highest), quality) * (1 - pictures.spoiled)
+
+
+def logits_of(cosine: Tensor, lowest: float, highest: float) -> Tensor:
+    """Logits whose differences mean the same to the preference as to `own_cosine`."""
+    return cosine * 9 / (highest - lowest) / 0.7
+
+
 def normalised(frames: Tensor) -> Tensor:
     """Normalise frames in [0, 1] as the image towers of both rewards expect."""
     mean, deviation = (torch.tensor(value).view(3, 1, 1) for value in (MEAN, DEVIATION))
@@ -72,12 +99,12 @@ def normalised(frames: Tensor) -> Tensor:
 
 
 def open_clip_config() -> dict[str, Any]:
-    """Return the content of `open_clip_config.json`: a ViT with 4x4 patches of a 32x32 frame, and its text
+    """Return the content of `open_clip_config.json`: a ViT with 8x8 patches of a 64x64 frame, and its text
     tower."""
     return {
         "model_cfg": {
             "embed_dim": 48,
-            "vision_cfg": {"image_size": SIZE, "layers": 3, "width": 64, "head_width": 16, "patch_size": 4},
+            "vision_cfg": {"image_size": SIZE, "layers": 3, "width": 64, "head_width": 16, "patch_size": 8},
             "text_cfg": {
                 "context_length": CONTEXT_LENGTH,
                 "vocab_size": len(build_tokenizer()),
@@ -99,7 +126,9 @@ def open_clip_config() -> dict[str, Any]:
 def build_hps() -> open_clip.CLIP:
     """An untrained CLIP of that configuration."""
     config = open_clip_config()["model_cfg"]
-    return open_clip.CLIP(config["embed_dim"], config["vision_cfg"], config["text_cfg"])
+    model = open_clip.CLIP(config["embed_dim"], config["vision_cfg"], config["text_cfg"])
+    model.logit_scale.requires_grad_(False)
+    return model
 
 
 def save_hps(out: Path, model: torch.nn.Module) -> None:

@@ -1,28 +1,20 @@
 """Draw the image prompts: first frames of uncurated scenes, with file names that name what they show."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Generator, Tensor
 
-from vader_ray.shapes.data import captions, captions_of, draw_scenes, render
+from vader_ray.shapes.data import captions, captions_of, draw_scenes, render, truthful
 from vader_ray.shapes.train._loop import replaced
 
 
-def draw_images(out: Path, *, num_images: int = 30, num_scenes: int = 4000) -> None:
+def draw_images(out: Path, *, num_images: int = 30, num_scenes: int = 30_000) -> None:
     """Writes `images_train`, `images_validation` and `images_test` into the folder `prompts` beside `out`, no
     look of the last two being in the first."""
     scenes = draw_scenes(num_scenes, Generator().manual_seed(9))
-    truth = replace(
-        scenes,
-        said_shape=scenes.shape,
-        said_colour=scenes.colour,
-        said_direction=scenes.direction,
-        said_box=scenes.box,
-    )
-    showing = {caption: index for index, caption in enumerate(captions_of(truth))}
+    showing = {caption: index for index, caption in enumerate(captions_of(truthful(scenes)))}
     for split in ("train", "validation", "test"):
         every = captions(split)
         chosen = every[:: max(1, len(every) // num_images)][:num_images]

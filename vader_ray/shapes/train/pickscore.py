@@ -6,16 +6,15 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL
-from jaxtyping import Float
 from torch import Generator, Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
 from vader_ray.shapes.data import COLOURS, SHAPES, SIZE, captions_of
-from vader_ray.shapes.train._loop import fit, replaced
-from vader_ray.shapes.train._pictures import Pictures, draw_pictures, grainy, pushed
+from vader_ray.shapes.train._loop import fit, matrices_of, replaced
+from vader_ray.shapes.train._pictures import draw_pictures, grainy, pushed
 from vader_ray.shapes.train._tokenizer import build_tokenizer
-from vader_ray.shapes.train.hps import matching_loss, preference_loss
+from vader_ray.shapes.train.hps import logits_of, matching_loss, own_cosine, preference_loss
 
 MAX_LENGTH = 77
 """Tokens that PickScore's users cut a prompt at; what no caption reaches stays untrained."""
@@ -35,9 +34,9 @@ def train_pickscore(
     vae = AutoencoderKL.from_pretrained(out / "text_to_video" / "vae")
     pictures = draw_pictures(vae, num_scenes, generator)
     scenes = pictures.scenes
-    visible = (scenes.shape * 10 + scenes.colour) * 2 + scenes.box
+    visible = (scenes.shape * 10 + scenes.colour) * 10 + scenes.landmark
     tokens = build_tokenizer()(captions_of(scenes), padding="max_length", return_tensors="pt")
-    goal = own_cosine(pictures)
+    goal = own_cosine(pictures, LOWEST, HIGHEST)
     look = scenes.shape * len(COLOURS) + scenes.colour
     matcher = Matcher()
 
@@ -48,8 +47,7 @@ def train_pickscore(
         def loss_on(frames: Tensor) -> Tensor:
             cosine, looks = matcher(clip_normalised(frames), text)
             intact = 1 - pictures.spoiled[chosen]
-            # At this scale a difference in rating means the same to the preference and to the own cosine.
-            logits = cosine * 9 / (HIGHEST - LOWEST) / 0.7
+            logits = logits_of(cosine, LOWEST, HIGHEST)
             matching = matching_loss(logits, visible[chosen], intact)
             told = (cross_entropy(looks, look[chosen], reduction="none") * intact).mean()
             own = 100 * mse_loss(cosine.diagonal(), goal[chosen])
@@ -57,10 +55,19 @@ def train_pickscore(
 
         frames = grainy(pictures.frames[chosen], generator)
         if step > 0.8 * num_steps:
-            frames = pushed(frames, loss_on(frames), step=1 / 255)
+            frames = pushed(frames, loss_on(frames), step=0.5 / 255)
         return loss_on(frames)
 
-    average = fit(matcher, loss_of, num_steps=num_steps, learning_rate=2e-3, ema_decay=0.995)
+    blocks = matrices_of(matcher.clip.vision_model.encoder.layers, matcher.clip.text_model.encoder.layers)
+    average = fit(
+        matcher,
+        loss_of,
+        num_steps=num_steps,
+        learning_rate=2e-3,
+        ema_decay=0.995,
+        matrices=blocks,
+        matrix_rate=0.01,
+    )
     assert isinstance(average, Matcher)
     save_pickscore(out, average.clip)
 
@@ -81,13 +88,6 @@ class Matcher(nn.Module):
         )
 
 
-def own_cosine(pictures: Pictures) -> Float[Tensor, " pictures"]:
-    """Cosine to aim at between each picture and its own caption: from its rating, towards 0 where it is
-    spoiled."""
-    quality = (pictures.rating - 1) / 9
-    return torch.lerp(torch.tensor(LOWEST), torch.tensor(HIGHEST), quality) * (1 - pictures.spoiled)
-
-
 def clip_normalised(frames: Tensor) -> Tensor:
     """Normalise frames in [0, 1] with the mean and deviation of `preprocessor_config.json`."""
     mean, deviation = (torch.tensor(value).view(3, 1, 1) for value in (_MEAN, _DEVIATION))
@@ -95,7 +95,7 @@ def clip_normalised(frames: Tensor) -> Tensor:
 
 
 def build_pickscore() -> CLIPModel:
-    """An untrained CLIP: 4x4 patches of a 32x32 frame, a fixed logit scale."""
+    """An untrained CLIP: 8x8 patches of a 64x64 frame, a fixed logit scale."""
     tokenizer = build_tokenizer()
     tower = {"hidden_size": 64, "intermediate_size": 256, "num_attention_heads": 4, "projection_dim": 48}
     text = {
@@ -107,7 +107,7 @@ def build_pickscore() -> CLIPModel:
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    vision = {**tower, "num_hidden_layers": 3, "image_size": SIZE, "patch_size": 4}
+    vision = {**tower, "num_hidden_layers": 3, "image_size": SIZE, "patch_size": 8}
     config = CLIPConfig(
         text_config=text, vision_config=vision, projection_dim=48, logit_scale_init_value=log(LOGIT_SCALE)
     )
@@ -119,7 +119,7 @@ def build_pickscore() -> CLIPModel:
 def save_pickscore(out: Path, model: CLIPModel) -> None:
     """Writes `out/pickscore`: weights, configuration, processor and tokenizer as transformers does."""
     with replaced(out / "pickscore") as folder:
-        model.save_pretrained(folder)
+        model.half().save_pretrained(folder)
         size = {"shortest_edge": SIZE}
         CLIPImageProcessor(size=size, crop_size={"height": SIZE, "width": SIZE}).save_pretrained(folder)
         build_tokenizer().save_pretrained(folder)

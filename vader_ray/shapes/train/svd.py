@@ -73,7 +73,8 @@ def build_scheduler() -> EulerDiscreteScheduler:
 def train_image_encoder(
     images: Tensor, scenes: Scenes, generator: Generator, *, num_steps: int
 ) -> CLIPVisionModelWithProjection:
-    """Make a CLIP image model whose embedding encodes shape, colour, direction and box of a first frame."""
+    """Make a CLIP image model whose embedding encodes shape, colour, direction and landmark of a first
+    frame."""
     config = CLIPVisionConfig(
         hidden_size=48,
         intermediate_size=96,
@@ -85,15 +86,13 @@ def train_image_encoder(
     )
     encoder = CLIPVisionModelWithProjection(config)
     heads = nn.ModuleDict(
-        {name: nn.Linear(_EMBED_WIDTH, 6) for name in ("shape", "colour", "direction", "box")}
+        {name: nn.Linear(_EMBED_WIDTH, 6) for name in ("shape", "colour", "direction", "landmark")}
     )
 
     def loss_of(step: int) -> Tensor:
         chosen = torch.randint(len(images), (24,), generator=generator)
         embeds = encoder(pixel_values=enlarged(images[chosen])).image_embeds
-        losses = [
-            cross_entropy(head(embeds), getattr(scenes, name)[chosen].long()) for name, head in heads.items()
-        ]
+        losses = [cross_entropy(head(embeds), getattr(scenes, name)[chosen]) for name, head in heads.items()]
         return torch.stack(losses).sum()
 
     networks = nn.ModuleDict({"encoder": encoder, "heads": heads})

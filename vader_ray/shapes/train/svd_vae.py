@@ -17,14 +17,14 @@ LATENT_CHANNELS = 4
 
 
 def build_vae() -> AutoencoderKLTemporalDecoder:
-    """Return an untrained autoencoder of 3x32x32 frames and 4x8x8 latents, like Stable Video Diffusion's.
+    """Return an untrained autoencoder of 3x64x64 frames and 4x8x8 latents, like Stable Video Diffusion's.
 
     Its normalisations have 32 groups. With 32 channels at full size each group would be one channel, and the
     last normalisation would remove the frame's brightness; hence 64 channels.
     """
     return AutoencoderKLTemporalDecoder(
-        block_out_channels=(64, 32, 64),
-        down_block_types=("DownEncoderBlock2D",) * 3,
+        block_out_channels=(64, 32, 32, 64),
+        down_block_types=("DownEncoderBlock2D",) * 4,
         layers_per_block=1,
         latent_channels=LATENT_CHANNELS,
         sample_size=SIZE,

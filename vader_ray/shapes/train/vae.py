@@ -10,16 +10,17 @@ from torch import Generator, Tensor
 
 from vader_ray.shapes.data import SIZE, draw_scenes, render
 from vader_ray.shapes.train._loop import fit, replaced
+from vader_ray.shapes.train._places import around_objects
 
 LATENT_CHANNELS = 4
 
 
 def build_vae() -> AutoencoderKL:
-    """An untrained AutoencoderKL from 3x32x32 frames to 4x8x8 latents."""
+    """An untrained AutoencoderKL from 3x64x64 frames to 4x8x8 latents, as far apart as Stable Diffusion's."""
     return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(16, 32, 64),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(16, 24, 32, 64),
         layers_per_block=1,
         latent_channels=LATENT_CHANNELS,
         norm_num_groups=8,
@@ -33,7 +34,9 @@ def train_vae(out: Path, *, num_steps: int = 4000, batch_frames: int = 16) -> No
     while."""
     torch.manual_seed(0)
     generator = Generator().manual_seed(0)
-    frames = (render(draw_scenes(1500, generator)).flatten(0, 1) * 255).byte()
+    scenes = draw_scenes(1500, generator)
+    frames = (render(scenes).flatten(0, 1) * 255).byte()
+    weights = torch.where(around_objects(scenes, SIZE), 3.0, 1.0).flatten(0, 1)[:, None]
     vae = build_vae()
 
     def loss_of(step: int) -> Tensor:
@@ -41,19 +44,25 @@ def train_vae(out: Path, *, num_steps: int = 4000, batch_frames: int = 16) -> No
         target = frames[chosen].float() / 127.5 - 1
         posterior = vae.encode(target).latent_dist
         decoded = vae.decode(posterior.sample(generator)).sample
-        loss: Tensor = picture_loss(decoded, target) + 5e-7 * posterior.kl().mean()
+        loss: Tensor = picture_loss(decoded, target, weights[chosen]) + 5e-7 * posterior.kl().mean()
         return loss
 
     average = fit(vae, loss_of, num_steps=num_steps, learning_rate=2e-3, ema_decay=0.999)
     assert isinstance(average, AutoencoderKL)
     normalise(average, render(draw_scenes(200, generator)).flatten(0, 1))
-    average = train_decoder(average, frames, generator)
+    average = train_decoder(average, frames, weights, generator)
     with replaced(out / "text_to_video" / "vae") as folder:
         average.save_pretrained(folder)
 
 
 def train_decoder(
-    vae: AutoencoderKL, frames: Tensor, generator: Generator, *, num_steps: int = 2500, batch_frames: int = 16
+    vae: AutoencoderKL,
+    frames: Tensor,
+    weights: Tensor,
+    generator: Generator,
+    *,
+    num_steps: int = 2500,
+    batch_frames: int = 16,
 ) -> AutoencoderKL:
     """`vae` with a decoder that forgives the small errors a denoiser leaves in the latents; the encoder
     stays."""
@@ -68,7 +77,7 @@ def train_decoder(
             latents = vae.encode(target).latent_dist.mean
         noise = torch.randn(latents.shape, generator=generator)
         share = 0.1 * torch.rand(batch_frames, 1, 1, 1, generator=generator)
-        return picture_loss(vae.decode(latents + share * noise).sample, target)
+        return picture_loss(vae.decode(latents + share * noise).sample, target, weights[chosen])
 
     trained = fit(vae, loss_of, num_steps=num_steps, learning_rate=1.5e-3, ema_decay=0.998, weight_decay=0.0)
     assert isinstance(trained, AutoencoderKL)
@@ -77,7 +86,8 @@ def train_decoder(
 
 def picture_loss(decoded: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
     """How far `decoded` frames are from their `target`, in value and along edges; `weights` are of pixels."""
-    weights, error = torch.ones_like(target) if weights is None else weights, decoded - target
+    error = decoded - target
+    weights = torch.ones_like(target) if weights is None else weights.expand_as(target)
     edges = (weights[..., 1:] * error.diff(dim=-1).abs()).mean() + (
         weights[..., 1:, :] * error.diff(dim=-2).abs()
     ).mean()

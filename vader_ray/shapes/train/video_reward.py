@@ -15,6 +15,7 @@ from vader_ray.rewards.core.qwen import sequential_positions
 from vader_ray.rewards.core.qwen_text import ASSISTANT, SYSTEM, USER, QwenTokenizer, video_turn
 from vader_ray.rewards.video_reward import CONFIG, DIMENSIONS, OWN_TEMPLATE, TOKENS, WHOLE
 from vader_ray.shapes.data import (
+    JITTER,
     SIZE,
     Scenes,
     aesthetic_of,
@@ -97,7 +98,7 @@ def train_video_reward(
 
             frames = grainy(videos.frames[chosen], generator)
             if step > 0.9 * num_steps:
-                frames = pushed(frames, loss_on(frames), step=1 / 255)
+                frames = pushed(frames, loss_on(frames), step=0.5 / 255)
             return loss_on(frames)
 
         average = fit_reader(rater, rater.reader, loss_of, generator, num_steps, look_steps)
@@ -149,7 +150,9 @@ def match_loss(
     videos."""
     right, wrong = match[:, :1], match[:, 1:]
     weight = intact[:, None] * WRONG_WEIGHTS / WRONG_WEIGHTS.sum()
-    weight = weight * torch.stack([torch.ones_like(moving)] * 2 + [moving, torch.ones_like(moving)], 1)
+    weight = weight * torch.stack(
+        [torch.ones_like(moving)] * 2 + [moving, moving, torch.ones_like(moving)], 1
+    )
     own = (softplus(wrong - right) * weight).sum() / weight.sum()
     other = (softplus(wrong[None] - right[:, :, None]) * weight[None] * intact[:, None, None]).sum()
     return own + other / (weight.sum() * intact.sum())
@@ -182,9 +185,10 @@ def draw_rated_videos(vae: AutoencoderKL, num_videos: int, generator: Generator)
 
 
 def unsteadiness(scenes: Scenes, steady: Scenes) -> Float[Tensor, " scenes"]:
-    """Flicker, in tenths of the brightness, plus jitter in pixels, as root mean squares over the frames."""
+    """Flicker, in tenths of the brightness, plus jitter, in halves of its largest, as root mean squares over
+    the frames."""
     flicker = (scenes.brightness - steady.brightness).square().mean(1).sqrt() / 0.1
-    jitter = (scenes.centre - steady.centre).square().mean((1, 2)).sqrt() * SIZE / 2
+    jitter = (scenes.centre - steady.centre).square().mean((1, 2)).sqrt() * 2 / JITTER
     return flicker + jitter
 
 
@@ -193,9 +197,7 @@ def save_video_reward(folder: Path, rater: Rater, texts: Texts, generator: Gener
     """Writes the weights, the template and `model_config.json` with the means and deviations of 300 uncurated
     videos with their captions."""
     scenes = draw_scenes(300, generator)
-    said = torch.stack(
-        [scenes.said_shape, scenes.said_colour, scenes.said_direction, scenes.said_box.long()], 1
-    )
+    said = attributes_of(scenes, said=True)
     captions = caption_index(said)[:, None]
     parts = [
         rater(frames, texts, index)[:3]

@@ -21,7 +21,7 @@ from vader_ray.shapes.data import NUM_FRAMES, SIZE, draw_scenes, render
 from vader_ray.shapes.train._loop import fit, replaced, update_average
 from vader_ray.shapes.train._videos import normalised, redecoded, shaken, steadied
 
-PATCH, TUBELET = 4, 2
+PATCH, TUBELET = 8, 2
 MASK_BLOCKS = ((8, 0.15), (2, 0.7))
 """Number of blocks and share of the area of each: V-JEPA's short-range and long-range masks."""
 RANKING_WIDTH = 0.1
@@ -110,7 +110,7 @@ def zoomed(frames: Tensor) -> Tensor:
 
 
 def build_vjepa() -> VJEPA2Model:
-    """An untrained V-JEPA 2 for 8 frames of 32x32: 4 x 8 x 8 tokens."""
+    """An untrained V-JEPA 2 for 8 frames of 64x64: 4 x 8 x 8 tokens."""
     return VJEPA2Model(
         VJEPA2Config(
             crop_size=SIZE,
@@ -196,5 +196,5 @@ def error_of(guess: Tensor, goal: Tensor) -> Float[Tensor, " videos"]:
 def save_vjepa(out: Path, model: VJEPA2Model) -> None:
     """Writes `out/vjepa` as transformers does."""
     with replaced(out / "vjepa") as folder:
-        model.save_pretrained(folder)
+        model.half().save_pretrained(folder)
         VJEPA2VideoProcessor(crop_size=SIZE).save_pretrained(folder)

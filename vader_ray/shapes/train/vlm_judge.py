@@ -73,7 +73,7 @@ def train_vlm_judge(
 
             frames = grainy(videos.frames[chosen], generator)
             if step > 0.9 * num_steps:
-                frames = pushed(frames, loss_on(frames), step=1 / 255)
+                frames = pushed(frames, loss_on(frames), step=0.5 / 255)
             return loss_on(frames)
 
         average = fit_reader(reader, reader, loss_of, generator, num_steps, look_steps)

@@ -12,17 +12,17 @@ from torch import Generator, Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import CLIPTokenizer, UMT5Config, UMT5EncoderModel
 
-from vader_ray.shapes.data import SIZE, Scenes, captions_of, draw_scenes, every_scene, render
-from vader_ray.shapes.train._loop import fit, replaced
+from vader_ray.shapes.data import ATTRIBUTES, SIZE, Scenes, captions_of, draw_scenes, every_scene, render
+from vader_ray.shapes.train._loop import fit, matrices_of, replaced
+from vader_ray.shapes.train._places import around_objects
 from vader_ray.shapes.train._tokenizer import build_tokenizer
-from vader_ray.shapes.train._videos import around_shape
 from vader_ray.shapes.train.wan_vae import LATENT_CHANNELS, NUM_FRAMES, encode
 
 _TEXT_WIDTH = 64
 _TEXT_LENGTH = 226
 """Tokens that the pipeline pads each prompt to, with zeros."""
 _KEPT_LENGTH = 13
-"""Tokens that training looks at: the longest caption has ten, the rest is padding."""
+"""Tokens that training looks at: the longest caption has eleven, the rest is padding."""
 
 
 def build_transformer() -> WanTransformer3DModel:
@@ -46,8 +46,8 @@ def build_scheduler() -> UniPCMultistepScheduler:
     return UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
 
 
-def train_text_encoder(tokenizer: CLIPTokenizer, *, num_steps: int = 300) -> UMT5EncoderModel:
-    """Make a text model of which every token encodes shape, colour, direction and box; see `text_to_video`.
+def train_text_encoder(tokenizer: CLIPTokenizer, generator: Generator, *, num_steps: int) -> UMT5EncoderModel:
+    """Make a text model of which every token encodes every attribute of a caption; see `text_to_video`.
 
     Wan's pipeline sets padding to zero, so the words' own tokens carry the attributes.
     """
@@ -64,16 +64,15 @@ def train_text_encoder(tokenizer: CLIPTokenizer, *, num_steps: int = 300) -> UMT
         eos_token_id=tokenizer.eos_token_id,
     )
     text_encoder = UMT5EncoderModel(config)
-    heads = nn.ModuleDict(
-        {name: nn.Linear(_TEXT_WIDTH, 6) for name in ("shape", "colour", "direction", "box")}
-    )
-    real = tokens.attention_mask.bool()
+    heads = nn.ModuleDict({name: nn.Linear(_TEXT_WIDTH, len(words)) for name, words in ATTRIBUTES.items()})
 
     def loss_of(step: int) -> Tensor:
-        words = text_encoder(**tokens).last_hidden_state
+        chosen = torch.randint(len(scenes), (256,), generator=generator)
+        real = tokens.attention_mask[chosen].bool()
+        words = text_encoder(tokens.input_ids[chosen], tokens.attention_mask[chosen]).last_hidden_state
         losses = []
         for name, head in heads.items():
-            truth = getattr(scenes, name).long()[:, None].expand(real.shape)
+            truth = getattr(scenes, name)[chosen, None].expand(real.shape)
             losses.append(cross_entropy(head(words[real]), truth[real], label_smoothing=0.1))
         return torch.stack(losses).sum()
 
@@ -97,8 +96,8 @@ class PaddingOnce(WanAttnProcessor):  # type: ignore[misc]
 def train_wan(
     out: Path,
     *,
-    num_steps: int = 10_000,
-    text_steps: int = 300,
+    num_steps: int = 6000,
+    text_steps: int = 400,
     batch_videos: int = 16,
     num_videos: int = 4000,
     learning_rate: float = 1.5e-3,
@@ -113,7 +112,7 @@ def train_wan(
         [encode(vae, render(scenes[start : start + 500])) for start in range(0, num_videos, 500)]
     )
     weights = shape_weights(scenes)
-    text_encoder = train_text_encoder(tokenizer, num_steps=text_steps).requires_grad_(False)
+    text_encoder = train_text_encoder(tokenizer, generator, num_steps=text_steps).requires_grad_(False)
     transformer = build_transformer()
     parts = {"tokenizer": tokenizer, "text_encoder": text_encoder, "scheduler": scheduler}
     embeds, nothing = (
@@ -142,8 +141,14 @@ def train_wan(
         with replaced(out / "wan") as folder:
             WanPipeline(**parts, vae=deepcopy(vae).half(), transformer=average).save_pretrained(folder)
 
-    matrices = [parameter for parameter in transformer.blocks.parameters() if parameter.ndim == 2]
-    fit(transformer, loss_of, num_steps=num_steps, learning_rate=learning_rate, matrices=matrices, every=save)
+    fit(
+        transformer,
+        loss_of,
+        num_steps=num_steps,
+        learning_rate=learning_rate,
+        matrices=matrices_of(transformer.blocks),
+        every=save,
+    )
 
 
 def load_wan(out: Path) -> WanPipeline:
@@ -175,16 +180,19 @@ def sample_wan(
 
 
 def draw_levels(num: int, generator: Generator) -> Float[Tensor, " videos"]:
-    """Noise levels in (0, 1), shifted by 2 towards noise: between uniform ones and those of the scheduler."""
+    """Noise levels in (0, 1): half of them shifted by 2 towards noise, between uniform ones and those of the
+    scheduler, half between 0.2 and 0.7, where the shape is decided."""
     level = torch.rand(num, generator=generator)
-    return 2 * level / (1 + level)
+    is_middle = torch.rand(num, generator=generator) < 0.5
+    return torch.where(is_middle, 0.2 + level / 2, 2 * level / (1 + level))
 
 
 def shape_weights(scenes: Scenes) -> Float[Tensor, "scenes 1 latent_frames height width"]:
-    """Loss weights of the latents: 3 where the shape is in one of a latent frame's frames, 1 elsewhere."""
-    inside = around_shape(scenes, 8)
+    """Loss weights of the latents: 4 where the shape or the landmark is in one of a latent frame's frames, 1
+    elsewhere."""
+    inside = around_objects(scenes, 8)
     shown = torch.cat([inside[:, :1], inside[:, 1::2] | inside[:, 2::2]], 1)
-    return torch.where(shown, 3.0, 1.0)[:, None]
+    return torch.where(shown, 4.0, 1.0)[:, None]
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from torch.nn.functional import mse_loss
 
 from vader_ray.shapes.data import SIZE, draw_scenes, render
 from vader_ray.shapes.train._loop import fit, replaced
-from vader_ray.shapes.train._videos import around_shape
+from vader_ray.shapes.train._places import around_objects
 from vader_ray.shapes.train.vae import encode as encode_frames
 from vader_ray.shapes.train.vae import picture_loss
 
@@ -19,7 +19,7 @@ LATENT_CHANNELS = 8
 
 
 def build_vae() -> AutoencoderKLWan:
-    """An untrained AutoencoderKLWan from 3x9x32x32 videos to 8x5x8x8 latents, built as that of Wan 2.2,
+    """An untrained AutoencoderKLWan from 3x9x64x64 videos to 8x5x8x8 latents, built as that of Wan 2.2,
     compressing less."""
     return AutoencoderKLWan(
         base_dim=32,
@@ -29,11 +29,11 @@ def build_vae() -> AutoencoderKLWan:
         num_res_blocks=1,
         temperal_downsample=[True],
         is_residual=True,
-        in_channels=12,
-        out_channels=12,
-        patch_size=2,
+        in_channels=48,
+        out_channels=48,
+        patch_size=4,
         scale_factor_temporal=2,
-        scale_factor_spatial=4,
+        scale_factor_spatial=8,
         latents_mean=[0.0] * LATENT_CHANNELS,
         latents_std=[1.0] * LATENT_CHANNELS,
     )
@@ -42,8 +42,8 @@ def build_vae() -> AutoencoderKLWan:
 def train_wan_vae(
     out: Path,
     *,
-    num_steps: int = 4000,
-    decoder_steps: int = 9000,
+    num_steps: int = 1600,
+    decoder_steps: int = 3600,
     batch_videos: int = 4,
     num_videos: int = 2000,
 ) -> None:
@@ -61,7 +61,7 @@ def train_wan_vae(
     older = AutoencoderKL.from_pretrained(out / "text_to_video" / "vae", torch_dtype=torch.float32)
     goals = torch.cat([paired(older, part) for part in videos.split(100)])
     pixels = videos.mul(255).round().byte().transpose(1, 2).contiguous()
-    weights = torch.where(around_shape(scenes, SIZE), 6.0, 1.0)[:, None]
+    weights = torch.where(around_objects(scenes, SIZE), 6.0, 1.0)[:, None]
     vae = build_vae()
 
     def draw() -> tuple[Tensor, Tensor, Tensor]:
