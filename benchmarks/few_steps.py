@@ -6,11 +6,12 @@
 
 `shapes_pickscore` (20 guided steps, gradient through the last one) beside `shapes_4steps` (the same base
 model with the adapter ``four_steps``: four steps without guidance, gradient through all of them), each of
-three rewards trained by itself, on test prompts. The distilled model takes more updates, which are cheaper.
+three rewards trained by itself at the recipe's learning rate, on test prompts. The distilled model takes more
+updates, which are cheaper.
 Each finished run is a line of OUTPUT/few_steps.jsonl, and a second start measures only what is missing.
-Runs are one at a time
-unless ``--processes`` says otherwise, so that their CPU seconds compare. Intervals are those of a mean over
-seeds and prompts (`vader_ray.metrics.core.statistics`, function ``crossed_interval``).
+``--processes`` runs several at once, each with one thread; then their CPU seconds are those of a machine that
+is shared alike. Intervals are those of a mean over seeds and prompts
+(`vader_ray.metrics.core.statistics.crossed_interval`).
 """
 
 from __future__ import annotations
@@ -48,8 +49,8 @@ from benchmarks.training_runs import (
 )
 
 RECIPES = {
-    "20 guided steps, K = 1": ("shapes_pickscore", 32),
-    "4 steps, K = 4": ("shapes_4steps", 64),
+    "20 guided steps, K = 1": ("shapes_pickscore", 16),
+    "4 steps, K = 4": ("shapes_4steps", 32),
 }
 """Recipe and number of updates of each model."""
 NUM_EVALUATIONS = 4

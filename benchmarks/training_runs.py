@@ -99,6 +99,7 @@ class Job:
                 "evaluation.select": "eval/objective",
                 "guard.metrics": [],
                 "expected_metrics": {},
+                "evaluation.num_test_videos": None,  # one for each prompt: each seed has its own noise
                 "runtime.num_threads": 1,
                 "seed": self.seed,
                 **self.settings,

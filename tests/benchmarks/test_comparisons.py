@@ -107,9 +107,9 @@ def test_the_gain_of_a_distilled_model_is_divided_by_its_seconds(tmp_path: Path)
     rows = [row(job, {"hps": 1.0, "aesthetic": 2.0, "pickscore": 4.0}) for job in jobs]
     header, *body = few_steps.few_steps_table(rows)
     cells = [dict(zip(header, line, strict=True)) for line in body]
-    assert [each["gain for 100 CPU seconds"] for each in cells[:3]] == ["+3.125", "+6.250", "+12.500"]
+    assert [each["gain for 100 CPU seconds"] for each in cells[:3]] == ["+6.250", "+12.500", "+25.000"]
     assert {each["gain"] for each in cells[::3]} == {"+1.000 (+1.000 to +1.000)"}
-    assert [each["updates"] for each in cells] == ["32"] * 3 + ["64"] * 3
+    assert [each["updates"] for each in cells] == ["16"] * 3 + ["32"] * 3
     few_steps.draw(rows, tmp_path)
     assert (tmp_path / "few_steps.png").stat().st_size > 10_000
 
