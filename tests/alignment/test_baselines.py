@@ -490,7 +490,7 @@ def test_a_faulty_file_of_pairs_is_named(tmp_path: Path, row: dict[str, str], me
          "sampling.truncation_depth=2 has no effect on algorithm.name=ddpo; set it to 1, or name=vader"),
         (["algorithm.name=dpo", "videos_per_step=3"],
          "videos_per_step=3 gives runtime.num_workers=1 no equal number of them"),
-        (["algorithm.name=dpo", "runtime.num_workers=4"], "choose a multiple of 8"),
+        (["algorithm.name=dpo", "runtime.num_workers=8"], "choose a multiple of 16"),
         (["algorithm.name=ppo"],
          "algorithm.name: there is no 'ppo'; did you mean 'dpo'? give one of ddpo, dpo, vader, or"),
         (["algorithm.beta=1"], "algorithm.beta: there is no such setting; here are gradient_clip_quantile"),

@@ -57,7 +57,7 @@ def test_a_resumed_run_is_stopped_where_the_straight_one_is(
     tiny_pipeline_folder: Path, tmp_path: Path
 ) -> None:
     changes = GUARDED | {
-        "guard": FIRING_GUARD | {"action": "stop", "bound": 0.006},
+        "guard": FIRING_GUARD | {"action": "stop", "bound": 0.005},
         "prompts": validated_on(FOUR_PROMPTS),
         "checkpoint": {"every": 1},
     }
