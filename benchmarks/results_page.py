@@ -110,7 +110,7 @@ def _change(result: Result, metric: str) -> str:
     """Write the means before and after, and the gain with its interval."""
     before, after = result.means(metric)
     digits = 3 if max(abs(before), abs(after)) < 1 else 2
-    name = metric.removeprefix(REWARD).removeprefix("eval/").replace("_", " ").replace("/", ": ")
+    name = metric.removeprefix(REWARD).removeprefix("eval/").replace("/", ": ")
     means = f"{before:.{digits}f} → {after:.{digits}f}".replace("-", "−")
     return f"{name} {means}, {result.gain(metric).interval_text(digits)}"
 
