@@ -30,7 +30,7 @@ demo: demo-begin $(VENV)/installed
 
 demo-begin:
 	@echo "demo: trains a tiny video model on $(WORKERS) CPU workers: about 4 minutes on two cores," \
-	  "8 with the installation; then see runs/"
+	  "5 with the installation, and the download; then see runs/"
 
 test: $(VENV)/installed-dev
 	$(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile -m "not slow and not browser and not chaos"

@@ -6,7 +6,8 @@
 
 Every recipe is trained to its last step with each rate, on one thread, and evaluated in the middle and at the
 end. Each finished run is a line of OUTPUT/learning_rates.jsonl, and a second start measures only what is
-missing. The test prompts are not used: results reported on them are not those by which the rate was chosen.
+missing. ``--table`` prints all of them, also those of earlier versions of a recipe. The test prompts are not
+used: results reported on them are not those by which the rate was chosen.
 """
 
 from __future__ import annotations
@@ -111,14 +112,10 @@ def main(
 ) -> None:
     """Measure what is missing and print the table."""
     results = Results(output, "learning_rates")
-    jobs = list(jobs_of(recipe or recipes(), rate or (RATES[:1] if short else RATES), short=short))
-    results.run(
-        jobs, measure_training, processes=processes, deadline=0.0 if table else deadline_of(time_limit)
-    )
-    if table:
-        print_table(rates_table(results.rows))
-    elif rows := results.found(jobs):
-        print_table(rates_table(rows))
+    if not table:
+        jobs = list(jobs_of(recipe or recipes(), rate or (RATES[:1] if short else RATES), short=short))
+        results.run(jobs, measure_training, processes=processes, deadline=deadline_of(time_limit))
+    print_table(rates_table(results.rows))
 
 
 if __name__ == "__main__":

@@ -109,8 +109,8 @@ def action_quality(out: Path, vae: AutoencoderKL, generator: Generator) -> dict[
 
 @torch.no_grad()
 def pickscore_quality(out: Path, pictures: Pictures) -> dict[str, float]:
-    """How often PickScore picks the right caption of 24 for an intact picture, and the better of two
-    pictures."""
+    """How often PickScore picks the right shape and colour of 36 for an intact picture, and the better of
+    two pictures."""
     model = CLIPModel.from_pretrained(out / "pickscore", dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(out / "pickscore")
     scenes = pictures.scenes
