@@ -229,12 +229,15 @@ def captions_of(scenes: Scenes) -> list[str]:
     """One caption per scene, from its `said_*` attributes, such as "a purple square moving slowly up past a
     tree"."""
     rows = zip(*(getattr(scenes, f"said_{name}").tolist() for name in ATTRIBUTES), strict=True)
-    return [_caption(*row) for row in rows]
+    return [
+        caption(*(words[value] for words, value in zip(ATTRIBUTES.values(), row, strict=True)))
+        for row in rows
+    ]
 
 
-def _caption(shape: int, colour: int, direction: int, speed: int, landmark: int) -> str:
-    words = ["a", COLOURS[colour], SHAPES[shape], "moving", SPEEDS[speed], DIRECTIONS[direction]]
-    words += ["past", "a", LANDMARKS[landmark]] if landmark else []
+def caption(shape: str, colour: str, direction: str, speed: str, landmark: str) -> str:
+    """Return the caption of a scene from the words of its attributes; no speed and no landmark are empty."""
+    words = ["a", colour, shape, "moving", speed, direction, *(["past", "a", landmark] if landmark else [])]
     return " ".join(word for word in words if word)
 
 

@@ -99,7 +99,7 @@ def caption_classifier_quality(generator: Generator) -> dict[str, float]:
 
 @torch.no_grad()
 def hps_quality(out: Path, pictures: Pictures) -> dict[str, float]:
-    """How often HPS picks the right caption of 24 for an intact picture, and the better of two pictures."""
+    """How often HPS picks the right shape and colour of 36 for an intact picture, and the better of two."""
     folder = f"local-dir:{out / 'hps'}"
     model, _, _ = open_clip.create_model_and_transforms(folder)
     model.load_state_dict(torch.load(out / "hps" / "HPS_tiny.pt", weights_only=True)["state_dict"])

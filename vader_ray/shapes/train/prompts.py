@@ -6,7 +6,7 @@ from itertools import product
 from pathlib import Path
 
 from vader_ray.files import atomic_write
-from vader_ray.shapes.data import COLOURS, DIRECTIONS, LANDMARKS, SHAPES, SPEEDS
+from vader_ray.shapes.data import COLOURS, DIRECTIONS, LANDMARKS, SHAPES, SPEEDS, caption
 
 _NUM_LOOKS = len(SHAPES) * len(COLOURS)
 _HALF_WITHOUT = tuple(word for landmark in LANDMARKS[1:] for word in ("", landmark))
@@ -42,10 +42,9 @@ def prompts_of(
     looks = list(looks_of(split))
     for turn, (number, (shape, colour)) in product(range(len(DIRECTIONS)), enumerate(looks)):
         direction = DIRECTIONS[(number + turn) % len(DIRECTIONS)]
-        words = ["a", colour, shape, "moving", speeds[(number + 2 * turn) % len(speeds)], direction]
+        speed = speeds[(number + 2 * turn) % len(speeds)]
         landmark = landmarks[(number + turn) % len(landmarks)]
-        words += ["past", "a", landmark] if landmark else []
-        prompts.append(" ".join(word for word in words if word))
+        prompts.append(caption(shape, colour, direction, speed, landmark))
     return prompts
 
 
