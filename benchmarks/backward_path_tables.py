@@ -10,7 +10,8 @@ from statistics import fmean
 
 from matplotlib.figure import Figure
 
-from benchmarks.estimates import Estimate, Row, print_table
+from benchmarks.estimates import Estimate, Row
+from benchmarks.pages import print_table
 from vader_ray.metrics.core import statistics
 from vader_ray.orchestration.reporting.figures import COLOURS, DOTS_PER_INCH, MARKERS
 

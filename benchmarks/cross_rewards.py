@@ -1,7 +1,7 @@
 """Train on one reward, measure all: cross-reward matrix, hacking index, unseen prompts, diversity.
 
     python -m benchmarks.cross_rewards --time-limit 60        # as often as it takes
-    python -m benchmarks.cross_rewards --table --figures docs/cross_rewards
+    python -m benchmarks.cross_rewards --table --page docs/results.md
     python -m benchmarks.cross_rewards --output runs/short --short --seeds 2     # a test of the command
 
 Each reward is trained alone by the packaged recipe that trains it (`shapes_hps` where there is none),
@@ -30,12 +30,11 @@ from benchmarks.estimates import (
     grouped,
     panels,
     percent,
-    print_table,
     prompt_gains,
     save,
 )
+from benchmarks.pages import Page, figures_folder, show, what_was_measured
 from benchmarks.training_runs import (
-    Figures,
     Job,
     Output,
     Processes,
@@ -124,8 +123,8 @@ def _gain(runs: Sequence[Row], metric: str) -> str:
     return Estimate.over_seeds_and_prompts(prompt_gains(runs, metric)).interval_text(3)
 
 
-def draw(rows: Sequence[Row], folder: Path) -> None:
-    """Draw the matrix, and the gains on training and test prompts."""
+def draw(rows: Sequence[Row], folder: Path) -> list[Path]:
+    """Draw the matrix, and the gains on training and test prompts; return the files."""
     runs = {reward: own for (_, reward), own in grouped(rows).items()}
     estimates = [
         [Estimate.over_seeds_and_prompts(effect_sizes(own, f"eval/reward/{name}")) for name in REWARDS]
@@ -146,7 +145,7 @@ def draw(rows: Sequence[Row], folder: Path) -> None:
         unit="gain in standard deviations ± half of the 95 % interval",
         notes=("hacking index", notes),
     )
-    save(figure, folder / "cross_rewards.png")
+    matrix = save(figure, folder / "cross_rewards.png")
     figure, (axes,) = panels(["Unseen prompts"], "", "gain in standard deviations", list(PROMPTS.values()))
     for x, (reward, own) in enumerate(runs.items()):
         for index, prompts in enumerate(PROMPTS):
@@ -155,7 +154,7 @@ def draw(rows: Sequence[Row], folder: Path) -> None:
     axes.axhline(0, color="grey", linewidth=0.8)
     axes.set_xticks(range(len(runs)), [name.replace("_", "\n") for name in runs])
     figure.set_size_inches(5.5, 3.6)
-    save(figure, folder / "unseen_prompts.png")
+    return [matrix, save(figure, folder / "unseen_prompts.png")]
 
 
 def main(
@@ -165,15 +164,15 @@ def main(
     processes: Processes = 2,
     short: Short = False,
     table: Table = False,
-    figures: Figures = None,
+    page: Page = None,
 ) -> None:
     """Measure what is missing; print the table and draw the figures."""
     training, jobs = Results(output, "training"), training_jobs(seeds, short=short)
     deadline = 0.0 if table else deadline_of(time_limit)
     training.run(jobs, measure_training, processes=processes, deadline=deadline)
     if rows := training.found(jobs):
-        print_table(reward_table(rows))
-        draw(rows, figures or output)
+        figures = draw(rows, figures_folder(page, "cross_rewards", output))
+        show("cross_rewards", [reward_table(rows)], figures, page, what_was_measured(rows))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Reward against reward queries, denoiser calls and CPU seconds: VADER, DRaFT-LV, DDPO and Diffusion-DPO.
 
     python -m benchmarks.data_efficiency --time-limit 60        # as often as it takes
-    python -m benchmarks.data_efficiency --table --figures docs/data_efficiency
+    python -m benchmarks.data_efficiency --table --page docs/data_efficiency.md
     python -m benchmarks.data_efficiency --output runs/short --short --seeds 2     # a test of the command
 
 The paper's Figure 7, and its table of training and unseen prompts, with `shapes_hps` on videos of two frames,
@@ -46,14 +46,13 @@ from benchmarks.estimates import (
     median_interval,
     panels,
     percent,
-    print_table,
     prompt_gains,
     save,
     style,
 )
+from benchmarks.pages import Page, figures_folder, show, what_was_measured
 from benchmarks.training_runs import (
     REWARDS,
-    Figures,
     Job,
     Output,
     Processes,
@@ -278,15 +277,16 @@ def ratios(own: Sequence[Row], vader: Sequence[Row], cost: str, level: float) ->
 # ---- figures
 
 
-def draw_figures(rows: Sequence[Row], folder: Path) -> None:
-    """Draw the rewards against each cost, gains on training and test prompts, and diversity."""
-    for cost, label in COSTS.items():
-        _draw_curves(rows, cost, label, folder / f"{cost}.png")
-    _draw_generalization(rows, folder / "generalization.png")
-    _draw_diversity(rows, folder / "diversity.png")
+def draw_figures(rows: Sequence[Row], folder: Path) -> list[Path]:
+    """Draw the rewards against each cost, gains on both sets of prompts, and diversity; return the files."""
+    return [
+        *(_draw_curves(rows, cost, label, folder / f"{cost}.png") for cost, label in COSTS.items()),
+        _draw_generalization(rows, folder / "generalization.png"),
+        _draw_diversity(rows, folder / "diversity.png"),
+    ]
 
 
-def _draw_curves(rows: Sequence[Row], cost: str, label: str, path: Path) -> None:
+def _draw_curves(rows: Sequence[Row], cost: str, label: str, path: Path) -> Path:
     runs = grouped(rows)
     figure, axes = panels(REWARDS, label, "gain on test prompts", list(METHODS))
     for each, reward in zip(axes, REWARDS, strict=True):
@@ -304,10 +304,10 @@ def _draw_curves(rows: Sequence[Row], cost: str, label: str, path: Path) -> None
         each.axhline(0, color="grey", linewidth=0.8)
         each.set_xscale("log")
         each.xaxis.set_major_formatter("{x:,.0f}")
-    save(figure, path)
+    return save(figure, path)
 
 
-def _draw_generalization(rows: Sequence[Row], path: Path) -> None:
+def _draw_generalization(rows: Sequence[Row], path: Path) -> Path:
     sets = {"train": "training prompts, other noise", "eval": "test prompts"}
     figure, axes = panels(REWARDS, "", "gain", list(sets.values()))
     for each, reward in zip(axes, REWARDS, strict=True):
@@ -319,10 +319,10 @@ def _draw_generalization(rows: Sequence[Row], path: Path) -> None:
                     draw_interval(each, x, gain, index)
         each.axhline(0, color="grey", linewidth=0.8)
         each.set_xticks(range(len(METHODS)), [name.replace("-", "-\n") for name in METHODS], fontsize=8)
-    save(figure, path)
+    return save(figure, path)
 
 
-def _draw_diversity(rows: Sequence[Row], path: Path) -> None:
+def _draw_diversity(rows: Sequence[Row], path: Path) -> Path:
     figure, axes = panels(REWARDS, "gain in standard deviations", "change of diversity", list(METHODS))
     for each, reward in zip(axes, REWARDS, strict=True):
         for (method, name), own in grouped(rows).items():
@@ -335,7 +335,7 @@ def _draw_diversity(rows: Sequence[Row], path: Path) -> None:
         each.axhline(0, color="grey", linewidth=0.8)
         each.axvline(0, color="grey", linewidth=0.8)
         each.yaxis.set_major_formatter(PercentFormatter(1.0))
-    save(figure, path)
+    return save(figure, path)
 
 
 def main(
@@ -345,7 +345,7 @@ def main(
     processes: Processes = 2,
     short: Short = False,
     table: Table = False,
-    figures: Figures = None,
+    page: Page = None,
 ) -> None:
     """Measure what is missing; print the tables and draw the figures."""
     tuning, training = Results(output, "tuning"), Results(output, "training")
@@ -357,9 +357,9 @@ def main(
     training.run(jobs, measure_training, processes=processes, deadline=deadline)
     if not (rows := training.found(jobs)):
         raise typer.Exit
-    print_table(gains_table(rows))
-    print_table(factor_table(rows))
-    draw_figures(rows, figures or output)
+    paths = draw_figures(rows, figures_folder(page, "data_efficiency", output))
+    tables = [gains_table(rows), factor_table(rows)]
+    show("data_efficiency", tables, paths, page, what_was_measured([*tuning.rows, *rows]))
 
 
 if __name__ == "__main__":

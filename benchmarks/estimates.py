@@ -183,20 +183,12 @@ def first_reached(curve: Sequence[tuple[float, float]], level: float, smallest: 
     return Bounds(before, inf)
 
 
-# ---- tables and figures
+# ---- figures, and numbers as text
 
 
 def percent(change: float) -> str:
     """Write a relative change in per cent, with its sign."""
     return f"{100 * change:+.0f} %".replace("-", "−")
-
-
-def print_table(rows: Sequence[Sequence[str]]) -> None:
-    """Print rows as Markdown; the first is the heading."""
-    header, *body = rows
-    for cells in (header, ["---"] * len(header), *body):
-        print(f"| {' | '.join(cells)} |")
-    print()
 
 
 def panels(
@@ -233,8 +225,9 @@ def draw_interval(axes: Any, x: float, estimate: Estimate, index: int) -> None:
     axes.plot([x], [estimate.mean], **style(index))
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG."""
+def save(figure: Figure, path: Path) -> Path:
+    """Write a figure as PNG and return its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with rc_context(STYLE):
         figure.savefig(path, dpi=DOTS_PER_INCH)
+    return path

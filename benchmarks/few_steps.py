@@ -1,7 +1,7 @@
 """What does a distilled model of four steps gain for each second of training?
 
     python -m benchmarks.few_steps --time-limit 60          # as often as it takes
-    python -m benchmarks.few_steps --table --figures docs/few_steps
+    python -m benchmarks.few_steps --table --page docs/results.md
     python -m benchmarks.few_steps --output runs/short --short --seeds 2     # a test of the command
 
 `shapes_pickscore` (20 guided steps, gradient through the last one) beside `shapes_4steps` (the same base
@@ -29,13 +29,12 @@ from benchmarks.estimates import (
     draw_band,
     grouped,
     panels,
-    print_table,
     prompt_gains,
     save,
 )
+from benchmarks.pages import Page, figures_folder, show, what_was_measured
 from benchmarks.training_runs import (
     REWARDS,
-    Figures,
     Job,
     Output,
     Processes,
@@ -103,8 +102,8 @@ def few_steps_table(rows: Sequence[Row]) -> list[list[str]]:
     return table
 
 
-def draw(rows: Sequence[Row], folder: Path) -> None:
-    """Draw the mean reward against CPU seconds, with the interval of its gain."""
+def draw(rows: Sequence[Row], folder: Path) -> Path:
+    """Draw the mean reward against CPU seconds, with the interval of its gain; return the file."""
     labels = list(RECIPES)
     figure, axes = panels(REWARDS, "CPU seconds of training steps", "mean reward, test prompts", labels)
     for (label, reward), runs in grouped(rows).items():
@@ -114,7 +113,7 @@ def draw(rows: Sequence[Row], folder: Path) -> None:
         found = [gain(runs, reward, point) for point in points]
         shifted = [Estimate(before + part.mean, before + part.low, before + part.high) for part in found]
         draw_band(each, [mean_of(runs, "train_cpu_seconds", point) for point in points], shifted, index)
-    save(figure, folder / "few_steps.png")
+    return save(figure, folder / "few_steps.png")
 
 
 def main(
@@ -124,7 +123,7 @@ def main(
     processes: Processes = 1,
     short: Short = False,
     table: Table = False,
-    figures: Figures = None,
+    page: Page = None,
 ) -> None:
     """Measure what is missing; print the table and draw the figure."""
     results, jobs = Results(output, "few_steps"), list(jobs_of(seeds, short=short))
@@ -132,8 +131,8 @@ def main(
         jobs, measure_training, processes=processes, deadline=0.0 if table else deadline_of(time_limit)
     )
     if rows := results.found(jobs):
-        print_table(few_steps_table(rows))
-        draw(rows, figures or output)
+        figure = draw(rows, figures_folder(page, "few_steps", output))
+        show("few_steps", [few_steps_table(rows)], [figure], page, what_was_measured(rows))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Which learning rate suits each packaged shapes recipe? Whole training runs, judged on validation prompts.
 
     python -m benchmarks.learning_rates --processes 2 --time-limit 60     # as often as it takes
-    python -m benchmarks.learning_rates --table
+    python -m benchmarks.learning_rates --table --page docs/results.md
     python -m benchmarks.learning_rates --output runs/short --short      # a test of the command
 
 Every recipe is trained to its last step with each rate, on one thread, and evaluated in the middle and at the
@@ -18,7 +18,8 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks.estimates import Row, print_table
+from benchmarks.estimates import Row
+from benchmarks.pages import Page, show, what_was_measured
 from benchmarks.results import recipes
 from benchmarks.training_runs import (
     Job,
@@ -74,13 +75,18 @@ def jobs_of(names: Sequence[str], rates: Sequence[float], *, short: bool) -> Ite
 
 
 def rates_table(rows: Sequence[Row]) -> list[list[str]]:
-    """Return a line for each run: every reward and metric before training, in the middle and at the end."""
+    """Return a line for each run: every reward before training, in the middle and at the end, and every
+    attribute of the captions that some video did not follow."""
     table = [["recipe", "learning rate", "rewards", "caption accuracy", "CPU seconds of training"]]
     for row in sorted(
         rows, key=lambda row: (row["job"]["recipe"], float(row["job"]["tags"]["learning_rate"]))
     ):
         job, evaluations = row["job"], row["evaluations"]
-        accuracies = [name for name in evaluations[0] if name.startswith("eval/caption_accuracy/")]
+        accuracies = [
+            name
+            for name in evaluations[0]
+            if name.startswith("eval/caption_accuracy/") and min(each[name] for each in evaluations) < 1
+        ]
         table.append(
             [
                 job["recipe"],
@@ -109,13 +115,16 @@ def main(
     rate: Annotated[list[float] | None, typer.Option(help="These rates; several times.")] = None,
     short: Short = False,
     table: Table = False,
+    page: Page = None,
 ) -> None:
     """Measure what is missing and print the table."""
     results = Results(output, "learning_rates")
     if not table:
         jobs = list(jobs_of(recipe or recipes(), rate or (RATES[:1] if short else RATES), short=short))
         results.run(jobs, measure_training, processes=processes, deadline=deadline_of(time_limit))
-    print_table(rates_table(results.rows))
+    if results.rows:
+        measured = what_was_measured(results.rows)
+        show("learning_rates", [rates_table(results.rows)], [], page, measured)
 
 
 if __name__ == "__main__":

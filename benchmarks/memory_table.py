@@ -1,6 +1,6 @@
 """Memory of one training step with each of the paper's tricks added to the one before.
 
-    python -m benchmarks.memory_table --figures docs/memory_table
+    python -m benchmarks.memory_table --page docs/results.md
 
 The rows follow the paper, whose numbers are GiB of GPU and host memory of ModelScope: LoRA alone, one random
 frame decoded and scored, gradient through the last denoising step only (K = 1), and activation checkpointing.
@@ -25,9 +25,10 @@ import typer
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from benchmarks.estimates import print_table, save
+from benchmarks.estimates import save
+from benchmarks.pages import Page, figures_folder, show
 from benchmarks.preflight import GIB, recipe_of
-from benchmarks.training_runs import load_experiment
+from benchmarks.training_runs import load_experiment, models_digest
 from vader_ray.config import ExperimentConfig, load
 from vader_ray.orchestration.reporting.figures import COLOURS, STYLE
 from vader_ray.preflight.estimate import estimate_step
@@ -90,8 +91,8 @@ def memory_table(folder: Path) -> list[list[str]]:
     return table
 
 
-def draw(table: list[list[str]], path: Path) -> None:
-    """Draw the three columns as bars on logarithmic axes."""
+def draw(table: list[list[str]], path: Path) -> Path:
+    """Draw the three columns as bars on logarithmic axes; return the file."""
     names = [row[0] for row in table[1:]]
     with rc_context(STYLE):
         figure = Figure(figsize=(9.5, 3.2), layout="constrained")
@@ -107,18 +108,19 @@ def draw(table: list[list[str]], path: Path) -> None:
             axes.grid(visible=False)
         axes.set_yticks(range(len(names)), names)
         axes.invert_yaxis()
-    save(figure, path)
+    return save(figure, path)
 
 
 def main(
-    figures: Annotated[Path, typer.Option(help="Folder of the figure.")] = Path("runs/memory_table"),
+    output: Annotated[Path, typer.Option(help="Folder of the figure.")] = Path("runs/memory_table"),
+    page: Page = None,
 ) -> None:
     """Count and measure every row; print the table and draw the figure."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="vader_ray_published_") as folder:
         table = memory_table(Path(folder))
-    print_table(table)
-    draw(table, figures / "memory.png")
+    figure = draw(table, figures_folder(page, "memory_table", output) / "memory.png")
+    show("memory_table", [table], [figure], page, f"With the models {models_digest()}.")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Does the gap between VADER and DDPO grow with the size of the generated video? (Figure 4 of the paper.)
 
     python -m benchmarks.resolution --time-limit 60        # as often as it takes
-    python -m benchmarks.resolution --table --figures docs/resolution
+    python -m benchmarks.resolution --table --page docs/results.md
     python -m benchmarks.resolution --output runs/short --short --seeds 2     # a test of the command
 
 Both methods of `benchmarks.data_efficiency` have the same number of reward queries at every size: the
@@ -21,9 +21,9 @@ from typing import Any
 import typer
 
 from benchmarks.data_efficiency import QUERIES, chosen_rates, job_of, tuning_jobs
-from benchmarks.estimates import Estimate, Row, by_seed, draw_band, effect_sizes, panels, print_table, save
+from benchmarks.estimates import Estimate, Row, by_seed, draw_band, effect_sizes, panels, save
+from benchmarks.pages import Page, figures_folder, show, what_was_measured
 from benchmarks.training_runs import (
-    Figures,
     Job,
     Output,
     Processes,
@@ -128,8 +128,8 @@ def size_table(rows: Sequence[Row]) -> list[list[str]]:
     return table
 
 
-def draw(rows: Sequence[Row], path: Path) -> None:
-    """Draw the gains of both methods and the gap against the elements of the latents."""
+def draw(rows: Sequence[Row], path: Path) -> Path:
+    """Draw the gains of both methods and the gap against the elements of the latents; return the file."""
     labels = [*METHODS, "gap"]
     figure, axes = panels(
         REWARDS, "height × width, elements of the latents", "gain in standard deviations", labels
@@ -146,7 +146,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         each.axhline(0, color="grey", linewidth=0.8)
         each.set_xscale("log", base=2)
         each.set_xticks(x, [f"{size}\n{elements:,}" for size, elements in zip(found, x, strict=True)])
-    save(figure, path)
+    return save(figure, path)
 
 
 def main(
@@ -156,7 +156,7 @@ def main(
     processes: Processes = 2,
     short: Short = False,
     table: Table = False,
-    figures: Figures = None,
+    page: Page = None,
 ) -> None:
     """Measure what is missing; print the table and draw the figure."""
     tuning, training = Results(output, "tuning"), Results(output, "training")
@@ -166,8 +166,8 @@ def main(
     jobs = list(training_jobs(chosen_rates(tuning.found(jobs)), seeds, short=short))
     training.run(jobs, measure_training, processes=processes, deadline=deadline)
     if rows := training.found(jobs):
-        print_table(size_table(rows))
-        draw(rows, (figures or output) / "resolution.png")
+        figure = draw(rows, figures_folder(page, "resolution", output) / "resolution.png")
+        show("resolution", [size_table(rows)], [figure], page, what_was_measured(rows))
 
 
 if __name__ == "__main__":

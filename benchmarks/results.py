@@ -25,8 +25,8 @@ import torch
 import typer
 
 from benchmarks.engine import machine
-from benchmarks.estimates import print_table
-from benchmarks.results_page import Result, draw_sheets, results_figure, results_table, write_page
+from benchmarks.pages import Page, figures_folder, show
+from benchmarks.results_page import Result, draw_sheets, metrics_table, results_figure, results_table
 from benchmarks.training_runs import (
     Output,
     Seeds,
@@ -113,7 +113,7 @@ def main(
     workers: Annotated[int, typer.Option(min=1)] = 2,
     short: Short = False,
     table: Table = False,
-    page: Annotated[Path | None, typer.Option(help="Page whose marked part is replaced.")] = None,
+    page: Page = None,
 ) -> None:
     """Train what is missing, seed by seed; print the table and draw the figures."""
     names, deadline, inputs = recipe or recipes(), deadline_of(time_limit), check_inputs(output)
@@ -131,13 +131,13 @@ def main(
     results = list(finished(names, seeds, output))
     if not results:
         raise typer.BadParameter(f"no run in {output} has ended; start again without --table")
-    rows = results_table(results)
-    print_table(rows)
-    folder = page.with_suffix("") if page else output / "figures"
-    sheets = draw_sheets(results, folder)
-    results_figure(results, folder / "gains.png")
-    if page:
-        write_page(page, rows, sheets, folder, inputs)
+    folder = figures_folder(page, "results", output / "figures")
+    figures = [results_figure(results, folder / "gains.png"), *draw_sheets(results, folder)]
+    measured = (
+        f"Begun on {inputs['date']} with the models {inputs['models']}, on {inputs['num_cores']} CPU cores "
+        f"({inputs['processor']})."
+    )
+    show("results", [results_table(results), metrics_table(results)], figures, page, measured)
 
 
 if __name__ == "__main__":

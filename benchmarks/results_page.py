@@ -7,21 +7,18 @@ from dataclasses import dataclass
 from math import isfinite, nan
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from benchmarks.estimates import Estimate
+from benchmarks.estimates import Estimate, save
 from vader_ray.config.yaml_text import parse_yaml
 from vader_ray.orchestration.publishing.finished_run import finished_run
-from vader_ray.orchestration.reporting.figures import COLOURS, DOTS_PER_INCH, MARKERS, STYLE
+from vader_ray.orchestration.reporting.figures import COLOURS, MARKERS, STYLE
 from vader_ray.orchestration.runs.run_dir import RunDir
 from vader_ray.orchestration.runs.summary import REWARD, Results, RunSummary
 from vader_ray.training.media import before_after_sheet
 
-BEGIN, END = "<!-- benchmarks.results begins -->", "<!-- benchmarks.results ends -->"
-"""Comments around the part of a page that `write_page` replaces."""
 NUM_SHOWN = 2
 """Videos on a sheet: the first ones of the first seed."""
 
@@ -51,6 +48,11 @@ class Result:
         names = [f"{REWARD}{name}" for name in self.tested[0].rewards]
         return [name for name in names if name not in self.trained]
 
+    @property
+    def metrics(self) -> list[str]:
+        """Logged names of the metrics that have a value for each prompt."""
+        return [name for name in self.tested[0].metrics if name in self.runs[0][1].test_prompt_gains]
+
     def gain(self, metric: str) -> Estimate:
         """Return the mean gain over seeds and prompts, with its interval over both."""
         return Estimate.over_seeds_and_prompts([run.test_prompt_gains[metric] for _, run in self.runs])
@@ -73,13 +75,12 @@ class Result:
 
 
 def results_table(results: Sequence[Result]) -> list[list[str]]:
-    """Return the heading and a row for each recipe."""
+    """Return the heading and a row for each recipe: its rewards, and what it cost."""
     heading = [
         "recipe",
         "seeds",
         "trained reward",
         "held-out rewards",
-        "metrics",
         "minutes of a run (training)",
         "reward queries",
     ]
@@ -92,33 +93,47 @@ def _row(result: Result) -> list[str]:
     wall, train = (fmean(getattr(each, name) / 60 for each in summaries) for name in (
         "wall_seconds", "train_seconds"))  # fmt: skip
     alarmed = sum(bool(each.alarms) for each in summaries)
-    metrics = [name for name in result.tested[0].metrics if name in summaries[0].test_prompt_gains]
     return [
         f"`{result.recipe}`",
         f"{len(result.runs)}" + (f"; the guard fired in {alarmed}" if alarmed else ""),
-        *(_changes(result, names) for names in (result.trained, result.heldout, metrics)),
+        *(
+            "; ".join(f"{_name(metric)} {_change(result, metric)}" for metric in metrics)
+            for metrics in (result.trained, result.heldout)
+        ),
         f"{wall:.1f} ({train:.1f}), {', '.join(sorted(workers))}",
         f"{fmean(each.reward_queries for each in summaries):.0f}",
     ]
 
 
-def _changes(result: Result, metrics: Sequence[str]) -> str:
-    return "; ".join(_change(result, metric) for metric in metrics)
+def metrics_table(results: Sequence[Result]) -> list[list[str]]:
+    """Return the heading and a row for each recipe: its metrics, empty where a recipe lacks one."""
+    metrics = list(dict.fromkeys(name for result in results for name in result.metrics))
+    rows = [
+        [
+            f"`{result.recipe}`",
+            *(_change(result, metric) if metric in result.metrics else "" for metric in metrics),
+        ]
+        for result in results
+    ]
+    return [["recipe", *map(_name, metrics)], *rows]
+
+
+def _name(metric: str) -> str:
+    return metric.removeprefix(REWARD).removeprefix("eval/").replace("/", ": ")
 
 
 def _change(result: Result, metric: str) -> str:
     """Write the means before and after, and the gain with its interval."""
     before, after = result.means(metric)
     digits = 3 if max(abs(before), abs(after)) < 1 else 2
-    name = metric.removeprefix(REWARD).removeprefix("eval/").replace("/", ": ")
     means = f"{before:.{digits}f} → {after:.{digits}f}".replace("-", "−")
-    return f"{name} {means}, {result.gain(metric).interval_text(digits)}"
+    return f"{means}, {result.gain(metric).interval_text(digits)}"
 
 
-def draw_sheets(results: Sequence[Result], folder: Path) -> dict[str, Path]:
+def draw_sheets(results: Sequence[Result], folder: Path) -> list[Path]:
     """Draw the first videos of each recipe's first seed before and after training; return the files."""
     folder.mkdir(parents=True, exist_ok=True)
-    sheets = {}
+    sheets = []
     for result in results:
         run_folder, summary = result.runs[0]
         run = finished_run(run_folder, summary, run_folder.best_adapter)
@@ -128,14 +143,14 @@ def draw_sheets(results: Sequence[Result], folder: Path) -> dict[str, Path]:
         )
         seeds = "one seed" if len(result.runs) == 1 else f"{len(result.runs)} seeds"
         title = f"{result.recipe}: {gains} on test prompts, {seeds}"
-        sheets[result.recipe] = folder / f"{result.recipe}.webp"
-        before_after_sheet(before, after, title=title).save(sheets[result.recipe], quality=85)
+        sheets.append(folder / f"{result.recipe}.webp")
+        before_after_sheet(before, after, title=title).save(sheets[-1], quality=85)
     return sheets
 
 
-def results_figure(results: Sequence[Result], path: Path) -> None:
-    """Draw each recipe's gains in standard deviations of the base model's scores, with intervals."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def results_figure(results: Sequence[Result], path: Path) -> Path:
+    """Draw each recipe's gains in standard deviations of the base model's scores, with intervals; return the
+    file."""
     lines = [(result, name) for result in results for name in (*result.trained, *result.heldout)]
     with rc_context(STYLE):
         figure = Figure(figsize=(7.5, 1.2 + 0.28 * len(lines)), layout="constrained")
@@ -164,34 +179,4 @@ def results_figure(results: Sequence[Result], path: Path) -> None:
         for kind, label in enumerate(("trained reward", "held-out reward")):
             axes.plot([], [], color=COLOURS[kind], marker=MARKERS[kind], label=label)
         figure.legend(loc="outside lower center", ncols=2, fontsize=9)
-    figure.savefig(path, dpi=DOTS_PER_INCH)
-
-
-def write_page(
-    page: Path,
-    rows: Sequence[Sequence[str]],
-    sheets: dict[str, Path],
-    folder: Path,
-    inputs: dict[str, Any],
-) -> None:
-    """Replace the marked part of a page by the table and links to the figures.
-
-    Raises:
-        ValueError: the page has no marked part.
-    """
-    text = page.read_text(encoding="utf-8")
-    if not 0 <= text.find(BEGIN) < text.find(END):
-        raise ValueError(
-            f"{page} has no part between {BEGIN!r} and {END!r}; write both lines where it belongs"
-        )
-    header, *body = rows
-    table = "\n".join(f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *body))
-    machine = f"{inputs['num_cores']} CPU cores ({inputs['processor']})"
-    made = f"Begun on {inputs['date']} with the models {inputs['models']}, on {machine}."
-    figures = [f"![Gains of every recipe]({folder.name}/gains.png)"]
-    figures += [
-        f"![{recipe}, before and after]({folder.name}/{path.name})" for recipe, path in sheets.items()
-    ]
-    new = "\n\n".join((BEGIN, made, table, *figures, END))
-    before, after = text.partition(BEGIN)[0], text.partition(END)[2]
-    page.write_text(f"{before}{new}{after}", encoding="utf-8")
+    return save(figure, path)

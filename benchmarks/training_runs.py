@@ -48,7 +48,6 @@ TimeLimit = Annotated[
 ]
 Processes = Annotated[int, typer.Option(min=1, help="Runs at once, each with one thread.")]
 Short = Annotated[bool, typer.Option("--short", help="Few steps and videos: a test of the command.")]
-Figures = Annotated[Path | None, typer.Option(help="Folder of the figures; default: OUTPUT.")]
 Table = Annotated[bool, typer.Option("--table", help="Measure nothing; draw what is there.")]
 
 _LOADED: dict[str, ModelCache] = {}

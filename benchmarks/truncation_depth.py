@@ -1,16 +1,16 @@
 """How many denoising steps K should carry gradient, at equal steps and at equal CPU time?
 
     python -m benchmarks.truncation_depth --time-limit 60        # as often as it takes
-    python -m benchmarks.truncation_depth --table --figures docs/truncation_depth
+    python -m benchmarks.truncation_depth --table --page docs/results.md
     python -m benchmarks.truncation_depth --output runs/short --short --seeds 2     # a test of the command
 
-The paper's ablation of K with `shapes_hps` and three rewards, on test prompts. All values of K have the
-same videos per step, so equal steps are equal reward queries. The largest of `DEPTHS` takes `NUM_STEPS`
-steps; every other K goes on until its training has taken as many CPU seconds, by the seconds per step
-that the runs of the part ``cost`` measured, one at a time. Each finished run is a line of
-OUTPUT/cost.jsonl or OUTPUT/training.jsonl, and a second start measures only what is missing. Gains are in
-standard deviations of the base model's scores over prompts; intervals are those of a mean over seeds and
-prompts (`vader_ray.metrics.core.statistics`, function ``crossed_interval``).
+The paper's ablation of K with `shapes_hps`, ten denoising steps and three rewards, on test prompts. All
+values of K have the same videos per step, so equal steps are equal reward queries. The largest of `DEPTHS`,
+which is all denoising steps, takes `NUM_STEPS` training steps. Every other K goes on until its training has
+taken as many CPU seconds, by the seconds per step that the runs of the part ``cost`` measured, one at a time.
+Each finished run is a line of OUTPUT/cost.jsonl or OUTPUT/training.jsonl, and a second start measures only
+what is missing. Gains are in standard deviations of the base model's scores over prompts; intervals are those
+of a mean over seeds and prompts (`vader_ray.metrics.core.statistics`, function ``crossed_interval``).
 """
 
 from __future__ import annotations
@@ -32,12 +32,11 @@ from benchmarks.estimates import (
     mean_effects,
     panels,
     percent,
-    print_table,
     save,
 )
+from benchmarks.pages import Page, figures_folder, show, what_was_measured
 from benchmarks.training_runs import (
     REWARDS,
-    Figures,
     Job,
     Output,
     Processes,
@@ -51,11 +50,10 @@ from benchmarks.training_runs import (
 )
 
 DEPTHS = (1, 2, 5, 10)
-NUM_STEPS, NUM_COST_STEPS, NUM_EVALUATIONS = 32, 3, 4
+NUM_STEPS, NUM_COST_STEPS, NUM_EVALUATIONS = 16, 3, 2
 """Steps of the largest K, of the runs that measure seconds, and evaluations up to `NUM_STEPS`."""
-SHARED = {"evaluation.num_videos": 24}
+SHARED = {"evaluation.num_videos": 24, "sampling.num_inference_steps": DEPTHS[-1]}
 SHORT = {
-    "sampling.num_inference_steps": 10,
     "sampling.num_frames": 2,
     "videos_per_step": 1,
     "evaluation.num_test_videos": 3,
@@ -131,14 +129,14 @@ def _estimate(runs: Sequence[Row], reward: str, index: int) -> Estimate:
     return Estimate.over_seeds_and_prompts(effect_sizes(runs, f"eval/reward/{reward}", index))
 
 
-def draw(rows: Sequence[Row], folder: Path) -> None:
-    """Draw the gains against steps, reward queries and CPU seconds."""
+def draw(rows: Sequence[Row], folder: Path) -> list[Path]:
+    """Draw the gains against steps, reward queries and CPU seconds; return the files."""
     axes_of = {
         "step": "steps",
         "reward_queries": "reward queries",
         "train_cpu_seconds": "CPU seconds of training steps",
     }
-    labels = [f"K = {depth}" for depth in DEPTHS]
+    labels, files = [f"K = {depth}" for depth in DEPTHS], []
     for cost, name in axes_of.items():
         figure, axes = panels(REWARDS, name, "gain in standard deviations", labels)
         for (depth, reward), runs in grouped(rows).items():
@@ -147,7 +145,8 @@ def draw(rows: Sequence[Row], folder: Path) -> None:
             x = [fmean(row["evaluations"][point][cost] for row in runs) for point in points]
             y = [_estimate(runs, reward, point) for point in points]
             draw_band(each, x, y, index)
-        save(figure, folder / f"{cost}.png")
+        files.append(save(figure, folder / f"{cost}.png"))
+    return files
 
 
 def main(
@@ -157,7 +156,7 @@ def main(
     processes: Processes = 2,
     short: Short = False,
     table: Table = False,
-    figures: Figures = None,
+    page: Page = None,
 ) -> None:
     """Measure what is missing; print the table and draw the figures."""
     cost, training = Results(output, "cost"), Results(output, "training")
@@ -168,8 +167,9 @@ def main(
     jobs = list(training_jobs(cost.found(costs), seeds, short=short))
     training.run(jobs, measure_training, processes=processes, deadline=deadline)
     if rows := training.found(jobs):
-        print_table(depth_table(rows, equal_steps(short=short)))
-        draw(rows, figures or output)
+        figures = draw(rows, figures_folder(page, "truncation_depth", output))
+        tables = [depth_table(rows, equal_steps(short=short))]
+        show("truncation_depth", tables, figures, page, what_was_measured(rows))
 
 
 if __name__ == "__main__":
