@@ -87,7 +87,7 @@ def test_gains_are_over_seeds_and_prompts(result: Result) -> None:
     header, row = metrics_table([result])
     cells = dict(zip(header, row, strict=True))
     before = fmean(each.metrics_test["test/base/motion"] for each in summaries)
-    assert cells["motion"].startswith(f"{before:.3f} → ")
+    assert cells["motion"].startswith(f"{before:.2f} → ")
 
 
 @pytest.mark.slow
