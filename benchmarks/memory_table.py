@@ -22,15 +22,13 @@ from typing import Annotated
 
 import torch
 import typer
-from matplotlib import rc_context
-from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 
-from benchmarks.estimates import save
+from benchmarks.estimates import panels, save, style
 from benchmarks.pages import Page, figures_folder, show
 from benchmarks.preflight import GIB, recipe_of
 from benchmarks.training_runs import load_experiment, models_digest
 from vader_ray.config import ExperimentConfig, load
-from vader_ray.orchestration.reporting.figures import COLOURS, STYLE
 from vader_ray.preflight.estimate import estimate_step
 from vader_ray.preflight.trackers import PeakMemoryTracker
 from vader_ray.training.checkpoint import State
@@ -92,22 +90,16 @@ def memory_table(folder: Path) -> list[list[str]]:
 
 
 def draw(table: list[list[str]], path: Path) -> Path:
-    """Draw the three columns as bars on logarithmic axes; return the file."""
-    names = [row[0] for row in table[1:]]
-    with rc_context(STYLE):
-        figure = Figure(figsize=(9.5, 3.2), layout="constrained")
-        for index, axes in enumerate(figure.subplots(1, 3, sharey=True)):
-            values = [float(row[index + 1] or "nan") for row in table[1:]]
-            axes.barh(range(len(names)), values, color=COLOURS[index])
-            for y, value in enumerate(values):
-                if value == value:
-                    axes.text(value, y, f" {value:.3g}", va="center", fontsize=9)
-            axes.set(xscale="log", title=table[0][index + 1].replace("`", "").replace(": ", "\n"))
-            axes.margins(x=0.25)
-            axes.title.set_fontsize(9)
-            axes.grid(visible=False)
-        axes.set_yticks(range(len(names)), names)
-        axes.invert_yaxis()
+    """Draw the three columns as shares of their first rows; return the file."""
+    labels = [name.replace("`", "") for name in table[0][1:]]
+    figure, (axes,) = panels(["Memory of a step"], "", "share of the first row", labels)
+    for index in range(len(labels)):
+        values = [float(row[index + 1]) for row in table[1:] if row[index + 1]]
+        axes.plot(range(len(values)), [value / values[0] for value in values], **style(index))
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.set_xticks(range(len(table) - 1), [row[0].replace(", ", ",\n") for row in table[1:]], fontsize=8)
+    figure.set_size_inches(8.5, 3.6)
     return save(figure, path)
 
 
