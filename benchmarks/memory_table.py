@@ -7,8 +7,8 @@ frame decoded and scored, gradient through the last denoising step only (K = 1),
 Two further rows are of this package: one step's graph is computed again in the backward pass, and frames are
 decoded and scored one at a time, so that all of them can be scored.
 
-* ``counted``: peak of a worker for `modelscope_hps` at its published size, with weights, counted on the meta
-  device (`vader_ray.preflight`).
+* ``counted``: peak of a training step of `modelscope_hps` at its published size, with weights and optimizer
+  state, counted on the meta device (`vader_ray.preflight`).
 * ``measured``: what a step of `shapes_hps` adds at its peak, by the tensors that are alive during it.
 
 Both are functions of the settings, the same with every seed, so there is nothing to continue.
@@ -82,7 +82,8 @@ def memory_table(folder: Path) -> list[list[str]]:
               "counted: `modelscope_hps`, GiB", "measured: a step of `shapes_hps`, MiB"]]  # fmt: skip
     published, shapes = load("modelscope_hps"), load("shapes_hps")
     for (name, overrides), own in zip(rows_of(published).items(), rows_of(shapes).values(), strict=True):
-        counted = estimate_step(recipe_of("modelscope_hps", overrides, folder)).peak_bytes / GIB
+        found = estimate_step(recipe_of("modelscope_hps", overrides, folder))
+        counted = (found.weights_bytes + found.state_bytes + found.step_bytes) / GIB
         measured = measured_bytes(load("shapes_hps", [*own, "runtime.num_threads=1"])) / MIB
         table.append([name, f"{PAPER[name]:g}" if name in PAPER else "", f"{counted:.1f}", f"{measured:.1f}"])
         print(table[-1], flush=True)
