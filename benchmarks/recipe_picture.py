@@ -4,7 +4,7 @@
     python -m benchmarks.recipe_picture "Object removal=runs/detection:2" -o picture.png
 
 An item is TITLE=RUN:VIDEO: a title, the folder of a finished run, and the number of one of its videos. The
-mean gain of the trained reward over all held-out videos, with its standard error, stands beside the video.
+mean gain of the trained reward over all held-out videos, with its 95 % interval, stands beside the video.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import typer
 from PIL import Image
 
 from vader_ray.orchestration.publishing.finished_run import FinishedRun, run_of_adapter
-from vader_ray.orchestration.runs.summary import REWARD
+from vader_ray.orchestration.runs.summary import REWARD, Gain
 from vader_ray.training.media import GREY, NUM_SHEET_FRAMES, RISE, PixelFrames, Strip, draw_sheet, draw_text
 from vader_ray.training.web import number, signed
 
@@ -35,8 +35,8 @@ class Example:
     """Name of the trained reward."""
     means: tuple[float, float]
     """Mean of the reward over the held-out videos, before and after."""
-    gain: tuple[float, float]
-    """Mean of the paired differences, and its standard error."""
+    gain: Gain
+    """Mean of the paired differences, with its 95 % interval."""
     num_videos: int
     """Videos of which the means are: test videos if the run has them."""
 
@@ -54,7 +54,7 @@ def example(title: str, run: FinishedRun, video: int) -> Example:
     num_test = evaluation.get("num_test_videos") or len(run.recipe["prompts"].get("test") or ())
     return Example(
         title, run.summary.recipe, before.prompt, before.frames, after.frames, reward,
-        (results.before[metric], results.after[metric]), (gain.mean, gain.standard_error),
+        (results.before[metric], results.after[metric]), gain,
         num_test if results.split == "test" else evaluation["num_videos"],
     )  # fmt: skip
 
@@ -70,11 +70,20 @@ def picture(examples: list[Example]) -> Image.Image:
 
 def _strips(of: Example) -> list[Strip]:
     before, after = (f"{of.reward} {number(mean)}" for mean in of.means)
-    gain = draw_text(f"{signed(of.gain[0])} ± {number(of.gain[1])}", 15, colour=RISE)
+    interval = f"95 %: {signed(of.gain.low)} to {signed(of.gain.high)}"
     count = draw_text(f"mean of {of.num_videos} videos", 15, colour=GREY)
     return [
         Strip("before", [draw_text(before, 15, colour=GREY), count], of.before),
-        Strip("after", [draw_text(after, 15, colour=GREY), gain, count], of.after),
+        Strip(
+            "after",
+            [
+                draw_text(after, 15, colour=GREY),
+                draw_text(signed(of.gain.mean), 15, colour=RISE),
+                draw_text(interval, 15, colour=RISE),
+                count,
+            ],
+            of.after,
+        ),
     ]
 
 

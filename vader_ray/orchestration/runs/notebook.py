@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from html import escape
+from math import isfinite
 
 from vader_ray.orchestration.runs.summary import OPTIMISTIC, REWARD, Results, RunSummary
 
@@ -17,7 +18,7 @@ def summary_html(summary: RunSummary) -> str:
         f"{summary.recipe}: {summary.status}, {summary.steps} steps, "
         f"{summary.reward_queries} reward queries; {results.split} prompts"
     )
-    headings = ("reward or metric", "before", "after", "gain ± standard error")
+    headings = ("reward or metric", "before", "after", "gain (95 % interval)")
     heading = f"<tr>{''.join(f'<th>{each}</th>' for each in headings)}</tr>"
     notes = "".join(f"<p>{escape(alarm)}</p>" for alarm in summary.alarms)
     if results.split == "validation":
@@ -27,7 +28,8 @@ def summary_html(summary: RunSummary) -> str:
 
 def _row(results: Results, metric: str) -> str:
     before, after, gain = results.before[metric], results.after[metric], results.gains[metric]
-    numbers = (f"{before:.4f}", f"{after:.4f}", f"{gain.mean:+.4f} ± {gain.standard_error:.4f}")
+    interval = f" ({gain.low:+.4f} to {gain.high:+.4f})" if isfinite(gain.low) else ""
+    numbers = (f"{before:.4f}", f"{after:.4f}", f"{gain.mean:+.4f}{interval}")
     name = metric.removeprefix(REWARD).removeprefix("eval/")
     return f"<tr><td>{escape(name)}</td>{''.join(f'<td>{number}</td>' for number in numbers)}</tr>"
 
