@@ -19,8 +19,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import typer
-
+from benchmarks.command import Options, run_command
 from benchmarks.estimates import (
     Estimate,
     Row,
@@ -33,19 +32,8 @@ from benchmarks.estimates import (
     prompt_gains,
     save,
 )
-from benchmarks.pages import Page, figures_folder, show, what_was_measured
-from benchmarks.training_runs import (
-    Job,
-    Output,
-    Processes,
-    Results,
-    Seeds,
-    Short,
-    Table,
-    TimeLimit,
-    deadline_of,
-    measure_training,
-)
+from benchmarks.pages import figures_folder, show, what_was_measured
+from benchmarks.training_runs import Job, Results, measure_training
 from vader_ray.config import RECIPES, load
 from vader_ray.metrics.core.statistics import hacking_index
 from vader_ray.orchestration.reporting.figures import Cell, heat_map
@@ -157,23 +145,14 @@ def draw(rows: Sequence[Row], folder: Path) -> list[Path]:
     return [matrix, save(figure, folder / "unseen_prompts.png")]
 
 
-def main(
-    output: Output = Path("runs/cross_rewards"),
-    seeds: Seeds = 5,
-    time_limit: TimeLimit = None,
-    processes: Processes = 2,
-    short: Short = False,
-    table: Table = False,
-    page: Page = None,
-) -> None:
+def main(options: Options) -> None:
     """Measure what is missing; print the table and draw the figures."""
-    training, jobs = Results(output, "training"), training_jobs(seeds, short=short)
-    deadline = 0.0 if table else deadline_of(time_limit)
-    training.run(jobs, measure_training, processes=processes, deadline=deadline)
+    training, jobs = Results(options.output, "training"), training_jobs(options.seeds, short=options.short)
+    training.run(jobs, measure_training, processes=options.processes, deadline=options.deadline)
     if rows := training.found(jobs):
-        figures = draw(rows, figures_folder(page, "cross_rewards", output))
-        show("cross_rewards", [reward_table(rows)], figures, page, what_was_measured(rows))
+        figures = draw(rows, figures_folder(options.page, "cross_rewards", options.output))
+        show("cross_rewards", [reward_table(rows)], figures, options.page, what_was_measured(rows))
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command("cross_rewards", main)

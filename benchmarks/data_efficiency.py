@@ -29,9 +29,9 @@ from statistics import fmean
 from types import MappingProxyType
 from typing import Any
 
-import typer
 from matplotlib.ticker import PercentFormatter
 
+from benchmarks.command import Options, run_command
 from benchmarks.estimates import (
     Bounds,
     Estimate,
@@ -50,20 +50,8 @@ from benchmarks.estimates import (
     save,
     style,
 )
-from benchmarks.pages import Page, figures_folder, show, what_was_measured
-from benchmarks.training_runs import (
-    REWARDS,
-    Job,
-    Output,
-    Processes,
-    Results,
-    Seeds,
-    Short,
-    Table,
-    TimeLimit,
-    deadline_of,
-    measure_training,
-)
+from benchmarks.pages import figures_folder, show, what_was_measured
+from benchmarks.training_runs import REWARDS, Job, Results, measure_training
 
 QUERIES, TUNING_QUERIES, FACTOR = 128, 256, 10
 """Reward queries of VADER and of each run of the tuning; the baselines' budget in multiples of VADER's."""
@@ -338,29 +326,21 @@ def _draw_diversity(rows: Sequence[Row], path: Path) -> Path:
     return save(figure, path)
 
 
-def main(
-    output: Output = Path("runs/data_efficiency"),
-    seeds: Seeds = 5,
-    time_limit: TimeLimit = None,
-    processes: Processes = 2,
-    short: Short = False,
-    table: Table = False,
-    page: Page = None,
-) -> None:
+def main(options: Options) -> None:
     """Measure what is missing; print the tables and draw the figures."""
-    tuning, training = Results(output, "tuning"), Results(output, "training")
-    deadline, jobs = 0.0 if table else deadline_of(time_limit), tuning_jobs(METHODS, REWARDS, short=short)
-    if not tuning.run(jobs, measure_training, processes=processes, deadline=deadline):
-        raise typer.Exit
+    tuning, training = Results(options.output, "tuning"), Results(options.output, "training")
+    jobs = tuning_jobs(METHODS, REWARDS, short=options.short)
+    if not tuning.run(jobs, measure_training, processes=options.processes, deadline=options.deadline):
+        return
     rates = chosen_rates(tuning.found(jobs))
-    jobs = list(training_jobs(rates, seeds, short=short))
-    training.run(jobs, measure_training, processes=processes, deadline=deadline)
+    jobs = list(training_jobs(rates, options.seeds, short=options.short))
+    training.run(jobs, measure_training, processes=options.processes, deadline=options.deadline)
     if not (rows := training.found(jobs)):
-        raise typer.Exit
-    paths = draw_figures(rows, figures_folder(page, "data_efficiency", output))
+        return
+    paths = draw_figures(rows, figures_folder(options.page, "data_efficiency", options.output))
     tables = [gains_table(rows), factor_table(rows)]
-    show("data_efficiency", tables, paths, page, what_was_measured([*tuning.rows, *rows]))
+    show("data_efficiency", tables, paths, options.page, what_was_measured([*tuning.rows, *rows]))
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command("data_efficiency", main)

@@ -21,8 +21,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import typer
-
+from benchmarks.command import Options, run_command
 from benchmarks.estimates import (
     Estimate,
     Row,
@@ -32,20 +31,8 @@ from benchmarks.estimates import (
     prompt_gains,
     save,
 )
-from benchmarks.pages import Page, figures_folder, show, what_was_measured
-from benchmarks.training_runs import (
-    REWARDS,
-    Job,
-    Output,
-    Processes,
-    Results,
-    Seeds,
-    Short,
-    Table,
-    TimeLimit,
-    deadline_of,
-    measure_training,
-)
+from benchmarks.pages import figures_folder, show, what_was_measured
+from benchmarks.training_runs import REWARDS, Job, Results, measure_training
 
 RECIPES = {
     "20 guided steps, K = 1": ("shapes_pickscore", 16),
@@ -116,24 +103,14 @@ def draw(rows: Sequence[Row], folder: Path) -> Path:
     return save(figure, folder / "few_steps.png")
 
 
-def main(
-    output: Output = Path("runs/few_steps"),
-    seeds: Seeds = 3,
-    time_limit: TimeLimit = None,
-    processes: Processes = 1,
-    short: Short = False,
-    table: Table = False,
-    page: Page = None,
-) -> None:
+def main(options: Options) -> None:
     """Measure what is missing; print the table and draw the figure."""
-    results, jobs = Results(output, "few_steps"), list(jobs_of(seeds, short=short))
-    results.run(
-        jobs, measure_training, processes=processes, deadline=0.0 if table else deadline_of(time_limit)
-    )
+    results, jobs = Results(options.output, "few_steps"), list(jobs_of(options.seeds, short=options.short))
+    results.run(jobs, measure_training, processes=options.processes, deadline=options.deadline)
     if rows := results.found(jobs):
-        figure = draw(rows, figures_folder(page, "few_steps", output))
-        show("few_steps", [few_steps_table(rows)], [figure], page, what_was_measured(rows))
+        figure = draw(rows, figures_folder(options.page, "few_steps", options.output))
+        show("few_steps", [few_steps_table(rows)], [figure], options.page, what_was_measured(rows))
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command("few_steps", main, seeds=3)

@@ -18,20 +18,11 @@ from typing import Annotated, Any
 
 import typer
 
+from benchmarks.command import Output, Page, Processes, Short, Table, TimeLimit, deadline_of
 from benchmarks.estimates import Row
-from benchmarks.pages import Page, show, what_was_measured
+from benchmarks.pages import show, what_was_measured
 from benchmarks.results import recipes
-from benchmarks.training_runs import (
-    Job,
-    Output,
-    Processes,
-    Results,
-    Short,
-    Table,
-    TimeLimit,
-    deadline_of,
-    measure_training,
-)
+from benchmarks.training_runs import Job, Results, measure_training
 from vader_ray.config import load
 
 RATES = (1e-3, 2e-3, 4e-3)

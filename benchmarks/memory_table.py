@@ -24,8 +24,9 @@ import torch
 import typer
 from matplotlib.ticker import PercentFormatter
 
+from benchmarks.command import Page
 from benchmarks.estimates import panels, save, style
-from benchmarks.pages import Page, figures_folder, show
+from benchmarks.pages import figures_folder, show
 from benchmarks.preflight import GIB, recipe_of
 from benchmarks.training_runs import load_experiment, models_digest
 from vader_ray.config import ExperimentConfig, load

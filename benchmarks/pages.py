@@ -8,15 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import typer
 
 TableRows: TypeAlias = Sequence[Sequence[str]]
 """Rows of cells; the first one is the heading."""
-Page = Annotated[
-    Path | None, typer.Option(help="Page whose marked part is replaced, with figures beside it.")
-]
 
 
 def markdown_table(rows: TableRows) -> str:

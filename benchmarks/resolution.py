@@ -18,23 +18,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import typer
-
+from benchmarks.command import Options, run_command
 from benchmarks.data_efficiency import QUERIES, chosen_rates, job_of, tuning_jobs
 from benchmarks.estimates import Estimate, Row, by_seed, draw_band, effect_sizes, panels, save
-from benchmarks.pages import Page, figures_folder, show, what_was_measured
-from benchmarks.training_runs import (
-    Job,
-    Output,
-    Processes,
-    Results,
-    Seeds,
-    Short,
-    Table,
-    TimeLimit,
-    deadline_of,
-    measure_training,
-)
+from benchmarks.pages import figures_folder, show, what_was_measured
+from benchmarks.training_runs import Job, Results, measure_training
 from vader_ray.config import load
 
 METHODS = ("VADER", "DDPO")
@@ -149,26 +137,18 @@ def draw(rows: Sequence[Row], path: Path) -> Path:
     return save(figure, path)
 
 
-def main(
-    output: Output = Path("runs/resolution"),
-    seeds: Seeds = 5,
-    time_limit: TimeLimit = None,
-    processes: Processes = 2,
-    short: Short = False,
-    table: Table = False,
-    page: Page = None,
-) -> None:
+def main(options: Options) -> None:
     """Measure what is missing; print the table and draw the figure."""
-    tuning, training = Results(output, "tuning"), Results(output, "training")
-    deadline, jobs = 0.0 if table else deadline_of(time_limit), all_tuning_jobs(short=short)
-    if not tuning.run(jobs, measure_training, processes=processes, deadline=deadline):
-        raise typer.Exit
-    jobs = list(training_jobs(chosen_rates(tuning.found(jobs)), seeds, short=short))
-    training.run(jobs, measure_training, processes=processes, deadline=deadline)
+    tuning, training = Results(options.output, "tuning"), Results(options.output, "training")
+    jobs = all_tuning_jobs(short=options.short)
+    if not tuning.run(jobs, measure_training, processes=options.processes, deadline=options.deadline):
+        return
+    jobs = list(training_jobs(chosen_rates(tuning.found(jobs)), options.seeds, short=options.short))
+    training.run(jobs, measure_training, processes=options.processes, deadline=options.deadline)
     if rows := training.found(jobs):
-        figure = draw(rows, figures_folder(page, "resolution", output) / "resolution.png")
-        show("resolution", [size_table(rows)], [figure], page, what_was_measured(rows))
+        figure = draw(rows, figures_folder(options.page, "resolution", options.output) / "resolution.png")
+        show("resolution", [size_table(rows)], [figure], options.page, what_was_measured(rows))
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command("resolution", main)

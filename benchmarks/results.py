@@ -24,19 +24,11 @@ from typing import Annotated, Any
 import torch
 import typer
 
+from benchmarks.command import Output, Page, Seeds, Short, Table, TimeLimit, deadline_of
 from benchmarks.engine import machine
-from benchmarks.pages import Page, figures_folder, show
+from benchmarks.pages import figures_folder, show
 from benchmarks.results_page import Result, draw_sheets, metrics_table, results_figure, results_table
-from benchmarks.training_runs import (
-    Output,
-    Seeds,
-    Short,
-    Table,
-    TimeLimit,
-    check_models,
-    deadline_of,
-    models_digest,
-)
+from benchmarks.training_runs import check_models, models_digest
 from vader_ray import train
 from vader_ray.config import RECIPES, ExperimentConfig, load
 from vader_ray.orchestration.runs.run_dir import RunDir

@@ -20,7 +20,7 @@ from functools import cache
 from math import inf
 from pathlib import Path
 from statistics import stdev
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 import typer
@@ -40,15 +40,6 @@ REWARDS = ("hps", "aesthetic", "pickscore")
 CPU = torch.device("cpu")
 PromptSet: TypeAlias = Literal["train", "validation", "test"]
 """Prompts of an evaluation; those of ``train`` have noise by which nothing was trained."""
-
-Output = Annotated[Path, typer.Option(help="Folder of the results; a second start continues there.")]
-Seeds = Annotated[int, typer.Option("--seeds", min=1, help="Training runs of each kind, with other seeds.")]
-TimeLimit = Annotated[
-    float | None, typer.Option(help="Minutes after which no further run starts; start again to continue.")
-]
-Processes = Annotated[int, typer.Option(min=1, help="Runs at once, each with one thread.")]
-Short = Annotated[bool, typer.Option("--short", help="Few steps and videos: a test of the command.")]
-Table = Annotated[bool, typer.Option("--table", help="Measure nothing; draw what is there.")]
 
 _LOADED: dict[str, ModelCache] = {}
 _BASES: dict[tuple[str, ...], Evaluation] = {}
@@ -231,11 +222,6 @@ def check_models(path: Path, found: Iterable[str | None]) -> None:
     """
     if set(found) - {models_digest()}:
         raise typer.BadParameter(f"{path} has results of other models; give another --output")
-
-
-def deadline_of(time_limit: float | None) -> float:
-    """Return the value of `time.monotonic` at which a limit of minutes is over."""
-    return inf if time_limit is None else time.monotonic() + 60 * time_limit
 
 
 # ---- measurements

@@ -20,8 +20,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import typer
-
+from benchmarks.command import Options, run_command
 from benchmarks.estimates import (
     Estimate,
     Row,
@@ -34,20 +33,8 @@ from benchmarks.estimates import (
     percent,
     save,
 )
-from benchmarks.pages import Page, figures_folder, show, what_was_measured
-from benchmarks.training_runs import (
-    REWARDS,
-    Job,
-    Output,
-    Processes,
-    Results,
-    Seeds,
-    Short,
-    Table,
-    TimeLimit,
-    deadline_of,
-    measure_training,
-)
+from benchmarks.pages import figures_folder, show, what_was_measured
+from benchmarks.training_runs import REWARDS, Job, Results, measure_training
 
 DEPTHS = (1, 2, 5, 10)
 NUM_STEPS, NUM_COST_STEPS, NUM_EVALUATIONS = 16, 3, 2
@@ -149,28 +136,20 @@ def draw(rows: Sequence[Row], folder: Path) -> list[Path]:
     return files
 
 
-def main(
-    output: Output = Path("runs/truncation_depth"),
-    seeds: Seeds = 5,
-    time_limit: TimeLimit = None,
-    processes: Processes = 2,
-    short: Short = False,
-    table: Table = False,
-    page: Page = None,
-) -> None:
+def main(options: Options) -> None:
     """Measure what is missing; print the table and draw the figures."""
-    cost, training = Results(output, "cost"), Results(output, "training")
-    deadline, costs = 0.0 if table else deadline_of(time_limit), cost_jobs(short=short)
+    cost, training = Results(options.output, "cost"), Results(options.output, "training")
+    costs = cost_jobs(short=options.short)
     # one at a time, so that the seconds are those of one process
-    if not cost.run(costs, measure_training, processes=1, deadline=deadline):
-        raise typer.Exit
-    jobs = list(training_jobs(cost.found(costs), seeds, short=short))
-    training.run(jobs, measure_training, processes=processes, deadline=deadline)
+    if not cost.run(costs, measure_training, processes=1, deadline=options.deadline):
+        return
+    jobs = list(training_jobs(cost.found(costs), options.seeds, short=options.short))
+    training.run(jobs, measure_training, processes=options.processes, deadline=options.deadline)
     if rows := training.found(jobs):
-        figures = draw(rows, figures_folder(page, "truncation_depth", output))
-        tables = [depth_table(rows, equal_steps(short=short))]
-        show("truncation_depth", tables, figures, page, what_was_measured(rows))
+        figures = draw(rows, figures_folder(options.page, "truncation_depth", options.output))
+        tables = [depth_table(rows, equal_steps(short=options.short))]
+        show("truncation_depth", tables, figures, options.page, what_was_measured(rows))
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command("truncation_depth", main)
