@@ -74,7 +74,7 @@ def show(
     for table in tables:
         print_table(table)
     if page is not None:
-        links = [f"![{path.stem.replace('_', ' ')}]({path.relative_to(page.parent)})" for path in figures]
+        links = [f"![{path.stem}]({path.relative_to(page.parent)})" for path in figures]
         write_part(page, name, (measured, *map(markdown_table, tables), *links))
 
 

@@ -1,7 +1,7 @@
 """Every packaged shapes recipe with several seeds on test prompts: table and sheets of docs/results.md.
 
     python -m benchmarks.results --output runs/results --time-limit 60    # as often as it takes
-    python -m benchmarks.results --output runs/results --table --page docs/results.md
+    python -m benchmarks.results --output runs/results --table --page docs/results.md --summary-page README.md
 
 Each recipe and seed is a run of `vader_ray.train` in OUTPUT/RECIPE-seed-N, with its checkpoints; a second
 start continues a run that was interrupted, and skips those that have ended. An OUTPUT with runs of other
@@ -26,8 +26,15 @@ import typer
 
 from benchmarks.command import Output, Page, Seeds, Short, Table, TimeLimit, deadline_of
 from benchmarks.engine import machine
-from benchmarks.pages import figures_folder, show
-from benchmarks.results_page import Result, draw_sheets, metrics_table, results_figure, results_table
+from benchmarks.pages import figures_folder, markdown_table, show, write_part
+from benchmarks.results_page import (
+    Result,
+    draw_sheets,
+    metrics_table,
+    results_figure,
+    results_table,
+    summary_table,
+)
 from benchmarks.training_runs import check_models, models_digest
 from vader_ray import train
 from vader_ray.config import RECIPES, ExperimentConfig, load
@@ -42,6 +49,8 @@ SHORT = {
     "evaluation.num_shown": 2,
     "evaluation.num_test_videos": 3,
 }
+SUMMARY = ("shapes_hps", "shapes_detection", "shapes_vlm_judge")
+"""Recipes in the table of ``--summary-page``."""
 INPUTS = "inputs.json"
 """File of OUTPUT with the models and the machine of its runs."""
 
@@ -106,6 +115,9 @@ def main(
     short: Short = False,
     table: Table = False,
     page: Page = None,
+    summary_page: Annotated[
+        Path | None, typer.Option(help="Page whose part is replaced by the rewards of a few recipes.")
+    ] = None,
 ) -> None:
     """Train what is missing, seed by seed; print the table and draw the figures."""
     names, deadline, inputs = recipe or recipes(), deadline_of(time_limit), check_inputs(output)
@@ -130,6 +142,9 @@ def main(
         f"({inputs['processor']})."
     )
     show("results", [results_table(results), metrics_table(results)], figures, page, measured)
+    if summary_page:
+        shown = [result for name in SUMMARY for result in results if result.recipe == name]
+        write_part(summary_page, "results", [markdown_table(summary_table(shown))])
 
 
 if __name__ == "__main__":

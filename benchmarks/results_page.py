@@ -96,13 +96,23 @@ def _row(result: Result) -> list[str]:
     return [
         f"`{result.recipe}`",
         f"{len(result.runs)}" + (f"; the guard fired in {alarmed}" if alarmed else ""),
-        *(
-            "; ".join(f"{_name(metric)} {_change(result, metric)}" for metric in metrics)
-            for metrics in (result.trained, result.heldout)
-        ),
+        *_rewards(result),
         f"{wall:.1f} ({train:.1f}), {', '.join(sorted(workers))}",
         f"{fmean(each.reward_queries for each in summaries):.0f}",
     ]
+
+
+def summary_table(results: Sequence[Result]) -> list[list[str]]:
+    """Return the heading and a row for each recipe: its command, and its rewards."""
+    rows = [
+        [
+            f"`vader-ray train {result.recipe} --workers 2`",
+            str(len(result.runs)),
+            *_rewards(result),
+        ]
+        for result in results
+    ]
+    return [["command", "seeds", "trained reward", "held-out rewards"], *rows]
 
 
 def metrics_table(results: Sequence[Result]) -> list[list[str]]:
@@ -116,6 +126,14 @@ def metrics_table(results: Sequence[Result]) -> list[list[str]]:
         for result in results
     ]
     return [["recipe", *map(_name, metrics)], *rows]
+
+
+def _rewards(result: Result) -> list[str]:
+    """Write the changes of the trained and of the held-out rewards."""
+    return [
+        "; ".join(f"{_name(metric)} {_change(result, metric)}" for metric in metrics)
+        for metrics in (result.trained, result.heldout)
+    ]
 
 
 def _name(metric: str) -> str:

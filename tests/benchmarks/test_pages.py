@@ -20,7 +20,7 @@ def test_only_the_marked_part_is_replaced(tmp_path: Path) -> None:
     for _ in range(2):
         show("tiny", [TABLE, TABLE], [figure], page, "Two runs.")
     table = "| name | gain |\n| --- | --- |\n| `first` | +1.0 |"
-    link = "![all gains](page/tiny/all_gains.png)"
+    link = "![all_gains](page/tiny/all_gains.png)"
     part = "\n\n".join((BEGIN, "Two runs.", table, table, link, END))
     assert page.read_text() == f"above\n\n{part}\n\nbelow\n"
 

@@ -13,7 +13,14 @@ import typer
 from PIL import Image
 
 from benchmarks.results import INPUTS, check_inputs, config_of, finished, recipes, run_name
-from benchmarks.results_page import Result, draw_sheets, metrics_table, results_figure, results_table
+from benchmarks.results_page import (
+    Result,
+    draw_sheets,
+    metrics_table,
+    results_figure,
+    results_table,
+    summary_table,
+)
 from tests.helpers.recipe import FOUR_PROMPTS, tiny_config, validated_on
 from tests.helpers.runs import record
 from vader_ray import train
@@ -84,6 +91,7 @@ def test_gains_are_over_seeds_and_prompts(result: Result) -> None:
     assert (cells["recipe"], cells["seeds"]) == ("`tiny`", "2")
     before = fmean(each.metrics_test["test/base/reward/brightness"] for each in summaries)
     assert cells["trained reward"].startswith(f"brightness {before:.3f} → ")
+    assert summary_table([result])[1][2:] == [cells["trained reward"], cells["held-out rewards"]]
     header, row = metrics_table([result])
     cells = dict(zip(header, row, strict=True))
     before = fmean(each.metrics_test["test/base/motion"] for each in summaries)
