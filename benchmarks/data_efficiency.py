@@ -332,14 +332,15 @@ def main(options: Options) -> None:
     jobs = tuning_jobs(METHODS, REWARDS, short=options.short)
     if not tuning.run(jobs, measure_training, processes=options.processes, deadline=options.deadline):
         return
-    rates = chosen_rates(tuning.found(jobs))
-    jobs = list(training_jobs(rates, options.seeds, short=options.short))
+    tuned = tuning.found(jobs)
+    jobs = list(training_jobs(chosen_rates(tuned), options.seeds, short=options.short))
     training.run(jobs, measure_training, processes=options.processes, deadline=options.deadline)
     if not (rows := training.found(jobs)):
         return
     paths = draw_figures(rows, figures_folder(options.page, "data_efficiency", options.output))
     tables = [gains_table(rows), factor_table(rows)]
-    show("data_efficiency", tables, paths, options.page, what_was_measured([*tuning.rows, *rows]))
+    measured = f"{what_was_measured(rows)} Learning rates: {what_was_measured(tuned)}"
+    show("data_efficiency", tables, paths, options.page, measured)
 
 
 if __name__ == "__main__":

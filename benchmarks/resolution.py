@@ -143,11 +143,13 @@ def main(options: Options) -> None:
     jobs = all_tuning_jobs(short=options.short)
     if not tuning.run(jobs, measure_training, processes=options.processes, deadline=options.deadline):
         return
-    jobs = list(training_jobs(chosen_rates(tuning.found(jobs)), options.seeds, short=options.short))
+    tuned = tuning.found(jobs)
+    jobs = list(training_jobs(chosen_rates(tuned), options.seeds, short=options.short))
     training.run(jobs, measure_training, processes=options.processes, deadline=options.deadline)
     if rows := training.found(jobs):
         figure = draw(rows, figures_folder(options.page, "resolution", options.output) / "resolution.png")
-        show("resolution", [size_table(rows)], [figure], options.page, what_was_measured(rows))
+        measured = f"{what_was_measured(rows)} Learning rates: {what_was_measured(tuned)}"
+        show("resolution", [size_table(rows)], [figure], options.page, measured)
 
 
 if __name__ == "__main__":
