@@ -128,12 +128,14 @@ def test_a_rise_counts_for_a_metric_that_is_better_when_low(tiny_pipeline_folder
 
 
 def test_a_fall_within_the_bound_is_tolerated(tiny_pipeline_folder: Path) -> None:
-    fallen = [4 + SPREAD, 3 + SPREAD]
+    fallen, deviation = [4 + SPREAD, 3 + SPREAD], SPREAD.std(ddof=1)
     for unit, bound, fires in (
         ("absolute", 0.99, True),
         ("absolute", 1.01, False),
         ("relative", 0.24, True),
         ("relative", 0.26, False),
+        ("effect_size", 0.99 / deviation, True),
+        ("effect_size", 1.01 / deviation, False),
     ):
         _, told, _ = sequence(guarded(tiny_pipeline_folder, unit=unit, bound=bound), fallen)
         assert bool(told[1]) == fires, (unit, bound)

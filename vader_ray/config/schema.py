@@ -307,8 +307,9 @@ class GuardConfig(Settings):
     bound: NonNegativeFloat = 0.0
     """Fall, or rise of a metric that is better when low, that is tolerated: the guard fires if the fall is
     significantly more than this, in ``unit``."""
-    unit: Literal["absolute", "relative"] = "absolute"
-    """Unit of the bound: the metric's own unit, or a fraction of its mean in the earlier evaluation."""
+    unit: Literal["absolute", "relative", "effect_size"] = "absolute"
+    """Unit of the bound: the metric's own unit, a fraction of its mean in the earlier evaluation
+    (``relative``), or standard deviations of its values over the prompts there (``effect_size``)."""
     reference: Literal["any", "base"] = "any"
     """Evaluations that the metric is compared with: any earlier one, or the base model's alone."""
 

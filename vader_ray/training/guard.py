@@ -45,7 +45,7 @@ def check_guard(config: ExperimentConfig) -> None:
         for metric in config.guard.metrics
         if metric in measured and hasattr(measured[metric], "compare_with_base")
     ]
-    if config.guard.unit == "relative" and zero_at_start:
+    if config.guard.unit != "absolute" and zero_at_start:
         raise UserError(
             f"guard.unit: {zero_at_start[0]} starts at 0, so its bound cannot be {config.guard.unit}; "
             "set guard.unit=absolute"
@@ -148,9 +148,13 @@ def _compare(
     before = np.array(list(earlier.values()))
     means = before.mean(axis=1)
     falls = sign * (before - np.array(now))
-    tolerated = config.guard.bound * (abs(means) if config.guard.unit == "relative" else np.ones_like(means))
+    unit = {
+        "absolute": np.ones_like(means),
+        "relative": abs(means),
+        "effect_size": before.std(axis=1, ddof=min(1, before.shape[1] - 1)),
+    }[config.guard.unit]
     random = np.random.default_rng(derive_seed(config.seed, "guard", state.step))
-    p_value, index = fall_test(falls - tolerated[:, None], random)
+    p_value, index = fall_test(falls - config.guard.bound * unit[:, None], random)
     since = list(earlier)[index]
     if config.guard.reference == "any":
         earlier[str(state.step)] = now
