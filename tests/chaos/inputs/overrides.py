@@ -353,7 +353,7 @@ guard.metrics=[3] => guard.metrics.0: Input should be a valid string, not 3
 guard.metrics=[eval/distance_to_base] guard.unit=relative => guard.unit: eval/distance_to_base starts at 0, so its bound cannot be relative; set
 guard.bound=-1 => guard.bound: Input should be greater than or equal to 0, not -1
 guard.bound=.nan => guard.bound: Input should be a finite number, not nan
-guard.unit=standard_errors => guard.unit: Input should be 'absolute' or 'relative', not 'standard_errors'
+guard.unit=standard_errors => guard.unit: Input should be 'absolute', 'relative' or 'effect_size', not 'standard_errors'
 guard.reference=best => guard.reference: Input should be 'any' or 'base', not 'best'
 guard.false_alarm_rate=0 => guard.false_alarm_rate: Input should be greater than 0, not 0
 guard.false_alarm_rate=0.9 => guard.false_alarm_rate: Input should be less than or equal to 0.5, not 0.9
