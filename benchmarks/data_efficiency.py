@@ -195,34 +195,52 @@ def reached_at(row: Row, cost: str, level: float) -> Bounds:
 
 
 def gains_table(rows: Sequence[Row]) -> list[list[str]]:
-    """Return final gains on test and training prompts, and the change of diversity and of other rewards."""
-    table = [["method", "reward", "learning rate", "seeds", "reward queries", "denoiser calls", "CPU seconds",
-              "before", "gain on test prompts", "gain on training prompts", "change of diversity",
-              "other rewards, in standard deviations"]]  # fmt: skip
+    """Return final gains of the trained reward on test and on training prompts."""
+    table = [["method", "reward", "reward queries", "before", "gain on test prompts",
+              "gain on training prompts", "learning rate", "seeds"]]  # fmt: skip
     for (method, reward), runs in grouped(rows).items():
-        metric, last = f"reward/{reward}", [row["evaluations"][-1] for row in runs]
-        others = [name for name in REWARDS if name != reward]
+        metric = f"reward/{reward}"
         table.append(
             [
                 method,
                 reward,
-                runs[0]["job"]["tags"]["learning rate"],
-                str(len(runs)),
-                *(f"{fmean(each[cost] for each in last):,.0f}" for cost in COSTS),
+                _mean_cost(runs, "reward_queries"),
                 f"{fmean(row['evaluations'][0][f'eval/{metric}'] for row in runs):.3f}",
                 Estimate.over_seeds_and_prompts(prompt_gains(runs, f"eval/{metric}")).interval_text(3),
                 Estimate.over_seeds_and_prompts(prompt_gains(runs, f"train/{metric}")).interval_text(3),
-                percent(fmean(diversity_change(row) for row in runs)),
-                "; ".join(
-                    f"{name} "
-                    + Estimate.over_seeds_and_prompts(
-                        effect_sizes(runs, f"eval/reward/{name}")
-                    ).interval_text()
-                    for name in others
-                ),
+                runs[0]["job"]["tags"]["learning rate"],
+                str(len(runs)),
             ]
         )
     return table
+
+
+def effects_table(rows: Sequence[Row]) -> list[list[str]]:
+    """Return costs, the change of diversity, and the gains of the rewards that were not trained."""
+    table = [["method", "reward", "denoiser calls", "CPU seconds", "change of diversity",
+              "other rewards, in standard deviations"]]  # fmt: skip
+    for (method, reward), runs in grouped(rows).items():
+        others = [
+            f"{name} "
+            + Estimate.over_seeds_and_prompts(effect_sizes(runs, f"eval/reward/{name}")).interval_text()
+            for name in REWARDS
+            if name != reward
+        ]
+        table.append(
+            [
+                method,
+                reward,
+                _mean_cost(runs, "denoiser_calls"),
+                _mean_cost(runs, "train_cpu_seconds"),
+                percent(fmean(diversity_change(row) for row in runs)),
+                "; ".join(others),
+            ]
+        )
+    return table
+
+
+def _mean_cost(runs: Sequence[Row], cost: str) -> str:
+    return f"{fmean(row['evaluations'][-1][cost] for row in runs):,.0f}"
 
 
 def factor_table(rows: Sequence[Row]) -> list[list[str]]:
@@ -338,7 +356,7 @@ def main(options: Options) -> None:
     if not (rows := training.found(jobs)):
         return
     paths = draw_figures(rows, figures_folder(options.page, "data_efficiency", options.output))
-    tables = [gains_table(rows), factor_table(rows)]
+    tables = [gains_table(rows), factor_table(rows), effects_table(rows)]
     measured = f"{what_was_measured(rows)} Learning rates: {what_was_measured(tuned)}"
     show("data_efficiency", tables, paths, options.page, measured)
 
