@@ -11,6 +11,8 @@ from typing import Annotated
 
 import typer
 
+from benchmarks.pages import check_page
+
 Output = Annotated[Path, typer.Option(help="Folder of the results; a second start continues there.")]
 Seeds = Annotated[int, typer.Option("--seeds", min=1, help="Training runs of each kind, with other seeds.")]
 TimeLimit = Annotated[
@@ -55,6 +57,7 @@ def run_command(name: str, measure: Callable[[Options], None], *, seeds: int = 5
         table: Table = False,
         page: Page = None,
     ) -> None:
+        check_page(page, name)
         deadline = 0.0 if table else deadline_of(time_limit)
         measure(Options(output, seeds, deadline, processes, short, page))
 

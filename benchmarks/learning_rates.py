@@ -20,7 +20,7 @@ import typer
 
 from benchmarks.command import Output, Page, Processes, Short, Table, TimeLimit, deadline_of
 from benchmarks.estimates import Row
-from benchmarks.pages import show, what_was_measured
+from benchmarks.pages import check_page, show, what_was_measured
 from benchmarks.results import recipes
 from benchmarks.training_runs import Job, Results, measure_training
 from vader_ray.config import load
@@ -109,6 +109,7 @@ def main(
     page: Page = None,
 ) -> None:
     """Measure what is missing and print the table."""
+    check_page(page, "learning_rates")
     results = Results(output, "learning_rates")
     if not table:
         jobs = list(jobs_of(recipe or recipes(), rate or (RATES[:1] if short else RATES), short=short))

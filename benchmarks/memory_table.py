@@ -26,7 +26,7 @@ from matplotlib.ticker import PercentFormatter
 
 from benchmarks.command import Page
 from benchmarks.estimates import panels, save, style
-from benchmarks.pages import figures_folder, show
+from benchmarks.pages import check_page, figures_folder, show
 from benchmarks.preflight import GIB, recipe_of
 from benchmarks.training_runs import load_experiment, models_digest
 from vader_ray.config import ExperimentConfig, load
@@ -110,6 +110,7 @@ def main(
     page: Page = None,
 ) -> None:
     """Count and measure every row; print the table and draw the figure."""
+    check_page(page, "memory_table")
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="vader_ray_published_") as folder:
         table = memory_table(Path(folder))

@@ -38,23 +38,38 @@ def figures_folder(page: Path | None, name: str, output: Path) -> Path:
     return beside if beside.name == name else beside / name
 
 
-def write_part(page: Path, name: str, paragraphs: Iterable[str]) -> None:
-    """Replace the marked part of a page.
+def check_page(page: Path | None, name: str) -> None:
+    """Refuse a page without the marked part of a benchmark, before anything is measured.
 
     Args:
         name: of the benchmark, such as ``few_steps``.
 
     Raises:
-        typer.BadParameter: the page has no such part.
+        typer.BadParameter: there is no such page, or it has no such part.
     """
+    if page is None:
+        return
+    if not page.is_file():
+        raise typer.BadParameter(f"there is no page {page}; give the path of a page of the documentation")
     text = page.read_text(encoding="utf-8")
-    begin, end = (f"<!-- benchmarks.{name} {word} -->" for word in ("begins", "ends"))
+    begin, end = _marks(name)
     if not 0 <= text.find(begin) < text.find(end):
         raise typer.BadParameter(
             f"{page} lacks the lines {begin!r} and {end!r}; write both where the part belongs"
         )
+
+
+def write_part(page: Path, name: str, paragraphs: Iterable[str]) -> None:
+    """Replace the marked part of a page; see `check_page`."""
+    check_page(page, name)
+    text = page.read_text(encoding="utf-8")
+    begin, end = _marks(name)
     part = "\n\n".join((begin, *paragraphs, end))
     page.write_text(text.partition(begin)[0] + part + text.partition(end)[2], encoding="utf-8")
+
+
+def _marks(name: str) -> tuple[str, str]:
+    return f"<!-- benchmarks.{name} begins -->", f"<!-- benchmarks.{name} ends -->"
 
 
 def show(

@@ -26,7 +26,7 @@ import typer
 
 from benchmarks.command import Output, Page, Seeds, Short, Table, TimeLimit, deadline_of
 from benchmarks.engine import machine
-from benchmarks.pages import figures_folder, markdown_table, show, write_part
+from benchmarks.pages import check_page, figures_folder, markdown_table, show, write_part
 from benchmarks.results_page import (
     Result,
     draw_sheets,
@@ -120,6 +120,8 @@ def main(
     ] = None,
 ) -> None:
     """Train what is missing, seed by seed; print the table and draw the figures."""
+    check_page(page, "results")
+    check_page(summary_page, "results")
     names, deadline, inputs = recipe or recipes(), deadline_of(time_limit), check_inputs(output)
     for seed in range(0 if table else seeds):
         for name in names:

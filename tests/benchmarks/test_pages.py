@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import typer
 
-from benchmarks.pages import figures_folder, show, what_was_measured
+from benchmarks.pages import check_page, figures_folder, show, what_was_measured
+from tests.helpers.paths import REPOSITORY
 
 BEGIN, END = "<!-- benchmarks.tiny begins -->", "<!-- benchmarks.tiny ends -->"
 TABLE = [["name", "gain"], ["`first`", "+1.0"]]
@@ -36,6 +37,24 @@ def test_a_page_without_marks_is_refused(tmp_path: Path) -> None:
     with pytest.raises(typer.BadParameter, match=r"benchmarks\.tiny begins"):
         show("tiny", [TABLE], [], page, "Two runs.")
     assert page.read_text() == "text"
+
+
+def test_a_page_that_does_not_exist_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(typer.BadParameter, match="there is no page"):
+        check_page(tmp_path / "absent.md", "tiny")
+
+
+@pytest.mark.parametrize(
+    "name", ["results", "few_steps", "truncation_depth", "cross_rewards", "resolution", "memory_table",
+             "learning_rates"]
+)  # fmt: skip
+def test_the_page_of_results_has_the_part_of_each_comparison(name: str) -> None:
+    check_page(REPOSITORY / "docs" / "results.md", name)
+
+
+def test_readme_and_data_efficiency_have_their_parts() -> None:
+    check_page(REPOSITORY / "README.md", "results")
+    check_page(REPOSITORY / "docs" / "data_efficiency.md", "data_efficiency")
 
 
 def test_the_page_of_a_benchmark_has_its_figures_in_one_folder() -> None:
